@@ -5,14 +5,16 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
+from experiments import command_names, help_text
+from experiments.command_environment import asks_for_help
 from experiments.compilation_cache import keep_programs
-from experiments.setup.read_config import read
+from experiments.setup.read_config import read, read_config
 from lora_jax.files import number_text
 
 
@@ -54,13 +56,49 @@ def warn(said: str) -> None:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Read the flags; exit with one line if a flag or the config file is wrong."""
+    """Read the flags; exit with one line if a flag or the config file is wrong.
+
+    `--help` prints what the command and its flags do, and exits with code 0.
+    """
     try:
+        if any(asks_for_help(each) and each not in _OF_ABSL for each in argv[1:]):
+            print(_help(argv))
+            sys.exit(0)
         rest = read(argv, flags.FLAGS)
         _require_texts(flags.FLAGS)
         return rest
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+_OF_ABSL = ("--helpfull", "--helpxml")
+"""What absl answers itself."""
+
+
+def _help(argv: Sequence[str]) -> str:
+    """The help of the command that this process runs."""
+    own = help_text.own_flags(flags.FLAGS, sys.argv[0])
+    doc = str(sys.modules["__main__"].__doc__)
+    said = help_text.help_text(doc, own)
+    configs = [each for each in argv if re.match("--?config[.=]", each)]
+    if any(map(help_text.takes_config, own)) and configs:
+        config = read_config(configs)
+        given = configs[0].partition("=")[2]
+        said += f"\n\n{help_text.settings_text(given, flat(config.to_dict()))}"
+    example = command_names.shown("")
+    return said.replace("python -m experiments.", example)
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
+    return found
 
 
 def _require_texts(values: flags.FlagValues) -> None:

@@ -21,8 +21,12 @@ from experiments.combining.trained_runs import open_runs
 from lora_jax.text_table import text_table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")
-_DIRECTIONS = flags.DEFINE_integer("directions", 8, "i and j of phi(i, j).", lower_bound=1)
-_PLOT = flags.DEFINE_string("plot", None, "A PNG file to write, of norms and phi.")
+_DIRECTIONS = flags.DEFINE_integer(
+    "directions", 8, "How many leading directions phi(i, j) compares.", lower_bound=1
+)
+_PLOT = flags.DEFINE_string(
+    "plot", None, "A PNG file to draw the norms and phi into. By default, none is drawn."
+)
 
 
 def distance() -> None:

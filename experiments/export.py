@@ -64,21 +64,28 @@ _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experim
 _AS = flags.DEFINE_string("as", None, f"The format: {', '.join(formats.names())}.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, new or empty.")
 _PUSH = flags.DEFINE_string(
-    "push", None, "user/name: also upload the folder to a new repository of the Hugging Face Hub."
+    "push",
+    None,
+    "Also upload the folder to a new repository of this name, user/name, on the Hugging Face Hub.",
 )
-_PUBLIC = flags.DEFINE_bool("public", False, "With --push: whether everyone sees the repository.")
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: let everyone see the repository.")
 _OPTIONS = (
     flags.DEFINE_string(
-        "dtype", None, "merged: float32, bfloat16 or float16; by default the run's own."
+        "dtype", None, "Of --as=merged: float32, bfloat16 or float16. The default is the run's own."
     ),
     flags.DEFINE_string(
-        "shard_size", None, "merged: the most bytes of a file of weights, by default 5GB."
+        "shard_size",
+        None,
+        "Of --as=merged: the most bytes that a file of weights holds. The default is 5GB.",
     ),
-    flags.DEFINE_string("for", None, "peft: who loads it: peft (the default), vllm or sglang."),
+    flags.DEFINE_string(
+        "for", None, "Of --as=peft: who loads it, which is peft (the default), vllm or sglang."
+    ),
     flags.DEFINE_integer(
         "svd_rank",
         None,
-        "peft for a server, gguf-lora: cut updates of a higher rank to this one by SVD.",
+        "Of --as=peft for a server, and of --as=gguf-lora: cut updates of a higher rank to this one "
+        "by SVD. By default, none are cut.",
         lower_bound=1,
     ),
 )

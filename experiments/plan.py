@@ -34,10 +34,12 @@ from experiments.planning.topologies import (
 from experiments.setup.config import parse
 from lora_jax.sharding.mesh import mesh_sizes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that says what to train.", lock_config=True
+)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, for example v5e:4x4 or h100:8.")
 _MESH = flags.DEFINE_list(
-    "mesh", ["1", "-1", "1"], "Sizes of data, fsdp and tensor; -1 takes the remaining devices."
+    "mesh", ["1", "-1", "1"], "The sizes of data, fsdp and tensor. -1 takes the remaining devices."
 )
 _ROWS = flags.DEFINE_integer(
     "rows",

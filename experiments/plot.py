@@ -14,10 +14,12 @@ from experiments import cli
 from experiments.analysis import recorded_runs
 from experiments.figures.scores import FIGURES, draw
 
-_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
+_RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
 _KIND = flags.DEFINE_enum("kind", "parameters", [*FIGURES, "ranks"], "What to draw.")
 _OUT = flags.DEFINE_string("out", None, "The PNG file to write.")
-_TABLE = flags.DEFINE_string("table", None, "Draw only runs of this config.")
+_TABLE = flags.DEFINE_string(
+    "table", None, "Draw only runs of this config. The default is all runs."
+)
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Draw only runs of this size.")
 
 

@@ -44,12 +44,16 @@ from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run, summarise
 from experiments.setup.config import parse
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that says what to train.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder for the record, the metrics and the checkpoints."
+)
 _MESH = flags.DEFINE_list(
     "mesh",
     None,
-    "Sizes of data, fsdp and tensor; -1 takes the remaining devices. The default is -1,1,1.",
+    "The sizes of data, fsdp and tensor. -1 takes the remaining devices. The default is -1,1,1.",
 )
 
 

@@ -39,14 +39,25 @@ _STUDY = flags.DEFINE_string(
     "study", None, "The name of a config file that has a STUDY, for example against_lora."
 )
 _ARGUMENT = flags.DEFINE_string(
-    "argument", "", "The argument of the config file: what follows the colon in --config."
+    "argument",
+    "",
+    "The arguments of the config file, such as source=tsv,folder=glue_data: what follows the colon "
+    "in --config.",
 )
 _ROWS = flags.DEFINE_list(
-    "rows", [], "The methods to register, such as lora,my_package.my_variant; else the study's."
+    "rows",
+    [],
+    "The methods to register, such as lora,my_package.my_variant. The default is the study's own.",
 )
-_COLUMNS = flags.DEFINE_list("columns", [], "The tasks to register; else the study's.")
-_METHODS = flags.DEFINE_list("methods", [], "Train only these of the registered methods.")
-_TASKS = flags.DEFINE_list("tasks", [], "Train only these of the registered tasks.")
+_COLUMNS = flags.DEFINE_list(
+    "columns", [], "The tasks to register. The default is the study's own."
+)
+_METHODS = flags.DEFINE_list(
+    "methods", [], "Train only these of the registered methods. The default is all."
+)
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Train only these of the registered tasks. The default is all."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the registration and all runs.")
 _ADAPTERS = flags.DEFINE_bool(
     "adapters", True, "Keep the adapters of runs, and not only records and predictions."

@@ -19,7 +19,12 @@ from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
-_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How the trials of a program step.")
+_EXECUTION = flags.DEFINE_enum(
+    "execution",
+    None,
+    EXECUTIONS,
+    "How the trials of a program step. The default is the fastest way, which is measured.",
+)
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 _CORES = flags.DEFINE_list("cores", [], "The processor cores to use. The default is all of them.")
 _LEASH = flags.DEFINE_bool(

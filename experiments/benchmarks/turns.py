@@ -5,11 +5,11 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from experiments import command_names
 from experiments.benchmarks.cases import Contender, Group
 from experiments.command_environment import MALLOC
 
@@ -66,8 +66,8 @@ def facts_of(contender: Contender) -> Facts:
 @contextlib.contextmanager
 def process(contender: Contender) -> Iterator[tuple[Take, Facts]]:
     """Start the process of a contender, which has worked once; it ends with this context."""
-    module = "experiments.benchmarks.contenders.process"
-    line = [sys.executable, "-m", module, json.dumps(dataclasses.asdict(contender))]
+    module = command_names.arguments("benchmarks.contenders.process")
+    line = [*module, json.dumps(dataclasses.asdict(contender))]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         child = subprocess.Popen(
             line,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments import command_names
 from experiments.benchmarks.cases import Goal
 from experiments.benchmarks.commands import seconds_until
 from experiments.benchmarks.plan import Plan
@@ -32,7 +33,7 @@ def run(plan: Plan) -> Iterator[Measured]:
             return [
                 seconds_until(
                     workdir / "metrics.jsonl",
-                    "experiments.train",
+                    command_names.arguments("train"),
                     f"--config={plan.config}",
                     "--config.train.max_steps=1",
                     "--config.train.log_every=1",

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from experiments import command_names
 from experiments.analysis import recorded_runs
 from experiments.benchmarks.cases import Goal
 from experiments.benchmarks.commands import seconds_of
@@ -123,7 +124,7 @@ def _measure(size: Size, plan: Plan) -> Measured:
 def _alone(settings: Sequence[str], folder: Path, learning_rates: Sequence[str]) -> float:
     return sum(
         seconds_of(
-            "experiments.train",
+            command_names.arguments("train"),
             *settings,
             f"--config.optimizer.learning_rate={rate}",
             f"--config.seed={seed}",
@@ -137,7 +138,7 @@ def _together(
     settings: Sequence[str], folder: Path, learning_rates: Sequence[str], way: str
 ) -> float:
     return seconds_of(
-        "experiments.sweep",
+        command_names.arguments("sweep"),
         *settings,
         f"--sweep=config.optimizer.learning_rate={','.join(learning_rates)}",
         f"--sweep=config.seed=0:{len(learning_rates)}",
