@@ -84,7 +84,7 @@ _OPTIONS = (
     flags.DEFINE_integer(
         "svd_rank",
         None,
-        "Of --as=peft for a server, and of --as=gguf-lora: cut updates of a higher rank to this one "
+        "Of --as=peft for a server, and --as=gguf-lora: cut updates of a higher rank to this one "
         "by SVD. By default, none are cut.",
         lower_bound=1,
     ),

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from experiments.setup import config_errors, json_config, variant_flags
+from experiments.setup import config_errors, config_files, json_config, variant_flags
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
@@ -56,6 +56,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
       FlagValueError: one line on a flag whose text is not a value of its type.
       ValueError: one line on what else is wrong with a flag or the config file.
     """
+    argv = list(_located(argv))
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
     files = [text.partition(":")[0] for name, text in _flag_texts(argv) if name == "config"]
@@ -69,6 +70,15 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     if "config" in values and not is_text:
         variant_flags.require_types(values["config"].value, _texts(argv, values))
     return rest
+
+
+def _located(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments, with the path of each config file in place of its name."""
+    for before, argument in itertools.pairwise(["", *argv]):
+        found = re.fullmatch(r"(--?config=|)([^:]+)(.*)", argument, re.DOTALL)
+        if found and (found[1] or before in ("--config", "-config")):
+            argument = f"{found[1]}{config_files.located(found[2])}{found[3]}"
+        yield argument
 
 
 def _texts(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
@@ -134,12 +144,14 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
 def _check_config_file(name: str) -> None:
     """Raise a ValueError if a file is not a config, without executing it."""
     if not Path(name).is_file():
-        raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
+        raise ValueError(
+            f"no config file '{name}'; nearest: {nearest(name, config_files.config_paths())}"
+        )
     if json_config.is_json(name):
         json_config.read(name)
         return
     if "get_config" not in config_errors.compiled(name):
-        near = nearest(name, _configs())
+        near = nearest(name, config_files.config_paths())
         raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")
 
 
@@ -154,8 +166,3 @@ def _check_config(name: str, config: Any) -> None:
         raise ValueError(f"'{name}' gives no config: {said}") from error
     kind = type(config).__name__
     raise ValueError(f"'{name}': get_config() returns a {kind}, expected a ConfigDict")
-
-
-def _configs() -> list[str]:
-    files = sorted(Path("configs").glob("*.py"))
-    return [str(path) for path in files if b"def get_config" in path.read_bytes()]
