@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from absl import app, flags, logging
 from experiments import command_names, help_text
 from experiments.command_environment import asks_for_help
 from experiments.compilation_cache import keep_programs
-from experiments.setup.read_config import read, read_config
+from experiments.setup import variant_flags
+from experiments.setup.read_config import read, read_config, settings_of
 from lora_jax.files import number_text
 
 
@@ -82,23 +83,10 @@ def _help(argv: Sequence[str]) -> str:
     said = help_text.help_text(doc, own)
     configs = [each for each in argv if re.match("--?config[.=]", each)]
     if any(map(help_text.takes_config, own)) and configs:
-        config = read_config(configs)
-        given = configs[0].partition("=")[2]
-        said += f"\n\n{help_text.settings_text(given, flat(config.to_dict()))}"
+        settings = settings_of(variant_flags.with_all(read_config(configs)))
+        said += f"\n\n{help_text.settings_text(configs[0].partition('=')[2], settings)}"
     example = command_names.shown("")
     return said.replace("python -m experiments.", example)
-
-
-def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a config by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        found |= (
-            flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
-    return found
 
 
 def _require_texts(values: flags.FlagValues) -> None:

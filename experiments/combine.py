@@ -31,6 +31,7 @@ import variants
 from experiments import cli
 from experiments.combining import combined_run
 from experiments.combining.trained_runs import open_runs, origin, params_before
+from experiments.distributed.devices import announce
 from experiments.runs import made_run
 from experiments.runs.run import summarise
 from lora_jax.arithmetic.merging import BY, Method
@@ -66,6 +67,7 @@ def combine() -> None:
     method = _method(len(folders))
     if out.exists():
         raise ValueError(f"--out={out} exists; name a new folder")
+    announce()
     runs = open_runs(folders)
     combined = lj.combine_adapters(
         [(each.trainable, each.frozen) for each in runs],

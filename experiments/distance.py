@@ -18,6 +18,7 @@ from absl import flags
 import lora_jax as lj
 from experiments import cli
 from experiments.combining.trained_runs import open_runs
+from experiments.distributed.devices import announce
 from lora_jax.text_table import text_table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")
@@ -36,6 +37,7 @@ def distance() -> None:
     plot = None if _PLOT.value is None else Path(_PLOT.value)
     if plot and plot.suffix != ".png":
         raise ValueError(f"--plot={plot}: expected a name that ends with .png")
+    announce()
     runs = open_runs(folders)
     adapters = [(each.trainable, each.frozen) for each in runs]
     columns: dict[str, dict[str, str]] = {}

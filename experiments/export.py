@@ -54,6 +54,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.exports import formats, hub
 from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.exports.place import Place, on_card, published
@@ -101,6 +102,7 @@ def export() -> None:
     if _PUBLIC.value and not _PUSH.value:
         raise ValueError("--public is for --push, which is not given")
     target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
+    announce()
     with new_folder(out) as temporary:
         run = open_run(folder, record)
         content = chosen.write(run, temporary, here=target is None)

@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.imports import about, adapter_source, imported_run
 from experiments.imports.read_adapter import read_adapter
 from experiments.runs import made_run
@@ -67,6 +68,7 @@ def import_adapter() -> None:
             raise ValueError(f"--{flag.name} is for a file of loralib, and --from={source.given} "
                              "is of PEFT")  # fmt: skip
     enabled = _enabled(_ENABLE_LORA.value)
+    announce()
     with explained(config):
         model = load(config)
         found = read_adapter(source, config, model, _ALPHA.value, enabled)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from configs import quickstart
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.quickstart_table import Trained, show
 from experiments.runs.run import run
@@ -29,6 +30,7 @@ _SIZE = flags.DEFINE_enum(
 
 
 def compare() -> None:
+    announce()
     head, lora = _train("head_only"), _train("lora")
     console = Console()
     show(head, lora, console)

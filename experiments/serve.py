@@ -38,6 +38,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.serving import base_model
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.settings import Holding, Settings
@@ -147,6 +148,7 @@ def serve() -> None:
     if name in (names := folder.names()):
         raise ValueError(f"--adapters={folder.root}: '{name}' is the name of the base")
     listening = run_server.bind(str(_HOST.value), _PORT.value)
+    announce()
     print(
         f"serving {name} and {len(names)} adapters on {run_server.address(listening)}", flush=True
     )

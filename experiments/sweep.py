@@ -231,6 +231,7 @@ def _launch(
         with view.shown():
             slurm.watch(submitted, view.update)
     elif todo:
+        print(f"devices: {local.described(machine)}", file=sys.stderr)
         with view.shown():
             command = functools.partial(jobs.command, how=_how())
             local.launch(todo, folder, machine, view.update, command)

@@ -38,6 +38,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from experiments.distributed import processes
+from experiments.distributed.devices import announce
 from experiments.distributed.flags import initialize
 from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
@@ -62,6 +63,7 @@ def train() -> None:
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
+        announce()
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted())
     except Exception as error:
         processes.leave(error)

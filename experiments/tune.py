@@ -27,6 +27,7 @@ from absl import flags
 import variants
 from configs.settings import RunConfig
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.setup.config import parse
 from experiments.setup.config_files import studies
@@ -67,11 +68,12 @@ _ADAPTERS = flags.DEFINE_bool(
 def tune() -> None:
     known = studies()
     name = str(_STUDY.value)
-    require_known(name, known, f"unknown study '{name}'")
+    require_known(name, known, f"--study={name}: unknown study")
     module = importlib.import_module(known[name])
     _check_argument(_ARGUMENT.value)
     protocol = Protocol.of(module.STUDY, f"STUDY of {name}")
     if _ROWS.value or _COLUMNS.value:
+        _require_reference(protocol.reference)
         rows, columns = _ROWS.value or protocol.rows, _COLUMNS.value or protocol.columns
         protocol = dataclasses.replace(protocol, rows=tuple(rows), columns=tuple(columns))
         protocol.require("--rows, --columns")
@@ -85,10 +87,22 @@ def tune() -> None:
     cells = make_cells(module, protocol, _ARGUMENT.value)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     registered = registration.register(workdir, name, protocol, planned)
+    announce()
     trainer = Trainer(workdir, protocol, audit=wanted(), adapters=bool(_ADAPTERS.value))
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     for task in _TASKS.value or protocol.columns:
         trainer.task(cells[task], _METHODS.value)
+
+
+def _require_reference(reference: str) -> None:
+    """Raise a ValueError if --rows leaves out the method that the study compares with."""
+    rows = list(_ROWS.value or ())
+    if rows and reference not in rows:
+        needed = ",".join([reference, *rows])
+        raise ValueError(
+            f"--rows={','.join(rows)}: the study compares every method with {reference}, so --rows "
+            f"must contain it: --rows={needed}"
+        )
 
 
 def make_cells(

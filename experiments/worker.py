@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
 from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
@@ -44,6 +45,7 @@ def worker() -> None:
     how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
     with process_error.written(folder.error(names[0])):
         folder.require(names)  # an unknown name is an error before any training
+        announce()
         completed = jobs.work(folder, names, how)
     if not completed:
         sys.exit(1)

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
 """How absl quotes the error of a value's parser."""
+_OF_PYTHON = {
+    r"invalid literal for int\(\) with base 10: .*": "expected a whole number, such as 8",
+    r"\('Non-boolean argument to boolean flag', .*": "expected true or false",
+    r"could not convert string to float: .*": "expected a number, such as 3e-4",
+}
+"""Errors of Python in a flag's text, and what they mean."""
 _MISSING = r"flag --(\w+)=None: Flag --\1 must have a value other than None"
 
 
@@ -96,10 +102,14 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             raise ValueError("a flag names a setting inside of one that is no section") from error
         text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
         raise ValueError(f"the config has no setting {text}") from error
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(f"{error}{_as_setting(error.flagname, argv)}") from error
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
         said = causes[-1] if causes else lines[0]
+        for python, plain in _OF_PYTHON.items():
+            said = re.sub(python, plain, said)
         if missing := re.match(_MISSING, said):
             meaning = str(values[missing[1]].help).rstrip(".")
             raise ValueError(
@@ -111,6 +121,32 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
                 kind = config_path.get_type(path, values[section].value) if dot else None
                 raise FlagValueError(said, name, text, kind is ConfigDict) from error
         raise ValueError(said) from error
+
+
+def _as_setting(flag: str, argv: Sequence[str]) -> str:
+    """The settings of the config that an unknown flag may mean, as the end of an error message.
+
+    Args:
+      argv: the command line, whose config is read without the settings that it changes.
+    """
+    configs = [each for each in argv if each.startswith("--config=")]
+    if not configs:
+        return ""
+    try:
+        found = settings_of(variant_flags.with_all(read_config(configs[:1])))
+    except ValueError:
+        return ""
+    meant = [name for name in found if name.rpartition(".")[2] == flag]
+    return f"; a setting of the config is --config.{meant[0]}" if meant else ""
+
+
+def settings_of(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        nested = isinstance(value, Mapping | ConfigDict)
+        found |= settings_of(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
 
 
 def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -143,6 +179,9 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 def _check_config_file(name: str) -> None:
     """Raise a ValueError if a file is not a config, without executing it."""
+    file, _, arguments = name.partition(",")
+    if arguments and Path(file).is_file():
+        raise ValueError(f"--config={name}: arguments follow a colon: {file}:{arguments}")
     if not Path(name).is_file():
         raise ValueError(
             f"no config file '{name}'; nearest: {nearest(name, config_files.config_paths())}"

@@ -168,7 +168,7 @@ GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n
         ),
         (
             "def get_config():\n    common.parse_arg('a=x', a=1)\n",
-            "config argument 'a=x': a must be of type int, got 'x'",
+            "config argument 'a=x': a must be a whole number, got 'x'",
         ),
         ("def get_config():\n    return ConfigDict(3)\n", "{}, line 8: .*"),
         (

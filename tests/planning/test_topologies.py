@@ -41,7 +41,8 @@ def test_names(name, devices, gib):
     [
         ("v5f:4x4", "no devices 'v5f'; nearest: 'v5"),
         ("h10:8", "no devices 'h10'; nearest: 'h100'"),
-        ("", "no devices ''; nearest"),
+        ("", "no devices '': there are v3, v4, v5e, "),
+        ("v9:4x4", "no devices 'v9': there are .*, h100, h200; as in v5e:4x4"),
         ("None", "no devices 'None'"),
         ("v5e", "topology 'v5e': expected v5e:16x16 or the like"),
         ("v5e:16", "topology 'v5e:16': expected v5e:16x16"),
