@@ -11,9 +11,10 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import command_names, help_text
 from experiments.command_environment import asks_for_help
+from experiments.command_names import shown
 from experiments.compilation_cache import keep_programs
+from experiments.help_text import help_text, own_flags, settings_text, takes_config
 from experiments.setup import variant_flags
 from experiments.setup.read_config import read, read_config, settings_of
 from lora_jax.files import number_text
@@ -78,14 +79,14 @@ _OF_ABSL = ("--helpfull", "--helpxml")
 
 def _help(argv: Sequence[str]) -> str:
     """The help of the command that this process runs."""
-    own = help_text.own_flags(flags.FLAGS, sys.argv[0])
+    own = own_flags(flags.FLAGS, sys.argv[0])
     doc = str(sys.modules["__main__"].__doc__)
-    said = help_text.help_text(doc, own)
+    said = help_text(doc, own)
     configs = [each for each in argv if re.match("--?config[.=]", each)]
-    if any(map(help_text.takes_config, own)) and configs:
+    if any(map(takes_config, own)) and configs:
         settings = settings_of(variant_flags.with_all(read_config(configs)))
-        said += f"\n\n{help_text.settings_text(configs[0].partition('=')[2], settings)}"
-    example = command_names.shown("")
+        said += f"\n\n{settings_text(configs[0].partition('=')[2], settings)}"
+    example = shown("")
     return said.replace("python -m experiments.", example)
 
 

@@ -47,7 +47,7 @@ def require_command(name: str) -> None:
         raise ValueError(f"no command '{name}'; nearest: {nearest(name, known)}; {every} lists all")
 
 
-def arguments(name: str) -> list[str]:
+def command_line(name: str) -> list[str]:
     """The arguments that start a command, or another module of `experiments`, in a new process.
 
     They work in any folder where `experiments` is installed, and in that of the checkout otherwise.

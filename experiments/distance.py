@@ -19,6 +19,7 @@ import lora_jax as lj
 from experiments import cli
 from experiments.combining.trained_runs import open_runs
 from experiments.distributed.devices import announce
+from experiments.figures.installed import require_matplotlib
 from lora_jax.text_table import text_table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")
@@ -37,6 +38,8 @@ def distance() -> None:
     plot = None if _PLOT.value is None else Path(_PLOT.value)
     if plot and plot.suffix != ".png":
         raise ValueError(f"--plot={plot}: expected a name that ends with .png")
+    if plot:
+        require_matplotlib()
     announce()
     runs = open_runs(folders)
     adapters = [(each.trainable, each.frozen) for each in runs]

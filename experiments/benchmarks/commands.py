@@ -14,7 +14,7 @@ def seconds_of(program: Sequence[str], *arguments: str) -> float:
     """The seconds of a whole command, which compiles all its programs.
 
     Args:
-      program: the first words of its command line, as of `command_names.arguments`.
+      program: the first words of its command line, as of `command_names.command_line`.
 
     Raises:
       ValueError: it fails; the message is its own.

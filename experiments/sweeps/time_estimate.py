@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from configs.settings import RunConfig
-from experiments import command_names
+from experiments.command_names import command_line
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.from_data import not_gathered
 from experiments.setup.load import load
@@ -57,7 +57,7 @@ class Estimate:
 def start_up() -> float:
     """The seconds until a new process is ready to begin a trial."""
     began = time.perf_counter()
-    line = [*command_names.arguments("worker"), "--help"]
+    line = [*command_line("worker"), "--help"]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
