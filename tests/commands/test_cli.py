@@ -33,6 +33,10 @@ SMOKE = "configs/quickstart.py:size=smoke"
         ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
         ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
         ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
+        (
+            (f"--config={SMOKE}", "--rank=4"),
+            "'rank'; a setting of the config is --config.variant.ra",
+        ),
         ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
     ],
 )
@@ -46,6 +50,23 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--study=against_lora", "--rows=dora"),
+            "--rows=dora: the study compares every method with lora, so --rows must contain it: "
+            "--rows=lora,dora",
+        ),
+        (("--study=against_lorra",), "--study=against_lorra: unknown study; nearest: 'against_lo"),
+    ],
+)
+def test_a_mistake_in_a_study(tmp_path, arguments, said):
+    done = commands.run("experiments.tune", *arguments, f"--workdir={tmp_path / 'study'}")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_new_interpreter_says_the_same():
@@ -102,6 +123,10 @@ def test_a_program_is_compiled_once_on_a_machine(tmp_path):
         (("--config=",), "no config file ''"),
         (("--workdir=x", "--config"), "no config file ''"),
         (
+            ("--config=configs/glue.py,task=cola",),
+            "--config=configs/glue.py,task=cola: arguments follow a colon: configs/glue.py:task=co",
+        ),
+        (
             ("--config=README.md",),
             "'README.md' is not a config, not even Python: .*README.md, line",
         ),
@@ -116,6 +141,17 @@ def test_what_is_no_config_file(monkeypatch, arguments, said):
     with pytest.raises(SystemExit) as caught:
         cli.parse(["command", *arguments])
     assert re.fullmatch(f"error: {said}.*", str(caught.value.code))
+
+
+def test_a_config_of_this_project_is_found_in_any_folder(tmp_path, monkeypatch):
+    """Unless there is a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert read_config(["--config=configs/glue.py:task=rte"]).data.name == "glue/rte"
+    (tmp_path / "configs").mkdir()
+    assert read(tmp_path / "configs" / "glue.py", GOOD).to_dict() == {"seed": 0}
+    assert read_config(["--config", "configs/glue.py"]).to_dict() == {"seed": 0}
+    with pytest.raises(ValueError, match=r"no config file 'configs/glu.py'; nearest: .*glue.py'"):
+        read_config(["--config=configs/glu.py"])
 
 
 def test_a_file_that_is_no_config_is_not_executed(tmp_path):
@@ -194,7 +230,7 @@ def test_flags_of_a_config_keep_their_own_lines(tmp_path):
     path = tmp_path / "own.py"
     for flag, said in [
         ("--config.sed=1", 'the config has no setting .*Did you mean "seed"'),
-        ("--config.seed=x", "flag --config.seed=x"),
+        ("--config.seed=x", "flag --config.seed=x: expected a whole number, such as 8"),
         ("--config.seed.x=1", "a flag names a setting inside of one"),
     ]:
         with pytest.raises(ValueError, match=said):

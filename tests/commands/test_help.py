@@ -96,7 +96,7 @@ def test_only_what_computes_starts_again(monkeypatch, arguments, starts):
 
 
 def test_a_command_that_there_is_not():
-    with pytest.raises(ValueError, match="no command 'trian'; nearest: 'train'.* lists all"):
+    with pytest.raises(ValueError, match=r"no command 'trian'; nearest: 'train'.* lists all"):
         command_names.require_command("trian")
     command_names.require_command("train")
 
@@ -109,6 +109,15 @@ def test_the_package_of_the_wheel_does_not_meet_a_users_own(tmp_path):
     done = interpreter("-m", "lora_jax_experiments", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: lora-jax COMMAND --FLAG=VALUE ...\n")
+
+
+def test_matplotlib_waits_for_a_picture(tmp_path):
+    path = tmp_path / "look.py"
+    path.write_text(
+        "import sys, experiments.train, experiments.report\n"
+        "print([name for name in ('experiments.report', 'matplotlib') if name in sys.modules])\n"
+    )
+    assert commands.run(path).stdout == "['experiments.report']\n"
 
 
 def test_commands_start_others_as_they_were_started(monkeypatch):
