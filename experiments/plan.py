@@ -4,9 +4,10 @@ r"""Find out whether a training step fits in memory, or what a table's runs cost
     python -m experiments.plan --config=configs/instruct.py:method=qlora --topology=h100:1
     python -m experiments.plan --table=lora_table2 --device=h100
 
-The first form compiles a config's step for other devices. The devices need not exist here. The command reads no data and no weights: a config.json is enough,
-or a name in `experiments.planning.model_sizes`. libtpu compiles programs for TPUs (`pip install
-"lora-jax[tpu]"`). Without libtpu, and for GPUs, the program is compiled for simulated CPU devices.
+The first forms compile a config's step for other devices, which need not exist here. They read no
+data and no weights: a config.json is enough, or a name in `experiments.planning.model_sizes`.
+libtpu compiles programs for TPUs (`pip install "lora-jax[tpu]"`). Without libtpu, and for GPUs, the
+program is compiled for simulated CPU devices.
 
 After the given topology, the command searches for the smallest listed topology of its kind that
 fits, and for the largest batch. Each search takes several compilations; `--nosearch` skips both.

@@ -8,8 +8,6 @@ compilation and reading data are left out.
 
 import dataclasses
 
-import jax
-
 from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import AbstractStep, batch_of
 from experiments.planning.accelerators import Accelerator
@@ -75,9 +73,3 @@ def steps_of(config: RunConfig) -> int | None:
     # What a run of texts holds out, it does not train on.
     held_out = 0 if data.train or not isinstance(config, TextConfig) else data.validation
     return make_loop(config.train, count - held_out, "").steps
-
-
-def run_cost(config: RunConfig, tokens: int | None = None) -> RunCost:
-    """The cost of a config's run (`step_cost`)."""
-    with jax.numpy_dtype_promotion("standard"):
-        return RunCost(step_cost(config, tokens), steps_of(config))

@@ -109,14 +109,12 @@ def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: floa
         "Evaluations, compilation and data are left out.",
     ]
     if unknown:
-        said.append(
-            f"{unknown} cells are left out of the total: the size of their data is unknown."
-        )
+        said.append(f"Not in the total: {unknown} cells whose data are of unknown size.")
     if tight := [each for each in cells if each.run.step.memory > device.memory]:
         first = tight[0]
         said.append(
-            f"{len(tight)} cells do not fit into {device.memory / 1e9:,.0f} GB, such as "
-            f"{first.model}, {first.row}, {first.column}: see --config and --topology."
+            f"Too large for {device.memory / 1e9:,.0f} GB: {len(tight)} cells, such as "
+            f"{first.model}, {first.row}, {first.column}; see --config and --topology."
         )
     return "\n".join(said) + "\n"
 
