@@ -140,7 +140,7 @@ def _as_setting(flag: str, argv: Sequence[str]) -> str:
     return f"; a setting of the config is --config.{meant[0]}" if meant else ""
 
 
-def settings_of(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def settings_of(section: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """The settings of a config by dotted name."""
     found: dict[str, Any] = {}
     for name, value in section.items():
