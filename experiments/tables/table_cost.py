@@ -104,8 +104,8 @@ def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: floa
         text_table(HEADS, rows),
         "",
         f"About {total:,.3g} hours on one {name} for all {sum(each.seeds for each in cells)} runs.",
-        "This is an estimate by a roofline: a step's products at "
-        f"{efficiency:.0%} of the device's peak, or its traffic with memory, whichever is slower.",
+        "This is an estimate by a roofline: the slower of a step's products and its traffic with",
+        f"memory, each at {efficiency:.0%} of the device's peak. "
         "Evaluations, compilation and data are left out.",
     ]
     if unknown:
