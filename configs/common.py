@@ -25,6 +25,9 @@ class UnknownArgumentError(ValueError):
         self.key, self.known = key, known
 
 
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     """Parse the part after the colon of `--config=FILE:key=value,...`, by the defaults' types.
 
@@ -43,7 +46,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
             values[key] = kind(text)
         except ValueError as error:
             raise ValueError(
-                f"config argument '{item}': {key} must be of type {kind.__name__}, got '{text}'"
+                f"config argument '{item}': {key} must be {WORDS[kind]}, got '{text}'"
             ) from error
     return values
 

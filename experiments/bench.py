@@ -39,20 +39,30 @@ from experiments.benchmarks.result_files import content, write
 from experiments.benchmarks.suites import suite_of
 from experiments.tables import documents
 
-_SUITE = flags.DEFINE_string("suite", "train", "What to time.")
+_SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
 _AGAINST = flags.DEFINE_list(
     "against",
     [],
-    "Sides: any of peft, full, hand, merged, qwix and lora; by default all of the suite.",
+    "What to compare with: any of peft, full, hand, merged, qwix and lora. The default is all "
+    "that the suite has.",
 )
-_CASES = flags.DEFINE_list("cases", [], "Parts of the names of the groups to time; all by default.")
+_CASES = flags.DEFINE_list(
+    "cases", [], "Time only groups with one of these in their names. The default is all groups."
+)
 _TURNS = flags.DEFINE_integer(
-    "turns", None, "Turns of each contender; by default the suite's own number.", lower_bound=1
+    "turns",
+    None,
+    "How many turns each contender takes. The default is the suite's own number.",
+    lower_bound=1,
 )
-_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke takes tiny models.")
-_OUT = flags.DEFINE_string("out", None, "The folder for the results.")
+_SIZE = flags.DEFINE_enum(
+    "size", "full", ["full", "smoke"], "full takes real models; smoke takes tiny ones."
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "The folder for the results. By default, they are only printed."
+)
 _SIZES = flags.DEFINE_list(
-    "sizes", ["8x16"], "Of the suite sweep: batches to time, each BATCHxLENGTH."
+    "sizes", ["8x16"], "Of the suite sweep: the batches to time, each BATCHxLENGTH."
 )
 _TRIALS = flags.DEFINE_integer("trials", 8, "Of the suite sweep: how many trials.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 200, "Of the suite sweep: steps of a trial.", lower_bound=10)

@@ -11,8 +11,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.command_environment import asks_for_help
+from experiments.command_names import shown
 from experiments.compilation_cache import keep_programs
-from experiments.setup.read_config import read
+from experiments.help_text import help_text, own_flags, settings_text, takes_config
+from experiments.setup import variant_flags
+from experiments.setup.read_config import read, read_config, settings_of
 from lora_jax.files import number_text
 
 
@@ -54,13 +58,36 @@ def warn(said: str) -> None:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Read the flags; exit with one line if a flag or the config file is wrong."""
+    """Read the flags; exit with one line if a flag or the config file is wrong.
+
+    `--help` prints what the command and its flags do, and exits with code 0.
+    """
     try:
+        if any(asks_for_help(each) and each not in _OF_ABSL for each in argv[1:]):
+            print(_help(argv))
+            sys.exit(0)
         rest = read(argv, flags.FLAGS)
         _require_texts(flags.FLAGS)
         return rest
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+_OF_ABSL = ("--helpfull", "--helpxml")
+"""What absl answers itself."""
+
+
+def _help(argv: Sequence[str]) -> str:
+    """The help of the command that this process runs."""
+    own = own_flags(flags.FLAGS, sys.argv[0])
+    doc = str(sys.modules["__main__"].__doc__)
+    said = help_text(doc, own)
+    configs = [each for each in argv if re.match("--?config[.=]", each)]
+    if any(map(takes_config, own)) and configs:
+        settings = settings_of(variant_flags.with_all(read_config(configs)))
+        said += f"\n\n{settings_text(configs[0].partition('=')[2], settings)}"
+    example = shown("")
+    return said.replace("python -m experiments.", example)
 
 
 def _require_texts(values: flags.FlagValues) -> None:

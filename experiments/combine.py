@@ -31,6 +31,7 @@ import variants
 from experiments import cli
 from experiments.combining import combined_run
 from experiments.combining.trained_runs import open_runs, origin, params_before
+from experiments.distributed.devices import announce
 from experiments.runs import made_run
 from experiments.runs.run import summarise
 from lora_jax.arithmetic.merging import BY, Method
@@ -39,12 +40,21 @@ from lora_jax.text_table import text_table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of the runs.")
 _WEIGHTS = flags.DEFINE_list(
-    "weights", None, "A weight for each run: 1 by default, 0.5 to interpolate."
+    "weights", None, "A weight for each run. The default is 1, and 0.5 to interpolate."
 )
-_BY = flags.DEFINE_string("by", "sum", f"How: {', '.join(BY)}.")
-_RANK = flags.DEFINE_integer("rank", None, "The rank of every weight.", lower_bound=1)
-_DENSITY = flags.DEFINE_float("density", None, "ties and dare: the share of entries that is kept.")
-_SEED = flags.DEFINE_integer("seed", 0, "dare: of what is dropped.", lower_bound=0)
+_BY = flags.DEFINE_string("by", "sum", f"How to combine them: {', '.join(BY)}.")
+_RANK = flags.DEFINE_integer(
+    "rank",
+    None,
+    "Cut the update of every weight to this rank. By default, ranks add up.",
+    lower_bound=1,
+)
+_DENSITY = flags.DEFINE_float(
+    "density", None, "Of ties and dare, which need it: the share of entries that is kept."
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of dare: the seed that draws what is dropped.", lower_bound=0
+)
 _KEEP = flags.DEFINE_list(
     "keep", [], "Patterns of parameters trained in full that stay as the first run has them."
 )
@@ -57,6 +67,7 @@ def combine() -> None:
     method = _method(len(folders))
     if out.exists():
         raise ValueError(f"--out={out} exists; name a new folder")
+    announce()
     runs = open_runs(folders)
     combined = lj.combine_adapters(
         [(each.trainable, each.frozen) for each in runs],

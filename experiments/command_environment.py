@@ -2,8 +2,9 @@
 
 XLA allocates and frees the large arrays of a program in every step. By default, glibc gives them
 back to the system each time, in pages of 4 KiB. With the settings of `MALLOC` it keeps them, in
-huge pages. glibc reads them when a process starts, so a command starts again with them. A user's
-own settings, and another malloc, are left alone.
+huge pages. glibc reads them when a process starts, so a command starts again with them. A command
+that is only asked for its help does not, and a user's own settings, and another malloc, are left
+alone.
 """
 
 import os
@@ -15,6 +16,7 @@ MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
 }
+HELP = ("--help", "-help", "-h", "-?", "--helpshort", "--helpfull", "--helpxml")
 OTHERS = ("LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_")
 SAID = "starts again with {}, for speed on CPUs; set one of these yourself to prevent it"
 
@@ -23,6 +25,14 @@ def prepare() -> None:
     """Prepare `python -m experiments.COMMAND`; in every other process, do nothing."""
     if sys.argv[0] != "-m":  # what it is while Python looks for the module
         return
+    if sys.argv[1:] or sys.orig_argv[-1] != __package__:  # alone, this package lists its commands
+        start_again()
+
+
+def start_again() -> None:
+    """Prepare this process for a command: start it again if it lacks settings that it needs."""
+    if any(map(asks_for_help, sys.argv[1:])):
+        return
     # XLA logs two false errors for each program that the compilation cache holds for a CPU
     # (openxla/xla issue 44565). Errors that matter are exceptions as well.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -30,6 +40,11 @@ def prepare() -> None:
         shown = " ".join(f"{name}={value}" for name, value in settings.items())
         print(SAID.format(shown), file=sys.stderr, flush=True)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
+
+
+def asks_for_help(argument: str) -> bool:
+    """Whether an argument asks a command for its help."""
+    return argument in HELP
 
 
 def missing(environment: Mapping[str, str]) -> dict[str, str]:

@@ -18,11 +18,17 @@ from absl import flags
 import lora_jax as lj
 from experiments import cli
 from experiments.combining.trained_runs import open_runs
+from experiments.distributed.devices import announce
+from experiments.figures.installed import require_matplotlib
 from lora_jax.text_table import text_table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")
-_DIRECTIONS = flags.DEFINE_integer("directions", 8, "i and j of phi(i, j).", lower_bound=1)
-_PLOT = flags.DEFINE_string("plot", None, "A PNG file to write, of norms and phi.")
+_DIRECTIONS = flags.DEFINE_integer(
+    "directions", 8, "How many leading directions phi(i, j) compares.", lower_bound=1
+)
+_PLOT = flags.DEFINE_string(
+    "plot", None, "A PNG file to draw the norms and phi into. By default, none is drawn."
+)
 
 
 def distance() -> None:
@@ -32,6 +38,9 @@ def distance() -> None:
     plot = None if _PLOT.value is None else Path(_PLOT.value)
     if plot and plot.suffix != ".png":
         raise ValueError(f"--plot={plot}: expected a name that ends with .png")
+    if plot:
+        require_matplotlib()
+    announce()
     runs = open_runs(folders)
     adapters = [(each.trainable, each.frozen) for each in runs]
     columns: dict[str, dict[str, str]] = {}

@@ -54,6 +54,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.exports import formats, hub
 from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.exports.place import Place, on_card, published
@@ -64,21 +65,28 @@ _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experim
 _AS = flags.DEFINE_string("as", None, f"The format: {', '.join(formats.names())}.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, new or empty.")
 _PUSH = flags.DEFINE_string(
-    "push", None, "user/name: also upload the folder to a new repository of the Hugging Face Hub."
+    "push",
+    None,
+    "Also upload the folder to a new repository of this name, user/name, on the Hugging Face Hub.",
 )
-_PUBLIC = flags.DEFINE_bool("public", False, "With --push: whether everyone sees the repository.")
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: let everyone see the repository.")
 _OPTIONS = (
     flags.DEFINE_string(
-        "dtype", None, "merged: float32, bfloat16 or float16; by default the run's own."
+        "dtype", None, "Of --as=merged: float32, bfloat16 or float16. The default is the run's own."
     ),
     flags.DEFINE_string(
-        "shard_size", None, "merged: the most bytes of a file of weights, by default 5GB."
+        "shard_size",
+        None,
+        "Of --as=merged: the most bytes that a file of weights holds. The default is 5GB.",
     ),
-    flags.DEFINE_string("for", None, "peft: who loads it: peft (the default), vllm or sglang."),
+    flags.DEFINE_string(
+        "for", None, "Of --as=peft: who loads it, which is peft (the default), vllm or sglang."
+    ),
     flags.DEFINE_integer(
         "svd_rank",
         None,
-        "peft for a server, gguf-lora: cut updates of a higher rank to this one by SVD.",
+        "Of --as=peft for a server, and --as=gguf-lora: cut updates of a higher rank to this one "
+        "by SVD. By default, none are cut.",
         lower_bound=1,
     ),
 )
@@ -94,6 +102,7 @@ def export() -> None:
     if _PUBLIC.value and not _PUSH.value:
         raise ValueError("--public is for --push, which is not given")
     target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
+    announce()
     with new_folder(out) as temporary:
         run = open_run(folder, record)
         content = chosen.write(run, temporary, here=target is None)

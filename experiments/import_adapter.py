@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.imports import about, adapter_source, imported_run
 from experiments.imports.read_adapter import read_adapter
 from experiments.runs import made_run
@@ -36,11 +37,17 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The base model and the task of the run.", lock_config=True
 )
 _FROM = flags.DEFINE_string(
-    "from", None, "A folder of PEFT, user/name[@revision] on the Hub, or a file of loralib."
+    "from",
+    None,
+    "The adapter: a folder of PEFT, user/name[@revision] on the Hub, or a file of loralib.",
 )
-_ALPHA = flags.DEFINE_float("alpha", None, "A file of loralib: the lora_alpha of its layers.")
+_ALPHA = flags.DEFINE_float(
+    "alpha", None, "Of a file of loralib, which needs it: the lora_alpha of its layers."
+)
 _ENABLE_LORA = flags.DEFINE_list(
-    "enable_lora", None, "A file of loralib: whether each part of a MergedLinear is adapted."
+    "enable_lora",
+    None,
+    "Of a file of loralib: whether each part of a MergedLinear is adapted, as in true,false,true.",
 )
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist.")
 OF_THE_ADAPTER = ("variant", "targets", "also_train", "start_from")
@@ -61,6 +68,7 @@ def import_adapter() -> None:
             raise ValueError(f"--{flag.name} is for a file of loralib, and --from={source.given} "
                              "is of PEFT")  # fmt: skip
     enabled = _enabled(_ENABLE_LORA.value)
+    announce()
     with explained(config):
         model = load(config)
         found = read_adapter(source, config, model, _ALPHA.value, enabled)

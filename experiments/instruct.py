@@ -17,6 +17,7 @@ from rich.text import Text
 from configs import instruct
 from experiments import cli
 from experiments.analysis import parameters
+from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run
 from experiments.setup.config import parse
@@ -38,6 +39,7 @@ def teach() -> None:
         method: parse(instruct.get_config(f"method={method},size={_SIZE.value}").to_dict())
         for method in _METHODS.value
     }
+    announce()
     found = {}
     for method, config in configs.items():
         found[method] = run(config, _folder(method), method, say=print, audit=wanted())

@@ -18,7 +18,11 @@ from rich.console import Console
 from experiments import cli
 from experiments.planning.memory_tables import published_sizes, side_by_side
 
-_CONFIG = flags.DEFINE_string("config", None, "A config file that has an argument `method`.")
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "A config file that has an argument `method`. By default, published model sizes are shown.",
+)
 _METHODS = flags.DEFINE_list(
     "methods", ["full", "lora", "qlora"], "The methods to compare: values of that argument."
 )

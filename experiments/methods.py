@@ -18,11 +18,14 @@ from experiments.catalogue import catalogue, formats
 from experiments.catalogue.sizes import SHAPE, shape_of
 from experiments.tables import documents
 
-_SHAPE = flags.DEFINE_string("shape", None, f"The matrix to adapt, INPUTSxOUTPUTS: {SHAPE}.")
+_SHAPE = flags.DEFINE_string(
+    "shape", None, f"The matrix to adapt, INPUTSxOUTPUTS. The default is {SHAPE}."
+)
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Count the parameters of this model instead: minilm, a folder, a name on the Hub.",
+    "Count the parameters of this model: minilm, a folder, or a name on the Hub. By default, those "
+    "of one matrix are counted.",
 )
 _VARIANT = flags.DEFINE_list("variant", [], "Further methods, such as my_package.my_variant.")
 _FORMAT = flags.DEFINE_enum("format", "text", formats.FORMATS, "The format of the tables.")

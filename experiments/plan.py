@@ -1,16 +1,25 @@
-r"""Find out whether a config's training step fits in memory, by compiling it for other devices.
+r"""Find out whether a training step fits in memory, or what a table's runs cost, without devices.
 
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
     python -m experiments.plan --config=configs/instruct.py:method=qlora --topology=h100:1
+    python -m experiments.plan --table=lora_table2 --device=h100
 
-The devices need not exist here. The command reads no data and no weights: a config.json is enough,
-or a name in `experiments.planning.model_sizes`. libtpu compiles programs for TPUs (`pip install
-"lora-jax[tpu]"`). Without libtpu, and for GPUs, the program is compiled for simulated CPU devices.
+The first forms compile a config's step for other devices, which need not exist here. They read no
+data and no weights: a config.json is enough, or a name in `experiments.planning.model_sizes`.
+libtpu compiles programs for TPUs (`pip install "lora-jax[tpu]"`). Without libtpu, and for GPUs, the
+program is compiled for simulated CPU devices.
 
 After the given topology, the command searches for the smallest listed topology of its kind that
 fits, and for the largest batch. Each search takes several compilations; `--nosearch` skips both.
 For a Llama of any depth, one compilation takes libtpu one to two minutes and the CPU's compiler
 about ten seconds. The exit code is 2 if the step does not fit the given topology.
+
+The last form estimates what all runs of a table's config cost on one device: for each cell the
+steps, the FLOPs and the memory of a step, and the hours, and the hours of all. Sizes come from
+published model shapes and data sets (`experiments.planning`), the FLOPs from the traced step, and
+the time from a roofline at `--efficiency` of the device's peaks. Rows are as long as the config
+allows; `--tokens` takes their mean. It is an estimate: a device reached 0.4 of its peak in
+published runs of large models, and reaches less with small ones.
 """
 
 import sys
@@ -23,6 +32,7 @@ from rich.console import Console
 from configs.settings import RunConfig
 from experiments import cli
 from experiments.planning import show, topology_search
+from experiments.planning.accelerators import ACCELERATORS, EFFICIENCY, accelerator
 from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.topologies import (
     Topology,
@@ -32,12 +42,38 @@ from experiments.planning.topologies import (
     topology,
 )
 from experiments.setup.config import parse
+from experiments.tables import table_cost
 from lora_jax.sharding.mesh import mesh_sizes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that says what to train.", lock_config=True
+)
+_TABLE = flags.DEFINE_string(
+    "table", None, "In place of --config: estimate the cost of all runs of this config's table."
+)
+_DEVICE = flags.DEFINE_string(
+    "device", None, f"With --table: {', '.join(ACCELERATORS)}, or cpu, which is measured here."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "With --table: only this model of the table. The default is all models."
+)
+_TOKENS = flags.DEFINE_integer(
+    "tokens",
+    None,
+    "With --table: the tokens of a row. The default is the longest that a config allows.",
+    lower_bound=1,
+)
+_EFFICIENCY = flags.DEFINE_float(
+    "efficiency",
+    EFFICIENCY,
+    "With --table: the share of the device's peak that training reaches.",
+    lower_bound=0.01,
+    upper_bound=1.0,
+)
+_FORMAT = flags.DEFINE_enum("format", "text", table_cost.FORMATS, "With --table: the format.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, for example v5e:4x4 or h100:8.")
 _MESH = flags.DEFINE_list(
-    "mesh", ["1", "-1", "1"], "Sizes of data, fsdp and tensor; -1 takes the remaining devices."
+    "mesh", ["1", "-1", "1"], "The sizes of data, fsdp and tensor. -1 takes the remaining devices."
 )
 _ROWS = flags.DEFINE_integer(
     "rows",
@@ -51,6 +87,13 @@ _SEARCH = flags.DEFINE_bool(
 
 
 def plan() -> None:
+    if _TABLE.value is not None:
+        cost()
+        return
+    for flag, value in (("config", _CONFIG.value), ("topology", _TOPOLOGY.value)):
+        if value is None:
+            said = str(flags.FLAGS[flag].help)
+            raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
     check_device_count(chosen)
@@ -65,6 +108,21 @@ def plan() -> None:
             _search(config, found, console, lambda text: status.update(text))
     if not found.fits:
         sys.exit(2)
+
+
+def cost() -> None:
+    """Print what the runs of a table cost on a device."""
+    for other in (_CONFIG, _TOPOLOGY):
+        if other.value is not None:
+            raise ValueError(f"--table and --{other.name}: give one of them")
+    if _DEVICE.value is None:
+        raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
+    device, efficiency = accelerator(_DEVICE.value), float(_EFFICIENCY.value or 0)
+    cells = table_cost.table_cost(str(_TABLE.value), _MODEL.value, _TOKENS.value)
+    if _FORMAT.value == "csv":
+        print(table_cost.as_csv(cells, device, efficiency), end="")
+    else:
+        print(table_cost.text(cells, _DEVICE.value, device, efficiency), end="")
 
 
 def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:
@@ -98,5 +156,4 @@ def _simulated(chosen: Topology) -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
     cli.main(plan)

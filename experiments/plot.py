@@ -12,20 +12,30 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import recorded_runs
-from experiments.figures.scores import FIGURES, draw
+from experiments.figures.installed import require_matplotlib
+from lora_jax.suggest import require_known
 
-_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
-_KIND = flags.DEFINE_enum("kind", "parameters", [*FIGURES, "ranks"], "What to draw.")
+_RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
+_KIND = flags.DEFINE_string(
+    "kind", "parameters", "What to draw: parameters, training, learning_rate or ranks."
+)
 _OUT = flags.DEFINE_string("out", None, "The PNG file to write.")
-_TABLE = flags.DEFINE_string("table", None, "Draw only runs of this config.")
+_TABLE = flags.DEFINE_string(
+    "table", None, "Draw only runs of this config. The default is all runs."
+)
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Draw only runs of this size.")
 
 
 def show() -> None:
+    require_matplotlib()
+    from experiments.figures.scores import FIGURES, draw
+
+    kind = str(_KIND.value)
+    require_known(kind, [*FIGURES, "ranks"], f"--kind={kind}: unknown picture")
     out = Path(str(_OUT.value))
     if out.suffix != ".png":
         raise ValueError(f"--out {out}: expected a name that ends with .png")
-    drawn = draw(Path(str(_RESULTS.value)), _KIND.value, out, _TABLE.value, _SIZE.value)
+    drawn = draw(Path(str(_RESULTS.value)), kind, out, _TABLE.value, _SIZE.value)
     print(f"picture: {out}")
     cli.warn(recorded_runs.unsealed(drawn))
 

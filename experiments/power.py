@@ -34,21 +34,38 @@ from experiments.tables import config_tables
 from experiments.tables.power_table import Question, Row, power_table
 from lora_jax.suggest import require_known
 
-_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
-_SD = flags.DEFINE_list("sd", None, "Without --results: the sd of paired differences by task.")
-_SEEDS = flags.DEFINE_integer("seeds", None, "With --sd: how many there are.", lower_bound=2)
-_DIFFERENCE = flags.DEFINE_float("difference", None, "In points. [the registered margin, or 1]")
-_POWER = flags.DEFINE_float("power", power.POWER, "The wanted probability of showing it.")
-_LEVEL = flags.DEFINE_float("level", None, "Of the family of tests. [as registered, or 0.05]")
+_RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
+_SD = flags.DEFINE_list(
+    "sd", None, "Without --results: the standard deviation of the paired differences, by task."
+)
+_SEEDS = flags.DEFINE_integer("seeds", None, "With --sd: how many seeds there are.", lower_bound=2)
+_DIFFERENCE = flags.DEFINE_float(
+    "difference",
+    None,
+    "The difference to show, in points. The default is the registered margin, or 1.",
+)
+_POWER = flags.DEFINE_float(
+    "power", power.POWER, "The wanted probability of showing the difference."
+)
+_LEVEL = flags.DEFINE_float(
+    "level", None, "The level of the family of tests. The default is the registered one, or 0.05."
+)
 _TESTS = flags.DEFINE_integer(
-    "tests", None, "How many tests the family has. [methods compared, or 1]", lower_bound=1
+    "tests",
+    None,
+    "How many tests the family has. The default is the number of compared methods, or 1.",
+    lower_bound=1,
 )
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "The method to compare others with. [as registered, or lora]"
+    "reference",
+    None,
+    "The method to compare others with. The default is the registered one, or lora.",
 )
-_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
+_TABLE = flags.DEFINE_string("table", None, "Only runs of this config. The default is all runs.")
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Only runs of this size.")
-_VARIES = flags.DEFINE_list("varies", [], "Further settings that the study varies.")
+_VARIES = flags.DEFINE_list(
+    "varies", [], "Further settings that the study varies, such as train.batch_size."
+)
 
 
 def main() -> None:

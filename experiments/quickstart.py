@@ -11,6 +11,7 @@ from rich.console import Console
 
 from configs import quickstart
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.quickstart_table import Trained, fill, show
 from experiments.runs.run import run
@@ -36,6 +37,7 @@ def compare() -> None:
     if _DOCUMENTS.value and not shipped:
         raise ValueError("--documents has the table of the default --model and --size")
     documents.files(_DOCUMENTS.value)  # a wrong name is said before minutes of training
+    announce()
     head, lora = _train("head_only"), _train("lora")
     console = Console()
     rows = show(head, lora, console)

@@ -30,7 +30,7 @@ from experiments.reports.document import Document
 from experiments.tables import config_tables
 from lora_jax.records.environment import environment
 
-_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
+_RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
 _FORMAT = flags.DEFINE_enum("format", "rich", file.FORMATS, "The format of the report.")
 _OUT = flags.DEFINE_string(
     "out",
@@ -38,12 +38,16 @@ _OUT = flags.DEFINE_string(
     "The file to write. By default the report is printed. An earlier report in the same format is "
     "replaced; any other file is an error.",
 )
-_TABLE = flags.DEFINE_string("table", None, "Report only runs of this config.")
+_TABLE = flags.DEFINE_string(
+    "table", None, "Report only runs of this config. The default is all runs."
+)
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Report only runs of this size.")
 _REFERENCE = flags.DEFINE_string(
     "reference", None, "The method to compare others with: by default lora, or else the first."
 )
-_VARIES = flags.DEFINE_list("varies", [], "Further settings that the study varies.")
+_VARIES = flags.DEFINE_list(
+    "varies", [], "Further settings that the study varies, such as train.batch_size."
+)
 _FIGURES = flags.DEFINE_string(
     "figures",
     None,

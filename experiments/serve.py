@@ -38,45 +38,78 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.serving import base_model
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.settings import Holding, Settings
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "The base: minilm, smollm2, a folder or .gguf file, or org/name on the Hub."
+    "model",
+    None,
+    "The base model: minilm, smollm2, a folder or .gguf file, or org/name on the Hub.",
 )
 _ADAPTERS = flags.DEFINE_string("adapters", None, "The folder with the folders of adapters.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen: 0.0.0.0 for every network.")
-_PORT = flags.DEFINE_integer("port", 8000, "0: any free one.", lower_bound=0, upper_bound=65535)
+_HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "The address to listen at. 0.0.0.0 listens on every network."
+)
+_PORT = flags.DEFINE_integer(
+    "port", 8000, "The port. 0 takes any free one.", lower_bound=0, upper_bound=65535
+)
 _LABELS = flags.DEFINE_list(
-    "labels", None, "An encoder's classes, in the order of the adapters' heads."
+    "labels",
+    None,
+    "The classes of an encoder, in the order of the adapters' heads. An encoder needs them.",
 )
-_POOL = flags.DEFINE_enum("pool", "mean", ["mean", "cls"], "What an encoder's head reads.")
+_POOL = flags.DEFINE_enum(
+    "pool",
+    "mean",
+    ["mean", "cls"],
+    "What the head of an encoder reads: the mean of all tokens, or the first token.",
+)
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of the base's weights, as in the runs' configs."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "The precision of the base's weights, as in the runs' configs.",
 )
-_LANES = flags.DEFINE_integer("lanes", 8, "Sequences computed at a time.", lower_bound=1)
-_QUEUE = flags.DEFINE_integer("queue", 64, "Sequences that may wait for a lane.", lower_bound=0)
+_LANES = flags.DEFINE_integer(
+    "lanes", 8, "How many sequences are computed at a time.", lower_bound=1
+)
+_QUEUE = flags.DEFINE_integer("queue", 64, "How many sequences may wait for a lane.", lower_bound=0)
 _TOKENS = flags.DEFINE_integer(
-    "tokens", None, "Tokens of a prompt and its continuation: 2048, or the model's.", lower_bound=2
+    "tokens",
+    None,
+    "The most tokens of a prompt and its continuation. The default is 2048, or the model's most.",
+    lower_bound=2,
 )
-_CAPACITY = flags.DEFINE_integer("capacity", 16, "Adapters on the device.", lower_bound=1)
-_MAX_RANK = flags.DEFINE_integer("max_rank", 32, "The highest rank of one.", lower_bound=1)
+_CAPACITY = flags.DEFINE_integer(
+    "capacity", 16, "How many adapters the device holds.", lower_bound=1
+)
+_MAX_RANK = flags.DEFINE_integer(
+    "max_rank", 32, "The highest rank that an adapter may have.", lower_bound=1
+)
 _HOST_MEGABYTES = flags.DEFINE_integer(
     "host_megabytes",
     1024,
-    "Adapters beyond those, and those of waiting requests, in host memory.",
+    "How many MiB of host memory hold the adapters that are not on the device.",
     lower_bound=0,
 )
-_MAX_BODY = flags.DEFINE_integer("max_body", 2**20, "Bytes of a request's body.", lower_bound=1)
+_MAX_BODY = flags.DEFINE_integer(
+    "max_body", 2**20, "The most bytes of a request's body.", lower_bound=1
+)
 _TIME_LIMIT = flags.DEFINE_float(
-    "time_limit", 300.0, "Seconds of a request, its wait included.", lower_bound=0.1
+    "time_limit",
+    300.0,
+    "The most seconds that a request may take, its wait included.",
+    lower_bound=0.1,
 )
 _DRAIN_SECONDS = flags.DEFINE_float(
-    "drain_seconds", 30.0, "Seconds that requests have after SIGTERM.", lower_bound=0.0
+    "drain_seconds", 30.0, "How many seconds running requests have after SIGTERM.", lower_bound=0.0
 )
 _ADMIN_TOKEN_FILE = flags.DEFINE_string(
-    "admin_token_file", None, "A file with the token of the admin routes, which are off without."
+    "admin_token_file",
+    None,
+    "A file with the token of the admin routes. By default, these routes are off.",
 )
 
 
@@ -115,6 +148,7 @@ def serve() -> None:
     if name in (names := folder.names()):
         raise ValueError(f"--adapters={folder.root}: '{name}' is the name of the base")
     listening = run_server.bind(str(_HOST.value), _PORT.value)
+    announce()
     print(
         f"serving {name} and {len(names)} adapters on {run_server.address(listening)}", flush=True
     )

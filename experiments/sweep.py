@@ -49,9 +49,13 @@ from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.training.trial_program import EXECUTIONS
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the list of trials and their runs.")
-_SWEEP = flags.DEFINE_multi_string("sweep", [], "KEY=VALUES, for example config.seed=0:5.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that says what to train.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the list of trials and their runs.")
+_SWEEP = flags.DEFINE_multi_string(
+    "sweep", [], "What varies: KEY=VALUES, for example config.seed=0:5."
+)
 _ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep flags; do not combine them.")
 _TRIALS = flags.DEFINE_integer(
     "trials", None, "Draw this many trials at random from the values of --sweep."
@@ -62,7 +66,12 @@ _DRY_RUN = flags.DEFINE_bool(
     False,
     "List the trials with their states and an estimate of the time; train nothing.",
 )
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher",
+    "local",
+    ["local", "slurm", "print"],
+    "What runs the jobs: processes on this machine, or Slurm. print prints the jobs' commands.",
+)
 _PROCESSES = flags.DEFINE_integer(
     "processes",
     None,
@@ -81,27 +90,44 @@ _EXECUTION = flags.DEFINE_enum(
     "execution",
     None,
     EXECUTIONS,
-    "How the trials of a program step. The default is the fastest way, which is measured.",
+    "How the trials of a program step: each by itself, or all in one call, one by one (map) or at "
+    "once (vmap). The default is the fastest way, which is measured.",
 )
 _SHARD = flags.DEFINE_string(
-    "shard", "", "i/n: only every n-th job, starting with job i; the first job is 0."
+    "shard",
+    "",
+    "i/n trains only every n-th job, starting with job i; the first job is 0. The default is all.",
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 
 _SLURM = {
-    "slurm_partition": flags.DEFINE_string("slurm_partition", None, "The jobs' partition."),
-    "timeout_min": flags.DEFINE_integer("slurm_time", None, "Minutes for each job."),
-    "gpus_per_node": flags.DEFINE_integer("slurm_gpus", None, "GPUs for each job."),
-    "cpus_per_task": flags.DEFINE_integer("slurm_cpus", None, "Cores for each job."),
-    "mem_gb": flags.DEFINE_integer("slurm_memory", None, "GB of memory for each job."),
-    "slurm_account": flags.DEFINE_string("slurm_account", None, "The jobs' account."),
-    "slurm_array_parallelism": flags.DEFINE_integer("slurm_parallel", None, "Most jobs at a time."),
+    "slurm_partition": flags.DEFINE_string(
+        "slurm_partition", None, "The partition of Slurm for the jobs. The default is Slurm's own."
+    ),
+    "timeout_min": flags.DEFINE_integer(
+        "slurm_time", None, "The minutes that each job may take. The default is submitit's own."
+    ),
+    "gpus_per_node": flags.DEFINE_integer(
+        "slurm_gpus", None, "How many GPUs each job gets. The default is none."
+    ),
+    "cpus_per_task": flags.DEFINE_integer(
+        "slurm_cpus", None, "How many cores each job gets. The default is Slurm's own."
+    ),
+    "mem_gb": flags.DEFINE_integer(
+        "slurm_memory", None, "How many GB of memory each job gets. The default is Slurm's own."
+    ),
+    "slurm_account": flags.DEFINE_string(
+        "slurm_account", None, "The account of Slurm for the jobs. The default is Slurm's own."
+    ),
+    "slurm_array_parallelism": flags.DEFINE_integer(
+        "slurm_parallel", None, "How many jobs may run at a time. The default is all."
+    ),
 }
 _CLUSTER = flags.DEFINE_enum(
     "slurm_cluster",
     None,
     ["slurm", "local"],
-    "slurm submits to Slurm; local runs submitit's jobs on this machine.",
+    "slurm submits to Slurm, which is the default; local runs submitit's jobs on this machine.",
 )
 _WAIT = flags.DEFINE_bool(
     "slurm_wait", False, "Wait until the jobs have ended, and show their progress."
@@ -205,6 +231,7 @@ def _launch(
         with view.shown():
             slurm.watch(submitted, view.update)
     elif todo:
+        print(f"devices: {local.described(machine)}", file=sys.stderr)
         with view.shown():
             command = functools.partial(jobs.command, how=_how())
             local.launch(todo, folder, machine, view.update, command)

@@ -16,8 +16,12 @@ from experiments.analysis import recorded_runs
 from experiments.tables import documents, formats
 from experiments.tables.config_tables import RESULTS, fill, names, render_table
 
-_TABLE = flags.DEFINE_string("table", None, "The name of a config file, for example lora_table2.")
-_RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")
+_TABLE = flags.DEFINE_string(
+    "table", None, "The name of a config file with a table, for example lora_table2."
+)
+_RESULTS = flags.DEFINE_string(
+    "results", str(RESULTS), "The folder with the runs' records below it."
+)
 _FORMAT = flags.DEFINE_enum("format", "rich", formats.FORMATS, "The format of the table.")
 _MODEL = flags.DEFINE_string(
     "model", None, "Only this model of the table. The default is all models."

@@ -38,18 +38,23 @@ from ml_collections import config_flags
 
 from experiments import cli
 from experiments.distributed import processes
+from experiments.distributed.devices import announce
 from experiments.distributed.flags import initialize
 from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run, summarise
 from experiments.setup.config import parse
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The config that says what to train.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder for the record, the metrics and the checkpoints."
+)
 _MESH = flags.DEFINE_list(
     "mesh",
     None,
-    "Sizes of data, fsdp and tensor; -1 takes the remaining devices. The default is -1,1,1.",
+    "The sizes of data, fsdp and tensor. -1 takes the remaining devices. The default is -1,1,1.",
 )
 
 
@@ -58,6 +63,7 @@ def train() -> None:
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
+        announce()
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted())
     except Exception as error:
         processes.leave(error)

@@ -27,6 +27,7 @@ from absl import flags
 import variants
 from configs.settings import RunConfig
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.setup.config import parse
 from experiments.setup.config_files import studies
@@ -39,14 +40,25 @@ _STUDY = flags.DEFINE_string(
     "study", None, "The name of a config file that has a STUDY, for example against_lora."
 )
 _ARGUMENT = flags.DEFINE_string(
-    "argument", "", "The argument of the config file: what follows the colon in --config."
+    "argument",
+    "",
+    "The arguments of the config file, such as source=tsv,folder=glue_data: what follows the colon "
+    "in --config.",
 )
 _ROWS = flags.DEFINE_list(
-    "rows", [], "The methods to register, such as lora,my_package.my_variant; else the study's."
+    "rows",
+    [],
+    "The methods to register, such as lora,my_package.my_variant. The default is the study's own.",
 )
-_COLUMNS = flags.DEFINE_list("columns", [], "The tasks to register; else the study's.")
-_METHODS = flags.DEFINE_list("methods", [], "Train only these of the registered methods.")
-_TASKS = flags.DEFINE_list("tasks", [], "Train only these of the registered tasks.")
+_COLUMNS = flags.DEFINE_list(
+    "columns", [], "The tasks to register. The default is the study's own."
+)
+_METHODS = flags.DEFINE_list(
+    "methods", [], "Train only these of the registered methods. The default is all."
+)
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Train only these of the registered tasks. The default is all."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the registration and all runs.")
 _ADAPTERS = flags.DEFINE_bool(
     "adapters", True, "Keep the adapters of runs, and not only records and predictions."
@@ -56,11 +68,12 @@ _ADAPTERS = flags.DEFINE_bool(
 def tune() -> None:
     known = studies()
     name = str(_STUDY.value)
-    require_known(name, known, f"unknown study '{name}'")
+    require_known(name, known, f"--study={name}: unknown study")
     module = importlib.import_module(known[name])
     _check_argument(_ARGUMENT.value)
     protocol = Protocol.of(module.STUDY, f"STUDY of {name}")
     if _ROWS.value or _COLUMNS.value:
+        _require_reference(protocol.reference)
         rows, columns = _ROWS.value or protocol.rows, _COLUMNS.value or protocol.columns
         protocol = dataclasses.replace(protocol, rows=tuple(rows), columns=tuple(columns))
         protocol.require("--rows, --columns")
@@ -74,10 +87,22 @@ def tune() -> None:
     cells = make_cells(module, protocol, _ARGUMENT.value)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     registered = registration.register(workdir, name, protocol, planned)
+    announce()
     trainer = Trainer(workdir, protocol, audit=wanted(), adapters=bool(_ADAPTERS.value))
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     for task in _TASKS.value or protocol.columns:
         trainer.task(cells[task], _METHODS.value)
+
+
+def _require_reference(reference: str) -> None:
+    """Raise a ValueError if --rows leaves out the method that the study compares with."""
+    rows = list(_ROWS.value or ())
+    if rows and reference not in rows:
+        needed = ",".join([reference, *rows])
+        raise ValueError(
+            f"--rows={','.join(rows)}: the study compares every method with {reference}, so --rows "
+            f"must contain it: --rows={needed}"
+        )
 
 
 def make_cells(

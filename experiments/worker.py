@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
 from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
@@ -19,7 +20,12 @@ from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
-_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How the trials of a program step.")
+_EXECUTION = flags.DEFINE_enum(
+    "execution",
+    None,
+    EXECUTIONS,
+    "How the trials of a program step. The default is the fastest way, which is measured.",
+)
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 _CORES = flags.DEFINE_list("cores", [], "The processor cores to use. The default is all of them.")
 _LEASH = flags.DEFINE_bool(
@@ -39,6 +45,7 @@ def worker() -> None:
     how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
     with process_error.written(folder.error(names[0])):
         folder.require(names)  # an unknown name is an error before any training
+        announce()
         completed = jobs.work(folder, names, how)
     if not completed:
         sys.exit(1)

@@ -48,4 +48,6 @@ from lora_jax.variant import (
     Variant as Variant,
 )
 
+__version__ = "0.1.0"
+
 compiler_faults.cure()

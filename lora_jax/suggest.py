@@ -23,6 +23,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return ", ".join(f"'{path}'" for path in found) or "none"
 
 
+def nearest_or_all(name: str, known: Collection[str]) -> str:
+    """The end of an error message: `; nearest: 'v5e'` if any is close, or else all known names."""
+    close = difflib.get_close_matches(name.lower(), known, cutoff=0.6)
+    return f"; nearest: {nearest(name, known)}" if close else f": there are {', '.join(known)}"
+
+
 def nearest_path(path: Path, fits: Callable[[Path], bool]) -> str:
     """The end of an error message on a path that is not there: `; nearest in runs: 'lora'`.
 

@@ -50,6 +50,8 @@ ROOMS = (
     "lora_jax.generation",
     "lora_jax",
     "experiments.command_environment",
+    "experiments.command_names",
+    "experiments.help_text",
     "experiments.compilation_cache",
     "experiments.distributed",
     "experiments.setup",

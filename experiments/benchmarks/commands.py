@@ -1,23 +1,25 @@
-"""Run and time commands of this project, each as a process of its own."""
+"""Run and time commands, each as a process of its own."""
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _TICK = 0.005
 
 
-def seconds_of(module: str, *arguments: str) -> float:
+def seconds_of(program: Sequence[str], *arguments: str) -> float:
     """The seconds of a whole command, which compiles all its programs.
+
+    Args:
+      program: the first words of its command line, as of `command_names.command_line`.
 
     Raises:
       ValueError: it fails; the message is its own.
     """
-    line = [sys.executable, "-m", module, *arguments]
+    line = [*program, *arguments]
     began = time.perf_counter()
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
@@ -28,20 +30,21 @@ def seconds_of(module: str, *arguments: str) -> float:
 
 
 def seconds_until(
-    path: Path, module: str, *arguments: str, settings: Mapping[str, str] | None = None
+    path: Path, program: Sequence[str], *arguments: str, settings: Mapping[str, str] | None = None
 ) -> float:
     """The seconds from the start of a command until it has written a line to a file.
 
     The command goes on to its end.
 
     Args:
+      program: as of `seconds_of`.
       settings: environment variables, beside those of this process.
 
     Raises:
       ValueError: it fails, or never writes the line.
     """
     line, environment = (
-        [sys.executable, "-m", module, *arguments],
+        [*program, *arguments],
         {**os.environ, **(settings or {})},
     )
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:

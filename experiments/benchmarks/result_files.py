@@ -1,12 +1,13 @@
 """The files of a suite's results: JSON, Markdown and a picture."""
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import plot, results, tables
+from experiments.benchmarks import results, tables
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.results import Measured
 from lora_jax.files.atomic import write_atomically
@@ -20,7 +21,7 @@ def content(suite: str, plan: Plan, found: Sequence[Measured]) -> dict[str, Any]
 
 
 def write(folder: Path, suite: str, plan: Plan, found: Sequence[Measured]) -> None:
-    """Write the three files of a suite.
+    """Write the three files of a suite; without matplotlib, there is no picture.
 
     Groups that are in the folder already, timed in the same way, on the same machine and with the
     same versions, stay there: a suite may be timed in pieces.
@@ -31,6 +32,10 @@ def write(folder: Path, suite: str, plan: Plan, found: Sequence[Measured]) -> No
     whole = content(suite, plan, found)
     write_atomically(folder / f"{suite}.json", f"{json.dumps(whole, indent=1)}\n".encode())
     write_atomically(folder / f"{suite}.md", tables.document(whole).encode())
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from experiments.benchmarks import plot  # with matplotlib, which is slow to import
+
     picture = plot.draw(found, f"{suite}, {plan.turns} turns")
     if picture is not None:
         write_atomically(folder / f"{suite}.png", picture)

@@ -5,13 +5,13 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 from experiments.benchmarks.cases import Contender, Group
 from experiments.command_environment import MALLOC
+from experiments.command_names import command_line
 
 PAUSE = 0.3
 """Seconds between turns, in which the threads of the last contender go to sleep."""
@@ -66,8 +66,8 @@ def facts_of(contender: Contender) -> Facts:
 @contextlib.contextmanager
 def process(contender: Contender) -> Iterator[tuple[Take, Facts]]:
     """Start the process of a contender, which has worked once; it ends with this context."""
-    module = "experiments.benchmarks.contenders.process"
-    line = [sys.executable, "-m", module, json.dumps(dataclasses.asdict(contender))]
+    module = command_line("benchmarks.contenders.process")
+    line = [*module, json.dumps(dataclasses.asdict(contender))]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         child = subprocess.Popen(
             line,

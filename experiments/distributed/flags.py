@@ -5,7 +5,7 @@ from absl import flags
 from experiments.distributed import processes
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, for processes that are started by hand."
+    "coordinator", None, "The host:port of process 0, for processes that are started by hand."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are started by hand.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0 on.")

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 import lora_jax as lj
 from configs.settings import ClassifierConfig, RunConfig, TextConfig
-from experiments.planning.model_sizes import ON_THE_HUB
+from experiments.planning.model_sizes import ENCODERS, ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.experiment import predictor
 from lora_jax.models.families.decoders import decoder_family_of
@@ -148,7 +148,11 @@ def model_of(
     scanned: Any = dataclasses.replace(config.model, unroll=config.model.unroll or 1)
     config = dataclasses.replace(config, model=scanned)
     if isinstance(config, ClassifierConfig):
-        shape = encoders.read_encoder_config(locate(config.model.name))
+        content = ENCODERS.get(config.model.name)
+        if content is None:
+            shape = encoders.read_encoder_config(locate(config.model.name))
+        else:
+            shape = encoders.family_of(content).config.from_json(content)
         abstract = classification.abstract(shape, config.model, OUTPUTS)
         tokens = min(config.data.max_length, shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy

@@ -1,4 +1,4 @@
-"""Published sizes of decoders, in the form of their config.json; no weights are needed."""
+"""Published sizes of models, in the form of their config.json; no weights are needed."""
 
 SIZES = {
     "Llama 2 7B": {
@@ -89,4 +89,58 @@ ON_THE_HUB = {
         "n_head": 20,
     },
 }
-"""Sizes by name on the Hugging Face Hub; access to some of the models must be requested."""
+"""Sizes of decoders by name on the Hugging Face Hub; some of them must be requested there."""
+
+ROBERTA = {
+    "model_type": "roberta",
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "layer_norm_eps": 1e-5,
+}
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128100,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
+ENCODERS = {
+    "FacebookAI/roberta-base": {
+        **ROBERTA,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "FacebookAI/roberta-large": {
+        **ROBERTA,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+    "microsoft/deberta-v3-base": {
+        **DEBERTA,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "microsoft/deberta-v2-xxlarge": {
+        **DEBERTA,
+        "hidden_size": 1536,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 24,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
+}
+"""Sizes of encoders by name on the Hugging Face Hub."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import pairs, swapped
-from experiments.figures import files
+from experiments.figures.installed import require_matplotlib
 from experiments.reports import (
     csv_lines,
     file,
@@ -14,16 +15,17 @@ from experiments.reports import (
     folders,
     gain_sheet,
     html_page,
-    plots,
     warnings,
 )
 from experiments.reports.findings import Findings
 from experiments.reports.origin import Origin
-from experiments.reports.pictures import Picture, forests
 from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.reports.verdict import sentence
 from experiments.tables import text_formats
 from lora_jax.suggest import require_known
+
+if TYPE_CHECKING:
+    from experiments.reports.pictures import Picture
 
 
 class Document:
@@ -107,12 +109,15 @@ class Document:
 
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
+        require_matplotlib()
+        from experiments.figures import files
+
         paths = []
         for number, found in enumerate(self.findings, 1):
-            for each in forests(found):
+            for each in _forests(found):
                 paths += files.write(each.figure, folder, _stem(number, found.title, each))
         for number, (contest, own) in enumerate(zip(self.made, self.references, strict=True), 1):
-            for each in plots.pictures(contest, own):
+            for each in _plots(contest, own):
                 stem = _stem(number, f"{contest.table}_{contest.task}", each)
                 paths += files.write(each.figure, folder, stem)
         return paths
@@ -127,13 +132,13 @@ class Document:
         elif len(contest.methods) > 1:
             shown.append(reference_sheet(contest, own, self.family))
         links = [] if start is None else [folders.links(contest, start)]
-        drawn = plots.pictures(contest, own) if form == "html" else ()
+        drawn = _plots(contest, own) if form == "html" else ()
         return html_page.Section(contest.title, said, shown, drawn, links)
 
     def _gains(self, found: Findings, form: str) -> html_page.Section:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
         title = f"Difference from {found.reference}{beside}"
-        drawn = forests(found) if form == "html" else ()
+        drawn = _forests(found) if form == "html" else ()
         sheets = () if found.sheet is None else (found.sheet,)
         return html_page.Section(title, found.notes, sheets, drawn, seen_first=True)
 
@@ -163,7 +168,21 @@ def refer(made: Sequence[Contest], reference: str | None) -> list[Method | None]
     return found
 
 
-def _stem(number: int, of: str, picture: Picture) -> str:
+def _forests(found: Findings) -> "Sequence[Picture]":
+    require_matplotlib()
+    from experiments.reports.pictures import forests
+
+    return forests(found)
+
+
+def _plots(contest: Contest, own: Method | None) -> "Sequence[Picture]":
+    require_matplotlib()
+    from experiments.reports import plots
+
+    return plots.pictures(contest, own)
+
+
+def _stem(number: int, of: str, picture: "Picture") -> str:
     """The name of a picture's files, without an ending."""
     name = f"{number}_{of}_{picture.stem}".lower()
     return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)

@@ -3,13 +3,15 @@
 import dataclasses
 import html
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from experiments.figures import files
 from experiments.reports import html_table
 from experiments.reports.origin import Origin
 from experiments.reports.page_style import SCRIPT, STYLE
-from experiments.reports.pictures import Picture
 from experiments.tables.text_formats import Sheet
+
+if TYPE_CHECKING:
+    from experiments.reports.pictures import Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Section:
     title: str
     warnings: Sequence[str] = ()
     sheets: Sequence[Sheet] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: "Sequence[Picture]" = ()
     links: Sequence[html_table.Links] = ()
     seen_first: bool = False
 
@@ -78,6 +80,8 @@ def _section(section: Section, number: int) -> list[str]:
 def _pictures(section: Section, number: int) -> list[str]:
     if not section.pictures:
         return []
+    from experiments.figures import files  # with matplotlib, as each picture has a figure
+
     lines = ['<div class="figures">']
     for at, each in enumerate(section.pictures):
         drawn = files.svg(each.figure, f"p{number}f{at}", f"{section.title}: {each.title}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import lora_jax as lj
 from configs.settings import TextConfig
+from experiments.command_names import shown
 from experiments.runs import artifacts, generated_texts
 from experiments.setup.experiment import Experiment
 from lora_jax.files.atomic import write_atomically
@@ -55,4 +56,4 @@ def to_train_on(folder: Path) -> str:
     given = {"config": folder / "config.json", "config.start_from": folder}
     given["workdir"] = folder.with_name(f"{folder.name}_trained")
     line = [f"--{name}={value}" for name, value in given.items()]
-    return f"to continue training: {shlex.join(['python', '-m', 'experiments.train', *line])}"
+    return f"to continue training: {shown('train')} {shlex.join(line)}"

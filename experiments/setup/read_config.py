@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from experiments.setup import config_errors, json_config, variant_flags
+from experiments.setup import config_errors, config_files, json_config, variant_flags
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
@@ -46,6 +46,12 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
 """How absl quotes the error of a value's parser."""
+_OF_PYTHON = {
+    r"invalid literal for int\(\) with base 10: .*": "expected a whole number, such as 8",
+    r"\('Non-boolean argument to boolean flag', .*": "expected true or false",
+    r"could not convert string to float: .*": "expected a number, such as 3e-4",
+}
+"""Errors of Python in a flag's text, and what they mean."""
 _MISSING = r"flag --(\w+)=None: Flag --\1 must have a value other than None"
 
 
@@ -56,6 +62,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
       FlagValueError: one line on a flag whose text is not a value of its type.
       ValueError: one line on what else is wrong with a flag or the config file.
     """
+    argv = list(_located(argv))
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
     files = [text.partition(":")[0] for name, text in _flag_texts(argv) if name == "config"]
@@ -69,6 +76,15 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     if "config" in values and not is_text:
         variant_flags.require_types(values["config"].value, _texts(argv, values))
     return rest
+
+
+def _located(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments, with the path of each config file in place of its name."""
+    for before, argument in itertools.pairwise(["", *argv]):
+        found = re.fullmatch(r"(--?config=|)([^:]+)(.*)", argument, re.DOTALL)
+        if found and (found[1] or before in ("--config", "-config")):
+            argument = f"{found[1]}{config_files.located(found[2])}{found[3]}"
+        yield argument
 
 
 def _texts(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
@@ -86,10 +102,14 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             raise ValueError("a flag names a setting inside of one that is no section") from error
         text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
         raise ValueError(f"the config has no setting {text}") from error
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(f"{error}{_as_setting(error.flagname, argv)}") from error
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
         said = causes[-1] if causes else lines[0]
+        for python, plain in _OF_PYTHON.items():
+            said = re.sub(python, plain, said)
         if missing := re.match(_MISSING, said):
             meaning = str(values[missing[1]].help).rstrip(".")
             raise ValueError(
@@ -101,6 +121,32 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
                 kind = config_path.get_type(path, values[section].value) if dot else None
                 raise FlagValueError(said, name, text, kind is ConfigDict) from error
         raise ValueError(said) from error
+
+
+def _as_setting(flag: str, argv: Sequence[str]) -> str:
+    """The settings of the config that an unknown flag may mean, as the end of an error message.
+
+    Args:
+      argv: the command line, whose config is read without the settings that it changes.
+    """
+    configs = [each for each in argv if each.startswith("--config=")]
+    if not configs:
+        return ""
+    try:
+        found = settings_of(variant_flags.with_all(read_config(configs[:1])))
+    except ValueError:
+        return ""
+    meant = [name for name in found if name.rpartition(".")[2] == flag]
+    return f"; a setting of the config is --config.{meant[0]}" if meant else ""
+
+
+def settings_of(section: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        nested = isinstance(value, Mapping | ConfigDict)
+        found |= settings_of(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
 
 
 def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -133,13 +179,18 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 def _check_config_file(name: str) -> None:
     """Raise a ValueError if a file is not a config, without executing it."""
+    file, _, arguments = name.partition(",")
+    if arguments and Path(file).is_file():
+        raise ValueError(f"--config={name}: arguments follow a colon: {file}:{arguments}")
     if not Path(name).is_file():
-        raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
+        raise ValueError(
+            f"no config file '{name}'; nearest: {nearest(name, config_files.config_paths())}"
+        )
     if json_config.is_json(name):
         json_config.read(name)
         return
     if "get_config" not in config_errors.compiled(name):
-        near = nearest(name, _configs())
+        near = nearest(name, config_files.config_paths())
         raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")
 
 
@@ -154,8 +205,3 @@ def _check_config(name: str, config: Any) -> None:
         raise ValueError(f"'{name}' gives no config: {said}") from error
     kind = type(config).__name__
     raise ValueError(f"'{name}': get_config() returns a {kind}, expected a ConfigDict")
-
-
-def _configs() -> list[str]:
-    files = sorted(Path("configs").glob("*.py"))
-    return [str(path) for path in files if b"def get_config" in path.read_bytes()]

@@ -57,6 +57,14 @@ def unset(config: ConfigDict) -> None:
         _unset(section, _types(section.get("name")))
 
 
+def with_all(config: ConfigDict) -> ConfigDict:
+    """The config with all settings of its variant; those that it leaves open are unset."""
+    if (section := _section(config)) is not None:
+        given = set(section)
+        _unset(section, {k: v for k, v in _types(section.get("name")).items() if k not in given})
+    return config
+
+
 def require_types(config: Any, texts: Mapping[str, str]) -> None:
     """Raise a ValueError if a flag has set a setting of the variant to a value of another type.
 

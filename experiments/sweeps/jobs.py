@@ -5,12 +5,12 @@ import dataclasses
 import itertools
 import os
 import shlex
-import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from configs.settings import RunConfig
+from experiments.command_names import command_line
 from experiments.runs.run import Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
@@ -100,7 +100,7 @@ def parse_shard(text: str) -> tuple[int, int] | None:
 
 def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     """The command that trains the trials of a job that have not ended."""
-    line = [sys.executable, "-m", "experiments.worker", f"--workdir={folder.path.resolve()}"]
+    line = [*command_line("worker"), f"--workdir={folder.path.resolve()}"]
     line += [f"--trial={trial.name}" for trial in job]
     line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 
 from configs.settings import RunConfig
+from experiments.command_names import command_line
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.from_data import not_gathered
 from experiments.setup.load import load
@@ -57,7 +57,8 @@ class Estimate:
 def start_up() -> float:
     """The seconds until a new process is ready to begin a trial."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import experiments.runs.run"], check=True)
+    line = [*command_line("worker"), "--help"]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 

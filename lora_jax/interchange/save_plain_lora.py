@@ -131,7 +131,7 @@ def _max_lora_rank(rank: int) -> int:
     if not limits:
         raise ValueError(
             f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served; "
-            "merge the weights, or give svd_rank"
+            f"merge the weights, or give an svd_rank of at most {MAX_LORA_RANKS[-1]}"
         )
     return limits[0]
 

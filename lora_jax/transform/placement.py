@@ -185,7 +185,7 @@ def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) ->
         for variant in variants_of(assigned):
             variant.validate(use.matrix)
     except ValueError as error:
-        way_out = f"targets={{'{use.path}': None, ...}} leaves it out"
+        way_out = f"change the setting, or leave '{use.path}' out of the targets"
         raise ValueError(f"'{use.path}': {error}; {way_out}") from None
     try:
         if not isinstance(assigned, tuple):

@@ -1,5 +1,6 @@
 """Commands are timed to their end, or until they have written a line."""
 
+import sys
 import time
 
 import pytest
@@ -17,11 +18,11 @@ pathlib.Path(sys.argv[1] + ".end").touch()
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Modules of their own, which processes can run."""
+    """Programs that run modules of their own."""
 
     def write(name, text):
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
-        return name
+        return [sys.executable, "-m", name]
 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return write

@@ -33,6 +33,10 @@ SMOKE = "configs/quickstart.py:size=smoke"
         ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
         ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
         ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
+        (
+            (f"--config={SMOKE}", "--rank=4"),
+            "'rank'; a setting of the config is --config.variant.ra",
+        ),
         ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
     ],
 )
@@ -46,6 +50,23 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--study=against_lora", "--rows=dora"),
+            "--rows=dora: the study compares every method with lora, so --rows must contain it: "
+            "--rows=lora,dora",
+        ),
+        (("--study=against_lorra",), "--study=against_lorra: unknown study; nearest: 'against_lo"),
+    ],
+)
+def test_a_mistake_in_a_study(tmp_path, arguments, said):
+    done = commands.run("experiments.tune", *arguments, f"--workdir={tmp_path / 'study'}")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_new_interpreter_says_the_same():
@@ -88,41 +109,6 @@ def test_a_program_is_compiled_once_on_a_machine(tmp_path):
     assert len(kept[0]) > 10
     assert kept[0] == kept[1]
     assert adapters[0] == adapters[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--config", "configs/quick.py"), "no config file 'configs/quick.py'; nearest: .*quickst"),
-        (
-            ("-config=quickstart.py:size=smoke",),
-            "no config file 'quickstart.py'; nearest: .*/quick",
-        ),
-        (("--config=configs/common.pyy",), "no config file .*; nearest: 'configs/.*"),
-        (("--config=",), "no config file ''"),
-        (("--workdir=x", "--config"), "no config file ''"),
-        (
-            ("--config=README.md",),
-            "'README.md' is not a config, not even Python: .*README.md, line",
-        ),
-        (
-            ("--config=configs/common.py",),
-            "'configs/common.py' is not a config: it has no get_config; nearest: 'configs/.*",
-        ),
-    ],
-)
-def test_what_is_no_config_file(monkeypatch, arguments, said):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as caught:
-        cli.parse(["command", *arguments])
-    assert re.fullmatch(f"error: {said}.*", str(caught.value.code))
-
-
-def test_a_file_that_is_no_config_is_not_executed(tmp_path):
-    (tmp_path / "other.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
-    with pytest.raises(SystemExit, match="it has no get_config"):
-        cli.parse(["command", f"--config={tmp_path / 'other.py'}"])
-    assert not (tmp_path / "trace").exists()
 
 
 def read(path, text, *more):
@@ -168,7 +154,7 @@ GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n
         ),
         (
             "def get_config():\n    common.parse_arg('a=x', a=1)\n",
-            "config argument 'a=x': a must be of type int, got 'x'",
+            "config argument 'a=x': a must be a whole number, got 'x'",
         ),
         ("def get_config():\n    return ConfigDict(3)\n", "{}, line 8: .*"),
         (
@@ -194,7 +180,7 @@ def test_flags_of_a_config_keep_their_own_lines(tmp_path):
     path = tmp_path / "own.py"
     for flag, said in [
         ("--config.sed=1", 'the config has no setting .*Did you mean "seed"'),
-        ("--config.seed=x", "flag --config.seed=x"),
+        ("--config.seed=x", "flag --config.seed=x: expected a whole number, such as 8"),
         ("--config.seed.x=1", "a flag names a setting inside of one"),
     ]:
         with pytest.raises(ValueError, match=said):

@@ -281,6 +281,12 @@ def test_a_label_is_what_stands_there(tmp_path, name, label, expected):
     ("name", "source", "folder", "message"),
     [
         ("glue/colla", "tsv", "x", "unknown data 'glue/colla'; nearest: 'glue/cola'"),
+        (
+            "imdb",
+            "tsv",
+            "x",
+            r"unknown data 'imdb': there are rotten_tomatoes, glue/cola, .*own_data",
+        ),
         ("glue/cola", "tvs", "x", "unknown data.source 'tvs'; nearest: 'tsv'"),
         ("glue/cola", "demo", None, "'glue/cola' is not of source 'demo' but of 'tsv' or 'tfds'"),
         ("rotten_tomatoes", "tsv", "x", "'rotten_tomatoes' is not of source 'tsv' but of 'demo'"),

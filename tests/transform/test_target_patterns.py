@@ -244,7 +244,7 @@ def test_the_summary_is_readable():
         (
             "all-linear",
             {"variant": LoRA(rank=4, initialization="pissa")},
-            r"'head': .*rank = 4 directions.*; targets=\{'head': None, \.\.\.\} leaves it out",
+            r"'head': .*rank = 4 directions.*; change the setting, or leave 'head' out of the",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from experiments.benchmarks.commands import seconds_until
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.results import Found, Measured
 from experiments.benchmarks.turns import in_turns
+from experiments.command_names import command_line
 
 AGAINST = ()
 TURNS = 5
@@ -32,7 +33,7 @@ def run(plan: Plan) -> Iterator[Measured]:
             return [
                 seconds_until(
                     workdir / "metrics.jsonl",
-                    "experiments.train",
+                    command_line("train"),
                     f"--config={plan.config}",
                     "--config.train.max_steps=1",
                     "--config.train.log_every=1",

@@ -19,6 +19,7 @@ from experiments.benchmarks.commands import seconds_of
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.results import Found, Measured
 from experiments.benchmarks.turns import in_turns
+from experiments.command_names import command_line
 from experiments.runs.group_folder import found_by_timing, stepping
 from lora_jax.records.metrics_log import read_metrics
 
@@ -123,7 +124,7 @@ def _measure(size: Size, plan: Plan) -> Measured:
 def _alone(settings: Sequence[str], folder: Path, learning_rates: Sequence[str]) -> float:
     return sum(
         seconds_of(
-            "experiments.train",
+            command_line("train"),
             *settings,
             f"--config.optimizer.learning_rate={rate}",
             f"--config.seed={seed}",
@@ -137,7 +138,7 @@ def _together(
     settings: Sequence[str], folder: Path, learning_rates: Sequence[str], way: str
 ) -> float:
     return seconds_of(
-        "experiments.sweep",
+        command_line("sweep"),
         *settings,
         f"--sweep=config.optimizer.learning_rate={','.join(learning_rates)}",
         f"--sweep=config.seed=0:{len(learning_rates)}",

@@ -74,6 +74,15 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     ]
 
 
+def described(machine: Sequence[Slot]) -> str:
+    """What the processes compute on, in one line: `2 processes, with GPU 0, GPU 1`."""
+    gpus = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in machine if slot.environment]
+    shares = sorted({len(slot.cores) for slot in machine})
+    cores = f"{' or '.join(map(str, shares))} {'core' if shares == [1] else 'cores'} each"
+    what = ", ".join(f"GPU {each}" for each in dict.fromkeys(gpus)) or cores
+    return f"{len(machine)} {'process' if len(machine) == 1 else 'processes'}, with {what}"
+
+
 def _devices() -> tuple[str, int]:
     """JAX's platform and the number of devices to start processes for.
 

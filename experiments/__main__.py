@@ -1,0 +1,25 @@
+"""`python -m experiments` lists the commands; `python -m experiments train` runs one."""
+
+import runpy
+import sys
+
+from experiments import command_environment, command_names
+
+
+def main() -> None:
+    if not sys.argv[1:] or command_environment.asks_for_help(sys.argv[1]):
+        print(command_names.listing())
+        return
+    name = sys.argv.pop(1)
+    try:
+        # Commands start further modules of this package in the same way; those have a dot.
+        if "." not in name:
+            command_names.require_command(name)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    command_environment.start_again()
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

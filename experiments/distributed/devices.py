@@ -1,0 +1,50 @@
+"""Say in one line which devices a command computes on."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments.distributed import processes
+from lora_jax.sharding import memory
+
+
+def announce() -> None:
+    """Print the devices of all processes on standard error; one process prints.
+
+    Call this after the processes have joined (`processes.initialize`).
+    """
+    if processes.writes():
+        print(f"devices: {described(jax.devices(), jax.process_count())}", file=sys.stderr)
+
+
+def described(devices: Sequence[Any], process_count: int = 1) -> str:
+    """The number and the kind of devices, with the memory of one if it is known.
+
+    A CPU is described by its cores and by the memory that this process may still take.
+    """
+    if devices[0].platform == "cpu":
+        room, cores = memory.host_memory(), len(os.sched_getaffinity(0))
+        free = "" if room is None else f", {memory.size(room)} of memory are available"
+        said = f"{_count(len(devices), 'CPU device')} on {_count(cores, 'core')}{free}"
+    else:
+        kinds = Counter((each.device_kind, _bytes(each)) for each in devices)
+        said = " and ".join(
+            f"{count} x {kind}" + (f" with {memory.size(room)} each" if room else "")
+            for (kind, room), count in kinds.items()
+        )
+    return said + (f", in {process_count} processes" if process_count > 1 else "")
+
+
+def _bytes(device: Any) -> int | None:
+    """The memory of an accelerator that programs may use; None if it cannot be asked for it."""
+    if device.process_index != jax.process_index():
+        return None
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,151 @@
+"""Estimate what all runs of a table cost on a device: the cells of its config, and the total."""
+
+import csv
+import dataclasses
+import importlib
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from configs.settings import RunConfig
+from experiments.planning.accelerators import Accelerator
+from experiments.planning.run_cost import RunCost, StepCost, step_cost, steps_of
+from experiments.setup.config import parse
+from experiments.setup.config_files import config_modules
+from experiments.tables.config_tables import tables
+from lora_jax.suggest import require_known
+from lora_jax.text_table import text_table
+
+HEADS = ("model", "row", "column", "seeds", "steps", "TFLOPs a step", "GB", "hours a run")
+FORMATS = ("text", "csv")
+
+
+@dataclasses.dataclass(frozen=True)
+class CellCost:
+    """A cell of a table, which has a run for each seed."""
+
+    model: str
+    row: str
+    column: str
+    seeds: int
+    run: RunCost
+
+
+def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
+    """The config of each cell of a table, in the order of the config's own arguments.
+
+    Raises:
+      ValueError: an unknown table, or a model that the table does not have.
+    """
+    require_known(name, tables(), f"--table={name}: unknown table")
+    module = importlib.import_module(config_modules()[name])
+    lists = {k: v for k, v in module.ARGUMENTS.items() if isinstance(v, tuple)}
+    for key in ("size", "source"):  # of which any gives the same runs
+        lists[key] = lists[key][:1] if key in lists else ()
+    lists = {key: values for key, values in lists.items() if values}
+    if model is not None:
+        require_known(model, lists.get("model", ()), f"--model={model}: no model of {name}")
+        lists["model"] = (model,)
+    seen = set()
+    for values in itertools.product(*lists.values()):
+        argument = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
+        try:
+            config = module.get_config(argument)
+        except ValueError:  # not in this combination
+            continue
+        parsed = parse(config.to_dict())
+        place = (parsed.study.model, parsed.study.row, parsed.study.column)
+        if place not in seen:
+            seen.add(place)
+            yield parsed
+
+
+def table_cost(name: str, model: str | None = None, tokens: int | None = None) -> list[CellCost]:
+    """The cost of each cell of a table.
+
+    Args:
+      model: only this model of the table.
+      tokens: of each row; by default those of the longest that a config allows.
+    """
+    configs = list(cell_configs(name, model))
+    seeds, steps = int(tables()[name]["seeds"]), dict[str, StepCost]()
+    found = []
+    for config in configs:
+        key = repr(_of_a_step(config))
+        if key not in steps:
+            steps[key] = step_cost(config, tokens)
+        study, run = config.study, RunCost(steps[key], steps_of(config))
+        found.append(CellCost(study.model, study.row, study.column, seeds, run))
+    return found
+
+
+def _of_a_step(config: RunConfig) -> Mapping[str, Any]:
+    """The settings that a step's cost depends on: cells that agree in them are traced once."""
+    train = config.train
+    return {
+        "model": config.model,
+        "variant": config.variant,
+        "targets": config.targets,
+        "also_train": config.also_train,
+        "quantize": config.quantize,
+        "tokens": config.data.max_length,
+        "rows": (train.batch_size, train.accumulate),
+    }
+
+
+def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: float) -> str:
+    """The costs as a table, with the total of all cells and seeds, and what they leave out."""
+    rows = [list(map(_shown, row)) for row in lines(cells, device, efficiency)]
+    known = [(each, each.run.hours(device, efficiency)) for each in cells]
+    total = sum(each.seeds * hours for each, hours in known if hours is not None)
+    unknown = sum(hours is None for _, hours in known)
+    said = [
+        text_table(HEADS, rows),
+        "",
+        f"About {total:,.3g} hours on one {name} for all {sum(each.seeds for each in cells)} runs.",
+        "This is an estimate by a roofline: the slower of a step's products and its traffic with",
+        f"memory, each at {efficiency:.0%} of the device's peak. "
+        "Evaluations, compilation and data are left out.",
+    ]
+    if unknown:
+        said.append(f"Not in the total: {unknown} cells whose data are of unknown size.")
+    if tight := [each for each in cells if each.run.step.memory > device.memory]:
+        first = tight[0]
+        said.append(
+            f"Too large for {device.memory / 1e9:,.0f} GB: {len(tight)} cells, such as "
+            f"{first.model}, {first.row}, {first.column}; see --config and --topology."
+        )
+    return "\n".join(said) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else value or "?"
+
+
+def as_csv(cells: list[CellCost], device: Accelerator, efficiency: float) -> str:
+    """The costs as CSV, a line for each cell; what is unknown is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(HEADS)
+    writer.writerows(lines(cells, device, efficiency))
+    return out.getvalue()
+
+
+def lines(cells: list[CellCost], device: Accelerator, efficiency: float) -> list[list[Any]]:
+    """The entries of each cell, in the order of HEADS."""
+    return [
+        [
+            each.model,
+            each.row,
+            each.column,
+            each.seeds,
+            each.run.steps,
+            each.run.step.flops / 1e12,
+            each.run.step.memory / 1e9,
+            each.run.hours(device, efficiency),
+        ]
+        for each in cells
+    ]

@@ -1,0 +1,177 @@
+"""Commands explain themselves: the list of all, their help, and how each is started."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+
+import commands
+import pytest
+from absl import flags
+from commands import ROOT
+
+import lora_jax_experiments
+from experiments import command_environment, command_names, help_text
+
+FILES = [
+    path
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+    if "cli.main(" in path.read_text(encoding="utf-8")
+]
+
+
+def flags_in(path):
+    """The names that a file gives to flags, as its code has them."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("DEFINE_")
+    ]
+    return [ast.literal_eval(call.args[0]) for call in calls]
+
+
+def interpreter(*arguments, cwd):
+    """A new interpreter, without settings of malloc, that finds this project's packages."""
+    drop = {*command_environment.MALLOC, *command_environment.OTHERS}
+    plain = {name: os.environ[name] for name in os.environ.keys() - drop}
+    line = [sys.executable, *arguments]
+    environment = {**plain, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_the_list_has_every_command_with_what_it_does():
+    done = interpreter("-m", "experiments", cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in FILES:
+        first = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
+        assert re.search(rf"^    {path.stem} +{re.escape(first)}$", done.stdout, re.MULTILINE)
+        assert first.endswith(".")
+    assert list(command_names.commands()) == [path.stem for path in FILES]
+
+
+def test_help_has_an_example_and_every_flag_with_its_default():
+    running = {path: commands.Started(f"experiments.{path.stem}", "--help") for path in FILES}
+    for path, each in running.items():
+        done = each.end()
+        assert (done.returncode, done.stderr) == (0, ""), path
+        assert f"python -m experiments.{path.stem}" in done.stdout
+        _, _, listed = done.stdout.partition("\nFlags:\n")
+        for name in flags_in(path):
+            said = re.search(rf"^    --(?:\[no\])?{name}(?:=\S+)?\n((?: {{8}}.+\n)+)", listed, re.M)
+            assert said, f"{path}: --{name}"
+            words = " ".join(said[1].split())
+            assert re.search("required|default", words), f"{path}: --{name}: {words}"
+            assert re.match(r"[A-Z0-9a-z-].*\.$", words)
+
+
+def test_help_beside_a_config_lists_its_settings():
+    config = "--config=configs/quickstart.py:size=smoke"
+    done = commands.run("experiments.train", "--help", config, "--config.seed=3")
+    for line in ("config.seed=3", "config.data.train=256", "config.variant.rank=None"):
+        assert f"    --{line}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "starts"),
+    [
+        (["train", "--config=x"], True),
+        (["train"], True),
+        (["train", "--config=x", "--help"], False),
+        (["train", "-h"], False),
+    ],
+)
+def test_only_what_computes_starts_again(monkeypatch, arguments, starts):
+    """`-m` is all that Python tells of a command while it looks for it."""
+    line = [f"experiments.{arguments[0]}", *arguments[1:]]
+    monkeypatch.setattr(sys, "argv", ["-m", *arguments[1:]])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", *line])
+    monkeypatch.setattr(command_environment, "missing", lambda _: {"NAME": "value"})
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    command_environment.prepare()
+    given = (sys.executable, [sys.executable, "-m", *line], {**os.environ, "NAME": "value"})
+    assert started == ([given] if starts else [])
+
+
+def test_a_command_that_there_is_not():
+    with pytest.raises(ValueError, match=r"no command 'trian'; nearest: 'train'.* lists all"):
+        command_names.require_command("trian")
+    command_names.require_command("train")
+
+
+def test_the_package_of_the_wheel_does_not_meet_a_users_own(tmp_path):
+    """Its own folders come first, also where a user's have the same names."""
+    for name in ("experiments", "configs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a user has these')")
+    done = interpreter("-m", "lora_jax_experiments", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: lora-jax COMMAND --FLAG=VALUE ...\n")
+
+
+def test_matplotlib_waits_for_a_picture(tmp_path):
+    path = tmp_path / "look.py"
+    path.write_text(
+        "import sys, experiments.train, experiments.report\n"
+        "print([name for name in ('experiments.report', 'matplotlib') if name in sys.modules])\n"
+    )
+    assert commands.run(path).stdout == "['experiments.report']\n"
+
+
+def test_commands_start_others_as_they_were_started(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lora_jax_experiments")
+    assert command_names.command_line("worker") == [sys.executable, "-m", "experiments.worker"]
+    assert command_names.shown("train") == "python -m experiments.train"
+    monkeypatch.setitem(sys.modules, "lora_jax_experiments", lora_jax_experiments)
+    assert command_names.command_line("worker")[2:] == ["lora_jax_experiments", "worker"]
+    assert command_names.shown("train") == "lora-jax train"
+
+
+def test_the_package_finds_its_folders_where_they_are_installed(tmp_path, monkeypatch):
+    assert lora_jax_experiments.folder() == ROOT
+    (tmp_path / "experiments").mkdir()
+    monkeypatch.setattr(lora_jax_experiments, "__file__", str(tmp_path / "__init__.py"))
+    assert lora_jax_experiments.folder() == tmp_path
+
+
+def test_the_version_of_the_package_is_that_of_its_code():
+    done = interpreter("setup.py", "--version", cwd=ROOT)
+    text = (ROOT / "lora_jax" / "__init__.py").read_text(encoding="utf-8")
+    assert f'\n__version__ = "{done.stdout.splitlines()[-1]}"\n' in text
+
+
+def defined():
+    """Flags of every kind, by name."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("folder", None, "The folder", flag_values=values)
+    flags.DEFINE_string("name", "a", "The name.", flag_values=values)
+    flags.DEFINE_bool("audit", True, "Look.", flag_values=values)
+    flags.DEFINE_enum("size", "full", ["full", "smoke"], "How much.", flag_values=values)
+    flags.DEFINE_list("rows", ["a", "b"], "The rows.", flag_values=values)
+    flags.DEFINE_integer("rank", None, "The rank. The default is its own.", flag_values=values)
+    flags.DEFINE_multi_string("sweep", [], "What varies.", flag_values=values)
+    flags.mark_flag_as_required("folder", values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("name", "usage", "meaning"),
+    [
+        ("folder", "--folder=TEXT", "The folder. The flag is required."),
+        ("name", "--name=TEXT", "The name. The default is a."),
+        ("audit", "--[no]audit", "Look. The default is --audit."),
+        ("size", "--size=full|smoke", "How much. The default is full."),
+        ("rows", "--rows=A,B,...", "The rows. The default is a,b."),
+        ("rank", "--rank=INTEGER", "The rank. The default is its own."),
+        (
+            "sweep",
+            "--sweep=TEXT",
+            "What varies. The flag may be given several times. There is no default.",
+        ),
+    ],
+)
+def test_a_flag_is_explained_by_its_kind(name, usage, meaning):
+    flag = defined()[name]
+    assert (help_text.usage(flag), help_text.meaning(flag)) == (usage, meaning)

@@ -1,0 +1,66 @@
+"""What the runs of a table cost: which cells it has, their total, and its formats."""
+
+import csv
+import io
+
+import commands
+import pytest
+
+from experiments.planning.accelerators import Accelerator
+from experiments.planning.run_cost import RunCost, StepCost
+from experiments.tables.table_cost import CellCost, as_csv, cell_configs, text
+
+DEVICE = Accelerator(narrow=2e12, wide=1e12, traffic=1e15, memory=5e9)
+SMALL, LARGE = StepCost(36e12, 1e9, False), StepCost(36e12, 9e9, True)
+CELLS = [
+    CellCost("bert", "lora", "cola", 3, RunCost(SMALL, 200)),
+    CellCost("bert", "lora", "own", 3, RunCost(SMALL, None)),
+    CellCost("bert", "full", "cola", 2, RunCost(LARGE, 1000)),
+]
+"""With half of the peaks, a step of the first takes 72 s, one of the last 36 s."""
+
+
+def test_the_total_is_over_cells_and_seeds():
+    said = text(CELLS, "gpu", DEVICE, 0.5)
+    rows = [line.split() for line in said.splitlines()[2:5]]
+    assert rows[0] == ["bert", "lora", "cola", "3", "200", "36", "1", "4"]
+    assert rows[1] == ["bert", "lora", "own", "3", "?", "36", "1", "?"]
+    assert rows[2] == ["bert", "full", "cola", "2", "1,000", "36", "9", "10"]
+    assert "About 32 hours on one gpu for all 8 runs." in said  # 3 * 4 + 2 * 10
+    assert "estimate" in said and "50% of the device's peak" in said
+    assert "Not in the total: 1 cells" in said
+    assert "Too large for 5 GB: 1 cells, such as bert, full, cola;" in said
+
+
+def test_csv_has_plain_numbers():
+    first, second, _ = csv.DictReader(io.StringIO(as_csv(CELLS, DEVICE, 0.5)))
+    assert float(first["hours a run"]) == 4.0
+    assert (second["steps"], second["hours a run"]) == ("", "")
+
+
+def test_a_table_has_a_cell_for_each_model_method_and_task():
+    found = [(each.study.row, each.study.column) for each in cell_configs("lora_table2")]
+    # minilm and the DeBERTa have no dagger set-up; RoBERTa base neither
+    assert len(found) == 5 * 8
+    assert found.count(("lora_dagger", "rte")) == 1
+    large = list(cell_configs("lora_table2", "roberta_large"))
+    assert {each.model.name for each in large} == {"FacebookAI/roberta-large"}
+    assert len(large) == 16
+    with pytest.raises(ValueError, match="--table=lora_table4: unknown table; nearest: 'lora_tab"):
+        list(cell_configs("lora_table4"))
+    with pytest.raises(ValueError, match="--model=bert: no model of lora_table2; nearest: 'robe"):
+        list(cell_configs("lora_table2", "bert"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--table=glue",), "--device is missing: one of h100, "),
+        (("--table=glue", "--topology=h100:1"), "--table and --topology: give one of them"),
+        (("--topology=h100:1",), "--config is missing: the config that says what to train"),
+    ],
+)
+def test_mistakes(arguments, said):
+    done = commands.run("experiments.plan", *arguments)
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (1, [])
+    assert done.stderr.startswith(f"error: {said}")
