@@ -77,7 +77,12 @@ class Together:
     def start(self) -> list[TrainState]:
         return [
             TrainState.create(
-                self.common.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
+                self.common.adapted,
+                each.tx,
+                jax.tree.map(jnp.copy, trainable),
+                frozen,
+                each.rng,
+                averaged="ema" in each.hyper,
             )
             for each, trainable, frozen in zip(
                 self.experiments, self.trainables, self.frozen, strict=True
@@ -166,6 +171,6 @@ def traced_step(
 
     def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
         tx = from_config.make_optimizer(config, hyper, steps)
-        return step(tx, hyper["clip"], state, frozen, batch)
+        return step(tx, hyper["clip"], state, frozen, batch, hyper.get("ema"))
 
     return traced

@@ -20,6 +20,7 @@ from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics
 from lora_jax.sharding import memory
+from lora_jax.training.averages import evaluated
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop import fit
 from lora_jax.training.outcome import Outcome
@@ -100,8 +101,10 @@ def train(
                     end(number, "diverged", note)
                     continue
                 places[number].require()
-                call = group.call(place, states[place].trainable)
-                own = group.own(place, states[place])
+                trainable = evaluated(states[place])
+                call = group.call(place, trainable)
+                state = dataclasses.replace(states[place], trainable=trainable)
+                own = group.own(place, state)
                 left = artifacts.save(experiments[number], own, folders[number], call)
                 end(number, "completed", notes[place], left)
     except Exception as error:

@@ -58,7 +58,7 @@ class _Once:
 def _check(config: RunConfig, once: _Once) -> Loop:
     task = once(config.data, from_config.make_any_task, config)
     loop = from_config.make_loop(config.train, len(task.train), task.metric)
-    from_config.make_hyper(config.optimizer, loop.steps)
+    from_config.make_hyper(config, loop.steps)
     outputs = 0  # for a language model, whose only outputs are its vocabulary
     if isinstance(task, data.Task):
         outputs = task.num_outputs

@@ -47,6 +47,8 @@ off by 0.07; a gradient of zeros, or of another batch, is off by 1 and more."""
 NOISE = 0.02
 TINY = 1e-30
 GRADIENT = "the gradient of "
+MOMENTS = (("mu",), ("trace",), ("nu",), ("v", "v_row", "v_col"))
+"""What optimisers of Optax call the gradient in their state, or its square; the first is used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +174,14 @@ def compare(
 def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None) -> Finding | str:
     """What this process finds about the copies of a step's results on its devices."""
     outputs = jax.tree_util.tree_leaves_with_path(result)
-    observed = [_observed(path) if _is_float(x) else None for path, x in outputs]
+    moments = _moments([path for path, _ in outputs])
+    observed = [_observed(path, moments) if _is_float(x) else None for path, x in outputs]
     used = [name is not None for name in observed]
     names = [name for name in observed if name is not None]
     if not any(name.startswith(GRADIENT) for name in names):
-        raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
+        raise ValueError(
+            "the optimiser keeps no moment (such as mu): there is no gradient to audit"
+        )
     arrays = [x for (_, x), use in zip(outputs, used, strict=True) if use]
     floor = max(_floor(x.dtype) for x in arrays)
     wholes = [to_host(x) for x in arrays]
@@ -245,12 +250,21 @@ def _norm(array: np.ndarray) -> float:
         return float(np.linalg.norm(np.ravel(np.asarray(array, np.float64))))
 
 
-def _observed(path: tuple[Any, ...]) -> str | None:
+def _moments(paths: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The names under which the state keeps the gradient, or else its square."""
+    for names in MOMENTS:
+        keys = tuple(GetAttrKey(name) for name in names)
+        if any(key in path for path in paths for key in keys):
+            return keys
+    return ()
+
+
+def _observed(path: tuple[Any, ...], moments: tuple[Any, ...]) -> str | None:
     """The name of a step's output, or None if it is not compared."""
     if path[0] == SequenceKey(1):
         return _text(path[1:])
     for place, key in enumerate(path):
-        if key == GetAttrKey("mu"):  # the path after it is a trainable's, adapters or params first
+        if key in moments:  # the path after it is a trainable's, adapters or params first
             return GRADIENT + _text(path[place + 2 :])
     return None
 

@@ -11,6 +11,7 @@ from jax import Array
 
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
+from lora_jax.training.averages import evaluated
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome, all_finite
 from lora_jax.training.saved_trials import SavedTrials
@@ -53,7 +54,8 @@ def fit(
       loops: one for each trial; all have as many steps, and log, evaluate and save at the same
         ones.
       batches: for each trial, gives the batches from a step on.
-      evaluate: gives the metrics of a trial's trainables; its first argument is the trial's number.
+      evaluate: gives the metrics of a trial's trainables (`averages.evaluated`); its first argument
+        is the trial's number.
       saved: the checkpoints; restores and saves the states.
       outcomes: filled in during training, so that a caller that catches an error can see how far
         the trials came.
@@ -123,7 +125,7 @@ def fit(
             progress(number, loss, int(examples))
         for each in active if evaluates else ():
             state = program.pick(population, each)
-            scores = evaluate(each, state.trainable)
+            scores = evaluate(each, evaluated(state))
             metrics[each].write(number, scores)
             outcomes[each].evaluated(loops[each], scores)
             if outcomes[each].best_step == number:
