@@ -7,7 +7,8 @@ where the right result is known.
 
 The audit compares the run's own program, compiled for its own batches: nothing is traced or
 compiled for the audit alone. It reads the gradient from the optimiser's first moment after one step
-from zero. That is the gradient times the same factor on both sides, clipped if the run clips.
+from zero, or its square from the second moment of an optimiser that keeps no first one. That is the
+gradient times the same factor on both sides, clipped if the run clips.
 `by_numpy` evaluates the same jaxpr that was compiled. The audit cannot see mistakes that come
 before the jaxpr (in JAX's or this project's derivatives, which tests check), in what the optimiser
 does with its first moment, or in evaluation.
@@ -117,7 +118,7 @@ def audit(
 
     Args:
       step: jitted, `(...) -> (state, metrics)`, with an `opt_state` in the state; its optimiser
-        keeps a first moment `mu`, as Adam does, and has not stepped yet.
+        keeps a moment (`MOMENTS`), as Adam does, and has not stepped yet.
       cases: the name of each, and a function that makes its arguments, which the step may donate.
       trials: how many trials the step takes at once, if all that it returns has an axis for them.
       room: bytes of memory; a case that takes more is left out, and nothing is compiled for it.
@@ -179,9 +180,7 @@ def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None)
     used = [name is not None for name in observed]
     names = [name for name in observed if name is not None]
     if not any(name.startswith(GRADIENT) for name in names):
-        raise ValueError(
-            "the optimiser keeps no moment (such as mu): there is no gradient to audit"
-        )
+        raise ValueError("the optimiser keeps no first moment (mu), nor another: nothing to audit")
     arrays = [x for (_, x), use in zip(outputs, used, strict=True) if use]
     floor = max(_floor(x.dtype) for x in arrays)
     wholes = [to_host(x) for x in arrays]

@@ -36,6 +36,7 @@ def fit(
     progress: Progress | None = None,
     interrupted: Callable[[int], bool] | None = None,
     audit: Callable[[Sequence[TrainState]], Audit | None] | None = None,
+    until: int | None = None,
 ) -> list[TrainState]:
     """Train the trials of a program to the end, from the newest checkpoint if there is one.
 
@@ -63,6 +64,7 @@ def fit(
       interrupted: called after each step, with its number. If true, that step is saved and the loop
         ends (`Outcome.interrupted`). It must tell all processes so at the same step.
       audit: called before the first step, with the states; raises if the compiled step is wrong.
+      until: the step that is saved and after which the loop ends; None for the last one.
 
     Returns:
       The last states.
@@ -90,7 +92,8 @@ def fit(
     examples = 0.0
     sources = [iter(each(done)) for each in batches]
     active = _active(outcomes)
-    for number in range(done + 1, loop.steps + 1):
+    last = loop.steps if until is None else until
+    for number in range(done + 1, last + 1):
         if not active:
             break
         given = [next(sources[each]) if each in active else None for each in range(count)]
@@ -102,6 +105,7 @@ def fit(
         evaluates = loop.evaluates(number)
         stops = interrupted is not None and interrupted(number)
         saves = stops or evaluates or loop.due(loop.checkpoint_every, number)
+        saves = saves or number == last
         logs = loop.due(loop.log_every, number)
         if not (logs or saves):
             continue  # dispatch the next step while this one runs
