@@ -61,6 +61,7 @@ ROOMS = (
     "experiments.serving",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
+    "experiments.search",
     "experiments.analysis",
     "experiments.studies",
     "experiments.benchmarks",

@@ -57,16 +57,19 @@ def cost(rungs: Sequence[Rung]) -> int:
 
 
 def most_trials(steps: int, factor: int, budget: int) -> int:
-    """The most trials whose rungs cost no more steps than a budget; 0 if none do."""
-    most = 0
-    for trials in range(factor, budget + 1):
+    """The most trials whose rungs cost no more steps than a budget; 0 if none do.
+
+    More trials may cost less: with another rung, the first one comes earlier.
+    """
+    # With as many trials as this, a rung would come before the first step.
+    ends = factor ** (int(math.log(steps, factor)) + 2)
+    for trials in range(min(budget, ends), factor - 1, -1):
         try:
-            if cost(plan(trials, steps, factor)) > budget:
-                break
-        except ValueError:  # too few steps for so many trials
-            break
-        most = trials
-    return most
+            if cost(plan(trials, steps, factor)) <= budget:
+                return trials
+        except ValueError:  # too few steps
+            continue
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,8 +34,8 @@ def test_too_few_trials_or_steps_are_refused(trials, steps, said):
 
 
 def test_a_budget_has_the_most_trials_that_cost_no_more():
-    costs = {trials: cost(plan(trials, 90, 3)) for trials in range(3, 30)}
-    for budget in (149, 150, 210, 299, 420):
+    costs = {trials: cost(plan(trials, 90, 3)) for trials in range(3, 243)}
+    for budget in (149, 150, 210, 299):
         affordable = [trials for trials, each in costs.items() if each <= budget]
         assert most_trials(90, 3, budget) == max(affordable, default=0)
 
