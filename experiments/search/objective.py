@@ -9,15 +9,13 @@ from lora_jax.records import run_record
 from lora_jax.training.loop_settings import Loop
 
 
-def require_held_out(trials: Sequence[Trial]) -> None:
+def require_held_out(trial: Trial) -> None:
     """Raise a ValueError if a trial would be scored on the examples that a task is judged by."""
-    for trial in trials:
-        if not trial.config.data.validation:
-            raise ValueError(
-                f"{trial.name}: --search chooses by examples held out from training, so that the "
-                "task's own validation part stays unseen: set --config.data.validation=N, such as "
-                "400"
-            )
+    if not trial.config.data.validation:
+        raise ValueError(
+            "--search chooses by examples held out from training, so that the task's own "
+            "validation part stays unseen: set --config.data.validation=N, such as 400"
+        )
 
 
 def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:

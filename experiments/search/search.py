@@ -80,15 +80,15 @@ class Search:
         self._integer = trials.integers(arguments, [{}], self._axes).__contains__
         self._ledger = Ledger(folder.path, asked.settings(specs))
         self._rounds = self._ledger.rounds()
-        probe = self._made(self._drawn(1))
+        self._known: dict[tuple[str, ...], tuple[Trial, Loop]] = {}
+        ((probe, self._loop),) = self._made(self._drawn(1))
         require_held_out(probe)
-        self._loop = check_trials(probe)[0]
         self.trials = self._affordable()
 
     def first(self) -> tuple[list[Trial], list[Loop]]:
         """The trials of the first round."""
         made = self._made(self._rounds[0] if self._rounds else self._next([]))
-        return made, check_trials(made)
+        return [trial for trial, _ in made], [loop for _, loop in made]
 
     def cost(self) -> int:
         """The training steps of the search, if all trials have as many steps."""
@@ -110,7 +110,7 @@ class Search:
 
     def _train(self, rounds: Sequence[list[Overrides]], train: Train, halving: int) -> None:
         made = self._made(list(itertools.chain(*rounds)))
-        train(made, check_trials(made), halving)
+        train([trial for trial, _ in made], [loop for _, loop in made], halving)
 
     def _next(self, rounds: Sequence[list[Overrides]]) -> list[Overrides]:
         """The trials of the next round; none after the last."""
@@ -138,11 +138,18 @@ class Search:
     def _drawn(self, count: int) -> list[Overrides]:
         return sweep_flag.draw(self._axes, count, self._asked.seed, self._integer)
 
-    def _made(self, overrides: list[Overrides]) -> list[Trial]:
-        return self._folder.known(trials.make(self._arguments, overrides)) if overrides else []
+    def _made(self, overrides: Sequence[Overrides]) -> list[tuple[Trial, Loop]]:
+        """The trials with these overrides, checked, and their loops; each is made once."""
+        new = [each for each in overrides if tuple(each.values()) not in self._known]
+        if new:
+            made = self._folder.known(trials.make(self._arguments, new))
+            checked = zip(made, check_trials(made), strict=True)
+            for each, found in zip(new, checked, strict=True):
+                self._known[tuple(each.values())] = found
+        return [self._known[tuple(each.values())] for each in overrides]
 
-    def _scores(self, made: Sequence[Trial]) -> list[float | None]:
-        return [score(self._folder, trial, self._loop) for trial in made]
+    def _scores(self, made: Sequence[tuple[Trial, Loop]]) -> list[float | None]:
+        return [score(self._folder, trial, self._loop) for trial, _ in made]
 
     def _affordable(self) -> int:
         """How many trials to train.
@@ -181,14 +188,15 @@ class Search:
         if budget is None or self._asked.method == "halving":
             return False
         made = self._made(list(itertools.chain(*rounds)))
-        return sum(loop.steps for loop in check_trials(made)) > budget
+        return sum(loop.steps for _, loop in made) > budget
 
     def _result(self) -> list[str]:
         """Lines on the best trial and on what was spent, which the ledger gets, too."""
         made = self._made(list(itertools.chain(*self._rounds)))
         pairs = zip(made, self._scores(made), strict=True)
-        scored = [(trial, value) for trial, value in pairs if value is not None]
-        steps = f"{len(made)} trials, {spent(self._folder, made):,} training steps in all"
+        scored = [(trial, value) for (trial, _), value in pairs if value is not None]
+        total = spent(self._folder, [trial for trial, _ in made])
+        steps = f"{len(made)} trials, {total:,} training steps in all"
         if not scored:
             return [f"no trial has a score ({steps})"]
         sign = 1 if self._loop.mode == "max" else -1
