@@ -12,7 +12,7 @@ from experiments.search.ledger import Ledger
 from experiments.search.objective import require_held_out, score, spent
 from experiments.sweeps import sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.preflight import check_trials
+from experiments.sweeps.preflight import Once, check_trials
 from experiments.sweeps.sweep_flag import Overrides
 from experiments.sweeps.trials import Trial
 from lora_jax.training.loop_settings import Loop
@@ -80,6 +80,7 @@ class Search:
         self._integer = trials.integers(arguments, [{}], self._axes).__contains__
         self._ledger = Ledger(folder.path, asked.settings(specs))
         self._rounds = self._ledger.rounds()
+        self._once = Once()
         self._known: dict[tuple[str, ...], tuple[Trial, Loop]] = {}
         ((probe, self._loop),) = self._made(self._drawn(1))
         require_held_out(probe)
@@ -143,7 +144,7 @@ class Search:
         new = [each for each in overrides if tuple(each.values()) not in self._known]
         if new:
             made = self._folder.known(trials.make(self._arguments, new))
-            checked = zip(made, check_trials(made), strict=True)
+            checked = zip(made, check_trials(made, self._once), strict=True)
             for each, found in zip(new, checked, strict=True):
                 self._known[tuple(each.values())] = found
         return [self._known[tuple(each.values())] for each in overrides]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fake_records
 import pytest
+import small_model
 
 from experiments.search import ask
 from experiments.search.search import Asked, Search
@@ -15,10 +16,6 @@ from lora_jax.records import run_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = [
-    f"--config={ROOT / 'configs' / 'quickstart.py'}:size=smoke",
-    "--config.data.validation=40",
-]
 RATE, RANK = "config.optimizer.learning_rate", "config.variant.rank"
 SPECS = [f"{RATE}=log:1e-5:1e-1", f"{RANK}=2,4"]
 BEST = 1e-2
@@ -35,7 +32,30 @@ class Killed(Exception):
     pass
 
 
-def trainer(folder, most=10**9):
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory):
+    """The settings of all trials: 8 steps of a small model, 40 sentences held out."""
+    root = tmp_path_factory.mktemp("small")
+    reviews = small_model.write_reviews(root, train=104, validation=8)
+    settings = {f"data.{name}": value for name, value in reviews.items()}
+    settings |= {"model.name": str(small_model.write(root / "bert")), "train.batch_size": 8}
+    return {**settings, "data.train": 0, "train.epochs": 1, "data.validation": 40}
+
+
+@pytest.fixture(scope="module")
+def search(changes):
+    """Makes a search, and what trains its trials."""
+
+    def make(folder, method="tpe", trials=12, budget=None, seed=0, specs=SPECS, most=10**9, **more):
+        arguments = [f"--config={ROOT / 'configs' / 'quickstart.py'}:size=smoke"]
+        arguments += [f"--config.{name}={value}" for name, value in {**changes, **more}.items()]
+        asked = Asked(method, seed, trials, budget, per_round=4, factor=3)
+        return Search(asked, folder, arguments, specs), trainer(folder, changes, most)
+
+    return make
+
+
+def trainer(folder, settings, most):
     """Leaves records of trials that have none; dies before the trial after `most`."""
 
     def train(found, loops, halving):
@@ -45,7 +65,7 @@ def trainer(folder, most=10**9):
             if len(list(folder.path.glob("trials/*/record.json"))) == most:
                 raise Killed
             changes = {
-                "data.validation": 40,
+                **settings,
                 "optimizer.learning_rate": float(trial.overrides[RATE]),
                 "variant.rank": int(trial.overrides[RANK]),
             }
@@ -64,19 +84,19 @@ def trainer(folder, most=10**9):
     return train
 
 
-def search(folder, method="tpe", trials=12, budget=None, seed=0, specs=SPECS, arguments=ARGUMENTS):
-    asked = Asked(method, seed, trials, budget, per_round=4, factor=3)
-    return Search(asked, folder, arguments, specs)
-
-
 def ledger(folder):
     return json.loads((folder.path / "search.json").read_text())
 
 
+def run(search, *given, **settings):
+    made, train = search(*given, **settings)
+    return made.run(train)
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(search, tmp_path_factory):
     folder = SweepFolder(tmp_path_factory.mktemp("tpe"))
-    return folder, search(folder, trials=24).run(trainer(folder))
+    return folder, run(search, folder, trials=24)
 
 
 def test_tpe_searches_where_scores_are_good(found):
@@ -97,12 +117,12 @@ def test_tpe_searches_where_scores_are_good(found):
     assert "--config.data.validation=0" in said[1]
 
 
-def test_a_killed_search_asks_for_the_same_trials(found, tmp_path):
+def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):
     folder = SweepFolder(tmp_path)
     for most in (6, 13):
         with pytest.raises(Killed):
-            search(folder, trials=24).run(trainer(folder, most))
-    said = search(folder, trials=24).run(trainer(folder))
+            run(search, folder, trials=24, most=most)
+    said = run(search, folder, trials=24)
     assert ledger(folder)["rounds"] == ledger(found[0])["rounds"]
     assert said == found[1]
 
@@ -130,21 +150,21 @@ def test_numbers_are_within_their_ranges_and_of_few_digits():
     assert new == same != other
 
 
-def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(tmp_path):
+def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(search, tmp_path):
     folder = SweepFolder(tmp_path)
     axes = [sweep_flag.parse(spec) for spec in SPECS]
     drawn = sweep_flag.draw(axes, 7, 5, lambda key: key == RANK)
-    search(folder, "random", 3, seed=5).run(trainer(folder))
+    run(search, folder, "random", 3, seed=5)
     assert ledger(folder)["rounds"] == [drawn[:3]]
-    search(folder, "random", None, budget=60, seed=5).run(trainer(folder))
+    run(search, folder, "random", None, budget=60, seed=5)
     assert ledger(folder)["rounds"] == [drawn[:3], drawn[3:7]]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("wrong", "said"),
     [
         (
-            {"arguments": [ARGUMENTS[0], "--config.data.validation=0"]},
+            {"data.validation": 0},
             "--search chooses by examples held out from training",
         ),
         ({"specs": ["config.seed=0:3"]}, "would choose the luckiest seed"),
@@ -156,19 +176,19 @@ def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(tmp_path):
         ({"method": "halving", "trials": 6, "budget": 27}, "take 28 steps, .* has 5 trials"),
     ],
 )
-def test_what_cannot_be_searched_is_said_in_one_line(tmp_path, changes, said):
+def test_what_cannot_be_searched_is_said_in_one_line(search, tmp_path, wrong, said):
     with pytest.raises(ValueError, match=said) as caught:
-        search(SweepFolder(tmp_path), **changes)
+        search(SweepFolder(tmp_path), **wrong)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_keeps_one_search(found):
+def test_a_folder_keeps_one_search(found, search):
     folder = found[0]
-    for changes, said in (
+    for other, said in (
         ({"seed": 1}, "--sweep_seed=0, not 1"),
         ({"method": "random"}, "--search=tpe, not random"),
         ({"specs": SPECS[:1]}, "--sweep="),
     ):
         with pytest.raises(ValueError, match=said):
-            search(folder, **changes)
+            search(folder, **other)
