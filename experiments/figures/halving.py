@@ -1,4 +1,4 @@
-"""Draw how successive halving takes trials out: the scores of each trial at the rungs it reached."""
+"""Draw how successive halving takes trials out: the scores of each at the rungs it reached."""
 
 import dataclasses
 from collections.abc import Sequence

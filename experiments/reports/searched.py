@@ -1,4 +1,4 @@
-"""What a search by successive halving leaves in a report: the trials that were stopped, and when."""
+"""What successive halving leaves in a report: the trials that were stopped, and when."""
 
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.halved_runs import halved
