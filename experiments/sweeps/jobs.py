@@ -39,8 +39,9 @@ class How:
     @property
     def left(self) -> Collection[str]:
         """The statuses of trials that are not trained again."""
-        ended = ("completed",) if self.retry else ("completed", "diverged")
-        return (*ended, "stopped") if self.halving else ended
+        if self.halving:
+            return (*dataclasses.replace(self, halving=0).left, "stopped")
+        return ("completed",) if self.retry else ("completed", "diverged")
 
 
 USUAL = How()
