@@ -19,6 +19,7 @@ JAX = ">=0.10,!=0.10.2"
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
 SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 SLURM = ["submitit>=1.5"]
+SEARCH = ["optuna>=5.0"]  # MIT
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = [f"jax[tpu]{JAX}"]
@@ -90,12 +91,14 @@ setup(
             *TFDS,
             *SPM,
             *SLURM,
+            *SEARCH,
             *DECODERS,
             *SERVE,
         ],
         "tfds": TFDS,
         "spm": SPM,
         "slurm": SLURM,
+        "search": SEARCH,
         "decoders": DECODERS,
         "serve": [*DECODERS, *SERVE],
         "cuda12": [f"jax[cuda12]{JAX}"],

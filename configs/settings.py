@@ -178,7 +178,10 @@ class QuantizeSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW with a warm-up, given as a ratio of all steps or in steps."""
+    """The numbers of the optimiser, and a warm-up, given as a ratio of all steps or in steps.
+
+    `train.optimizer` says which optimiser it is. A number that it does not read is an error.
+    """
 
     learning_rate: float = setting(dataclasses.MISSING, SINGLE)
     """The highest learning rate."""
@@ -203,6 +206,8 @@ class OptimizerSettings:
     """What is added to the root of the second moment."""
     head_learning_rate: float | None = setting(None, SINGLE)
     """The learning rate of `also_train`; None if it is that of the rest."""
+    momentum: float | None = setting(None, SINGLE_SHARE, optional=True)
+    """Of `sgd`, `lion` and `muon`; None: 0.9, 0.99 and 0.95."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,6 +238,10 @@ class TrainSettings:
     """Whether the model is evaluated before the first step, too."""
     init_batches: int | None = setting(None, at_least(1), optional=True)
     """How many of the first batches an initialisation from data sees (LoRA-GA, EVA); None: 8."""
+    optimizer: str | None = setting(None, optional=True)
+    """`adamw`, `sgd`, `lion`, `adafactor`, `muon` or `schedule_free`; None: `adamw`."""
+    ema: float | None = setting(None, SINGLE_SHARE, optional=True)
+    """The decay of a moving average of weights, which is evaluated and saved; None or 0: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

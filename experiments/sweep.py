@@ -21,17 +21,18 @@ combinations are drawn at random. KEY is `config.` and a setting, or an argument
 yields dicts of keys and values, each dict is combined with each combination from --sweep. No key
 may be in both.
 
+With --search, trials are chosen one after another, or taken out while they train, to find the best
+values of --sweep; `docs/guides/search.md` describes it.
+
 Each job runs in one process and holds trials that share a program. --per_job limits their number;
 by default, a program's trials are divided until every process and shard has a job. Checkpoints
 belong to all trials of a job, so give every shard, and a repeated command, the same --processes or
 --per_job.
 """
 
-import contextlib
 import functools
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -41,12 +42,15 @@ from rich.console import Console
 
 from experiments import cli
 from experiments.runs import audit_flag
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.search import search_flags
+from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import SweepFolder, TrialState
 from experiments.sweeps.launchers import local, slurm
+from experiments.sweeps.launchers.stopping import stopped_by_signals
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
+from lora_jax.training.loop_settings import Loop
 from lora_jax.training.trial_program import EXECUTIONS
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -135,7 +139,7 @@ _WAIT = flags.DEFINE_bool(
 
 
 def sweep() -> None:
-    with _stopped_by_signals():
+    with stopped_by_signals():
         _sweep()
 
 
@@ -143,6 +147,11 @@ def _sweep() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require_sweep_or_empty()
     part = jobs.parse_shard(_SHARD.value)
+    unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
+    asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
+    if asked is not None:
+        _search(asked, folder)
+        return
     found = folder.known(_trials())
     if not _DRY_RUN.value:
         # The workers need the devices; this process only traces shapes.
@@ -168,6 +177,38 @@ def _sweep() -> None:
         _launch(_todo(mine, folder), folder, view, machine)
 
 
+def _search(asked: Asked, folder: SweepFolder) -> None:
+    """Do what `--search` asks for."""
+    search = Search(asked, folder, _arguments(), _SWEEP.value)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if _DRY_RUN.value:
+        found, loops = search.first()
+        _list(View(found, loops, folder, console), jobs.make(found, 0))
+        print(f"{search.trials} trials in all, about {search.cost():,} training steps")
+        return
+    jax.config.update("jax_platforms", "cpu")  # the workers need the devices
+
+    def train(found: Sequence[trials.Trial], loops: Sequence[Loop], halving: int) -> None:
+        machine = local.slots(1 if halving else _PROCESSES.value, len(found))
+        whole = jobs.make(found, 0 if halving else None, max(len(machine), 1))
+        if halving and len(whole) > 1:
+            raise ValueError(
+                f"--search=halving trains one program, and these trials are of {len(whole)}: "
+                "search numbers such as learning rates, of one variant"
+            )
+        view, how = View(found, loops, folder, console), _how(halving)
+        folder.write_list(found)
+        if todo := _todo(whole, folder, how):
+            with view.shown():
+                command = functools.partial(jobs.command, how=how)
+                local.launch(todo, folder, machine, view.update, command)
+        view.update(now=True)
+
+    with folder.held(None):
+        for line in search.run(train):
+            print(line)
+
+
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
     """How many processes, in all shards, need a job.
 
@@ -177,13 +218,18 @@ def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int
     return max(own, 1) * (1 if part is None else part[1])
 
 
-def _trials() -> list[trials.Trial]:
+def _arguments() -> list[str]:
+    """The flags of all trials, `--config=FILE:...` first."""
     flag = flags.FLAGS["config"]
     settings = flag.override_values.items()  # type: ignore[attr-defined]
-    arguments = [
+    return [
         f"--config={flag.config_filename}",  # type: ignore[attr-defined]
         *(f"--config.{key}={sweep_flag.text_of(value)}" for key, value in settings),
     ]
+
+
+def _trials() -> list[trials.Trial]:
+    arguments = _arguments()
     overrides = trials.overrides_of(
         arguments[0].removeprefix("--config=").partition(":")[0],
         _SWEEP.value,
@@ -195,18 +241,19 @@ def _trials() -> list[trials.Trial]:
     return trials.make(arguments, overrides)
 
 
-def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
+def _todo(mine: list[jobs.Job], folder: SweepFolder, how: jobs.How | None = None) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
-    return [job for job in mine if any(_wanted(folder.state(trial)) for trial in job)]
+    left = (how or _how()).left
+    return [job for job in mine if any(folder.state(trial).status not in left for trial in job)]
 
 
 def _wanted(state: TrialState) -> bool:
     return state.status not in _how().left
 
 
-def _how() -> jobs.How:
+def _how(halving: int = 0) -> jobs.How:
     retry = bool(_RETRY.value)
-    return jobs.How(_EXECUTION.value, retry, audit_flag.wanted())  # type: ignore[arg-type]
+    return jobs.How(_EXECUTION.value, retry, audit_flag.wanted(), halving)  # type: ignore[arg-type]
 
 
 def _launch(
@@ -258,29 +305,6 @@ def _list(view: View, todo: list[jobs.Job]) -> None:
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
         f"of processes; the longest job {clock(max(times))}"
     )
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left.
-
-    After SIGTERM, by which schedulers announce that they will end a process, workers save first.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        raise local.Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(each, stop)
-    try:
-        yield
-    except local.Terminated:
-        print("stopped; the same command goes on from here")
-        sys.exit(TEMPORARY_FAILURE)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ _EXECUTION = flags.DEFINE_enum(
     "How the trials of a program step. The default is the fastest way, which is measured.",
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
+_HALVING = flags.DEFINE_integer(
+    "halving", 0, "Of so many trials, one goes on at each rung; 0: all train to the end."
+)
 _CORES = flags.DEFINE_list("cores", [], "The processor cores to use. The default is all of them.")
 _LEASH = flags.DEFINE_bool(
     "leash",
@@ -42,7 +45,8 @@ def worker() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
-    how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
+    halving = int(_HALVING.value or 0)
+    how = jobs.How(_EXECUTION.value, retry, audit, halving)  # type: ignore[arg-type]
     with process_error.written(folder.error(names[0])):
         folder.require(names)  # an unknown name is an error before any training
         announce()

@@ -63,6 +63,7 @@ ROOMS = (
     "experiments.serving",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
+    "experiments.search",
     "experiments.analysis",
     "experiments.studies",
     "experiments.benchmarks",

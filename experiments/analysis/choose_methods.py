@@ -71,6 +71,11 @@ class Method:
         return len(self.tried), sum(runs)
 
     @property
+    def steps(self) -> int:
+        """The training steps of the runs that were tried; trials stopped early have fewer."""
+        return sum(run.record.steps for each in self.tried for run in each.of(self.phase))
+
+    @property
     def edge(self) -> str:
         """`lowest` or `highest` if the chosen learning rate is at an end of those with a result.
 

@@ -9,6 +9,8 @@ from experiments.analysis.unfinished_runs import Unfinished
 
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings may vary."""
+ALSO_VARIED = ("train.optimizer", "train.ema")
+"""Settings of other sections that they may vary, too."""
 BESIDE = ("study.row", "data.validation")
 
 
@@ -39,11 +41,11 @@ def varied_and_fixed(
     """Split the settings of a config into those that a study varies, and the fixed ones.
 
     Args:
-      varies: settings that vary besides the sections VARIED.
+      varies: settings that vary besides those.
     """
     varied, fixed = {}, {}
     for key, value in collect_runs.settings_of(config).items():
-        if key.partition(".")[0] in VARIED or key in varies:
+        if key.partition(".")[0] in VARIED or key in (*ALSO_VARIED, *varies):
             varied[key] = value
         elif key not in BESIDE:
             fixed[key] = value

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 import lora_jax as lj
@@ -20,6 +19,7 @@ from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER
 from lora_jax.sharding.layout import Layout, lay_out, sharded_shape
 from lora_jax.sharding.mesh import ROWS, Rules, part_count
+from lora_jax.training.optimizers import Optimizer
 from lora_jax.training.step import (
     Batch,
     Loss,
@@ -45,7 +45,7 @@ class AbstractStep:
 
     config: RunConfig
     adapted: lj.Adapted
-    tx: optax.GradientTransformation
+    tx: Optimizer
     loss: Loss
     params: Any
     state: TrainState
@@ -72,11 +72,14 @@ class AbstractStep:
         )
         # The warm-up may take more steps than that.
         own = dataclasses.replace(config.optimizer, warmup_steps=0)
-        hyper = from_config.make_hyper(own, PLACEHOLDER_STEPS)
+        hyper = from_config.make_hyper(
+            dataclasses.replace(config, optimizer=own), PLACEHOLDER_STEPS
+        )
         tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
 
         def create(trainable: Any, frozen: lj.Frozen) -> TrainState:
-            return TrainState.create(adapted, tx, trainable, frozen, key)
+            averaged = bool(config.train.ema)
+            return TrainState.create(adapted, tx, trainable, frozen, key, averaged)
 
         key, accumulate = jax.random.key(0), config.train.accumulate
         if mesh is None:
@@ -105,7 +108,8 @@ class AbstractStep:
         """The step as it is traced for a batch of this shape."""
         shardings = self.layout and self.layout.like(self.state)
         given = self.config.train.accumulate, self.config.optimizer.clip, shardings
-        step: Any = make_train_step(self.adapted, self.tx, self.predict, self.loss, *given)
+        model = self.adapted, self.tx, self.predict, self.loss
+        step: Any = make_train_step(*model, *given, self.config.train.ema)
         return step.trace(self.state, self.frozen, batch)
 
     @property

@@ -10,6 +10,7 @@ from experiments.analysis import collect_runs, parameters
 from experiments.analysis.choose_methods import Contest, Method, saved_scores
 from experiments.figures import labelled_points, small_multiples
 from experiments.figures.scores import metric_label
+from experiments.reports import searched
 from experiments.reports.pictures import Picture
 from experiments.reports.sheets import Costs, costs, interval, machines
 
@@ -40,6 +41,8 @@ def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]
     if (drawn := by_rate(contest)) is not None:
         rates = Picture("learning_rates", "Scores by learning rate", rate_caption(contest), drawn)
         made.insert(1, rates)
+    if (rungs := searched.picture(contest)) is not None:
+        made.append(rungs)
     return made
 
 

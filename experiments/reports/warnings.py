@@ -8,6 +8,7 @@ from scipy import stats
 from experiments.analysis import parameters, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import statuses
+from experiments.analysis.halved_runs import any_stopped
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.reports.sheets import equal, machines
 
@@ -21,9 +22,11 @@ def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
             f"settings of {_list(same)} were chosen on the same examples that they are scored on: "
             "scores are too high, and p values too small; more settings make this worse"
         )
-    budgets: dict[tuple[int, int], list[str]] = {}
+    budgets: dict[tuple[int, int, int], list[str]] = {}
+    stopped = any_stopped(contest.methods)
     for method in contest.methods:
-        budgets.setdefault(method.budget, []).append(method.label)
+        steps = method.steps if stopped else 0
+        budgets.setdefault((*method.budget, steps), []).append(method.label)
     if len(budgets) > 1:
         texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
         said.append(f"budgets differ: {'; '.join(texts)}")
@@ -122,9 +125,11 @@ def _of_method(method: Method) -> list[str]:
     return said
 
 
-def _count(settings: int, runs: int) -> str:
+def _count(settings: int, runs: int, steps: int) -> str:
+    """A budget; its steps are 0 where they go without saying, as all runs have as many."""
     first = "setting" if settings == 1 else "settings"
-    return f"{settings} {first} in {runs} {'run' if runs == 1 else 'runs'}"
+    said = f"{settings} {first} in {runs} {'run' if runs == 1 else 'runs'}"
+    return f"{said} of {steps:,} steps together" if steps else said
 
 
 def _list(names: Sequence[str], most: int = 4) -> str:

@@ -120,11 +120,13 @@ def record(
     status: Any,
     note: str,
     left: Left = NOTHING,
+    rungs: list[dict[str, Any]] | None = None,
 ) -> run_record.Record:
     """Make the record of a run from its experiment and its results.
 
     Args:
       seconds: how long the run took in all.
+      rungs: those that a trial of successive halving reached.
     """
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
@@ -167,6 +169,7 @@ def record(
         audit=outcome.audit,
         gathered=experiment.gathered and dict(experiment.gathered.said),
         tokenised_per_second=experiment.texts.examples_per_second,
+        rungs=rungs or None,
     )
 
 

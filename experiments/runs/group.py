@@ -73,11 +73,27 @@ class Together:
     """The first trial, whose model all use, with this model adapted in the common structure."""
     frozen: tuple[lj.Frozen, ...]
     trainables: tuple[Trainable, ...]
+    traced: trial_program.TracedStep
+    """The step of all trials. A group of some of them has the same function, compiled once."""
+
+    def take(self, numbers: Sequence[int]) -> "Together":
+        """The group of the trials with these numbers, in the same structure."""
+        return dataclasses.replace(
+            self,
+            experiments=tuple(self.experiments[number] for number in numbers),
+            frozen=tuple(self.frozen[number] for number in numbers),
+            trainables=tuple(self.trainables[number] for number in numbers),
+        )
 
     def start(self) -> list[TrainState]:
         return [
             TrainState.create(
-                self.common.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
+                self.common.adapted,
+                each.tx,
+                jax.tree.map(jnp.copy, trainable),
+                frozen,
+                each.rng,
+                averaged="ema" in each.hyper,
             )
             for each, trainable, frozen in zip(
                 self.experiments, self.trainables, self.frozen, strict=True
@@ -85,13 +101,11 @@ class Together:
         ]
 
     def program(self, execution: trial_program.Execution) -> trial_program.Program:
-        first = self.common
-        given = first.adapted, first.predict, first.texts.loss, first.config, first.loop.steps
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
         ]
-        return trial_program.make_program(execution, traced_step(*given), self.frozen, hyper)
+        return trial_program.make_program(execution, self.traced, self.frozen, hyper)
 
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
         """As in `Alone`; `trainable` is in the program's structure."""
@@ -137,7 +151,8 @@ def together(experiments: Sequence[Experiment]) -> Together:
     trainables, frozen = zip(*wide, strict=True)
     common = dataclasses.replace(first, adapted=adapted)
     halves = tuple(separated(first.config.model, *frozen))
-    return Together(tuple(experiments), common, halves, trainables)
+    given = adapted, common.predict, common.texts.loss, common.config, common.loop.steps
+    return Together(tuple(experiments), common, halves, trainables, traced_step(*given))
 
 
 def with_equal_shapes(experiments: Sequence[Experiment]) -> Sequence[Experiment]:
@@ -166,6 +181,6 @@ def traced_step(
 
     def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
         tx = from_config.make_optimizer(config, hyper, steps)
-        return step(tx, hyper["clip"], state, frozen, batch)
+        return step(tx, hyper["clip"], state, frozen, batch, hyper.get("ema"))
 
     return traced

@@ -48,7 +48,7 @@ class Held:
         return cls(
             weights=memory.tree_bytes((step.params, quantised)),
             trained=memory.tree_bytes(own),
-            optimizer=memory.tree_bytes((state.opt_state, state.variant_state)),
+            optimizer=memory.tree_bytes((state.opt_state, state.variant_state, state.average)),
             merged=memory.tree_bytes(step.params) if writes else 0,
         )
 

@@ -78,6 +78,7 @@ def run_together(
     say: Say | None = None,
     audit: bool = True,
     mesh: Mesh | None = None,
+    halving: int = 0,
 ) -> list[Ended]:
     """Train the trials of a program, or continue where an earlier process stopped.
 
@@ -90,6 +91,7 @@ def run_together(
       left: the statuses of records whose trials are not trained again.
       say, audit: as for `run`.
       mesh: the devices that train together; only for a single trial.
+      halving: of so many trials, one goes on at each rung (`halving`); 0: all train to the end.
 
     Returns:
       For each trial, its record, or the error that kept it from being trained.
@@ -106,7 +108,7 @@ def run_together(
             say(UNSEALED)
         return [ended[0]]
     with preemption() as interrupted, alone_in(folders) as busy:
-        order = Order(label, execution, audit, interrupted, started)
+        order = Order(label, execution, audit, interrupted, started, halving)
         if len(configs) > 1:
             return _run_group(configs, folders, left, say, order, busy)
         # Another process may have completed the run in between.

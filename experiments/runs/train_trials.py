@@ -7,19 +7,21 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.distributed import processes
 from experiments.runs import artifacts, step_audit
 from experiments.runs.folder_lock import Place
 from experiments.runs.group import Alone, Together, together
 from experiments.runs.group_folder import GroupFolder, stepping
+from experiments.runs.halving import Halving
 from experiments.runs.progress_bar import bar
+from experiments.runs.rungs import Decision, of_trial
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics
 from lora_jax.sharding import memory
+from lora_jax.training.averages import evaluated
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop import fit
 from lora_jax.training.outcome import Outcome
@@ -51,6 +53,8 @@ class Order:
     """As in `lora_jax.training.loop.fit`."""
     started: float
     """When this process began with the trials, by `time.perf_counter`."""
+    halving: int = 0
+    """Of so many trials, one goes on at each rung (`halving`); 0: all train to the end."""
 
 
 def train(
@@ -77,33 +81,54 @@ def train(
     places = {number: Place(folders[number]) for number in experiments if number not in done}
     ended: dict[int, run_record.Record] = {}
 
-    def end(number: int, status: str, note: str, *left: Any) -> None:
+    decided: list[Decision] = []
+
+    def end(number: int, status: str, note: str, left: artifacts.Left = artifacts.NOTHING) -> None:
         seconds = (time.perf_counter() - order.started) / len(experiments)
-        given = experiments[number], outcomes[number], seconds, status, note, *left
-        record = artifacts.record(*given)
+        given = experiments[number], outcomes[number], seconds, status, note, left
+        record = artifacts.record(*given, rungs=of_trial(decided, list(experiments).index(number)))
         places[number].require()
         if processes.writes():
             run_record.write(folders[number], record)
         ended[number] = record
+
+    def stop(place: int, decisions: list[Decision]) -> None:
+        """Write the record of a trial that leaves at the last of these rungs."""
+        decided[:] = decisions
+        number = list(experiments)[place]
+        if number in done or number in ended:
+            return
+        if outcomes[number].diverged:
+            end(number, "diverged", artifacts.NOT_FINITE.format(outcomes[number].steps))
+            return
+        metric, rung = experiments[number].loop.metric, len(decisions) - 1
+        end(number, "stopped", decisions[-1].said(place, rung, metric))
 
     try:
         all_of_them = list(experiments.values())
         group = together(all_of_them) if home else Alone(all_of_them[0])
         with explained(group.experiments[0].config):
             where = [folders[number] for number in experiments]
-            states, notes = _fit(group, where, home, list(outcomes.values()), order)
+            results = list(outcomes.values())
+            if isinstance(group, Together) and home is not None and order.halving:
+                found = _halved(group, where, home, results, order, stop)
+            else:
+                each = zip(*_fit(group, where, home, results, order), strict=True)
+                found = dict(enumerate(each))
             for place, number in enumerate(experiments):
-                if number in done:
+                if number in done or number in ended:
                     continue
                 if outcomes[number].diverged:
                     note = artifacts.NOT_FINITE.format(outcomes[number].steps)
                     end(number, "diverged", note)
                     continue
                 places[number].require()
-                call = group.call(place, states[place].trainable)
-                own = group.own(place, states[place])
+                state, note = found[place]
+                state = dataclasses.replace(state, trainable=evaluated(state))
+                call = group.call(place, state.trainable)
+                own = group.own(place, state)
                 left = artifacts.save(experiments[number], own, folders[number], call)
-                end(number, "completed", notes[place], left)
+                end(number, "completed", note, left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
             # Writing fails on a full disk or in a removed folder; the first error reports that.
@@ -147,11 +172,48 @@ def _fit(
         if group.experiments[0].config.train.select == "best" and not outcomes[0].interrupted:
             states, notes = saved.best(states, outcomes)
     if outcomes[0].interrupted:
-        if writes:
-            step = max(outcome.steps for outcome in outcomes)  # a diverged trial stopped before
-            print(f"interrupted: step {step} is saved; the same command goes on")
+        _say_interrupted(outcomes)
         raise Interrupted
     return states, notes
+
+
+def _halved(
+    group: Together,
+    folders: Sequence[Path],
+    home: GroupFolder,
+    outcomes: Sequence[Outcome],
+    order: Order,
+    stop: Callable[[int, list[Decision]], None],
+) -> dict[int, tuple[TrainState, str]]:
+    """Train by successive halving; return the states to save and notes, by the trial's place."""
+    steps, writes = group.experiments[0].loop.steps, processes.writes()
+    first = _program(group, home, order.execution)
+    way, audit = first.execution, functools.partial(step_audit.of_program, group.experiments, first)
+    with contextlib.ExitStack() as stack:
+        halving = Halving(
+            group,
+            folders,
+            home.path,
+            outcomes,
+            order.halving,
+            stop,
+            order.interrupted,
+            stack.enter_context(bar(order.label, steps)) if writes else None,
+            audit if order.audit else None,
+        )
+        found = halving.train(
+            lambda part: first if len(part.frozen) == len(group.frozen) else part.program(way)
+        )
+    if any(outcome.interrupted for outcome in outcomes):
+        _say_interrupted(outcomes)
+        raise Interrupted
+    return found
+
+
+def _say_interrupted(outcomes: Sequence[Outcome]) -> None:
+    if processes.writes():
+        step = max(outcome.steps for outcome in outcomes)  # a diverged trial stopped before
+        print(f"interrupted: step {step} is saved; the same command goes on")
 
 
 def _program(

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import Mesh
 
@@ -30,6 +29,7 @@ from lora_jax.records.environment import multiplies_bfloat16
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
+from lora_jax.training.optimizers import Optimizer
 from lora_jax.training.step import Batch, Predict, Step, TrainState, make_train_step
 from lora_jax.transform.bfloat16_products import bfloat16_products
 
@@ -49,7 +49,7 @@ class Experiment:
     frozen: lj.Frozen
     hyper: dict[str, float]
     """The optimiser's numbers (`from_config.make_hyper`)."""
-    tx: optax.GradientTransformation
+    tx: Optimizer
     loop: Loop
     gathered: Gathered | None = None
     """What an initialisation from data has seen; None for others."""
@@ -157,7 +157,8 @@ class Experiment:
     def make_step(self) -> Step:
         accumulate, clip = self.config.train.accumulate, self.config.optimizer.clip
         given = self.adapted, self.tx, self.predict, self.texts.loss
-        return make_train_step(*given, accumulate, clip, self._state_shardings)
+        ema = self.hyper.get("ema")
+        return make_train_step(*given, accumulate, clip, self._state_shardings, ema)
 
     def start(self, keep: bool = True) -> TrainState:
         """The training state before the first step, in arrays of its own.
@@ -180,7 +181,8 @@ class Experiment:
         return self.layout.like(jax.eval_shape(self._start, self.trainable, self.frozen))
 
     def _start(self, trainable: Any, frozen: lj.Frozen) -> TrainState:
-        return TrainState.create(self.adapted, self.tx, trainable, frozen, self.rng)
+        given = self.adapted, self.tx, trainable, frozen, self.rng
+        return TrainState.create(*given, averaged="ema" in self.hyper)
 
 
 def build(
@@ -206,7 +208,7 @@ def build(
     loaded = shared or load(config, mesh, texts)
     texts = loaded.texts
     loop = from_config.make_loop(config.train, len(texts.encoded["train"]), texts.task.metric)
-    hyper = from_config.make_hyper(config.optimizer, loop.steps)
+    hyper = from_config.make_hyper(config, loop.steps)
     tx = from_config.make_optimizer(config, hyper, loop.steps)
     key = jax.random.key(config.seed)
     forward, params = loaded.model(key)

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import optax
-
 import lora_jax as lj
 import variants
 from configs import settings
@@ -14,6 +12,7 @@ from lora_jax.metrics import label_metrics
 from lora_jax.suggest import require_known
 from lora_jax.training import optim
 from lora_jax.training.loop_settings import Loop
+from lora_jax.training.optimizers import KINDS, Kind, Optimizer, scaled
 
 ANY_BASE = "any_base:"
 """A prefix of the folder in a config's `start_from`, which allows an adapter of another base."""
@@ -157,38 +156,51 @@ def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Lo
     )
 
 
-def make_hyper(section: settings.OptimizerSettings, steps: int) -> dict[str, float]:
+def kind_of_optimizer(config: settings.RunConfig) -> Kind:
+    """The kind of a config's optimiser.
+
+    Raises:
+      ValueError: no such optimiser.
+    """
+    name = config.train.optimizer or "adamw"
+    require_known(name, KINDS, f"unknown config.train.optimizer '{name}'")
+    return KINDS[name]
+
+
+def make_hyper(config: settings.RunConfig, steps: int) -> dict[str, float]:
     """The numbers of an optimiser; each may differ between the trials of one program.
 
     Raises:
-      ValueError: the warm-up takes all steps.
+      ValueError: the warm-up takes all steps, or there is no such optimiser.
     """
+    section, kind = config.optimizer, kind_of_optimizer(config)
     if section.warmup_steps >= steps and section.warmup_steps:
         raise ValueError(
             f"config.optimizer.warmup_steps {section.warmup_steps} leaves nothing of {steps} steps"
         )
-    names = ("learning_rate", "weight_decay", "b1", "b2", "eps", "clip")
+    names = ("learning_rate", "weight_decay", *kind.reads, "clip")
     hyper = {name: getattr(section, name) for name in names}
+    if kind.momentum is not None and section.momentum is None:
+        hyper["momentum"] = kind.momentum
     hyper["warmup"] = section.warmup_steps or round(section.warmup_ratio * steps)
     if section.head_learning_rate is not None:
         hyper["head_ratio"] = section.head_learning_rate / section.learning_rate
+    if config.train.ema:
+        hyper["ema"] = config.train.ema
     return hyper
 
 
-def make_optimizer(
-    config: settings.RunConfig, hyper: Mapping[str, Any], steps: int
-) -> optax.GradientTransformation:
-    """Make AdamW with a schedule, and a learning rate of its own for `also_train`, if it is set.
+def make_optimizer(config: settings.RunConfig, hyper: Mapping[str, Any], steps: int) -> Optimizer:
+    """Make the optimiser with its schedule, and a learning rate for `also_train`, if it is set.
 
     It does not clip gradients: the training step does, before AdaLoRA computes scores from them.
 
     Args:
       hyper: the result of `make_hyper`; its numbers may be traced.
     """
-    schedule = config.optimizer.schedule
+    schedule, kind = config.optimizer.schedule, kind_of_optimizer(config)
     rate = optim.traceable_schedule(schedule, hyper["learning_rate"], steps, hyper["warmup"])
-    names = ("weight_decay", "b1", "b2", "eps")
-    tx = optim.adamw(rate, clip=None, **{name: hyper[name] for name in names})
+    tx = kind.make(rate, {name: hyper[name] for name in ("weight_decay", *kind.reads)})
     if "head_ratio" not in hyper:
         return tx
-    return optax.chain(tx, optim.scale_params(config.also_train, hyper["head_ratio"]))
+    return scaled(tx, optim.scale_params(config.also_train, hyper["head_ratio"]))

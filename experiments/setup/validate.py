@@ -1,6 +1,8 @@
 """Check the values of a config's settings before anything is loaded."""
 
+import dataclasses
 import operator
+from collections.abc import Sequence
 
 from configs.settings import GenerateSettings, RunConfig, TextConfig, fields_of
 from experiments.setup import from_config
@@ -9,6 +11,7 @@ from lora_jax.metrics import text_metrics
 from lora_jax.models.parts.decoder import POLICIES
 from lora_jax.suggest import nearest, require_known
 from lora_jax.training import optim
+from lora_jax.variant import Variant
 
 DTYPES = ("float32", "bfloat16")
 FROM_OPTIONS = "accuracy_written"
@@ -31,7 +34,8 @@ def validate(config: RunConfig) -> None:
         dtype = getattr(config.model, name, None)
         if dtype is not None:
             require_known(dtype, DTYPES, f"unknown model.{name} '{dtype}'")
-    from_config.make_targets(config)
+    targets = from_config.make_targets(config)
+    _validate_optimizer(config, list(targets.values()))
     from_config.make_storage(config.quantize)
     optim.schedule(config.optimizer.schedule, 1.0, 1)  # an unknown one raises
     for name, patterns in (
@@ -52,6 +56,37 @@ def validate(config: RunConfig) -> None:
             f"config.data.source files: your own data cannot stand under {study.column} of "
             f"{study.table}; use configs/own_data.py"
         )
+
+
+def _validate_optimizer(config: RunConfig, variants: Sequence[Variant]) -> None:
+    """Raise a ValueError for an optimiser or an average that does not go with other settings."""
+    kind, name = from_config.kind_of_optimizer(config), config.train.optimizer or "adamw"
+    section = config.optimizer
+    for field in dataclasses.fields(section):
+        unread = field.name in ("b1", "b2", "eps", "momentum") and field.name not in kind.reads
+        if unread and getattr(section, field.name) != field.default:
+            read = ", ".join(("learning_rate", "weight_decay", *kind.reads))
+            raise ValueError(f"config.optimizer.{field.name}: {name} reads {read} only")
+    if not (kind.averages or config.train.ema):
+        return
+    flag = "config.train.ema" if config.train.ema else f"config.train.optimizer {name}"
+    if kind.averages and config.train.ema:
+        raise ValueError(
+            f"config.train.ema: {name} evaluates an average of its own; leave ema at 0"
+        )
+    if kind.averages and section.schedule != "constant":
+        raise ValueError(
+            f"{flag} averages steps in place of a decay: set config.optimizer.schedule=constant, "
+            f"not {section.schedule}"
+        )
+    if kind.averages and not section.b1:
+        raise ValueError(f"{flag} needs config.optimizer.b1 above 0")
+    for each in variants:
+        if type(each).update is not Variant.update:
+            raise ValueError(
+                f"{flag}: variant {config.variant.name} changes weights between steps, which an "
+                "average would undo"
+            )
 
 
 def _require_source(config: RunConfig) -> None:

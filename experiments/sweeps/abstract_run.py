@@ -81,12 +81,13 @@ class AbstractRun:
         adapted, trainable, frozen = self._init(targets)
         predict = predictor(adapted, config.model, self.loaded.evaluated)
         step = traced_step(adapted, predict, self.loaded.texts.loss, config, self.steps)
-        numbers, key = from_config.make_hyper(config.optimizer, self.steps), jax.random.key(0)
+        numbers, key = from_config.make_hyper(config, self.steps), jax.random.key(0)
         hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in numbers}
 
         def trained(hyper: Any, trainable: Any, frozen: lj.Frozen, batch: Any) -> Any:
             tx = from_config.make_optimizer(config, hyper, self.steps)
-            state = TrainState.create(adapted, tx, trainable, frozen, key)
+            averaged = "ema" in hyper
+            state = TrainState.create(adapted, tx, trainable, frozen, key, averaged)
             return step(hyper, state, frozen, batch)
 
         def scored(trainable: Any, frozen: lj.Frozen, batch: Any) -> Any:

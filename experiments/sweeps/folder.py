@@ -28,7 +28,7 @@ from lora_jax.files.atomic import write_atomically
 from lora_jax.records import run_record
 from lora_jax.suggest import require_known
 
-ENDED = ("completed", "failed", "diverged", "killed")
+ENDED = ("completed", "failed", "diverged", "killed", "stopped")
 VERSION = 1
 
 
@@ -41,8 +41,8 @@ class TrialState:
     """The state of a trial.
 
     A `waiting` trial has never begun. A `running` one is locked by a process. An `interrupted` one
-    was running in a process that is gone. A `killed` one ended with its process. For `failed` and
-    `diverged`, `note` gives the reason.
+    was running in a process that is gone. A `killed` one ended with its process. A `stopped` one
+    was taken out by successive halving. `note` says why a trial failed, diverged or was stopped.
     """
 
     status: str

@@ -42,11 +42,13 @@ def program_key(config: RunConfig) -> str:
         dataclasses.replace(config.data, draw=0),
         config.quantize,
         config.also_train,
-        dataclasses.replace(config.train, target_score=None),
+        dataclasses.replace(config.train, target_score=None, ema=None),
         config.generate if isinstance(config, TextConfig) else None,
         # The optimiser's numbers are inputs of the program (`from_config.make_optimizer`).
         config.optimizer.schedule,
-        sorted(from_config.make_hyper(config.optimizer, _ANY)),
+        sorted(from_config.make_hyper(config, _ANY)),
+        # Where a number's step depends on all of its factor, padded rows would change it.
+        None if from_config.kind_of_optimizer(config).elementwise else _ranks(variants),
         [(where, type(variant)) for where, variant in targets.items()],
         _kinds(variants),
         # Such ranks are known only when data have been seen: each trial is alone.
@@ -57,6 +59,11 @@ def program_key(config: RunConfig) -> str:
 
 _ANY = 2**62
 """Placeholder for the number of steps, where only the names of the optimiser's numbers matter."""
+
+
+def _ranks(variants: Sequence[lj.Variant]) -> list[tuple[Any, Any]]:
+    """The ranks of the variants, and how many rows they allocate."""
+    return [(getattr(v, "rank", None), getattr(v, "max_rank", None)) for v in variants]
 
 
 def _kinds(variants: Sequence[lj.Variant]) -> list[int]:

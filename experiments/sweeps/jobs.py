@@ -33,10 +33,14 @@ class How:
     """Whether to train diverged trials again."""
     audit: bool = True
     """Whether to compare the compiled step with NumPy's before it trains."""
+    halving: int = 0
+    """Of so many trials of a job, one goes on at each rung; 0: all train to the end."""
 
     @property
     def left(self) -> Collection[str]:
         """The statuses of trials that are not trained again."""
+        if self.halving:
+            return (*dataclasses.replace(self, halving=0).left, "stopped")
         return ("completed",) if self.retry else ("completed", "diverged")
 
 
@@ -104,6 +108,7 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     line += [f"--trial={trial.name}" for trial in job]
     line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
+    line += [f"--halving={how.halving}"] if how.halving else []
     return line if how.audit else [*line, "--noaudit"]
 
 
@@ -117,9 +122,8 @@ def train(
 ) -> Sequence[Ended]:
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     label = names[0] if len(names) == 1 else f"{len(names)} trials"
-    return run_together(
-        configs, folders, label, how.execution, how.left, say=print, audit=how.audit
-    )
+    given = configs, folders, label, how.execution, how.left
+    return run_together(*given, say=print, audit=how.audit, halving=how.halving)
 
 
 def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Train = train) -> bool:
@@ -144,7 +148,8 @@ def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Tra
                 _failed(folder, name, error)
         for numbers in groups(configs):
             _train(folder, [mine[number] for number in numbers], how, train)
-        done = [trial for trial in mine if folder.state(trial).status == "completed"]
+        good = ("completed", "stopped") if how.halving else ("completed",)
+        done = [trial for trial in mine if folder.state(trial).status in good]
     return len(done) == len(names)
 
 

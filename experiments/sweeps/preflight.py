@@ -17,16 +17,19 @@ from lora_jax.training.loop_settings import Loop
 from lora_jax.transform.init_shapes import init_shapes
 
 
-def check_trials(trials: Sequence[Trial]) -> list[Loop]:
+def check_trials(trials: Sequence[Trial], once: "Once | None" = None) -> list[Loop]:
     """Check trials, and return the training loop of each.
 
     Trials with the same data or shapes share the reading and tracing.
+
+    Args:
+      once: a cache to share with other calls.
 
     Raises:
       ValueError: some trials cannot work; the message has a line for each kind of mistake, with the
         trials that have it.
     """
-    once = _Once()
+    once = once or Once()
     loops, wrong = [], []
     for trial in trials:
         try:
@@ -37,7 +40,7 @@ def check_trials(trials: Sequence[Trial]) -> list[Loop]:
     return loops
 
 
-class _Once:
+class Once:
     """A cache of the results and errors of function calls, by what the functions read."""
 
     def __init__(self) -> None:
@@ -55,10 +58,10 @@ class _Once:
         return found
 
 
-def _check(config: RunConfig, once: _Once) -> Loop:
+def _check(config: RunConfig, once: Once) -> Loop:
     task = once(config.data, from_config.make_any_task, config)
     loop = from_config.make_loop(config.train, len(task.train), task.metric)
-    from_config.make_hyper(config.optimizer, loop.steps)
+    from_config.make_hyper(config, loop.steps)
     outputs = 0  # for a language model, whose only outputs are its vocabulary
     if isinstance(task, data.Task):
         outputs = task.num_outputs

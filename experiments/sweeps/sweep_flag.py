@@ -5,8 +5,9 @@ config file (`variant`). VALUES are separated by commas. Commas inside brackets 
 separate: `config.also_train=(),("classifier/.*","pooler/.*")` are two tuples.
 
 Two or three integers with colons are a range without its end, as in Python: `0:5` is 0 to 4, and
-`0:10:2` the even numbers from 0 to 8. Write `"0:5"` for the text itself. With `--trials`,
-`log:1e-5:1e-2` and `uniform:0:0.3` are ranges to draw from, and other values a list to choose from.
+`0:10:2` the even numbers from 0 to 8. Write `"0:5"` for the text itself. With `--trials` or
+`--search`, `log:1e-5:1e-2` and `uniform:0:0.3` are ranges to draw from, and other values a list to
+choose from.
 """
 
 import dataclasses
@@ -53,6 +54,11 @@ class Range:
     kind: str
     low: float
     high: float
+
+    @property
+    def integers(self) -> tuple[int, int]:
+        """The first and the last integer of the range."""
+        return math.ceil(self.low), math.floor(self.high)
 
 
 Axis = Values | Range
@@ -238,9 +244,15 @@ def _drawn(axis: Axis, seed: str, integer: Callable[[str], bool]) -> str:
         value = math.exp(source.uniform(math.log(low), math.log(high)))
     else:
         value = source.uniform(low, high)
-    if integer(axis.key):
-        return str(min(max(round(value), math.ceil(low)), math.floor(high)))
-    return repr(min(max(float(f"{value:.{_DIGITS}g}"), low), high))
+    return written(axis, value, integer(axis.key))
+
+
+def written(axis: Range, value: float, integer: bool) -> str:
+    """A number drawn from a range as text, with few digits, and as an integer where it is one."""
+    if integer:
+        first, last = axis.integers
+        return str(min(max(round(value), first), last))
+    return repr(min(max(float(f"{value:.{_DIGITS}g}"), axis.low), axis.high))
 
 
 def _once(axes: Sequence[Axis]) -> None:

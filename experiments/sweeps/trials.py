@@ -105,11 +105,11 @@ def overrides_of(
         return list(sweep_flag.times(own, sweep_flag.combine(axes, paired)))
     if paired or not axes:
         raise ValueError(f"--trials draws from what --sweep says, {'without --zip' * paired}")
-    integers = _integers(arguments, own, axes)
-    return list(sweep_flag.times(own, sweep_flag.draw(axes, trials, seed, integers.__contains__)))
+    integer = integers(arguments, own, axes).__contains__
+    return list(sweep_flag.times(own, sweep_flag.draw(axes, trials, seed, integer)))
 
 
-def _integers(
+def integers(
     arguments: Sequence[str], own: Sequence[sweep_flag.Overrides], axes: Sequence[sweep_flag.Axis]
 ) -> set[str]:
     """The keys of settings whose type is integer, set or not, in the config of the first values.

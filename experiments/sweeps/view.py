@@ -18,6 +18,7 @@ from lora_jax.records.metrics_log import read_metrics
 from lora_jax.training.loop_settings import Loop
 
 COLOURS = {"completed": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
+COLOURS |= {"stopped": "dim"}
 _EVERY = 0.5  # seconds between looks at the files
 
 

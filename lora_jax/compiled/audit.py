@@ -7,7 +7,8 @@ where the right result is known.
 
 The audit compares the run's own program, compiled for its own batches: nothing is traced or
 compiled for the audit alone. It reads the gradient from the optimiser's first moment after one step
-from zero. That is the gradient times the same factor on both sides, clipped if the run clips.
+from zero, or its square from the second moment of an optimiser that keeps no first one. That is the
+gradient times the same factor on both sides, clipped if the run clips.
 `by_numpy` evaluates the same jaxpr that was compiled. The audit cannot see mistakes that come
 before the jaxpr (in JAX's or this project's derivatives, which tests check), in what the optimiser
 does with its first moment, or in evaluation.
@@ -47,6 +48,8 @@ off by 0.07; a gradient of zeros, or of another batch, is off by 1 and more."""
 NOISE = 0.02
 TINY = 1e-30
 GRADIENT = "the gradient of "
+MOMENTS = (("mu",), ("trace",), ("nu",), ("v", "v_row", "v_col"))
+"""What optimisers of Optax call the gradient in their state, or its square; the first is used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ def audit(
 
     Args:
       step: jitted, `(...) -> (state, metrics)`, with an `opt_state` in the state; its optimiser
-        keeps a first moment `mu`, as Adam does, and has not stepped yet.
+        keeps a moment (`MOMENTS`), as Adam does, and has not stepped yet.
       cases: the name of each, and a function that makes its arguments, which the step may donate.
       trials: how many trials the step takes at once, if all that it returns has an axis for them.
       room: bytes of memory; a case that takes more is left out, and nothing is compiled for it.
@@ -172,11 +175,12 @@ def compare(
 def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None) -> Finding | str:
     """What this process finds about the copies of a step's results on its devices."""
     outputs = jax.tree_util.tree_leaves_with_path(result)
-    observed = [_observed(path) if _is_float(x) else None for path, x in outputs]
+    moments = _moments([path for path, _ in outputs])
+    observed = [_observed(path, moments) if _is_float(x) else None for path, x in outputs]
     used = [name is not None for name in observed]
     names = [name for name in observed if name is not None]
     if not any(name.startswith(GRADIENT) for name in names):
-        raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
+        raise ValueError("the optimiser keeps no first moment (mu), nor another: nothing to audit")
     arrays = [x for (_, x), use in zip(outputs, used, strict=True) if use]
     floor = max(_floor(x.dtype) for x in arrays)
     wholes = [to_host(x) for x in arrays]
@@ -245,12 +249,21 @@ def _norm(array: np.ndarray) -> float:
         return float(np.linalg.norm(np.ravel(np.asarray(array, np.float64))))
 
 
-def _observed(path: tuple[Any, ...]) -> str | None:
+def _moments(paths: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The names under which the state keeps the gradient, or else its square."""
+    for names in MOMENTS:
+        keys = tuple(GetAttrKey(name) for name in names)
+        if any(key in path for path in paths for key in keys):
+            return keys
+    return ()
+
+
+def _observed(path: tuple[Any, ...], moments: tuple[Any, ...]) -> str | None:
     """The name of a step's output, or None if it is not compared."""
     if path[0] == SequenceKey(1):
         return _text(path[1:])
     for place, key in enumerate(path):
-        if key == GetAttrKey("mu"):  # the path after it is a trainable's, adapters or params first
+        if key in moments:  # the path after it is a trainable's, adapters or params first
             return GRADIENT + _text(path[place + 2 :])
     return None
 

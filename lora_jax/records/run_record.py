@@ -52,7 +52,7 @@ class Record:
     seconds: float
     seconds_total: float
     peak_memory_bytes: int
-    status: Literal["completed", "diverged", "failed"]
+    status: Literal["completed", "diverged", "failed", "stopped"]
     note: str = ""
     # For a method that chooses ranks: the rank of each weight, or for a stack a list of its ranks.
     ranks: dict[str, Any] | None = None
@@ -73,6 +73,9 @@ class Record:
     # What an initialisation from data has seen: {"batches", "examples", "seconds", "digest"}, the
     # first batches of training. Runs of one digest share it; the seconds are those of the first.
     gathered: dict[str, Any] | None = None
+    # Of a trial of successive halving, the rungs that it reached, [{"step", "score", "place",
+    # "trials", "kept"}]: its place among the trials of the rung, and how many of them went on.
+    rungs: list | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""

@@ -11,6 +11,7 @@ from jax import Array
 
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
+from lora_jax.training.averages import evaluated
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome, all_finite
 from lora_jax.training.saved_trials import SavedTrials
@@ -35,6 +36,7 @@ def fit(
     progress: Progress | None = None,
     interrupted: Callable[[int], bool] | None = None,
     audit: Callable[[Sequence[TrainState]], Audit | None] | None = None,
+    until: int | None = None,
 ) -> list[TrainState]:
     """Train the trials of a program to the end, from the newest checkpoint if there is one.
 
@@ -53,7 +55,8 @@ def fit(
       loops: one for each trial; all have as many steps, and log, evaluate and save at the same
         ones.
       batches: for each trial, gives the batches from a step on.
-      evaluate: gives the metrics of a trial's trainables; its first argument is the trial's number.
+      evaluate: gives the metrics of a trial's trainables (`averages.evaluated`); its first argument
+        is the trial's number.
       saved: the checkpoints; restores and saves the states.
       outcomes: filled in during training, so that a caller that catches an error can see how far
         the trials came.
@@ -61,6 +64,7 @@ def fit(
       interrupted: called after each step, with its number. If true, that step is saved and the loop
         ends (`Outcome.interrupted`). It must tell all processes so at the same step.
       audit: called before the first step, with the states; raises if the compiled step is wrong.
+      until: the step that is saved and after which the loop ends; None for the last one.
 
     Returns:
       The last states.
@@ -88,7 +92,8 @@ def fit(
     examples = 0.0
     sources = [iter(each(done)) for each in batches]
     active = _active(outcomes)
-    for number in range(done + 1, loop.steps + 1):
+    last = loop.steps if until is None else until
+    for number in range(done + 1, last + 1):
         if not active:
             break
         given = [next(sources[each]) if each in active else None for each in range(count)]
@@ -100,6 +105,7 @@ def fit(
         evaluates = loop.evaluates(number)
         stops = interrupted is not None and interrupted(number)
         saves = stops or evaluates or loop.due(loop.checkpoint_every, number)
+        saves = saves or number == last
         logs = loop.due(loop.log_every, number)
         if not (logs or saves):
             continue  # dispatch the next step while this one runs
@@ -123,7 +129,7 @@ def fit(
             progress(number, loss, int(examples))
         for each in active if evaluates else ():
             state = program.pick(population, each)
-            scores = evaluate(each, state.trainable)
+            scores = evaluate(each, evaluated(state))
             metrics[each].write(number, scores)
             outcomes[each].evaluated(loops[each], scores)
             if outcomes[each].best_step == number:

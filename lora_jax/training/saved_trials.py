@@ -1,7 +1,7 @@
 """How the states of trials are saved: a run's, or those of a group in common checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -167,6 +167,27 @@ class ManyTrials:
         found = self.kept or states
         chosen = [found[n] if each.best_step else states[n] for n, each in enumerate(outcomes)]
         return chosen, [""] * len(chosen)
+
+
+@dataclasses.dataclass
+class Continued(ManyTrials):
+    """The states of a group that goes on from those of a larger one, if it has none of its own."""
+
+    begin: Callable[[], tuple[list[TrainState], list[TrainState], int]] | None = None
+    """Gives the states to begin with, the best ones so far (if any are kept) and their step.
+
+    It also fills in the outcomes.
+    """
+
+    def restore(
+        self, states: Sequence[TrainState], outcomes: Sequence[Outcome]
+    ) -> tuple[Sequence[TrainState], int]:
+        found, step = super().restore(states, outcomes)
+        if step or self.begin is None:
+            return found, step
+        found, kept, step = self.begin()
+        self.kept = kept if self.keep_best else []
+        return found, step
 
 
 def _go_on(

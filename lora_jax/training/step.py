@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lora_jax.training.averages import Average
 from lora_jax.transform.adapt import Adapted
+from lora_jax.transform.learning_rates import ForWeights
 from lora_jax.transform.placement import Frozen, Trainable
 
 Batch = Mapping[str, Any]
@@ -33,20 +35,24 @@ class TrainState:
     opt_state: optax.OptState
     variant_state: Any
     rng: Array
+    average: Average | None = None
+    """The moving average of the trainables; None if there is none."""
 
     @classmethod
     def create(
         cls,
         adapted: Adapted,
-        tx: optax.GradientTransformation,
+        tx: optax.GradientTransformation | ForWeights,
         trainable: Trainable,
         frozen: Frozen,
         rng: Array,
+        averaged: bool = False,
     ) -> "TrainState":
-        """The state before the first step."""
+        """The state before the first step; `averaged` gives it a moving average."""
         opt_state = adapted.optimizer(tx, frozen).init(trainable)
         variant_state = adapted.init_state(trainable, frozen)
-        return cls(jnp.zeros((), jnp.int32), trainable, opt_state, variant_state, rng)
+        average = Average.zero(trainable) if averaged else None
+        return cls(jnp.zeros((), jnp.int32), trainable, opt_state, variant_state, rng, average)
 
 
 Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
@@ -64,12 +70,13 @@ def squared_error(outputs: Array, batch: Batch) -> Array:
 
 def make_train_step(
     adapted: Adapted,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | ForWeights,
     predict: Predict,
     loss: Loss,
     accumulate: int = 1,
     clip: float | None = None,
     shardings: TrainState | None = None,
+    ema: float | None = None,
 ) -> Step:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
 
@@ -82,11 +89,12 @@ def make_train_step(
         instead, `update` (AdaLoRA's scores) would get the gradient before clipping.
         `metrics["grad_norm"]` is the norm before clipping.
       shardings: those of the state on a mesh, before and after (`Layout.like`).
+      ema: the decay of the moving average of the trainables, of a state that has one.
     """
     step = make_step(adapted, predict, loss, accumulate)
 
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
-        return step(tx, clip, state, frozen, batch)
+        return step(tx, clip, state, frozen, batch, ema)
 
     return jax.jit(one, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -94,9 +102,10 @@ def make_train_step(
 def make_step(
     adapted: Adapted, predict: Predict, loss: Loss, accumulate: int = 1
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The step as a function to trace, `(tx, clip, state, frozen, batch) -> (state, metrics)`.
+    """The step as a function to trace, `(tx, clip, state, frozen, batch, ema) -> (state, metrics)`.
 
-    The numbers inside `tx`, and `clip`, may be traced: they may differ between trials of a program.
+    The numbers inside `tx`, `clip` and `ema` may be traced: they may differ between trials of a
+    program.
     """
 
     def objective(
@@ -123,11 +132,12 @@ def make_step(
         return jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))[0]
 
     def step(
-        tx: optax.GradientTransformation,
+        tx: optax.GradientTransformation | ForWeights,
         clip: Array | float | None,
         state: TrainState,
         frozen: Frozen,
         batch: Batch,
+        ema: Array | float | None = None,
     ) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(state.rng, state.step)
         run = gradient if accumulate == 1 else over_parts
@@ -144,7 +154,11 @@ def make_step(
         variant_state, trainable = adapted.update(
             state.variant_state, state.trainable, after, grads, state.step, frozen
         )
-        new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
+        average = state.average
+        if average is not None:
+            assert ema is not None, "a state with an average needs its decay"
+            average = average.add(trainable, ema)
+        new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng, average)
         return new, metrics
 
     return step

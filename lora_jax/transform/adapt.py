@@ -20,7 +20,7 @@ from lora_jax.transform.discover import discover
 from lora_jax.transform.gather import Counts, Loss, gather
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.layer_bias import effective_biases
-from lora_jax.transform.learning_rates import at_own_rates
+from lora_jax.transform.learning_rates import ForWeights, at_own_rates
 from lora_jax.transform.placement import (
     AdaptedSpec,
     Frozen,
@@ -141,7 +141,8 @@ class Adapted:
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
         settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
         tied = tuple(path for path, use in uses.items() if use.is_tied)
-        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements), tied)
+        own = tuple(uses[path] for path in trained)
+        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements), tied, own)
         return full, Frozen(base, {}, spec)
 
     def apply(
@@ -209,7 +210,7 @@ class Adapted:
         return frozen.spec.tree(arrays)
 
     def optimizer(
-        self, tx: optax.GradientTransformation, frozen: Frozen
+        self, tx: optax.GradientTransformation | ForWeights, frozen: Frozen
     ) -> optax.GradientTransformation:
         """`tx` with what variants do to the gradients of their factors before it (LoRA-Pro), and
         to learning rates after it (LoRA+).

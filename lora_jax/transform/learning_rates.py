@@ -1,6 +1,7 @@
 """Learning rates of single factors, as a transformation of an optimiser's updates."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -9,13 +10,26 @@ import optax
 from jax import Array
 from optax import GradientTransformation
 
+from lora_jax.transform.matrices import AxesOf, axes_of_matrices
 from lora_jax.transform.placement import Frozen, Trainable, grouped
 from lora_jax.transform.shared_arrays import split_shared
 
 Rates = Mapping[str, Mapping[str, Any]]
 
 
-def at_own_rates(tx: GradientTransformation, frozen: Frozen) -> GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class ForWeights:
+    """An optimiser that is made only when the weights are known.
+
+    `make(axes, rates)` gives it. `axes` finds the matrices among the trainables. `rates` multiplies
+    updates by the learning rates that variants give their factors. It is not put after the
+    optimiser, which applies it itself where it steps: schedule-free averages its steps.
+    """
+
+    make: Callable[[AxesOf, GradientTransformation], GradientTransformation]
+
+
+def at_own_rates(tx: GradientTransformation | ForWeights, frozen: Frozen) -> GradientTransformation:
     """`tx`, and after it the learning rates that variants give their factors, if any does."""
     rates: dict[str, dict[str, Any]] = {}
     shared: dict[str, dict[str, Any]] = {}
@@ -31,7 +45,10 @@ def at_own_rates(tx: GradientTransformation, frozen: Frozen) -> GradientTransfor
                 )
         rates |= own
     some = rates or any(shared.values())
-    return optax.chain(tx, scale_updates(rates, shared)) if some else tx
+    scaling = scale_updates(rates, shared) if some else optax.identity()
+    if isinstance(tx, ForWeights):
+        return tx.make(axes_of_matrices(frozen), scaling)
+    return optax.chain(tx, scaling) if some else tx
 
 
 def scale_updates(rates: Rates, shared: Rates = MappingProxyType({})) -> GradientTransformation:

@@ -97,6 +97,8 @@ class AdaptedSpec:
     placements: tuple[Placement, ...]
     tied: tuple[str, ...] = ()
     """The tables that are also the head."""
+    full: tuple[WeightUse, ...] = ()
+    """How the function uses the parameters that train in full."""
 
     def tree(self, arrays: Mapping[str, Any]) -> PyTree:
         """The user's tree, with these arrays in it."""

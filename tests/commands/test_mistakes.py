@@ -247,7 +247,7 @@ def test_settings_by_pattern(smoke):
 
 def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
     config = smoke(optimizer__learning_rate=2e-3, optimizer__head_learning_rate=1e-2)
-    assert from_config.make_hyper(config.optimizer, 10)["head_ratio"] == pytest.approx(5)
+    assert from_config.make_hyper(config, 10)["head_ratio"] == pytest.approx(5)
 
 
 @pytest.mark.slow

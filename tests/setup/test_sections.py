@@ -23,6 +23,7 @@ CONFIGS = {
     "instruct": fill(instruct.get_config("").to_dict()),
 }
 FREE = {"model/unroll", "model/products", "train/evaluate_first", "train/init_batches"}
+FREE |= {"train/optimizer", "train/ema", "optimizer/momentum"}
 """Settings that a run does without."""
 
 

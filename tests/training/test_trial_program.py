@@ -15,7 +15,7 @@ import pytest
 import lora_jax as lj
 import variants
 from lora_jax.records import metrics_log
-from lora_jax.training import checkpoint, loop, optim, trial_program
+from lora_jax.training import checkpoint, loop, optim, optimizers, trial_program
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.masking import narrow, share, union, widen
@@ -190,8 +190,8 @@ def built(execution):
     return build(TRIALS, execution, optimizer=adam)
 
 
-def together(all_trials, steps, execution, names):
-    run, states, made = build(all_trials, execution, names)
+def together(all_trials, steps, execution, names, optimizer=sgd):
+    run, states, made = build(all_trials, execution, names, optimizer)
     population = run.start(states)
     sources = [batches(trial) for trial in all_trials]
     found = [[] for _ in all_trials]
@@ -211,11 +211,12 @@ def assert_close(ours, theirs, **tolerance):
         np.testing.assert_allclose(mine, wanted, **tolerance)
 
 
-def assert_as_alone(chosen, steps, names, executions=("vmap",)):
+def assert_as_alone(chosen, steps, names, executions=("vmap",), optimizer=sgd):
     """Step by step, against each trial by itself."""
-    wanted = [alone(trial, steps, names) for trial in chosen]
+    wanted = [alone(trial, steps, names, optimizer) for trial in chosen]
     for execution in executions:
-        for ours, theirs in zip(together(chosen, steps, execution, names), wanted, strict=True):
+        found = together(chosen, steps, execution, names, optimizer)
+        for ours, theirs in zip(found, wanted, strict=True):
             for (trainable, values), (expected, others) in zip(ours, theirs, strict=True):
                 assert_close(trainable, expected, rtol=1e-10, atol=1e-12)
                 np.testing.assert_allclose(values["loss"], others["loss"], rtol=1e-10)
@@ -238,6 +239,39 @@ def test_trajectories_of_other_methods(names):
     if names in ("vera", "vblora", "full"):  # of one rank, or none
         chosen = [dataclasses.replace(trial, settings={}) for trial in PAIR]
     assert_as_alone(chosen, 6, names)
+
+
+def by_name(name):
+    """An optimiser of `optimizers.KINDS` whose rate, decay, warm-up and b1 are traced."""
+
+    def make(hyper):
+        given = hyper["learning_rate"], 10, hyper["warmup"]
+        rate = optim.traceable_schedule("constant", *given)
+        numbers = {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "momentum": 0.8}
+        numbers["weight_decay"] = hyper["weight_decay"]
+        kind = optimizers.KINDS[name]
+        return kind.make(rate, {n: numbers[n] for n in ("weight_decay", *kind.reads)})
+
+    return make
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "schedule_free",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("lion", "adafactor", "muon")),
+    ],
+)
+def test_trajectories_of_other_optimizers(name):
+    """Rates, decay, warm-up and learning-rate ratios differ, and ranks where padding is nothing."""
+    ranked = PAIR if optimizers.KINDS[name].elementwise else (PAIR[0], Trial(seed=4))
+    ratios = ({"learning_rate_ratio": 2.0}, {"learning_rate_ratio": 3.0})
+    chosen = [
+        dataclasses.replace(trial, settings={**trial.settings, **more})
+        for trial, more in zip(ranked, ratios, strict=True)
+    ]
+    assert_as_alone(chosen, 4, "lora", optimizer=by_name(name))
 
 
 @pytest.mark.slow

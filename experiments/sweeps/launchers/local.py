@@ -209,7 +209,7 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int) -> jobs.
         trial
         for trial, state in states
         if trial not in begun
-        and state.status not in ("completed", "diverged")
+        and state.status not in ("completed", "diverged", "stopped")
         and not locked(folder.lock(trial.name))  # another process trains it
     ]
     if not victims and left:

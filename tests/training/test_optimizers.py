@@ -1,0 +1,273 @@
+"""Optimisers by name, on adapted weights, against Optax's own and NumPy references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from optax import contrib
+
+import lora_jax as lj
+import variants
+from lora_jax.sharding.layout import lay_out
+from lora_jax.training import optimizers
+from lora_jax.training.averages import evaluated
+from lora_jax.training.optimizers import KINDS
+from lora_jax.training.step import TrainState, make_step, make_train_step
+from lora_jax.transform.matrices import axes_of_matrices
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+NUMBERS = {"weight_decay": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.7}
+RATE = 0.05
+
+
+def rate(count):
+    return jnp.where(count < 1, RATE / 2, RATE)
+
+
+def forward(params, x):
+    x = jnp.tanh(x @ params["first"]["kernel"])
+    return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+def parameters():
+    random = np.random.default_rng(0)
+    return {
+        "first": {"kernel": jnp.asarray(random.normal(size=(6, 5)), jnp.float32)},
+        "head": {
+            "kernel": jnp.asarray(random.normal(size=(5, 3)), jnp.float32),
+            "bias": jnp.zeros(3),
+        },
+    }
+
+
+def adapted_by(name, **settings):
+    variant = variants.make(name, **settings)
+    targets = ["first/kernel"]
+    also = () if name == "full" else ["head/.*"]
+    made = lj.adapt(forward, variant, targets, also)
+    return made, *made.init(jax.random.key(0), parameters(), jnp.zeros((1, 6)))
+
+
+def gradients(trainable, step):
+    """Any gradients: the same for an optimiser and its reference."""
+    return jax.tree.map(lambda x: jnp.cos(x * 3 + step).astype(x.dtype), trainable)
+
+
+def stepped(tx, trainable, steps=4):
+    state = tx.init(trainable)
+
+    @jax.jit
+    def advance(trainable, state, step):
+        updates, state = tx.update(gradients(trainable, step), state, trainable)
+        return optax.apply_updates(trainable, updates), state
+
+    for step in range(steps):
+        trainable, state = advance(trainable, state, step)
+    return trainable, state
+
+
+def made(name, adapted, frozen):
+    kind = KINDS[name]
+    numbers = {each: NUMBERS[each] for each in ("weight_decay", *kind.reads)}
+    return adapted.optimizer(kind.make(rate, numbers), frozen)
+
+
+def decay(trainable):
+    return {**jax.tree.map(lambda _: True, trainable), "params": _decays(trainable["params"])}
+
+
+def _decays(params):
+    return {path: not path.endswith("bias") for path in params}
+
+
+def test_each_steps_as_optax_has_it():
+    """On LoRA's factors and a head; decay spares the bias."""
+    adapted, trainable, frozen = adapted_by("lora", rank=2)
+    common = {"weight_decay": NUMBERS["weight_decay"], "mask": decay}
+    references = {
+        "sgd": optax.chain(
+            optax.trace(NUMBERS["momentum"]),
+            optax.add_decayed_weights(NUMBERS["weight_decay"], mask=decay),
+            optax.scale_by_learning_rate(rate),
+        ),
+        "lion": optax.lion(rate, b1=NUMBERS["b1"], b2=NUMBERS["momentum"], **common),
+        "adamw": optax.adamw(rate, b1=0.8, b2=0.95, eps=1e-6, **common),
+    }
+    for name, reference in references.items():
+        ours, _ = stepped(made(name, adapted, frozen), trainable)
+        theirs, _ = stepped(reference, trainable)
+        for mine, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_adafactor_factors_moments_and_is_the_papers_algorithm():
+    matrix = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
+    trainable = {"adapters": {}, "params": {"kernel": matrix}}
+    tx = optimizers.adafactor(rate, {"weight_decay": 0.1}, smallest=3)
+    ours, _ = stepped(tx, trainable, steps=3)
+    w = np.asarray(matrix, np.float64)
+    rows, columns = np.zeros(4), np.zeros(3)
+    for step in range(3):
+        g = np.cos(w * 3 + step)
+        keep = 1 - (step + 1) ** -0.8
+        rows = keep * rows + (1 - keep) * (g**2).mean(1)
+        columns = keep * columns + (1 - keep) * (g**2).mean(0)
+        update = g / np.sqrt(np.outer(rows, columns) / rows.mean())
+        update /= max(1.0, np.sqrt((update**2).mean()))
+        w -= float(rate(step)) * (update + 0.1 * w)
+    np.testing.assert_allclose(ours["params"]["kernel"], w, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_steps_matrices_towards_orthogonal_ones_and_the_rest_as_adamw():
+    """Of a stack each by itself; five iterations leave singular values between 0.5 and 1.5."""
+    params = {
+        "stack": jax.random.normal(jax.random.key(1), (2, 6, 6)),
+        "bias": jnp.ones(6),
+        "table": jax.random.normal(jax.random.key(2), (8, 6)),
+    }
+
+    def model(params, ids):
+        x = params["table"][ids]
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["stack"])
+        return x + params["bias"][None]
+
+    adapted = lj.adapt(model, variants.make("full"))
+    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.zeros(2, jnp.int32))
+    axes = axes_of_matrices(frozen)
+    numbers = {**NUMBERS, "weight_decay": 0.0}
+    ours, _ = stepped(optimizers.muon(rate, numbers, axes), trainable, steps=1)
+    adam, _ = stepped(optax.adam(rate, b1=0.8, b2=0.95, eps=1e-6), trainable, steps=1)
+    for path in ("bias", "table"):
+        np.testing.assert_allclose(ours["params"][path], adam["params"][path], rtol=1e-5)
+    change = np.asarray(trainable["params"]["stack"] - ours["params"]["stack"])
+    grads = np.asarray(gradients(trainable, 0)["params"]["stack"])
+    for update, gradient in zip(change / float(rate(0)), grads, strict=True):
+        u, _, v = np.linalg.svd(gradient)
+        scale = optimizers.RMS_OF_MUON * np.sqrt(6)
+        in_its_basis = u.T @ update @ v.T / scale
+        values = np.diag(in_its_basis)
+        assert 0.3 < values.min() <= values.max() < 1.5
+        np.testing.assert_allclose(in_its_basis - np.diag(values), 0, atol=1e-3)
+
+
+def test_muon_takes_factors_as_matrices_and_magnitudes_as_vectors():
+    _, trainable, frozen = adapted_by("dora", rank=2)
+    axes = axes_of_matrices(frozen)
+    found = {
+        jax.tree_util.keystr(keys[-1:], simple=True): axes(keys, leaf)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(trainable["adapters"])
+        for keys in [(jax.tree_util.DictKey("adapters"), *keys)]
+    }
+    assert found.pop("a") == found.pop("b") == ((-2,), (-1,))
+    assert set(found.values()) == {None}
+
+
+def test_schedule_free_is_optax_own_and_evaluates_the_average():
+    adapted, trainable, frozen = adapted_by("lora", rank=2)
+    kind = KINDS["schedule_free"]
+    numbers = {"weight_decay": 0.0, "b1": 0.8, "b2": 0.95, "eps": 1e-6}
+    ours, state = stepped(adapted.optimizer(kind.make(rate, numbers), frozen), trainable)
+    tx = contrib.schedule_free_adamw(rate, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.0)
+    theirs, other = stepped(tx, trainable)
+    for mine, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-7)
+    whole = TrainState(jnp.zeros(()), ours, state, (), jax.random.key(0))
+    averages = contrib.schedule_free_eval_params(other, theirs)
+    for mine, wanted in zip(
+        jax.tree.leaves(evaluated(whole)), jax.tree.leaves(averages), strict=True
+    ):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_schedule_free_averages_steps_at_the_rates_of_factors():
+    """On gradients of 1, LoRA+'s B is the average of steps that are four times as long as A's."""
+    adapted, trainable, frozen = adapted_by("lora", rank=2, learning_rate_ratio=4.0)
+    numbers = {"weight_decay": 0.0, "b1": 0.8, "b2": 0.95, "eps": 1e-12}
+    tx = adapted.optimizer(KINDS["schedule_free"].make(lambda _: RATE, numbers), frozen)
+    state, now = tx.init(trainable), trainable
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, now), state, now)
+        now = optax.apply_updates(now, updates)
+    ends = evaluated(TrainState(jnp.zeros(()), now, state, (), jax.random.key(0)))
+    before, after = (each["adapters"]["first/kernel"] for each in (trainable, ends))
+    # The steps end at 1, 2 and 3 times the rate, and all of them weigh the same.
+    np.testing.assert_allclose(after["a"], before["a"] - 2 * RATE, atol=1e-5)
+    np.testing.assert_allclose(after["b"], before["b"] - 4 * 2 * RATE, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_step_lowers_the_loss_of_adapted_weights(name):
+    """With an average, which is the mean of the weights after both steps."""
+    adapted, trainable, frozen = adapted_by("lora", rank=2, learning_rate_ratio=2.0)
+    kind, numbers = KINDS[name], {"momentum": 0.5}
+    numbers |= {"weight_decay": 0.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
+    tx = kind.make(lambda _: 0.01, {n: numbers[n] for n in ("weight_decay", *kind.reads)})
+    x = jax.random.normal(jax.random.key(3), (8, 6))
+    batch = {"x": x, "label": jnp.sin(x[:, :3]), "weight": jnp.ones(8)}
+    step = make_step(
+        adapted,
+        lambda trainable, frozen, batch, rng: adapted.apply(trainable, frozen, batch["x"]),
+        lambda outputs, batch: jnp.square(outputs - batch["label"]).sum(1),
+    )
+    jitted = jax.jit(lambda state, batch: step(tx, None, state, frozen, batch, 0.5))
+    state = TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0), averaged=True)
+    losses, seen = [], []
+    for _ in range(3):
+        state, values = jitted(state, batch)
+        losses.append(float(values["loss"]))
+        seen.append(state.trainable)
+    assert losses[2] < losses[1] < losses[0]
+    means = jax.tree.map(lambda *x: (x[0] / 4 + x[1] / 2 + x[2]) / 1.75, *seen)
+    for mine, wanted in zip(jax.tree.leaves(evaluated(state)), jax.tree.leaves(means), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["adafactor", pytest.param("muon", marks=pytest.mark.slow)])
+def test_steps_on_a_mesh_are_those_of_one_device(name):
+    """Factored moments have other shapes than weights; an average has the same."""
+    numbers = {each: jnp.asarray(value) for each, value in NUMBERS.items()}
+    random = np.random.default_rng(0)
+    weights = {"kernel": random.normal(size=(8, 4)), "head": random.normal(size=(4, 4))}
+    params = {each: jnp.asarray(value) for each, value in weights.items()}
+    x = random.normal(size=(8, 8))
+    batch = {"x": x, "label": np.sin(x[:, :4]), "weight": np.ones(8)}
+
+    def model(params, x):
+        return jnp.tanh(x @ params["kernel"]) @ params["head"]
+
+    adapted = lj.adapt(model, variants.make("full"))
+    axes = axes_of_matrices(adapted.init(jax.random.key(0), params, x)[1])
+    tx = optimizers.adafactor(rate, numbers, smallest=4)
+    tx = optimizers.muon(rate, numbers, axes) if name == "muon" else tx
+
+    def trained(layout):
+        trainable, frozen = (layout or adapted).init(jax.random.key(0), params, x)
+
+        def start(trainable, frozen):
+            key = jax.random.key(2)
+            return TrainState.create(adapted, tx, trainable, frozen, key, averaged=True)
+
+        like = layout and layout.like(jax.eval_shape(start, trainable, frozen))
+        step = make_train_step(
+            adapted,
+            tx,
+            lambda trainable, frozen, batch, rng: adapted.apply(trainable, frozen, batch["x"]),
+            lambda outputs, batch: jnp.square(outputs - batch["label"]).sum(1),
+            shardings=like,
+            ema=0.5,
+        )
+        state = jax.jit(start, out_shardings=like)(trainable, frozen)
+        for _ in range(2):
+            state, _ = step(state, frozen, jax.device_put(batch, layout and layout.rows))
+        return state, evaluated(state)["params"]
+
+    rules = (("kernel", P("fsdp", "tensor")), ("head", P("tensor", "fsdp")))
+    mesh = lj.make_mesh(2, 2, 2)
+    state, there = trained(lay_out(adapted, mesh, rules, params, x))
+    for path, mine in trained(None)[1].items():
+        np.testing.assert_allclose(there[path], mine, rtol=1e-10)
+    assert state.average.sums["params"]["kernel"].sharding.spec == P("fsdp", "tensor")
