@@ -25,6 +25,9 @@ Each job runs in one process and holds trials that share a program. --per_job li
 by default, a program's trials are divided until every process and shard has a job. Checkpoints
 belong to all trials of a job, so give every shard, and a repeated command, the same --processes or
 --per_job.
+
+With --track=NAMES, every trial is a run of the group WORKDIR in these trackers
+(docs/guides/tracking.md).
 """
 
 import contextlib
@@ -47,6 +50,7 @@ from experiments.sweeps.folder import SweepFolder, TrialState
 from experiments.sweeps.launchers import local, slurm
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
+from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
@@ -114,8 +118,9 @@ def sweep() -> None:
 
 
 def _sweep() -> None:
-    folder = SweepFolder(Path(str(_WORKDIR.value)))
+    folder = _folder()
     folder.require_sweep_or_empty()
+    track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
     found = folder.known(_trials())
     if not _DRY_RUN.value:
@@ -140,6 +145,10 @@ def _sweep() -> None:
     with folder.held(part):
         folder.write_list(found)
         _launch(_todo(mine, folder), folder, view, machine)
+
+
+def _folder() -> SweepFolder:
+    return SweepFolder(Path(str(_WORKDIR.value)))
 
 
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
@@ -180,7 +189,8 @@ def _wanted(state: TrialState) -> bool:
 
 def _how() -> jobs.How:
     retry = bool(_RETRY.value)
-    return jobs.How(_EXECUTION.value, retry, audit_flag.wanted())  # type: ignore[arg-type]
+    track = jobs.tracked(_folder(), track_flag.wanted())
+    return jobs.How(_EXECUTION.value, retry, audit_flag.wanted(), track)  # type: ignore[arg-type]
 
 
 def _launch(

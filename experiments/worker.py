@@ -15,6 +15,7 @@ from experiments import cli
 from experiments.runs import audit_flag
 from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
+from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
@@ -36,8 +37,9 @@ def worker() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
-    how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
     with process_error.written(folder.error(names[0])):
+        track = jobs.tracked(folder, track_flag.wanted())
+        how = jobs.How(_EXECUTION.value, retry, audit, track)  # type: ignore[arg-type]
         folder.require(names)  # an unknown name is an error before any training
         completed = jobs.work(folder, names, how)
     if not completed:

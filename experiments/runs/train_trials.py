@@ -17,8 +17,10 @@ from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.progress_bar import bar
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
+from experiments.tracking.tracker import Status
+from experiments.tracking.tracking import NONE as NO_TRACKERS, Track, Tracking
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import LostFolderError, Metrics
+from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.sharding import memory
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop import fit
@@ -51,6 +53,8 @@ class Order:
     """As in `lora_jax.training.loop.fit`."""
     started: float
     """When this process began with the trials, by `time.perf_counter`."""
+    track: Track = NO_TRACKERS
+    """The trackers that get the metrics, too."""
 
 
 def train(
@@ -73,25 +77,42 @@ def train(
       Interrupted: a SIGTERM came before the end of training; there are no records yet.
       LostFolderError: a folder was removed or replaced during the run (also a ValueError).
     """
+    mine = [number for number in experiments if number not in done]
+    tracked = {number: folders[number] for number in mine}
+    configs = {number: experiments[number].config.plain for number in mine}
+    with Tracking(order.track, tracked, configs, processes.writes()) as tracking:
+        return _train(experiments, done, folders, home, order, tracking)
+
+
+def _train(
+    experiments: Mapping[int, Experiment],
+    done: Collection[int],
+    folders: Sequence[Path],
+    home: GroupFolder | None,
+    order: Order,
+    tracking: Tracking,
+) -> dict[int, run_record.Record]:
+    """As `train`, with the trackers of the trials."""
     outcomes = {number: Outcome() for number in experiments}
     places = {number: Place(folders[number]) for number in experiments if number not in done}
     ended: dict[int, run_record.Record] = {}
 
-    def end(number: int, status: str, note: str, *left: Any) -> None:
+    def end(number: int, status: Status, note: str, *left: Any) -> None:
         seconds = (time.perf_counter() - order.started) / len(experiments)
         given = experiments[number], outcomes[number], seconds, status, note, *left
-        record = artifacts.record(*given)
+        record = dataclasses.replace(artifacts.record(*given), trackers=tracking.where(number))
         places[number].require()
         if processes.writes():
             run_record.write(folders[number], record)
         ended[number] = record
+        tracking.end(number, status)
 
     try:
         all_of_them = list(experiments.values())
         group = together(all_of_them) if home else Alone(all_of_them[0])
         with explained(group.experiments[0].config):
             where = [folders[number] for number in experiments]
-            states, notes = _fit(group, where, home, list(outcomes.values()), order)
+            states, notes = _fit(group, where, home, outcomes, order, tracking)
             for place, number in enumerate(experiments):
                 if number in done:
                     continue
@@ -103,6 +124,7 @@ def train(
                 call = group.call(place, states[place].trainable)
                 own = group.own(place, states[place])
                 left = artifacts.save(experiments[number], own, folders[number], call)
+                tracking.write(number, outcomes[number].steps, left.written, left.images)
                 end(number, "completed", notes[place], left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
@@ -120,16 +142,25 @@ def _fit(
     group: Alone | Together,
     folders: Sequence[Path],
     home: GroupFolder | None,
-    outcomes: Sequence[Outcome],
+    outcomes: Mapping[int, Outcome],
     order: Order,
+    tracking: Tracking,
 ) -> tuple[Sequence[TrainState], Sequence[str]]:
-    """Train the trials; return the states to save, and notes for the records."""
+    """Train the trials; return the states to save, and notes for the records.
+
+    Args:
+      outcomes: of the trials, by number, in the order of the group.
+    """
     loops, writes = [each.loop for each in group.experiments], processes.writes()
+    results = list(outcomes.values())
     program = _program(group, home, order.execution)
     audit = functools.partial(step_audit.of_program, group.experiments, program)
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(group.saved(home.path if home else folders[0]))
-        metrics = [stack.enter_context(Metrics(folder, enabled=writes)) for folder in folders]
+        metrics = [
+            stack.enter_context(tracking.metrics(number, folder, writes))
+            for number, folder in zip(outcomes, folders, strict=True)
+        ]
         states: Sequence[TrainState] = fit(
             program,
             group.start(),
@@ -138,17 +169,17 @@ def _fit(
             evaluate=group.evaluate,
             saved=saved,
             metrics=metrics,
-            outcomes=outcomes,
+            outcomes=results,
             progress=stack.enter_context(bar(order.label, loops[0].steps)) if writes else None,
             interrupted=order.interrupted,
             audit=audit if order.audit else None,
         )
         notes = [""] * len(states)
-        if group.experiments[0].config.train.select == "best" and not outcomes[0].interrupted:
-            states, notes = saved.best(states, outcomes)
-    if outcomes[0].interrupted:
+        if group.experiments[0].config.train.select == "best" and not results[0].interrupted:
+            states, notes = saved.best(states, results)
+    if results[0].interrupted:
         if writes:
-            step = max(outcome.steps for outcome in outcomes)  # a diverged trial stopped before
+            step = max(outcome.steps for outcome in results)  # a diverged trial stopped before
             print(f"interrupted: step {step} is saved; the same command goes on")
         raise Interrupted
     return states, notes

@@ -16,6 +16,7 @@ from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.process_error import first_line
 from experiments.sweeps.trials import Trial
+from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
 from lora_jax.training.trial_program import Execution
 
 Job = list[Trial]
@@ -33,6 +34,8 @@ class How:
     """Whether to train diverged trials again."""
     audit: bool = True
     """Whether to compare the compiled step with NumPy's before it trains."""
+    track: Track = NO_TRACKERS
+    """The trackers that get the metrics, too."""
 
     @property
     def left(self) -> Collection[str]:
@@ -104,7 +107,13 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     line += [f"--trial={trial.name}" for trial in job]
     line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
+    line += [f"--track={','.join(how.track.names)}"] if how.track.names else []
     return line if how.audit else [*line, "--noaudit"]
+
+
+def tracked(folder: SweepFolder, names: tuple[str, ...]) -> Track:
+    """Trackers in which all trials of a sweep are runs of one group."""
+    return Track(names, group=folder.path, root=folder.run(""))
 
 
 def shell_command(folder: SweepFolder, job: Job, how: How = USUAL) -> str:
@@ -118,7 +127,14 @@ def train(
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     label = names[0] if len(names) == 1 else f"{len(names)} trials"
     return run_together(
-        configs, folders, label, how.execution, how.left, say=print, audit=how.audit
+        configs,
+        folders,
+        label,
+        how.execution,
+        how.left,
+        say=print,
+        audit=how.audit,
+        track=how.track,
     )
 
 

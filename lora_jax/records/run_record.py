@@ -73,6 +73,9 @@ class Record:
     # What an initialisation from data has seen: {"batches", "examples", "seconds", "digest"}, the
     # first batches of training. Runs of one digest share it; the seconds are those of the first.
     gathered: dict[str, Any] | None = None
+    # Where experiment trackers have the run, a URL or a path by the tracker's name; None without
+    # trackers. It says nothing of the result.
+    trackers: dict[str, str] | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""
