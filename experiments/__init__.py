@@ -2,7 +2,8 @@
 
 A package may import only those to its left: `distributed <- setup <- tracking <- planning <- runs
 <- serving <- sweeps <- analysis <- benchmarks <- tables <- catalogue <- figures <- reports`. The
-commands import these and `cli`; nothing imports a command. `tests/test_imports.py` keeps this order.
+commands import these and `cli`; nothing imports a command. `tests/test_imports.py` keeps this
+order.
 """
 
 from experiments.command_environment import prepare

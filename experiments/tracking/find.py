@@ -6,7 +6,6 @@ import pkgutil
 
 from experiments.tracking.tracker import Tracker
 
-
 TRACKERS = "experiments.tracking.trackers"
 
 

@@ -47,6 +47,8 @@ def _require(name: str) -> None:
         parent, _, last = missing.rpartition(".")
         said = f"'{parent}' has no module" if parent else "PYTHONPATH has no module"
         raise ValueError(f"{given}: {said} '{last}'; nearest: {_beside(parent, last)}") from None
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from error
     except Exception as error:  # a user's file may raise anything
         raise ValueError(f"{given}: {type(error).__name__}: {error}") from error
     if not find.is_installed(package):

@@ -19,7 +19,7 @@ class TrackedRun:
     """What a tracker is told of a run."""
 
     name: str
-    """The path of the run's folder in its sweep or study; for a run by itself, its folder's name."""
+    """The path of the run's folder in its sweep or study; otherwise the folder's name."""
     group: str
     """The name of the sweep's or study's folder; empty for a run by itself."""
     project: str
@@ -91,7 +91,7 @@ class Tracker(abc.ABC):
 
 
 def plain_name(text: str) -> str:
-    """A text with `-` for each group of characters that are not letters, digits, `_`, `.` or `-`."""
+    """A text with `-` in place of what is neither a letter nor a digit, `_` or `.`."""
     return re.sub(r"[^\w.-]+", "-", text)
 
 

@@ -1,11 +1,12 @@
 """A tracker as a user may write one: it appends lines of JSON to a file in its folder.
 
-OWN_TRACKER makes it misbehave: `begin` and `write` raise there, `hang` never returns from a write.
+OWN_TRACKER makes it misbehave: `begin` and `write` raise there, `hang` waits in a write for a
+signal, and `die` kills the process.
 """
 
 import json
 import os
-import time
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,9 @@ class OwnTracker(Tracker):
         if self._misbehaves == "write":
             raise RuntimeError("no room for this row")
         while self._misbehaves == "hang":
-            time.sleep(60)
+            signal.pause()
+        if self._misbehaves == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         paths = {name: str(path) for name, path in images.items()}
         self._append(step=step, scalars=dict(scalars), images=paths)
 
