@@ -76,8 +76,8 @@ $(UV): requirements/uv.txt
 	$(INSTALL) $* $(HASHED) --requirement requirements/assets_decoders.txt
 	touch $@
 
-%/parity: %/decoders requirements/parity.txt
-	$(INSTALL) $* $(LOCKED) --requirement requirements/parity.txt
+%/parity: %/decoders requirements/parity.txt requirements/overrides.txt
+	$(INSTALL) $* $(LOCKED) --override requirements/overrides.txt --requirement requirements/parity.txt
 	touch $@
 
 .PRECIOUS: %/installed %/decoders

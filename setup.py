@@ -10,6 +10,7 @@ SLURM = ["submitit>=1.5"]
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = ["jax[tpu]>=0.10,!=0.10.2"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "prometheus_client>=0.22"]
+TENSORBOARD = ["tensorboard>=2.20"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 setup(
@@ -52,6 +53,7 @@ setup(
             *SLURM,
             *DECODERS,
             *SERVE,
+            *TENSORBOARD,
         ],
         "tfds": TFDS,
         "spm": SPM,
@@ -59,6 +61,10 @@ setup(
         "decoders": DECODERS,
         "serve": [*DECODERS, *SERVE],
         "tpu": TPU,
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb>=0.31"],
+        "trackio": ["trackio>=0.43"],
+        "mlflow": ["mlflow>=3.17"],
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
