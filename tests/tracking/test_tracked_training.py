@@ -16,9 +16,11 @@ from experiments.runs import run
 from experiments.setup import experiment
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
+from experiments.tracking import child
+from experiments.tracking.trackers.tensorboard import TensorBoard
 from experiments.tracking.tracking import Track
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import read_metrics
+from lora_jax.records.metrics_log import Metrics, read_metrics
 
 OWN = "own_trackers.recorder"
 
@@ -51,6 +53,25 @@ def test_tensorboard_reads_what_metrics_jsonl_has(stopped):
         np.testing.assert_array_equal(
             np.float32([each.value for each in events]), np.float32([value for _, value in rows])
         )
+
+
+def test_tensorboard_forgets_the_steps_that_are_trained_again(tmp_path):
+    """Killed after step 4, with a checkpoint of step 2: steps 3 and 4 have the newer values."""
+    place = tmp_path / "tracking" / "tensorboard"
+    given = {"name": "run", "group": "", "project": "p", "config": {"a": 1}}
+    given |= {"folder": str(place), "store": str(place)}
+    with Metrics(tmp_path) as log:
+        for restored, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
+            log.truncate(restored)
+            for step in steps:
+                log.write(step, {"loss": step + restored / 10})
+            opened = {"number": 0, "open": {**given, "restored": restored}}
+            order = {**opened, "metrics": str(tmp_path / "metrics.jsonl")}
+            child.obey(TensorBoard, [order], lambda **_: None)
+    found = [(each.step, each.value) for each in read(tmp_path).Scalars("loss")]
+    expected = [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert [step for step, _ in found] == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(np.float32(found), np.float32(expected))
 
 
 def test_tensorboard_has_the_picture_of_the_ranks_the_settings_and_the_status(stopped):
