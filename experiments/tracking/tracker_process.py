@@ -116,8 +116,13 @@ class TrackerProcess:
 
     def _exchange(self) -> None:
         """Write what the pipe has room for, and read what the child has said."""
-        if (child := self._child) is None:
-            return
+        try:
+            if self._child is not None:
+                self._write_and_read(self._child)
+        except (OSError, ValueError) as error:  # no error here may end the run
+            self._end(str(error))
+
+    def _write_and_read(self, child: _Child) -> None:
         if self._unsent and not child.orders.closed:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 sent = os.write(child.orders.fileno(), self._unsent)

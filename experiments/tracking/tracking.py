@@ -58,8 +58,8 @@ class TrackedMetrics(Metrics):
 class Tracking(contextlib.AbstractContextManager["Tracking"]):
     """The trackers of the trials of a program, which trials are known to by their numbers.
 
-    Trackers start with the object. A trial that has no end when the context is left was killed, or
-    `preempted` where a SystemExit leaves it.
+    Trackers start with the object. A trial that has no end when the context is left is `preempted`
+    if a SystemExit leaves it, `failed` if another error does, and otherwise `killed`.
 
     Args:
       folders: those of the runs to track, by number.
@@ -114,8 +114,9 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         preempted = kind is not None and issubclass(kind, SystemExit)
+        failed = kind is not None and issubclass(kind, Exception)
         for number in sorted(self._begun):
-            self.end(number, "preempted" if preempted else "killed")
+            self.end(number, "preempted" if preempted else "failed" if failed else "killed")
         until = time.monotonic() + (SHORT_WAIT if preempted else WAIT)
         for each in self._processes:
             each.close(until)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from own_trackers import recorder
@@ -164,6 +165,21 @@ def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch
         f"(see {file})"
     )
     assert len(read_metrics(folder / "metrics.jsonl")) == 2 * 39
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [(SystemExit, "preempted"), (RuntimeError, "failed"), (KeyboardInterrupt, "killed")],
+)
+def test_a_run_that_is_left_without_an_end_gets_one(error, status, tmp_path, monkeypatch):
+    process = mock.Mock()
+    monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: process)
+    with pytest.raises(error), Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        with tracked.metrics(0, tmp_path, True) as log:
+            log.truncate(0)
+        raise error
+    assert process.send.call_args == mock.call(0, end=status)
+    process.close.assert_called_once()
 
 
 def test_a_child_that_cannot_be_started_costs_one_line(tmp_path, monkeypatch, capfd):
