@@ -101,8 +101,8 @@ build/constraints_tpu.txt: requirements/constraints.txt
 	$(INSTALL) $* $(HASHED) --requirement requirements/assets_decoders.txt
 	touch $@
 
-%/parity: %/decoders requirements/parity.txt
-	$(INSTALL) $* $(LOCKED) --requirement requirements/parity.txt
+%/parity: %/decoders requirements/parity.txt requirements/overrides.txt
+	$(INSTALL) $* $(LOCKED) --override requirements/overrides.txt --requirement requirements/parity.txt
 	touch $@
 
 .PRECIOUS: %/installed %/decoders

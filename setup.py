@@ -24,6 +24,7 @@ SEARCH = ["optuna>=5.0"]  # MIT
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = [f"jax[tpu]{JAX}"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "prometheus_client>=0.22"]
+TENSORBOARD = ["tensorboard>=2.20"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 INNER = find_packages(include=["experiments", "experiments.*", "configs", "configs.*"])
@@ -94,6 +95,7 @@ setup(
             *SEARCH,
             *DECODERS,
             *SERVE,
+            *TENSORBOARD,
         ],
         "tfds": TFDS,
         "spm": SPM,
@@ -104,6 +106,10 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": TPU,
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb>=0.31"],
+        "trackio": ["trackio>=0.43"],
+        "mlflow": ["mlflow>=3.17"],
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "docs": ["sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.9", "latex2mathml>=3.78"],

@@ -1,8 +1,9 @@
 """The commands (`python -m experiments.train` and the others), and the packages that they use.
 
-A package may import only those to its left: `distributed <- setup <- planning <- runs <- serving <-
-sweeps <- analysis <- benchmarks <- tables <- catalogue <- figures <- reports`. The commands import
-these and `cli`; nothing imports a command. `tests/test_imports.py` keeps this order.
+A package may import only those to its left: `distributed <- setup <- tracking <- planning <- runs
+<- serving <- sweeps <- analysis <- benchmarks <- tables <- catalogue <- figures <- reports`. The
+commands import these and `cli`; nothing imports a command. `tests/test_imports.py` keeps this
+order.
 """
 
 from experiments.command_environment import prepare

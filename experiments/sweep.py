@@ -28,6 +28,9 @@ Each job runs in one process and holds trials that share a program. --per_job li
 by default, a program's trials are divided until every process and shard has a job. Checkpoints
 belong to all trials of a job, so give every shard, and a repeated command, the same --processes or
 --per_job.
+
+With --track=NAMES, every trial is a run of the group WORKDIR in these trackers
+(docs/guides/tracking.md).
 """
 
 import functools
@@ -50,6 +53,7 @@ from experiments.sweeps.launchers import local, slurm
 from experiments.sweeps.launchers.stopping import stopped_by_signals
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
+from experiments.tracking import track_flag
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -144,8 +148,9 @@ def sweep() -> None:
 
 
 def _sweep() -> None:
-    folder = SweepFolder(Path(str(_WORKDIR.value)))
+    folder = _folder()
     folder.require_sweep_or_empty()
+    track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
     asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
@@ -209,6 +214,10 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
             print(line)
 
 
+def _folder() -> SweepFolder:
+    return SweepFolder(Path(str(_WORKDIR.value)))
+
+
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
     """How many processes, in all shards, need a job.
 
@@ -253,7 +262,9 @@ def _wanted(state: TrialState) -> bool:
 
 def _how(halving: int = 0) -> jobs.How:
     retry = bool(_RETRY.value)
-    return jobs.How(_EXECUTION.value, retry, audit_flag.wanted(), halving)  # type: ignore[arg-type]
+    track = jobs.tracked(_folder(), track_flag.wanted())
+    given = _EXECUTION.value, retry, audit_flag.wanted(), halving, track
+    return jobs.How(*given)  # type: ignore[arg-type]
 
 
 def _launch(

@@ -28,6 +28,8 @@ results, except for rounding: a run can continue with another mesh, or on other 
 Before the first step, the compiled step is compared with NumPy's result of the same operations, one
 by one (`lora_jax.compiled.audit`). Compilers sometimes make mistakes, and a run with wrong
 gradients looks like a run of a worse method. `--noaudit` skips this check.
+
+`--track=tensorboard,wandb` copies the metrics to these trackers, too (docs/guides/tracking.md).
 """
 
 import sys
@@ -44,6 +46,8 @@ from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run, summarise
 from experiments.setup.config import parse
+from experiments.tracking import track_flag
+from experiments.tracking.tracking import Track
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config that says what to train.", lock_config=True
@@ -63,8 +67,9 @@ def train() -> None:
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
+        track = Track(track_flag.wanted())
         announce()
-        record = run(config, workdir, mesh=mesh, say=print, audit=wanted())
+        record = run(config, workdir, mesh=mesh, say=print, audit=wanted(), track=track)
     except Exception as error:
         processes.leave(error)
         raise

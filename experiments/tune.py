@@ -15,6 +15,9 @@ Runs that differ only in numbers share one program, as in `experiments.sweep`. G
 again to continue a stopped study. `--tasks` and `--methods` train a part of it, so that several
 commands can run side by side. `--rows` and `--columns` register other methods or tasks than the
 study's: any row or task that the config takes.
+
+With --track=NAMES, every run is one of the group WORKDIR in these trackers
+(docs/guides/tracking.md).
 """
 
 import dataclasses
@@ -34,6 +37,7 @@ from experiments.setup.config_files import studies
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
+from experiments.tracking import track_flag
 from lora_jax.suggest import require_known
 
 _STUDY = flags.DEFINE_string(
@@ -83,12 +87,13 @@ def tune() -> None:
     ):
         for each in asked:
             require_known(each, has, f"--{flag}={each} is not of this study")
-    workdir = Path(str(_WORKDIR.value))
+    workdir, trackers = Path(str(_WORKDIR.value)), track_flag.wanted()
     cells = make_cells(module, protocol, _ARGUMENT.value)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     registered = registration.register(workdir, name, protocol, planned)
     announce()
-    trainer = Trainer(workdir, protocol, audit=wanted(), adapters=bool(_ADAPTERS.value))
+    adapters = bool(_ADAPTERS.value)
+    trainer = Trainer(workdir, protocol, wanted(), adapters, trackers)
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     for task in _TASKS.value or protocol.columns:
         trainer.task(cells[task], _METHODS.value)

@@ -16,6 +16,7 @@ from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
 from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
+from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
@@ -46,8 +47,9 @@ def worker() -> None:
     names = list(_TRIAL.value or ())
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
     halving = int(_HALVING.value or 0)
-    how = jobs.How(_EXECUTION.value, retry, audit, halving)  # type: ignore[arg-type]
     with process_error.written(folder.error(names[0])):
+        track = jobs.tracked(folder, track_flag.wanted())
+        how = jobs.How(_EXECUTION.value, retry, audit, halving, track)  # type: ignore[arg-type]
         folder.require(names)  # an unknown name is an error before any training
         announce()
         completed = jobs.work(folder, names, how)

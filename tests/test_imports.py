@@ -56,6 +56,8 @@ ROOMS = (
     "experiments.distributed",
     "experiments.setup",
     "experiments.cli",
+    "experiments.tracking",
+    "experiments.tracking.trackers",
     "experiments.planning",
     "experiments.runs",
     "experiments.combining",

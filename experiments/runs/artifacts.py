@@ -38,6 +38,8 @@ class Left(NamedTuple):
     """Metrics of a language model's generated texts."""
     signatures: Mapping[str, str] = MappingProxyType({})
     """How those metrics were computed."""
+    images: Mapping[str, Path] = MappingProxyType({})
+    """The pictures that were drawn, PNG files by name."""
 
 
 NOTHING = Left()
@@ -74,10 +76,10 @@ def save(
     if drops:
         lj.save_adapter(workdir / "pruned.safetensors", pruned, smaller, meta)
     ranks = lj.ranks(trainable, frozen)
-    if processes.writes():
-        _draw(ranks, workdir / "ranks.png")
+    picture = workdir / "ranks.png"
+    drawn = {"ranks": picture} if processes.writes() and _draw(ranks, picture) else {}
     chosen = {path: each.tolist() for path, each in ranks.items()}
-    return left._replace(ranks=chosen, kept=summary(pruned, smaller))
+    return left._replace(ranks=chosen, kept=summary(pruned, smaller), images=drawn)
 
 
 def save_predictions(
@@ -92,16 +94,17 @@ def save_predictions(
     return outputs
 
 
-def _draw(ranks: Mapping[str, Any], path: Path) -> None:
-    """Draw the ranks, if matplotlib is installed.
+def _draw(ranks: Mapping[str, Any], path: Path) -> bool:
+    """Draw the ranks, if matplotlib is installed; return whether it is.
 
     The record also has them, so `experiments.plot --kind=ranks` can draw the picture later.
     """
     try:
         from experiments.runs.rank_map import rank_map  # matplotlib is optional, and slow to import
     except ModuleNotFoundError:
-        return
+        return False
     rank_map(ranks, path)
+    return True
 
 
 def _written(experiment: Experiment, trainable: Any) -> Left:
@@ -121,12 +124,14 @@ def record(
     note: str,
     left: Left = NOTHING,
     rungs: list[dict[str, Any]] | None = None,
+    trackers: dict[str, str] | None = None,
 ) -> run_record.Record:
     """Make the record of a run from its experiment and its results.
 
     Args:
       seconds: how long the run took in all.
       rungs: those that a trial of successive halving reached.
+      trackers: where experiment trackers have the run.
     """
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""

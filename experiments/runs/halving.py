@@ -32,7 +32,8 @@ class Halving:
     """How the trials of a group are halved; its methods go through the rungs one by one."""
 
     group: Together
-    folders: Sequence[Path]
+    metrics: Callable[[int], Metrics]
+    """Opens the metrics file of a trial, by its place."""
     home: Path
     """The folder of the checkpoints and decisions."""
     outcomes: Sequence[Outcome]
@@ -120,7 +121,6 @@ class Halving:
         """Train the trials of a rung, and save the states at its end."""
         group = self.group.take(alive)
         outcomes = [self.outcomes[number] for number in alive]
-        writes = self.progress is not None
         with contextlib.ExitStack() as stack:
             saved = stack.enter_context(group.saved(self._folder(rung)))
             if rung:
@@ -131,10 +131,7 @@ class Halving:
                     saved.keep_best,
                     begin=lambda: self._at_end(rung - 1, before, alive),
                 )
-            metrics = [
-                stack.enter_context(Metrics(self.folders[number], enabled=writes))
-                for number in alive
-            ]
+            metrics = [stack.enter_context(self.metrics(number)) for number in alive]
             states: Sequence[TrainState] = fit(
                 program(group),
                 group.start(),

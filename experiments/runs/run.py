@@ -22,6 +22,7 @@ from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import load, read_texts
 from experiments.setup.out_of_memory import explained
+from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
 from lora_jax.records import run_record
 from lora_jax.records.environment import multiplies_bfloat16
 from lora_jax.training.masking import share
@@ -45,6 +46,7 @@ def run(
     mesh: Mesh | None = None,
     say: Say | None = None,
     audit: bool = True,
+    track: Track = NO_TRACKERS,
 ) -> run_record.Record:
     """Train the run that a config describes, or continue where an earlier process stopped.
 
@@ -56,6 +58,8 @@ def run(
       say: called with a line on the memory that the run will take, before it takes any, or with a
         line that the existing record has no seal.
       audit: whether to compare the compiled step with NumPy's before it trains.
+      track: the trackers that get the metrics, too. Nothing of theirs decides a result, so they
+        are no part of the config.
 
     Raises:
       ValueError, FileNotFoundError: the config cannot work, the folder holds another run, or
@@ -63,7 +67,9 @@ def run(
       LostFolderError: the folder was removed or replaced during the run (also a ValueError).
       Interrupted: a SIGTERM came before the end of training; there is no record yet.
     """
-    (ended,) = run_together([config], [workdir], label, mesh=mesh, say=say, audit=audit)
+    (ended,) = run_together(
+        [config], [workdir], label, mesh=mesh, say=say, audit=audit, track=track
+    )
     if isinstance(ended, Exception):
         raise ended
     return ended
@@ -79,6 +85,7 @@ def run_together(
     audit: bool = True,
     mesh: Mesh | None = None,
     halving: int = 0,
+    track: Track = NO_TRACKERS,
 ) -> list[Ended]:
     """Train the trials of a program, or continue where an earlier process stopped.
 
@@ -89,7 +96,7 @@ def run_together(
     Args:
       execution: how several trials step; by default, the way that ends first.
       left: the statuses of records whose trials are not trained again.
-      say, audit: as for `run`.
+      say, audit, track: as for `run`.
       mesh: the devices that train together; only for a single trial.
       halving: of so many trials, one goes on at each rung (`halving`); 0: all train to the end.
 
@@ -108,7 +115,7 @@ def run_together(
             say(UNSEALED)
         return [ended[0]]
     with preemption() as interrupted, alone_in(folders) as busy:
-        order = Order(label, execution, audit, interrupted, started, halving)
+        order = Order(label, execution, audit, interrupted, started, halving, track)
         if len(configs) > 1:
             return _run_group(configs, folders, left, say, order, busy)
         # Another process may have completed the run in between.

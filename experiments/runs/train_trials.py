@@ -18,8 +18,10 @@ from experiments.runs.progress_bar import bar
 from experiments.runs.rungs import Decision, of_trial
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
+from experiments.tracking.tracker import Status
+from experiments.tracking.tracking import NONE as NO_TRACKERS, Track, Tracking
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import LostFolderError, Metrics
+from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.sharding import memory
 from lora_jax.training.averages import evaluated
 from lora_jax.training.fastest_program import fastest
@@ -55,6 +57,8 @@ class Order:
     """When this process began with the trials, by `time.perf_counter`."""
     halving: int = 0
     """Of so many trials, one goes on at each rung (`halving`); 0: all train to the end."""
+    track: Track = NO_TRACKERS
+    """The trackers that get the metrics, too."""
 
 
 def train(
@@ -77,20 +81,40 @@ def train(
       Interrupted: a SIGTERM came before the end of training; there are no records yet.
       LostFolderError: a folder was removed or replaced during the run (also a ValueError).
     """
+    mine = [number for number in experiments if number not in done]
+    tracked = {number: folders[number] for number in mine}
+    configs = {number: experiments[number].config.plain for number in mine}
+    with Tracking(order.track, tracked, configs, processes.writes()) as tracking:
+        return _train(experiments, done, folders, home, order, tracking)
+
+
+def _train(
+    experiments: Mapping[int, Experiment],
+    done: Collection[int],
+    folders: Sequence[Path],
+    home: GroupFolder | None,
+    order: Order,
+    tracking: Tracking,
+) -> dict[int, run_record.Record]:
+    """As `train`, with the trackers of the trials."""
     outcomes = {number: Outcome() for number in experiments}
     places = {number: Place(folders[number]) for number in experiments if number not in done}
     ended: dict[int, run_record.Record] = {}
 
     decided: list[Decision] = []
 
-    def end(number: int, status: str, note: str, left: artifacts.Left = artifacts.NOTHING) -> None:
+    def end(
+        number: int, status: Status, note: str, left: artifacts.Left = artifacts.NOTHING
+    ) -> None:
         seconds = (time.perf_counter() - order.started) / len(experiments)
         given = experiments[number], outcomes[number], seconds, status, note, left
-        record = artifacts.record(*given, rungs=of_trial(decided, list(experiments).index(number)))
+        rungs = of_trial(decided, list(experiments).index(number))
+        record = artifacts.record(*given, rungs=rungs, trackers=tracking.where(number))
         places[number].require()
         if processes.writes():
             run_record.write(folders[number], record)
         ended[number] = record
+        tracking.end(number, status)
 
     def stop(place: int, decisions: list[Decision]) -> None:
         """Write the record of a trial that leaves at the last of these rungs."""
@@ -109,11 +133,10 @@ def train(
         group = together(all_of_them) if home else Alone(all_of_them[0])
         with explained(group.experiments[0].config):
             where = [folders[number] for number in experiments]
-            results = list(outcomes.values())
             if isinstance(group, Together) and home is not None and order.halving:
-                found = _halved(group, where, home, results, order, stop)
+                found = _halved(group, where, home, outcomes, order, tracking, stop)
             else:
-                each = zip(*_fit(group, where, home, results, order), strict=True)
+                each = zip(*_fit(group, where, home, outcomes, order, tracking), strict=True)
                 found = dict(enumerate(each))
             for place, number in enumerate(experiments):
                 if number in done or number in ended:
@@ -128,6 +151,7 @@ def train(
                 call = group.call(place, state.trainable)
                 own = group.own(place, state)
                 left = artifacts.save(experiments[number], own, folders[number], call)
+                tracking.write(number, outcomes[number].steps, left.written, left.images)
                 end(number, "completed", note, left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
@@ -145,16 +169,25 @@ def _fit(
     group: Alone | Together,
     folders: Sequence[Path],
     home: GroupFolder | None,
-    outcomes: Sequence[Outcome],
+    outcomes: Mapping[int, Outcome],
     order: Order,
+    tracking: Tracking,
 ) -> tuple[Sequence[TrainState], Sequence[str]]:
-    """Train the trials; return the states to save, and notes for the records."""
+    """Train the trials; return the states to save, and notes for the records.
+
+    Args:
+      outcomes: of the trials, by number, in the order of the group.
+    """
     loops, writes = [each.loop for each in group.experiments], processes.writes()
+    results = list(outcomes.values())
     program = _program(group, home, order.execution)
     audit = functools.partial(step_audit.of_program, group.experiments, program)
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(group.saved(home.path if home else folders[0]))
-        metrics = [stack.enter_context(Metrics(folder, enabled=writes)) for folder in folders]
+        metrics = [
+            stack.enter_context(tracking.metrics(number, folder, writes))
+            for number, folder in zip(outcomes, folders, strict=True)
+        ]
         states: Sequence[TrainState] = fit(
             program,
             group.start(),
@@ -163,16 +196,16 @@ def _fit(
             evaluate=group.evaluate,
             saved=saved,
             metrics=metrics,
-            outcomes=outcomes,
+            outcomes=results,
             progress=stack.enter_context(bar(order.label, loops[0].steps)) if writes else None,
             interrupted=order.interrupted,
             audit=audit if order.audit else None,
         )
         notes = [""] * len(states)
-        if group.experiments[0].config.train.select == "best" and not outcomes[0].interrupted:
-            states, notes = saved.best(states, outcomes)
-    if outcomes[0].interrupted:
-        _say_interrupted(outcomes)
+        if group.experiments[0].config.train.select == "best" and not results[0].interrupted:
+            states, notes = saved.best(states, results)
+    if results[0].interrupted:
+        _say_interrupted(results)
         raise Interrupted
     return states, notes
 
@@ -181,20 +214,22 @@ def _halved(
     group: Together,
     folders: Sequence[Path],
     home: GroupFolder,
-    outcomes: Sequence[Outcome],
+    outcomes: Mapping[int, Outcome],
     order: Order,
+    tracking: Tracking,
     stop: Callable[[int, list[Decision]], None],
 ) -> dict[int, tuple[TrainState, str]]:
     """Train by successive halving; return the states to save and notes, by the trial's place."""
     steps, writes = group.experiments[0].loop.steps, processes.writes()
+    numbers, results = list(outcomes), list(outcomes.values())
     first = _program(group, home, order.execution)
     way, audit = first.execution, functools.partial(step_audit.of_program, group.experiments, first)
     with contextlib.ExitStack() as stack:
         halving = Halving(
             group,
-            folders,
+            lambda place: tracking.metrics(numbers[place], folders[place], writes),
             home.path,
-            outcomes,
+            results,
             order.halving,
             stop,
             order.interrupted,
@@ -204,8 +239,8 @@ def _halved(
         found = halving.train(
             lambda part: first if len(part.frozen) == len(group.frozen) else part.program(way)
         )
-    if any(outcome.interrupted for outcome in outcomes):
-        _say_interrupted(outcomes)
+    if any(outcome.interrupted for outcome in results):
+        _say_interrupted(results)
         raise Interrupted
     return found
 

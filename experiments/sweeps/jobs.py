@@ -16,6 +16,7 @@ from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.process_error import first_line
 from experiments.sweeps.trials import Trial
+from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
 from lora_jax.training.trial_program import Execution
 
 Job = list[Trial]
@@ -35,6 +36,8 @@ class How:
     """Whether to compare the compiled step with NumPy's before it trains."""
     halving: int = 0
     """Of so many trials of a job, one goes on at each rung; 0: all train to the end."""
+    track: Track = NO_TRACKERS
+    """The trackers that get the metrics, too."""
 
     @property
     def left(self) -> Collection[str]:
@@ -109,7 +112,13 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
     line += [f"--halving={how.halving}"] if how.halving else []
+    line += [f"--track={','.join(how.track.names)}"] if how.track.names else []
     return line if how.audit else [*line, "--noaudit"]
+
+
+def tracked(folder: SweepFolder, names: tuple[str, ...]) -> Track:
+    """Trackers in which all trials of a sweep are runs of one group."""
+    return Track(names, group=folder.path, root=folder.run(""))
 
 
 def shell_command(folder: SweepFolder, job: Job, how: How = USUAL) -> str:
@@ -123,7 +132,8 @@ def train(
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     label = names[0] if len(names) == 1 else f"{len(names)} trials"
     given = configs, folders, label, how.execution, how.left
-    return run_together(*given, say=print, audit=how.audit, halving=how.halving)
+    more = {"audit": how.audit, "halving": how.halving, "track": how.track}
+    return run_together(*given, say=print, **more)
 
 
 def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Train = train) -> bool:

@@ -76,6 +76,9 @@ class Record:
     # Of a trial of successive halving, the rungs that it reached, [{"step", "score", "place",
     # "trials", "kept"}]: its place among the trials of the rung, and how many of them went on.
     rungs: list | None = None
+    # Where experiment trackers have the run, a URL or a path by the tracker's name; None without
+    # trackers. It says nothing of the result.
+    trackers: dict[str, str] | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""

@@ -1,0 +1,112 @@
+"""A run in Weights & Biases, Trackio and MLflow, offline, as these libraries read it.
+
+The run is stopped at step 2, and goes on: all steps are those of one run, each once.
+"""
+
+import os
+
+import pytest
+
+pytest.importorskip("wandb")
+import small_model
+import tracked_runs
+import wandb_file
+from mlflow.tracking import MlflowClient
+
+from experiments.tracking import tracking
+
+pytestmark = pytest.mark.parity
+NAMES = ("wandb", "trackio", "mlflow")
+OWN = ("_step", "_runtime", "_timestamp")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The record and folder of a run, with no way to a network that libraries would respect."""
+    smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
+    folder = tmp_path_factory.mktemp("tracked") / "run"
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith(("WANDB", "TRACKIO", "MLFLOW"))]:
+            patch.delenv(name)
+        for name, value in (nowhere | {"HOME": str(folder.parent)}).items():
+            patch.setenv(name, value)
+        for name in ("WAIT", "SHORT_WAIT"):  # machines of tests are slow at times
+            patch.setattr(tracking, name, 300)
+        record = tracked_runs.stopped_and_continued(smoke, folder, NAMES)
+    return record, folder
+
+
+def test_the_record_names_folders_of_the_run(run):
+    record, folder = run
+    place = folder / "tracking"
+    assert record.trackers == {
+        "wandb": str(place / "wandb"),
+        "trackio": str(place / "trackio"),
+        "mlflow": f"sqlite:///{place}/mlflow/mlflow.db",
+    }
+
+
+def test_wandb(run):
+    _, folder = run
+    paths = sorted((folder / "tracking" / "wandb" / "wandb").glob("offline-run-*/*.wandb"))
+    parts = [list(wandb_file.records(path)) for path in paths]
+    assert len(parts) == 2  # one of each process
+    runs = {each.run.run_id for part in parts for each in part if each.HasField("run")}
+    assert len(runs) == 1
+    found, images, codes, statuses = {}, [], [], []
+    for part in parts:
+        for each in part:
+            row = wandb_file.values(each.history.item)
+            for name, value in row.items():
+                if name.startswith("ranks"):
+                    images.append(name)
+                elif name not in OWN:
+                    found.setdefault(name, []).append((row["_step"], value))
+            codes += [each.exit.exit_code] if each.HasField("exit") else []
+            summary = wandb_file.values(each.summary.update)
+            statuses += [summary["status"]] if "status" in summary else []
+    assert found == tracked_runs.rows(folder)
+    assert images and codes == [1, 0]
+    assert list(dict.fromkeys(statuses)) == ["preempted", "completed"]
+    (picture,) = (folder / "tracking" / "wandb" / "wandb").glob("offline-run-*/files/media/*/*.png")
+    assert picture.read_bytes() == (folder / "ranks.png").read_bytes()
+
+
+def test_trackio(run, monkeypatch):
+    record, folder = run
+    store = folder / "tracking" / "trackio"
+    monkeypatch.setenv("TRACKIO_DIR", str(store))  # read as the library is imported
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (name,) = SQLiteStorage.get_runs(record.experiment)
+    assert name.startswith("run ")
+    found, images = {}, []
+    for row in SQLiteStorage.get_logs(record.experiment, name):
+        for key in row.keys() - {"step", "timestamp"}:
+            if key == "ranks":
+                images.append(row[key]["file_path"])
+            else:
+                found.setdefault(key, []).append((row["step"], row[key]))
+    assert found == tracked_runs.rows(folder)
+    (image,) = images
+    assert (store / "media" / image).exists()
+    alerts = sorted(SQLiteStorage.get_alerts(record.experiment), key=lambda each: each["timestamp"])
+    assert [each["title"] for each in alerts] == ["run preempted", "run completed"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
+def test_mlflow(run):
+    record, folder = run
+    client = MlflowClient(tracking_uri=record.trackers["mlflow"])
+    experiment = client.get_experiment_by_name(record.experiment)
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.status, found.data.tags["status"]) == ("FINISHED", "completed")
+    run_id = found.info.run_id
+    assert found.data.params["variant.name"] == "adalora"
+    histories = {
+        name: [(each.step, each.value) for each in client.get_metric_history(run_id, name)]
+        for name in found.data.metrics
+    }
+    assert histories == tracked_runs.rows(folder)
+    assert [each.path for each in client.list_artifacts(run_id, "images")] == ["images/ranks.png"]

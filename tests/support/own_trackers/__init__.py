@@ -1,0 +1,1 @@
+"""A package with a tracker, as a user may have one."""

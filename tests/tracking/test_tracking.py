@@ -1,0 +1,239 @@
+"""What trackers get of a run, also of one that is killed, and what a broken tracker costs."""
+
+import json
+import math
+import os
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from own_trackers import recorder
+
+from experiments.tracking import child, tracking
+from experiments.tracking.metrics_rows import Rows
+from experiments.tracking.tracker_process import TrackerProcess
+from experiments.tracking.tracking import Track, Tracking
+from lora_jax.records.metrics_log import Metrics, read_metrics
+
+NAME = "own_trackers.recorder"
+CONFIG = {"experiment": "cola: first try", "variant": {"name": "lora", "rank": math.inf}}
+
+
+def values(step):
+    """Two lines of a step, such as training and evaluation write."""
+    return {"loss": 1 / step}, {"accuracy": math.nan if step == 2 else float(step)}
+
+
+def train(log, steps):
+    for step in steps:
+        for each in values(step):
+            log.write(step, each)
+
+
+def by_step(rows):
+    """All values of each step in one row; a value that comes twice is an error."""
+    found = {}
+    for row in rows:
+        mine = found.setdefault(row["step"], {})
+        scalars = row.get("scalars", {k: v for k, v in row.items() if k != "step"})
+        assert not mine.keys() & scalars.keys()
+        mine.update(scalars)
+    return found
+
+
+def written(folder):
+    """What the recorder got: values by step, and its other lines."""
+    rows = recorder.read(folder / "tracking" / NAME)
+    told = [row for row in rows if "step" not in row]
+    return by_step(row for row in rows if "step" in row), told, rows
+
+
+def same(one, two):
+    return repr(one) == repr(two)  # NaN is not equal to itself
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two runs of a group: one completes, the other goes on in a second process from step 3."""
+    group = tmp_path_factory.mktemp("cola")
+    folders = {0: group / "trials" / "a", 1: group / "trials" / "b"}
+    track = Track((NAME,), group, group / "trials")
+    picture = group / "ranks.png"
+    with pytest.raises(SystemExit), Tracking(track, folders, {0: CONFIG, 1: CONFIG}) as both:
+        logs = [both.metrics(number, folder, True) for number, folder in folders.items()]
+        for log in logs:
+            log.truncate(0)
+            train(log, range(1, 6))
+        both.write(0, 5, {"bleu": 0.5}, {"ranks": picture})
+        where = both.where(0)
+        both.end(0, "completed")
+        raise SystemExit(75)
+    with Tracking(track, {1: folders[1]}, {1: CONFIG}) as alone:
+        log = alone.metrics(1, folders[1], True)
+        log.truncate(3)
+        train(log, range(4, 8))
+        alone.end(1, "failed")
+    return folders, where, picture
+
+
+def test_a_tracker_gets_all_rows_and_how_the_run_ended(sweep):
+    folders, where, picture = sweep
+    found, (begun, ended), rows = written(folders[0])
+    expected = by_step(read_metrics(folders[0] / "metrics.jsonl"))
+    assert list(expected) == [1, 2, 3, 4, 5] and math.isnan(expected[2]["accuracy"])
+    expected[5]["bleu"] = 0.5
+    assert same(found, expected)
+    assert (begun["begun"], begun["group"], begun["at"]) == ("a", folders[0].parent.parent.name, 0)
+    assert ended == {"ended": "completed"}
+    assert where == {NAME: f"own://{begun['identity']}"}
+    assert rows[-2]["images"] == {"ranks": str(picture)}
+
+
+def test_a_run_goes_on_as_the_same_one_with_no_value_twice(sweep):
+    folders, _, _ = sweep
+    found, (first, preempted, second, failed), _ = written(folders[1])
+    assert same(found, by_step(read_metrics(folders[1] / "metrics.jsonl")))
+    assert list(found) == [1, 2, 3, 4, 5, 6, 7]
+    assert first["identity"] == second["identity"] and (first["at"], second["at"]) == (0, 3)
+    assert (preempted["ended"], failed["ended"]) == ("preempted", "failed")
+    assert first["identity"] != written(folders[0])[1][0]["identity"]
+
+
+def opened(folder, step=0):
+    """The order that opens a run."""
+    place = str(folder / "tracking" / NAME)
+    run = {"name": "run", "group": "", "project": "p", "config": {}, "restored": step}
+    run |= {"folder": place, "store": place}
+    return {"number": 0, "open": run, "metrics": str(folder / "metrics.jsonl")}
+
+
+def obeyed(*orders):
+    said = []
+    child.obey(recorder.OwnTracker, orders, lambda **answer: said.append(answer))
+    return said
+
+
+def test_a_killed_run_is_made_up_for_when_it_goes_on(tmp_path):
+    with Metrics(tmp_path) as log:
+        train(log, [1, 2])
+        log.write(3, values(3)[0])  # killed at the evaluation of step 3
+        obeyed(opened(tmp_path), {})
+        assert written(tmp_path)[1][-1] == {"ended": "killed"}
+        assert written(tmp_path)[0][3] == {"loss": 1 / 3}
+        log.truncate(2)
+        train(log, [3, 4])
+    obeyed(opened(tmp_path, 2), {}, {"number": 0, "end": "completed"})
+    assert same(written(tmp_path)[0], by_step(read_metrics(tmp_path / "metrics.jsonl")))
+
+
+def test_an_error_ends_the_tracking_of_one_run(tmp_path, monkeypatch):
+    for name in "ab":
+        with Metrics(tmp_path / name) as log:
+            train(log, [1])
+    orders = [opened(tmp_path / "a"), {**opened(tmp_path / "b"), "number": 1}]
+    monkeypatch.setattr(
+        recorder.OwnTracker, "end", lambda self, status: self._path.unlink() or {}["status"]
+    )
+    said = obeyed(*orders, {"number": 0, "end": "completed"}, {"number": 0, "end": "failed"})
+    assert [each.get("failed") for each in said] == [None, None, *2 * ["KeyError: 'status'"]]
+    assert [each["number"] for each in said] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "misbehaves, says",
+    [
+        ("begin", "RuntimeError: no room for this run"),
+        ("write", "RuntimeError: no room for this row"),
+        ("hang", "it was too slow at the end of the run, and was ended"),
+        ("die", "its process was ended by SIGKILL"),
+    ],
+)
+def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OWN_TRACKER", misbehaves)
+    folder = tmp_path / "run"
+    with Tracking(Track((NAME,)), {0: folder}, {0: CONFIG}) as tracked:
+        log = tracked.metrics(0, folder, True)
+        log.truncate(0)
+        train(log, range(1, 40))
+        tracked.where(0)  # waits until the child has begun
+        monkeypatch.setattr(tracking, "WAIT", 0.1 if misbehaves == "hang" else 60)
+        tracked.end(0, "completed")
+    (line,) = capfd.readouterr().err.splitlines()
+    file = folder / "tracking" / f"{NAME}.log"
+    assert line == (
+        f"warning: --track={NAME}: {says}; the run goes on without it, and metrics.jsonl has all "
+        f"(see {file})"
+    )
+    assert len(read_metrics(folder / "metrics.jsonl")) == 2 * 39
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [(SystemExit, "preempted"), (RuntimeError, "failed"), (KeyboardInterrupt, "killed")],
+)
+def test_a_run_that_is_left_without_an_end_gets_one(error, status, tmp_path, monkeypatch):
+    process = mock.Mock()
+    monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: process)
+    with pytest.raises(error), Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        with tracked.metrics(0, tmp_path, True) as log:
+            log.truncate(0)
+        raise error
+    assert process.send.call_args == mock.call(0, end=status)
+    process.close.assert_called_once()
+
+
+def test_a_child_that_cannot_be_started_costs_one_line(tmp_path, monkeypatch, capfd):
+    def refuse(*_, **__):
+        raise OSError("out of memory")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        log = tracked.metrics(0, tmp_path, True)
+        log.truncate(0)
+        train(log, [1])
+        assert tracked.where(0) == {}
+    assert capfd.readouterr().err.startswith(f"warning: --track={NAME}: out of memory; the run")
+
+
+def test_without_trackers_nothing_is_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)
+    for track, enabled in ((Track(), True), (Track((NAME,)), False)):
+        with Tracking(track, {0: tmp_path}, {0: CONFIG}, enabled) as tracked:
+            assert type(tracked.metrics(0, tmp_path, enabled)) is Metrics
+            assert tracked.where(0) is None
+            tracked.end(0, "completed")
+    assert {path.name for path in tmp_path.iterdir()} <= {"metrics.jsonl"}
+
+
+def test_orders_wait_for_room_in_the_pipe():
+    """The run is never blocked: what the pipe has no room for is sent later, in order."""
+    reading, writing = os.pipe()
+    heard, saying = os.pipe()
+    process = TrackerProcess.__new__(TrackerProcess)
+    with os.fdopen(writing, "wb", 0) as orders, os.fdopen(heard, "rb", 0) as answers:
+        for each in (writing, heard):
+            os.set_blocking(each, False)
+        process._child = SimpleNamespace(orders=orders, answers=answers)
+        process._unsent, process._heard = b"", b""
+        texts = [f"{number}" * 4096 for number in range(40)]
+        for number, text in enumerate(texts):
+            process.send(number, text=text)
+            process.look()
+        assert process._unsent
+        received = b""
+        while (process._unsent and len(received) < 10**6) or texts[-1].encode() not in received:
+            received += os.read(reading, 4096)
+            process.look()
+    for each in (reading, saying):
+        os.close(each)
+    found = [json.loads(line) for line in received.splitlines() if line[-1:] == b"}"]
+    assert [each["text"] for each in found if each] == texts
+
+
+def test_rows_are_read_as_they_are_completed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": 1, "loss": 2, "note": "x", "crc32": "12345678"}\n', b'{"step": 2, ']
+    lines += [b'"loss": "-Infinity"}\n{"step"', b': 3, "done": true}\n']
+    with path.open("wb", buffering=0) as file, Rows(path) as rows:
+        found = [file.write(line) and list(rows.new()) for line in lines]
+    assert found == [[(1, {"loss": 2.0})], [], [(2, {"loss": -math.inf})], [(3, {})]]
