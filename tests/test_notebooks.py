@@ -57,7 +57,7 @@ def installed_by(path, folder, monkeypatch):
 
 
 def without_repository(path):
-    return "ASSETS" in code_cells(path)[0].source
+    return "wheel" in code_cells(path)[0].source
 
 
 @pytest.mark.parametrize("path", filter(without_repository, PATHS), ids=lambda path: path.stem)
