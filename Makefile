@@ -27,7 +27,7 @@ PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity bench mutants notebook lint docs wheel clean
+.PHONY: quickstart instruct test slow parity bench mutants notebooks lint docs wheel clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart$(addprefix -,$(EXTRA)) $(ARGS)
@@ -53,8 +53,10 @@ bench: .venv-parity/parity
 mutants: $(VENV)/decoders
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-notebook: $(VENV)/installed
-	$(ENV) $(BIN)/python tests/run_notebooks.py
+# Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none.
+SIZE ?= full
+notebooks: $(VENV)/decoders
+	$(ENV) $(BIN)/python tests/run_notebooks.py --size=$(SIZE) $(ARGS)
 
 ELSEWHERE = build/wheel/elsewhere
 SMOKE = --config=configs/quickstart.py:size=smoke

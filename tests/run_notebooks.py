@@ -1,21 +1,59 @@
-"""Execute every notebook from top to bottom; an error in any cell fails.
+"""Execute notebooks from top to bottom; an error in any cell fails.
 
-python tests/run_notebooks.py [--write]    (--write keeps the outputs in the files)
+python tests/run_notebooks.py [--size=full|smoke] [NAME ...]
+
+NAME is the beginning of a file's name, such as 05; by default all notebooks run. The full size
+takes minutes for each and keeps the outputs in the files. The smoke size takes seconds, and leaves
+the files as they are.
 """
 
-import sys
+import argparse
+import os
+import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
+SIZE = "NOTEBOOK_SIZE"
+"""The environment variable that a notebook's first code cell reads."""
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+"""XLA's flags for the smoke size, at which programs take longer to compile than to run."""
 
-for path in sorted(FOLDER.glob("*.ipynb")):
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=("full", "smoke"), default="full")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    asked = parser.parse_args()
+    names = asked.names or [""]
+    paths = [p for p in sorted(FOLDER.glob("*.ipynb")) if p.name.startswith(tuple(names))]
+    if missing := [n for n in names if not any(p.name.startswith(n) for p in paths)]:
+        parser.error(f"no notebook in {FOLDER} begins with {missing[0]}")
+    os.environ[SIZE] = asked.size
+    if asked.size == "smoke":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+    for path in paths:
+        begun = time.perf_counter()
+        cells = execute(path, keep=asked.size == "full")
+        print(f"{path.name}: {cells} cells in {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def execute(path: Path, keep: bool) -> int:
+    """Run a notebook in a kernel of its own, and `keep` its outputs in the file.
+
+    Returns:
+      The number of its cells.
+    """
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": FOLDER}}).execute()
-    if "--write" in sys.argv:
+    if keep:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day, which differ every time
         nbformat.write(notebook, path)
-    print(f"{path.name}: {len(notebook.cells)} cells ran")
+    return len(notebook.cells)
+
+
+if __name__ == "__main__":
+    main()
