@@ -33,6 +33,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -44,7 +45,17 @@ from experiments.runs import audit_flag
 from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import SweepFolder, TrialState
-from experiments.sweeps.launchers import local, slurm
+from experiments.sweeps.launchers import (
+    kubernetes,
+    kubernetes_flags,
+    local,
+    ray_cluster,
+    ray_flags,
+    ray_jobs,
+    slurm,
+    slurm_flags,
+)
+from experiments.sweeps.launchers.names import LAUNCHERS, require_own_flags
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.training.trial_program import EXECUTIONS
@@ -62,7 +73,13 @@ _DRY_RUN = flags.DEFINE_bool(
     False,
     "List the trials with their states and an estimate of the time; train nothing.",
 )
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher",
+    "local",
+    LAUNCHERS,
+    "What runs the jobs: processes on this machine, Slurm, or Ray. kubernetes writes a file for "
+    "kubectl, and print prints the jobs' commands.",
+)
 _PROCESSES = flags.DEFINE_integer(
     "processes",
     None,
@@ -88,25 +105,6 @@ _SHARD = flags.DEFINE_string(
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 
-_SLURM = {
-    "slurm_partition": flags.DEFINE_string("slurm_partition", None, "The jobs' partition."),
-    "timeout_min": flags.DEFINE_integer("slurm_time", None, "Minutes for each job."),
-    "gpus_per_node": flags.DEFINE_integer("slurm_gpus", None, "GPUs for each job."),
-    "cpus_per_task": flags.DEFINE_integer("slurm_cpus", None, "Cores for each job."),
-    "mem_gb": flags.DEFINE_integer("slurm_memory", None, "GB of memory for each job."),
-    "slurm_account": flags.DEFINE_string("slurm_account", None, "The jobs' account."),
-    "slurm_array_parallelism": flags.DEFINE_integer("slurm_parallel", None, "Most jobs at a time."),
-}
-_CLUSTER = flags.DEFINE_enum(
-    "slurm_cluster",
-    None,
-    ["slurm", "local"],
-    "slurm submits to Slurm; local runs submitit's jobs on this machine.",
-)
-_WAIT = flags.DEFINE_bool(
-    "slurm_wait", False, "Wait until the jobs have ended, and show their progress."
-)
-
 
 def sweep() -> None:
     with _stopped_by_signals():
@@ -117,12 +115,12 @@ def _sweep() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require_sweep_or_empty()
     part = jobs.parse_shard(_SHARD.value)
+    require_own_flags(str(_LAUNCHER.value), flags.FLAGS)
     found = folder.known(_trials())
     if not _DRY_RUN.value:
         # The workers need the devices; this process only traces shapes.
         jax.config.update("jax_platforms", "cpu")
-        if _LAUNCHER.value == "slurm":
-            slurm.require(_CLUSTER.value)
+        _require_launcher(folder)
     machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
     loops = check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
@@ -137,9 +135,36 @@ def _sweep() -> None:
     if _DRY_RUN.value:
         _list(view, _todo(mine, folder))
         return
-    with folder.held(part):
+    with _cluster(_todo(mine, folder)) as ray, folder.held(part):
         folder.write_list(found)
-        _launch(_todo(mine, folder), folder, view, machine)
+        _launch(_todo(mine, folder), folder, view, machine, ray)
+
+
+def _require_launcher(folder: SweepFolder) -> None:
+    """Raise a ValueError if the launcher is not installed, or a flag of it is wrong."""
+    match _LAUNCHER.value:
+        case "slurm":
+            slurm.require(slurm_flags.cluster())
+        case "ray":
+            ray_cluster.require()
+            ray_flags.address()
+            ray_flags.demand()
+        case "kubernetes":
+            kubernetes_flags.pods(folder.path)
+
+
+@contextlib.contextmanager
+def _cluster(todo: list[jobs.Job]) -> Iterator[Any]:
+    """The connected module `ray` for jobs of --launcher=ray, and None for other launchers."""
+    if _LAUNCHER.value != "ray" or not todo:
+        yield None
+        return
+    with ray_cluster.connected(ray_flags.address()) as ray:
+        if shortage := ray_flags.demand().shortage(ray_cluster.machines(ray)):
+            if ray_flags.address() == "local":
+                raise ValueError(shortage)
+            cli.warn(f"{shortage}; jobs wait until another machine joins it")
+        yield ray
 
 
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
@@ -184,30 +209,41 @@ def _how() -> jobs.How:
 
 
 def _launch(
-    todo: list[jobs.Job], folder: SweepFolder, view: View, machine: Sequence[local.Slot]
+    todo: list[jobs.Job],
+    folder: SweepFolder,
+    view: View,
+    machine: Sequence[local.Slot],
+    ray: Any,
 ) -> None:
-    if _LAUNCHER.value == "print":
-        for job in todo:
-            print(jobs.shell_command(folder, job, _how()))
-        return
-    if _LAUNCHER.value == "slurm" and todo:
-        options = {name: flag.value for name, flag in _SLURM.items()}
-        submitted = slurm.submit(
-            [jobs.command(folder, job, _how()) for job in todo],
-            folder.path / "slurm",
-            options,
-            _CLUSTER.value,
-        )
-        print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
-        if not _WAIT.value:
-            print("the same command with --dry_run tells how far they are")
+    command = functools.partial(jobs.command, how=_how())
+    match _LAUNCHER.value:
+        case "print":
+            for job in todo:
+                print(jobs.shell_command(folder, job, _how()))
             return
-        with view.shown():
-            slurm.watch(submitted, view.update)
-    elif todo:
-        with view.shown():
-            command = functools.partial(jobs.command, how=_how())
-            local.launch(todo, folder, machine, view.update, command)
+        case "kubernetes" if todo:
+            options = jobs.options(_how())
+            said = kubernetes.write(todo, folder, kubernetes_flags.pods(folder.path), options)
+            print("\n".join(said))
+            return
+        case "slurm" if todo:
+            lines = [command(folder, job) for job in todo]
+            submitted = slurm.submit(
+                lines, folder.path / "slurm", slurm_flags.options(), slurm_flags.cluster()
+            )
+            print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
+            if not slurm_flags.waits():
+                print("the same command with --dry_run tells how far they are")
+                return
+            with view.shown():
+                slurm.watch(submitted, view.update)
+        case "ray" if todo:
+            demand, retries = ray_flags.demand(), ray_flags.retries()
+            with view.shown():
+                ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
+        case _ if todo:
+            with view.shown():
+                local.launch(todo, folder, machine, view.update, command)
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)
