@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
 SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 SLURM = ["submitit>=1.5"]
+RAY = ["ray>=2.40"]
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = ["jax[tpu]>=0.10,!=0.10.2"]
@@ -37,6 +38,7 @@ setup(
         "scipy>=1.14",
         "threadpoolctl>=3.2",
         "filelock>=3.12",  # JAX's compilation cache locks its files with it
+        "PyYAML>=6.0",
     ],
     extras_require={
         "test": [
@@ -47,6 +49,7 @@ setup(
             "equinox>=0.13",
             "scikit-learn>=1.6",
             "openai>=3.0",  # the client that the server is tested with
+            "jsonschema>=4.23",  # for manifests of Kubernetes
             *TFDS,
             *SPM,
             *SLURM,
@@ -56,6 +59,7 @@ setup(
         "tfds": TFDS,
         "spm": SPM,
         "slurm": SLURM,
+        "ray": RAY,
         "decoders": DECODERS,
         "serve": [*DECODERS, *SERVE],
         "tpu": TPU,
