@@ -7,13 +7,13 @@ import shlex
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
 import tiny_sweep
 from commands import ROOT
+from sweep_processes import workers
 
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
@@ -166,16 +166,3 @@ def terminate(arguments, environment, workdir):
     assert done.returncode == 75, done.stderr
     assert "stopped; the same command goes on from here" in done.stdout
     assert not workers(workdir)
-
-
-def workers(workdir):
-    """The processes that train trials of a sweep."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
-            found.append(path.parent.name)
-    return found
