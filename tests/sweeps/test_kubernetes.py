@@ -2,12 +2,15 @@
 
 import json
 import re
+import signal
 from pathlib import Path, PurePosixPath
 
+import commands
 import job_controller
 import jsonschema
 import launcher_contract
 import pytest
+import tiny_sweep
 import yaml
 from absl.testing import flagsaver
 from job_controller import Ended
@@ -15,6 +18,8 @@ from job_controller import Ended
 from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import job_list, jobs
 from experiments.sweeps.launchers import kubernetes, kubernetes_flags
+from lora_jax.records import run_record
+from lora_jax.records.metrics_log import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SCHEMA = Path(__file__).parents[1] / "fixtures" / "kubernetes_job.json"
@@ -206,3 +211,44 @@ def test_a_wrong_flag_is_one_line(given, values, said):
     with pytest.raises(ValueError, match=said) as caught:
         given(**values)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_preempted_pod_saves_and_the_next_one_goes_on(tmp_path):
+    """The whole way: the command, its manifest, the worker, and the command again."""
+    epochs, workdir = 25, tmp_path / "sweep"
+    line = ["experiments.sweep", *tiny_sweep.flags(tmp_path, epochs), "--sweep=config.seed=0"]
+    line += [f"--workdir={workdir}", "--launcher=kubernetes", "--noaudit"]
+    line += [f"--{name}={value}" for name, value in GOOD.items()]
+    done = commands.run(*line, **commands.with_devices(1))
+    assert done.returncode == 0, done.stderr
+    run = workdir / "trials" / "seed=0"
+
+    def pod(index, container):
+        words = job_controller.process(index, container)
+        assert words[:2] == ["python", "-m"]
+        started = commands.Started(*words[2:], **commands.with_devices(1))
+        if not (run / "metrics.jsonl").exists():
+            while started.running and len(lines(run)) < 3:
+                pass
+            started.send(signal.SIGTERM)
+        return Ended(started.end().returncode)
+
+    (path,) = (workdir / "kubernetes").iterdir()
+    job = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert job_controller.run(job, pod) == {0: ("Succeeded", 2)}
+    record = run_record.read(run)
+    assert record is not None
+    assert (record.status, record.steps) == ("completed", epochs)
+    steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+    assert steps == list(range(1, epochs + 1))
+
+    done = commands.run(*line, **commands.with_devices(1))
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "1 trials: 1 completed")
+    assert list((workdir / "kubernetes").iterdir()) == [path]
+
+
+def lines(run):
+    """Those of a run's metrics so far."""
+    path = run / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
