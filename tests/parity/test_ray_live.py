@@ -27,6 +27,7 @@ pytestmark = [
 ]
 START = ["start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000"]
 START += ["--include-dashboard=false", "--disable-usage-stats"]
+START += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free
 SPECS = ["--execution=each", "--noaudit", "--per_job=1"]
 EPOCHS = 25
 
@@ -42,12 +43,14 @@ def without_token():
 @pytest.fixture(scope="module")
 def cluster():
     """The address of a cluster of two CPUs that outlives its drivers."""
-    with socket.socket() as free:
+    with socket.socket() as free, socket.socket() as other:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        other.bind(("127.0.0.1", 0))
+        port, client = free.getsockname()[1], other.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # sockets have short paths
         line = [sys.executable, "-m", "ray.scripts.scripts", *START]
-        line += [f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+        line += [f"--port={port}", f"--ray-client-server-port={client}"]
+        line += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
         head = subprocess.Popen(line, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             address, until = f"127.0.0.1:{port}", time.monotonic() + 120
