@@ -33,10 +33,10 @@ EPOCHS = 25
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_token():
-    """Else Ray makes one in the home folder."""
+def settings_of_ray():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else it makes a token in the home folder
+        patch.setenv("RAY_worker_niceness", "0")  # else the others of a full machine go first
         yield
 
 

@@ -25,6 +25,7 @@ def flags(folder: Path, epochs: int) -> list[str]:
     argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"
     settings = {"model.name": folder / "bert", "data.train": 0, "data.buckets": 1}
     settings |= {"variant.rank": 2, "train.epochs": epochs, "train.log_every": 1}
+    settings |= {"train.max_steps": 0}  # smoke runs have 4 steps otherwise
     settings |= {"train.checkpoint_every": 1, "targets": ("query/kernel",)}
     return [
         f"--config=configs/glue.py:{argument}",
