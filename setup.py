@@ -20,6 +20,7 @@ TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources
 SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 SLURM = ["submitit>=1.5"]
 SEARCH = ["optuna>=5.0"]  # MIT
+RAY = ["ray>=2.40"]
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = [f"jax[tpu]{JAX}"]
@@ -79,6 +80,7 @@ setup(
         "scipy>=1.14",
         "threadpoolctl>=3.2",
         "filelock>=3.12",  # JAX's compilation cache locks its files with it
+        "PyYAML>=6.0",
     ],
     extras_require={
         "test": [
@@ -89,6 +91,7 @@ setup(
             "equinox>=0.13",
             "scikit-learn>=1.6",
             "openai>=3.0",  # the client that the server is tested with
+            "jsonschema>=4.23",  # for manifests of Kubernetes
             *TFDS,
             *SPM,
             *SLURM,
@@ -101,6 +104,7 @@ setup(
         "spm": SPM,
         "slurm": SLURM,
         "search": SEARCH,
+        "ray": RAY,
         "decoders": DECODERS,
         "serve": [*DECODERS, *SERVE],
         "cuda12": [f"jax[cuda12]{JAX}"],

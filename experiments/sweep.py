@@ -33,10 +33,12 @@ With --track=NAMES, every trial is a run of the group WORKDIR in these trackers
 (docs/guides/tracking.md).
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -49,7 +51,17 @@ from experiments.search import search_flags
 from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import SweepFolder, TrialState
-from experiments.sweeps.launchers import local, slurm
+from experiments.sweeps.launchers import (
+    kubernetes,
+    kubernetes_flags,
+    local,
+    ray_cluster,
+    ray_flags,
+    ray_jobs,
+    slurm,
+    slurm_flags,
+)
+from experiments.sweeps.launchers.names import LAUNCHERS, require_own_flags
 from experiments.sweeps.launchers.stopping import stopped_by_signals
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
@@ -77,8 +89,9 @@ _DRY_RUN = flags.DEFINE_bool(
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
-    ["local", "slurm", "print"],
-    "What runs the jobs: processes on this machine, or Slurm. print prints the jobs' commands.",
+    LAUNCHERS,
+    "What runs the jobs: processes on this machine, Slurm, or Ray. kubernetes writes a file for "
+    "kubectl, and print prints the jobs' commands.",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes",
@@ -108,39 +121,6 @@ _SHARD = flags.DEFINE_string(
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 
-_SLURM = {
-    "slurm_partition": flags.DEFINE_string(
-        "slurm_partition", None, "The partition of Slurm for the jobs. The default is Slurm's own."
-    ),
-    "timeout_min": flags.DEFINE_integer(
-        "slurm_time", None, "The minutes that each job may take. The default is submitit's own."
-    ),
-    "gpus_per_node": flags.DEFINE_integer(
-        "slurm_gpus", None, "How many GPUs each job gets. The default is none."
-    ),
-    "cpus_per_task": flags.DEFINE_integer(
-        "slurm_cpus", None, "How many cores each job gets. The default is Slurm's own."
-    ),
-    "mem_gb": flags.DEFINE_integer(
-        "slurm_memory", None, "How many GB of memory each job gets. The default is Slurm's own."
-    ),
-    "slurm_account": flags.DEFINE_string(
-        "slurm_account", None, "The account of Slurm for the jobs. The default is Slurm's own."
-    ),
-    "slurm_array_parallelism": flags.DEFINE_integer(
-        "slurm_parallel", None, "How many jobs may run at a time. The default is all."
-    ),
-}
-_CLUSTER = flags.DEFINE_enum(
-    "slurm_cluster",
-    None,
-    ["slurm", "local"],
-    "slurm submits to Slurm, which is the default; local runs submitit's jobs on this machine.",
-)
-_WAIT = flags.DEFINE_bool(
-    "slurm_wait", False, "Wait until the jobs have ended, and show their progress."
-)
-
 
 def sweep() -> None:
     with stopped_by_signals():
@@ -152,6 +132,7 @@ def _sweep() -> None:
     folder.require_sweep_or_empty()
     track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
+    require_own_flags(str(_LAUNCHER.value), flags.FLAGS)
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
     asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
     if asked is not None:
@@ -161,8 +142,7 @@ def _sweep() -> None:
     if not _DRY_RUN.value:
         # The workers need the devices; this process only traces shapes.
         jax.config.update("jax_platforms", "cpu")
-        if _LAUNCHER.value == "slurm":
-            slurm.require(_CLUSTER.value)
+        _require_launcher(folder)
     machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
     loops = check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
@@ -177,9 +157,36 @@ def _sweep() -> None:
     if _DRY_RUN.value:
         _list(view, _todo(mine, folder))
         return
-    with folder.held(part):
+    with _cluster(_todo(mine, folder)) as ray, folder.held(part):
         folder.write_list(found)
-        _launch(_todo(mine, folder), folder, view, machine)
+        _launch(_todo(mine, folder), folder, view, machine, ray)
+
+
+def _require_launcher(folder: SweepFolder) -> None:
+    """Raise a ValueError if the launcher is not installed, or a flag of it is wrong."""
+    match _LAUNCHER.value:
+        case "slurm":
+            slurm.require(slurm_flags.cluster())
+        case "ray":
+            ray_cluster.require()
+            ray_flags.address()
+            ray_flags.demand()
+        case "kubernetes":
+            kubernetes_flags.pods(folder.path)
+
+
+@contextlib.contextmanager
+def _cluster(todo: list[jobs.Job]) -> Iterator[Any]:
+    """The connected module `ray` for jobs of --launcher=ray, and None for other launchers."""
+    if _LAUNCHER.value != "ray" or not todo:
+        yield None
+        return
+    with ray_cluster.connected(ray_flags.address()) as ray:
+        if shortage := ray_flags.demand().shortage(ray_cluster.machines(ray)):
+            if ray_flags.address() == "local":
+                raise ValueError(shortage)
+            cli.warn(f"{shortage}; jobs wait until another machine joins it")
+        yield ray
 
 
 def _search(asked: Asked, folder: SweepFolder) -> None:
@@ -268,31 +275,42 @@ def _how(halving: int = 0) -> jobs.How:
 
 
 def _launch(
-    todo: list[jobs.Job], folder: SweepFolder, view: View, machine: Sequence[local.Slot]
+    todo: list[jobs.Job],
+    folder: SweepFolder,
+    view: View,
+    machine: Sequence[local.Slot],
+    ray: Any,
 ) -> None:
-    if _LAUNCHER.value == "print":
-        for job in todo:
-            print(jobs.shell_command(folder, job, _how()))
-        return
-    if _LAUNCHER.value == "slurm" and todo:
-        options = {name: flag.value for name, flag in _SLURM.items()}
-        submitted = slurm.submit(
-            [jobs.command(folder, job, _how()) for job in todo],
-            folder.path / "slurm",
-            options,
-            _CLUSTER.value,
-        )
-        print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
-        if not _WAIT.value:
-            print("the same command with --dry_run tells how far they are")
+    command = functools.partial(jobs.command, how=_how())
+    match _LAUNCHER.value:
+        case "print":
+            for job in todo:
+                print(jobs.shell_command(folder, job, _how()))
             return
-        with view.shown():
-            slurm.watch(submitted, view.update)
-    elif todo:
-        print(f"devices: {local.described(machine)}", file=sys.stderr)
-        with view.shown():
-            command = functools.partial(jobs.command, how=_how())
-            local.launch(todo, folder, machine, view.update, command)
+        case "kubernetes" if todo:
+            options = jobs.options(_how())
+            said = kubernetes.write(todo, folder, kubernetes_flags.pods(folder.path), options)
+            print("\n".join(said))
+            return
+        case "slurm" if todo:
+            lines = [command(folder, job) for job in todo]
+            submitted = slurm.submit(
+                lines, folder.path / "slurm", slurm_flags.options(), slurm_flags.cluster()
+            )
+            print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
+            if not slurm_flags.waits():
+                print("the same command with --dry_run tells how far they are")
+                return
+            with view.shown():
+                slurm.watch(submitted, view.update)
+        case "ray" if todo:
+            demand, retries = ray_flags.demand(), ray_flags.retries()
+            with view.shown():
+                ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
+        case _ if todo:
+            print(f"devices: {local.described(machine)}", file=sys.stderr)
+            with view.shown():
+                local.launch(todo, folder, machine, view.update, command)
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)

@@ -4,6 +4,9 @@
 
 The sweep's launchers start this command. You can also run it on any machine that has the sweep's
 folder; `experiments.sweep --launcher=print` prints the commands.
+
+Exit code 0 means that all these trials have completed, and 1 that one of them has not. After a
+SIGTERM during training, the state is saved and the code is 75: start the same command again.
 """
 
 import sys
@@ -14,13 +17,21 @@ from absl import flags
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
-from experiments.sweeps import child_process, jobs, process_error
+from experiments.sweeps import child_process, job_list, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
+_JOBS = flags.DEFINE_string("jobs", None, "A file with jobs, to be given in place of --trial.")
+_JOB = flags.DEFINE_integer("job", None, "The number of the job in the file of --jobs, from 0 on.")
+_LOCK_WAIT = flags.DEFINE_float(
+    "lock_wait",
+    jobs.GRACE,
+    "How many seconds to wait, in all, for trials that another process still holds.",
+    lower_bound=0,
+)
 _EXECUTION = flags.DEFINE_enum(
     "execution",
     None,
@@ -44,7 +55,7 @@ def worker() -> None:
         child_process.end_with(sys.stdin.fileno())
     child_process.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
-    names = list(_TRIAL.value or ())
+    names = _names()
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
     halving = int(_HALVING.value or 0)
     with process_error.written(folder.error(names[0])):
@@ -52,11 +63,25 @@ def worker() -> None:
         how = jobs.How(_EXECUTION.value, retry, audit, halving, track)  # type: ignore[arg-type]
         folder.require(names)  # an unknown name is an error before any training
         announce()
-        completed = jobs.work(folder, names, how)
+        completed = jobs.work(folder, names, how, wait=_LOCK_WAIT.value)
     if not completed:
         sys.exit(1)
 
 
+def _names() -> list[str]:
+    """The trials of --trial, or those of job --job in the file --jobs."""
+    if _JOBS.value is None and _JOB.value is None:
+        if not _TRIAL.value:
+            raise ValueError("--trial is missing: the name of a trial; repeat it for several")
+        return list(_TRIAL.value)
+    if _TRIAL.value:
+        raise ValueError("--trial and --jobs both name trials: give one of them")
+    if _JOBS.value is None or _JOB.value is None:
+        one, other = ("job", "jobs") if _JOBS.value is None else ("jobs", "job")
+        raise ValueError(f"--{one} needs --{other}: --jobs=FILE --job=NUMBER")
+    return job_list.read(Path(_JOBS.value), _JOB.value)
+
+
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "trial"])
+    flags.mark_flags_as_required(["workdir"])
     cli.main(worker)

@@ -5,6 +5,9 @@ trials/NAME/            the run's folder, as from `experiments.train`: config, m
 outcomes/NAME.json      the newest attempt: running, or how it ended
 logs/NAME.log           what a process printed, named after its first trial
 logs/NAME.error.json    the error that ended such a process
+jobs/NAME.json          the jobs of a launcher whose workers know only their number
+kubernetes/NAME.yaml    what `--launcher=kubernetes` wrote for kubectl
+slurm/                  submitit's files
 locks/                  locks of working processes; the system frees them when a process dies
 """
 
@@ -244,6 +247,7 @@ def lock(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[Non
 
     Raises:
       LockedError: another process holds it; the message names the process.
+      OSError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -258,6 +262,11 @@ def lock(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[Non
                     file.seek(0)
                     holder = file.read().strip() or "another process"
                     raise LockedError(f"{holder} is working on {path.parent.parent}") from None
+            except OSError as error:
+                raise OSError(
+                    f"{path.parent.parent}: the file system has no locks ({error.strerror}), and "
+                    "two processes could train one trial; docs/guides/launchers.md says which has"
+                ) from error
             time.sleep(0.1)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

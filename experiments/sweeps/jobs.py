@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import shlex
+import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -108,8 +109,12 @@ def parse_shard(text: str) -> tuple[int, int] | None:
 def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     """The command that trains the trials of a job that have not ended."""
     line = [*command_line("worker"), f"--workdir={folder.path.resolve()}"]
-    line += [f"--trial={trial.name}" for trial in job]
-    line += [f"--execution={how.execution}"] if how.execution else []
+    return [*line, *(f"--trial={trial.name}" for trial in job), *options(how)]
+
+
+def options(how: How) -> list[str]:
+    """The flags of a worker that trains in this way."""
+    line = [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
     line += [f"--halving={how.halving}"] if how.halving else []
     line += [f"--track={','.join(how.track.names)}"] if how.track.names else []
@@ -136,17 +141,28 @@ def train(
     return run_together(*given, say=print, **more)
 
 
-def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Train = train) -> bool:
+def work(
+    folder: SweepFolder,
+    names: Sequence[str],
+    how: How = USUAL,
+    train: Train = train,
+    wait: float | None = None,
+) -> bool:
     """Train trials of a sweep's list, and return whether all of them are completed.
 
     An error in one trial does not affect the others, unless it ends their common program. Trials
     that another process is training, and trials that have ended, are left alone.
+
+    Args:
+      wait: the seconds to wait for the locks of the trials, all in all; None for `GRACE`.
     """
     with contextlib.ExitStack() as stack:
         mine, configs = list[Trial](), list[RunConfig]()
+        until = time.monotonic() + (GRACE if wait is None else wait)
         for name in names:
             try:
-                stack.enter_context(lock(folder.lock(name), wait=GRACE))
+                left = until - time.monotonic()
+                stack.enter_context(lock(folder.lock(name), wait=left))
             except LockedError as error:
                 print(f"{name}: {error}")
                 continue

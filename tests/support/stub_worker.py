@@ -14,9 +14,14 @@ from experiments.sweeps import child_process
 parser = argparse.ArgumentParser()
 parser.add_argument("--workdir", type=Path)
 parser.add_argument("--trial", action="append", default=[])
+parser.add_argument("--jobs", type=Path)
+parser.add_argument("--job", type=int)
+parser.add_argument("--lock_wait")
 parser.add_argument("--leash", action="store_true")
 parser.add_argument("--cores", default="")
 arguments = parser.parse_args()
+if arguments.jobs:
+    arguments.trial = json.loads(arguments.jobs.read_text())["jobs"][arguments.job]
 if arguments.leash:
     child_process.end_with(sys.stdin.fileno())
 
@@ -43,3 +48,4 @@ for name in arguments.trial:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         calls.write(f"{json.dumps([name, os.getpid(), arguments.cores, visible])}\n")
     note(name, *(("failed", "ValueError: so it is") if "seed=2" in name else ("completed",)))
+sys.exit(any("seed=2" in name for name in arguments.trial))

@@ -4,27 +4,19 @@ import ast
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import commands
 import numpy as np
-import official
 import pytest
+import tiny_sweep
 from commands import ROOT
-from flax import nnx
+from sweep_processes import workers
 
-from lora_jax.models.families.encoders import FAMILIES, family_of
-from lora_jax.models.published import encoders
-from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
-
-SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-SIZES |= {"intermediate_size": 12, "model_type": "bert"}
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +36,8 @@ def run(*arguments, **environment):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Flags of eight trials of four steps on eight sentences."""
-    folder = tmp_path_factory.mktemp("tiny")
-    official.write(folder / "glue", official.cola())
-    config = family_of(SIZES).config.from_json(SIZES)
-    made = FAMILIES["bert"].classifier(config, 2, "mean", rngs=nnx.Rngs(0))
-    encoders.export_classifier(nnx.state(made), config, folder / "bert")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(locate("minilm") / name, folder / "bert")
-    argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"
-    settings = {"model.name": folder / "bert", "data.train": 0, "data.buckets": 1}
-    settings |= {"variant.rank": 2, "train.epochs": 4, "train.log_every": 1}
-    settings |= {"train.checkpoint_every": 1, "targets": ("query/kernel",)}
     return [
-        f"--config=configs/glue.py:{argument}",
-        *(f"--config.{key}={value}" for key, value in settings.items()),
+        *tiny_sweep.flags(tmp_path_factory.mktemp("tiny"), epochs=4),
         "--sweep=variant=lora,dora",
         "--sweep=config.optimizer.learning_rate=1e-3,3e-3",
         "--sweep=config.seed=0:2",
@@ -186,16 +166,3 @@ def terminate(arguments, environment, workdir):
     assert done.returncode == 75, done.stderr
     assert "stopped; the same command goes on from here" in done.stdout
     assert not workers(workdir)
-
-
-def workers(workdir):
-    """The processes that train trials of a sweep."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
-            found.append(path.parent.name)
-    return found

@@ -1,5 +1,6 @@
 """How jobs are started.
 
-`local` starts processes on this machine, and `slurm` submits jobs. Only `experiments.sweep` imports
-these.
+`local` starts processes on this machine, `slurm` submits jobs, and `ray_jobs` runs Ray tasks on the
+cluster of `ray_cluster`. `kubernetes` writes a file for kubectl. The flags of each are in the file
+of its name. Only `experiments.sweep` imports these.
 """

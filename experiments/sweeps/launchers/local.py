@@ -196,8 +196,12 @@ def _close(each: _Running) -> None:
             each.process.stdin.close()
 
 
-def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int) -> jobs.Job:
-    """Note the killed trials of a job whose process has ended, and return its remaining trials."""
+def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: str = "") -> jobs.Job:
+    """Note the killed trials of a job whose process has ended, and return its remaining trials.
+
+    Args:
+      said: what ended the process, where its exit code does not say it.
+    """
     states = [(trial, folder.state(trial)) for trial in job]
     begun = [trial for trial, state in states if state.process == process]
     victims = [
@@ -217,13 +221,14 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int) -> jobs.
     error = process_error.read(folder.error(job[0].name), process)[:_LONGEST]
     log = folder.log(job[0].name)
     reason = f"{error} ({log})" if error else str(log)
-    note = f"{_cause(code, len(victims) - 1)}; {reason}"
+    note = f"{said or cause(code, len(victims) - 1)}; {reason}"
     for trial in victims:
         folder.end(trial.name, "killed", note, process)
     return left
 
 
-def _cause(code: int, others: int) -> str:
+def cause(code: int, others: int) -> str:
+    """What ended a process that trained a trial and so many others, by its exit code."""
     trials = "another trial" if others == 1 else f"{others} other trials"
     which = f"its process, one with {trials}," if others else "its process"
     if code == TEMPORARY_FAILURE:

@@ -1,0 +1,21 @@
+"""The processes of a sweep that train, from Linux's list of processes."""
+
+from pathlib import Path
+
+
+def workers(workdir: Path) -> list[int]:
+    """The processes that train trials of a sweep."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def parent(process: int) -> int:
+    """The process that started another one."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
