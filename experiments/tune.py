@@ -33,7 +33,9 @@ from experiments.setup.config_files import studies
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
+from experiments.sweeps import jobs
 from lora_jax.suggest import require_known
+from lora_jax.training.trial_program import EXECUTIONS
 
 _STUDY = flags.DEFINE_string(
     "study", None, "The name of a config file that has a STUDY, for example against_lora."
@@ -50,6 +52,14 @@ _TASKS = flags.DEFINE_list("tasks", [], "Train only these of the registered task
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the registration and all runs.")
 _ADAPTERS = flags.DEFINE_bool(
     "adapters", True, "Keep the adapters of runs, and not only records and predictions."
+)
+
+_EXECUTION = flags.DEFINE_enum(
+    "execution",
+    None,
+    EXECUTIONS,
+    "How runs that share a program step. The default is the fastest way, which is measured; each "
+    "gives the same bits again on this machine, whatever is measured.",
 )
 
 
@@ -74,7 +84,8 @@ def tune() -> None:
     cells = make_cells(module, protocol, _ARGUMENT.value)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     registered = registration.register(workdir, name, protocol, planned)
-    trainer = Trainer(workdir, protocol, audit=wanted(), adapters=bool(_ADAPTERS.value))
+    how = jobs.How(_EXECUTION.value, audit=wanted())  # type: ignore[arg-type]
+    trainer = Trainer(workdir, protocol, how, adapters=bool(_ADAPTERS.value))
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     for task in _TASKS.value or protocol.columns:
         trainer.task(cells[task], _METHODS.value)

@@ -18,7 +18,7 @@ from experiments.runs.progress_bar import bar
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import LostFolderError, Metrics
+from lora_jax.records.metrics_log import LostFolderError, Metrics, last_check
 from lora_jax.sharding import memory
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop import fit
@@ -83,6 +83,8 @@ def train(
         record = artifacts.record(*given)
         places[number].require()
         if processes.writes():
+            check = last_check(folders[number] / "metrics.jsonl")
+            record = dataclasses.replace(record, metrics_check=check)
             run_record.write(folders[number], record)
         ended[number] = record
 

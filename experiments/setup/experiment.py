@@ -41,9 +41,10 @@ class Experiment:
     config: RunConfig
     texts: Texts
     weights_digest: str
+    reading_digest: str
     evaluated: Callable[..., Any] | None
     step: CachedStep | None
-    """These three as in `TaskAndModel`, of which nothing else stays in memory."""
+    """These four as in `TaskAndModel`, of which nothing else stays in memory."""
     adapted: lj.Adapted
     trainable: Any
     frozen: lj.Frozen
@@ -230,6 +231,7 @@ def build(
         config=config,
         texts=texts,
         weights_digest=loaded.weights_digest,
+        reading_digest=loaded.reading_digest,
         evaluated=loaded.evaluated,
         step=loaded.step,
         adapted=adapted,

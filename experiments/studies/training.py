@@ -57,7 +57,7 @@ class Trainer:
 
     workdir: Path
     protocol: Protocol
-    audit: bool = True
+    how: jobs.How = jobs.USUAL
     adapters: bool = True
     """Whether adapters stay; records and predictions always do."""
     say: Say = print
@@ -131,8 +131,7 @@ class Trainer:
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
                 continue
-            how = jobs.How(audit=self.audit)
-            results = jobs.train([configs[name] for name in mine], folders, mine, how)
+            results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]
             self.say(f"{folder}: {_said(results)}")

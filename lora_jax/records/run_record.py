@@ -73,6 +73,10 @@ class Record:
     # What an initialisation from data has seen: {"batches", "examples", "seconds", "digest"}, the
     # first batches of training. Runs of one digest share it; the seconds are those of the first.
     gathered: dict[str, Any] | None = None
+    # Of the base model's config and tokenizer files, as weights_digest is of its weights.
+    reading_digest: str | None = None
+    # The check of the last line of metrics.jsonl: a file that was cut at a line's end is noticed.
+    metrics_check: str | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""
