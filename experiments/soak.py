@@ -2,7 +2,7 @@ r"""Soak the project: kill it, damage its files, fill its disk, feed it nonsense
 
     python -m experiments.soak --out=experiments/results/soak
 
-Parts, each of which writes OUT/PART.json:
+Parts, each of which writes OUT/PART.json, and that of kills OUT/kills-COMMAND.json:
 
     kills         training, saving, tuning and sweeping, killed at drawn moments; the same command
                   goes on, and the results must be the same bits as without kills
@@ -13,9 +13,10 @@ Parts, each of which writes OUT/PART.json:
     malformed     configs, patterns, data, tokenizers and weights that hypothesis has spoiled
 
 `--parts` names some of them, `--kills`, `--flips` and `--examples` how much is tried, and `--seed`
-draws all of it. A part that was stopped goes on from OUT/PART.json if the settings are the same.
-The models are tiny, and everything is written below `--scratch`. Exit code 0 means that nothing was
-lost, silently changed, or reported in other than one clear line.
+draws all of it. A part that was stopped goes on from its file if the settings are the same. Parts,
+and `--commands` of kills, can be done side by side. The models are tiny, and everything is written
+below `--scratch`. Exit code 0 means that nothing was lost, silently changed, or reported in other
+than one clear line.
 """
 
 import os
@@ -39,8 +40,14 @@ _EXAMPLES = flags.DEFINE_integer(
     "examples", 500, "How many malformed inputs are tried.", lower_bound=1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Draws moments, bits and inputs.")
+_COMMANDS = flags.DEFINE_list(
+    "commands", [], "Kill only these: any of train, export-peft, export-merged, tune and sweep."
+)
 _SCRATCH = flags.DEFINE_string(
-    "scratch", None, "An empty folder for what is trained; by default a temporary one."
+    "scratch",
+    None,
+    "A folder for what is trained; by default a temporary one. Several soaks may share it, and a "
+    "later one finds its programs there.",
 )
 
 
@@ -51,9 +58,8 @@ def soak() -> None:
     out.mkdir(parents=True, exist_ok=True)
     scratch = Path(_SCRATCH.value or tempfile.mkdtemp(prefix="soak-"))
     scratch.mkdir(parents=True, exist_ok=True)
-    if any(scratch.iterdir()):
-        raise ValueError(f"--scratch={scratch} is not empty: name a new or empty folder")
-    order = Order(out, scratch, _SEED.value, _KILLS.value, _FLIPS.value, _EXAMPLES.value)
+    counts = _KILLS.value, _FLIPS.value, _EXAMPLES.value
+    order = Order(out, scratch, _SEED.value, *counts, tuple(_COMMANDS.value))
     # XLA says twice of each kept program that it may not fit this machine, which it does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     bad = 0

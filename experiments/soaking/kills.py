@@ -62,13 +62,13 @@ def works(given: inputs.Inputs, run: Path) -> list[Work]:
     return [
         Work("train", lambda folder: inputs.train(given, folder / "run"), share=5),
         Work(
-            "save an adapter (PEFT)",
+            "export-peft",
             lambda folder: inputs.export(run, folder / "out"),
             lambda folder: results.of_export(folder / "out"),
             share=2,
         ),
         Work(
-            "save a merged model",
+            "export-merged",
             lambda folder: inputs.export(run, folder / "out", ("--as=merged",)),
             lambda folder: results.of_export(folder / "out"),
             share=1,
@@ -101,6 +101,7 @@ def soak(
     while found.kills < kills and found.missed < 5 * kills:
         drawn = random.Random(f"{seed} {work.name} {found.rounds}")
         folder = scratch / f"round-{found.rounds}"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for _ in range(min(drawn.randint(1, 3), kills - found.kills)):
             _kill(work, found, folder, drawn, environment)
@@ -120,6 +121,7 @@ def _undisturbed(
     result: dict[str, str] = {}
     for number in range(2):
         own = folder / str(number)
+        shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
         started = time.monotonic()
         ended = forked.run(work.line(own), environment, Plan(below=str(own), count=str(count)))

@@ -1,10 +1,14 @@
 """The parts of a soak: each does its work, keeps its results, and gives a table."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments.soaking import forked, inputs, kills, result_file
+from experiments.soaking import damage, forked, inputs, kills, result_file
+from experiments.soaking.subjects import subjects as subjects_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +21,8 @@ class Order:
     kills: int
     flips: int
     examples: int
+    commands: tuple[str, ...] = ()
+    """Those that are killed; all if there are none."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -48,7 +54,7 @@ def _inputs(order: Order) -> inputs.Inputs:
 def _finished(order: Order, given: inputs.Inputs) -> Path:
     """A finished run, trained once for all parts."""
     folder = order.scratch / "finished"
-    if not folder.exists():
+    if not (folder / "record.json").exists():
         ended = forked.run(inputs.train(given, folder), order.environment)
         if ended.code:
             raise RuntimeError(f"the tiny run fails: {ended.err}")
@@ -56,32 +62,56 @@ def _finished(order: Order, given: inputs.Inputs) -> Path:
 
 
 def _kills(order: Order) -> Done:
-    settings = {"kills": order.kills, "seed": order.seed}
-    found = {
-        each["work"]: kills.Killed(**each)
-        for each in result_file.read(order.out, "kills", settings)
-    }
     given = _inputs(order)
     works = kills.works(given, _finished(order, given))
-    shares = sum(work.share for work in works)
-    left = order.kills
-    for place, work in enumerate(works):
-        last = place == len(works) - 1
-        count = left if last else min(left, max(1, order.kills * work.share // shares))
-        left -= count
-        scratch = order.scratch / f"kills-{place}"
-        earlier = found.get(work.name)
-        for now in kills.soak(work, count, order.seed, scratch, order.environment, earlier):
-            found[work.name] = now
-            rows = [dataclasses.asdict(each) for each in found.values()]
-            result_file.write(order.out, "kills", settings, rows)
-    rows = [dataclasses.asdict(each) for each in found.values()]
+    shares, settings = [work.share for work in works], {"kills": order.kills, "seed": order.seed}
+    found = []
+    for work, count in zip(works, divided(order.kills, shares), strict=True):
+        name = f"kills-{work.name}"
+        rows = result_file.read(order.out, name, settings)
+        known = kills.Killed(**rows[0]) if rows else None
+        if not order.commands or work.name in order.commands:
+            scratch = order.scratch / name
+            for each in kills.soak(work, count, order.seed, scratch, order.environment, known):
+                known = each
+                result_file.write(order.out, name, settings, [dataclasses.asdict(each)])
+        if known is not None:
+            found.append(known)
     columns = ("work", "kills", "by_time", "by_change", "of_worker", "rounds", "missed")
-    wrong = [f"{each.work}, {line}" for each in found.values() for line in each.wrong]
-    return Done(result_file.table(rows, columns), wrong)
+    wrong = [f"{each.work}, {line}" for each in found for line in each.wrong]
+    return Done(result_file.table([dataclasses.asdict(each) for each in found], columns), wrong)
+
+
+def _damage(order: Order) -> Done:
+    given = _inputs(order)
+    finished = _finished(order, given)
+    scratch = order.scratch / "damage"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    subjects = subjects_of(given, finished, scratch / "sources", order.environment)
+    settings = {"flips": order.flips, "seed": order.seed}
+    rows = result_file.read(order.out, "damage", settings)
+    found = [damage.Damage(**each) for each in rows]
+    done = {each.subject for each in found}
+    os.environ.update(order.environment)  # this process goes on with runs, and finds programs there
+    counts = divided(order.flips, [each.share for each in subjects])
+    for subject, count in zip(subjects, counts, strict=True):
+        if subject.name not in done:
+            found += damage.soak(subject, count, order.seed, scratch / "tried")
+            kept = [dataclasses.asdict(each) for each in found]
+            result_file.write(order.out, "damage", settings, kept)
+    table = result_file.table(damage.counts(found), ("files", "tried", "cut", *damage.OUTCOMES))
+    return Done(table, damage.wrong(found))
+
+
+def divided(count: int, shares: Sequence[int]) -> list[int]:
+    """A number divided by shares; the parts add up to it."""
+    ends = [count * sum(shares[:place]) // sum(shares) for place in range(len(shares) + 1)]
+    return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
 PARTS: Mapping[str, Callable[[Order], Done]] = {
     "kills": _kills,
+    "damage": _damage,
 }
 """The parts by name, in the order in which they are done."""

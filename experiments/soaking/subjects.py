@@ -1,9 +1,10 @@
 """The files that are damaged, and how each is read."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +135,17 @@ def _go_on(given: inputs.Inputs, named: inputs.Inputs | None = None) -> Callable
     return read
 
 
-class _in_place_of:  # noqa: N801  # it is used as a function
-    """`with _in_place_of(a, b)`: the path `a` is the folder `b`."""
-
-    def __init__(self, path: Path, other: Path):
-        self._path, self._other = path, other
-        self._aside = path.with_name(f"{path.name}.aside")
-
-    def __enter__(self) -> None:
-        self._path.rename(self._aside)
-        self._path.symlink_to(self._other.resolve())
-
-    def __exit__(self, *_: Any) -> None:
-        self._path.unlink()
-        self._aside.rename(self._path)
+@contextlib.contextmanager
+def _in_place_of(path: Path, other: Path) -> Iterator[None]:
+    """Let a path be another folder for a while."""
+    aside = path.with_name(f"{path.name}.aside")
+    path.rename(aside)
+    path.symlink_to(other.resolve())
+    try:
+        yield
+    finally:
+        path.unlink()
+        aside.rename(path)
 
 
 def _read_study(folder: Path) -> Any:

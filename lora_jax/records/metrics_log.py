@@ -127,8 +127,8 @@ def read_metrics(
         )
     if check is not None and (not rows or seal.check_of(rows[-1][0]) != check):
         raise ValueError(
-            f"{path} does not end with the line that its record names: it was cut, or is of another "
-            "run; if you delete the file, no curves of this run are drawn"
+            f"{path} does not end with the line that its record names: it was cut, or is that of "
+            "another run; if you delete the file, no curves of this run are drawn"
         )
     return [numbers(row) for _, row in rows]
 
