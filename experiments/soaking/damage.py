@@ -11,7 +11,7 @@ import random
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +105,19 @@ def _outcome(subject: Subject, folder: Path, value: Any) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Catch warnings, and keep progress bars and lines from the screen."""
-    hidden = io.StringIO()
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        contextlib.redirect_stdout(hidden),
-        contextlib.redirect_stderr(hidden),
-    ):
+    with warnings.catch_warnings(record=True) as caught, hidden():
         warnings.simplefilter("always")
         yield caught
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Print nothing."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def difference(one: Any, other: Any, where: str = "") -> str:

@@ -6,6 +6,7 @@ the clock jumps.
 """
 
 import atexit
+import contextlib
 import dataclasses
 import importlib
 import multiprocessing
@@ -16,12 +17,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["experiments.runs.run", "experiments.soaking.inputs"])
+_CONTEXT.set_forkserver_preload(
+    ["experiments.runs.run", "experiments.soaking.inputs", "experiments.exports.formats.peft"]
+)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 
@@ -72,7 +75,8 @@ class Started:
         names = [each.name for each in self._streams]
         given = list(line), {**os.environ, **environment}, names, plan, os.getcwd()
         self.process = _CONTEXT.Process(target=_run, args=given, daemon=False)
-        self.process.start()
+        with _without_main():
+            self.process.start()
 
     @property
     def pid(self) -> int:
@@ -104,6 +108,20 @@ class Started:
         except OSError:
             return []
         return [int(each) for each in text.split()]
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a new process not import this one's main module, whose flags are other ones."""
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, vars(main).pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def run(line: Sequence[str], environment: Mapping[str, str], plan: Plan = Plan()) -> Ended:

@@ -24,6 +24,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     known = {name: value for name, value in SETTINGS.items() if name != "variant.rank"}
     config.update_from_flattened_dict({**known, "model.name": choice["model"]})
     config.update({"suggested": {"rate": "tried"}, "optimizer": {"learning_rate": None}})
-    config.update({"train": {"epochs": 1.0, "max_steps": 0, "evaluate_every": 0}})
+    config.update({"train": {"epochs": 1, "max_steps": 0, "evaluate_every": 0}})
     config.update({"study": {"column": choice["task"], "row": choice["row"], "size": "smoke"}})
     return config
