@@ -43,7 +43,9 @@ class Plan:
     """Seconds that each change takes longer."""
     clock: int = 0
     """A seed of jumps of the clock by up to ten years, forwards and backwards; 0 for none."""
-    umask: int | None = None
+
+
+UNDISTURBED = Plan()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Ended:
 class Started:
     """`python -m MODULE ARGUMENTS`, started in the folder of this process."""
 
-    def __init__(self, line: Sequence[str], environment: Mapping[str, str], plan: Plan = Plan()):
+    def __init__(
+        self, line: Sequence[str], environment: Mapping[str, str], plan: Plan = UNDISTURBED
+    ):
         self._streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [each.name for each in self._streams]
         given = list(line), {**os.environ, **environment}, names, plan, os.getcwd()
@@ -124,7 +128,7 @@ def _without_main() -> Iterator[None]:
             main.__file__ = file
 
 
-def run(line: Sequence[str], environment: Mapping[str, str], plan: Plan = Plan()) -> Ended:
+def run(line: Sequence[str], environment: Mapping[str, str], plan: Plan = UNDISTURBED) -> Ended:
     """A command, when it has ended; it gets five minutes."""
     started = Started(line, environment, plan)
     ended = started.end()

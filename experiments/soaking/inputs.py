@@ -41,7 +41,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A folder with a model (`model`) and two files of sentences (`train.tsv`, `validation.tsv`)."""
+    """A folder with a model and two files of sentences, `train.tsv` and `validation.tsv`."""
 
     folder: Path
 

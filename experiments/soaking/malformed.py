@@ -39,6 +39,14 @@ class Tried:
     said: str
 
 
+SETTINGS = (
+    *("seed", "targets", "also_train", "start_from", "nothing", "train.nothing.more"),
+    *("variant", "variant.name", "variant.rank", "variant.alpha", "model.name", "model.dropout"),
+    *("data.train", "data.files.label", "train.epochs", "train.batch_size", "train.select"),
+    *("optimizer.learning_rate", "optimizer.clip", "quantize.storage", "quantize.patterns"),
+)
+"""The settings that flags set."""
+
 _JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -65,12 +73,7 @@ _EDITS = st.lists(
 _PATTERNS = st.text(max_size=12) | st.from_regex(r"[(\[{*+?|)\]}^$.\\a-z/]{1,12}", fullmatch=True)
 _FLAGS = st.lists(
     st.tuples(
-        st.sampled_from(
-            "seed targets also_train variant.name variant.rank variant.alpha data.train "
-            "data.files.label train.epochs train.batch_size train.select optimizer.learning_rate "
-            "optimizer.clip quantize.storage quantize.patterns model.name model.dropout "
-            "start_from nothing variant train.nothing.more".split()
-        ),
+        st.sampled_from(SETTINGS),
         st.text(max_size=10)
         | _JSON.map(repr)
         | st.sampled_from(["1e999", "nan", "()", "('a',)", "{}", "1_0", "--", "=", "exec('1')"]),

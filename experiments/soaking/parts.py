@@ -7,7 +7,15 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments.soaking import damage, forked, inputs, kills, result_file
+from experiments.soaking import (
+    damage,
+    forked,
+    inputs,
+    kills,
+    not_finite,
+    result_file,
+    surroundings,
+)
 from experiments.soaking.subjects import subjects as subjects_of
 
 
@@ -104,6 +112,45 @@ def _damage(order: Order) -> Done:
     return Done(table, damage.wrong(found))
 
 
+def _surroundings(order: Order) -> Done:
+    given = _inputs(order)
+    finished, scratch = _finished(order, given), order.scratch / "surroundings"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    found = []
+    for each in surroundings.soak(given, finished, scratch, order.environment):
+        found.append(each)
+        rows = [dataclasses.asdict(met) for met in found]
+        result_file.write(order.out, "surroundings", {}, rows)
+    table = result_file.table([dataclasses.asdict(each) for each in found], ("case", "outcome"))
+    return Done(table, surroundings.wrong(found))
+
+
+def _not_finite(order: Order) -> Done:
+    scratch = order.scratch / "not_finite"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    found = not_finite.soak(_inputs(order), scratch)
+    rows = [dataclasses.asdict(each) for each in found]
+    result_file.write(order.out, "not_finite", {}, rows)
+    return Done(result_file.table(rows, ("where", "number", "outcome")), not_finite.wrong(found))
+
+
+def _malformed(order: Order) -> Done:
+    try:
+        from experiments.soaking import malformed  # hypothesis is only there for tests
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--parts=malformed needs hypothesis: {error}") from None
+    found = malformed.soak(order.examples, order.seed)
+    settings = {"examples": order.examples, "seed": order.seed}
+    counts = malformed.counts(found)
+    said = [each for each in found if each.outcome in ("unclear", "executed")]
+    rows = [*counts, *(dataclasses.asdict(each) for each in said)]
+    result_file.write(order.out, "malformed", settings, rows)
+    columns = ("kind", "tried", "taken", "refused", "unclear", "executed")
+    return Done(result_file.table(counts, columns), malformed.wrong(found))
+
+
 def divided(count: int, shares: Sequence[int]) -> list[int]:
     """A number divided by shares; the parts add up to it."""
     ends = [count * sum(shares[:place]) // sum(shares) for place in range(len(shares) + 1)]
@@ -113,5 +160,8 @@ def divided(count: int, shares: Sequence[int]) -> list[int]:
 PARTS: Mapping[str, Callable[[Order], Done]] = {
     "kills": _kills,
     "damage": _damage,
+    "surroundings": _surroundings,
+    "not_finite": _not_finite,
+    "malformed": _malformed,
 }
 """The parts by name, in the order in which they are done."""
