@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -72,7 +73,8 @@ def make(folder: Path) -> Inputs:
     """Write the inputs into a folder; the same bytes each time."""
     made = Inputs(folder)
     config = family_of(SIZES).config.from_json(SIZES)
-    model = FAMILIES["bert"].classifier(config, 2, "cls", rngs=nnx.Rngs(0))
+    classifier: Any = FAMILIES["bert"].classifier
+    model = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
     encoders.export_classifier(nnx.state(model), config, made.model)
     for name in TOKENIZER:
         shutil.copy(locate("minilm") / name, made.model)

@@ -165,7 +165,8 @@ def _read_tokenizer(folder: Path) -> Any:
 
 def _make_encoder(folder: Path) -> None:
     config = family_of(SIZES).config.from_json({**SIZES, "vocab_size": len(WORDS)})
-    model = FAMILIES["bert"].classifier(config, 2, "cls", rngs=nnx.Rngs(0))
+    classifier: Any = FAMILIES["bert"].classifier
+    model = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
     encoders.export_classifier(nnx.state(model), config, folder)
 
 
