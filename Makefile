@@ -11,13 +11,15 @@ export UV_COMPILE_BYTECODE = 1
 INSTALL = $(UV) pip install --quiet --python
 LOCKED = --constraint requirements/constraints.txt
 HASHED = --no-deps --require-hashes
+# The tool that lists what is installed; it runs in an environment of its own.
+SBOM = cyclonedx-bom==7.5.0
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
 ENV = JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
 PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity bench mutants notebook lint wheel clean
+.PHONY: quickstart instruct test slow parity bench mutants notebook lint wheel sbom clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
@@ -52,6 +54,12 @@ wheel: $(UV)
 	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
 	$(INSTALL) build/wheel/venv $(LOCKED) build/wheel/*.whl
 	cd build/wheel && JAX_PLATFORMS=cpu venv/bin/python -c "import lora_jax, variants; print(lora_jax.check(variants.make('lora')))"
+
+# What is installed, with versions and licences: CycloneDX in build/sbom.json, and a table.
+sbom: $(VENV)/decoders
+	mkdir -p build
+	$(UV) tool run --from $(SBOM) cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+	$(BIN)/python requirements/licences.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
