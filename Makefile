@@ -21,13 +21,15 @@ INSTALL = $(UV) pip install --quiet --python
 CONSTRAINTS = $(if $(filter tpu,$(EXTRA)),build/constraints_tpu.txt,requirements/constraints.txt)
 LOCKED = --constraint $(CONSTRAINTS)
 HASHED = --no-deps --require-hashes
+# The tool that lists what is installed; it runs in an environment of its own.
+SBOM = cyclonedx-bom==7.5.0
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
 ENV = JAX_PLATFORMS=$(DEVICES) GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
 PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity bench mutants notebooks lint docs wheel clean
+.PHONY: quickstart instruct test slow parity bench mutants notebooks lint docs wheel sbom clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart$(addprefix -,$(EXTRA)) $(ARGS)
@@ -75,6 +77,12 @@ wheel: $(UV)
 # The site, in build/docs; pages on methods, names and commands are made from the code.
 docs: $(VENV)/installed
 	$(ENV) $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs $(ARGS)
+
+# What is installed, with versions and licences: CycloneDX in build/sbom.json, and a table.
+sbom: $(VENV)/decoders
+	mkdir -p build
+	$(UV) tool run --from $(SBOM) cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+	$(BIN)/python requirements/licences.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -37,8 +37,11 @@ from experiments.setup.config_files import studies
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
+from experiments.sweeps import jobs
 from experiments.tracking import track_flag
+from experiments.tracking.tracking import Track
 from lora_jax.suggest import require_known
+from lora_jax.training.trial_program import EXECUTIONS
 
 _STUDY = flags.DEFINE_string(
     "study", None, "The name of a config file that has a STUDY, for example against_lora."
@@ -68,6 +71,14 @@ _ADAPTERS = flags.DEFINE_bool(
     "adapters", True, "Keep the adapters of runs, and not only records and predictions."
 )
 
+_EXECUTION = flags.DEFINE_enum(
+    "execution",
+    None,
+    EXECUTIONS,
+    "How runs that share a program step. The default is the fastest way, which is measured; each "
+    "gives the same bits again on this machine, whatever is measured.",
+)
+
 
 def tune() -> None:
     known = studies()
@@ -92,8 +103,9 @@ def tune() -> None:
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     registered = registration.register(workdir, name, protocol, planned)
     announce()
-    adapters = bool(_ADAPTERS.value)
-    trainer = Trainer(workdir, protocol, wanted(), adapters, trackers)
+    track = Track(trackers, group=workdir)
+    how = jobs.How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
+    trainer = Trainer(workdir, protocol, how, adapters=bool(_ADAPTERS.value))
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     for task in _TASKS.value or protocol.columns:
         trainer.task(cells[task], _METHODS.value)

@@ -241,7 +241,7 @@ def _ranks(found: list[Run], out: Path) -> Run:
 def _curve(run: Run, name: str) -> dict[int, float]:
     """The values that a run logged under a name, by step; empty if there is no log."""
     path = run.folder / "metrics.jsonl"
-    rows = read_metrics(path, run.sealed) if path.exists() else []
+    rows = read_metrics(path, run.sealed, run.record.metrics_check) if path.exists() else []
     return {row["step"]: row[name] for row in rows if name in row}
 
 

@@ -151,6 +151,7 @@ def record(
         seed=config.seed,
         data_digest=experiment.texts.task.digest(),
         weights_digest=experiment.weights_digest,
+        reading_digest=experiment.reading_digest or None,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
         parameters_adapters=(left.kept or counted).trained - _head_size(experiment),

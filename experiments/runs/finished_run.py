@@ -1,6 +1,7 @@
 """A finished run with its model and its adapter, from its folder."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
     """
     alone = parse({**record.config, "start_from": None})
     experiment = build(alone, folder=folder)
+    if record.reading_digest not in (None, experiment.reading_digest):
+        warnings.warn(
+            f"{record.config['model']['name']}: its config.json or its tokenizer has changed since "
+            f"the run in {folder}; what the model computes here may differ from its scores",
+            stacklevel=2,
+        )
     adapter = load_adapter(folder, experiment.trainable, experiment.frozen)
     experiment = dataclasses.replace(experiment, config=parse(record.config))
     return FinishedRun(folder, record, experiment, *adapter[:2])

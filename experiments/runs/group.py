@@ -132,7 +132,11 @@ class Together:
 
 def _identity(experiment: Experiment) -> dict[str, str]:
     """Digests of what a trial depends on besides its state."""
-    return {"weights": experiment.weights_digest, "data": experiment.texts.task.digest()}
+    return {
+        "weights": experiment.weights_digest,
+        "files of config and tokenizer": experiment.reading_digest,
+        "data": experiment.texts.task.digest(),
+    }
 
 
 def together(experiments: Sequence[Experiment]) -> Together:

@@ -15,6 +15,7 @@ from configs.settings import RunConfig
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.records import seal
 from lora_jax.training.trial_program import Execution
 
 _PROGRAMS = ".programs"
@@ -31,7 +32,7 @@ def stepping(execution: str, seconds: Mapping[str, float]) -> str:
 def found_by_timing(trials: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """How each ended group of a folder of trials stepped, if timed, as arguments of `stepping`."""
     for file in sorted(trials.glob(f"{_PROGRAMS}/*.json")):
-        found = json_text.read_object(file)
+        found = _opened(file)
         yield found["execution"], found["seconds"]
 
 
@@ -79,8 +80,24 @@ class GroupFolder:
         return self.path / "trials.json"
 
     def _read(self) -> dict[str, Any]:
-        return json_text.read_object(self._file) if self._file.exists() else {}
+        return _opened(self._file) if self._file.exists() else {}
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        content = json.dumps(plain(values), indent=2) + "\n"
+        content = json.dumps(seal.sealed(plain(values)), indent=2) + "\n"
         write_atomically(self._file, content.encode())
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """The values in such a file; one of an earlier version has no seal.
+
+    Raises:
+      ValueError: it was changed after it was written.
+    """
+    try:
+        values, found = seal.opened(json_text.read_object(path))
+        seal.require_unchanged(values, found)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: {error}; delete {path.parent} to start over"
+        ) from None
+    return values

@@ -21,7 +21,7 @@ from experiments.setup.out_of_memory import explained
 from experiments.tracking.tracker import Status
 from experiments.tracking.tracking import NONE as NO_TRACKERS, Track, Tracking
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import LostFolderError
+from lora_jax.records.metrics_log import LostFolderError, last_check
 from lora_jax.sharding import memory
 from lora_jax.training.averages import evaluated
 from lora_jax.training.fastest_program import fastest
@@ -112,6 +112,8 @@ def _train(
         record = artifacts.record(*given, rungs=rungs, trackers=tracking.where(number))
         places[number].require()
         if processes.writes():
+            check = last_check(folders[number] / "metrics.jsonl")
+            record = dataclasses.replace(record, metrics_check=check)
             run_record.write(folders[number], record)
         ended[number] = record
         tracking.end(number, status)

@@ -24,6 +24,7 @@ from lora_jax.metrics import label_metrics
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
 from lora_jax.models.published import encoders, torch_names, weight_files
 from lora_jax.models.published.location import locate
+from lora_jax.models.published.reading_files import reading_digest
 from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
 from lora_jax.training.step import cross_entropy, squared_error
 
@@ -82,7 +83,8 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndMo
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
     digest = processes.first(lambda: weight_files.weights_digest(folder))
-    return TaskAndModel(texts, model, digest, fresh=loaded.fresh)
+    reading = processes.first(lambda: reading_digest(folder))
+    return TaskAndModel(texts, model, digest, reading, fresh=loaded.fresh)
 
 
 def load_abstract(config: ClassifierConfig) -> TaskAndModel:

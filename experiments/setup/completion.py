@@ -28,6 +28,7 @@ from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.kv_cache import cached_step, empty_cache
 from lora_jax.models.published import decoders, weight_files
 from lora_jax.models.published.location import locate
+from lora_jax.models.published.reading_files import reading_digest
 from lora_jax.models.published.sharding_rules import DECODER, shardings_of
 from lora_jax.sharding import memory
 
@@ -149,7 +150,8 @@ def load(config: TextConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
     decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
     _check_cache(decoder, config.generate)
     digest = processes.first(lambda: weight_files.weights_digest(where))
-    return _loaded(config, texts, decoder, digest)
+    reading = processes.first(lambda: reading_digest(where))
+    return _loaded(config, texts, decoder, digest, reading)
 
 
 def load_abstract(config: TextConfig) -> TaskAndModel:
@@ -158,13 +160,15 @@ def load_abstract(config: TextConfig) -> TaskAndModel:
     return _loaded(config, texts, decoders.read_abstract_decoder(where, **options(config.model)))
 
 
-def _loaded(config: TextConfig, texts: Texts, decoder: Decoder, digest: str = "") -> TaskAndModel:
+def _loaded(
+    config: TextConfig, texts: Texts, decoder: Decoder, digest: str = "", reading: str = ""
+) -> TaskAndModel:
     longest = {part: int(each.labels.max()) for part, each in texts.encoded.items()}
     smoothing, chunk = config.train.label_smoothing, config.model.chunk
     forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
     evaluated, _ = option_likelihoods(decoder, texts.options, max(longest.values()), chunk)
     step, _ = cached_step(decoder)
-    return TaskAndModel(texts, lambda key: (forward, params), digest, evaluated, step)
+    return TaskAndModel(texts, lambda key: (forward, params), digest, reading, evaluated, step)
 
 
 def _check_cache(decoder: Decoder, generate: GenerateSettings) -> None:

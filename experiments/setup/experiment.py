@@ -23,6 +23,7 @@ from experiments.setup.sharded_batches import spread
 from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
+from lora_jax.adapters.finite import require_finite
 from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.parts.separate_layers import separate, stacked
 from lora_jax.records.environment import multiplies_bfloat16
@@ -41,9 +42,10 @@ class Experiment:
     config: RunConfig
     texts: Texts
     weights_digest: str
+    reading_digest: str
     evaluated: Callable[..., Any] | None
     step: CachedStep | None
-    """These three as in `TaskAndModel`, of which nothing else stays in memory."""
+    """These four as in `TaskAndModel`, of which nothing else stays in memory."""
     adapted: lj.Adapted
     trainable: Any
     frozen: lj.Frozen
@@ -232,6 +234,7 @@ def build(
         config=config,
         texts=texts,
         weights_digest=loaded.weights_digest,
+        reading_digest=loaded.reading_digest,
         evaluated=loaded.evaluated,
         step=loaded.step,
         adapted=adapted,
@@ -249,14 +252,17 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
     """Start from another run's adapter: return the trainable and frozen parts with it loaded.
 
     Raises:
-      ValueError: the adapter does not fit, or has another base model and the config forbids that.
+      ValueError: the adapter does not fit, has a number that is not finite, or has another base
+        model and the config forbids that.
     """
     path, any_base = from_config.make_start(start_from)
     try:
-        return lj.start_from(path, trainable, frozen, any_base=any_base)
+        begun = lj.start_from(path, trainable, frozen, any_base=any_base)
     except OtherBaseError as error:
         way_out = f"--config.start_from={from_config.ANY_BASE}{path} begins from it anyway"
         raise ValueError(f"{error.problem}; {way_out}") from None
+    require_finite(begun[0], f"config.start_from {path}")
+    return begun
 
 
 def check_ids(config: RunConfig, tokens: int) -> None:

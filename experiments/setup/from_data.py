@@ -144,6 +144,7 @@ def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen])
             "format": _FORMAT,
             "jax": jax.__version__,
             "weights": loaded.weights_digest,
+            "reading": loaded.reading_digest,
             "texts": loaded.texts.task.digest(),
             "settings": [*settings, smoothing],
             "shapes": shapes,

@@ -67,6 +67,8 @@ class TaskAndModel:
     """From a random key, for new parameters, to the forward pass and the parameters."""
     weights_digest: str = ""
     """The digest of the weights; empty if the model has shapes in place of weights."""
+    reading_digest: str = ""
+    """The digest of the model's config and tokenizer files; empty where that of the weights is."""
     evaluated: Callable[..., Any] | None = None
     """The forward pass in evaluation, with the same parameters; None if it is the same."""
     step: CachedStep | None = None

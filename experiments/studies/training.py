@@ -19,7 +19,6 @@ from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
 from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
-from experiments.tracking.tracking import Track
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import run_record
 
@@ -58,11 +57,9 @@ class Trainer:
 
     workdir: Path
     protocol: Protocol
-    audit: bool = True
+    how: jobs.How = jobs.USUAL
     adapters: bool = True
     """Whether adapters stay; records and predictions always do."""
-    trackers: tuple[str, ...] = ()
-    """The trackers in which all runs are those of one group."""
     say: Say = print
 
     def task(self, cells: Sequence[Cell], only: Sequence[str] = ()) -> None:
@@ -134,8 +131,7 @@ class Trainer:
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
                 continue
-            how = jobs.How(audit=self.audit, track=Track(self.trackers, group=self.workdir))
-            results = jobs.train([configs[name] for name in mine], folders, mine, how)
+            results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]
             self.say(f"{folder}: {_said(results)}")

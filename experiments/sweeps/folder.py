@@ -28,7 +28,7 @@ from experiments.setup.suggested import fill
 from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.records import run_record
+from lora_jax.records import run_record, seal
 from lora_jax.suggest import require_known
 
 ENDED = ("completed", "failed", "diverged", "killed", "stopped")
@@ -89,7 +89,7 @@ class SweepFolder:
     def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
         """Note how an attempt ended, by default one of this process."""
         state = TrialState(status, note, os.getpid() if process is None else process)
-        text = json.dumps(dataclasses.asdict(state), indent=2, allow_nan=False)
+        text = json.dumps(seal.sealed(dataclasses.asdict(state)), indent=2, allow_nan=False)
         write_atomically(self._state_file(name), f"{text}\n".encode())
 
     def state(self, trial: Trial) -> TrialState:
@@ -114,9 +114,14 @@ class SweepFolder:
         """The newest attempt at a trial that left no completed record; None if it never began."""
         path = self._state_file(name)
         try:
-            found = json_text.read_object(path)
+            found, written = seal.opened(json_text.read_object(path))
+            seal.require_unchanged(found, written)
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); without it, its folder says it"
+            ) from None
         hints = typing.get_type_hints(TrialState)
         if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
             attempt = TrialState(**found)
@@ -156,6 +161,8 @@ class SweepFolder:
             found = json_text.loads(path.read_bytes(), "it")
             if not isinstance(found, dict) or found.get("version") != VERSION:
                 raise ValueError("of another version")
+            found, written = seal.opened(found)
+            seal.require_unchanged(found, written)
             entries = found.get("trials")
             if not isinstance(entries, list) or not all(map(_is_entry, entries)):
                 raise ValueError("it holds something else")
@@ -197,7 +204,7 @@ class SweepFolder:
                 for trial in trials
             }
             merged = {each["name"]: each for each in self._listed()} | entries
-            value = {"version": VERSION, "trials": list(merged.values())}
+            value = seal.sealed({"version": VERSION, "trials": list(merged.values())})
             text = json.dumps(value, indent=2, allow_nan=False)
             path = self.path / "trials.json"
             if not path.exists() or path.read_text(encoding="utf-8") != f"{text}\n":

@@ -96,21 +96,39 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
         self.close()
 
 
-def read_metrics(path: str | os.PathLike, sealed: bool = False) -> list[dict[str, Any]]:
+def last_check(path: str | os.PathLike) -> str | None:
+    """The check of the last line of a `metrics.jsonl`; None if it has none, or cannot be read."""
+    try:
+        lines = [line for line, _ in _rows(Path(path))]
+    except (OSError, ValueError):  # who reads the rows will say so
+        return None
+    return seal.check_of(lines[-1]) if lines else None
+
+
+def read_metrics(
+    path: str | os.PathLike, sealed: bool = False, check: str | None = None
+) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, NaN and infinities as floats; a torn last line is dropped.
 
     Args:
       sealed: whether the record beside it has a seal. Versions that seal records also write
         checks, so lines without checks have lost them.
+      check: what the record says of the last line (`last_check`); None if it says nothing.
 
     Raises:
-      ValueError: a line that is not a JSON object with a step, or that was changed or moved.
+      ValueError: a line that is not a JSON object with a step, or that was changed or moved, or the
+        last line is not that of the record.
     """
     rows = list(_rows(Path(path)))
     if sealed and rows and not seal.has_check(rows[-1][0]):
         raise ValueError(
             f"{path} has no checks ({seal.CHECK}), but its record has a seal: it was changed after "
             "it was written; if you delete the file, no curves of this run are drawn"
+        )
+    if check is not None and (not rows or seal.check_of(rows[-1][0]) != check):
+        raise ValueError(
+            f"{path} does not end with the line that its record names: it was cut, or is that of "
+            "another run; if you delete the file, no curves of this run are drawn"
         )
     return [numbers(row) for _, row in rows]
 

@@ -79,6 +79,10 @@ class Record:
     # Where experiment trackers have the run, a URL or a path by the tracker's name; None without
     # trackers. It says nothing of the result.
     trackers: dict[str, str] | None = None
+    # Of the base model's config and tokenizer files, as weights_digest is of its weights.
+    reading_digest: str | None = None
+    # The check of the last line of metrics.jsonl: a file that was cut at a line's end is noticed.
+    metrics_check: str | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""

@@ -56,6 +56,11 @@ def checked(values: Mapping[str, Any], after: int = 0) -> bytes:
     return line[:-1] + _HEAD + b"%08x" % zlib.crc32(line, after) + _TAIL
 
 
+def check_of(line: bytes) -> str | None:
+    """The check that a line ends with, eight hexadecimal digits; None if it has none."""
+    return line[-len(_TAIL) - _DIGITS : -len(_TAIL)].decode() if has_check(line) else None
+
+
 def has_check(line: bytes) -> bool:
     """Whether a line has a check, right or wrong; lines of earlier versions have none."""
     return f'"{CHECK}"'.encode() in line

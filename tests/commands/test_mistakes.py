@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import types
+from pathlib import Path
 
 import commands
 import jax
@@ -18,6 +19,7 @@ import variants
 from configs import glue
 from configs.settings import ModelSettings
 from experiments.runs import memory_line, run
+from experiments.runs.finished_run import open_run
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build, predictor
@@ -321,6 +323,23 @@ def test_a_tokenizer_with_more_words_than_the_model(smoke, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(ValueError, match="gives id 30522, the model's vocabulary has 30522"):
         build(smoke(model__name=str(folder)))
+
+
+def test_a_tokenizer_that_has_changed_since_the_run_began(trained, tmp_path):
+    """The weights are the same, but other tokens would make other results."""
+    config = parse(json.loads((trained / "config.json").read_text()))
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    settings = Path(config.model.name) / "tokenizer_config.json"
+    before = settings.read_bytes()
+    settings.write_bytes(before + b"\n")
+    try:
+        with pytest.raises(ValueError, match="a run with other files of config and tokenizer"):
+            run.run(config, tmp_path / "run", audit=False)
+        with pytest.warns(UserWarning, match="its tokenizer has changed since the run"):
+            open_run(trained, run_record.read(trained))
+    finally:
+        settings.write_bytes(before)
 
 
 def test_every_config_is_plain_data_and_takes_its_arguments():

@@ -19,7 +19,7 @@ from experiments.runs import predictions, run
 from experiments.setup.config import parse
 from experiments.tables import config_tables
 from lora_jax.records import run_record, seal
-from lora_jax.records.metrics_log import Metrics, read_metrics
+from lora_jax.records.metrics_log import Metrics, last_check, read_metrics
 
 LABELS = np.tile([0, 1], 10)
 
@@ -289,3 +289,18 @@ def test_a_new_record_of_a_failed_run_takes_the_place_of_one_without_a_seal(tmp_
     change(tmp_path / "record.json", lambda values: values.pop("seal"))
     record = write(tmp_path, "glue", "", {"matthews": 0.5})
     assert run_record.read_sealed(tmp_path) == (record, True)
+
+
+def test_metrics_that_were_cut_at_the_end_of_a_line_are_refused(log):
+    path, lines = log
+    check = last_check(path)
+    assert check is not None
+    assert lines[-1].endswith(f'"crc32": "{check}"}}\n'.encode())
+    assert len(read_metrics(path, True, check)) == len(lines)
+    for kept in range(len(lines)):
+        path.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(ValueError, match=r"does not end with the line that its record names"):
+            read_metrics(path, True, check)
+        assert len(read_metrics(path, True)) == kept  # the record of an earlier version
+    path.write_bytes(b"")
+    assert last_check(path) is None and last_check(path.with_name("none")) is None

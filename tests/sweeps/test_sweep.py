@@ -593,6 +593,7 @@ def test_a_list_of_anything_else_is_one_line(tmp_path, key, value):
     path = folder.path / "trials.json"
     assert len(folder.require(())) == 2
     listed = json.loads(path.read_text())
+    del listed["seal"]  # as in a list of an earlier version
     listed["trials"][1][key] = value
     for wrong in (listed, {**listed, "trials": {}}, {**listed, "trials": [3]}, [listed]):
         path.write_text(json.dumps(wrong))
@@ -638,3 +639,20 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
     assert found.program == 1e6 + 2 * 1e4
     # 8 steps, the evaluation after the last, the predictions, and those of `more`: 5 batches each
     assert found.trial == 1e3 + 8 + 5 + 5 + 5
+
+
+@pytest.mark.parametrize("name", ["trials.json", "outcomes/seed=0.json"])
+def test_a_changed_number_or_letter_in_a_sweeps_files_is_seen(tmp_path, name):
+    folder, found = sweep(tmp_path, "config.seed=0:2")
+    folder.end("seed=0", "killed", "its process was ended by SIGKILL", 12)
+    path = folder.path / name
+    text = path.read_text()
+    changes = {"trials.json": ("seed=1", "seed=3"), "outcomes/seed=0.json": ("12", "13")}
+    path.write_text(text.replace(*changes[name], 1))
+    assert path.read_text() != text
+    with pytest.raises(ValueError, match=rf"{name}.*changed after it was written"):
+        folder.state(found[0]) if name != "trials.json" else folder.require(())
+    values = json.loads(text)
+    del values["seal"]  # an earlier version
+    path.write_text(json.dumps(values))
+    assert folder.require(()) and folder.state(found[0]).process == 12

@@ -1,0 +1,83 @@
+r"""Soak the project: kill it, damage its files, fill its disk, feed it nonsense, and count losses.
+
+    python -m experiments.soak --out=experiments/results/soak
+
+Parts, each of which writes OUT/PART.json, and that of kills OUT/kills-COMMAND.json:
+
+    kills         training, saving, tuning and sweeping, killed at drawn moments; the same command
+                  goes on, and the results must be the same bits as without kills
+    damage        flipped bits and cut files, of all that runs leave or read: each is found, healed,
+                  or without effect
+    surroundings  full disks, read-only and slow folders, clocks that jump, two processes
+    not_finite    NaN and infinities in data, weights and the loss
+    malformed     configs, patterns, data, tokenizers and weights that hypothesis has spoiled
+
+`--parts` names some of them, `--kills`, `--flips` and `--examples` how much is tried, and `--seed`
+draws all of it. A part that was stopped goes on from its file if the settings are the same. Parts,
+and `--commands` of kills, can be done side by side. The models are tiny, and everything is written
+below `--scratch`. Exit code 0 means that nothing was lost, silently changed, or reported in other
+than one clear line.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from experiments.soaking import parts
+from experiments.soaking.parts import Order
+from lora_jax.suggest import require_known
+
+_OUT = flags.DEFINE_string("out", None, "The folder for the results.")
+_PARTS = flags.DEFINE_list("parts", list(parts.PARTS), "The parts to do.")
+_KILLS = flags.DEFINE_integer("kills", 100, "How often commands are killed.", lower_bound=1)
+_FLIPS = flags.DEFINE_integer("flips", 200, "How many files are damaged.", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", 500, "How many malformed inputs are tried.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Draws moments, bits and inputs.")
+_COMMANDS = flags.DEFINE_list(
+    "commands", [], "Kill only these: any of train, export-peft, export-merged, tune and sweep."
+)
+_SCRATCH = flags.DEFINE_string(
+    "scratch",
+    None,
+    "A folder for what is trained; by default a temporary one. Several soaks may share it, and a "
+    "later one finds its programs there.",
+)
+
+
+def soak() -> None:
+    for name in _PARTS.value:
+        require_known(name, parts.PARTS, f"--parts={name}: no such part")
+    out = cli.out_folder(str(_OUT.value))
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(_SCRATCH.value or tempfile.mkdtemp(prefix="soak-"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    counts = _KILLS.value, _FLIPS.value, _EXAMPLES.value
+    order = Order(out, scratch, _SEED.value, *counts, tuple(_COMMANDS.value))
+    # XLA says twice of each kept program that it may not fit this machine, which it does.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    bad = 0
+    try:
+        for name in _PARTS.value:
+            done = parts.PARTS[name](order)
+            bad += len(done.wrong)
+            print(f"{name}\n\n{done.table}\n", flush=True)
+            for each in done.wrong:
+                print(f"wrong: {each}")
+    finally:
+        if _SCRATCH.value is None and not bad:
+            shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{bad} wrong; results: {out}")
+    if bad:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("out")
+    cli.main(soak)

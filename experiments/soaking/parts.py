@@ -1,0 +1,167 @@
+"""The parts of a soak: each does its work, keeps its results, and gives a table."""
+
+import dataclasses
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from experiments.soaking import (
+    damage,
+    forked,
+    inputs,
+    kills,
+    not_finite,
+    result_file,
+    surroundings,
+)
+from experiments.soaking.subjects import subjects as subjects_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a soak is to do."""
+
+    out: Path
+    scratch: Path
+    seed: int
+    kills: int
+    flips: int
+    examples: int
+    commands: tuple[str, ...] = ()
+    """Those that are killed; all if there are none."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the commands: caches of their own, which keep all programs."""
+        return {
+            "XDG_CACHE_HOME": str(self.scratch / "caches"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.scratch / "caches" / "programs"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a part has found."""
+
+    table: str
+    wrong: list[str]
+    """One line for each loss, silent change or unclear message."""
+
+
+def _inputs(order: Order) -> inputs.Inputs:
+    """The model and the data, made once for all parts."""
+    made = inputs.Inputs(order.scratch / "inputs")
+    return made if made.model.exists() else inputs.make(made.folder)
+
+
+def _finished(order: Order, given: inputs.Inputs) -> Path:
+    """A finished run, trained once for all parts."""
+    folder = order.scratch / "finished"
+    if not (folder / "record.json").exists():
+        ended = forked.run(inputs.train(given, folder), order.environment)
+        if ended.code:
+            raise RuntimeError(f"the tiny run fails: {ended.err}")
+    return folder
+
+
+def _kills(order: Order) -> Done:
+    given = _inputs(order)
+    works = kills.works(given, _finished(order, given))
+    shares, settings = [work.share for work in works], {"kills": order.kills, "seed": order.seed}
+    found = []
+    for work, count in zip(works, divided(order.kills, shares), strict=True):
+        name = f"kills-{work.name}"
+        rows = result_file.read(order.out, name, settings)
+        known = kills.Killed(**rows[0]) if rows else None
+        if not order.commands or work.name in order.commands:
+            scratch = order.scratch / name
+            for each in kills.soak(work, count, order.seed, scratch, order.environment, known):
+                known = each
+                result_file.write(order.out, name, settings, [dataclasses.asdict(each)])
+        if known is not None:
+            found.append(known)
+    columns = ("work", "kills", "by_time", "by_change", "of_worker", "rounds", "missed")
+    wrong = [f"{each.work}, {line}" for each in found for line in each.wrong]
+    return Done(result_file.table([dataclasses.asdict(each) for each in found], columns), wrong)
+
+
+def _damage(order: Order) -> Done:
+    given = _inputs(order)
+    finished = _finished(order, given)
+    scratch = order.scratch / "damage"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    subjects = subjects_of(given, finished, scratch / "sources", order.environment)
+    settings = {"flips": order.flips, "seed": order.seed}
+    rows = result_file.read(order.out, "damage", settings)
+    found = [damage.Damage(**each) for each in rows]
+    done = {each.subject for each in found}
+    os.environ.update(order.environment)  # this process goes on with runs, and finds programs there
+    counts = divided(order.flips, [each.share for each in subjects])
+    for subject, count in zip(subjects, counts, strict=True):
+        if subject.name not in done:
+            found += damage.soak(subject, count, order.seed, scratch / "tried")
+            kept = [dataclasses.asdict(each) for each in found]
+            result_file.write(order.out, "damage", settings, kept)
+    table = result_file.table(damage.counts(found), ("files", "tried", "cut", *damage.OUTCOMES))
+    return Done(table, damage.wrong(found))
+
+
+def _surroundings(order: Order) -> Done:
+    given = _inputs(order)
+    finished, scratch = _finished(order, given), order.scratch / "surroundings"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    found = []
+    for each in surroundings.soak(given, finished, scratch, order.environment):
+        found.append(each)
+        rows = [dataclasses.asdict(met) for met in found]
+        result_file.write(order.out, "surroundings", {}, rows)
+    table = result_file.table([dataclasses.asdict(each) for each in found], ("case", "outcome"))
+    return Done(table, surroundings.wrong(found))
+
+
+def _not_finite(order: Order) -> Done:
+    scratch = order.scratch / "not_finite"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    found = not_finite.soak(_inputs(order), scratch)
+    rows = [dataclasses.asdict(each) for each in found]
+    result_file.write(order.out, "not_finite", {}, rows)
+    return Done(result_file.table(rows, ("where", "number", "outcome")), not_finite.wrong(found))
+
+
+def _malformed(order: Order) -> Done:
+    try:
+        from experiments.soaking import malformed  # hypothesis is only there for tests
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--parts=malformed needs hypothesis: {error}") from None
+    found = malformed.soak(order.examples, order.seed)
+    settings = {"examples": order.examples, "seed": order.seed}
+    counts = malformed.counts(found)
+    said = [each for each in found if each.outcome in ("unclear", "executed")]
+    rows = [*counts, *(dataclasses.asdict(each) for each in said)]
+    result_file.write(order.out, "malformed", settings, rows)
+    columns = ("kind", "tried", "taken", "refused", "unclear", "executed")
+    return Done(result_file.table(counts, columns), malformed.wrong(found))
+
+
+def divided(count: int, shares: Sequence[int]) -> list[int]:
+    """A number divided by shares; the parts add up to it."""
+    ends = [count * sum(shares[:place]) // sum(shares) for place in range(len(shares) + 1)]
+    return [end - begin for begin, end in itertools.pairwise(ends)]
+
+
+PARTS: Mapping[str, Callable[[Order], Done]] = {
+    "kills": _kills,
+    "damage": _damage,
+    "surroundings": _surroundings,
+    "not_finite": _not_finite,
+    "malformed": _malformed,
+}
+"""The parts by name, in the order in which they are done."""

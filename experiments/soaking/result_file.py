@@ -1,0 +1,45 @@
+"""The file of a part's results, which a later soak goes on from, and its table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
+from lora_jax.records.environment import environment
+from lora_jax.text_table import text_table
+
+
+def write(out: Path, part: str, settings: Mapping[str, Any], rows: Sequence[Any]) -> None:
+    """Write OUT/PART.json: the settings, the versions, and a row for each thing that was tried."""
+    found = environment()
+    content = {
+        "part": part,
+        "settings": dict(settings),
+        "versions": found["versions"],
+        "device": found["device"],
+        "git": found["git"],
+        "rows": list(rows),
+    }
+    write_atomically(out / f"{part}.json", f"{json.dumps(content, indent=1)}\n".encode())
+
+
+def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier soak with the same settings; empty if there is none.
+
+    Raises:
+      ValueError: the file is not JSON, or has no rows.
+    """
+    path = out / f"{part}.json"
+    if not path.exists():
+        return []
+    content = json_text.read_object(path)
+    if not isinstance(content.get("rows"), list):
+        raise ValueError(f"{path} has no rows: delete it to start over")
+    return content["rows"] if content.get("settings") == dict(settings) else []
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A table of some columns of rows as lines of text."""
+    return text_table(columns, [[str(each[name]) for name in columns] for each in rows])

@@ -1,0 +1,55 @@
+"""The soak itself, in small: a few kills, flipped bits and places."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.soaking import forked, parts
+from experiments.soaking.forked import Plan
+from lora_jax.files import json_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_share_is_never_lost():
+    assert parts.divided(100, [5, 2, 1, 4, 2]) == [35, 15, 7, 28, 15]
+    assert parts.divided(2, [60, 40]) == [1, 1] and sum(parts.divided(7, [3, 3, 3])) == 7
+
+
+def test_a_process_is_killed_at_a_change_of_a_file(tmp_path, monkeypatch):
+    """`changes` makes a folder, a file in it, and gives the file another name."""
+    (tmp_path / "changes.py").write_text(
+        "import os, sys\n"
+        "os.mkdir(sys.argv[1])\n"
+        "open(sys.argv[1] + '/a', 'w').close()\n"
+        "open(sys.argv[1] + '/a').close()\n"
+        "os.rename(sys.argv[1] + '/a', sys.argv[1] + '/b')\n"
+    )
+    monkeypatch.setattr(forked, "_CONTEXT", forked.multiprocessing.get_context("fork"))
+    monkeypatch.syspath_prepend(tmp_path)
+    left = {}
+    for number in range(1, 5):
+        folder = tmp_path / str(number)
+        plan = Plan(kill_at=number, below=str(folder), count=str(tmp_path / "count"))
+        ended = forked.run(["changes", str(folder)], {}, plan)
+        assert ended.code == (-signal.SIGKILL if number < 4 else 0), ended.err
+        left[number] = sorted(path.name for path in folder.glob("*")) if folder.exists() else None
+    assert left == {1: None, 2: [], 3: ["a"], 4: ["b"]}
+    assert (tmp_path / "count").read_text() == "3"
+
+
+@pytest.mark.slow
+def test_a_small_soak_finds_nothing(tmp_path):
+    line = [sys.executable, "-m", "experiments.soak", f"--out={tmp_path / 'out'}", "--kills=2"]
+    line += ["--commands=train", "--flips=16", f"--scratch={tmp_path / 'scratch'}"]
+    line += ["--parts=kills,damage"]
+    ended = subprocess.run(line, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (train,) = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
+    assert train["wrong"] == []
+    rows = json_text.read_object(tmp_path / "out" / "damage.json")["rows"]
+    assert len(rows) == 16 and {row["outcome"] for row in rows} <= {"found", "healed", "harmless"}
