@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sphinx.pycode import ModuleAnalyzer
 
@@ -48,7 +48,7 @@ def page(method: Method) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _index(tables: str, methods: list[Method]) -> str:
+def _index(tables: str, methods: Sequence[Method]) -> str:
     """The catalogue's own Markdown, with links from the names to the pages."""
     for each in methods:
         name = each.name.replace("_", r"\_")

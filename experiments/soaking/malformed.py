@@ -142,7 +142,7 @@ def _drawn(strategy: st.SearchStrategy, count: int, seed: int) -> list[Any]:
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=[*hypothesis.HealthCheck],
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(strategy)
     def keep(example: Any) -> None:
