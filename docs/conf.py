@@ -22,6 +22,7 @@ extensions = [
 exclude_patterns = ["generate"]
 html_math_renderer = "mathml"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "lora-jax"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
