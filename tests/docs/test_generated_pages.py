@@ -107,6 +107,11 @@ def test_prose_keeps_signs_that_markup_would_take():
     assert "::\n\n   {no: maths}" in said
 
 
+def test_lists_stay_lists():
+    said = prose("Two:\n\n* one\n  `x`\n* two\n\nEnd.")
+    assert said == "Two:\n\n* one ``x``\n* two\n\nEnd."
+
+
 def test_docstrings_for_autodoc_keep_their_sections():
     lines = ["It does `it`.", "", "    code(*here)", "", "Args:", "  x: an `Array`, |x| < 1.", ""]
     assert lines_for_autodoc(lines) == [
