@@ -75,8 +75,7 @@ def _name(found: re.Match[str], equation: str) -> str:
         left = r"\;" * bool(re.search(r"\w\s$", before))
         right = r"\;" * bool(re.match(r"\s\w", after))
         name = rf"{left}\text{{{name}}}{right}"
-    # A prime in a power's place is too small to see in fonts that are not for mathematics.
-    return name + (f"_{{{sub}}}" if sub else "") + r"{\prime}" * bool(found["prime"])
+    return name + (f"_{{{sub}}}" if sub else "") + found["prime"]
 
 
 def _inside(text: str) -> str:
