@@ -22,6 +22,8 @@ extensions = [
 exclude_patterns = ["generate"]
 html_math_renderer = "mathml"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
+smartquotes = False  # they would make one dash of the two of a flag
 html_title = "lora-jax"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -39,6 +41,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False
 # The same class is documented under the name that programs use, and where it is defined.
 suppress_warnings = ["ref.python"]
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs.generate.docstrings import escaped
+from docs.generate.docstrings import escaped, paragraph
 from docs.generate.rst import fenced, heading, table
 
 ROOT = Path(__file__).parents[2]
@@ -110,4 +110,4 @@ def _said(docstring: str) -> Iterator[str]:
         if block.startswith(" "):
             yield fenced("bash", textwrap.dedent(block))
         else:
-            yield escaped(" ".join(block.split()))
+            yield paragraph(block)

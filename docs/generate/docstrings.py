@@ -27,6 +27,14 @@ def escaped(text: str) -> str:
     return out
 
 
+def paragraph(block: str) -> str:
+    """A paragraph, or a list whose items begin with `* `."""
+    if not block.startswith("* "):
+        return escaped(" ".join(block.split()))
+    items = re.split(r"(?:^|\n)\* ", block)[1:]
+    return "\n".join(f"* {escaped(' '.join(item.split()))}" for item in items)
+
+
 def prose(docstring: str, maths: bool = False) -> str:
     """A docstring without sections; papers become links.
 
@@ -36,7 +44,7 @@ def prose(docstring: str, maths: bool = False) -> str:
     blocks = []
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         if not block.startswith(" "):
-            said = escaped(" ".join(block.split()))
+            said = paragraph(block)
             blocks.append(ARXIV.sub(r"`\1 \2 <https://arxiv.org/abs/\2>`__", said))
         elif maths and '"' not in block:
             blocks += [maths_block(line) for line in block.splitlines()]

@@ -75,7 +75,7 @@ def _name(found: re.Match[str], equation: str) -> str:
         left = r"\;" * bool(re.search(r"\w\s$", before))
         right = r"\;" * bool(re.match(r"\s\w", after))
         name = rf"{left}\text{{{name}}}{right}"
-    return name + found["prime"] + (f"_{{{sub}}}" if sub else "")
+    return name + (f"_{{{sub}}}" if sub else "") + found["prime"]
 
 
 def _inside(text: str) -> str:

@@ -32,7 +32,7 @@ def page(method: Method) -> str:
     kind = variants.find(method.name)
     parts = [
         heading(method.title, "="),
-        prose(sys.modules[kind.__module__].__doc__ or "", maths=True),
+        prose(_without_name(sys.modules[kind.__module__].__doc__ or ""), maths=True),
         prose(kind.__doc__ or "", maths=True),
         _elsewhere(method),
         heading("Example", "-"),
@@ -51,16 +51,19 @@ def page(method: Method) -> str:
 def _index(tables: str, methods: Sequence[Method]) -> str:
     """The catalogue's own Markdown, with links from the names to the pages."""
     for each in methods:
-        name = each.name.replace("_", r"\_")
-        tables = re.sub(
-            rf"^\| {re.escape(name)} \|",
-            f"| [{name}]({each.name}.rst) |".replace("\\", r"\\"),
-            tables,
-            flags=re.MULTILINE,
-        )
+        cell, link = each.name.replace("_", r"\_"), f"[{each.name}]({each.name}.rst)"
+        tables = tables.replace(f"\n| {cell} |", f"\n| {link} |")
+    tables = re.sub(r"^\*\*(.*)\*\*$", r"## \1", tables, flags=re.MULTILINE)
+    first = "```{rst-class} methods\n```\n\n| file"  # its sentences need more width
     names = "\n".join(each.name for each in methods)
     toctree = f"```{{toctree}}\n:hidden:\n\n{names}\n```"
-    return f"# Methods\n\n{tables.replace('**What', '## What').replace('**', '')}\n{toctree}\n"
+    return f"# Methods\n\n{tables.replace('| file', first, 1)}\n{toctree}\n"
+
+
+def _without_name(docstring: str) -> str:
+    """A module's docstring without the method's name and the colon that begin it."""
+    name, colon, rest = docstring.partition(": ")
+    return rest[0].upper() + rest[1:] if colon and "\n" not in name else docstring
 
 
 def _elsewhere(method: Method) -> str:

@@ -17,7 +17,7 @@ def fenced(language: str, code: str) -> str:
 def table(heads: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     """A table whose cells are reStructuredText; without heads, the first column is one."""
     option = "   :stub-columns: 1" if heads is None else "   :header-rows: 1"
-    lines = [".. list-table::", option, ""]
+    lines = [".. list-table::", "   :class: facts", option, ""]
     for row in [*([] if heads is None else [heads]), *rows]:
         for place, cell in enumerate(row):
             lines.append(f"   {' ' if place else '*'} - {cell}")

@@ -32,7 +32,8 @@ def test_python_blocks_run(folder, tmp_path):
     """Those of a page in order, in one namespace; those of a folder in one process."""
     listed = [(str(block.path), block.line, block.code) for block in PYTHON[folder]]
     (tmp_path / "blocks.json").write_text(json.dumps(listed))
-    ended = commands.run("tests/support/run_blocks.py", tmp_path / "blocks.json")
+    started = commands.Started("tests/support/run_blocks.py", tmp_path / "blocks.json")
+    ended = started.end(timeout=900)
     assert ended.returncode == 0, ended.stderr
 
 

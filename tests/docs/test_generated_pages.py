@@ -98,13 +98,19 @@ def test_other_signs_have_no_latex(wrong):
 
 def test_prose_keeps_signs_that_markup_would_take():
     said = prose(
-        "Of `x*` and a * b_ (arXiv 2106.09685).\n\n    W' = 2 W\n\n    {no: maths}\n\nEnd."
+        "Of `x*` and a * b_ (arXiv 2106.09685).\n\n    W' = 2 W\n\n    {no: maths}\n\nEnd.",
+        maths=True,
     )
     assert (
         r"Of ``x*`` and a \* b\_ (`arXiv 2106.09685 <https://arxiv.org/abs/2106.09685>`__)." in said
     )
-    assert ".. math:: W' = 2 W" in said
+    assert r".. math:: W' = 2 W" in said
     assert "::\n\n   {no: maths}" in said
+
+
+def test_lists_stay_lists():
+    said = prose("Two:\n\n* one\n  `x`\n* two\n\nEnd.")
+    assert said == "Two:\n\n* one ``x``\n* two\n\nEnd."
 
 
 def test_docstrings_for_autodoc_keep_their_sections():
