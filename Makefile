@@ -118,4 +118,4 @@ build/constraints_tpu.txt: requirements/constraints.txt
 .PRECIOUS: %/installed %/decoders
 
 clean:
-	rm -rf .venv .venv-cuda12 .venv-cuda13 .venv-tpu .venv-parity .venv-uv build *.egg-info
+	rm -rf .venv $(VENV) .venv-cuda12 .venv-cuda13 .venv-tpu .venv-parity .venv-uv build *.egg-info

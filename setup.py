@@ -39,7 +39,6 @@ setup(
     license="Apache-2.0",
     keywords=["jax", "flax", "lora", "adapters", "fine-tuning", "peft", "quantization"],
     classifiers=[
-        "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",

@@ -100,10 +100,11 @@ def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: floa
     known = [(each, each.run.hours(device, efficiency)) for each in cells]
     total = sum(each.seeds * hours for each, hours in known if hours is not None)
     unknown = sum(hours is None for _, hours in known)
+    runs = sum(each.seeds for each in cells)
     said = [
         text_table(HEADS, rows),
         "",
-        f"About {total:,.3g} hours on one {name} for all {sum(each.seeds for each in cells)} runs.",
+        f"About {_shown(float(total))} hours on one {name} for all {runs} runs.",
         "This is an estimate by a roofline: the slower of a step's products and its traffic with",
         f"memory, each at {efficiency:.0%} of the device's peak. "
         "Evaluations, compilation and data are left out.",
