@@ -96,7 +96,11 @@ class Search:
         return self._cost(self.trials)
 
     def run(self, train: Train) -> list[str]:
-        """Train all rounds, those of an earlier process first; return lines on the result."""
+        """Train all rounds, those of an earlier process first; return lines on the result.
+
+        Raises:
+          ValueError: no trial has a score.
+        """
         halving = self._asked.factor if self._asked.method == "halving" else 0
         if self._rounds:
             self._train(self._rounds, train, halving)
@@ -199,7 +203,7 @@ class Search:
         total = spent(self._folder, [trial for trial, _ in made])
         steps = f"{len(made)} trials, {total:,} training steps in all"
         if not scored:
-            return [f"no trial has a score ({steps})"]
+            raise ValueError(f"no trial has a score ({steps}): see {self._folder.path / 'logs'}")
         sign = 1 if self._loop.mode == "max" else -1
         trial, value = max(scored, key=lambda each: sign * each[1])
         flags = [
