@@ -139,7 +139,7 @@ def train(**given: Any) -> ConfigDict:
 
 
 def optimizer(learning_rate: float | None, **given: Any) -> ConfigDict:
-    """The optimiser, AdamW; without a learning rate, the config says which one is `suggested`."""
+    """The optimiser's numbers; without a learning rate, the config says which is `suggested`."""
     return section(settings.OptimizerSettings, learning_rate=learning_rate, **given)
 
 

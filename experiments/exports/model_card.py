@@ -22,7 +22,8 @@ from experiments.exports.format import Format, Use
 from experiments.exports.markdown import block, code, table
 from experiments.exports.place import UNKNOWN, Place, on_card, published, text_on_card
 from experiments.runs.finished_run import FinishedRun
-from experiments.setup.from_config import make_start
+from experiments.setup.from_config import kind_of_optimizer, make_start
+from lora_jax.training.optimizers import OF_SOME
 from lora_jax.transform.summary import summary
 
 CONFIG = "run.json"
@@ -152,8 +153,8 @@ def _training(run: FinishedRun) -> Iterable[str]:
     config, record = run.config, run.record
     yield "## Training"
     yield (
-        f"{record.steps:,} steps of AdamW in {record.seconds:,.0f} s, seed {record.seed}. "
-        "These weights were trained:"
+        f"{record.steps:,} steps of {_optimizer(config)} in {record.seconds:,.0f} s, seed "
+        f"{record.seed}. These weights were trained:"
     )
     rows = summary(run.trainable, run.frozen).rows
     heads = ("weight", "use", "shape", "method", "rank", "trained")
@@ -166,16 +167,24 @@ def _training(run: FinishedRun) -> Iterable[str]:
     yield table(("setting", "value"), _settings(config))
 
 
+def _optimizer(config: RunConfig) -> str:
+    """The optimiser, and whether an average of the weights was saved."""
+    averages = " (the moving average of the weights was saved)" if config.train.ema else ""
+    return kind_of_optimizer(config).title + averages
+
+
 def _settings(config: RunConfig) -> list[tuple[str, str]]:
     """The settings that decide the result, without those of sections that are described apart."""
     sections: dict[str, Any] = {"optimizer": config.optimizer, "train": config.train}
+    kind = kind_of_optimizer(config)
     if isinstance(config, TextConfig) and config.generate.scored:
         sections["generate"] = config.generate
     rows = [("model.dtype", config.model.dtype), ("data.max_length", str(config.data.max_length))]
     for section, values in sections.items():
         for field in dataclasses.fields(values):
             name, value = f"{section}.{field.name}", getattr(values, field.name)
-            if value is not None and name not in free_names(type(config)):
+            unread = section == "optimizer" and field.name in OF_SOME - {*kind.reads}
+            if value is not None and not unread and name not in free_names(type(config)):
                 rows.append((name, str(value)))
     return [(code(name), code(value)) for name, value in rows]
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.analysis.recorded_runs import held_out
 from experiments.runs import rungs
 from experiments.search.ask import ask, require
 from experiments.search.ledger import Ledger
@@ -17,6 +18,7 @@ from experiments.sweeps.sweep_flag import Overrides
 from experiments.sweeps.trials import Trial
 from lora_jax.training.loop_settings import Loop
 
+HELD_OUT = "--config.data.validation="
 METHODS = ("tpe", "random", "halving")
 Train = Callable[[Sequence[Trial], Sequence[Loop], int], None]
 """Trains those of some trials that have not ended; the number is the factor of halving, or 0."""
@@ -96,7 +98,11 @@ class Search:
         return self._cost(self.trials)
 
     def run(self, train: Train) -> list[str]:
-        """Train all rounds, those of an earlier process first; return lines on the result."""
+        """Train all rounds, those of an earlier process first; return lines on the result.
+
+        Raises:
+          ValueError: no trial has a score.
+        """
         halving = self._asked.factor if self._asked.method == "halving" else 0
         if self._rounds:
             self._train(self._rounds, train, halving)
@@ -199,19 +205,20 @@ class Search:
         total = spent(self._folder, [trial for trial, _ in made])
         steps = f"{len(made)} trials, {total:,} training steps in all"
         if not scored:
-            return [f"no trial has a score ({steps})"]
+            raise ValueError(f"no trial has a score ({steps}): see {self._folder.path / 'logs'}")
         sign = 1 if self._loop.mode == "max" else -1
         trial, value = max(scored, key=lambda each: sign * each[1])
+        own = held_out(trial.config)
         flags = [
-            "--config.data.validation=0" if each.startswith("--config.data.validation=") else each
+            "--config.data.validation=0" if own and each.startswith(HELD_OUT) else each
             for each in trial.arguments
         ]
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
         self._ledger.write(self._rounds, best)
-        held = trial.config.data.validation
+        apart = trial.config.data.validation
+        then = "on all examples, scored on the task's own validation part" if own else "again"
         return [
-            f"best: {trial.name}, {self._loop.metric} {value:.4g} on {held} held-out examples "
+            f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} held-out examples "
             f"({steps})",
-            "train it on all examples, and score it on the task's own validation part: "
-            f"python -m experiments.train {shlex.join(flags)}",
+            f"to train it {then}: python -m experiments.train {shlex.join(flags)}",
         ]

@@ -11,6 +11,7 @@ from lora_jax.metrics import text_metrics
 from lora_jax.models.parts.decoder import POLICIES
 from lora_jax.suggest import nearest, require_known
 from lora_jax.training import optim
+from lora_jax.training.optimizers import OF_SOME
 from lora_jax.variant import Variant
 
 DTYPES = ("float32", "bfloat16")
@@ -63,7 +64,7 @@ def _validate_optimizer(config: RunConfig, variants: Sequence[Variant]) -> None:
     kind, name = from_config.kind_of_optimizer(config), config.train.optimizer or "adamw"
     section = config.optimizer
     for field in dataclasses.fields(section):
-        unread = field.name in ("b1", "b2", "eps", "momentum") and field.name not in kind.reads
+        unread = field.name in OF_SOME - {*kind.reads}
         if unread and getattr(section, field.name) != field.default:
             read = ", ".join(("learning_rate", "weight_decay", *kind.reads))
             raise ValueError(f"config.optimizer.{field.name}: {name} reads {read} only")

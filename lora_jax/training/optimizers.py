@@ -29,6 +29,8 @@ RMS_OF_MUON = 0.2
 class Kind:
     """A kind of optimiser."""
 
+    title: str
+    """What texts call it."""
     make: Callable[[optax.Schedule, Numbers], Optimizer]
     """Makes it from the learning rate by step and its numbers, `weight_decay` among them."""
     reads: tuple[str, ...] = ()
@@ -140,13 +142,19 @@ def schedule_free(
 
 
 KINDS: Mapping[str, Kind] = {
-    "adamw": Kind(_adamw, ("b1", "b2", "eps")),
-    "sgd": Kind(_sgd, ("momentum",), momentum=0.9),
-    "lion": Kind(_lion, ("b1", "momentum"), momentum=0.99),
-    "adafactor": Kind(adafactor, elementwise=False),
-    "muon": Kind(_muon, ("b1", "b2", "eps", "momentum"), momentum=0.95, elementwise=False),
-    "schedule_free": Kind(_schedule_free, ("b1", "b2", "eps"), averages=True),
+    "adamw": Kind("AdamW", _adamw, ("b1", "b2", "eps")),
+    "sgd": Kind("SGD with momentum", _sgd, ("momentum",), momentum=0.9),
+    "lion": Kind("Lion", _lion, ("b1", "momentum"), momentum=0.99),
+    "adafactor": Kind("Adafactor", adafactor, elementwise=False),
+    "muon": Kind("Muon", _muon, ("b1", "b2", "eps", "momentum"), momentum=0.95, elementwise=False),
+    "schedule_free": Kind(
+        "schedule-free AdamW", _schedule_free, ("b1", "b2", "eps"), averages=True
+    ),
 }
+
+
+OF_SOME = frozenset(name for kind in KINDS.values() for name in kind.reads)
+"""The numbers that some optimisers read, and others do not."""
 
 
 def scaled(tx: Optimizer, scaling: GradientTransformation) -> Optimizer:

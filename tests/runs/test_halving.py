@@ -80,6 +80,23 @@ def halved(configs, tmp_path_factory):
         return where, run.run_together(configs, where, execution="each", halving=2, audit=False)
 
 
+def assert_same_adapter(here, there):
+    ours, theirs = (
+        safetensors.numpy.load_file(each / "adapter.safetensors") for each in (here, there)
+    )
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_so_are_survivors_of_trials_that_step_at_once(configs, tmp_path):
+    where = folders(tmp_path)
+    records = run.run_together(configs, where, execution="vmap", halving=2, audit=False)
+    number = next(n for n, each in enumerate(records) if each.status == "completed")
+    run.run(configs[number], tmp_path / "alone", audit=False)
+    assert_same_adapter(where[number], tmp_path / "alone")
+
+
 def test_survivors_are_what_they_are_alone_and_records_say_why_others_left(
     configs, halved, tmp_path
 ):
@@ -88,12 +105,7 @@ def test_survivors_are_what_they_are_alone_and_records_say_why_others_left(
     assert sorted(each.steps for each in records) == [2, 2, 3, 6]
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     alone = run.run(configs[number], tmp_path / "alone", audit=False)
-    ours, theirs = (
-        safetensors.numpy.load_file(folder / "adapter.safetensors")
-        for folder in (where[number], tmp_path / "alone")
-    )
-    for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-5)
+    assert_same_adapter(where[number], tmp_path / "alone")
     assert records[number].metrics_last == pytest.approx(alone.metrics_last, abs=1e-3)
     rows = [row["step"] for row in read_metrics(where[number] / "metrics.jsonl")]
     assert rows == [row["step"] for row in read_metrics(tmp_path / "alone" / "metrics.jsonl")]
