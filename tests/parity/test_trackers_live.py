@@ -33,7 +33,7 @@ def run(tmp_path_factory):
             patch.setenv(name, value)
         for name in ("WAIT", "SHORT_WAIT"):  # machines of tests are slow at times
             patch.setattr(tracking, name, 300)
-        record = tracked_runs.stopped_and_continued(smoke, folder, NAMES)
+        record = tracked_runs.stopped_and_continued(smoke, folder, NAMES, "adalora")
     return record, folder
 
 
