@@ -3,7 +3,9 @@
 The run is stopped at step 2, and goes on: all steps are those of one run, each once.
 """
 
+import json
 import os
+import sqlite3
 
 import pytest
 
@@ -21,20 +23,45 @@ OWN = ("_step", "_runtime", "_timestamp")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The record and folder of a run, with no way to a network that libraries would respect."""
-    smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
-    folder = tmp_path_factory.mktemp("tracked") / "run"
+def alone(tmp_path_factory):
+    """An environment without a login, settings and a way to a network; a machine may be slow."""
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith(("WANDB", "TRACKIO", "MLFLOW"))]:
             patch.delenv(name)
-        for name, value in (nowhere | {"HOME": str(folder.parent)}).items():
+        for name, value in (nowhere | {"HOME": str(tmp_path_factory.mktemp("home"))}).items():
             patch.setenv(name, value)
-        for name in ("WAIT", "SHORT_WAIT"):  # machines of tests are slow at times
+        for name in ("WAIT", "SHORT_WAIT"):
             patch.setattr(tracking, name, 300)
-        record = tracked_runs.stopped_and_continued(smoke, folder, NAMES)
-    return record, folder
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(alone, tmp_path_factory):
+    """The record and folder of a run."""
+    smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
+    folder = tmp_path_factory.mktemp("tracked") / "run"
+    return tracked_runs.stopped_and_continued(smoke, folder, NAMES, "adalora"), folder
+
+
+@pytest.fixture(scope="module")
+def group(alone, tmp_path_factory):
+    """The folder of two trials of one program: `a` completes, and `b` fails."""
+    folder = tmp_path_factory.mktemp("group") / "cola"
+    folders = {number: folder / "trials" / name for number, name in enumerate("ab")}
+    track = tracking.Track(NAMES, folder, folder / "trials")
+    configs = {number: {"experiment": "e"} for number in folders}
+    with tracking.Tracking(track, folders, configs) as tracked:
+        logs = [tracked.metrics(number, path, True) for number, path in folders.items()]
+        for log in logs:
+            log.truncate(0)
+        for step in (1, 2):
+            for number, log in enumerate(logs):
+                log.write(step, {"loss": step + number / 2})
+        for number, status in enumerate(("completed", "failed")):
+            tracked.where(number)
+            tracked.end(number, status)
+    return folder
 
 
 def test_the_record_names_folders_of_the_run(run):
@@ -110,3 +137,39 @@ def test_mlflow(run):
     }
     assert histories == tracked_runs.rows(folder)
     assert [each.path for each in client.list_artifacts(run_id, "images")] == ["images/ranks.png"]
+
+
+def test_wandb_has_trials_as_runs_of_a_group(group):
+    found = {}
+    for name in "ab":
+        (path,) = (group / "trials" / name).glob("tracking/wandb/wandb/offline-run-*/*.wandb")
+        records = list(wandb_file.records(path))
+        (run,) = [each.run for each in records if each.HasField("run")]
+        (code,) = [each.exit.exit_code for each in records if each.HasField("exit")]
+        rows = [wandb_file.values(each.history.item) for each in records]
+        losses = [row["loss"] for row in rows if "loss" in row]
+        found[run.display_name] = run.project, run.run_group, code, losses
+    assert found == {"a": ("e", "cola", 0, [1, 2]), "b": ("e", "cola", 1, [1.5, 2.5])}
+
+
+def test_trackio_has_trials_as_runs_of_a_group(group):
+    with sqlite3.connect(group / "tracking" / "trackio" / "e.db") as store:
+        rows = store.execute("select run_name, step, metrics from metrics order by step").fetchall()
+        configs = store.execute("select run_name, config from configs").fetchall()
+    losses = {}
+    for name, _, metrics in rows:
+        losses.setdefault(name[0], []).append(json.loads(metrics)["loss"])
+    assert losses == {"a": [1, 2], "b": [1.5, 2.5]}
+    assert {name[0]: json.loads(config)["_Group"] for name, config in configs} == {
+        "a": "cola",
+        "b": "cola",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
+def test_mlflow_has_trials_as_runs_of_a_group(group):
+    client = MlflowClient(tracking_uri=f"sqlite:///{group}/tracking/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("e")
+    runs = client.search_runs([experiment.experiment_id], "tags.group = 'cola'")
+    found = {each.info.run_name: (each.info.status, each.data.metrics["loss"]) for each in runs}
+    assert found == {"a": ("FINISHED", 2), "b": ("FAILED", 2.5)}

@@ -21,14 +21,14 @@ FEW = {"targets": ("query/kernel",), "data__train": 24, "train__log_every": 1}
 
 
 def stopped_and_continued(
-    smoke: Callable[..., RunConfig], folder: Path, trackers: Sequence[str]
+    smoke: Callable[..., RunConfig], folder: Path, trackers: Sequence[str], variant: str
 ) -> run_record.Record:
-    """Train AdaLoRA, whose ranks are drawn; stop at step 2, and go on.
+    """Train, stop at step 2, and go on.
 
     Args:
       smoke: as `small_model.smoke_runs` returns.
     """
-    config, track = smoke("variant=adalora", **FEW), Track(tuple(trackers))
+    config, track = smoke(f"variant={variant}", **FEW), Track(tuple(trackers))
     true_batches = experiment.Experiment.batches
 
     def batches(self: Any, step: int) -> Any:

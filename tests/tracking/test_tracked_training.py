@@ -33,7 +33,7 @@ def smoke(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(smoke, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    return tracked_runs.stopped_and_continued(smoke, folder, ["tensorboard", OWN]), folder
+    return tracked_runs.stopped_and_continued(smoke, folder, ["tensorboard", OWN], "lora"), folder
 
 
 def read(folder):
@@ -55,8 +55,10 @@ def test_tensorboard_reads_what_metrics_jsonl_has(stopped):
         )
 
 
-def test_tensorboard_forgets_the_steps_that_are_trained_again(tmp_path):
+def test_tensorboard_forgets_the_steps_that_are_trained_again_and_keeps_pictures(tmp_path):
     """Killed after step 4, with a checkpoint of step 2: steps 3 and 4 have the newer values."""
+    drawn = tmp_path / "ranks.png"
+    Image.new("RGB", (4, 3)).save(drawn)
     place = tmp_path / "tracking" / "tensorboard"
     given = {"name": "run", "group": "", "project": "p", "config": {"a": 1}}
     given |= {"folder": str(place), "store": str(place)}
@@ -67,25 +69,26 @@ def test_tensorboard_forgets_the_steps_that_are_trained_again(tmp_path):
                 log.write(step, {"loss": step + restored / 10})
             opened = {"number": 0, "open": {**given, "restored": restored}}
             order = {**opened, "metrics": str(tmp_path / "metrics.jsonl")}
-            child.obey(TensorBoard, [order], lambda **_: None)
+            picture = {"number": 0, "step": 5, "scalars": {}, "images": {"ranks": str(drawn)}}
+            orders = [order, picture] if restored else [order]
+            child.obey(TensorBoard, orders, lambda **_: None)
+    (image,) = read(tmp_path).Images("ranks")
+    assert (image.step, image.width, image.height) == (5, 4, 3)
+    assert image.encoded_image_string == drawn.read_bytes()
     found = [(each.step, each.value) for each in read(tmp_path).Scalars("loss")]
     expected = [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")]
     assert [step for step, _ in found] == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(np.float32(found), np.float32(expected))
 
 
-def test_tensorboard_has_the_picture_of_the_ranks_the_settings_and_the_status(stopped):
+def test_tensorboard_has_the_settings_and_the_status(stopped):
     record, folder = stopped
     found = read(folder)
-    (image,) = found.Images("ranks")
-    assert image.encoded_image_string == (folder / "ranks.png").read_bytes()
-    with Image.open(folder / "ranks.png") as drawn:
-        assert (image.width, image.height) == drawn.size
     last = found.Tensors("status")[-1]
     assert last.tensor_proto.string_val == [b"completed"]
     plugin = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(plugin).hparams
-    assert settings["variant.name"].string_value == "adalora"
+    assert settings["variant.name"].string_value == "lora"
     assert (
         settings["optimizer.learning_rate"].number_value
         == (record.config["optimizer"]["learning_rate"])

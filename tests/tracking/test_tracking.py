@@ -173,6 +173,7 @@ def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch
 )
 def test_a_run_that_is_left_without_an_end_gets_one(error, status, tmp_path, monkeypatch):
     process = mock.Mock()
+    process.name = NAME
     monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: process)
     with pytest.raises(error), Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
         with tracked.metrics(0, tmp_path, True) as log:
