@@ -45,6 +45,10 @@ def test_every_code_cell_is_short_and_the_notebook_begins_with_text(path):
     assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 25
 
 
+ALONE = [path for path in PATHS if "wheel" in code_cells(path)[0].source]
+"""The notebooks that do not need the repository."""
+
+
 def installed_by(path, folder, monkeypatch):
     """The requirements of each pip command of the first cell, where the library is missing."""
     lines = []
@@ -56,11 +60,7 @@ def installed_by(path, folder, monkeypatch):
     return [line[4:] for line in lines]
 
 
-def without_repository(path):
-    return "wheel" in code_cells(path)[0].source
-
-
-@pytest.mark.parametrize("path", filter(without_repository, PATHS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_the_first_cell_installs_the_wheel_and_the_locked_assets(path, tmp_path, monkeypatch):
     wheel = tmp_path / "lora_jax-0.1.0-py3-none-any.whl"
     wheel.touch()
@@ -73,7 +73,7 @@ def test_the_first_cell_installs_the_wheel_and_the_locked_assets(path, tmp_path,
         assert set(line) - {"--no-deps", "--quiet"} <= set(locked)
 
 
-@pytest.mark.parametrize("path", filter(without_repository, PATHS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_without_a_wheel_the_first_cell_says_how_to_build_one(path, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="`make wheel`"):
         installed_by(path, tmp_path, monkeypatch)
