@@ -18,6 +18,8 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SIZE = "NOTEBOOK_SIZE"
 """The environment variable that a notebook's first code cell reads."""
+LONGEST = 1800
+"""The most seconds of a cell, on a machine that has other work."""
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 """XLA's flags for the smoke size, at which programs take longer to compile than to run."""
 
@@ -47,7 +49,8 @@ def execute(path: Path, keep: bool) -> int:
       The number of its cells.
     """
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": FOLDER}}).execute()
+    where = {"metadata": {"path": FOLDER}}
+    NotebookClient(notebook, timeout=LONGEST, resources=where).execute()
     if keep:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day, which differ every time

@@ -12,8 +12,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
+NOT_RUN = ("01", "04", "05", "06", "07")
+"""Notebooks whose outputs are missing: `make notebooks ARGS="04 05"` makes them.
+
+A notebook that has outputs fails its test until its number is taken out here.
+"""
 MOST = 500_000
 """The most bytes of a notebook: a reader waits for them, and every commit keeps them."""
+
+
+def marked(path):
+    missing = pytest.mark.xfail(reason="it was not run at full size yet", strict=True)
+    marks = [missing] if path.name.startswith(NOT_RUN) else []
+    return pytest.param(path, id=path.stem, marks=marks)
 
 
 def code_cells(path):
@@ -26,7 +37,7 @@ def texts(output):
     return [output.get("text", ""), *(text for kind, text in data.items() if "image" not in kind)]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+@pytest.mark.parametrize("path", [marked(path) for path in PATHS])
 def test_outputs_are_those_of_one_run_and_of_no_machine(path):
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -45,6 +56,10 @@ def test_every_code_cell_is_short_and_the_notebook_begins_with_text(path):
     assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 25
 
 
+ALONE = [path for path in PATHS if "wheel" in code_cells(path)[0].source]
+"""The notebooks that do not need the repository."""
+
+
 def installed_by(path, folder, monkeypatch):
     """The requirements of each pip command of the first cell, where the library is missing."""
     lines = []
@@ -56,11 +71,7 @@ def installed_by(path, folder, monkeypatch):
     return [line[4:] for line in lines]
 
 
-def without_repository(path):
-    return "wheel" in code_cells(path)[0].source
-
-
-@pytest.mark.parametrize("path", filter(without_repository, PATHS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_the_first_cell_installs_the_wheel_and_the_locked_assets(path, tmp_path, monkeypatch):
     wheel = tmp_path / "lora_jax-0.1.0-py3-none-any.whl"
     wheel.touch()
@@ -73,7 +84,7 @@ def test_the_first_cell_installs_the_wheel_and_the_locked_assets(path, tmp_path,
         assert set(line) - {"--no-deps", "--quiet"} <= set(locked)
 
 
-@pytest.mark.parametrize("path", filter(without_repository, PATHS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_without_a_wheel_the_first_cell_says_how_to_build_one(path, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="`make wheel`"):
         installed_by(path, tmp_path, monkeypatch)
