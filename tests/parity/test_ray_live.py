@@ -154,7 +154,6 @@ def test_a_sweep_whose_processes_and_command_are_killed_is_the_same_sweep(tmp_pa
     when_steps(started, killed / "trials" / "seed=0", 10, other_than=worker)
     assert "seed=0: its Ray task ended (WorkerCrashedError: " in started.said()
     assert ", so its job begins again" in started.said()
-    when_steps(started, killed / "trials" / "seed=1", 3)
     started.kill()
     until = time.monotonic() + 60
     while workers(killed):

@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,10 @@ def connected(address: str) -> Iterator[Any]:
         options = {"object_store_memory": _STORE, "include_dashboard": False}
     own = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        with warnings.catch_warnings():
+            # JAX warns of forks, of which those here begin another program at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--ray_address={address}: {said}{_hint(address, error)}") from error
