@@ -120,11 +120,13 @@ def record(
     status: Any,
     note: str,
     left: Left = NOTHING,
+    check: str | None = None,
 ) -> run_record.Record:
     """Make the record of a run from its experiment and its results.
 
     Args:
       seconds: how long the run took in all.
+      check: that of the last line of the metrics.
     """
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
@@ -145,6 +147,7 @@ def record(
         data_digest=experiment.texts.task.digest(),
         weights_digest=experiment.weights_digest,
         reading_digest=experiment.reading_digest or None,
+        metrics_check=check,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
         parameters_adapters=(left.kept or counted).trained - _head_size(experiment),

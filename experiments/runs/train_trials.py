@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.distributed import processes
 from experiments.runs import artifacts, step_audit
@@ -77,14 +76,13 @@ def train(
     places = {number: Place(folders[number]) for number in experiments if number not in done}
     ended: dict[int, run_record.Record] = {}
 
-    def end(number: int, status: str, note: str, *left: Any) -> None:
+    def end(number: int, status: str, note: str, left: artifacts.Left = artifacts.NOTHING) -> None:
         seconds = (time.perf_counter() - order.started) / len(experiments)
-        given = experiments[number], outcomes[number], seconds, status, note, *left
+        check = last_check(folders[number] / "metrics.jsonl")
+        given = experiments[number], outcomes[number], seconds, status, note, left, check
         record = artifacts.record(*given)
         places[number].require()
         if processes.writes():
-            check = last_check(folders[number] / "metrics.jsonl")
-            record = dataclasses.replace(record, metrics_check=check)
             run_record.write(folders[number], record)
         ended[number] = record
 
