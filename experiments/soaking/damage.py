@@ -113,6 +113,7 @@ def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Catch warnings, and keep progress bars and lines from the screen."""
     with warnings.catch_warnings(record=True) as caught, hidden():
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, and nothing of files
         yield caught
 
 

@@ -35,17 +35,21 @@ def subjects(
       scratch: a new folder for a sweep, a study and an unfinished run.
     """
     unfinished, beside = scratch / "unfinished", scratch / "beside"
-    for folder in (unfinished, beside / "run"):
-        shutil.copytree(finished, folder)
-        for name in ("record.json", "adapter.safetensors", "predictions.npz"):
-            (folder / name).unlink()
-    shutil.copytree(given.folder, beside / "inputs")
+    shutil.copytree(finished, unfinished)
+    _without_results(unfinished)
+    own = inputs.Inputs(scratch / "own" / "inputs")  # its path is another folder for a while
     tokens = Path(environment["XDG_CACHE_HOME"]) / "lora_jax" / "tokens"
     programs = Path(environment["JAX_COMPILATION_CACHE_DIR"])
 
     def swept(folder: Path) -> None:
         _made(inputs.sweep(given, folder, seeds=1), environment)
         _unfinished_trial(folder)
+
+    def trained(folder: Path) -> None:
+        shutil.copytree(given.folder, own.folder)
+        _made(inputs.train(own, folder / "run"), environment)
+        _without_results(folder / "run")
+        shutil.copytree(own.folder, folder / "inputs")
 
     go_on, named = _go_on(given), _named(*RESULTS)
     steps, rest = _below("checkpoints"), _named("metrics.jsonl", "config.json")
@@ -61,8 +65,9 @@ def subjects(
             "inputs",
             beside,
             _inputs,
-            lambda folder: _go_on(inputs.Inputs(folder / "inputs"), given)(folder / "run"),
+            lambda folder: _go_on(inputs.Inputs(folder / "inputs"), own)(folder / "run"),
             share=24,
+            make=trained,
         ),
         Subject(
             "study",
@@ -81,6 +86,12 @@ def subjects(
 def _made(line: list[str], environment: Mapping[str, str]) -> None:
     if (ended := forked.run(line, environment)).code:
         raise RuntimeError(f"{line[0]} fails without damage: {ended.err}")
+
+
+def _without_results(run: Path) -> None:
+    """Let a finished run be one that was killed before it wrote its results."""
+    for name in ("record.json", "adapter.safetensors", "predictions.npz"):
+        (run / name).unlink()
 
 
 def _newest(folder: Path) -> list[Path]:
