@@ -2,7 +2,7 @@ r"""Soak the project: kill it, damage its files, fill its disk, feed it nonsense
 
     python -m experiments.soak --out=experiments/results/soak
 
-Parts, each of which writes OUT/PART.json, and that of kills OUT/kills-COMMAND.json:
+Parts, each of which writes OUT/PART.json (kills-COMMAND.json, damage-FILES.json):
 
     kills         training, saving, tuning and sweeping, killed at drawn moments; the same command
                   goes on, and the results must be the same bits as without kills
@@ -14,9 +14,9 @@ Parts, each of which writes OUT/PART.json, and that of kills OUT/kills-COMMAND.j
 
 `--parts` names some of them, `--kills`, `--flips` and `--examples` how much is tried, and `--seed`
 draws all of it. A part that was stopped goes on from its file if the settings are the same. Parts,
-and `--commands` of kills, can be done side by side. The models are tiny, and everything is written
-below `--scratch`. Exit code 0 means that nothing was lost, silently changed, or reported in other
-than one clear line.
+`--commands` of kills and `--files` of damage can be done side by side. The models are tiny, and
+everything is written below `--scratch`. Exit code 0 means that nothing was lost, silently changed,
+or reported in other than one clear line.
 """
 
 import os
@@ -43,6 +43,12 @@ _SEED = flags.DEFINE_integer("seed", 0, "Draws moments, bits and inputs.")
 _COMMANDS = flags.DEFINE_list(
     "commands", [], "Kill only these: any of train, export-peft, export-merged, tune and sweep."
 )
+_FILES = flags.DEFINE_list(
+    "files",
+    [],
+    "Damage only these: any of finished-run, checkpoints, newest-checkpoint, unfinished-run, "
+    "inputs, study, sweep, kept-tokens and kept-programs.",
+)
 _SCRATCH = flags.DEFINE_string(
     "scratch",
     None,
@@ -59,7 +65,8 @@ def soak() -> None:
     scratch = Path(_SCRATCH.value or tempfile.mkdtemp(prefix="soak-"))
     scratch.mkdir(parents=True, exist_ok=True)
     counts = _KILLS.value, _FLIPS.value, _EXAMPLES.value
-    order = Order(out, scratch, _SEED.value, *counts, tuple(_COMMANDS.value))
+    chosen = tuple(_COMMANDS.value), tuple(_FILES.value)
+    order = Order(out, scratch, _SEED.value, *counts, *chosen)
     # XLA says twice of each kept program that it may not fit this machine, which it does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     bad = 0

@@ -123,6 +123,7 @@ def record(
     status: Any,
     note: str,
     left: Left = NOTHING,
+    check: str | None = None,
     rungs: list[dict[str, Any]] | None = None,
     trackers: dict[str, str] | None = None,
 ) -> run_record.Record:
@@ -130,6 +131,7 @@ def record(
 
     Args:
       seconds: how long the run took in all.
+      check: that of the last line of the metrics.
       rungs: those that a trial of successive halving reached.
       trackers: where experiment trackers have the run.
     """
@@ -152,6 +154,7 @@ def record(
         data_digest=experiment.texts.task.digest(),
         weights_digest=experiment.weights_digest,
         reading_digest=experiment.reading_digest or None,
+        metrics_check=check,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
         parameters_adapters=(left.kept or counted).trained - _head_size(experiment),

@@ -107,13 +107,12 @@ def _train(
         number: int, status: Status, note: str, left: artifacts.Left = artifacts.NOTHING
     ) -> None:
         seconds = (time.perf_counter() - order.started) / len(experiments)
-        given = experiments[number], outcomes[number], seconds, status, note, left
+        check = last_check(folders[number] / "metrics.jsonl")
+        given = experiments[number], outcomes[number], seconds, status, note, left, check
         rungs = of_trial(decided, list(experiments).index(number))
         record = artifacts.record(*given, rungs=rungs, trackers=tracking.where(number))
         places[number].require()
         if processes.writes():
-            check = last_check(folders[number] / "metrics.jsonl")
-            record = dataclasses.replace(record, metrics_check=check)
             run_record.write(folders[number], record)
         ended[number] = record
         tracking.end(number, status)

@@ -39,6 +39,8 @@ class Subject:
     read: Callable[[Path], Any]
     """What a copy of the folder says, as JSON values; it may change the copy."""
     share: int
+    make: Callable[[Path], None] | None = None
+    """Makes the folder, if it is not there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Damage:
 
 def soak(subject: Subject, count: int, seed: int, scratch: Path) -> list[Damage]:
     """Damage files of a subject `count` times, one at a time, and read it."""
+    if subject.make is not None and not subject.folder.exists():
+        subject.make(subject.folder)
     whole = scratch / "whole"
     shutil.copytree(subject.folder, whole)
     with _quiet():
@@ -109,6 +113,7 @@ def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Catch warnings, and keep progress bars and lines from the screen."""
     with warnings.catch_warnings(record=True) as caught, hidden():
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, and nothing of files
         yield caught
 
 

@@ -47,6 +47,14 @@ SETTINGS = (
 )
 """The settings that flags set."""
 
+SLOW = (
+    hypothesis.HealthCheck.too_slow,
+    hypothesis.HealthCheck.data_too_large,
+    hypothesis.HealthCheck.filter_too_much,
+    hypothesis.HealthCheck.large_base_example,
+)
+"""What hypothesis would complain of, and what matters only for tests that fail."""
+
 _JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -142,7 +150,7 @@ def _drawn(strategy: st.SearchStrategy, count: int, seed: int) -> list[Any]:
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=SLOW,
     )
     @hypothesis.given(strategy)
     def keep(example: Any) -> None:

@@ -17,6 +17,7 @@ from experiments.soaking import (
     surroundings,
 )
 from experiments.soaking.subjects import subjects as subjects_of
+from lora_jax.suggest import require_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Order:
     examples: int
     commands: tuple[str, ...] = ()
     """Those that are killed; all if there are none."""
+    files: tuple[str, ...] = ()
+    """The subjects that are damaged; all if there are none."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,6 +76,9 @@ def _kills(order: Order) -> Done:
     given = _inputs(order)
     works = kills.works(given, _finished(order, given))
     shares, settings = [work.share for work in works], {"kills": order.kills, "seed": order.seed}
+    for name in order.commands:
+        known = [work.name for work in works]
+        require_known(name, known, f"--commands={name}: no such command")
     found = []
     for work, count in zip(works, divided(order.kills, shares), strict=True):
         name = f"kills-{work.name}"
@@ -93,21 +99,25 @@ def _kills(order: Order) -> Done:
 def _damage(order: Order) -> Done:
     given = _inputs(order)
     finished = _finished(order, given)
-    scratch = order.scratch / "damage"
+    scratch = order.scratch / f"damage-{'-'.join(order.files)}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     subjects = subjects_of(given, finished, scratch / "sources", order.environment)
+    for name in order.files:
+        require_known(name, [each.name for each in subjects], f"--files={name}: no such files")
     settings = {"flips": order.flips, "seed": order.seed}
-    rows = result_file.read(order.out, "damage", settings)
-    found = [damage.Damage(**each) for each in rows]
-    done = {each.subject for each in found}
     os.environ.update(order.environment)  # this process goes on with runs, and finds programs there
     counts = divided(order.flips, [each.share for each in subjects])
+    found = []
     for subject, count in zip(subjects, counts, strict=True):
-        if subject.name not in done:
-            found += damage.soak(subject, count, order.seed, scratch / "tried")
-            kept = [dataclasses.asdict(each) for each in found]
-            result_file.write(order.out, "damage", settings, kept)
+        name = f"damage-{subject.name}"
+        rows = result_file.read(order.out, name, settings)
+        mine = [damage.Damage(**each) for each in rows]
+        if not mine and (not order.files or subject.name in order.files):
+            mine = damage.soak(subject, count, order.seed, scratch / "tried")
+            kept = [dataclasses.asdict(each) for each in mine]
+            result_file.write(order.out, name, settings, kept)
+        found += mine
     table = result_file.table(damage.counts(found), ("files", "tried", "cut", *damage.OUTCOMES))
     return Done(table, damage.wrong(found))
 

@@ -35,48 +35,71 @@ def subjects(
       scratch: a new folder for a sweep, a study and an unfinished run.
     """
     unfinished, beside = scratch / "unfinished", scratch / "beside"
-    for folder in (unfinished, beside / "run"):
-        shutil.copytree(finished, folder)
-        for name in ("record.json", "adapter.safetensors", "predictions.npz"):
-            (folder / name).unlink()
-    shutil.copytree(given.folder, beside / "inputs")
-    for line in (
-        inputs.sweep(given, scratch / "sweep", seeds=1),
-        inputs.tune(given, scratch / "study"),
-    ):
-        if (ended := forked.run(line, environment)).code:
-            raise RuntimeError(f"{line[0]} fails without damage: {ended.err}")
-    _unfinished_trial(scratch / "sweep")
+    shutil.copytree(finished, unfinished)
+    _without_results(unfinished)
+    own = inputs.Inputs(scratch / "own" / "inputs")  # its path is another folder for a while
     tokens = Path(environment["XDG_CACHE_HOME"]) / "lora_jax" / "tokens"
     programs = Path(environment["JAX_COMPILATION_CACHE_DIR"])
+
+    def swept(folder: Path) -> None:
+        _made(inputs.sweep(given, folder, seeds=1), environment)
+        _unfinished_trial(folder)
+
+    def trained(folder: Path) -> None:
+        shutil.copytree(given.folder, own.folder)
+        _made(inputs.train(own, folder / "run"), environment)
+        _without_results(folder / "run")
+        shutil.copytree(own.folder, folder / "inputs")
+
+    go_on, named = _go_on(given), _named(*RESULTS)
+    steps, rest = _below("checkpoints"), _named("metrics.jsonl", "config.json")
+    study, sweep = scratch / "study", scratch / "sweep"
+    read_tokens, train = _read_tokens(given), _train_with_programs(given, environment)
     return [
-        Subject("a finished run", finished, _named(*RESULTS), _read_finished(given), share=60),
-        Subject("checkpoints", unfinished, _below("checkpoints"), _go_on(given), share=40),
+        Subject("finished-run", finished, named, _read_finished(given), share=60),
+        Subject("checkpoints", unfinished, steps, go_on, share=20),
+        Subject("newest-checkpoint", unfinished, _newest, go_on, share=20),
+        Subject("unfinished-run", unfinished, rest, go_on, share=10),
+        # The model, its tokenizer and the data, between two starts of a run.
         Subject(
-            "metrics and config of an unfinished run",
-            unfinished,
-            _named("metrics.jsonl", "config.json"),
-            _go_on(given),
-            share=10,
-        ),
-        Subject(
-            "model, tokenizer and data between two starts of a run",
+            "inputs",
             beside,
             _inputs,
-            lambda folder: _go_on(inputs.Inputs(folder / "inputs"), given)(folder / "run"),
+            lambda folder: _go_on(inputs.Inputs(folder / "inputs"), own)(folder / "run"),
             share=24,
+            make=trained,
         ),
-        Subject("study.json", scratch / "study", _named("study.json"), _read_study, share=14),
-        Subject("a sweep's folder", scratch / "sweep", _sweep_files, _read_sweep, share=26),
-        Subject("kept tokens", tokens, _below("."), _read_tokens(given), share=20),
         Subject(
-            "kept programs",
-            programs,
-            _below("."),
-            _train_with_programs(given, environment),
-            share=6,
+            "study",
+            study,
+            _named("study.json"),
+            _read_study,
+            share=14,
+            make=lambda folder: _made(inputs.tune(given, folder), environment),
         ),
+        Subject("sweep", sweep, _sweep_files, _read_sweep, share=26, make=swept),
+        Subject("kept-tokens", tokens, _below("."), read_tokens, share=20),
+        Subject("kept-programs", programs, _below("."), train, share=6),
     ]
+
+
+def _made(line: list[str], environment: Mapping[str, str]) -> None:
+    if (ended := forked.run(line, environment)).code:
+        raise RuntimeError(f"{line[0]} fails without damage: {ended.err}")
+
+
+def _without_results(run: Path) -> None:
+    """Let a finished run be one that was killed before it wrote its results."""
+    for name in ("record.json", "adapter.safetensors", "predictions.npz"):
+        (run / name).unlink()
+
+
+def _newest(folder: Path) -> list[Path]:
+    """The files of the newest checkpoint that are read: others are copies, or say when it ended."""
+    checkpoints = folder / "checkpoints"
+    newest = checkpoints / str(max(int(each.name) for each in checkpoints.iterdir()))
+    read = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
+    return [*(newest / name for name in read), *sorted((newest / "state" / "d").iterdir())]
 
 
 def _named(*names: str) -> Callable[[Path], list[Path]]:

@@ -44,12 +44,14 @@ def test_a_process_is_killed_at_a_change_of_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_small_soak_finds_nothing(tmp_path):
-    line = [sys.executable, "-m", "experiments.soak", f"--out={tmp_path / 'out'}", "--kills=2"]
-    line += ["--commands=train", "--flips=16", f"--scratch={tmp_path / 'scratch'}"]
-    line += ["--parts=kills,damage"]
+    line = [sys.executable, "-m", "experiments.soak", f"--out={tmp_path / 'out'}"]
+    line += [f"--scratch={tmp_path / 'scratch'}", "--parts=kills,damage", "--kills=3", "--flips=30"]
+    line += ["--commands=train", "--files=finished-run,newest-checkpoint,kept-tokens"]
     ended = subprocess.run(line, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (train,) = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
-    assert train["wrong"] == []
-    rows = json_text.read_object(tmp_path / "out" / "damage.json")["rows"]
-    assert len(rows) == 16 and {row["outcome"] for row in rows} <= {"found", "healed", "harmless"}
+    assert train["kills"] == 1 and train["wrong"] == []
+    for name, count in (("finished-run", 9), ("newest-checkpoint", 3), ("kept-tokens", 3)):
+        rows = json_text.read_object(tmp_path / "out" / f"damage-{name}.json")["rows"]
+        assert len(rows) == count
+        assert {row["outcome"] for row in rows} <= {"found", "healed", "harmless"}
