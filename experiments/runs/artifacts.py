@@ -179,6 +179,7 @@ def record(
         gathered=experiment.gathered and dict(experiment.gathered.said),
         tokenised_per_second=experiment.texts.examples_per_second,
         rungs=rungs or None,
+        trackers=trackers,
     )
 
 
