@@ -72,8 +72,8 @@ def _name(found: re.Match[str], equation: str) -> str:
         name = rf"\operatorname{{{name}}}"
     elif len(name) > 1:
         before, after = equation[: found.start()], equation[found.end() :]
-        left = r"\;" * bool(re.search(r"\w\s$", before))
-        right = r"\;" * bool(re.match(r"\s\w", after))
+        left = r"\;" * bool(re.search(r"[\w\])|]\s$", before))
+        right = r"\;" * bool(re.match(r"\s(?:\w\b|\w_|[(\[|])", after))
         name = rf"{left}\text{{{name}}}{right}"
     return name + (f"_{{{sub}}}" if sub else "") + found["prime"]
 
