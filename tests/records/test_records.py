@@ -69,9 +69,11 @@ GOOD = {
     "signatures": {"bleu": "nrefs:1"},
     "audit": {"leaf": "loss", "error": 1e-7, "tolerance": 4e-6, "batches": 2},
     "gathered": {"batches": 8, "examples": 256, "seconds": 1.5, "digest": "d"},
+    "rungs": [{"step": 5, "score": 0.5, "place": 1, "trials": 4, "kept": 2}],
 }
 OPTIONAL = {"note", "ranks", "metric", "parameters_adapters", "target", "evaluations"}
 OPTIONAL |= {"tokenised_per_second", "metrics_first", "samples", "signatures", "audit", "gathered"}
+OPTIONAL |= {"rungs"}
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
