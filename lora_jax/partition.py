@@ -100,7 +100,8 @@ def select_paths(
     for pattern in patterns:
         if not any(matches(pattern, path) for path in paths):
             close = nearest(pattern, [*paths, *words])
-            raise ValueError(f"pattern '{pattern}' matches no {what}; nearest: {close}")
+            shown = f"'{pattern}'" if pattern.isprintable() else repr(pattern)  # one line
+            raise ValueError(f"pattern {shown} matches no {what}; nearest: {close}")
     return [path for path in paths if any(matches(pattern, path) for pattern in patterns)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
-from lora_jax.partition import flatten, matches
+from lora_jax.partition import flatten, matches, select_paths
 from lora_jax.suggest import nearest
 
 
@@ -136,3 +136,9 @@ def test_a_pattern_matches_a_whole_path_or_its_tail(pattern, path, expected):
 def test_nearest():
     assert nearest("kernle", ["a/kernel", "b/bias"]).startswith("'a/kernel'")
     assert nearest("zzzzzz", []) == "none"
+
+
+def test_a_pattern_of_several_lines_is_one_line_in_the_message():
+    with pytest.raises(ValueError, match=r"^pattern '\\na' matches no ") as error:
+        select_paths(["\na"], ["b"])
+    assert "\n" not in str(error.value)

@@ -24,7 +24,7 @@ from lora_jax.metrics import label_metrics
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
 from lora_jax.models.published import encoders, torch_names, weight_files
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.reading_files import reading_digest
+from lora_jax.models.published.reading_files import reading_digest, unchanged
 from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
 from lora_jax.training.step import cross_entropy, squared_error
 
@@ -68,22 +68,23 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndMo
     if mesh is not None:
         like = abstract(texts.shape, config.model, task.num_outputs)
         shardings = shardings_of(like, ENCODER, mesh)
-    loaded = encoders.load_classifier(
-        folder,
-        num_labels=task.num_outputs,
-        pool=pool,
-        key=jax.random.key(0),
-        dtype=config.model.dtype,
-        head_dropout=config.model.head_dropout,
-        unroll=config.model.unroll,
-        shardings=shardings,
-    )
+    with unchanged(folder):
+        loaded = encoders.load_classifier(
+            folder,
+            num_labels=task.num_outputs,
+            pool=pool,
+            key=jax.random.key(0),
+            dtype=config.model.dtype,
+            head_dropout=config.model.head_dropout,
+            unroll=config.model.unroll,
+            shardings=shardings,
+        )
+        digest = processes.first(lambda: weight_files.weights_digest(folder))
+        reading = processes.first(lambda: reading_digest(folder))
 
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
-    digest = processes.first(lambda: weight_files.weights_digest(folder))
-    reading = processes.first(lambda: reading_digest(folder))
     return TaskAndModel(texts, model, digest, reading, fresh=loaded.fresh)
 
 

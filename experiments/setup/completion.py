@@ -28,7 +28,7 @@ from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.kv_cache import cached_step, empty_cache
 from lora_jax.models.published import decoders, weight_files
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.reading_files import reading_digest
+from lora_jax.models.published.reading_files import reading_digest, unchanged
 from lora_jax.models.published.sharding_rules import DECODER, shardings_of
 from lora_jax.sharding import memory
 
@@ -147,10 +147,11 @@ def load(config: TextConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
     if mesh is not None:
         abstract = decoders.read_abstract_decoder(where, **given)
         shardings = shardings_of(abstract, DECODER, mesh)
-    decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
-    _check_cache(decoder, config.generate)
-    digest = processes.first(lambda: weight_files.weights_digest(where))
-    reading = processes.first(lambda: reading_digest(where))
+    with unchanged(where):
+        decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
+        _check_cache(decoder, config.generate)
+        digest = processes.first(lambda: weight_files.weights_digest(where))
+        reading = processes.first(lambda: reading_digest(where))
     return _loaded(config, texts, decoder, digest, reading)
 
 

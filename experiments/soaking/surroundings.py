@@ -40,15 +40,15 @@ def soak(
     def start(workdir: Path, plan: Plan = UNDISTURBED) -> Ended:
         return forked.run(inputs.train(given, workdir), environment, plan)
 
-    yield from _full_disks(scratch / "disk", start, same)
+    yield from _two(given, scratch / "two", environment, same)
     yield from _read_only(given, finished, scratch / "read-only", environment)
-    slow = scratch / "slow" / "run"
-    yield _at_once("slow folder", start(slow, Plan(below=str(slow), slow=0.01)), same(slow))
     for seed in (1, 2, 3):
         jumping = scratch / f"clock-{seed}" / "run"
         ended = start(jumping, Plan(clock=seed))
         yield _at_once(f"clock that jumps, seed {seed}", ended, same(jumping))
-    yield from _two(given, scratch / "two", environment, same)
+    slow = scratch / "slow" / "run"
+    yield _at_once("slow folder", start(slow, Plan(below=str(slow), slow=0.01)), same(slow))
+    yield from _full_disks(scratch / "disk", start, same)
 
 
 def _full_disks(

@@ -8,6 +8,7 @@ import pytest
 from fake_records import write
 
 import variants
+from configs import quickstart
 from configs.studies import against_lora
 from experiments import tune
 from experiments.analysis import labels
@@ -127,7 +128,7 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
     def tuned(*rows):
         given = {"_STUDY": "against_lora", "_ARGUMENT": "size=smoke", "_WORKDIR": str(tmp_path)}
         given |= {"_ROWS": list(rows), "_COLUMNS": ["cola"]}
-        given |= {"_METHODS": [], "_TASKS": [], "_ADAPTERS": True}
+        given |= {"_METHODS": [], "_TASKS": [], "_ADAPTERS": True, "_EXECUTION": None}
         for flag, value in given.items():
             monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
         tune.tune()
@@ -145,3 +146,21 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
     assert {*tuning} == {(rate, seed) for rate in grid for seed in seeds}
     shown = render_table("against_lora", tmp_path / "cola" / "runs", "csv", size="smoke")
     assert f"{own_method.RANKLESS},my columns," in shown
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("suggested", "size"),
+        ("suggested", "rate"),
+        ("suggested", "targets"),
+        ("optimizer", "learning_rate"),
+        ("quantize", "storage"),
+    ],
+)
+def test_a_section_that_lacks_a_setting_is_named(section, name):
+    """Such as in a config.json that somebody has edited."""
+    config = quickstart.get_config().to_dict()
+    del config[section][name]
+    with pytest.raises(ValueError, match=rf"^config\.{section} has no {name}"):
+        parse(config)

@@ -1,7 +1,11 @@
 """The files of a model beside its weights: they decide what it computes, and from which tokens."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+
+from lora_jax.models.published.weight_files import weight_files
 
 FILES = (
     "config.json",
@@ -30,3 +34,21 @@ def reading_digest(model: str | Path) -> str:
             total.update(f"{name} {len(content)}\n".encode())
             total.update(content)
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(model: str | Path) -> Iterator[None]:
+    """Raise a ValueError at the end of the block if a file of the model was changed in between.
+
+    Digests are of a second reading, which must find what the first one has found.
+    """
+    before = _state(Path(model))
+    yield
+    if _state(Path(model)) != before:
+        raise ValueError(f"{model}: its files were changed while they were read; start again")
+
+
+def _state(model: Path) -> dict[str, tuple[int, ...]]:
+    files = [*weight_files(model), *(model / name for name in FILES)]
+    stats = {str(path): path.stat() for path in files if path.is_file()}
+    return {n: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in stats.items()}
