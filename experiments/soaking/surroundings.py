@@ -54,7 +54,7 @@ def soak(
 def _full_disks(
     folder: Path, start: Callable[[Path], Ended], same: Callable[[Path], str]
 ) -> Iterator[Met]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     if reason := _mount(folder, SIZES[0]):
         yield Met("full disk", "not tried", reason)
         return
