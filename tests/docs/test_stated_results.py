@@ -12,7 +12,7 @@ import lora_jax as lj
 import variants
 from lora_jax.records import run_record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
