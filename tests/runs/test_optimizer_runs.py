@@ -36,7 +36,7 @@ def test_a_killed_run_ends_with_the_same_bits(smoke, tmp_path, monkeypatch, chan
     """And the saved adapter is what was scored: the average, where there is one."""
     arg = "variant=full" if changes.pop("variant__name", "") else ""
     config = smoke(arg, train__checkpoint_every=2, train__max_steps=6, **changes)
-    straight = run.run(config, tmp_path / "straight")
+    straight = run.run(config, tmp_path / "straight", audit=changes != FREE)
     true_batches = Experiment.batches
 
     def killed(self, step):
