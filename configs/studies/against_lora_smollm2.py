@@ -19,21 +19,9 @@ from configs.studies import against_lora
 
 TASK = "commonsense_qa_texts"
 TRAIN, EPOCHS = 400, 1
-ROWS = (
-    "full",
-    "lora",
-    "rslora",
-    "lora_plus",
-    "dora",
-    "adalora",
-    "pissa",
-    "milora",
-    "lora_ga",
-    "eva",
-    "vera",
-    "miss",
-    "lora_nf4",
-)
+WITHOUT = ("head_only", "bitfit", "lora_float32")
+"""Rows of `against_lora` that are not tried: a language model has neither a head nor biases."""
+ROWS = tuple(row for row in against_lora.ROWS if row not in WITHOUT)
 STUDY = {
     **against_lora.STUDY,
     "rows": ROWS,

@@ -6,20 +6,9 @@ from pathlib import Path
 
 from lora_jax.data.tokenizing.gguf_tokenizer import from_gguf, gguf_token_id
 from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.reading_files import TOKENIZER_FILES
 from lora_jax.models.published.weight_files import find_gguf
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spm.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 _WITH_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "tokenizer.model")
 _TEMPLATES = "additional_chat_templates"
 _GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -41,7 +30,7 @@ def export_tokenizer(source: str | Path, folder: str | Path) -> None:
     if not (source / "tokenizer.json").is_file() and (gguf := find_gguf(source)) is not None:
         _write_gguf(GgufFile(gguf), folder)
         return
-    for name in FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if (source / _TEMPLATES).is_dir():

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lora_jax.models.published.weight_files import weight_files
 
-FILES = (
-    "config.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,6 +19,7 @@ FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+FILES = ("config.json", *TOKENIZER_FILES)
 
 
 def reading_digest(model: str | Path) -> str:
