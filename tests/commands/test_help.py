@@ -1,6 +1,7 @@
 """Commands explain themselves: the list of all, their help, and how each is started."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -11,7 +12,6 @@ import pytest
 from absl import flags
 from commands import ROOT
 
-import lora_jax_experiments
 from experiments import command_environment, command_names, help_text
 
 FILES = [
@@ -19,6 +19,17 @@ FILES = [
     for path in sorted((ROOT / "experiments").glob("*.py"))
     if "cli.main(" in path.read_text(encoding="utf-8")
 ]
+
+
+PACKAGE = "lora_jax_experiments"
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """The package, of which other tests must not find that this process was started by it."""
+    monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
+    yield importlib.import_module(PACKAGE)
+    del sys.modules[PACKAGE]
 
 
 def flags_in(path):
@@ -106,7 +117,7 @@ def test_the_package_of_the_wheel_does_not_meet_a_users_own(tmp_path):
     for name in ("experiments", "configs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('a user has these')")
-    done = interpreter("-m", "lora_jax_experiments", cwd=tmp_path)
+    done = interpreter("-m", PACKAGE, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: lora-jax COMMAND --FLAG=VALUE ...\n")
 
@@ -120,20 +131,23 @@ def test_matplotlib_waits_for_a_picture(tmp_path):
     assert commands.run(path).stdout == "['experiments.report']\n"
 
 
-def test_commands_start_others_as_they_were_started(monkeypatch):
-    monkeypatch.delitem(sys.modules, "lora_jax_experiments")
-    assert command_names.command_line("worker") == [sys.executable, "-m", "experiments.worker"]
-    assert command_names.shown("train") == "python -m experiments.train"
-    monkeypatch.setitem(sys.modules, "lora_jax_experiments", lora_jax_experiments)
-    assert command_names.command_line("worker")[2:] == ["lora_jax_experiments", "worker"]
+def test_commands_start_others_as_they_were_started(package, monkeypatch):
+    assert command_names.command_line("worker")[2:] == [PACKAGE, "worker"]
     assert command_names.shown("train") == "lora-jax train"
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, PACKAGE)
+        alone = command_names.command_line("worker"), command_names.shown("train")
+    assert alone == (
+        [sys.executable, "-m", "experiments.worker"],
+        "python -m experiments.train",
+    )
 
 
-def test_the_package_finds_its_folders_where_they_are_installed(tmp_path, monkeypatch):
-    assert lora_jax_experiments.folder() == ROOT
+def test_the_package_finds_its_folders_where_they_are_installed(package, tmp_path, monkeypatch):
+    assert package.folder() == ROOT
     (tmp_path / "experiments").mkdir()
-    monkeypatch.setattr(lora_jax_experiments, "__file__", str(tmp_path / "__init__.py"))
-    assert lora_jax_experiments.folder() == tmp_path
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "__init__.py"))
+    assert package.folder() == tmp_path
 
 
 def test_the_version_of_the_package_is_that_of_its_code():

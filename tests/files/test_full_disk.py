@@ -202,7 +202,7 @@ def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_pa
 
     monkeypatch.setattr(run, "_build", build)
     monkeypatch.setattr(train_trials, "_fit", fit)
-    monkeypatch.setattr(artifacts, "record", lambda *_: None)
+    monkeypatch.setattr(artifacts, "record", lambda *_, **__: None)
     monkeypatch.setattr(run_record, "write", no_space)
     with pytest.raises(FullDiskError) as error:
         run.run(config, folder)
