@@ -23,8 +23,8 @@ from lora_jax.files import number_text
 def main(command: Callable[[], None]) -> None:
     """Parse the flags and run a command.
 
-    A ValueError, an OSError or Ctrl-C ends the program with one line. A warning is one line on
-    standard error.
+    A ValueError, an OSError, a package to be installed or Ctrl-C ends the program with one line. A
+    warning is one line on standard error.
     """
 
     def run(argv: Sequence[str]) -> None:
@@ -38,6 +38,10 @@ def main(command: Callable[[], None]) -> None:
                 keep_programs()
                 command()
         except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        except ModuleNotFoundError as error:
+            if "pip install" not in str(error):  # a fault, and no package of an extra
+                raise
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -116,7 +120,7 @@ def out_folder(text: str) -> Path:
     if not there.is_dir():
         raise ValueError(f"--out={out}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out={out}: {there} is not to be written to")
+        raise ValueError(f"--out={out}: {there} cannot be written to")
     return out
 
 

@@ -200,7 +200,10 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         return
     jax.config.update("jax_platforms", "cpu")  # the workers need the devices
 
+    trained: list[trials.Trial] = []
+
     def train(found: Sequence[trials.Trial], loops: Sequence[Loop], halving: int) -> None:
+        trained.extend(found)
         machine = local.slots(1 if halving else _PROCESSES.value, len(found))
         whole = jobs.make(found, 0 if halving else None, max(len(machine), 1))
         if halving and len(whole) > 1:
@@ -219,6 +222,9 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     with folder.held(None):
         for line in search.run(train):
             print(line)
+    fine = ("completed", "stopped", "diverged")
+    if any(folder.state(each).status not in fine for each in trained):
+        sys.exit(1)
 
 
 def _folder() -> SweepFolder:

@@ -103,7 +103,8 @@ class Halving:
                 if score is None:
                     self.outcomes[number].diverged = True
                 outcome = self.outcomes[number]
-                outcome.steps = last.step
+                if not outcome.diverged:
+                    outcome.steps = last.step
                 if not outcome.evaluations or outcome.evaluations[-1]["step"] < last.step:
                     metric = self.group.experiments[number].loop.metric
                     outcome.metrics_last = {} if score is None else {metric: score}

@@ -32,8 +32,8 @@ def plan(trials: int, steps: int, factor: int) -> list[Rung]:
     """
     if trials < factor:
         raise ValueError(
-            f"--search=halving takes out all but every {factor}th trial: it needs {factor} trials "
-            f"or more, not {trials}"
+            f"--search=halving lets one of {factor} trials go on: it needs {factor} trials or "
+            f"more, not {trials}"
         )
     counts = [trials]
     while counts[-1] >= factor:

@@ -31,9 +31,12 @@ def asked(trials: int | None, seed: int, launcher: str, unfit: dict[str, bool]) 
     Raises:
       ValueError: a flag does not go with another.
     """
+    if _SEARCH.value is None and _BUDGET.value is not None:
+        raise ValueError(f"--budget={_BUDGET.value} is of a search: give --search={METHODS[0]}")
+    for name, method in (("per_round", "tpe"), ("halving_factor", "halving")):
+        if flags.FLAGS[name].present and _SEARCH.value != method:
+            raise ValueError(f"--{name} goes with --search={method}, and would be ignored")
     if _SEARCH.value is None:
-        if _BUDGET.value is not None:
-            raise ValueError(f"--budget={_BUDGET.value} is of a search: give --search={METHODS[0]}")
         return None
     for name, given in unfit.items():
         if given:

@@ -17,6 +17,8 @@ from experiments.tables.config_tables import tables
 from lora_jax.suggest import require_known
 from lora_jax.text_table import text_table
 
+STAND_INS = ("minilm", "smollm2")
+"""Models of laptops, which a table has beside those of its paper."""
 HEADS = ("model", "row", "column", "seeds", "steps", "TFLOPs a step", "GB", "hours a run")
 FORMATS = ("text", "csv")
 
@@ -35,6 +37,9 @@ class CellCost:
 def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
     """The config of each cell of a table, in the order of the config's own arguments.
 
+    Args:
+      model: the only one; without it, all but the stand-ins, unless the table has no others.
+
     Raises:
       ValueError: an unknown table, or a model that the table does not have.
     """
@@ -47,6 +52,8 @@ def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
     if model is not None:
         require_known(model, lists.get("model", ()), f"--model={model}: no model of {name}")
         lists["model"] = (model,)
+    elif papers := tuple(each for each in lists.get("model", ()) if each not in STAND_INS):
+        lists["model"] = papers
     seen = set()
     for values in itertools.product(*lists.values()):
         argument = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
