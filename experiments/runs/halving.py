@@ -67,6 +67,9 @@ class Halving:
                 scores = self._scores(alive, states, rung.step)
                 ledger.add(decide(loop, rung.step, scores, rungs[number + 1].trials))
                 decisions = ledger.read()
+            else:  # by an earlier process, whose checkpoints have the outcomes of those that left
+                reached = sorted(decisions[number].scores)
+                self._at_end(number, reached, reached)
             alive = self._take_out(decisions[: number + 1])
             if not alive:
                 return {}

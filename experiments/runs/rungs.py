@@ -5,14 +5,11 @@ rungs grow by f (Jamieson and Talwalkar 2016, arXiv 1502.07943). The last trials
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_jax.files import json_text
-from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import plain
+from lora_jax.records import sealed_file
 from lora_jax.training.loop_settings import Loop
 
 
@@ -129,7 +126,7 @@ class Ledger:
     def read(self) -> list[Decision]:
         if not self._path.exists():
             return []
-        found = json_text.read_object(self._path)["rungs"]
+        found = sealed_file.read(self._path)["rungs"]
         return [
             Decision(each["step"], {int(n): score for n, score in each["scores"]}, each["kept"])
             for each in found
@@ -140,7 +137,7 @@ class Ledger:
             {"step": each.step, "scores": list(each.scores.items()), "kept": each.kept}
             for each in (*self.read(), decision)
         ]
-        write_atomically(self._path, (json.dumps(plain({"rungs": rungs})) + "\n").encode())
+        sealed_file.write(self._path, {"rungs": rungs})
 
 
 def of_trial(decisions: Sequence[Decision], number: int) -> list[dict[str, float | int | None]]:

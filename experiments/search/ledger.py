@@ -1,13 +1,11 @@
 """What a search has asked for, in the sweep's folder as search.json; scores are in the records."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from experiments.sweeps.sweep_flag import Overrides
-from lora_jax.files import json_text
-from lora_jax.files.atomic import write_atomically
+from lora_jax.records import sealed_file
 
 NAME = "search.json"
 VERSION = 1
@@ -24,12 +22,12 @@ class Ledger:
         """The trials that were asked for, round by round; none if the search has not begun.
 
         Raises:
-          ValueError: the folder has a search with other settings, or no search's file.
+          ValueError: the folder has a search with other settings, or its file was changed.
         """
         path = self.folder / NAME
         if not path.exists():
             return []
-        found = json_text.read_object(path)
+        found = sealed_file.read(path)
         if found.get("version") != VERSION or not isinstance(found.get("rounds"), list):
             raise ValueError(f"{path} is no file of a search of this version")
         for name, value in self.settings.items():
@@ -47,8 +45,7 @@ class Ledger:
           best: the name, the score and the flags of the best trial.
         """
         values = {"version": VERSION, "settings": self.settings, "best": best, "rounds": rounds}
-        text = json.dumps(values, indent=2, allow_nan=False)
-        write_atomically(self.folder / NAME, f"{text}\n".encode())
+        sealed_file.write(self.folder / NAME, values)
 
 
 def _text(value: Any) -> str:

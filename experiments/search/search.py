@@ -104,19 +104,19 @@ class Search:
           ValueError: no trial has a score.
         """
         halving = self._asked.factor if self._asked.method == "halving" else 0
-        if self._rounds:
-            self._train(self._rounds, train, halving)
+        for each in self._rounds:  # one by one, as before: trials of a round share checkpoints
+            self._train(each, train, halving)
         while new := self._next(self._rounds):
             rounds = [*self._rounds, new]
             if self._over_budget(rounds):
                 break
             self._ledger.write(rounds)
             self._rounds = rounds
-            self._train([new], train, halving)
+            self._train(new, train, halving)
         return self._result()
 
-    def _train(self, rounds: Sequence[list[Overrides]], train: Train, halving: int) -> None:
-        made = self._made(list(itertools.chain(*rounds)))
+    def _train(self, found: list[Overrides], train: Train, halving: int) -> None:
+        made = self._made(found)
         train([trial for trial, _ in made], [loop for _, loop in made], halving)
 
     def _next(self, rounds: Sequence[list[Overrides]]) -> list[Overrides]:

@@ -215,7 +215,7 @@ class SweepFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--workdir {self.path} is a file: name a folder")
         names = {each.name for each in self.path.iterdir()} if self.path.exists() else set()
-        if names - {"locks"} and not names & {"trials.json", "trials"}:
+        if names - {"locks"} and not names & {"trials.json", "trials", "search.json"}:
             raise ValueError(
                 f"--workdir {self.path} holds {min(names)} but no trials.json: name a new or empty "
                 "folder, or that of a sweep"
