@@ -102,8 +102,8 @@ def export() -> None:
     if _PUBLIC.value and not _PUSH.value:
         raise ValueError("--public is for --push, which is not given")
     target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
-    announce()
     with new_folder(out) as temporary:
+        announce()
         run = open_run(folder, record)
         content = chosen.write(run, temporary, here=target is None)
         said = content.pop("said")

@@ -92,7 +92,8 @@ def experiment_of(config: RunConfig, model: TaskAndModel, found: Loaded) -> Expe
       ValueError: the config does not make this adapter.
     """
     made = build(config, model)
-    if made.frozen.spec != found.frozen.spec:
+    # An adapter is read without its head, which trains in full.
+    if made.frozen.spec != dataclasses.replace(found.frozen.spec, full=made.frozen.spec.full):
         differ = [
             theirs.use.path
             for mine, theirs in zip(
