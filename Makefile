@@ -78,11 +78,11 @@ wheel: $(UV)
 docs: $(VENV)/installed
 	$(ENV) $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs $(ARGS)
 
-# What is installed, with versions and licences: CycloneDX in build/sbom.json, and a table.
-sbom: $(VENV)/decoders
+# What the environment that has all holds, with versions and licences: CycloneDX in build/sbom.json, and a table.
+sbom: .venv-parity/parity
 	mkdir -p build
-	$(UV) tool run --from $(SBOM) cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
-	$(BIN)/python requirements/licences.py
+	$(UV) tool run --from $(SBOM) cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.json .venv-parity/bin/python
+	.venv-parity/bin/python requirements/licences.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

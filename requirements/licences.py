@@ -1,6 +1,6 @@
 """Write requirements/licences.csv: the licence of each locked package that this environment has.
 
-    .venv/bin/python requirements/licences.py
+    .venv-parity/bin/python requirements/licences.py
 
 What a package says of itself is taken as it is: `License-Expression`, else its classifiers, else
 the first line of `License`. `make sbom` calls this.
