@@ -18,7 +18,6 @@ MALLOC = {
 }
 HELP = ("--help", "-help", "-h", "-?", "--helpshort", "--helpfull", "--helpxml")
 OTHERS = ("LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_")
-SAID = "starts again with {}, for speed on CPUs; set one of these yourself to prevent it"
 
 
 def prepare() -> None:
@@ -37,8 +36,6 @@ def start_again() -> None:
     # (openxla/xla issue 44565). Errors that matter are exceptions as well.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if settings := missing(os.environ):
-        shown = " ".join(f"{name}={value}" for name, value in settings.items())
-        print(SAID.format(shown), file=sys.stderr, flush=True)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
 
 

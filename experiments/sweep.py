@@ -206,11 +206,6 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         trained.extend(found)
         machine = local.slots(1 if halving else _PROCESSES.value, len(found))
         whole = jobs.make(found, 0 if halving else None, max(len(machine), 1))
-        if halving and len(whole) > 1:
-            raise ValueError(
-                f"--search=halving trains one program, and these trials are of {len(whole)}: "
-                "search numbers such as learning rates, of one variant"
-            )
         view, how = View(found, loops, folder, console), _how(halving)
         folder.write_list(found)
         if todo := _todo(whole, folder, how):

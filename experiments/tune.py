@@ -22,6 +22,7 @@ With --track=NAMES, every run is one of the group WORKDIR in these trackers
 
 import dataclasses
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.setup.config import parse
 from experiments.setup.config_files import studies
+from experiments.setup.from_config import make_any_task
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
@@ -101,6 +103,8 @@ def tune() -> None:
     workdir, trackers = Path(str(_WORKDIR.value)), track_flag.wanted()
     cells = make_cells(module, protocol, _ARGUMENT.value)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
+    if registration.read(workdir) is None:
+        _require_data(cells, protocol.tuning.held_out)
     registered = registration.register(workdir, name, protocol, planned)
     announce()
     track = Track(trackers, group=workdir)
@@ -120,6 +124,15 @@ def _require_reference(reference: str) -> None:
             f"--rows={','.join(rows)}: the study compares every method with {reference}, so --rows "
             f"must contain it: --rows={needed}"
         )
+
+
+def _require_data(cells: Mapping[str, Sequence[Cell]], held_out: int) -> None:
+    """Raise a ValueError if a task cannot be read: a registration names where its data are."""
+    for task, (first, *_) in cells.items():
+        try:
+            make_any_task(first.config(data__validation=held_out))
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(f"{task}: {error}") from error
 
 
 def make_cells(

@@ -86,7 +86,8 @@ def _groups(catalogue: Catalogue) -> str:
     """A row for each kind of method, with the names of its methods."""
     groups: dict[str, list[str]] = {}
     for each in sorted(catalogue.methods, key=lambda method: GROUPS.index(_group(method))):
-        groups.setdefault(_group(each), []).append(each.title)
+        said = f"[{each.title}]({each.paper})" if each.paper else each.title
+        groups.setdefault(_group(each), []).append(said)
     lines = ["| kind | methods |", "| --- | --- |"]
     lines += [f"| {group} | {', '.join(titles)} |" for group, titles in groups.items()]
     return "\n".join(lines)

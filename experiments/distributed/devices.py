@@ -31,16 +31,21 @@ def described(devices: Sequence[Any], process_count: int = 1) -> str:
         free = "" if room is None else f", {memory.size(room)} of memory are available"
         said = f"{_count(len(devices), 'CPU device')} on {_count(cores, 'core')}{free}"
     else:
-        kinds = Counter((each.device_kind, _bytes(each)) for each in devices)
+        kinds = Counter(each.device_kind for each in devices)
+        rooms = {each.device_kind: room for each in devices if (room := _bytes(each))}
         said = " and ".join(
-            f"{count} x {kind}" + (f" with {memory.size(room)} each" if room else "")
-            for (kind, room), count in kinds.items()
+            f"{count} x {kind}"
+            + (f" with {memory.size(rooms[kind])} each" if kind in rooms else "")
+            for kind, count in kinds.items()
         )
     return said + (f", in {process_count} processes" if process_count > 1 else "")
 
 
 def _bytes(device: Any) -> int | None:
-    """The memory of an accelerator that programs may use; None if it cannot be asked for it."""
+    """The memory of an accelerator that programs may use; None if it cannot be asked for it.
+
+    Only those of this process can be.
+    """
     if device.process_index != jax.process_index():
         return None
     return (device.memory_stats() or {}).get("bytes_limit")

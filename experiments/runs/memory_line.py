@@ -85,8 +85,8 @@ def announce(
     if room is not None and devices == 1 and held.total > room:
         raise ValueError(
             f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
-            f"and {memory.size(room)} of memory are available; take a smaller model, model.dtype "
-            "bfloat16, a method that trains less, or "
+            f"and {memory.size(room)} of memory are available; {_too_wide(step)}take a smaller "
+            "model, model.dtype bfloat16, a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
         )
     texts = read_texts(config)
@@ -94,6 +94,8 @@ def announce(
     batches = Batches.of(step, texts, at_once)
     said += f", about {memory.size(batches.most)} for gradients and {batches}"
     said += f", over {devices} devices" if devices > 1 else ""
+    if wide := _too_wide(step):
+        said += f"; {wide.removesuffix(', ')}"
     if room is None:
         say(f"memory: {said}")
         return texts
@@ -110,6 +112,17 @@ def announce(
         raise ValueError(f"{asked(config)} does not fit into memory: {said}; {lower}")
     say(f"memory: {said}, which may not be enough: if so, {lower}")
     return texts
+
+
+def _too_wide(step: AbstractStep) -> str:
+    """Advice on a rank at which an adapter trains more numbers than its weight has, or nothing."""
+    for each in step.frozen.spec.adapted:
+        if each.count > (own := math.prod(each.use.shape)) and hasattr(each.variant, "rank"):
+            return (
+                f"the adapter of '{each.use.path}' trains {each.count:,} numbers and its weight "
+                f"has {own:,}: lower config.variant.rank {each.variant.rank}, "
+            )
+    return ""
 
 
 def _said(held: Held, trials: int) -> str:

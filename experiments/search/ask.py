@@ -22,7 +22,7 @@ def require() -> Any:
         return importlib.import_module("optuna")
     except ModuleNotFoundError as error:
         raise ValueError(
-            "--search=tpe needs optuna: pip install '.[search]', or --search=random"
+            '--search=tpe needs optuna: pip install "lora-jax[search]", or --search=random'
         ) from error
 
 

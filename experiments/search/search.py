@@ -11,7 +11,7 @@ from experiments.runs import rungs
 from experiments.search.ask import ask, require
 from experiments.search.ledger import Ledger
 from experiments.search.objective import require_held_out, score, spent
-from experiments.sweeps import sweep_flag, trials
+from experiments.sweeps import jobs, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.preflight import Once, check_trials
 from experiments.sweeps.sweep_flag import Overrides
@@ -131,7 +131,7 @@ class Search:
                     f"--trials={self.trials}: this search has halved {len(known)} trials; name "
                     "another --workdir"
                 )
-            return self._drawn(self.trials)[len(known) :]
+            return self._of_one_program(self._drawn(self.trials)[len(known) :])
         told = list(zip(known, self._scores(self._made(known)), strict=True))
         return ask(
             self._axes,
@@ -141,6 +141,17 @@ class Search:
             maximise=self._loop.mode == "max",
             integer=self._integer,
         )
+
+    def _of_one_program(self, new: list[Overrides]) -> list[Overrides]:
+        """The same trials; a ValueError if they are to be halved and are of several programs."""
+        if self._asked.method == "halving":
+            programs = jobs.make([trial for trial, _ in self._made(new)], 0)
+            if len(programs) > 1:
+                raise ValueError(
+                    f"--search=halving trains one program, and these trials are of {len(programs)}:"
+                    " search numbers such as learning rates, of one variant"
+                )
+        return new
 
     def _drawn(self, count: int) -> list[Overrides]:
         return sweep_flag.draw(self._axes, count, self._asked.seed, self._integer)

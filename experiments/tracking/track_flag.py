@@ -52,8 +52,8 @@ def _require(name: str) -> None:
     except Exception as error:  # a user's file may raise anything
         raise ValueError(f"{given}: {type(error).__name__}: {error}") from error
     if not find.is_installed(package):
-        extra = f"pip install '{package if own else f'.[{name}]'}'"
-        raise ValueError(f"{given} needs {package}, which is not installed: {extra}")
+        extra = package if own else f'"lora-jax[{name}]"'
+        raise ValueError(f"{given} needs {package}, which is not installed: pip install {extra}")
 
 
 def _beside(parent: str, name: str) -> str:

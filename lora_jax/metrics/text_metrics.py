@@ -182,7 +182,7 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"scores of texts need {error.name}: pip install 'lora-jax[decoders]'", name=error.name
+            f'scores of texts need {error.name}: pip install "lora-jax[decoders]"', name=error.name
         ) from None
 
 

@@ -45,7 +45,7 @@ def test_the_short_table_has_every_method_once(shipped):
     made = formats.fill("old".join(marks), shipped).removeprefix(marks[0]).removesuffix(marks[1])
     rows = dict(line.strip("| ").split(" | ") for line in made.splitlines()[2:])
     assert sorted(", ".join(rows.values()).split(", ")) == sorted(
-        method.title for method in shipped.methods
+        f"[{each.title}]({each.paper})" if each.paper else each.title for each in shipped.methods
     )
     kinds = dict(zip(("plain", "data", "merged", "none"), rows.values(), strict=True))
     assert "PiSSA" in kinds["plain"] and "EVA" in kinds["data"]

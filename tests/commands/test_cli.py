@@ -70,18 +70,25 @@ def test_a_mistake_in_a_study(tmp_path, arguments, said):
 
 
 def test_a_new_interpreter_says_the_same():
-    """As `commands` does not start one. It starts again, once, with settings of malloc."""
+    """As `commands` does not start one."""
     line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
     plain = {name: os.environ[name] for name in os.environ.keys() - command_environment.MALLOC}
     done = subprocess.run(line, cwd=ROOT, env=plain, capture_output=True, text=True)
     forked = commands.run(*line[2:])
-    first, *rest = done.stderr.splitlines(keepends=True)
-    assert (done.returncode, "".join(rest)) == (forked.returncode, forked.stderr)
-    assert first.startswith("starts again with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_")
+    assert (done.returncode, done.stderr) == (forked.returncode, forked.stderr)
 
 
 @pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="no glibc")
-def test_settings_of_malloc_are_those_of_the_user_if_there_is_one():
+def test_a_command_starts_again_with_settings_of_malloc(monkeypatch):
+    """Those of the user, if there is one."""
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    for name in (*command_environment.MALLOC, *command_environment.OTHERS):
+        monkeypatch.delenv(name, raising=False)
+    command_environment.start_again()
+    ((program, line, environment),) = started
+    assert (program, line) == (sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    assert environment | command_environment.MALLOC == environment
     assert command_environment.missing({"PATH": "x"}) == command_environment.MALLOC
     for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"):
         assert command_environment.missing({name: ""}) == {}

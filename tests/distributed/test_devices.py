@@ -22,6 +22,11 @@ def device(kind, platform="gpu", limit=None, process=0):
         ([device("v5e", "tpu")] * 4, 1, "4 x v5e"),
         ([device("L4"), device("T4"), device("L4")], 1, "2 x L4 and 1 x T4"),
         ([device("L4"), device("L4", limit=1, process=1)], 2, "2 x L4, in 2 processes"),
+        (
+            [device("L4", limit=2**30), device("L4", process=1)],
+            2,
+            "2 x L4 with 1.0 GiB each, in 2 processes",
+        ),
     ],
 )
 def test_accelerators_are_counted_by_kind(devices, processes, said):

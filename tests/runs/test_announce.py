@@ -214,3 +214,18 @@ def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
     logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
     more = min(config.model.chunk, texts.longest) - int(texts.encoded["train"].labels.max())
     assert step_memory.training(step, 8, texts.longest) - batches.training > more * logits / 2
+
+
+def test_a_rank_that_makes_an_adapter_larger_than_its_weight_is_named(smoke, room):
+    config = smoke(variant__rank=500)
+    found = AbstractStep.of(config).frozen.spec.adapted[0]
+    layers, (rows, columns) = len(found.matrices), found.use.matrix
+    trained, own = 500 * layers * (rows + columns), layers * rows * columns
+    advice = (
+        f"the adapter of '{found.use.path}' trains {trained:,} numbers and its weight has {own:,}: "
+        "lower config.variant.rank 500"
+    )
+    room(2**40)
+    assert line(config).endswith(f"; {advice}; 1,024.0 GiB are available")
+    room(held_by(config)[0].total - 1)
+    assert f"are available; {advice}, take a smaller model" in refusal(config)

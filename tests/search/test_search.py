@@ -192,3 +192,12 @@ def test_a_folder_keeps_one_search(found, search):
     ):
         with pytest.raises(ValueError, match=said):
             search(folder, **other)
+
+
+def test_halving_needs_one_program_and_says_so_before_it_begins(search, tmp_path):
+    specs = [SPECS[0], "config.optimizer.schedule=linear,constant"]
+    made, _ = search(SweepFolder(tmp_path), "halving", trials=6, specs=specs)
+    for begin in (made.first, lambda: made.run(pytest.fail)):
+        with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
+            begin()
+    assert not list(tmp_path.iterdir())

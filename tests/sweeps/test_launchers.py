@@ -84,7 +84,9 @@ def test_a_flag_of_another_launcher_is_refused():
 
 def test_ray_that_is_not_installed_or_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"^--launcher=ray needs Ray: pip install '.\[ray\]'"):
+    with pytest.raises(
+        ValueError, match=r'^--launcher=ray needs Ray: pip install "lora-jax\[ray\]"'
+    ):
         ray_cluster.connected("auto").__enter__()
     monkeypatch.setitem(sys.modules, "ray", object())
     with socket.socket() as taken:  # nobody listens

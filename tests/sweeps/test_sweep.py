@@ -435,7 +435,7 @@ def test_without_slurm_there_is_no_silent_substitute(tmp_path, monkeypatch, clus
 
 def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r"needs submitit: pip install '.\[slurm\]'"):
+    with pytest.raises(ValueError, match=r'needs submitit: pip install "lora-jax\[slurm\]"'):
         slurm.submit([["true"]], tmp_path, {})
 
 

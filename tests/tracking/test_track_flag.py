@@ -58,7 +58,7 @@ def test_a_name_is_given_once(monkeypatch):
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setattr(find, "is_installed", lambda package: False)
     assert said("wandb") == (
-        "--track=wandb needs wandb, which is not installed: pip install '.[wandb]'"
+        '--track=wandb needs wandb, which is not installed: pip install "lora-jax[wandb]"'
     )
 
 

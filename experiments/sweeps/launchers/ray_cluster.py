@@ -60,7 +60,7 @@ def require() -> Any:
         return importlib.import_module("ray")
     except ModuleNotFoundError as error:
         raise ValueError(
-            "--launcher=ray needs Ray: pip install '.[ray]', or --launcher=local"
+            '--launcher=ray needs Ray: pip install "lora-jax[ray]", or --launcher=local'
         ) from error
 
 

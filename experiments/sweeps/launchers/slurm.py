@@ -67,7 +67,7 @@ def require(cluster: str | None = None) -> Any:
         submitit = importlib.import_module("submitit")
     except ModuleNotFoundError as error:
         raise ValueError(
-            "--launcher=slurm needs submitit: pip install '.[slurm]', or --launcher=print"
+            '--launcher=slurm needs submitit: pip install "lora-jax[slurm]", or --launcher=print'
         ) from error
     if cluster != "local" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise ValueError(

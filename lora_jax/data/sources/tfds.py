@@ -139,7 +139,7 @@ def _library(name: str) -> Any:
             importlib.import_module(needed)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"source 'tfds' needs {error.name}: pip install 'lora-jax[tfds]'", name=error.name
+            f"source 'tfds' needs {error.name}: pip install \"lora-jax[tfds]\"", name=error.name
         ) from None
     if name.startswith("super_glue/"):
         # This module uses TensorFlow only for the name of a dtype.
