@@ -1,13 +1,13 @@
 """What a config's run costs, from shapes alone: steps, FLOPs, memory, and hours by a roofline.
 
-The FLOPs are those of a step's products, as it is traced. The bytes between a device and its memory
-are taken as twice what a step holds: everything is written, or kept, once and read once. A step
-takes as long as the slower of the two, each at the stated share of the device's peak. Evaluations,
+The FLOPs are those of a step's products, as it is traced, and the bytes are those that all its
+operations move between a device and its memory (`lora_jax.compiled.jaxpr_traffic`). A step takes as
+long as the slower of the two, each at the stated share of the device's peak. Evaluations,
 compilation and reading data are left out.
 
-A step of MiniLM with LoRA of rank 8 on all linear layers, 32 x 48 tokens, has 70.3 GFLOPs here; XLA
-counted 69.7 in the program that took 0.41 s on two cores (experiments/results/bench/train.json, by
-`make bench ARGS=--suite=train`).
+A step of MiniLM with LoRA of rank 8 on all linear layers, 32 x 48 tokens, has 70.3 GFLOPs and moves
+3.83 GB here; XLA counted 69.7 and 3.88 in the program that took 0.41 s on two cores
+(experiments/results/bench/train.json, by `make bench ARGS=--suite=train`).
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from experiments.planning.step_memory import stays
 from experiments.setup.from_config import make_loop
 from lora_jax.compiled.jaxpr_flops import product_flops
 from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.compiled.jaxpr_traffic import traffic_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +30,15 @@ class StepCost:
     flops: float
     memory: float
     """The most bytes that it holds, with weights and the optimiser's state."""
+    traffic: float
+    """The bytes that it moves between the device and its memory."""
     narrow: bool
     """Whether products are of bfloat16."""
 
     def seconds(self, device: Accelerator, efficiency: float) -> float:
         """How long a step takes at this share of the device's peaks."""
         peak = device.narrow if self.narrow else device.wide
-        return max(self.flops / peak, 2 * self.memory / device.traffic) / efficiency
+        return max(self.flops / peak, self.traffic / device.traffic) / efficiency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ def step_cost(config: RunConfig, tokens: int | None = None) -> StepCost:
     model = config.model
     dtype = model.products or getattr(model, "compute_dtype", None) or model.dtype
     held = stays(step) + working_bytes(jaxpr)
-    return StepCost(product_flops(jaxpr), held, dtype == "bfloat16")
+    return StepCost(product_flops(jaxpr), held, traffic_bytes(jaxpr), dtype == "bfloat16")
 
 
 def steps_of(config: RunConfig) -> int | None:

@@ -98,6 +98,7 @@ def _of_a_step(config: RunConfig) -> Mapping[str, Any]:
         "quantize": config.quantize,
         "tokens": config.data.max_length,
         "rows": (train.batch_size, train.accumulate),
+        "optimizer": (train.optimizer, train.ema is None),
     }
 
 

@@ -21,12 +21,7 @@ def product_flops(jaxpr: Jaxpr) -> int:
 def _of_equation(eqn: JaxprEqn) -> int:
     if eqn.primitive.name == "dot_general":
         return _of_product(eqn)
-    inside = [
-        product_flops(jaxprs.inner(each)[0])
-        for value in eqn.params.values()
-        for each in (value if isinstance(value, tuple | list) else (value,))
-        if hasattr(each, "eqns") or hasattr(each, "jaxpr")
-    ]
+    inside = list(map(product_flops, jaxprs.inside(eqn)))
     if eqn.primitive.name == "cond":
         return max(inside, default=0)
     return int(eqn.params["length"] if eqn.primitive.name == "scan" else 1) * sum(inside)

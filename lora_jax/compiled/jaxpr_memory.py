@@ -50,12 +50,7 @@ def _working(eqn: JaxprEqn, made: int, compiled: bool) -> int:
     """The bytes that an operation holds besides its operands and its results (`made` bytes)."""
     if eqn.primitive.name == "dot_general":  # copied, so that NumPy can multiply matrices
         return 0 if compiled else _sizes(eqn.invars, compiled)
-    bodies = [
-        jaxprs.inner(each)[0]
-        for value in eqn.params.values()
-        for each in (value if isinstance(value, tuple | list) else (value,))
-        if hasattr(each, "eqns") or hasattr(each, "jaxpr")
-    ]
+    bodies = jaxprs.inside(eqn)
     inside = [peak_bytes(body, compiled) - _sizes(body.invars, compiled) for body in bodies]
     most = max(inside, default=0)
     if eqn.primitive.name == "scan":

@@ -1,5 +1,6 @@
 """Read jaxprs of jax 0.10 and later; all that depends on JAX's version is here."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.interpreters import partial_eval
 JIT = ("jit", "pjit")
 CALLS = (*JIT, "closed_call", "core_call")
 REMAT = ("checkpoint", "remat2", "remat")
+BODIES = (Jaxpr, ClosedJaxpr)
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Jaxpr, list[Any], Any]:
@@ -43,6 +45,12 @@ def shape(var: Any) -> tuple[int, ...]:
 def inner(closed: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """A jaxpr found in an equation's parameters, and its constants."""
     return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+
+
+def inside(eqn: JaxprEqn) -> list[Jaxpr]:
+    """All jaxprs in an equation's parameters."""
+    values = (v if isinstance(v, tuple | list) else (v,) for v in eqn.params.values())
+    return [inner(each)[0] for each in itertools.chain(*values) if isinstance(each, BODIES)]
 
 
 def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -60,6 +60,10 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
             "--rows=dora: the study compares every method with lora, so --rows must contain it: "
             "--rows=lora,dora",
         ),
+        (
+            ("--study=against_lora", "--argument=source=tsv,folder=nowhere"),
+            "sst2: there is no folder nowhere",
+        ),
         (("--study=against_lorra",), "--study=against_lorra: unknown study; nearest: 'against_lo"),
     ],
 )

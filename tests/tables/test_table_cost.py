@@ -11,7 +11,7 @@ from experiments.planning.run_cost import RunCost, StepCost
 from experiments.tables.table_cost import CellCost, as_csv, cell_configs, text
 
 DEVICE = Accelerator(narrow=2e12, wide=1e12, traffic=1e15, memory=5e9)
-SMALL, LARGE = StepCost(36e12, 1e9, False), StepCost(36e12, 9e9, True)
+SMALL, LARGE = StepCost(36e12, 1e9, 2e9, False), StepCost(36e12, 9e9, 18e9, True)
 CELLS = [
     CellCost("bert", "lora", "cola", 3, RunCost(SMALL, 200)),
     CellCost("bert", "lora", "own", 3, RunCost(SMALL, None)),
@@ -58,6 +58,7 @@ def test_a_table_has_a_cell_for_each_model_method_and_task():
     [
         (("--table=glue",), "--device is missing: one of h100, "),
         (("--table=glue", "--topology=h100:1"), "--table and --topology: give one of them"),
+        (("--table=glue", "--device=h100", "--rows=2"), "--rows goes with --config, and --table "),
         (("--topology=h100:1",), "--config is missing: the config that says what to train"),
     ],
 )

@@ -1,0 +1,44 @@
+"""The traffic of functions whose reads and writes can be counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lora_jax.compiled.jaxpr_traffic import traffic_bytes
+
+X, W = jnp.ones((8, 16)), jnp.ones((16, 4))
+SQUARE = jnp.ones((4, 4))
+
+
+def loop(x):
+    return jax.lax.scan(lambda x, _: (x @ SQUARE, None), x, length=5)[0]
+
+
+def branches(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x + 1.0, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "numbers"),
+    [
+        (lambda x, w: x @ w, (X, W), 8 * 16 + 16 * 4 + 8 * 4),
+        (lambda x: jnp.exp(jnp.sin(x) * 2.0), (X,), 2 * 8 * 16),  # one pass
+        # The activation is written for the product, which reads it.
+        (lambda x, w: jnp.sin(x) @ w, (X, W), 3 * 8 * 16 + 16 * 4 + 8 * 4),
+        # The product's result is read by the pass that follows.
+        (lambda x, w: jnp.sin(x @ w), (X, W), 8 * 16 + 16 * 4 + 3 * 8 * 4),
+        (lambda x: x.sum(), (X,), 8 * 16 + 1),
+        (loop, (SQUARE,), 5 * 3 * 16),
+        (lambda x: x[2:4], (X,), 2 * 2 * 16),
+        (lambda x: jax.lax.dynamic_slice(x, (1, 0), (2, 16)), (X,), 2 * 2 * 16),
+        (jax.jit(lambda x, w: x @ w), (X, W), 8 * 16 + 16 * 4 + 8 * 4),
+    ],
+)
+def test_what_is_read_and_written(function, arguments, numbers):
+    assert traffic_bytes(jax.make_jaxpr(function)(*arguments).jaxpr) == 4 * numbers
+
+
+def test_the_longer_branch_counts():
+    both = traffic_bytes(jax.make_jaxpr(branches)(SQUARE).jaxpr)
+    picks = traffic_bytes(jax.make_jaxpr(lambda x: x[0, 0] > 0)(SQUARE).jaxpr)
+    assert 0 <= both - picks - 4 * 3 * 16 <= 8  # and the branch's number
