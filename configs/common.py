@@ -39,7 +39,10 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults or not equals:
-            said = f"config argument '{item}': expected one of {', '.join(defaults)}=..."
+            said = (
+                f"config argument '{item}': expected one of {', '.join(defaults)}=...; settings "
+                "are flags, as in --config.seed=0"
+            )
             raise UnknownArgumentError(said, key, tuple(defaults))
         kind = type(defaults[key])
         try:

@@ -1,7 +1,11 @@
-"""`python -m experiments` lists the commands; `python -m experiments train` runs one."""
+"""`python -m experiments` lists the commands; `python -m experiments train` runs one.
+
+`python -m experiments --version` prints the version of lora-jax.
+"""
 
 import runpy
 import sys
+from importlib.metadata import version
 
 from experiments import command_environment, command_names
 
@@ -9,6 +13,9 @@ from experiments import command_environment, command_names
 def main() -> None:
     if not sys.argv[1:] or command_environment.asks_for_help(sys.argv[1]):
         print(command_names.listing())
+        return
+    if sys.argv[1] == "--version":
+        print(version("lora-jax"))
         return
     name = sys.argv.pop(1)
     try:

@@ -10,6 +10,7 @@ alone.
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 MALLOC = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -30,6 +31,7 @@ def prepare() -> None:
 
 def start_again() -> None:
     """Prepare this process for a command: start it again if it lacks settings that it needs."""
+    sys.excepthook = _said_in_a_word
     if any(map(asks_for_help, sys.argv[1:])):
         return
     # XLA logs two false errors for each program that the compilation cache holds for a CPU
@@ -37,6 +39,14 @@ def start_again() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if settings := missing(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
+
+
+def _said_in_a_word(kind: type[BaseException], error: BaseException, where: Any) -> None:
+    """Ctrl-C while a command imports, before `cli.main`, is no fault with a traceback either."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, where)
 
 
 def asks_for_help(argument: str) -> bool:

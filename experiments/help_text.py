@@ -42,7 +42,7 @@ def own_flags(values: flags.FlagValues, main: str) -> list[flags.Flag]:
       main: the name of the command's module, which absl takes from the command line.
     """
     modules = values.flags_by_module_dict()
-    shared = [name for name in sorted(modules) if name.startswith("experiments.")]
+    shared = [name for name in sorted(modules) if name.startswith("experiments.") and name != main]
     return [flag for name in (main, *shared) for flag in modules.get(name, ())]
 
 

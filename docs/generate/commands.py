@@ -14,6 +14,7 @@ from pathlib import Path
 
 from docs.generate.docstrings import escaped, paragraph
 from docs.generate.rst import fenced, heading, table
+from experiments import help_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,10 +23,8 @@ ROOT = Path(__file__).parents[2]
 class Flag:
     """One flag of a command, as texts."""
 
-    name: str
-    default: str
-    """Empty if it has none."""
-    help: str
+    usage: str
+    meaning: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +64,9 @@ def _read(name: str) -> Command:
     from absl import flags
 
     module = importlib.import_module(f"experiments.{name}")
-    found = {
-        flag.name: Flag(flag.name, _default(flag.default), " ".join(str(flag.help).split()))
-        for owner, defined in flags.FLAGS.flags_by_module_dict().items()
-        if owner.startswith("experiments")
-        for flag in defined
-    }
-    return Command(name, module.__doc__ or "", list(found.values()))
-
-
-def _default(value: object) -> str:
-    if value is None or value == []:
-        return ""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    own = help_text.own_flags(flags.FLAGS, module.__name__)
+    found = [Flag(help_text.usage(each), help_text.meaning(each)) for each in own]
+    return Command(name, module.__doc__ or "", found)
 
 
 def _index(commands: list[Command]) -> str:
@@ -94,13 +83,10 @@ def _index(commands: list[Command]) -> str:
 
 
 def _page(command: Command) -> str:
-    rows = [
-        (f"``--{flag.name}``", f"``{flag.default}``" if flag.default else "", escaped(flag.help))
-        for flag in command.flags
-    ]
+    rows = [(f"``{flag.usage}``", escaped(flag.meaning)) for flag in command.flags]
     parts = [heading(command.name, "="), *_said(command.docstring)]
     if rows:
-        parts += [heading("Flags", "-"), table(("flag", "default", "meaning"), rows)]
+        parts += [heading("Flags", "-"), table(("flag", "meaning"), rows)]
     return "\n\n".join(parts) + "\n"
 
 

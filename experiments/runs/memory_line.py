@@ -117,10 +117,11 @@ def announce(
 def _too_wide(step: AbstractStep) -> str:
     """Advice on a rank at which an adapter trains more numbers than its weight has, or nothing."""
     for each in step.frozen.spec.adapted:
-        if each.count > (own := math.prod(each.use.shape)) and hasattr(each.variant, "rank"):
+        own, rank = math.prod(each.use.shape), getattr(each.variant, "rank", None)
+        if each.count > own and rank is not None:
             return (
                 f"the adapter of '{each.use.path}' trains {each.count:,} numbers and its weight "
-                f"has {own:,}: lower config.variant.rank {each.variant.rank}, "
+                f"has {own:,}: lower config.variant.rank {rank}, "
             )
     return ""
 

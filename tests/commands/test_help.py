@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import commands
 import pytest
@@ -101,9 +102,25 @@ def test_only_what_computes_starts_again(monkeypatch, arguments, starts):
     started = []
     monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     command_environment.prepare()
     given = (sys.executable, [sys.executable, "-m", *line], {**os.environ, "NAME": "value"})
     assert started == ([given] if starts else [])
+
+
+def test_ctrl_c_during_imports_is_a_word_and_a_fault_is_a_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(command_environment, "missing", lambda _: {})
+    command_environment.start_again()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "interrupted\n"
+    sys.excepthook(ValueError, ValueError("no"), None)
+    assert capsys.readouterr().err.endswith("ValueError: no\n")
+
+
+def test_the_version():
+    done = interpreter("-m", "experiments", "--version", cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{version('lora-jax')}\n", "")
 
 
 def test_a_command_that_there_is_not():

@@ -68,9 +68,8 @@ def test_a_command_is_read_with_its_flags():
     """In a process of its own, as the page of each command is made."""
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes.CONTEXT) as pool:
         command = pool.submit(commands._read, "methods").result()
-    assert commands.Flag(
-        "format", "text", "<text|markdown|csv|json>: The format of the tables."
-    ) in (command.flags)
+    said = "The format of the tables. The default is text."
+    assert commands.Flag("--format=text|markdown|csv|json", said) in command.flags
     assert "train" in commands.names()
     assert "cli" not in commands.names()
 
