@@ -122,6 +122,8 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
             each.close(until)
 
     def _begin(self, number: int, step: int) -> None:
+        if number in self._begun:  # the next rung of a halving goes on from the last line
+            return
         folder, config = self._folders[number], self._configs[number]
         own, group = folder / FOLDER, self._track.group
         root = self._track.root or group or folder.parent

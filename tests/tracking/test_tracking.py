@@ -99,6 +99,19 @@ def test_a_run_goes_on_as_the_same_one_with_no_value_twice(sweep):
     assert first["identity"] != written(folders[0])[1][0]["identity"]
 
 
+def test_rungs_of_a_halving_are_one_run_of_a_tracker(tmp_path):
+    """Each opens the metrics again, where the rung before it has left them."""
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracking:
+        for last, step in ((0, 2), (2, 4), (4, 8)):
+            with tracking.metrics(0, tmp_path, True) as log:
+                log.truncate(last)
+                train(log, range(last + 1, step + 1))
+        tracking.end(0, "completed")
+    found, (begun, ended), _ = written(tmp_path)
+    assert list(found) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert (begun["at"], ended["ended"]) == (0, "completed")
+
+
 def opened(folder, step=0):
     """The order that opens a run."""
     place = str(folder / "tracking" / NAME)
