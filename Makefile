@@ -17,6 +17,7 @@ UV = .venv-uv/bin/uv
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Else each process compiles what it imports, for 6 seconds, where Python may not keep that.
 export UV_COMPILE_BYTECODE = 1
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(UV) pip install --quiet --python
 CONSTRAINTS = $(if $(filter tpu,$(EXTRA)),build/constraints_tpu.txt,requirements/constraints.txt)
 LOCKED = --constraint $(CONSTRAINTS)

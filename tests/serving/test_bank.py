@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_code
 import pytest
 from bank_model import (
     SHAPES,
@@ -66,10 +67,11 @@ class TestRows:
         assert_rows_are_those_alone(bank, [params, *merged(some)], [3, 0, 1, 2, 1, 3])
 
     def test_every_variant_may_be_in_a_bank(self, params):
-        """Those with a rank are computed together; the others one by one."""
+        """Those with a rank are computed together; the others one by one. PiSSA is for all that
+        differ from LoRA in how they start."""
         small = {"rank": 2, "target_rank": 1, "frequencies": 5}
         found = []
-        for seed, name in enumerate(variants.names()):
+        for seed, name in enumerate((*own_code.names(), "pissa")):
             usual = variants.make(name)
             own = {field: size for field, size in small.items() if hasattr(usual, field)}
             if usual.adapts and not usual.needs:  # with data they make the same factors

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import own_code
 import pytest
-from bank_model import SHAPES, STACK, drawn, filled, inputs, trained
+from bank_model import SHAPES, STACK, drawn, filled, inputs, moved, trained
 from tied_method import Tied
 
 import lora_jax as lj
@@ -23,13 +24,13 @@ def two_layers(params, x):
 
 
 def every_adapter(params, x):
-    """Of all methods that need no data (with data they make the same factors), and of some pairs
-    that differ in what a method's adapters may differ in."""
+    """Of all methods with code of their own that need no data (with data they make the same
+    factors), and of some pairs that differ in what a method's adapters may differ in."""
     lora, dora = variants.make("lora", rank=2, alpha=1.0), variants.make("dora", rank=2)
     cases = [(variants.make("lora", rank=3), {}), (lora, {"also_train": "head"}), (Tied(), {})]
     cases += [(dataclasses.replace(dora, initialization="pissa"), {})]
     cases += [(dataclasses.replace(lora, rank=1, max_rank=2), {})]
-    for name in variants.names():
+    for name in own_code.names():
         usual = variants.make(name)
         own = {field: size for field, size in SMALL.items() if hasattr(usual, field)}
         if usual.adapts and not usual.needs:
@@ -37,8 +38,7 @@ def every_adapter(params, x):
     for seed, (variant, options) in enumerate(cases):
         adapted = lj.adapt(two_layers, variant, "up", **options)
         trainable, frozen = adapted.init(jax.random.key(seed), params, x[:1])
-        moved = jax.tree.map(lambda x: 0.3 * x, drawn(jax.tree.map(jnp.shape, trainable), seed))
-        yield adapted, (jax.tree.map(jnp.add, trainable, moved), frozen)
+        yield adapted, (moved(trainable, seed), frozen)
 
 
 class World:
@@ -62,9 +62,15 @@ class World:
 
         self.apply = jax.jit(lj.Bank.apply)
         self.slopes = slopes(self.bank.trainable)
+
+        @jax.jit
+        def update(slopes, trainable):
+            return optax.apply_updates(
+                trainable, tx.update(slopes, tx.init(trainable), trainable)[0]
+            )
+
         with jax.numpy_dtype_promotion("standard"):
-            updates, _ = tx.update(self.slopes, tx.init(self.bank.trainable), self.bank.trainable)
-        self.updated = optax.apply_updates(self.bank.trainable, updates)
+            self.updated = update(self.slopes, self.bank.trainable)
         self.stepped = self.bank.with_trainable(self.updated)
 
 

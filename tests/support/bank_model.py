@@ -39,9 +39,16 @@ def trained(params, variant, targets, seed=0, **options):
     """An adapter whose factors are not those that it starts with."""
     adapted = lj.adapt(forward, variant, targets, **options)
     trainable, frozen = jax.jit(adapted.init)(jax.random.key(seed), params, *inputs(1))
-    moved = jax.tree.map(lambda x: 0.3 * x, drawn(jax.tree.map(jnp.shape, trainable), seed + 1))
-    trainable = jax.tree.map(jnp.add, trainable, moved)
+    trainable = moved(trainable, seed + 1)
     return adapted, (trainable, dataclasses.replace(frozen, base=same_base(frozen.base, params)))
+
+
+def moved(trainable, seed):
+    """Factors that are not those that an adapter starts with; NumPy compiles no programs for it."""
+    by = drawn(jax.tree.map(jnp.shape, trainable), seed)
+    return jax.tree.map(
+        lambda x, d: jnp.asarray(np.asarray(x) + 0.3 * np.asarray(d)), trainable, by
+    )
 
 
 def same_base(base, params):
