@@ -16,25 +16,31 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/study.json"))
 
 
-@pytest.mark.parametrize("run", recorded_runs.find(RESULTS), ids=lambda run: str(run.folder)[-20:])
-def test_scores_are_those_of_the_predictions(run):
-    kept = predictions.read(run.folder)
-    if run.record.config["data"]["validation"]:  # it chose a learning rate: only its score is kept
-        assert not kept
-        return
-    for part, suffix in (("validation", ""), ("extra", "_extra")):
-        if part in kept:
-            names = [n for n in run.record.metrics_last if n.endswith(suffix) and n != "eval_loss"]
-            plain = [name.removesuffix(suffix) for name in names if "loss" not in name]
-            found = label_metrics.score(plain, *kept[part])
-            for name in plain:
-                assert found[name] == pytest.approx(run.record.metrics_last[name + suffix])
-            loss = -np.log(
-                _softmax(kept[part].outputs)[range(len(kept[part].labels)), kept[part].labels]
-            )
-            assert run.record.metrics_last["eval_loss" + suffix] == pytest.approx(
-                loss.mean(), rel=1e-4
-            )
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_scores_are_those_of_the_predictions(folder):
+    for run in recorded_runs.find(folder):
+        kept = predictions.read(run.folder)
+        if run.record.config["data"]["validation"]:  # it chose a rate: only its score is kept
+            assert not kept, run.folder
+            continue
+        for part, suffix in (("validation", ""), ("extra", "_extra")):
+            if part in kept:
+                require_scores(run.record.metrics_last, suffix, kept[part])
+
+
+def require_scores(metrics, suffix, kept):
+    """The scores of a part, whose names end with `suffix`, are those of its predictions."""
+    names = [name for name in metrics if name.endswith(suffix) and name != "eval_loss"]
+    plain = [name.removesuffix(suffix) for name in names if "loss" not in name]
+    found = label_metrics.score(plain, *kept)
+    for name in plain:
+        assert found[name] == pytest.approx(metrics[name + suffix])
+    if np.issubdtype(kept.labels.dtype, np.integer):
+        entropies = -np.log(_softmax(kept.outputs)[range(len(kept.labels)), kept.labels])
+        assert metrics["eval_loss" + suffix] == pytest.approx(entropies.mean(), rel=1e-4)
+    else:
+        errors = (kept.outputs[:, 0] - kept.labels) ** 2
+        assert metrics["eval_loss" + suffix] == pytest.approx(errors.mean(), rel=1e-4)
 
 
 def _softmax(logits):
