@@ -135,6 +135,7 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "train", train)
     monkeypatch.setattr(tune, "wanted", lambda: False)
+    monkeypatch.setattr(tune.track_flag, "wanted", tuple)
     monkeypatch.setattr(tune, "make_any_task", lambda config: None)  # data that are not here
     with pytest.raises(ValueError, match="'own_package' has no module 'colums'"):
         tuned("lora", "own_package.colums")
