@@ -15,7 +15,8 @@ BIN = $(VENV)/bin
 # The installer, pinned, in an environment of its own; where pip finds wheels, it finds them too.
 UV = .venv-uv/bin/uv
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-# Else each process compiles what it imports, for 6 seconds, where Python may not keep that.
+# Else each process compiles what it imports, for 6 seconds, where Python may not keep that. Of this
+# repository's own modules it may, here.
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(UV) pip install --quiet --python

@@ -85,7 +85,7 @@ def announce(
     if room is not None and devices == 1 and held.total > room:
         raise ValueError(
             f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
-            f"and {memory.size(room)} of memory are available; {_too_wide(step)}take a smaller "
+            f"and {memory.size(room)} of memory are available{_too_wide(step)}; take a smaller "
             "model, model.dtype bfloat16, a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
         )
@@ -94,8 +94,7 @@ def announce(
     batches = Batches.of(step, texts, at_once)
     said += f", about {memory.size(batches.most)} for gradients and {batches}"
     said += f", over {devices} devices" if devices > 1 else ""
-    if wide := _too_wide(step):
-        said += f"; {wide.removesuffix(', ')}"
+    said += _too_wide(step)
     if room is None:
         say(f"memory: {said}")
         return texts
@@ -120,8 +119,8 @@ def _too_wide(step: AbstractStep) -> str:
         own, rank = math.prod(each.use.shape), getattr(each.variant, "rank", None)
         if each.count > own and rank is not None:
             return (
-                f"the adapter of '{each.use.path}' trains {each.count:,} numbers and its weight "
-                f"has {own:,}: lower config.variant.rank {rank}, "
+                f"; the adapter of '{each.use.path}' trains {each.count:,} numbers and its weight "
+                f"has {own:,}: lower config.variant.rank {rank}"
             )
     return ""
 

@@ -17,7 +17,7 @@ _PICKS = ("gather", "slice", "dynamic_slice")
 """They read no more of their operand than they give."""
 _PUTS = ("scatter", "dynamic_update_slice")
 """They change a part of their operand in place."""
-_APART = ("dot_general", "conv_general_dilated", "sort", "reduce_", "cum", *_PICKS, *_PUTS)
+_APART = ("dot_general", "conv_general_dilated", "sort", "reduce_", "arg", "cum", *_PICKS, *_PUTS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,9 @@ class _Operation:
 
     @property
     def by_entry(self) -> bool:
-        return not (self.eqn.primitive.name.startswith(_APART) or jaxprs.inside(self.eqn))
+        name = self.eqn.primitive.name
+        apart = name.startswith(_APART) and name != "reduce_precision"
+        return not (apart or jaxprs.inside(self.eqn))
 
     @property
     def bytes(self) -> int:

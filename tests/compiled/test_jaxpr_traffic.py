@@ -23,11 +23,13 @@ def branches(x):
     [
         (lambda x, w: x @ w, (X, W), 8 * 16 + 16 * 4 + 8 * 4),
         (lambda x: jnp.exp(jnp.sin(x) * 2.0), (X,), 2 * 8 * 16),  # one pass
+        (lambda x: jax.lax.reduce_precision(jnp.sin(x), 8, 7), (X,), 2 * 8 * 16),
         # The activation is written for the product, which reads it.
         (lambda x, w: jnp.sin(x) @ w, (X, W), 3 * 8 * 16 + 16 * 4 + 8 * 4),
         # The product's result is read by the pass that follows.
         (lambda x, w: jnp.sin(x @ w), (X, W), 8 * 16 + 16 * 4 + 3 * 8 * 4),
         (lambda x: x.sum(), (X,), 8 * 16 + 1),
+        (lambda x: x.argmax(), (SQUARE.ravel(),), 4 * 4 + 1),
         (loop, (SQUARE,), 5 * 3 * 16),
         (lambda x: x[2:4], (X,), 2 * 2 * 16),
         (lambda x: jax.lax.dynamic_slice(x, (1, 0), (2, 16)), (X,), 2 * 2 * 16),

@@ -228,4 +228,4 @@ def test_a_rank_that_makes_an_adapter_larger_than_its_weight_is_named(smoke, roo
     room(2**40)
     assert line(config).endswith(f"; {advice}; 1,024.0 GiB are available")
     room(held_by(config)[0].total - 1)
-    assert f"are available; {advice}, take a smaller model" in refusal(config)
+    assert f"are available; {advice}; take a smaller model" in refusal(config)
