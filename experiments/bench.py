@@ -56,7 +56,10 @@ _TURNS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _SIZE = flags.DEFINE_enum(
-    "size", "full", ["full", "smoke"], "full takes real models; smoke takes tiny ones."
+    "size",
+    "full",
+    ["full", "smoke"],
+    "How large the models are: full takes real ones; smoke takes tiny ones.",
 )
 _OUT = flags.DEFINE_string(
     "out", None, "The folder for the results. By default, they are only printed."

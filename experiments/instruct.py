@@ -30,7 +30,10 @@ _METHODS = flags.DEFINE_list(
     "methods", ["full", "lora", "qlora"], "The methods to train, as configs/instruct.py names them."
 )
 _SIZE = flags.DEFINE_enum(
-    "size", "full", ["full", "smoke"], "full is the whole run; smoke takes a few steps."
+    "size",
+    "full",
+    ["full", "smoke"],
+    "How long the runs are: full is whole; smoke takes a few steps.",
 )
 
 

@@ -27,7 +27,10 @@ _MODEL = flags.DEFINE_string(
     "The model: minilm, a local folder, or org/name of a BERT on the Hugging Face Hub.",
 )
 _SIZE = flags.DEFINE_enum(
-    "size", "full", ["full", "smoke"], "full takes minutes; smoke takes seconds."
+    "size",
+    "full",
+    ["full", "smoke"],
+    "How long the runs are: full takes minutes; smoke takes seconds.",
 )
 _DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
 

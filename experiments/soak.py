@@ -47,7 +47,7 @@ _FILES = flags.DEFINE_list(
     "files",
     [],
     "Damage only these: any of finished-run, checkpoints, newest-checkpoint, unfinished-run, "
-    "inputs, study, sweep, kept-tokens and kept-programs.",
+    "inputs, study, sweep, search, kept-tokens and kept-programs.",
 )
 _SCRATCH = flags.DEFINE_string(
     "scratch",
@@ -61,12 +61,13 @@ def soak() -> None:
     for name in _PARTS.value:
         require_known(name, parts.PARTS, f"--parts={name}: no such part")
     out = cli.out_folder(str(_OUT.value))
-    out.mkdir(parents=True, exist_ok=True)
     scratch = Path(_SCRATCH.value or tempfile.mkdtemp(prefix="soak-"))
-    scratch.mkdir(parents=True, exist_ok=True)
     counts = _KILLS.value, _FLIPS.value, _EXAMPLES.value
     chosen = tuple(_COMMANDS.value), tuple(_FILES.value)
     order = Order(out, scratch, _SEED.value, *counts, *chosen)
+    parts.require_names(order)
+    out.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     # XLA says twice of each kept program that it may not fit this machine, which it does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     bad = 0

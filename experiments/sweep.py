@@ -117,7 +117,8 @@ _EXECUTION = flags.DEFINE_enum(
 _SHARD = flags.DEFINE_string(
     "shard",
     "",
-    "i/n trains only every n-th job, starting with job i; the first job is 0. The default is all.",
+    "Given as i/n: train only every n-th job, from job i on. The first job is 0. By default, all "
+    "are trained.",
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 

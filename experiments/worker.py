@@ -23,7 +23,7 @@ from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
-_TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
+_TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial.")
 _JOBS = flags.DEFINE_string("jobs", None, "A file with jobs, to be given in place of --trial.")
 _JOB = flags.DEFINE_integer("job", None, "The number of the job in the file of --jobs, from 0 on.")
 _LOCK_WAIT = flags.DEFINE_float(

@@ -56,6 +56,29 @@ class Done:
     """One line for each loss, silent change or unclear message."""
 
 
+def require_names(order: Order) -> None:
+    """Raise a ValueError for a command or files that no part has; nothing is made or trained."""
+    for name in order.commands:
+        known = [each.name for each in _works(order)]
+        require_known(name, known, f"--commands={name}: no such command")
+    for name in order.files:
+        known = [each.name for each in _subjects(order)]
+        require_known(name, known, f"--files={name}: no such files")
+
+
+def _works(order: Order) -> list[kills.Work]:
+    return kills.works(inputs.Inputs(order.scratch / "inputs"), order.scratch / "finished")
+
+
+def _subjects(order: Order) -> list[damage.Subject]:
+    given, finished = inputs.Inputs(order.scratch / "inputs"), order.scratch / "finished"
+    return subjects_of(given, finished, _scratch_of_damage(order) / "sources", order.environment)
+
+
+def _scratch_of_damage(order: Order) -> Path:
+    return order.scratch / f"damage-{'-'.join(order.files)}"
+
+
 def _inputs(order: Order) -> inputs.Inputs:
     """The model and the data, made once for all parts."""
     made = inputs.Inputs(order.scratch / "inputs")
@@ -73,12 +96,9 @@ def _finished(order: Order, given: inputs.Inputs) -> Path:
 
 
 def _kills(order: Order) -> Done:
-    given = _inputs(order)
-    works = kills.works(given, _finished(order, given))
+    _finished(order, _inputs(order))
+    works = _works(order)
     shares, settings = [work.share for work in works], {"kills": order.kills, "seed": order.seed}
-    for name in order.commands:
-        known = [work.name for work in works]
-        require_known(name, known, f"--commands={name}: no such command")
     found = []
     for work, count in zip(works, divided(order.kills, shares), strict=True):
         name = f"kills-{work.name}"
@@ -97,14 +117,11 @@ def _kills(order: Order) -> Done:
 
 
 def _damage(order: Order) -> Done:
-    given = _inputs(order)
-    finished = _finished(order, given)
-    scratch = order.scratch / f"damage-{'-'.join(order.files)}"
+    _finished(order, _inputs(order))
+    scratch = _scratch_of_damage(order)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    subjects = subjects_of(given, finished, scratch / "sources", order.environment)
-    for name in order.files:
-        require_known(name, [each.name for each in subjects], f"--files={name}: no such files")
+    subjects = _subjects(order)
     settings = {"flips": order.flips, "seed": order.seed}
     os.environ.update(order.environment)  # this process goes on with runs, and finds programs there
     counts = divided(order.flips, [each.share for each in subjects])

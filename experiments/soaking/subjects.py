@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import run
+from experiments.runs import halving, run, rungs
 from experiments.runs.group_folder import found_by_timing
+from experiments.search import ledger
 from experiments.setup.config import parse
 from experiments.setup.load import read_texts
 from experiments.setup.read_config import read_config
@@ -32,11 +34,9 @@ def subjects(
 
     Args:
       finished: a finished run, with its checkpoints.
-      scratch: a new folder for a sweep, a study and an unfinished run.
+      scratch: a new folder for a sweep, a search, a study and an unfinished run.
     """
     unfinished, beside = scratch / "unfinished", scratch / "beside"
-    shutil.copytree(finished, unfinished)
-    _without_results(unfinished)
     own = inputs.Inputs(scratch / "own" / "inputs")  # its path is another folder for a while
     tokens = Path(environment["XDG_CACHE_HOME"]) / "lora_jax" / "tokens"
     programs = Path(environment["JAX_COMPILATION_CACHE_DIR"])
@@ -44,6 +44,10 @@ def subjects(
     def swept(folder: Path) -> None:
         _made(inputs.sweep(given, folder, seeds=1), environment)
         _unfinished_trial(folder)
+
+    def killed(folder: Path) -> None:
+        shutil.copytree(finished, folder)
+        _without_results(folder)
 
     def trained(folder: Path) -> None:
         shutil.copytree(given.folder, own.folder)
@@ -53,13 +57,13 @@ def subjects(
 
     go_on, named = _go_on(given), _named(*RESULTS)
     steps, rest = _below("checkpoints"), _named("metrics.jsonl", "config.json")
-    study, sweep = scratch / "study", scratch / "sweep"
+    study, sweep, search = scratch / "study", scratch / "sweep", scratch / "search"
     read_tokens, train = _read_tokens(given), _train_with_programs(given, environment)
     return [
         Subject("finished-run", finished, named, _read_finished(given), share=60),
-        Subject("checkpoints", unfinished, steps, go_on, share=20),
-        Subject("newest-checkpoint", unfinished, _newest, go_on, share=20),
-        Subject("unfinished-run", unfinished, rest, go_on, share=10),
+        Subject("checkpoints", unfinished, steps, go_on, share=20, make=killed),
+        Subject("newest-checkpoint", unfinished, _newest, go_on, share=20, make=killed),
+        Subject("unfinished-run", unfinished, rest, go_on, share=10, make=killed),
         # The model, its tokenizer and the data, between two starts of a run.
         Subject(
             "inputs",
@@ -78,6 +82,14 @@ def subjects(
             make=lambda folder: _made(inputs.tune(given, folder), environment),
         ),
         Subject("sweep", sweep, _sweep_files, _read_sweep, share=26, make=swept),
+        Subject(
+            "search",
+            search,
+            lambda folder: [folder / ledger.NAME, *_decisions(folder)],
+            _read_search,
+            share=14,
+            make=lambda folder: _made(inputs.search(given, folder), environment),
+        ),
         Subject("kept-tokens", tokens, _below("."), read_tokens, share=20),
         Subject("kept-programs", programs, _below("."), train, share=6),
     ]
@@ -189,6 +201,17 @@ def _read_sweep(folder: Path) -> Any:
     listed = sweep.require(())
     states = {name: dataclasses.asdict(sweep.state(sweep.trial(name))) for name in listed}
     return plain([listed, states, list(found_by_timing(folder / "trials"))])
+
+
+def _decisions(folder: Path) -> list[Path]:
+    """What a halving decided, a file for each of its programs."""
+    return sorted(folder.rglob(halving.LEDGER))
+
+
+def _read_search(folder: Path) -> Any:
+    decided = [rungs.Ledger(path).read() for path in _decisions(folder)]
+    asked = ledger.Ledger(folder, {}).rounds()
+    return plain([asked, [dataclasses.asdict(each) for each in itertools.chain(*decided)]])
 
 
 def _read_tokens(given: inputs.Inputs) -> Callable[[Path], Any]:

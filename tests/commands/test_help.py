@@ -74,7 +74,8 @@ def test_help_has_an_example_and_every_flag_with_its_default():
             assert said, f"{path}: --{name}"
             words = " ".join(said[1].split())
             assert re.search("required|default", words), f"{path}: --{name}: {words}"
-            assert re.match(r"[A-Z0-9a-z-].*\.$", words)
+            for sentence in re.split(r"(?<=\.) (?=[A-Z])", words):
+                assert re.fullmatch(r"[A-Z0-9-](\S* ){2,}.*\.", sentence), f"{path}: --{name}"
 
 
 def test_help_beside_a_config_lists_its_settings():

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from itertools import groupby
 
 import commands
@@ -13,7 +12,6 @@ from documents import ROOT, Block
 PAGES = {path: documents.blocks(path) for path in documents.documents()}
 BLOCKS = [block for blocks in PAGES.values() for block in blocks]
 RUN = [block for block in BLOCKS if not block.mark]
-SHELLS = ("bash", "sh", "shell", "console")
 MOST_MARKS = 8
 
 
@@ -37,34 +35,9 @@ def test_python_blocks_run(folder, tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
-def _lines(block: Block) -> list[tuple[str, list[str]]]:
-    """The command lines of a block as words, with their places, without prompts and comments."""
-    found, number = [], block.line
-    for line in re.split(r"(?<!\\)\n", block.code):
-        words = shlex.split(line.replace("\\\n", " ").removeprefix("$ "), comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            words = words[1:]  # the environment
-        found += [(f"{block.path.relative_to(ROOT)}:{number}", words)] if words else []
-        number += line.count("\n") + 1
-    return found
-
-
-SHELL_LINES = [line for block in RUN if block.language in SHELLS for line in _lines(block)]
-
-
-def _commands() -> list[tuple[str, str, list[str]]]:
-    """The command lines of this project: their places, modules and flags."""
-    return [
-        (place, words[2], words[3:])
-        for place, words in SHELL_LINES
-        if re.search(r"\bpython3?$", words[0]) and words[1:2] == ["-m"]
-        if words[2].startswith("experiments.")
-    ]
-
-
 def test_commands_have_such_flags_and_configs(tmp_path):
     """Every `python -m experiments.X` is read by that command; nothing is trained."""
-    (tmp_path / "lines.json").write_text(json.dumps(_commands()))
+    (tmp_path / "lines.json").write_text(json.dumps(documents.project_commands()))
     ended = commands.run("tests/support/parse_lines.py", tmp_path / "lines.json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -74,7 +47,7 @@ def test_make_has_such_targets():
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     shown = {
         (place, word)
-        for place, words in SHELL_LINES
+        for place, words in documents.shell_lines()
         if words[0] == "make"
         for word in words[1:]
         if "=" not in word and not word.startswith("-")

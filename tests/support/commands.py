@@ -19,17 +19,17 @@ CONTEXT.set_forkserver_preload(["experiments.runs.run"])
 
 
 class Started:
-    """`python -m MODULE ARGUMENTS`, or `python FILE.py ARGUMENTS`, started in the root.
+    """`python -m MODULE ARGUMENTS`, or `python FILE.py ARGUMENTS`, started in `folder`.
 
     `environment` is added to that of this process; what JAX reads as it is imported, but for
     XLA_FLAGS, stays as it was when the first of these was started.
     """
 
-    def __init__(self, *line: object, **environment: str):
+    def __init__(self, *line: object, folder: Path = ROOT, **environment: str):
         self.line = [str(each) for each in line]
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [each.name for each in self.streams]
-        arguments = (self.line, {**os.environ, **environment}, names)
+        arguments = (self.line, folder, {**os.environ, **environment}, names)
         self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
 
@@ -64,9 +64,9 @@ class Started:
         return subprocess.CompletedProcess(self.line, code, out, err)
 
 
-def run(*line: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*line: object, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command, when it has ended."""
-    return Started(*line, **environment).end()
+    return Started(*line, folder=folder, **environment).end()
 
 
 def with_devices(count: int) -> dict[str, str]:
@@ -74,12 +74,12 @@ def with_devices(count: int) -> dict[str, str]:
     return {"XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={count}", os.environ["XLA_FLAGS"])}
 
 
-def _run(line: list[str], environment: dict[str, str], streams: list[str]) -> None:
+def _run(line: list[str], folder: Path, environment: dict[str, str], streams: list[str]) -> None:
     for number, name in enumerate(streams, 1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(folder)
     sys.argv = line
     try:
         if line[0].endswith(".py"):

@@ -7,6 +7,7 @@ begins with `<!-- python`.
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,36 @@ def blocks(path: Path) -> list[Block]:
         language = "python" if hidden else each["language"]
         found.append(Block(path, line, language, code, each["mark"] or ""))
     return found
+
+
+def command_lines(block: Block) -> list[tuple[str, list[str]]]:
+    """The command lines of a block as words, with their places, without prompts and comments."""
+    found, number = [], block.line
+    for line in re.split(r"(?<!\\)\n", block.code):
+        words = shlex.split(line.replace("\\\n", " ").removeprefix("$ "), comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]  # the environment
+        found += [(f"{block.path.relative_to(ROOT)}:{number}", words)] if words else []
+        number += line.count("\n") + 1
+    return found
+
+
+def shell_lines() -> list[tuple[str, list[str]]]:
+    """All command lines that the documents show, but for blocks with a mark."""
+    shells = ("bash", "sh", "shell", "console")
+    every = (block for path in documents() for block in blocks(path))
+    shown = (block for block in every if block.language in shells and not block.mark)
+    return [line for block in shown for line in command_lines(block)]
+
+
+def project_commands() -> list[tuple[str, str, list[str]]]:
+    """The command lines of this project: their places, modules and flags."""
+    return [
+        (place, words[2], words[3:])
+        for place, words in shell_lines()
+        if re.search(r"\bpython3?$", words[0]) and words[1:2] == ["-m"]
+        if words[2].startswith("experiments.")
+    ]
 
 
 def links(path: Path) -> list[str]:

@@ -51,10 +51,10 @@ _TPUS = flags.DEFINE_integer(
     lower_bound=0,
 )
 _SELECTORS = flags.DEFINE_multi_string(
-    "kubernetes_node_selector", [], "LABEL=VALUE that a pod's node has; may be given several times."
+    "kubernetes_node_selector", [], "LABEL=VALUE that a pod's node has."
 )
 _ENVIRONMENT = flags.DEFINE_multi_string(
-    "kubernetes_env", [], "NAME=VALUE, an environment variable of the pods; repeat it for several."
+    "kubernetes_env", [], "NAME=VALUE, an environment variable of the pods."
 )
 _NAMESPACE = flags.DEFINE_string(
     "kubernetes_namespace", None, "The Job's namespace. The default is kubectl's own."

@@ -31,7 +31,7 @@ _CLUSTER = flags.DEFINE_enum(
     "slurm_cluster",
     None,
     ["slurm", "local"],
-    "slurm submits to Slurm, which is the default; local runs submitit's jobs on this machine.",
+    "Where jobs run: slurm submits them to Slurm, the default; local runs them on this machine.",
 )
 _WAIT = flags.DEFINE_bool(
     "slurm_wait", False, "Wait until the jobs have ended, and show their progress."

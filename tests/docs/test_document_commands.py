@@ -1,0 +1,76 @@
+"""The command lines that the documents show end well, on a small model in a folder of its own."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import commands
+import documents
+import official
+import pytest
+import small_model
+from documents import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.minutes]
+
+ELSEWHERE = {
+    r"experiments\.serve": "tests/serving/test_server.py",
+    r"experiments\.soak": "tests/soaking/test_soak.py",
+    r"experiments\.tune": "tests/commands/test_studies.py",
+    r"experiments\.import_adapter": "tests/commands/test_import_command.py",
+    r"experiments\.plan .*--topology": "tests/planning/test_plan.py",
+    r"experiments\.bench .*--suite": "tests/benchmarks/test_suites.py",
+    r"experiments\.(train|memory) .*configs/instruct": "tests/runs/test_text_runs.py",
+    r"experiments\.export .*--run=runs/qlora": "tests/exports/test_adapter_formats.py",
+}
+"""Lines that take minutes, or need what a small folder lacks, and the tests of what they do."""
+TRAINING = ("experiments.train", "experiments.sweep")
+SMALL = ["model.name=bert", "data.train=6", "data.max_length=16", "train.batch_size=2"]
+
+
+def small(module: str, flags: list[str]) -> list[str]:
+    """The flags of a command that trains, for a small model and four steps."""
+    if module not in TRAINING:
+        return flags
+    (config,) = (flag for flag in flags if flag.startswith("--config="))
+    path, _, argument = config.partition(":")
+    kept = {each for each in argument.split(",") if each and not each.startswith("model=")}
+    config = f"{path}:{','.join(sorted(kept | {'size=smoke'}))}"
+    others = [flag for flag in flags if not re.match("--(config=|config.data.train|track=)", flag)]
+    return [config, *others, *(f"--config.{each}" for each in SMALL), "--noaudit"]
+
+
+def write_surroundings(folder: Path) -> None:
+    """What a reader has beside the commands: the project, data, a model and a study's results."""
+    shutil.copy(ROOT / "README.md", folder)
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    for name in ("configs", "experiments"):
+        (folder / name).symlink_to(ROOT / name)
+    official.write(folder / "glue_data", official.cola() | official.sst2())
+    with (folder / "reviews.csv").open("w", newline="") as file:
+        rows = [(official.sentence(i), i % 2) for i in range(600)]
+        csv.writer(file).writerows([("review", "stars"), *rows])
+    small_model.write(folder / "bert")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "against_lora").symlink_to(ROOT / "experiments/results/against_lora")
+
+
+def test_every_command_ends_well(tmp_path):
+    def run(module, flags):
+        line = (module, *small(module, flags))
+        if line in ran:
+            return
+        ended = commands.run(*line, folder=tmp_path, **commands.with_devices(1))
+        ran[line] = "" if ended.returncode == 0 else ended.stderr
+
+    ran = {}
+    write_surroundings(tmp_path)
+    run("experiments.train", ["--config=configs/quickstart.py", "--workdir=runs/lora"])
+    for name in ("a", "b"):  # two runs of the reader's
+        shutil.copytree(tmp_path / "runs" / "lora", tmp_path / "runs" / name)
+    shown = [(module, flags) for _, module, flags in documents.project_commands()]
+    for module, flags in sorted(shown, key=lambda line: line[0] not in TRAINING):
+        if not any(re.match(line, " ".join([module, *flags])) for line in ELSEWHERE):
+            run(module, flags)
+    assert {line: said for line, said in ran.items() if said} == {}
