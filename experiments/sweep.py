@@ -33,12 +33,10 @@ With --track=NAMES, every trial is a run of the group WORKDIR in these trackers
 (docs/guides/tracking.md).
 """
 
-import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -51,16 +49,7 @@ from experiments.search import search_flags
 from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import SweepFolder, TrialState
-from experiments.sweeps.launchers import (
-    kubernetes,
-    kubernetes_flags,
-    local,
-    ray_cluster,
-    ray_flags,
-    ray_jobs,
-    slurm,
-    slurm_flags,
-)
+from experiments.sweeps.launchers import launch, local
 from experiments.sweeps.launchers.names import LAUNCHERS, require_own_flags
 from experiments.sweeps.launchers.stopping import stopped_by_signals
 from experiments.sweeps.preflight import check_trials
@@ -139,12 +128,12 @@ def _sweep() -> None:
     if asked is not None:
         _search(asked, folder)
         return
-    found = folder.known(_trials())
+    launcher, found = str(_LAUNCHER.value), folder.known(_trials())
     if not _DRY_RUN.value:
         # The workers need the devices; this process only traces shapes.
         jax.config.update("jax_platforms", "cpu")
-        _require_launcher(folder)
-    machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
+        launch.require(launcher, folder)
+    machine = local.slots(_PROCESSES.value, len(found)) if launcher == "local" else []
     loops = check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
     mine = jobs.shard(whole, part)
@@ -158,36 +147,11 @@ def _sweep() -> None:
     if _DRY_RUN.value:
         _list(view, _todo(mine, folder))
         return
-    with _cluster(_todo(mine, folder)) as ray, folder.held(part):
+    with launch.cluster(launcher, _todo(mine, folder)) as ray, folder.held(part):
         folder.write_list(found)
-        _launch(_todo(mine, folder), folder, view, machine, ray)
-
-
-def _require_launcher(folder: SweepFolder) -> None:
-    """Raise a ValueError if the launcher is not installed, or a flag of it is wrong."""
-    match _LAUNCHER.value:
-        case "slurm":
-            slurm.require(slurm_flags.cluster())
-        case "ray":
-            ray_cluster.require()
-            ray_flags.address()
-            ray_flags.demand()
-        case "kubernetes":
-            kubernetes_flags.pods(folder.path)
-
-
-@contextlib.contextmanager
-def _cluster(todo: list[jobs.Job]) -> Iterator[Any]:
-    """The connected module `ray` for jobs of --launcher=ray, and None for other launchers."""
-    if _LAUNCHER.value != "ray" or not todo:
-        yield None
-        return
-    with ray_cluster.connected(ray_flags.address()) as ray:
-        if shortage := ray_flags.demand().shortage(ray_cluster.machines(ray)):
-            if ray_flags.address() == "local":
-                raise ValueError(shortage)
-            cli.warn(f"{shortage}; jobs wait until another machine joins it")
-        yield ray
+        todo = _todo(mine, folder)
+        if launch.launch(launcher, todo, folder, view, machine, ray, _how()):
+            _finish(view, folder)
 
 
 def _search(asked: Asked, folder: SweepFolder) -> None:
@@ -276,43 +240,8 @@ def _how(halving: int = 0) -> jobs.How:
     return jobs.How(*given)  # type: ignore[arg-type]
 
 
-def _launch(
-    todo: list[jobs.Job],
-    folder: SweepFolder,
-    view: View,
-    machine: Sequence[local.Slot],
-    ray: Any,
-) -> None:
-    command = functools.partial(jobs.command, how=_how())
-    match _LAUNCHER.value:
-        case "print":
-            for job in todo:
-                print(jobs.shell_command(folder, job, _how()))
-            return
-        case "kubernetes" if todo:
-            options = jobs.options(_how())
-            said = kubernetes.write(todo, folder, kubernetes_flags.pods(folder.path), options)
-            print("\n".join(said))
-            return
-        case "slurm" if todo:
-            lines = [command(folder, job) for job in todo]
-            submitted = slurm.submit(
-                lines, folder.path / "slurm", slurm_flags.options(), slurm_flags.cluster()
-            )
-            print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
-            if not slurm_flags.waits():
-                print("the same command with --dry_run tells how far they are")
-                return
-            with view.shown():
-                slurm.watch(submitted, view.update)
-        case "ray" if todo:
-            demand, retries = ray_flags.demand(), ray_flags.retries()
-            with view.shown():
-                ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
-        case _ if todo:
-            print(f"devices: {local.described(machine)}", file=sys.stderr)
-            with view.shown():
-                local.launch(todo, folder, machine, view.update, command)
+def _finish(view: View, folder: SweepFolder) -> None:
+    """Print what the trials came to; exit with code 1 unless all have completed."""
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)
