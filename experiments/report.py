@@ -69,13 +69,20 @@ def report() -> None:
     made, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
+    own, _ = select_runs.select(found, _TABLE.value, _SIZE.value)
+    studies = registered.found(folder, own)
+    if _REFERENCE.value is not None and studies:
+        notes.append(
+            f"--reference={_REFERENCE.value} leaves out what the registration compares: give no "
+            "--reference to see that."
+        )
     document = Document(
         made,
         _REFERENCE.value,
         resamples=_RESAMPLES.value,
         seed=_SEED.value,
         size=_SIZE.value,
-        studies=registered.found(folder, found, made) if _REFERENCE.value is None else (),
+        studies=studies if _REFERENCE.value is None else (),
     )
     start = Path.cwd() if out is None else out.parent
     text = document.render(_FORMAT.value, notes, _origin(made), start)

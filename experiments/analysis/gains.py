@@ -79,7 +79,13 @@ class Gains:
 
 
 def gains(
-    contests: Sequence[Contest], *, reference: str, margin: float, level: float = LEVEL
+    contests: Sequence[Contest],
+    *,
+    reference: str,
+    margin: float,
+    level: float = LEVEL,
+    tasks: Sequence[str] = (),
+    tests: int = 0,
 ) -> Gains:
     """Compare each method of a study with the reference, on each task and over all tasks.
 
@@ -95,6 +101,8 @@ def gains(
       contests: one for each task, of one model; higher scores are better.
       reference: the key of a method.
       margin: in points of the metric.
+      tasks: those that a method must have to be in a family; by default, those of the reference.
+      tests: how many members the families have at least, with a p of 1 for those without a number.
 
     Raises:
       ValueError: contests of several models or of one task twice, or no contest has the reference.
@@ -105,24 +113,24 @@ def gains(
         for contest in contests
     }
     every = {key: each.label for methods in by_task.values() for key, each in methods.items()}
-    tasks, notes = [], []
+    known, notes = [], []
     for task, methods in by_task.items():
         own = methods.get(reference)
         if own is not None and own.scores:
-            tasks.append(task)
+            known.append(task)
         said = ("was not run",) if own is None else own.notes
         notes += [f"{every[reference]} on {task}: {each}" for each in said]
     found = []
     for key, label in every.items():
         if key == reference:
             continue
-        differences, own = _differences({task: by_task[task] for task in tasks}, key, reference)
+        differences, own = _differences({task: by_task[task] for task in known}, key, reference)
         if differences:
             found.append(_Method(key, label, differences, own))
         else:
             notes += [f"{label} has no number on any task", *(f"{label} on {n}" for n in own)]
-    made = _judged(found, len(tasks), margin, level)
-    return Gains(every[reference], margin, level, tuple(tasks), tuple(made), tuple(notes))
+    made = _judged(found, len(tasks or known), margin, level, tests)
+    return Gains(every[reference], margin, level, tuple(known), tuple(made), tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +162,19 @@ def _differences(
     return differences, notes
 
 
-def _judged(found: Sequence[_Method], tasks: int, margin: float, level: float) -> Iterator[Gain]:
+def _judged(
+    found: Sequence[_Method], tasks: int, margin: float, level: float, tests: int
+) -> Iterator[Gain]:
     """The gains of all methods; those that have all tasks are in the families of tests."""
     whole = [len(each.by_task) == tasks for each in found]
-    family = power.family_level(level, sum(whole))
+    family = power.family_level(level, max(sum(whole), tests))
     means = [each.over_tasks for each in found]
-    adjusted = holm([m.p if w else None for m, w in zip(means, whole, strict=True)])
-    within = holm(
-        [equivalence.of_mean(m, margin) if w else None for m, w in zip(means, whole, strict=True)]
-    )
-    for each, mean, p, same in zip(found, means, adjusted, within, strict=True):
+    others = [1.0] * max(tests - sum(whole), 0)
+    pairs = list(zip(means, whole, strict=True))
+    adjusted = holm([*(m.p if w else None for m, w in pairs), *others])
+    within = holm([*(equivalence.of_mean(m, margin) if w else None for m, w in pairs), *others])
+    # Those of the others come last, and are left out.
+    for each, mean, p, same in zip(found, means, adjusted, within, strict=False):
         yield Gain(
             key=each.key,
             label=each.label,

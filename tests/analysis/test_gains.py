@@ -161,6 +161,18 @@ def test_methods_and_references_that_lack_a_task():
     assert methods["dora"].verdict == "undecided" and methods["dora"].over_tasks.low > 0
 
 
+def test_a_family_can_be_larger_than_the_methods_that_are_there():
+    """As if the others had a p of 1: Holm's first p is multiplied by the size of the family."""
+    made = study(np.random.default_rng(5), NOISE, 8, {"dora": 0.5, "vera": 0.0})
+    _, methods = of(made, tests=14)
+    ps = {key: each.over_tasks.p for key, each in methods.items()}
+    first = min(ps, key=ps.get)
+    assert methods[first].adjusted == pytest.approx(min(1, 14 * ps[first]))
+    assert methods[first].detectable > of(made)[1][first].detectable
+    _, methods = of(made[:2], tasks=("cola", "mrpc", "rte"))
+    assert {(each.adjusted, each.verdict) for each in methods.values()} == {(None, "undecided")}
+
+
 def test_contests_of_several_studies_are_an_error():
     one = contest("cola", {"lora": [80.0, 81.0], "dora": [81.0, 82.0]})
     with pytest.raises(ValueError, match="two contests on cola"):

