@@ -42,6 +42,7 @@ from experiments.studies.training import Cell, Trainer
 from experiments.sweeps import jobs
 from experiments.tracking import track_flag
 from experiments.tracking.tracking import Track
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.suggest import require_known
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -127,12 +128,19 @@ def _require_reference(reference: str) -> None:
 
 
 def _require_data(cells: Mapping[str, Sequence[Cell]], held_out: int) -> None:
-    """Raise a ValueError if a task cannot be read: a registration names where its data are."""
+    """Raise a ValueError if a task cannot be read, or its scores cannot be compared.
+
+    A registration names where its data are, and its margin is of scores where higher is better.
+    """
     for task, (first, *_) in cells.items():
         try:
-            make_any_task(first.config(data__validation=held_out))
+            metric = make_any_task(first.config(data__validation=held_out)).metric
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(f"{task}: {error}") from error
+        if metric in LOWER_IS_BETTER:
+            raise ValueError(
+                f"{task}: a study compares scores where higher is better, not {metric}"
+            )
 
 
 def make_cells(

@@ -1,11 +1,15 @@
 r"""Is rsLoRA's advantage its scale, which the learning rate can replace?
 
-    python -m experiments.tune --study=lora_scale --workdir=runs/lora_scale \
-        --argument=source=tsv,folder=glue_data
+    for rank in 8 16 64; do
+        python -m experiments.tune --study=lora_scale --columns=sst2_$rank,stsb_$rank \
+            --workdir=runs/lora_scale/$rank --argument=source=tsv,folder=glue_data
+    done
 
 rsLoRA(r, alpha) is LoRA(r, alpha sqrt(r)): they differ in the factor before the update alone, alpha
 / r or alpha / sqrt(r). At rank 8, 16 and 64, and alpha 16, both are tuned as in `against_lora`, on
-the same sentences. If they are equivalent at each rank, a tuned rate does what the scale does.
+the same sentences. Each rank is a study of its own, which decides whether the two are equivalent at
+this rank: a mean over ranks could hide a gain at one and a loss at another. If they are equivalent
+at all three, a tuned rate does what the scale does. As all three must be, each has the whole level.
 """
 
 from ml_collections import ConfigDict
@@ -15,15 +19,15 @@ from configs.studies import against_lora
 
 RANKS = (8, 16, 64)
 TASKS = ("sst2", "stsb")
-COLUMNS = tuple(f"{task}_{rank}" for task in TASKS for rank in RANKS)
+COLUMNS = tuple(f"{task}_{rank}" for rank in RANKS for task in TASKS)
 ROWS = ("lora", "rslora")
 STUDY = {
     **against_lora.STUDY,
     "rows": ROWS,
-    "columns": COLUMNS,
+    "columns": COLUMNS[: len(TASKS)],
     "claims": (
         "With the rate tuned at each scale, LoRA with alpha / r and with alpha / sqrt(r) are "
-        "equivalent at r = 8, 16 and 64.",
+        "equivalent at this rank. (The same is claimed of r = 8, 16 and 64.)",
     ),
 }
 ARGUMENTS = common_tasks.arguments(task=COLUMNS, row=ROWS, model=("minilm",))

@@ -4,8 +4,8 @@ r"""What rank, targets, warm-up, dropout and weight decay does LoRA want, each w
         --argument=source=tsv,folder=glue_data
 
 Each row changes one thing of `lora`, which is that of `against_lora`: rank 8 and alpha 16 on all
-six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. All take
-as many steps of as many sentences.
+six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. With the rank
+goes alpha, so that the scale, alpha / r, stays 2. All take as many steps of as many sentences.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ COLUMNS = ("sst2", "stsb")
 LAYERS = common_tasks.LAYERS["minilm"]
 CHANGES = {
     "lora": {},
-    **{f"rank_{rank}": {"variant": {"rank": rank}} for rank in (4, 16, 32, 64)},
+    **{f"rank_{r}": {"variant": {"rank": r, "alpha": 2.0 * r}} for r in (4, 16, 32, 64)},
     "query_value": {"targets": targets.patterns("qv", LAYERS)},
     "attention": {"targets": targets.patterns("qkvo", LAYERS)},
     "last_half": {"targets": targets.patterns("all_last_half", LAYERS)},

@@ -103,7 +103,7 @@ class Trainer:
             for rate in self._rates(cell, places)
             for seed in self.protocol.tuning.seeds
         }
-        self._train(configs, self.workdir / cell.task / "tuning" / cell.row)
+        self._train(configs, self.workdir / cell.task / "tuning" / cell.row, _mean)
 
     def tried(self, cell: Cell, places: Sequence[int]) -> dict[int, list[run_record.Record]] | None:
         """The records of each place; None if a rate has not been tried with each seed."""
@@ -122,14 +122,24 @@ class Trainer:
             str(seed): cell.config(optimizer__learning_rate=rate, seed=seed, data__draw=seed)
             for seed in self.protocol.seeds
         }
-        self._train(configs, self.workdir / cell.task / "runs" / cell.row)
+        # Whoever sees scores before a study is complete can stop where they please.
+        self._train(configs, self.workdir / cell.task / "runs" / cell.row, lambda _: "done")
 
     def _rates(self, cell: Cell, places: Sequence[int]) -> list[float]:
         per_decade = self.protocol.rates.per_decade
         return [rates.rate(cell.middle, place, per_decade) for place in places]
 
-    def _train(self, configs: Mapping[str, RunConfig], folder: Path) -> None:
-        """Train runs, each in a folder of its name; runs that share a program train together."""
+    def _train(
+        self,
+        configs: Mapping[str, RunConfig],
+        folder: Path,
+        said: Callable[[Sequence[Any]], str],
+    ) -> None:
+        """Train runs, each in a folder of its name; runs that share a program train together.
+
+        Args:
+          said: what to say of the records of a program.
+        """
         for mine in _programs(configs):
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
@@ -137,7 +147,8 @@ class Trainer:
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]
-            self.say(f"{folder}: {_said(results)}")
+            seconds = statistics.fmean(each.seconds_total for each in results)
+            self.say(f"{folder}: {len(results)} runs, {said(results)}, {seconds:.0f} s each")
             for each in () if self.adapters else folders:
                 _remove_adapter(each)
 
@@ -159,9 +170,7 @@ def _remove_adapter(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _said(results: Sequence[Any]) -> str:
+def _mean(results: Sequence[Any]) -> str:
     scores = [each.metrics_last.get(each.metric) for each in results]
     known = [score for score in scores if score is not None]
-    mean = f"mean {results[0].metric} {statistics.fmean(known):.4f}" if known else "no score"
-    seconds = statistics.fmean(each.seconds_total for each in results)
-    return f"{len(results)} runs, {mean}, {seconds:.0f} s each"
+    return f"mean {results[0].metric} {statistics.fmean(known):.4f}" if known else "no score"

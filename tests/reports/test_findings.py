@@ -62,7 +62,7 @@ def test_the_table_of_gains_has_every_number():
         new_task=estimate(1.0, 2.0),
     )
     (row,) = gain_sheet.gain_sheet([lone], "title", 0.05).rows
-    assert row[3] == row[6] == row[7] == "–" and row[8] == "[-1.00, +3.00]"
+    assert row[3] == row[6] == row[7] == "–" and row[8] == "+1.00 [-1.00, +3.00]"
 
 
 def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):

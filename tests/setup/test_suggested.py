@@ -136,9 +136,13 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "train", train)
     monkeypatch.setattr(tune, "wanted", lambda: False)
     monkeypatch.setattr(tune.track_flag, "wanted", tuple)
-    monkeypatch.setattr(tune, "make_any_task", lambda config: None)  # data that are not here
+    task = types.SimpleNamespace(metric="eval_loss")  # of data that are not here
+    monkeypatch.setattr(tune, "make_any_task", lambda config: task)
     with pytest.raises(ValueError, match="'own_package' has no module 'colums'"):
         tuned("lora", "own_package.colums")
+    with pytest.raises(ValueError, match="cola: .* where higher is better, not eval_loss"):
+        tuned("lora")
+    task.metric = "matthews"
     assert not (tmp_path / "study.json").exists()
     tuned("lora", own_method.RANKLESS)
     grid = [0.002, 0.0063, 0.02, 0.063, 0.2]

@@ -77,6 +77,28 @@ def test_rslora_divides_by_the_root_of_the_rank(rank, alpha, x64):
     np.testing.assert_allclose(constants["scale"], factors.constants["scale"], rtol=1e-14)
 
 
+@pytest.mark.parametrize("rank, alpha", [(16, 4.0), (64, 4.0)])
+def test_rslora_trains_as_lora_with_a_larger_alpha_bit_for_bit(rank, alpha):
+    """Where the root of the rank is exact, both scales round to the same number."""
+    x, y = (jnp.asarray(np.random.RandomState(i).randn(4, 12), jnp.float32) for i in (5, 6))
+    trained = []
+    for variant in (RsLoRA(rank=rank, alpha=alpha), LoRA(rank=rank, alpha=alpha * rank**0.5)):
+        adapted = lj.adapt(lambda params, x: x @ params["w"], variant, ["w"])
+        trainable, frozen = adapted.init(KEY, {"w": jnp.eye(12)}, x)
+        gradient = jax.jit(
+            jax.grad(lambda t, f, a=adapted: jnp.square(a.apply(t, f, x) - y).mean())
+        )
+        for _ in range(3):
+            step = gradient(trainable, frozen)
+            trainable = jax.tree.map(lambda leaf, g: leaf - jnp.float32(0.1) * g, trainable, step)
+        trained.append(flatten(trainable)[0])
+    (one, other) = trained
+    assert one.keys() == other.keys() and one
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[name])
+        assert np.abs(np.asarray(leaf)).max() > 0
+
+
 def test_the_size_of_outputs_does_not_depend_on_the_rank_in_rslora():
     """The statement of the paper, for random factors of unit size."""
 
