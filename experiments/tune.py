@@ -33,7 +33,7 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
-from experiments.setup.config import parse
+from experiments.setup.config import parse, study_of
 from experiments.setup.config_files import studies
 from experiments.setup.from_config import make_any_task
 from experiments.studies import registration
@@ -103,6 +103,7 @@ def tune() -> None:
             require_known(each, has, f"--{flag}={each} is not of this study")
     workdir, trackers = Path(str(_WORKDIR.value)), track_flag.wanted()
     cells = make_cells(module, protocol, _ARGUMENT.value)
+    require_table(cells, name)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     if registration.read(workdir) is None:
         _require_data(cells, protocol.tuning.held_out)
@@ -125,6 +126,16 @@ def _require_reference(reference: str) -> None:
             f"--rows={','.join(rows)}: the study compares every method with {reference}, so --rows "
             f"must contain it: --rows={needed}"
         )
+
+
+def require_table(cells: Mapping[str, Sequence[Cell]], name: str) -> None:
+    """Raise a ValueError if a report would not find the runs of a study by its name."""
+    for table in {study_of(cell.config().plain).table for row in cells.values() for cell in row}:
+        if table != name:
+            raise ValueError(
+                f"--study={name}: its runs would be of the table '{table}'; let the config set "
+                f"study.table to '{name}', the name of its file"
+            )
 
 
 def _require_data(cells: Mapping[str, Sequence[Cell]], held_out: int) -> None:

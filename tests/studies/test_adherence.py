@@ -158,3 +158,10 @@ def test_more_rates_than_the_rule_gives_are_a_departure(study):
     tuned(study, {"lora": 0, "dora": 0})
     run(study, "dora", 3, TUNING[0])
     assert found(study).departures == ("dora on cola: 1 more rates than the rule gives",)
+
+
+def test_a_study_whose_runs_a_report_would_not_find_is_refused():
+    cells = tune.make_cells(MODULE, PROTOCOL, ARGUMENT)
+    tune.require_table(cells, STUDY)
+    with pytest.raises(ValueError, match="--study=mine: its runs would be of the table 'against_l"):
+        tune.require_table(cells, "mine")
