@@ -77,9 +77,10 @@ def main() -> None:
     if _SEEDS.value is not None:
         raise ValueError("--seeds belongs to --sd: with --results, the records are counted")
     folder = Path(str(_RESULTS.value))
-    known = registration.read(folder)
+    found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
+    known = {each.study: each.protocol for each in found if each is not None}
     studies = itertools.groupby(_contests(folder), lambda each: (each.table, each.model))
-    print("\n\n".join(_study(list(own), known and known.protocol) for _, own in studies))
+    print("\n\n".join(_study(list(own), known.get(table)) for (table, _), own in studies))
 
 
 def _without_records(deviations: Sequence[float]) -> str:

@@ -49,7 +49,7 @@ def test_without_records():
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A registered study of two tasks, with the same scores but for a constant."""
-    folder = tmp_path_factory.mktemp("study")
+    folder = tmp_path_factory.mktemp("results") / "study"  # below the folder that is named
     protocol = Protocol.of({**against_lora.STUDY, "reference": "dora", "margin": 2.0}, "STUDY")
     registration.register(folder, "against_lora", protocol, {})
     for task, metric in (("mrpc", "accuracy"), ("rte", "accuracy")):
@@ -58,7 +58,7 @@ def study(tmp_path_factory):
                 arg = f"task={task},row={row},seed={seed}"
                 own = {metric: (score - 10 * (task == "rte")) / 100}
                 write(folder / task / row / str(seed), "studies.against_lora", arg, own)
-    return folder
+    return folder.parent
 
 
 def test_a_registered_study(study):
