@@ -103,9 +103,10 @@ class Document:
             return html_page.page(file.TITLE, verdicts, origin or Origin(), shown, explained)
         parts = [*gains, *sections]
         said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
+        told = [f"{each.title}: {text}" for each in parts for text in each.notes]
         sheets = [sheet for each in parts for sheet in each.sheets]
         write = getattr(text_formats, form)
-        return file.BEGINNINGS[form] + write(sheets, [*explained, *said], verdicts)
+        return file.BEGINNINGS[form] + write(sheets, [*told, *explained, *said], verdicts)
 
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
@@ -140,7 +141,7 @@ class Document:
         title = f"Difference from {found.reference}{beside}"
         drawn = _forests(found) if form == "html" else ()
         sheets = () if found.sheet is None else (found.sheet,)
-        return html_page.Section(title, found.notes, sheets, drawn, seen_first=True)
+        return html_page.Section(title, (), sheets, drawn, seen_first=True, notes=found.notes)
 
     def _marked(self, found: Findings) -> str:
         """What stands before a verdict: the study, if there are several, and the size."""

@@ -57,7 +57,7 @@ class Findings:
     """What the intervals are of, in words."""
     methods: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
-    """What a reader must know before the numbers."""
+    """What a reader must know beside the numbers."""
     sheet: Sheet | None = None
     """The numbers over all tasks."""
 
