@@ -1,5 +1,6 @@
 """Put a report together: what is compared, and the parts of the document in their order."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from experiments.reports.origin import Origin
 from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.reports.verdict import sentence
 from experiments.tables import text_formats
+from experiments.tables.text_formats import Sheet
 from lora_jax.suggest import require_known
 
 if TYPE_CHECKING:
@@ -89,7 +91,9 @@ class Document:
             for contest, own in zip(self.made, self.references, strict=True)
         ]
         if self.family:
-            sections.append(html_page.Section("All pairs", (), wins_sheets(self.family)))
+            sections.append(
+                html_page.Section("All pairs", (), self._sized(wins_sheets(self.family)))
+            )
         referred = any(pair.second is own for pair in self.family for own in self.references)
         explained = [
             *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
@@ -115,10 +119,10 @@ class Document:
 
         paths = []
         for number, found in enumerate(self.findings, 1):
-            for each in _forests(found):
+            for each in _forests(found, self.size):
                 paths += files.write(each.figure, folder, _stem(number, found.title, each))
         for number, (contest, own) in enumerate(zip(self.made, self.references, strict=True), 1):
-            for each in _plots(contest, own):
+            for each in _plots(contest, own, self.size):
                 stem = _stem(number, f"{contest.table}_{contest.task}", each)
                 paths += files.write(each.figure, folder, stem)
         return paths
@@ -133,15 +137,22 @@ class Document:
         elif len(contest.methods) > 1:
             shown.append(reference_sheet(contest, own, self.family))
         links = [] if start is None else [folders.links(contest, start)]
-        drawn = _plots(contest, own) if form == "html" else ()
-        return html_page.Section(contest.title, said, shown, drawn, links)
+        drawn = _plots(contest, own, self.size) if form == "html" else ()
+        return html_page.Section(contest.title, said, self._sized(shown), drawn, links)
 
     def _gains(self, found: Findings, form: str) -> html_page.Section:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
         title = f"Difference from {found.reference}{beside}"
-        drawn = _forests(found) if form == "html" else ()
+        drawn = _forests(found, self.size) if form == "html" else ()
         sheets = () if found.sheet is None else (found.sheet,)
-        return html_page.Section(title, (), sheets, drawn, seen_first=True, notes=found.notes)
+        return html_page.Section(
+            title, (), self._sized(sheets), drawn, seen_first=True, notes=found.notes
+        )
+
+    def _sized(self, sheets: Sequence[Sheet]) -> list[Sheet]:
+        """The tables with the size in their titles, unless it is full."""
+        small = f"{self.size} runs: " * (self.size != "full")
+        return [dataclasses.replace(each, title=small + each.title) for each in sheets]
 
     def _marked(self, found: Findings) -> str:
         """What stands before a verdict: the study, if there are several, and the size."""
@@ -169,18 +180,18 @@ def refer(made: Sequence[Contest], reference: str | None) -> list[Method | None]
     return found
 
 
-def _forests(found: Findings) -> "Sequence[Picture]":
+def _forests(found: Findings, size: str) -> "Sequence[Picture]":
     require_matplotlib()
-    from experiments.reports.pictures import forests
+    from experiments.reports.pictures import forests, marked
 
-    return forests(found)
+    return [marked(each, size) for each in forests(found)]
 
 
-def _plots(contest: Contest, own: Method | None) -> "Sequence[Picture]":
+def _plots(contest: Contest, own: Method | None, size: str) -> "Sequence[Picture]":
     require_matplotlib()
-    from experiments.reports import plots
+    from experiments.reports import pictures, plots
 
-    return plots.pictures(contest, own)
+    return [pictures.marked(each, size) for each in plots.pictures(contest, own)]
 
 
 def _stem(number: int, of: str, picture: "Picture") -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from experiments.figures import forest
+from experiments.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
 
 INTERVAL = "a bar is the 95% interval of that difference alone"
@@ -21,6 +22,16 @@ class Picture:
     title: str
     caption: str
     figure: Figure
+
+
+def marked(picture: Picture, size: str) -> Picture:
+    """The picture of runs of a size, which its figure, heading and caption say of all but full."""
+    if size == "full":
+        return picture
+    mark, drawn = f"{size} runs", picture.figure
+    drawn.suptitle("\n".join(filter(None, [mark, drawn.get_suptitle()])), fontsize=NORMAL)
+    title, caption = f"{mark}: {picture.title}", f"{mark}: {picture.caption}"
+    return dataclasses.replace(picture, title=title, caption=caption)
 
 
 def forests(found: Findings) -> list[Picture]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from report_study import LABELS, made, make_study, wrong
 from experiments.analysis.gains import Estimate
 from experiments.reports import findings, gain_sheet
 from experiments.reports.document import Document
-from experiments.reports.pictures import forests
+from experiments.reports.pictures import forests, marked
 from experiments.reports.verdict import sentence
 
 
@@ -118,6 +119,21 @@ def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
         assert said in " ".join(small.render(form).split()), form
     lines = csv.DictReader(io.StringIO(small.render("csv")))
     assert {line["size"] for line in lines} == {"smoke"}
+
+
+def test_tables_and_pictures_of_smoke_runs_are_marked(tmp_path):
+    contests = made(make_study(tmp_path))
+    titles = {"latex": r"\\caption{(.*)}", "markdown": r"(?m)^\*\*(.*)\*\*$"}
+    titles["html"] = "(?:<h3>|<figcaption>)(.*?)<"
+    for size, mark in {"full": "", "smoke": "smoke runs: "}.items():
+        document = Document(contests, resamples=100, size=size, studies=[study()])
+        for form, pattern in titles.items():
+            found = re.findall(pattern, document.render(form))
+            begin = [each.startswith("smoke runs: ") for each in found]
+            assert len(found) >= 4 and set(begin) == {bool(mark)}, (form, found)
+    (plain, *_), drawn = forests(study()), forests(study())
+    assert plain.figure.get_suptitle() == ""
+    assert {marked(each, "smoke").figure.get_suptitle() for each in drawn} == {"smoke runs"}
 
 
 def test_pairs_of_several_tasks_are_counted(tmp_path):
