@@ -32,6 +32,8 @@ class Finding:
     verdict_of_task: Mapping[str, str]
     over_tasks: Estimate | None
     verdict: str
+    gain: Gain | None = None
+    """What it is of, in a registered study."""
 
     @property
     def mean(self) -> float:
@@ -90,6 +92,7 @@ def of_gains(
             {},
             gain.over_tasks,
             gain.verdict,
+            gain,
         )
         for gain in gains
     ]

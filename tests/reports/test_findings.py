@@ -95,6 +95,10 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     ]  # fmt: skip
     numbers = [float(first[key]) for key in ("difference", "low", "high", "p")]
     np.testing.assert_allclose(numbers, [2.5, 2.0, 3.0, 0.25])
+    keys = ("p_holm", "p_equivalent", "upper", "detectable", "margin")
+    np.testing.assert_allclose([float(first[key]) for key in keys], [4e-4, 0.02, 2.9, 0.75, 1.0])
+    assert lines[1]["task"] != "all tasks" and not any(lines[1][key] for key in keys)
+    assert [line["method"] for line in lines[::3]] == ["b", "c", "d", "a"]
 
 
 def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
