@@ -109,7 +109,7 @@ def methods_sheet(contest: Contest) -> Sheet:
 
 def _method_row(method: Method, metric: str) -> list[str]:
     settings, runs = method.budget
-    chosen = "none" if method.chosen is None else method.describe(method.chosen)
+    chosen = NONE if method.chosen is None else method.describe(method.chosen)
     chosen += f" ({method.edge})" if method.edge else ""
     scores = list(method.scores().values())
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None

@@ -11,6 +11,8 @@ from scipy import stats
 
 from experiments.analysis import pairwise
 from experiments.reports import sheets, warnings
+from experiments.tables.cells import NONE
+from experiments.tables.numbers import is_numeric
 from lora_jax.metrics import label_metrics
 
 TWO = stats.t.ppf(0.975, 2)
@@ -256,6 +258,17 @@ def test_verdicts_are_of_one_family_in_both_tables(study):
         "All pairs of methods in all contests are one family" in text
         and "a pair that was not told apart" in text
     )
+
+
+def test_a_method_without_a_completed_run_has_no_rate(study):
+    for seed in range(3):
+        shutil.rmtree(study / "vera" / str(seed))
+    for rate in ("0.0003", "0.001", "0.003"):
+        shutil.rmtree(study / "vera" / rate)
+    planted(study / "v", "vera", 0, LABELS, wrong(0.4, 7), rate=1e-3, status="failed", note="-")
+    sheet = sheets.methods_sheet(made(study)[0])
+    rates = [row[sheet.heads.index("learning rate")] for row in sheet.rows]
+    assert rates[2] == NONE and is_numeric(rates)  # so it is sorted by number
 
 
 def test_equal_scores_have_no_interval(study):
