@@ -62,6 +62,8 @@ class Findings:
     """What a reader must know beside the numbers."""
     sheet: Sheet | None = None
     """The numbers over all tasks."""
+    level: float = significance.LEVEL
+    """Intervals have a confidence of 1 - level."""
 
     @property
     def tasks(self) -> list[str]:
@@ -76,6 +78,7 @@ def of_gains(
     margin: float | None,
     unit: str = "points",
     notes: Sequence[str] = (),
+    level: float = significance.LEVEL,
 ) -> Findings:
     """The findings of a study whose methods were compared over all its tasks.
 
@@ -84,6 +87,7 @@ def of_gains(
       reference: the label of the method that the gains are over.
       margin: of equivalence, in the unit.
       notes: on what was left out.
+      level: that of the gains.
     """
     found = [
         Finding(
@@ -99,7 +103,8 @@ def of_gains(
     counts = [gain.over_tasks.n for gain in gains]
     made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
     named = f"Gain over {reference}, all tasks together, {unit}"
-    return dataclasses.replace(made, notes=tuple(notes), sheet=gain_sheet(gains, named))
+    sheet = gain_sheet(gains, named)
+    return dataclasses.replace(made, notes=tuple(notes), sheet=sheet, level=level)
 
 
 def of_pairs(

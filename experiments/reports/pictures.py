@@ -9,7 +9,6 @@ from experiments.figures import forest
 from experiments.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
 
-INTERVAL = "a bar is the 95% interval of that difference alone"
 FAR = " An arrow is a difference beyond the axis, whose number is at the right."
 MANY = " Verdicts take all comparisons into account, so an undecided method's bar may miss zero."
 
@@ -40,6 +39,7 @@ def forests(found: Findings) -> list[Picture]:
     Figures of single tasks share one axis.
     """
     made = []
+    bar = f"a bar is the {100 * (1 - found.level):g}% interval of that difference alone"
     gain = f"difference from {found.reference} ({found.unit})"
     band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
     whole = [each for each in found.methods if each.over_tasks is not None]
@@ -48,7 +48,7 @@ def forests(found: Findings) -> list[Picture]:
         far = FAR * forest.beyond(lines, forest.shown(lines, found.margin))
         said = (
             f"Mean difference over {len(found.tasks)} tasks of the same weight, "
-            f"n = {_seeds(found.seeds)}, {found.how}; {INTERVAL}.{band}{far}{MANY}"
+            f"n = {_seeds(found.seeds)}, {found.how}; {bar}.{band}{far}{MANY}"
         )
         drawn = forest.forest(lines, title="Mean over tasks", axis=gain, margin=found.margin)
         made.append(Picture("gain_over_tasks", "Mean over tasks", said, drawn))
@@ -61,7 +61,7 @@ def forests(found: Findings) -> list[Picture]:
         seeds = [each.by_task[task].n for each in by_task[task]]
         far = FAR * forest.beyond(lines, limits)
         many = MANY * any(each.verdict_of_task.get(task) for each in by_task[task])
-        said = f"n = {_seeds(seeds)}, {found.how}; {INTERVAL}.{band}{far}{many}"
+        said = f"n = {_seeds(seeds)}, {found.how}; {bar}.{band}{far}{many}"
         drawn = forest.forest(lines, title=task, axis=gain, margin=found.margin, limits=limits)
         made.append(Picture(f"gain_{task}", task, said, drawn))
     return made

@@ -45,6 +45,8 @@ def test_forest_plots_are_of_all_tasks_first_with_the_best_method_on_top():
     for each in pictures:
         assert "n = 20 seeds, paired by seed; a bar is the 95% interval" in each.caption
         assert "The grey band is the margin, ±1." in each.caption
+    for each in forests(study(level=0.01)):
+        assert "a bar is the 99% interval" in each.caption
     one, two = (each.figure.axes[0] for each in pictures[1:])
     assert one.get_xlim() == two.get_xlim()  # to be compared
 
