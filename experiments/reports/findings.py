@@ -37,7 +37,7 @@ class Finding:
 
     @property
     def mean(self) -> float:
-        """What methods are sorted by."""
+        """What methods with the same tasks are sorted by."""
         if self.over_tasks is not None:
             return self.over_tasks.mean
         return statistics.fmean(each.mean for each in self.by_task.values())
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Those of one study, best first."""
+    """Those of one study, best first, and last those that lack a task."""
 
     title: str
     reference: str
@@ -176,5 +176,6 @@ def _sorted(
     found: Sequence[Finding],
 ) -> Findings:
     ends = min(seeds, default=0), max(seeds, default=0)
-    best_first = sorted(found, key=lambda each: -each.mean)
+    tasks = {task for each in found for task in each.by_task}
+    best_first = sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -each.mean))
     return Findings(title, reference, unit, margin, ends, how, tuple(best_first))

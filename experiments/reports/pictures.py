@@ -10,6 +10,7 @@ from experiments.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
 
 FAR = " An arrow is a difference beyond the axis, whose number is at the right."
+FEWER = " A method that lacks tasks comes last; its mean is over those that its name counts."
 MANY = " Verdicts take all comparisons into account, so an undecided method's bar may miss zero."
 
 
@@ -44,11 +45,13 @@ def forests(found: Findings) -> list[Picture]:
     band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
     whole = [each for each in found.methods if each.over_tasks is not None]
     if whole:
-        lines = [_line(each, None) for each in whole]
+        tasks = len(found.tasks)
+        lines = [_partial(_line(each, None), len(each.by_task), tasks) for each in whole]
         far = FAR * forest.beyond(lines, forest.shown(lines, found.margin))
+        fewer = FEWER * any(line.behind for line in lines)
         said = (
-            f"Mean difference over {len(found.tasks)} tasks of the same weight, "
-            f"n = {_seeds(found.seeds)}, {found.how}; {bar}.{band}{far}{MANY}"
+            f"Mean difference over {tasks} tasks of the same weight, "
+            f"n = {_seeds(found.seeds)}, {found.how}; {bar}.{fewer}{band}{far}{MANY}"
         )
         drawn = forest.forest(lines, title="Mean over tasks", axis=gain, margin=found.margin)
         made.append(Picture("gain_over_tasks", "Mean over tasks", said, drawn))
@@ -72,6 +75,13 @@ def _line(found: Finding, task: str | None) -> forest.Line:
     assert estimate is not None
     verdict = found.verdict if task is None else found.verdict_of_task.get(task, "")
     return forest.Line(found.label, estimate.mean, estimate.low, estimate.high, verdict)
+
+
+def _partial(line: forest.Line, own: int, tasks: int) -> forest.Line:
+    """The line of a mean over tasks, with the number of these behind its label if it lacks some."""
+    if own == tasks:
+        return line
+    return dataclasses.replace(line, behind=f" ({own} of {tasks} tasks)")
 
 
 def _seeds(counts: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from report_study import LABELS, made, make_study, wrong
 from experiments.analysis.gains import Estimate
 from experiments.reports import findings, gain_sheet
 from experiments.reports.document import Document
-from experiments.reports.pictures import forests, marked
+from experiments.reports.pictures import FEWER, forests, marked
 from experiments.reports.verdict import sentence
 
 
@@ -49,6 +49,20 @@ def test_forest_plots_are_of_all_tasks_first_with_the_best_method_on_top():
         assert "a bar is the 99% interval" in each.caption
     one, two = (each.figure.axes[0] for each in pictures[1:])
     assert one.get_xlim() == two.get_xlim()  # to be compared
+
+
+def test_a_method_that_lacks_a_task_is_last_and_says_so_in_the_plot_over_tasks():
+    few = gain("an awfully long name of a method", "undecided", mean=50.0)
+    few = dataclasses.replace(few, by_task={"cola": few.by_task["cola"]})
+    found = study([few, *GAINS])
+    assert [each.label for each in found.methods] == ["B", "C", "D", "A", few.label]
+    pictures = forests(found)
+    names = [text.get_text() for text in pictures[0].figure.axes[0].get_yticklabels()]
+    assert names[:4] == ["B", "C", "D", "A"]
+    assert names[4].startswith("AN") and names[4].endswith("… (1 of 2 tasks)")
+    assert FEWER in pictures[0].caption and FEWER not in forests(study())[0].caption
+    names = [text.get_text() for text in pictures[1].figure.axes[0].get_yticklabels()]
+    assert names[4].startswith("AN AWFULLY") and "tasks" not in names[4]
 
 
 def test_the_table_of_gains_has_every_number():
