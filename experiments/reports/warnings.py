@@ -164,7 +164,7 @@ def explain(
         + ("exact McNemar test for accuracy, else " if exact else "")
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
-        f"conservative ({KINDS['both']}). No test covers another training set."
+        f"conservative ({KINDS['both']}). {_training_sets(contests)}"
         + " Each interval, and the p beside it, is of one comparison alone."
         * referred
     )
@@ -200,6 +200,21 @@ def explain(
             "holds for these examples, not for others."
         )
     return notes
+
+
+def _training_sets(contests: Sequence[Contest]) -> str:
+    """What tests say of other training sets: only where seeds draw their own is there anything."""
+    drawn = [
+        len({run.config.data.draw for m in contest.methods for run in m.runs}) > 1
+        for contest in contests
+    ]
+    if not any(drawn):
+        return "No test covers another training set."
+    where = "" if all(drawn) else f" in {sum(drawn)} of {len(drawn)} contests"
+    return (
+        f"Seeds draw their own training sentences{where}, so tests over seeds cover other training "
+        f"sets drawn from the same examples{' there' * bool(where)}."
+    )
 
 
 def least_win(family: Sequence[Pair]) -> float:
