@@ -97,7 +97,7 @@ class Document:
         referred = any(pair.second is own for pair in self.family for own in self.references)
         explained = [
             *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
-            *warnings.explain(self.made, self.family, self.resamples, referred),
+            *warnings.explain(self.made, self.family, self.resamples, referred, bool(self.studies)),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
@@ -135,7 +135,8 @@ class Document:
         if own is None:
             said.append(f"The reference, {self.reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(reference_sheet(contest, own, self.family))
+            registered = any(contest.table == each.title for each in self.studies)
+            shown.append(reference_sheet(contest, own, self.family, registered))
         links = [] if start is None else [folders.links(contest, start)]
         drawn = _plots(contest, own, self.size) if form == "html" else ()
         return html_page.Section(contest.title, said, self._sized(shown), drawn, links)

@@ -138,13 +138,18 @@ def _list(names: Sequence[str], most: int = 4) -> str:
 
 
 def explain(
-    contests: Sequence[Contest], family: Sequence[Pair], resamples: int, referred: bool
+    contests: Sequence[Contest],
+    family: Sequence[Pair],
+    resamples: int,
+    referred: bool,
+    registered: bool = False,
 ) -> list[str]:
     """Notes on what the numbers are, and what each test generalises to.
 
     Args:
       family: all pairs of the report.
       referred: whether the report compares methods with a reference.
+      registered: whether a study has verdicts of its own, over all its tasks.
     """
     notes = [
         "The setting of a method is the one with the best mean score on held-out training "
@@ -183,6 +188,12 @@ def explain(
         "that was not told apart, which does not say that the two are equal. A contest is a model "
         "and a task of a study: a task with two models, or in two studies, is two contests."
     )
+    if registered:
+        notes.append(
+            "The verdicts of a registered study are those over all its tasks, in its table of "
+            "gains. Their family is each method against the reference. All pairs are another, "
+            "wider family: their verdicts on single tasks may differ, and are not the study's."
+        )
     if (errors := least_win(family)) > 10:
         notes.append(
             f"With so few seeds, the first win among {len(decided)} tests needs a difference of "

@@ -117,6 +117,18 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     assert [line["method"] for line in lines[::3]] == ["b", "c", "d", "a"]
 
 
+def test_verdicts_of_all_pairs_are_told_from_those_of_a_study(tmp_path):
+    contests = made(make_study(tmp_path))
+    said = "decided among all pairs, a wider family than that of the study's verdicts**"
+    for studies in ([study()], [study(), dataclasses.replace(study(), title="x")], []):
+        text = Document(contests, resamples=100, studies=studies).render("markdown")
+        assert (
+            text.count(said) == text.count("All pairs are another, wider family") == bool(studies)
+        )
+        assert "| method | verdict (all pairs) | p (Holm, all pairs) |" in text
+        assert ", in the family of all pairs, 1 contest**" in text
+
+
 def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
     contests = made(make_study(tmp_path))
     document = Document(contests, resamples=1000)
