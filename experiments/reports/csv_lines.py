@@ -94,8 +94,13 @@ def lines(
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
     """A line for each method over all tasks, and one for each of its tasks."""
     for each in found.methods:
-        of = {"line": "gain", "table": found.title, "label": each.label, "other": found.reference}
-        of["method"] = each.gain and each.gain.key
+        of = {
+            "line": "gain",
+            "table": found.title,
+            "method": each.gain and each.gain.key,
+            "label": each.label,
+            "other": found.reference,
+        }
         for task, own in (("all tasks", each.over_tasks), *each.by_task.items()):
             if own is not None:
                 yield {
