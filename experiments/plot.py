@@ -35,8 +35,9 @@ def show() -> None:
     out = Path(str(_OUT.value))
     if out.suffix != ".png":
         raise ValueError(f"--out {out}: expected a name that ends with .png")
-    drawn = draw(Path(str(_RESULTS.value)), kind, out, _TABLE.value, _SIZE.value)
-    print(f"picture: {out}")
+    notes: list[str] = []
+    drawn = draw(Path(str(_RESULTS.value)), kind, out, _TABLE.value, _SIZE.value, say=notes.append)
+    print("\n".join([f"picture: {out}", *notes]))
     cli.warn(recorded_runs.unsealed(drawn))
 
 

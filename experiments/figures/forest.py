@@ -36,6 +36,8 @@ FAR = 8.0
 """How many median distances from the median a line is far from the others."""
 NAMES = 100.0
 """The most points that the name of a method may take."""
+BESIDE = 75.0
+"""The same where something stands behind the name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Line:
     low: float | None
     high: float | None
     verdict: str = ""
+    behind: str = ""
+    """What stands behind the label, and is never cut."""
 
 
 def forest(
@@ -74,9 +78,7 @@ def forest(
     axes.set_xlim(low, high)
     for place, line in enumerate(lines):
         _draw(axes, place, line, (low, high))
-    axes.set_yticks(
-        range(len(lines)), [plain(shortened(line.label, NORMAL, NAMES)) for line in lines]
-    )
+    axes.set_yticks(range(len(lines)), [_name(line) for line in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.tick_params(labelsize=NORMAL, length=2)
     axes.tick_params(axis="y", length=0)
@@ -126,6 +128,11 @@ def numbers(line: Line) -> str:
     if line.low is None or line.high is None:
         return _signed(line.mean)
     return f"{_signed(line.mean)} [{_signed(line.low)}, {_signed(line.high)}]"
+
+
+def _name(line: Line) -> str:
+    most = BESIDE if line.behind else NAMES
+    return plain(shortened(line.label, NORMAL, most) + line.behind)
 
 
 def _signed(value: float) -> str:

@@ -16,6 +16,7 @@ from experiments.analysis.collect_runs import Summary, collect, elsewhere, summa
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, scale
+from experiments.analysis.select_runs import select
 from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
 from experiments.tables import config_tables
@@ -193,13 +194,21 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
 
 
 def draw(
-    results: Path, kind: str, out: Path, table: str | None = None, size: str = "full"
+    results: Path,
+    kind: str,
+    out: Path,
+    table: str | None = None,
+    size: str = "full",
+    say: Callable[[str], object] = lambda note: None,
 ) -> list[Run]:
     """Draw the runs below a folder into a PNG, and return the runs that are drawn.
 
+    Args:
+      say: is called with each note on runs that were left out, such as pilots of a study.
+
     Raises:
       ValueError, FileNotFoundError: no such folder, nothing to draw, records that cannot share a
-        table, or a record that its stored predictions contradict.
+        table, runs of two registrations, or a record that its stored predictions contradict.
     """
     found = find(results)
     if kind == "ranks":
@@ -209,10 +218,9 @@ def draw(
     if table is not None:
         require_known(table, tables, f"no runs of '{table}' in {results}")
     own = [run for run in runs if table in (None, run.study.table)]
-    if kind == "learning_rate":  # its runs differ in settings, and may be on held-out examples
-        chosen = [run for run in own if run.study.size == size]
-    else:
-        chosen = [run for each in tables for run in collect(own, each, size).runs]
+    chosen, left = select(own, None, size)
+    if kind != "learning_rate":  # whose runs differ in settings, and may be on held-out examples
+        chosen = [run for each in tables for run in collect(chosen, each, size).runs]
     if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
         raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
     for run in chosen:
@@ -222,6 +230,8 @@ def draw(
         figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
+    for note in left:
+        say(note)
     return chosen
 
 

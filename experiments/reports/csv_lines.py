@@ -8,7 +8,7 @@ from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.reports import sheets
-from experiments.reports.findings import Findings
+from experiments.reports.findings import Finding, Findings
 from experiments.tables.text_formats import csv_lines
 
 COLUMNS = (
@@ -50,6 +50,10 @@ COLUMNS = (
     "p",
     "decides",
     "p_holm",
+    "p_equivalent",
+    "upper",
+    "detectable",
+    "margin",
     "verdict",
     "note",
 )
@@ -57,8 +61,13 @@ COLUMNS = (
 
 `line` is `method`, `test`, or for registered studies `gain`; columns that a line does not use are
 empty. `low` and `high` are the ends of the 95% interval of the mean, or of the difference `method`
-minus `other`. The test that
-`decides` has the verdict, and Holm's p value in the family of all deciding tests.
+minus `other`. The test that `decides` has the verdict, and Holm's p value in the family of all
+deciding tests.
+
+A `gain` over all tasks has `p_holm` in another family, that of all methods against the reference;
+so has `p_equivalent`, of two one-sided tests against the `margin`. `upper` is the one-sided upper
+bound, and `detectable` the smallest difference that the test would find with a power of 80%. All
+intervals and bounds of gains are at the level of the study's protocol.
 """
 
 
@@ -85,7 +94,13 @@ def lines(
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
     """A line for each method over all tasks, and one for each of its tasks."""
     for each in found.methods:
-        of = {"line": "gain", "table": found.title, "label": each.label, "other": found.reference}
+        of = {
+            "line": "gain",
+            "table": found.title,
+            "method": each.gain and each.gain.key,
+            "label": each.label,
+            "other": found.reference,
+        }
         for task, own in (("all tasks", each.over_tasks), *each.by_task.items()):
             if own is not None:
                 yield {
@@ -96,8 +111,21 @@ def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
                     "low": own.low,
                     "high": own.high,
                     "p": own.p,
-                    "verdict": each.verdict if own is each.over_tasks else "",
+                    **(_whole(each, found.margin) if own is each.over_tasks else {}),
                 }
+
+
+def _whole(found: Finding, margin: float | None) -> dict[str, Any]:
+    """What a method has over all tasks alone."""
+    gain = found.gain
+    return {
+        "p_holm": gain and gain.adjusted,
+        "p_equivalent": gain and gain.equivalent,
+        "upper": gain and gain.upper,
+        "detectable": gain and gain.detectable,
+        "margin": margin,
+        "verdict": found.verdict,
+    }
 
 
 def _identity(contest: Contest, method: Method) -> dict[str, Any]:

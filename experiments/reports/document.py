@@ -1,5 +1,6 @@
 """Put a report together: what is compared, and the parts of the document in their order."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from experiments.reports.origin import Origin
 from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.reports.verdict import sentence
 from experiments.tables import text_formats
+from experiments.tables.text_formats import Sheet
 from lora_jax.suggest import require_known
 
 if TYPE_CHECKING:
@@ -89,11 +91,13 @@ class Document:
             for contest, own in zip(self.made, self.references, strict=True)
         ]
         if self.family:
-            sections.append(html_page.Section("All pairs", (), wins_sheets(self.family)))
+            sections.append(
+                html_page.Section("All pairs", (), self._sized(wins_sheets(self.family)))
+            )
         referred = any(pair.second is own for pair in self.family for own in self.references)
         explained = [
             *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
-            *warnings.explain(self.made, self.family, self.resamples, referred),
+            *warnings.explain(self.made, self.family, self.resamples, referred, bool(self.studies)),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
@@ -103,9 +107,10 @@ class Document:
             return html_page.page(file.TITLE, verdicts, origin or Origin(), shown, explained)
         parts = [*gains, *sections]
         said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
+        told = [f"{each.title}: {text}" for each in parts for text in each.notes]
         sheets = [sheet for each in parts for sheet in each.sheets]
         write = getattr(text_formats, form)
-        return file.BEGINNINGS[form] + write(sheets, [*explained, *said], verdicts)
+        return file.BEGINNINGS[form] + write(sheets, [*told, *explained, *said], verdicts)
 
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
@@ -114,10 +119,10 @@ class Document:
 
         paths = []
         for number, found in enumerate(self.findings, 1):
-            for each in _forests(found):
+            for each in _forests(found, self.size):
                 paths += files.write(each.figure, folder, _stem(number, found.title, each))
         for number, (contest, own) in enumerate(zip(self.made, self.references, strict=True), 1):
-            for each in _plots(contest, own):
+            for each in _plots(contest, own, self.size):
                 stem = _stem(number, f"{contest.table}_{contest.task}", each)
                 paths += files.write(each.figure, folder, stem)
         return paths
@@ -130,17 +135,25 @@ class Document:
         if own is None:
             said.append(f"The reference, {self.reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(reference_sheet(contest, own, self.family))
+            registered = any(contest.table == each.title for each in self.studies)
+            shown.append(reference_sheet(contest, own, self.family, registered))
         links = [] if start is None else [folders.links(contest, start)]
-        drawn = _plots(contest, own) if form == "html" else ()
-        return html_page.Section(contest.title, said, shown, drawn, links)
+        drawn = _plots(contest, own, self.size) if form == "html" else ()
+        return html_page.Section(contest.title, said, self._sized(shown), drawn, links)
 
     def _gains(self, found: Findings, form: str) -> html_page.Section:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
         title = f"Difference from {found.reference}{beside}"
-        drawn = _forests(found) if form == "html" else ()
+        drawn = _forests(found, self.size) if form == "html" else ()
         sheets = () if found.sheet is None else (found.sheet,)
-        return html_page.Section(title, found.notes, sheets, drawn, seen_first=True)
+        return html_page.Section(
+            title, (), self._sized(sheets), drawn, seen_first=True, notes=found.notes
+        )
+
+    def _sized(self, sheets: Sequence[Sheet]) -> list[Sheet]:
+        """The tables with the size in their titles, unless it is full."""
+        small = f"{self.size} runs: " * (self.size != "full")
+        return [dataclasses.replace(each, title=small + each.title) for each in sheets]
 
     def _marked(self, found: Findings) -> str:
         """What stands before a verdict: the study, if there are several, and the size."""
@@ -168,18 +181,18 @@ def refer(made: Sequence[Contest], reference: str | None) -> list[Method | None]
     return found
 
 
-def _forests(found: Findings) -> "Sequence[Picture]":
+def _forests(found: Findings, size: str) -> "Sequence[Picture]":
     require_matplotlib()
-    from experiments.reports.pictures import forests
+    from experiments.reports.pictures import forests, marked
 
-    return forests(found)
+    return [marked(each, size) for each in forests(found)]
 
 
-def _plots(contest: Contest, own: Method | None) -> "Sequence[Picture]":
+def _plots(contest: Contest, own: Method | None, size: str) -> "Sequence[Picture]":
     require_matplotlib()
-    from experiments.reports import plots
+    from experiments.reports import pictures, plots
 
-    return plots.pictures(contest, own)
+    return [pictures.marked(each, size) for each in plots.pictures(contest, own)]
 
 
 def _stem(number: int, of: str, picture: "Picture") -> str:

@@ -32,10 +32,12 @@ class Finding:
     verdict_of_task: Mapping[str, str]
     over_tasks: Estimate | None
     verdict: str
+    gain: Gain | None = None
+    """What it is of, in a registered study."""
 
     @property
     def mean(self) -> float:
-        """What methods are sorted by."""
+        """What methods with the same tasks are sorted by."""
         if self.over_tasks is not None:
             return self.over_tasks.mean
         return statistics.fmean(each.mean for each in self.by_task.values())
@@ -43,7 +45,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Those of one study, best first."""
+    """Those of one study, best first, and last those that lack a task."""
 
     title: str
     reference: str
@@ -57,9 +59,11 @@ class Findings:
     """What the intervals are of, in words."""
     methods: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
-    """What a reader must know before the numbers."""
+    """What a reader must know beside the numbers."""
     sheet: Sheet | None = None
     """The numbers over all tasks."""
+    level: float = significance.LEVEL
+    """Intervals have a confidence of 1 - level."""
     caveat: str = ""
     """What stands before the verdict; empty if all planned runs are there and as registered."""
 
@@ -94,6 +98,7 @@ def of_gains(
             {},
             gain.over_tasks,
             gain.verdict,
+            gain,
         )
         for gain in gains
     ]
@@ -101,7 +106,7 @@ def of_gains(
     made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
     named = f"Gain over {reference}, all tasks together, {unit}"
     sheet = gain_sheet(gains, named, level) if gains else None
-    return dataclasses.replace(made, notes=tuple(notes), sheet=sheet)
+    return dataclasses.replace(made, notes=tuple(notes), sheet=sheet, level=level)
 
 
 def of_pairs(
@@ -173,5 +178,6 @@ def _sorted(
     found: Sequence[Finding],
 ) -> Findings:
     ends = min(seeds, default=0), max(seeds, default=0)
-    best_first = sorted(found, key=lambda each: -each.mean)
+    tasks = {task for each in found for task in each.by_task}
+    best_first = sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -each.mean))
     return Findings(title, reference, unit, margin, ends, how, tuple(best_first))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page: its heading, warnings, tables and pictures, in this order.
+    """A part of the page: its heading, warnings, tables, pictures and notes, in this order.
 
     With `seen_first`, pictures come before tables. `links` are those of the rows of each table, as
     far as any has some.
@@ -28,6 +28,7 @@ class Section:
     pictures: "Sequence[Picture]" = ()
     links: Sequence[html_table.Links] = ()
     seen_first: bool = False
+    notes: Sequence[str] = ()
 
 
 def page(
@@ -66,15 +67,19 @@ def page(
 
 def _section(section: Section, number: int) -> list[str]:
     lines = [f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>']
-    if section.warnings:
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in section.warnings)
-        lines.append(f'<ul class="warnings">{items}</ul>')
+    lines += _list(section.warnings, "warnings")
     tables = [
         html_table.table(sheet, section.links[at] if at < len(section.links) else ())
         for at, sheet in enumerate(section.sheets)
     ]
     drawn = _pictures(section, number)
-    return [*lines, *drawn, *tables] if section.seen_first else [*lines, *tables, *drawn]
+    lines += [*drawn, *tables] if section.seen_first else [*tables, *drawn]
+    return [*lines, *_list(section.notes, "notes")]
+
+
+def _list(texts: Sequence[str], kind: str) -> list[str]:
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    return [f'<ul class="{kind}">{items}</ul>'] * bool(texts)
 
 
 def _pictures(section: Section, number: int) -> list[str]:

@@ -22,6 +22,7 @@ DECIMALS = 2
 CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
 WIDEST_FIRST = ("both", "seeds", "examples")
 VERDICTS = {"win": "better", "tie": "not told apart", "loss": "worse", "": "not measured"}
+WIDER = "decided among all pairs, a wider family than that of the study's verdicts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def methods_sheet(contest: Contest) -> Sheet:
 
 def _method_row(method: Method, metric: str) -> list[str]:
     settings, runs = method.budget
-    chosen = "none" if method.chosen is None else method.describe(method.chosen)
+    chosen = NONE if method.chosen is None else method.describe(method.chosen)
     chosen += f" ({method.edge})" if method.edge else ""
     scores = list(method.scores().values())
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None
@@ -140,14 +141,17 @@ def not_completed(settings: Iterable[Setting]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
-def reference_sheet(contest: Contest, reference: Method, family: Sequence[pairwise.Pair]) -> Sheet:
+def reference_sheet(
+    contest: Contest, reference: Method, family: Sequence[pairwise.Pair], registered: bool = False
+) -> Sheet:
     """A table of the differences between the methods of a contest and the reference.
 
     Args:
       family: all pairs of the report; in pairs with the reference, it is the second method.
+      registered: whether the study has verdicts of its own, in a narrower family.
     """
     tests = [head for kind in WIDEST_FIRST for head in (f"over {kind}", "p")]
-    heads = ["method", "verdict", "p (Holm)", *tests, "common seeds"]
+    heads = ["method", "verdict (all pairs)", "p (Holm, all pairs)", *tests, "common seeds"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
     rows = []
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
@@ -159,7 +163,9 @@ def reference_sheet(contest: Contest, reference: Method, family: Sequence[pairwi
                 row += [_untested(pair, kind), NONE] if test is None else _test(test)
             rows.append([*row, str(pair.common)])
     unit = "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
-    return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
+    title = f"{contest.title}: difference from {reference.label}, {unit}"
+    title += f", {WIDER}" * registered
+    return Sheet(title, heads, rows)
 
 
 def _test(test: significance.Difference) -> list[str]:
@@ -220,5 +226,7 @@ def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sh
         cells = [NONE if o == key else text(own.get(o, Counter())) for o in labels]
         rows.append([label, text(sum(own.values(), Counter())), *cells])
     size = f"{len(contests)} {'contest' if len(contests) == 1 else 'contests'}"
-    name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart), {size}"
-    return Sheet(name, ["method", "all", *labels.values()], rows)
+    name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart)"
+    return Sheet(
+        f"{name}, in the family of all pairs, {size}", ["method", "all", *labels.values()], rows
+    )

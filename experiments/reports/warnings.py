@@ -138,13 +138,18 @@ def _list(names: Sequence[str], most: int = 4) -> str:
 
 
 def explain(
-    contests: Sequence[Contest], family: Sequence[Pair], resamples: int, referred: bool
+    contests: Sequence[Contest],
+    family: Sequence[Pair],
+    resamples: int,
+    referred: bool,
+    registered: bool = False,
 ) -> list[str]:
     """Notes on what the numbers are, and what each test generalises to.
 
     Args:
       family: all pairs of the report.
       referred: whether the report compares methods with a reference.
+      registered: whether a study has verdicts of its own, over all its tasks.
     """
     notes = [
         "The setting of a method is the one with the best mean score on held-out training "
@@ -164,7 +169,7 @@ def explain(
         + ("exact McNemar test for accuracy, else " if exact else "")
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
-        f"conservative ({KINDS['both']}). No test covers another training set."
+        f"conservative ({KINDS['both']}). {_training_sets(contests)}"
         + " Each interval, and the p beside it, is of one comparison alone."
         * referred
     )
@@ -183,6 +188,12 @@ def explain(
         "that was not told apart, which does not say that the two are equal. A contest is a model "
         "and a task of a study: a task with two models, or in two studies, is two contests."
     )
+    if registered:
+        notes.append(
+            "The verdicts of a registered study are those over all its tasks, in its table of "
+            "gains. Their family is each method against the reference. All pairs are another, "
+            "wider family: their verdicts on single tasks may differ, and are not the study's."
+        )
     if (errors := least_win(family)) > 10:
         notes.append(
             f"With so few seeds, the first win among {len(decided)} tests needs a difference of "
@@ -200,6 +211,21 @@ def explain(
             "holds for these examples, not for others."
         )
     return notes
+
+
+def _training_sets(contests: Sequence[Contest]) -> str:
+    """What tests say of other training sets: only where seeds draw their own is there anything."""
+    drawn = [
+        len({run.config.data.draw for m in contest.methods for run in m.runs}) > 1
+        for contest in contests
+    ]
+    if not any(drawn):
+        return "No test covers another training set."
+    where = "" if all(drawn) else f" in {sum(drawn)} of {len(drawn)} contests"
+    return (
+        f"Seeds draw their own training sentences{where}, so tests over seeds cover other training "
+        f"sets drawn from the same examples{' there' * bool(where)}."
+    )
 
 
 def least_win(family: Sequence[Pair]) -> float:

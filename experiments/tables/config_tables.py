@@ -3,14 +3,14 @@
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
-from experiments.analysis import collect_runs, published, recorded_runs, score_check
+from experiments.analysis import collect_runs, published, recorded_runs, score_check, select_runs
 from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill as filled
@@ -43,13 +43,15 @@ def render_table(
 
     Raises:
       ValueError, FileNotFoundError: an unknown table or model, no such folder, records that cannot
-        share a table, or a record that its stored predictions contradict.
+        share a table, runs of two registrations, or a record that its stored predictions
+        contradict.
     """
     known = tables()
     require_known(name, known, f"unknown table '{name}'")
     table = known[name]
     found = recorded_runs.find(results)
-    collected = collect_runs.collect(found, name, size)
+    chosen, left = _selected(found, name, size)
+    collected = collect_runs.collect(chosen, name, size)
     for run in collected.runs:
         score_check.require_agreement(run)
     # A smoke run has only a few steps, so it is not compared with published numbers.
@@ -58,15 +60,24 @@ def render_table(
         models = [block.model for block in made]
         require_known(model, models, f"{name}: nothing run or published with model '{model}'")
         made = [block for block in made if block.model == model]
-        own = [run for run in found if run.study.table and run.model == model]
+        own = [run for run in chosen if run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only
+        left = [f"of all models, {said}" for said in left]
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _given_models(collected.runs)
     if table["published"]:
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
-    notes += collected.notes if made else ("Nothing has been run.",)
+    notes += [*left, *collected.notes] if made else ["Nothing has been run."]
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
     return formats.write(form, made, title, notes, table["decimals"])
+
+
+def _selected(
+    found: Sequence[recorded_runs.Run], name: str, size: str
+) -> tuple[list[recorded_runs.Run], list[str]]:
+    """The runs of a table, without pilots of a registered study, and notes on those left out."""
+    own = [run for run in found if run.study.table == name]
+    return select_runs.select(own, name, size) if own else ([], [])
 
 
 def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:

@@ -6,8 +6,10 @@ from fake_records import write
 from configs import instruct, own_data, quickstart
 from experiments.analysis import recorded_runs
 from experiments.analysis.select_runs import select
+from experiments.figures import scores
 from experiments.setup.config import parse
 from experiments.setup.suggested import fill
+from experiments.tables import config_tables
 
 
 def selected(root, table=None, size="full"):
@@ -38,6 +40,32 @@ def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path)
     add("second", "def")
     with pytest.raises(ValueError, match=r"runs of glue belong to 2 registrations \(.*registered"):
         selected(tmp_path)
+
+
+def test_tables_and_pictures_take_the_runs_of_one_registration(tmp_path):
+    for name, seed, registration in (("pilot", 0, ""), ("own", 1, "abc"), ("smoke", 2, "")):
+        size = ",size=smoke" * (name == "smoke")
+        changes = {"study.registration": registration}
+        where = tmp_path / "runs" / name
+        write(where, "glue", f"seed={seed}{size}", {"matthews": 0.4}, changes=changes)
+    said = [
+        "1 run left out: of another size",
+        "1 run left out: of no registration, though their study has one",
+    ]
+    runs, picture = tmp_path / "runs", tmp_path / "x.png"
+    for model in (None, "minilm"):
+        text = config_tables.render_table("glue", runs, "markdown", model)
+        assert "| 40.0 (1) |" in text and all(note in text for note in said)
+    for kind in ("training", "learning_rate"):
+        notes = []
+        drawn = scores.draw(runs, kind, picture, say=notes.append)
+        assert [run.folder.name for run in drawn] == ["own"] and notes == said
+    assert len(scores.draw(runs, "training", picture, size="smoke")) == 1
+    write(runs / "b", "glue", "seed=3", {"matthews": 0.4}, changes={"study.registration": "def"})
+    with pytest.raises(ValueError, match="2 registrations"):
+        config_tables.render_table("glue", runs, "markdown")
+    with pytest.raises(ValueError, match="2 registrations"):
+        scores.draw(runs, "learning_rate", picture)
 
 
 @pytest.mark.parametrize("module", [quickstart, instruct, own_data])

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from report_study import LABELS, made, make_study, wrong
 from experiments.analysis.gains import Estimate
 from experiments.reports import findings, gain_sheet
 from experiments.reports.document import Document
-from experiments.reports.pictures import forests
+from experiments.reports.pictures import FEWER, forests, marked
 from experiments.reports.verdict import sentence
 
 
@@ -44,8 +45,24 @@ def test_forest_plots_are_of_all_tasks_first_with_the_best_method_on_top():
     for each in pictures:
         assert "n = 20 seeds, paired by seed; a bar is the 95% interval" in each.caption
         assert "The grey band is the margin, ±1." in each.caption
+    for each in forests(study(level=0.01)):
+        assert "a bar is the 99% interval" in each.caption
     one, two = (each.figure.axes[0] for each in pictures[1:])
     assert one.get_xlim() == two.get_xlim()  # to be compared
+
+
+def test_a_method_that_lacks_a_task_is_last_and_says_so_in_the_plot_over_tasks():
+    few = gain("an awfully long name of a method", "undecided", mean=50.0)
+    few = dataclasses.replace(few, by_task={"cola": few.by_task["cola"]})
+    found = study([few, *GAINS])
+    assert [each.label for each in found.methods] == ["B", "C", "D", "A", few.label]
+    pictures = forests(found)
+    names = [text.get_text() for text in pictures[0].figure.axes[0].get_yticklabels()]
+    assert names[:4] == ["B", "C", "D", "A"]
+    assert names[4].startswith("AN") and names[4].endswith("… (1 of 2 tasks)")
+    assert FEWER in pictures[0].caption and FEWER not in forests(study())[0].caption
+    names = [text.get_text() for text in pictures[1].figure.axes[0].get_yticklabels()]
+    assert names[4].startswith("AN AWFULLY") and "tasks" not in names[4]
 
 
 def test_the_table_of_gains_has_every_number():
@@ -71,10 +88,17 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     document = Document(contests, resamples=100, studies=[told])
     text = document.render("markdown")
     assert text.splitlines()[2] == sentence(told)
-    assert "| B | better | +2.50 |" in text and "Difference from LoRA: A task is missing." in text
+    assert "| B | better | +2.50 |" in text
+    assert "Difference from LoRA: A task is missing." in text.splitlines()  # no warning
     page = document.render("html")
-    assert page.index("A task is missing.") < page.index("Mean over tasks</h3>")
-    assert page.index("Mean over tasks</h3>") < page.index(">Gain over LoRA, all tasks together")
+    parts = (
+        ">Difference from LoRA</h2>",
+        "Mean over tasks</h3>",
+        ">Gain over LoRA, all tasks together",
+        '<ul class="notes"><li>A task is missing.</li></ul>',
+    )
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places) and '<ul class="warnings">' not in page[: places[-1]]
     lines = [
         line
         for line in csv.DictReader(io.StringIO(document.render("csv")))
@@ -87,6 +111,22 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     ]  # fmt: skip
     numbers = [float(first[key]) for key in ("difference", "low", "high", "p")]
     np.testing.assert_allclose(numbers, [2.5, 2.0, 3.0, 0.25])
+    keys = ("p_holm", "p_equivalent", "upper", "detectable", "margin")
+    np.testing.assert_allclose([float(first[key]) for key in keys], [4e-4, 0.02, 2.9, 0.75, 1.0])
+    assert lines[1]["task"] != "all tasks" and not any(lines[1][key] for key in keys)
+    assert [line["method"] for line in lines[::3]] == ["b", "c", "d", "a"]
+
+
+def test_verdicts_of_all_pairs_are_told_from_those_of_a_study(tmp_path):
+    contests = made(make_study(tmp_path))
+    said = "decided among all pairs, a wider family than that of the study's verdicts**"
+    for studies in ([study()], [study(), dataclasses.replace(study(), title="x")], []):
+        text = Document(contests, resamples=100, studies=studies).render("markdown")
+        assert (
+            text.count(said) == text.count("All pairs are another, wider family") == bool(studies)
+        )
+        assert "| method | verdict (all pairs) | p (Holm, all pairs) |" in text
+        assert ", in the family of all pairs, 1 contest**" in text
 
 
 def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
@@ -111,6 +151,21 @@ def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
         assert said in " ".join(small.render(form).split()), form
     lines = csv.DictReader(io.StringIO(small.render("csv")))
     assert {line["size"] for line in lines} == {"smoke"}
+
+
+def test_tables_and_pictures_of_smoke_runs_are_marked(tmp_path):
+    contests = made(make_study(tmp_path))
+    titles = {"latex": r"\\caption{(.*)}", "markdown": r"(?m)^\*\*(.*)\*\*$"}
+    titles["html"] = "(?:<h3>|<figcaption>)(.*?)<"
+    for size, mark in {"full": "", "smoke": "smoke runs: "}.items():
+        document = Document(contests, resamples=100, size=size, studies=[study()])
+        for form, pattern in titles.items():
+            found = re.findall(pattern, document.render(form))
+            begin = [each.startswith("smoke runs: ") for each in found]
+            assert len(found) >= 4 and set(begin) == {bool(mark)}, (form, found)
+    (plain, *_), drawn = forests(study()), forests(study())
+    assert plain.figure.get_suptitle() == ""
+    assert {marked(each, "smoke").figure.get_suptitle() for each in drawn} == {"smoke runs"}
 
 
 def test_pairs_of_several_tasks_are_counted(tmp_path):

@@ -11,6 +11,8 @@ from scipy import stats
 
 from experiments.analysis import pairwise
 from experiments.reports import sheets, warnings
+from experiments.tables.cells import NONE
+from experiments.tables.numbers import is_numeric
 from lora_jax.metrics import label_metrics
 
 TWO = stats.t.ppf(0.975, 2)
@@ -256,6 +258,38 @@ def test_verdicts_are_of_one_family_in_both_tables(study):
         "All pairs of methods in all contests are one family" in text
         and "a pair that was not told apart" in text
     )
+
+
+def test_tests_cover_other_training_sets_where_each_seed_draws_its_own(tmp_path):
+    def add(task, draws):
+        for method in ("lora", "vera"):
+            for seed in range(2):
+                changes = {"data.draw": seed * draws}
+                folder = tmp_path / task / method / str(seed)
+                mask = wrong(0.2, seed)
+                planted(folder, method, seed, LABELS, mask, task=task, changes=changes)
+        return rendered(made(tmp_path), "markdown", resamples=100)
+
+    none, some = "No test covers another training set.", "Seeds draw their own training sentences"
+    text = add("sst2", draws=True)
+    assert f"{some}, so tests over seeds cover other training sets drawn" in text
+    assert none not in text
+    text = add("rte", draws=False)
+    assert f"{some} in 1 of 2 contests, so" in text and none not in text
+    shutil.rmtree(tmp_path / "sst2")
+    text = rendered(made(tmp_path), "markdown", resamples=100)
+    assert none in text and some not in text
+
+
+def test_a_method_without_a_completed_run_has_no_rate(study):
+    for seed in range(3):
+        shutil.rmtree(study / "vera" / str(seed))
+    for rate in ("0.0003", "0.001", "0.003"):
+        shutil.rmtree(study / "vera" / rate)
+    planted(study / "v", "vera", 0, LABELS, wrong(0.4, 7), rate=1e-3, status="failed", note="-")
+    sheet = sheets.methods_sheet(made(study)[0])
+    rates = [row[sheet.heads.index("learning rate")] for row in sheet.rows]
+    assert rates[2] == NONE and is_numeric(rates)  # so it is sorted by number
 
 
 def test_equal_scores_have_no_interval(study):
