@@ -227,7 +227,8 @@ def table(
         subtract one (column, metric) from another, seed by seed; `decimals`; `notes`; `columns`,
         made by `column`, which replace those of `tasks`; `printed`, such columns for numbers that
         are only published, because our runs do not have their metric; `scored_on`, the part of the
-        data that our numbers are for.
+        data that our numbers are for; `varies`, settings in which its methods differ, besides those
+        that reports let differ in any case.
     """
     chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
     columns = [column(task, metric) for task in tasks for metric in chosen[task]]
@@ -247,5 +248,6 @@ def table(
         "notes": (),
         "printed": (),
         "scored_on": "the development set",
+        "varies": (),
     }
     return {**defaults, "title": title, "columns": tuple(columns), **settings}

@@ -118,6 +118,7 @@ def compared(
     own, notes = select_runs.select(found, table, size)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
+    varies = [*varies, *config_tables.varied({run.study.table for run in own})]
     if made := contests(own, names, varies, lost):
         return made, notes
     others = collect_runs.elsewhere(found, size)

@@ -92,6 +92,7 @@ TABLE = common_tasks.table(
     seeds=len(STUDY["seeds"]),
     rows=dict.fromkeys(ROWS, "") | {"lora_float32": "LoRA in float32"},
     models=("minilm",),
+    varies=("model.products",),
 )
 
 

@@ -20,8 +20,9 @@ NOTE = (
 
 
 def gain_sheet(gains: Sequence[Gain], title: str, level: float) -> Sheet:
-    """A row for each method, the largest gain first."""
-    ordered = sorted(gains, key=lambda each: -each.over_tasks.mean)
+    """A row for each method, the largest gain first; methods that lack a task come last."""
+    most = max(len(each.by_task) for each in gains)
+    ordered = sorted(gains, key=lambda e: (len(e.by_task) < most, -e.over_tasks.mean))
     heads = (
         "method",
         "verdict",

@@ -43,7 +43,7 @@ def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
     own = [run for run in runs if run.study.table == name and folder in run.folder.parents]
     kept = adherence(registered, own)
     labels = config_tables.tables().get(name, {"rows": {}})["rows"]
-    made = contests(kept.counted, {name: labels})
+    made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     compared = None
     if known:

@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,11 @@ def tables() -> dict[str, Mapping[str, Any]]:
     """The `TABLE` of each config by name: how to show its runs (`configs.common_tasks.table`)."""
     modules = {name: importlib.import_module(each) for name, each in config_modules().items()}
     return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
+
+
+def varied(names: Collection[str]) -> list[str]:
+    """The settings in which methods of these tables differ, besides those of any study."""
+    return [each for name, table in tables().items() if name in names for each in table["varies"]]
 
 
 def render_table(

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.analysis import recorded_runs
+from experiments.analysis import choose_methods, recorded_runs, select_runs
+from experiments.reports import registered
 from experiments.runs import predictions
 from experiments.studies import registration
 from experiments.studies.adherence import adherence
+from experiments.tables import config_tables
 from lora_jax.metrics import label_metrics
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -53,6 +55,15 @@ def test_a_study_was_run_as_it_was_registered(folder):
     registered = registration.read(folder)
     assert registered is not None
     assert adherence(registered, recorded_runs.find(folder)).departures == ()
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_a_study_can_be_reported(folder):
+    runs = recorded_runs.find(folder)
+    own, _ = select_runs.select(runs, None, "full")
+    assert choose_methods.contests(own, {}, config_tables.varied([folder.name]))
+    (found,) = registered.found(folder, own)
+    assert found.title == folder.name
 
 
 def test_development_sets_are_the_same_for_all():

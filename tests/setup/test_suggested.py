@@ -140,7 +140,7 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "make_any_task", lambda config: task)
     with pytest.raises(ValueError, match="'own_package' has no module 'colums'"):
         tuned("lora", "own_package.colums")
-    with pytest.raises(ValueError, match="cola: .* where higher is better, not eval_loss"):
+    with pytest.raises(ValueError, match=r"cola: .* where higher is better, not eval_loss"):
         tuned("lora")
     task.metric = "matthews"
     assert not (tmp_path / "study.json").exists()
