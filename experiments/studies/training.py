@@ -133,7 +133,7 @@ class Trainer:
         self,
         configs: Mapping[str, RunConfig],
         folder: Path,
-        said: Callable[[Sequence[Any]], str],
+        said: Callable[[Sequence[run_record.Record]], str],
     ) -> None:
         """Train runs, each in a folder of its name; runs that share a program train together.
 
@@ -147,8 +147,9 @@ class Trainer:
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]
-            seconds = statistics.fmean(each.seconds_total for each in results)
-            self.say(f"{folder}: {len(results)} runs, {said(results)}, {seconds:.0f} s each")
+            records = [each for each in results if isinstance(each, run_record.Record)]
+            seconds = statistics.fmean(each.seconds_total for each in records)
+            self.say(f"{folder}: {len(records)} runs, {said(records)}, {seconds:.0f} s each")
             for each in () if self.adapters else folders:
                 _remove_adapter(each)
 
@@ -170,7 +171,7 @@ def _remove_adapter(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _mean(results: Sequence[Any]) -> str:
+def _mean(results: Sequence[run_record.Record]) -> str:
     scores = [each.metrics_last.get(each.metric) for each in results]
     known = [score for score in scores if score is not None]
     return f"mean {results[0].metric} {statistics.fmean(known):.4f}" if known else "no score"
