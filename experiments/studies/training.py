@@ -10,7 +10,6 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from configs.settings import RunConfig
 from experiments.analysis.collect_runs import settings_of
