@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.analysis.recorded_runs import held_out
+from experiments.command_names import shown
 from experiments.runs import rungs
 from experiments.search.ask import ask, require
 from experiments.search.ledger import Ledger
@@ -227,9 +228,10 @@ class Search:
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
         self._ledger.write(self._rounds, best)
         apart = trial.config.data.validation
+        workdir = f"--workdir={self._folder.path}_best"  # outside the search's own folder
         then = "on all examples, scored on the task's own validation part" if own else "again"
         return [
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} held-out examples "
             f"({steps})",
-            f"to train it {then}: python -m experiments.train {shlex.join(flags)}",
+            f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",
         ]
