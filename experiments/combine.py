@@ -115,7 +115,10 @@ def _method(count: int) -> Method:
     weights = [usual] * count if _WEIGHTS.value is None else cli.numbers("weights", _WEIGHTS.value)
     if len(weights) != count:
         raise ValueError(f"--weights has {len(weights)} numbers, and --runs has {count} folders")
-    return Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+    method = Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+    if method.by != "dare":
+        cli.refuse_ignored(("seed",), "it goes with --by=dare")
+    return method
 
 
 def _table(combined: lj.Combined) -> str:

@@ -129,8 +129,8 @@ class Search:
         if self._asked.method != "tpe":
             if known and self._asked.method == "halving":
                 raise ValueError(
-                    f"--trials={self.trials}: this search has halved {len(known)} trials; name "
-                    "another --workdir"
+                    f"--trials={self.trials}: a search by halving cannot grow; it has {len(known)} "
+                    "trials already. Name another --workdir"
                 )
             return self._of_one_program(self._drawn(self.trials)[len(known) :])
         told = list(zip(known, self._scores(self._made(known)), strict=True))
