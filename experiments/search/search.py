@@ -229,7 +229,7 @@ class Search:
         self._ledger.write(self._rounds, best)
         apart = trial.config.data.validation
         workdir = f"--workdir={self._folder.path}_best"  # outside the search's own folder
-        then = "on all examples, scored on the task's own validation part" if own else "again"
+        then = "on all examples, scored on the development set" if own else "again"
         return [
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} held-out examples "
             f"({steps})",
