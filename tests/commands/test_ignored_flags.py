@@ -28,6 +28,18 @@ def test_a_flag_that_would_be_ignored(command, given, flag, why):
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "said"),
+    [
+        ("methods", "--shape=8x8", "the tables in documents use the default; leave --shape out"),
+        ("methods", "--model=minilm", "the tables in documents use the default; leave --model out"),
+    ],
+)
+def test_documents_have_the_tables_of_the_defaults(command, flag, said):
+    ended = commands.run(f"experiments.{command}", "--documents=README.md", flag)
+    assert (ended.returncode, ended.stderr) == (1, f"error: --documents: {said}\n")
+
+
 def test_a_seed_of_draws_where_nothing_is_drawn(tmp_path):
     line = ["--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2", "--dry_run"]
     workdir = tmp_path / "sweep"

@@ -205,7 +205,7 @@ def test_another_sweep_adds_its_trials(tmp_path):
     assert (folder.path / "trials.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("text", ["{", '{"status": "ended"}'])
+@pytest.mark.parametrize("text", ["{", '{"status": 3}'])
 def test_a_damaged_outcome_says_what_to_do(tmp_path, text):
     (tmp_path / "outcomes").mkdir()
     (tmp_path / "outcomes" / "a.json").write_text(text)
