@@ -65,15 +65,17 @@ _OUT = flags.DEFINE_string(
     "out", None, "The folder for the results. By default, they are only printed."
 )
 _SIZES = flags.DEFINE_list(
-    "sizes", ["8x16"], "Of the suite sweep: the batches to time, each BATCHxLENGTH."
+    "sizes", ["8x16"], "With --suite=sweep: the batches to time, each BATCHxLENGTH."
 )
-_TRIALS = flags.DEFINE_integer("trials", 8, "Of the suite sweep: how many trials.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", 200, "Of the suite sweep: steps of a trial.", lower_bound=10)
+_TRIALS = flags.DEFINE_integer("trials", 8, "With --suite=sweep: how many trials.", lower_bound=2)
+_STEPS = flags.DEFINE_integer(
+    "steps", 200, "With --suite=sweep: how many steps a trial has.", lower_bound=10
+)
 _EXECUTIONS = flags.DEFINE_list(
-    "executions", ["chosen"], "Of the suite sweep: any of chosen, each, map and vmap."
+    "executions", ["chosen"], "With --suite=sweep: any of chosen, each, map and vmap."
 )
 _CONFIG = flags.DEFINE_string(
-    "config", "configs/quickstart.py", "Of the suites sweep and start: what to train."
+    "config", "configs/quickstart.py", "With --suite=sweep and --suite=start: what to train."
 )
 _DOCUMENTS = flags.DEFINE_list("documents", [], f"{documents.HELP} Nothing is timed.")
 
@@ -82,6 +84,10 @@ def bench() -> None:
     if _DOCUMENTS.value:
         print(documents.said(documents.rewrite(_DOCUMENTS.value, tables.fill)))
         return
+    if _SUITE.value != "sweep":
+        cli.refuse_ignored(("sizes", "trials", "steps", "executions"), "it goes with --suite=sweep")
+    if _SUITE.value not in ("sweep", "start"):
+        cli.refuse_ignored(("config",), "it goes with --suite=sweep and --suite=start")
     # All processes share a GPU, which none may take whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     name, suite = _SUITE.value, suite_of(_SUITE.value)

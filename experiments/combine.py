@@ -50,10 +50,16 @@ _RANK = flags.DEFINE_integer(
     lower_bound=1,
 )
 _DENSITY = flags.DEFINE_float(
-    "density", None, "Of ties and dare, which need it: the share of entries that is kept."
+    "density",
+    None,
+    "With --by=ties or --by=dare: the share of entries that is kept. The default is 0.2 for ties "
+    "and 0.1 for dare.",
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of dare: the seed that draws what is dropped.", lower_bound=0
+    "seed",
+    0,
+    "With --by=dare: the seed that draws which entries are dropped.",
+    lower_bound=0,
 )
 _KEEP = flags.DEFINE_list(
     "keep", [], "Patterns of parameters trained in full that stay as the first run has them."
@@ -109,7 +115,10 @@ def _method(count: int) -> Method:
     weights = [usual] * count if _WEIGHTS.value is None else cli.numbers("weights", _WEIGHTS.value)
     if len(weights) != count:
         raise ValueError(f"--weights has {len(weights)} numbers, and --runs has {count} folders")
-    return Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+    method = Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+    if method.by != "dare":
+        cli.refuse_ignored(("seed",), "it goes with --by=dare")
+    return method
 
 
 def _table(combined: lj.Combined) -> str:

@@ -35,6 +35,8 @@ def distance() -> None:
     folders = [Path(each) for each in _RUNS.value or ()]
     if len(folders) not in (1, 2):
         raise ValueError(f"--runs has {len(folders)} folders; expected one or two")
+    if len(folders) == 1:
+        cli.refuse_ignored(("directions",), "it compares two runs")
     plot = None if _PLOT.value is None else Path(_PLOT.value)
     if plot and plot.suffix != ".png":
         raise ValueError(f"--plot={plot}: expected a name that ends with .png")

@@ -54,6 +54,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from experiments.command_names import shown
 from experiments.distributed.devices import announce
 from experiments.exports import formats, hub
 from experiments.exports.model_card import CONFIG, Export, model_card
@@ -72,21 +73,23 @@ _PUSH = flags.DEFINE_string(
 _PUBLIC = flags.DEFINE_bool("public", False, "With --push: let everyone see the repository.")
 _OPTIONS = (
     flags.DEFINE_string(
-        "dtype", None, "Of --as=merged: float32, bfloat16 or float16. The default is the run's own."
+        "dtype",
+        None,
+        "With --as=merged: float32, bfloat16 or float16. The default is the run's own.",
     ),
     flags.DEFINE_string(
         "shard_size",
         None,
-        "Of --as=merged: the most bytes that a file of weights holds. The default is 5GB.",
+        "With --as=merged: the most bytes that a file of weights holds. The default is 5GB.",
     ),
     flags.DEFINE_string(
-        "for", None, "Of --as=peft: who loads it, which is peft (the default), vllm or sglang."
+        "for", None, "With --as=peft: who loads it, which is peft (the default), vllm or sglang."
     ),
     flags.DEFINE_integer(
         "svd_rank",
         None,
-        "Of --as=peft for a server, and --as=gguf-lora: cut updates of a higher rank to this one "
-        "by SVD. By default, none are cut.",
+        "With --as=peft for a server, and with --as=gguf-lora: cut updates of a higher rank to "
+        "this one by SVD. By default, none are cut.",
         lower_bound=1,
     ),
 )
@@ -140,7 +143,7 @@ def _command(given: Mapping[str, Any]) -> str:
     run, out = on_card(str(_RUN.value)), on_card(str(_OUT.value))
     values = {"run": run, "as": _AS.value, "out": out, **given}
     line = [f"--{name}={value}" for name, value in values.items()]
-    return shlex.join(("python", "-m", "experiments.export", *line))
+    return f"{shown('export')} {shlex.join(line)}"
 
 
 if __name__ == "__main__":

@@ -42,12 +42,12 @@ _FROM = flags.DEFINE_string(
     "The adapter: a folder of PEFT, user/name[@revision] on the Hub, or a file of loralib.",
 )
 _ALPHA = flags.DEFINE_float(
-    "alpha", None, "Of a file of loralib, which needs it: the lora_alpha of its layers."
+    "alpha", None, "The lora_alpha of the layers of a file of loralib, which needs it."
 )
 _ENABLE_LORA = flags.DEFINE_list(
     "enable_lora",
     None,
-    "Of a file of loralib: whether each part of a MergedLinear is adapted, as in true,false,true.",
+    "Whether each part of a MergedLinear is adapted in a file of loralib, as in true,false,true.",
 )
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist.")
 OF_THE_ADAPTER = ("variant", "targets", "also_train", "start_from")

@@ -34,9 +34,11 @@ _TOKENS = flags.DEFINE_integer(
 def memory() -> None:
     console = Console(width=120)
     if _CONFIG.value is None:
+        cli.refuse_ignored(("methods",), "it goes with --config")
         console.print(published_sizes(_TOKENS.value))
         console.print("By formula; GiB. Activations are kept for one layer input a layer.")
         return
+    cli.refuse_ignored(("tokens",), "--config has a batch of its own")
     console.print(side_by_side(str(_CONFIG.value), list(_METHODS.value)))
     console.print(
         "MiB. Temporaries are those beside the gradients; compiled ones as XLA assigns its buffers."

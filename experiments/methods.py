@@ -37,7 +37,8 @@ def methods() -> None:
     if _DOCUMENTS.value:
         if others:
             raise ValueError(
-                f"--documents and --{others[0].name}: documents have tables without it"
+                "--documents: the tables in documents use the default; leave "
+                f"--{others[0].name} out"
             )
         shipped = catalogue.of_matrix(shape_of(SHAPE))
         print(

@@ -23,7 +23,7 @@ published runs of large models, and reaches less with small ones.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import config_flags
@@ -94,7 +94,9 @@ def plan() -> None:
         if value is None:
             said = str(flags.FLAGS[flag].help)
             raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
-    _require_none_of((_DEVICE, _MODEL, _TOKENS, _EFFICIENCY, _FORMAT), "table", "config")
+    cli.refuse_ignored(
+        ("device", "model", "tokens", "efficiency", "format"), "it goes with --table"
+    )
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
     check_device_count(chosen)
@@ -116,7 +118,7 @@ def cost() -> None:
     for other in (_CONFIG, _TOPOLOGY):
         if other.value is not None:
             raise ValueError(f"--table and --{other.name}: give one of them")
-    _require_none_of((_MESH, _ROWS, _SEARCH), "config", "table")
+    cli.refuse_ignored(("mesh", "rows", "search"), "it goes with --config")
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
     device, efficiency = accelerator(_DEVICE.value), float(_EFFICIENCY.value or 0)
@@ -125,13 +127,6 @@ def cost() -> None:
         print(table_cost.as_csv(cells, device, efficiency), end="")
     else:
         print(table_cost.text(cells, _DEVICE.value, device, efficiency), end="")
-
-
-def _require_none_of(others: Sequence[flags.FlagHolder], theirs: str, given: str) -> None:
-    """Raise a ValueError if a flag was given that goes with --`theirs` and not with --`given`."""
-    for each in others:
-        if flags.FLAGS[each.name].present:
-            raise ValueError(f"--{each.name} goes with --{theirs}, and --{given} would ignore it")
 
 
 def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:

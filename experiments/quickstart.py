@@ -1,7 +1,9 @@
 """The quickstart: train a head alone, then LoRA, and classify three sentences with both.
 
-python -m experiments.quickstart --workdir=runs/quickstart
-python -m experiments.quickstart --documents=README.md  # rewrites the table between its markers
+    python -m experiments.quickstart --workdir=runs/quickstart
+    python -m experiments.quickstart --documents=README.md  # rewrites the table between its markers
+
+Each run is in a folder of its own below --workdir.
 """
 
 from pathlib import Path
@@ -38,7 +40,9 @@ _DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
 def compare() -> None:
     shipped = _MODEL.value == _MODEL.default and _SIZE.value == _SIZE.default
     if _DOCUMENTS.value and not shipped:
-        raise ValueError("--documents has the table of the default --model and --size")
+        raise ValueError(
+            "--documents writes the table of the default --model and --size: leave both out"
+        )
     documents.files(_DOCUMENTS.value)  # a wrong name is said before minutes of training
     announce()
     head, lora = _train("head_only"), _train("lora")

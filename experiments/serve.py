@@ -160,7 +160,10 @@ def _loader(given: str, dtype: str) -> Callable[[], base_model.BaseModel]:
     labels = _LABELS.value
     if base_model.is_decoder(given):
         if labels:
-            raise ValueError(f"--labels are of encoders, and --model={given} is a language model")
+            raise ValueError(
+                f"--labels goes with an encoder, and --model={given} is a language model"
+            )
+        cli.refuse_ignored(("pool",), f"--model={given} is a language model")
         return functools.partial(base_model.load_language_model, given, dtype)
     if not labels or len({*labels}) < max(2, len(labels)) or not all(labels):
         raise ValueError(

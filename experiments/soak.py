@@ -39,7 +39,7 @@ _FLIPS = flags.DEFINE_integer("flips", 200, "How many files are damaged.", lower
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 500, "How many malformed inputs are tried.", lower_bound=1
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Draws moments, bits and inputs.")
+_SEED = flags.DEFINE_integer("seed", 0, "The seed that draws moments, bits and inputs.")
 _COMMANDS = flags.DEFINE_list(
     "commands", [], "Kill only these: any of train, export-peft, export-merged, tune and sweep."
 )

@@ -12,7 +12,8 @@ before the first one starts. Give the same command again to continue a stopped s
 * a trial whose process was killed, for example when memory ran out, is noted and left for the next
   command.
 
-Exit code 0 means that all trials have completed.
+Exit code 0 means that all trials have completed. With --search, stopped and diverged trials are no
+failure.
 
 --sweep=KEY=VALUES may be given several times. Every combination of values is a trial. With --zip,
 the first values of all keys make a trial, then the second ones, and so on. With --trials=N, N
@@ -63,13 +64,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the list of trials and their runs.")
 _SWEEP = flags.DEFINE_multi_string(
-    "sweep", [], "What varies: KEY=VALUES, for example config.seed=0:5."
+    "sweep",
+    [],
+    "What varies: KEY=VALUES, for example config.seed=0:5. VALUES are separated by commas; 0:5 is "
+    "0 to 4; log:1e-5:1e-2 and uniform:0:0.3 are ranges for --trials and --search.",
 )
 _ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep flags; do not combine them.")
 _TRIALS = flags.DEFINE_integer(
-    "trials", None, "Draw this many trials at random from the values of --sweep."
+    "trials", None, "How many trials: drawn at random from --sweep, or chosen by --search."
 )
-_SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of the random draws of --trials.")
+_SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of --search.")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
@@ -85,8 +89,9 @@ _LAUNCHER = flags.DEFINE_enum(
 _PROCESSES = flags.DEFINE_integer(
     "processes",
     None,
-    "How many processes the local launcher runs. The default is one for each accelerator. Without "
-    "accelerators it is one for each core, or fewer, so that each has at least four trials.",
+    "For how many processes to make jobs; the local launcher also runs so many at a time. The "
+    "default is one for each GPU, and one for all TPU chips. Without accelerators it is one for "
+    "each core, or fewer, so that each has at least four trials.",
     lower_bound=1,
 )
 _PER_JOB = flags.DEFINE_integer(
@@ -125,6 +130,8 @@ def _sweep() -> None:
     require_own_flags(str(_LAUNCHER.value), flags.FLAGS)
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
     asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
+    if asked is None and _TRIALS.value is None:
+        cli.refuse_ignored(("sweep_seed",), "it goes with --trials and --search")
     if asked is not None:
         _search(asked, folder)
         return

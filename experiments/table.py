@@ -33,6 +33,7 @@ _DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
 def show() -> None:
     results = Path(str(_RESULTS.value))
     if _DOCUMENTS.value:
+        cli.refuse_ignored(("table", "format", "model", "size"), "--documents writes whole tables")
         changed = documents.rewrite(
             _DOCUMENTS.value,
             lambda text: fill(text, lambda name: render_table(name, results, "markdown")),

@@ -40,7 +40,9 @@ _EXECUTION = flags.DEFINE_enum(
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 _HALVING = flags.DEFINE_integer(
-    "halving", 0, "Of so many trials, one goes on at each rung; 0: all train to the end."
+    "halving",
+    0,
+    "With N: at each rung one of N trials goes on. 0 trains all trials to the end.",
 )
 _CORES = flags.DEFINE_list("cores", [], "The processor cores to use. The default is all of them.")
 _LEASH = flags.DEFINE_bool(

@@ -74,8 +74,9 @@ def _index(commands: list[Command]) -> str:
     listed = "\n".join(f"   {command.name}" for command in commands)
     parts = [
         heading("Commands", "="),
-        "Each runs from the root of the repository, as ``python -m experiments.NAME``. A mistake "
-        "ends a command with one line, before anything is trained or overwritten.",
+        "Each runs from the root of the repository, as ``python -m experiments.NAME``, or as "
+        "``lora-jax NAME`` where a wheel is installed. A mistake ends a command with one line, "
+        "before anything is trained or overwritten.",
         table(("command", "what it does"), rows),
         f".. toctree::\n   :hidden:\n\n{listed}",
     ]

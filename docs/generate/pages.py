@@ -8,13 +8,23 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "generated"
 
 
+OF_THE_ROOT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
+"""Files of the repository that are pages of the site, too."""
+
+
+def of_the_root(name: str) -> str:
+    """A file of the repository as a page of `docs/generated`, from where its links lead on."""
+    text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
+    return text.replace("](docs/", "](../")
+
+
 def write() -> None:
     """Bring `docs/generated/` up to date: Sphinx reads again what has changed only."""
     pages = {
         **{f"methods/{name}": text for name, text in methods.pages()},
         **{f"api/{name}": text for name, text in api.pages()},
         **{f"commands/{name}": text for name, text in commands.pages()},
-        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        **{f"{name.lower()}.md": of_the_root(name) for name in OF_THE_ROOT},
     }
     for name, text in pages.items():
         path = FOLDER / name

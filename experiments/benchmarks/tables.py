@@ -11,7 +11,7 @@ from experiments.benchmarks.results import Curve, Found, Measured
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
 MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-RATIOS = ("what", "ratio", "half of them", "must be", "may reach")
+RATIOS = ("what", "ratio", "quartiles", "must be", "may reach")
 CURVES = ("of", "over", "from", "to", "exponent", "in theory")
 
 

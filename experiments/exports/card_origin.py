@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from experiments.combining import combined_run
+from experiments.command_names import shown
 from experiments.exports.place import on_card
 from experiments.imports import imported_run
 from experiments.runs.finished_run import FinishedRun
@@ -34,7 +35,7 @@ def command(run: FinishedRun, config: str) -> str | None:
             flags = [
                 f"--{flag}={value}" for flag, value in given.items() if value not in (None, "")
             ]
-            return shlex.join(["python", "-m", f"experiments.{module}", *flags, f"--out={out}"])
+            return f"{shown(module)} {shlex.join([*flags, f'--out={out}'])}"
     return None
 
 

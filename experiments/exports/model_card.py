@@ -14,6 +14,7 @@ from configs.common_tasks import STORAGES
 from configs.settings import RunConfig, TextConfig, free_names
 from experiments.analysis import labels
 from experiments.catalogue import source
+from experiments.command_names import shown
 from experiments.exports.card_metadata import metadata
 from experiments.exports.card_origin import command, is_made
 from experiments.exports.card_score_table import score_section
@@ -194,8 +195,8 @@ def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
     if is_made(run):
         if line := command(run, CONFIG):
             yield (
-                "The adapter was made by this command, in a checkout of lora-jax with the same "
-                "base model and data:"
+                "The adapter was made by this command of lora-jax, with the same base model and "
+                "data:"
             )
             yield block(line, "bash")
     else:
@@ -207,10 +208,10 @@ def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
                 f"({started}; `start_from` in the file says where it was)"
             )
         yield (
-            f"{code(CONFIG)} has every setting of the run. In a checkout of lora-jax, with "
-            f"{needs}, this makes the run again:"
+            f"{code(CONFIG)} has every setting of the run. With {needs}, this command of "
+            "lora-jax makes the run again:"
         )
-        yield block(f"python -m experiments.train --config={CONFIG} --workdir=runs/again", "bash")
+        yield block(f"{shown('train')} --config={CONFIG} --workdir=runs/again", "bash")
     yield "These files were made by:"
     yield block(export.command, "bash")
 

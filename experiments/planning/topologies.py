@@ -4,8 +4,8 @@ If libtpu is installed (`pip install "lora-jax[tpu]"`), it compiles programs for
 no TPU is needed. Otherwise, and for GPUs, programs are compiled for simulated CPU devices. Arrays
 then have the same shardings, but temporaries are those of a program for the CPU, in which some
 numbers are float32 that are bfloat16 on other devices. The table compares both, in GiB for each
-device, for Llama 2 and `configs/llama2_70b.py` with one row of 2048 tokens a shard (jax 0.10.2,
-libtpu 0.0.42.1):
+device, for Llama 2 and `configs/llama2_70b.py` with one row of 2048 tokens a shard. It was measured
+with libtpu 0.0.42.1 and jax 0.10.2, a version that this package refuses by now:
 
                                  libtpu   simulated
     70B, LoRA, v5e:4x4 by 1,4,4    2.70        2.66

@@ -93,10 +93,10 @@ class Decision:
         """Why a trial was taken out."""
         score = self.scores[number]
         got = "no score" if score is None else f"{metric} {score:.4g}"
-        best = "the best goes" if self.kept == 1 else f"the best {self.kept} go"
+        go = "goes" if self.kept == 1 else "go"
         return (
-            f"stopped at rung {rung + 1}, step {self.step}: {got}, place {self.place(number)} of "
-            f"{len(self.scores)}, of which {best} on"
+            f"at rung {rung + 1}, step {self.step}: {got}, place {self.place(number)} of "
+            f"{len(self.scores)}; {self.kept} {go} on"
         )
 
 

@@ -13,8 +13,8 @@ def require_held_out(trial: Trial) -> None:
     """Raise a ValueError if a trial would be scored on the examples that a task is judged by."""
     if not trial.config.data.validation:
         raise ValueError(
-            "--search chooses by examples held out from training, so that the task's own "
-            "validation part stays unseen: set --config.data.validation=N, such as 400"
+            "--search chooses by examples held out from training, so that the "
+            "development set stays unseen: set --config.data.validation=N, such as 400"
         )
 
 

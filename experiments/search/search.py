@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.analysis.recorded_runs import held_out
+from experiments.command_names import shown
 from experiments.runs import rungs
 from experiments.search.ask import ask, require
 from experiments.search.ledger import Ledger
@@ -128,8 +129,8 @@ class Search:
         if self._asked.method != "tpe":
             if known and self._asked.method == "halving":
                 raise ValueError(
-                    f"--trials={self.trials}: this search has halved {len(known)} trials; name "
-                    "another --workdir"
+                    f"--trials={self.trials}: a search by halving cannot grow; it has {len(known)} "
+                    "trials already. Name another --workdir"
                 )
             return self._of_one_program(self._drawn(self.trials)[len(known) :])
         told = list(zip(known, self._scores(self._made(known)), strict=True))
@@ -227,9 +228,10 @@ class Search:
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
         self._ledger.write(self._rounds, best)
         apart = trial.config.data.validation
-        then = "on all examples, scored on the task's own validation part" if own else "again"
+        workdir = f"--workdir={self._folder.path}_best"  # outside the search's own folder
+        then = "on all examples, scored on the development set" if own else "again"
         return [
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} held-out examples "
             f"({steps})",
-            f"to train it {then}: python -m experiments.train {shlex.join(flags)}",
+            f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",
         ]

@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from experiments import cli
 from experiments.search.search import METHODS, Asked
 
 _SEARCH = flags.DEFINE_enum(
@@ -32,19 +33,23 @@ def asked(trials: int | None, seed: int, launcher: str, unfit: dict[str, bool]) 
       ValueError: a flag does not go with another.
     """
     if _SEARCH.value is None and _BUDGET.value is not None:
-        raise ValueError(f"--budget={_BUDGET.value} is of a search: give --search={METHODS[0]}")
+        raise ValueError(f"--budget goes with --search, such as --search={METHODS[0]}")
     for name, method in (("per_round", "tpe"), ("halving_factor", "halving")):
-        if flags.FLAGS[name].present and _SEARCH.value != method:
-            raise ValueError(f"--{name} goes with --search={method}, and would be ignored")
+        if _SEARCH.value != method:
+            cli.refuse_ignored((name,), f"it goes with --search={method}")
     if _SEARCH.value is None:
         return None
     for name, given in unfit.items():
         if given:
-            raise ValueError(f"--{name} does not go with --search, which makes its own jobs")
+            raise ValueError(
+                f"--{name} does not go with --search, which chooses the trials and makes the jobs "
+                "itself"
+            )
     if launcher != "local":
+        raise ValueError(f"--launcher={launcher}: --search runs on this machine; leave it out")
+    if _SEARCH.value == "halving" and flags.FLAGS["processes"].present:
         raise ValueError(
-            f"--launcher={launcher}: --search runs on this machine; give --processes=N for more "
-            "processes"
+            "--processes does not go with --search=halving, which trains one program in one process"
         )
     if trials is None and _BUDGET.value is None:
         raise ValueError(f"--search={_SEARCH.value} needs --trials=N, --budget=STEPS, or both")

@@ -99,7 +99,7 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         return values(argv)
     except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
         if isinstance(error, TypeError) or "does not support indexing" in str(error):
-            raise ValueError("a flag names a setting inside of one that is no section") from error
+            raise ValueError(_inside_a_setting(argv)) from error
         text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
         raise ValueError(f"the config has no setting {text}") from error
     except flags.UnrecognizedFlagError as error:
@@ -154,6 +154,21 @@ def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     for argument, following in itertools.pairwise([*argv, ""]):
         if found := re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL):
             yield found[1], following if found[2] is None else found[2]
+
+
+def _inside_a_setting(argv: Sequence[str]) -> str:
+    """What is wrong with the first flag of a setting within a setting that is no section."""
+    given = list(_flag_texts(argv))
+    config = read_config([f"--config={text}" for name, text in given if name == "config"])
+    for name, text in given:
+        first, *path = name.split(".")
+        found: Any = config
+        for place, key in enumerate(path):
+            if not isinstance(found, ConfigDict):
+                single = ".".join([first, *path[:place]])
+                return f"--{name}={text}: {single} is a single setting and has no setting '{key}'"
+            found = found.get(key)
+    return "a flag names a setting inside of one that is no section"
 
 
 def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:

@@ -97,8 +97,8 @@ def _require_source(config: RunConfig) -> None:
         near = nearest(source, data.TEXT_SOURCES if texts else data.SOURCES)
         raise ValueError(f"unknown data.source '{source}'; nearest: {near}")
     if texts != (source in data.TEXT_SOURCES):
-        other = "text-to-text tasks, as of configs/instruct.py" if not texts else "classifiers"
-        raise ValueError(f"config.data.source '{source}' is of {other}, not of this config")
+        other = "text-to-text tasks, as in configs/instruct.py" if not texts else "classifiers"
+        raise ValueError(f"config.data.source '{source}' belongs to {other}, not to this config")
 
 
 def _validate_texts(config: TextConfig) -> None:

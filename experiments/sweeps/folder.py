@@ -33,6 +33,7 @@ from lora_jax.suggest import require_known
 
 ENDED = ("completed", "failed", "diverged", "killed", "stopped")
 VERSION = 1
+_WITHOUT = "delete this file, and the trial's folder says how it ended"
 
 
 class LockedError(OSError):
@@ -119,16 +120,14 @@ class SweepFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); without it, its folder says it"
-            ) from None
+            raise ValueError(f"{path} is damaged ({error}): {_WITHOUT}") from None
         hints = typing.get_type_hints(TrialState)
         if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
             attempt = TrialState(**found)
             if attempt.status != "running" or locked(self.lock(name)):
                 return attempt
             return dataclasses.replace(attempt, status="interrupted")
-        raise ValueError(f"{path} is no outcome of a trial; without it, its folder says it")
+        raise ValueError(f"{path} is no outcome of a trial: {_WITHOUT}")
 
     def trial(self, name: str) -> Trial:
         """A trial of the list, with its config built again from its flags.

@@ -86,7 +86,7 @@ def parse(spec: str) -> Axis:
         if numbers and kind not in _KINDS:
             raise ValueError(f"{where}: unknown '{kind}'; nearest: {nearest(kind, _KINDS)}")
         if numbers and len(items) > 1:
-            raise ValueError(f"{where}: a range to draw from stands alone")
+            raise ValueError(f"{where}: a range such as {item} cannot be listed with other values")
         if numbers:
             return _range(key, kind, float(ends[0]), float(ends[1]), where)
     runs = [_run(item, where) for item in items]

@@ -25,7 +25,7 @@ MEASURED = Measured(
     [Curve("tokens", "seconds", [1, 10], [2, 20], {"flops": [1, 100]})],
 )
 SUMMARY = """\
-| group | what | ratio | half of them | must be | may reach |
+| group | what | ratio | quartiles | must be | may reach |
 | --- | --- | --- | --- | --- | --- |
 | a group | peft/ours | 2.00 | 1.50 to 2.50 | ≥ 1 | 1.5 |
 | a group | ours/hand | 1.50 |  | ≤ 1.02, missed | 1 |

@@ -76,6 +76,7 @@ def test_help_has_an_example_and_every_flag_with_its_default():
             assert re.search("required|default", words), f"{path}: --{name}: {words}"
             for sentence in re.split(r"(?<=\.) (?=[A-Z])", words):
                 assert re.fullmatch(r"[A-Z0-9-](\S* ){2,}.*\.", sentence), f"{path}: --{name}"
+                assert not sentence.startswith("Of "), f"{path}: --{name}: {sentence}"
 
 
 def test_help_beside_a_config_lists_its_settings():

@@ -59,6 +59,19 @@ def test_few_blocks_are_not_run():
     """Each of them says why."""
     marked = [block for block in BLOCKS if block.mark]
     assert len(marked) <= MOST_MARKS, [block.place for block in marked]
+    assert [block.place for block in RUN if hides_a_command(block)] == []
+
+
+def hides_a_command(block: Block) -> bool:
+    """Whether a block of commands has no language, so that no test reads them."""
+    return block.language in ("", "text") and "python -m experiments" in block.code
+
+
+def test_a_command_without_a_language_is_seen(tmp_path):
+    path = tmp_path / "page.md"
+    line = "python -m experiments.train"
+    path.write_text(f"```\n{line}\n```\n\n```text\n{line}\n```\n\n```bash\n{line}\n```\n")
+    assert [hides_a_command(each) for each in documents.blocks(path)] == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

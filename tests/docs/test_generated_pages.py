@@ -11,15 +11,23 @@ import pytest
 
 import lora_jax
 import variants
-from docs.generate import api, commands, counts, equations, methods, snippets
+from docs.generate import api, commands, counts, equations, methods, pages as site, snippets
 from docs.generate.docstrings import lines_for_autodoc, prose
 
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")  # to a file
 ADAPTERS = [name for name in variants.names() if variants.find(name).adapts]
 
 
 @pytest.fixture(scope="module")
 def pages():
     return dict(methods.pages())
+
+
+@pytest.mark.parametrize("name", site.OF_THE_ROOT)
+def test_links_of_a_file_of_the_root_lead_on(name):
+    there = LINK.findall(site.of_the_root(name))
+    assert [link for link in there if not (site.FOLDER / link).resolve().exists()] == []
+    assert there or name != "SECURITY"  # which has links
 
 
 def test_every_method_has_a_page(pages):

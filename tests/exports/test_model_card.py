@@ -15,6 +15,7 @@ import text_runs
 from completed_run import completed
 from huggingface_hub import ModelCard
 
+from experiments import command_names
 from experiments.exports.format import Format
 from experiments.exports.formats.gguf_lora import GgufLora
 from experiments.exports.formats.loralib import Loralib
@@ -114,6 +115,13 @@ def test_what_readers_see(qlora):
     environment = rows(text, "## Environment")
     assert environment["jax"] == [f"`{jax.__version__}`"]
     assert environment["digest of data"] == [f"`{record.data_digest}`"]
+
+
+def test_a_card_made_by_the_wheel_has_its_command(qlora, monkeypatch):
+    monkeypatch.setattr(command_names, "installed", lambda: True)
+    text = card(qlora, Merged())
+    assert "\nlora-jax train --config=run.json --workdir=runs/again\n" in text
+    assert "python -m experiments.train" not in text
 
 
 def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
@@ -217,15 +225,19 @@ COMBINED = {
         ),
     ],
 )
-def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, name, said, command):
+def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name, said, command):
     """The card says how it was made, and nothing of a training."""
     folder, experiment, trainable = qlora
     (tmp_path / name).write_text(json.dumps(said))
     record = dataclasses.replace(run_record.read(folder), steps=0)
     run = FinishedRun(tmp_path, record, experiment, trainable, experiment.frozen)
-    text = model_card(run, Export(Merged(), Place("a", here=False), COMMAND))
-    line = f"python -m experiments.{command} --out={tmp_path.name}"
-    assert f"```bash\n{line}\n```" in text
+    export = Export(Merged(), Place("a", here=False), COMMAND)
+    text = model_card(run, export)
+    line = f"{command} --out={tmp_path.name}"
+    assert f"```bash\npython -m experiments.{line}\n```" in text
+    with monkeypatch.context() as patch:
+        patch.setattr(command_names, "installed", lambda: True)
+        assert f"```bash\nlora-jax {line}\n```" in model_card(run, export)
     for word in ("Trained |", "datasets:", "| train |", "drawn with seed", "step 0", "in training"):
         assert word not in text
     assert "The adapter was scored on the task `glue/sst2`" in text

@@ -48,9 +48,7 @@ def test_the_best_go_on_and_no_score_never_does():
     assert up.scores[4] is None
     assert decide(Loop(9, mode="min"), 3, scores, 1).going_on == [0]
     assert decide(Loop(9), 3, scores, 5).going_on == [0, 2, 3]
-    assert up.said(3, 0, "accuracy") == (
-        "stopped at rung 1, step 3: accuracy 0.5, place 3 of 5, of which the best 2 go on"
-    )
+    assert up.said(3, 0, "accuracy") == ("at rung 1, step 3: accuracy 0.5, place 3 of 5; 2 go on")
 
 
 def without_time(record):
@@ -124,7 +122,7 @@ def test_survivors_are_what_they_are_alone_and_records_say_why_others_left(
         last = record.rungs[-1]
         if record.status == "stopped":
             assert last["place"] > last["kept"]
-            assert record.note.startswith(f"stopped at rung {len(reached)}, step {record.steps}: ")
+            assert record.note.startswith(f"at rung {len(reached)}, step {record.steps}: ")
             assert record.metrics_last[record.metric] == last["score"]
         else:
             assert all(each["place"] <= each["kept"] for each in record.rungs)

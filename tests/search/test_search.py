@@ -2,8 +2,10 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
+import commands
 import fake_records
 import pytest
 import small_model
@@ -117,6 +119,17 @@ def test_tpe_searches_where_scores_are_good(found):
     assert "--config.data.validation=0" in said[1]
 
 
+def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
+    """It has all that `train` requires, and its folder is outside that of the search."""
+    folder, said = found
+    words = shlex.split(said[1].partition(": ")[2])
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    assert words[-1] == f"--workdir={folder.path}_best"
+    (tmp_path / "lines.json").write_text(json.dumps([("best", words[2], words[3:])]))
+    read = commands.run("tests/support/parse_lines.py", tmp_path / "lines.json")
+    assert read.returncode == 0, read.stdout
+
+
 def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):
     folder = SweepFolder(tmp_path)
     for most in (6, 13):
@@ -124,7 +137,7 @@ def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):
             run(search, folder, trials=24, most=most)
     said = run(search, folder, trials=24)
     assert ledger(folder)["rounds"] == ledger(found[0])["rounds"]
-    assert said == found[1]
+    assert said == [line.replace(str(found[0].path), str(tmp_path)) for line in found[1]]
 
 
 def test_trials_without_a_score_do_not_count(tmp_path):

@@ -24,10 +24,17 @@ def run(*arguments):
 def test_flags_that_do_not_go_with_a_search(tmp_path):
     config = ("--config=configs/quickstart.py:size=smoke", f"--workdir={tmp_path / 'search'}", RATE)
     for flags, said in (
-        (["--budget=9"], "--budget=9 is of a search: give --search=tpe"),
-        (["--halving_factor=2"], "--halving_factor goes with --search=halving"),
+        (["--budget=9"], "--budget goes with --search, such as --search=tpe"),
+        (
+            ["--halving_factor=2"],
+            "--halving_factor would be ignored: it goes with --search=halving",
+        ),
         (["--search=random"], "--search=random needs --trials=N, --budget=STEPS, or both"),
         (["--search=random", "--trials=3", "--shard=0/2"], "--shard does not go with --search"),
+        (
+            ["--search=halving", "--trials=3", "--processes=2"],
+            "--processes does not go with --sear",
+        ),
         (["--search=tpe", "--trials=3", "--launcher=print"], "--launcher=print: --search runs on"),
     ):
         code, out, error = run(*config, *flags)

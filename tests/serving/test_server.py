@@ -245,7 +245,8 @@ def test_mistakes_are_the_clients_errors(client):
     ("flag", "said"),
     [
         ("--adapters=nowhere", "--adapters=nowhere: no such folder"),
-        ("--labels=a,b", "--labels are of encoders, and --model="),
+        ("--labels=a,b", "--labels goes with an encoder, and --model="),
+        ("--pool=cls", "--pool would be ignored: --model="),
         ("--admin_token_file={root}/short", "short: expected a token of 16 or more printable"),
         ("--admin_token_file=nowhere", "--admin_token_file=nowhere: No such file"),
         ("--tokens=99999", "--tokens=99999: the model takes at most "),

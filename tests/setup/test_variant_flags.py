@@ -120,7 +120,11 @@ def test_the_class_knows_the_type_better_than_a_file(tmp_path):
         ("pair=(1,)", "flag --config.variant.pair=(1,): expected tuple[int, str]"),
         ("mixed=x", "flag --config.variant.mixed=x: expected int | float | None"),
         ("times.more=3", "the config has no setting "),
-        ("name.more=3", "a flag names a setting inside of one that is no section"),
+        (
+            "name.more=3",
+            "--config.variant.name.more=3: config.variant.name is a single setting and has no "
+            "setting 'more'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(flag, said):

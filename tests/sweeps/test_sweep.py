@@ -205,6 +205,14 @@ def test_another_sweep_adds_its_trials(tmp_path):
     assert (folder.path / "trials.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("text", ["{", '{"status": 3}'])
+def test_a_damaged_outcome_says_what_to_do(tmp_path, text):
+    (tmp_path / "outcomes").mkdir()
+    (tmp_path / "outcomes" / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="delete this file, and the trial's folder says how it e"):
+        SweepFolder(tmp_path).attempt("a")
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     folder, _ = sweep(tmp_path, "config.seed=0:2")
     run_record.claim(folder.run("seed=0"), made("config.seed=0")[0].config.plain)

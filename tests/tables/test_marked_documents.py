@@ -67,4 +67,5 @@ def test_the_commands_say_what_they_have_written(tmp_path):
     assert "| 8 trials of 200 steps of 8x16 |" in page.read_text()
     assert documents.said(documents.rewrite([page], tables.fill)) == "the tables are up to date"
     done = commands.run("experiments.quickstart", "--size=smoke", f"--documents={page}")
-    assert done.stderr == "error: --documents has the table of the default --model and --size\n"
+    said = "--documents writes the table of the default --model and --size: leave both out"
+    assert done.stderr == f"error: {said}\n"

@@ -58,7 +58,10 @@ def test_a_table_has_a_cell_for_each_model_method_and_task():
     [
         (("--table=glue",), "--device is missing: one of h100, "),
         (("--table=glue", "--topology=h100:1"), "--table and --topology: give one of them"),
-        (("--table=glue", "--device=h100", "--rows=2"), "--rows goes with --config, and --table "),
+        (
+            ("--table=glue", "--device=h100", "--rows=2"),
+            "--rows would be ignored: it goes with --config",
+        ),
         (("--topology=h100:1",), "--config is missing: the config that says what to train"),
     ],
 )

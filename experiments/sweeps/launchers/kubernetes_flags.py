@@ -40,7 +40,7 @@ _CPUS = flags.DEFINE_integer(
 _MEMORY = flags.DEFINE_integer(
     "kubernetes_memory",
     None,
-    "How many GB of memory each pod gets at most. The default is any.",
+    "How many GiB of memory each pod gets at most. The default is any.",
     lower_bound=1,
 )
 _GPUS = flags.DEFINE_integer("kubernetes_gpus", 0, "How many GPUs each pod gets.", lower_bound=0)
@@ -51,7 +51,7 @@ _TPUS = flags.DEFINE_integer(
     lower_bound=0,
 )
 _SELECTORS = flags.DEFINE_multi_string(
-    "kubernetes_node_selector", [], "LABEL=VALUE that a pod's node has."
+    "kubernetes_node_selector", [], "LABEL=VALUE: run pods only on nodes with this label."
 )
 _ENVIRONMENT = flags.DEFINE_multi_string(
     "kubernetes_env", [], "NAME=VALUE, an environment variable of the pods."

@@ -23,7 +23,7 @@ class Demand:
     tpus: int = 0
     """TPU chips."""
     memory: int = 0
-    """GB, or 0 for any."""
+    """GiB, or 0 for any."""
 
     def options(self) -> dict[str, Any]:
         """The same as options of a Ray task."""

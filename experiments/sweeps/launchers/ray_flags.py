@@ -17,7 +17,7 @@ _CPUS = flags.DEFINE_integer("ray_cpus", 1, "How many CPUs each job gets.", lowe
 _GPUS = flags.DEFINE_integer("ray_gpus", 0, "How many GPUs each job gets.", lower_bound=0)
 _TPUS = flags.DEFINE_integer("ray_tpus", 0, "How many TPU chips each job gets.", lower_bound=0)
 _MEMORY = flags.DEFINE_integer(
-    "ray_memory", 0, "How many GB of memory each job gets; 0 for any.", lower_bound=0
+    "ray_memory", 0, "How many GiB of memory each job gets; 0 for any.", lower_bound=0
 )
 _RETRIES = flags.DEFINE_integer(
     "ray_retries",
