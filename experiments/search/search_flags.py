@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from experiments import cli
+from experiments.cli import refuse_ignored
 from experiments.search.search import METHODS, Asked
 
 _SEARCH = flags.DEFINE_enum(
@@ -36,7 +36,7 @@ def asked(trials: int | None, seed: int, launcher: str, unfit: dict[str, bool]) 
         raise ValueError(f"--budget goes with --search, such as --search={METHODS[0]}")
     for name, method in (("per_round", "tpe"), ("halving_factor", "halving")):
         if _SEARCH.value != method:
-            cli.refuse_ignored((name,), f"it goes with --search={method}")
+            refuse_ignored((name,), f"it goes with --search={method}")
     if _SEARCH.value is None:
         return None
     for name, given in unfit.items():

@@ -183,7 +183,7 @@ def test_flags_of_a_config_keep_their_own_lines(tmp_path):
     for flag, said in [
         ("--config.sed=1", 'the config has no setting .*Did you mean "seed"'),
         ("--config.seed=x", "flag --config.seed=x: expected a whole number, such as 8"),
-        ("--config.seed.x=1", "a flag names a setting inside of one"),
+        ("--config.seed.x=1", "--config.seed.x=1: config.seed is a single setting and has no"),
     ]:
         with pytest.raises(ValueError, match=said):
             read(path, GOOD, flag)

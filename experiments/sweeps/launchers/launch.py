@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments import cli
+from experiments.cli import warn
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import (
@@ -45,7 +45,7 @@ def cluster(launcher: str, todo: Sequence[jobs.Job]) -> Iterator[Any]:
         if shortage := ray_flags.demand().shortage(ray_cluster.machines(ray)):
             if ray_flags.address() == "local":
                 raise ValueError(shortage)
-            cli.warn(f"{shortage}; jobs wait until another machine joins it")
+            warn(f"{shortage}; jobs wait until another machine joins it")
         yield ray
 
 
