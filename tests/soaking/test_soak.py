@@ -52,7 +52,7 @@ def test_a_small_soak_finds_nothing(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (train,) = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
     assert train["kills"] == 1 and train["wrong"] == []
-    for name, count in (("finished-run", 9), ("newest-checkpoint", 3), ("kept-tokens", 3)):
+    for name, count in (("finished-run", 8), ("newest-checkpoint", 3), ("kept-tokens", 3)):
         rows = json_text.read_object(tmp_path / "out" / f"damage-{name}.json")["rows"]
         assert len(rows) == count
         assert {row["outcome"] for row in rows} <= {"found", "healed", "harmless"}
