@@ -22,6 +22,7 @@ ELSEWHERE = {
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
     r"experiments\.plan .*--topology": "tests/planning/test_plan.py",
     r"experiments\.bench .*--suite": "tests/benchmarks/test_suites.py",
+    r"experiments\.quickstart": "tests/tables/test_marked_documents.py",
     r"experiments\.(train|memory) .*configs/instruct": "tests/runs/test_text_runs.py",
     r"experiments\.export .*--run=runs/qlora": "tests/exports/test_adapter_formats.py",
 }
