@@ -111,7 +111,7 @@ def sweep(inputs: Inputs, workdir: Path, seeds: int = 2) -> list[str]:
 
 def search(inputs: Inputs, workdir: Path) -> list[str]:
     """The command that halves four learning rates, by their scores on 16 held-out sentences."""
-    own = ["--processes=1", "--execution=each", "--noaudit", "--search=halving", "--trials=4"]
+    own = ["--execution=each", "--noaudit", "--search=halving", "--trials=4"]
     own += ["--halving_factor=2", "--sweep=config.optimizer.learning_rate=log:1e-4:1e-1"]
     own += ["--config.data.validation=16"]
     return ["experiments.sweep", *inputs.config, *own, f"--workdir={workdir}"]
