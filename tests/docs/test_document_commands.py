@@ -32,7 +32,9 @@ SMALL = ["model.name=bert", "data.train=6", "data.max_length=16", "train.batch_s
 
 
 def small(module: str, flags: list[str]) -> list[str]:
-    """The flags of a command that trains, for a small model and four steps."""
+    """The flags of a command that trains, for a small model and four steps, or draws such runs."""
+    if module == "experiments.plot":
+        return [*flags, "--size=smoke"]
     if module not in TRAINING:
         return flags
     (config,) = (flag for flag in flags if flag.startswith("--config="))
