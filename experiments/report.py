@@ -66,10 +66,9 @@ def report() -> None:
     folder = Path(str(_RESULTS.value))
     lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
     found = recorded_runs.find(folder)
-    made, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
+    made, own, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    own, _ = select_runs.select(found, _TABLE.value, _SIZE.value)
     studies = registered.found(folder, own)
     if _REFERENCE.value is not None and studies:
         notes.append(
@@ -109,8 +108,8 @@ def compared(
     size: str,
     varies: Sequence[str],
     lost: Sequence[unfinished_runs.Unfinished],
-) -> tuple[list[Contest], list[str]]:
-    """The contests between the runs of a table and a size, and notes on these runs.
+) -> tuple[list[Contest], list[recorded_runs.Run], list[str]]:
+    """The contests between the runs of a table and a size, these runs, and notes on them.
 
     Raises:
       ValueError: no such run has completed; the message counts completed runs of other sizes.
@@ -120,7 +119,7 @@ def compared(
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*varies, *config_tables.varied({run.study.table for run in own})]
     if made := contests(own, names, varies, lost):
-        return made, notes
+        return made, own, notes
     others = collect_runs.elsewhere(found, size)
     raise ValueError(
         f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"

@@ -22,9 +22,9 @@ Verdict = Literal["better", "worse", "equivalent", "undecided"]
 class Estimate:
     """A mean difference in points of the metric, with its two-sided 95% interval.
 
-    `p` is that of no difference; `low`, `high` and `p` are None where no variance is known. `n` is
-    the number of common seeds: on one task; for the mean over tasks, the fewest on any of them; for
-    a new task, the number of tasks.
+    `p` is that of no difference, None for one seed; `low` and `high` are None where no variance is
+    known. `n` is the number of common seeds: on one task; for the mean over tasks, the fewest on
+    any of them; for a new task, the number of tasks.
     """
 
     mean: float

@@ -30,7 +30,8 @@ def select(runs: Sequence[Run], table: str | None, size: str) -> tuple[list[Run]
     for name in sorted({_name(run) for run in own}):
         kept += _registered(name, [run for run in own if _name(run) == name])
     notes.append(_left(len(own) - len(kept), "of no registration, though their study has one"))
-    return [run for run in own if run in kept], list(filter(None, notes))
+    same = {id(run) for run in kept}
+    return [run for run in own if id(run) in same], list(filter(None, notes))
 
 
 def _registered(table: str, runs: Sequence[Run]) -> list[Run]:

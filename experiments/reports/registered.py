@@ -108,14 +108,11 @@ def _of_bounds(compared: Gains) -> Iterator[str]:
         return
     label = max(bounds, key=bounds.__getitem__)
     above = [name for name, bound in bounds.items() if bound >= compared.margin]
-    rest = (
-        f"{', '.join(above)}: {compared.margin:g} or more"
-        if above
-        else (f"all are below {compared.margin:g}")
-    )
     yield (
         f"The largest one-sided upper bound of a gain over {compared.reference} is "
-        f"{bounds[label]:+.2f}, of {label}; of {_count(len(bounds), 'bound')}, {rest}."
+        f"{bounds[label]:+.2f}, of {label}. Of {_count(len(bounds), 'bound')}, {len(above)} "
+        f"{'is' if len(above) == 1 else 'are'} the margin or more{': ' * bool(above)}"
+        f"{', '.join(above)}."
     )
 
 

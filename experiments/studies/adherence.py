@@ -45,9 +45,13 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
             cells[run.study.column, run.study.row].append(run)
     for task, rows in registered.cells.items():
         _compare(registered, task, {row: cells[task, row] for row in rows}, found)
-    lists = found.departures, found.missing, found.edges, found.counted
-    planned = sum(map(len, registered.cells.values())) * len(registered.protocol.seeds)
-    return Adherence(*map(tuple, lists), planned)  # type: ignore[arg-type]
+    return Adherence(
+        departures=tuple(found.departures),
+        missing=tuple(found.missing),
+        edges=tuple(found.edges),
+        counted=tuple(found.counted),
+        planned=sum(map(len, registered.cells.values())) * len(registered.protocol.seeds),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

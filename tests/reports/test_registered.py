@@ -83,7 +83,7 @@ def test_planted_gains(study):
     assert f"{one_seed} and 100% of pairs of sets of 3 seeds" in said
     assert "the first place repeats in 80% or more from 1 seed on" in said
     (bound,) = (each for each in one.notes if each.startswith("The largest"))
-    assert "of DoRA; of 3 bounds, DoRA: 1 or more" in bound
+    assert "of DoRA. Of 3 bounds, 1 is the margin or more: DoRA." in bound
     assert one.caveat == ""
     ratio = 0.1**2 / (0.1**2 + 3**2)
     (variance,) = (each for each in one.notes if each.startswith("The variance"))
@@ -127,13 +127,21 @@ def test_runs_that_depart_decide_nothing(study):
 
 
 def test_a_family_is_as_large_as_registered(study):
-    """Tasks that are missing are no smaller study."""
+    """Tasks and methods that are missing are no smaller study."""
 
     def one_task(runs):
         return [run for run in runs if run.study.column == "rte"]
 
     (part,) = found(study, one_task)
     assert {each.verdict for each in part.methods} == {"undecided"}
+
+    def two_methods(runs):
+        known = "lora", "dora"
+        return [run for run in runs if run.record.seed == TUNING or run.study.row in known]
+
+    (part,) = found(study, two_methods)
+    (dora,) = part.methods
+    assert dora.gain.adjusted == pytest.approx(3 * dora.over_tasks.p)
 
 
 def test_a_study_without_its_reference_compares_nothing_and_says_so(study):
