@@ -28,8 +28,8 @@ def marked(picture: Picture, size: str) -> Picture:
     """The picture of runs of a size, which its figure, heading and caption say of all but full."""
     if size == "full":
         return picture
-    mark, drawn = f"{size} runs", picture.figure
-    drawn.suptitle("\n".join(filter(None, [mark, drawn.get_suptitle()])), fontsize=NORMAL)
+    mark = f"{size} runs"
+    picture.figure.text(0.005, 0.005, mark, fontsize=NORMAL)  # in a corner, below what is drawn
     title, caption = f"{mark}: {picture.title}", f"{mark}: {picture.caption}"
     return dataclasses.replace(picture, title=title, caption=caption)
 

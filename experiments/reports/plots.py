@@ -159,7 +159,7 @@ def pareto(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.nda
 
 
 def _tuned_on(contest: Contest) -> str:
-    held = any(method.chosen_on == "held-out" for method in contest.methods) or contest.held_out
+    held = any(method.phase == "held_out" for method in contest.methods)
     return "held-out examples" if held else "development set"
 
 
