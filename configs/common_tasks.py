@@ -228,7 +228,8 @@ def table(
         made by `column`, which replace those of `tasks`; `printed`, such columns for numbers that
         are only published, because our runs do not have their metric; `scored_on`, the part of the
         data that our numbers are for; `varies`, settings in which its methods differ, besides those
-        that reports let differ in any case.
+        that reports let differ in any case; `questions`, each with the rows that answer it, in
+        their order, and what they are called there: a study's report has a figure for each.
     """
     chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
     columns = [column(task, metric) for task in tasks for metric in chosen[task]]
@@ -249,5 +250,6 @@ def table(
         "printed": (),
         "scored_on": "the development set",
         "varies": (),
+        "questions": {},
     }
     return {**defaults, "title": title, "columns": tuple(columns), **settings}

@@ -2,10 +2,12 @@ r"""What rank, targets, warm-up, dropout and weight decay does LoRA want, each w
 
     python -m experiments.tune --study=lora_settings --workdir=runs/lora_settings \
         --argument=source=tsv,folder=glue_data
+    python -m experiments.report --results=runs/lora_settings --format=html --out=settings.html
 
 Each row changes one thing of `lora`, which is that of `against_lora`: rank 8 and alpha 16 on all
 six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. With the rank
-goes alpha, so that the scale, alpha / r, stays 2. All take as many steps of as many sentences.
+goes alpha, so that the scale, alpha / r, stays 2. All take as many steps of as many sentences. The
+report has a figure for each question, and one of scores by learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +32,20 @@ CHANGES = {
     "decay_10": {"optimizer": {"weight_decay": 0.1}},
 }
 """What is changed, by row."""
+QUESTIONS = {
+    "Rank": {"rank_4": "4", "lora": "8", "rank_16": "16", "rank_32": "32", "rank_64": "64"},
+    "Targets": {
+        "query_value": "query, value",
+        "attention": "attention",
+        "lora": "all linears",
+        "last_half": "last half of layers",
+        "every_other": "every other layer",
+    },
+    "Warm-up": {"warmup_0": "none", "lora": "6%", "warmup_20": "20%"},
+    "Dropout": {"lora": "none", "dropout_10": "10%", "dropout_30": "30%"},
+    "Weight decay": {"decay_0": "none", "lora": "0.01", "decay_10": "0.1"},
+}
+"""What is asked, and what each row that answers it is called there."""
 STUDY = {**against_lora.STUDY, "rows": tuple(CHANGES), "columns": COLUMNS, "claims": ()}
 ARGUMENTS = common_tasks.arguments(task=COLUMNS, row=tuple(CHANGES), model=("minilm",))
 TABLE = common_tasks.table(
@@ -37,8 +53,13 @@ TABLE = common_tasks.table(
     tasks=COLUMNS,
     spread="ci95",
     seeds=len(STUDY["seeds"]),
-    rows=dict.fromkeys(CHANGES, ""),
+    rows={
+        row: "" if row == "lora" else f"{question} {name}"
+        for question, rows in QUESTIONS.items()
+        for row, name in rows.items()
+    },
     models=("minilm",),
+    questions=QUESTIONS,
 )
 
 

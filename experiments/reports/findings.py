@@ -44,6 +44,17 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
+class Question:
+    """Methods that differ in one setting: what each is called, and what was found of it.
+
+    Nothing (None) was found of the reference, which others are compared with.
+    """
+
+    title: str
+    answers: tuple[tuple[str, Finding | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Findings:
     """Those of one study, best first, and last those that lack a task."""
 
@@ -64,6 +75,8 @@ class Findings:
     """The numbers over all tasks."""
     level: float = significance.LEVEL
     """Intervals have a confidence of 1 - level."""
+    questions: tuple[Question, ...] = ()
+    """Those that the study's table asks."""
     caveat: str = ""
     """What stands before the verdict; empty if all planned runs are there and as registered."""
 
@@ -107,6 +120,24 @@ def of_gains(
     named = f"Gain over {reference}, all tasks together, {unit}"
     sheet = gain_sheet(gains, named, level) if gains else None
     return dataclasses.replace(made, notes=tuple(notes), sheet=sheet, level=level)
+
+
+def questions(
+    asked: Mapping[str, Mapping[str, str]], found: Findings, reference: str
+) -> tuple[Question, ...]:
+    """The questions of a study's table to which something was found; rows without it are left out.
+
+    Args:
+      asked: the rows of each, in their order, and their names there.
+      reference: the row that others are compared with.
+    """
+    by_row = {each.gain.key: each for each in found.methods if each.gain is not None}
+    known: dict[str, Finding | None] = {**by_row, reference: None}
+    made = [
+        Question(title, tuple((name, known[row]) for row, name in rows.items() if row in known))
+        for title, rows in asked.items()
+    ]
+    return tuple(each for each in made if any(found for _, found in each.answers))
 
 
 def of_pairs(

@@ -1,7 +1,7 @@
 """A picture of a report with its words, and the forest plots of its findings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
@@ -35,39 +35,66 @@ def marked(picture: Picture, size: str) -> Picture:
 
 
 def forests(found: Findings) -> list[Picture]:
-    """The differences from the reference: over all tasks first, if that was tested, then by task.
+    """The differences from the reference: over all tasks, by question, and by task.
 
-    Figures of single tasks share one axis.
+    Figures over all tasks share one axis, and so do those of single tasks.
     """
-    made = []
-    bar = f"a bar is the {100 * (1 - found.level):g}% interval of that difference alone"
-    gain = f"difference from {found.reference} ({found.unit})"
-    band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
+    return [*_over_tasks(found), *_of_tasks(found)]
+
+
+def _over_tasks(found: Findings) -> Iterator[Picture]:
+    """The figure of all methods, if they were tested over all tasks, and one for each question."""
     whole = [each for each in found.methods if each.over_tasks is not None]
-    if whole:
-        tasks = len(found.tasks)
-        lines = [_partial(_line(each, None), len(each.by_task), tasks) for each in whole]
-        far = FAR * forest.beyond(lines, forest.shown(lines, found.margin))
+    if not whole:
+        return
+    drawings = {"Mean over tasks": [_over_all(found, each, each.label) for each in whole]}
+    for question in found.questions:
+        drawings[question.title] = [
+            _over_all(found, each, name) if each else forest.Line(name, 0.0, None, None)
+            for name, each in question.answers
+        ]
+    limits = forest.shown(drawings["Mean over tasks"], found.margin)
+    n = f"n = {_seeds(found.seeds)}"
+    what = f"Mean difference over {len(found.tasks)} tasks of the same weight, {n}"
+    for title, lines in drawings.items():
+        stem = "gain_over_tasks" if title == "Mean over tasks" else f"gain_by_{title}"
         fewer = FEWER * any(line.behind for line in lines)
-        said = (
-            f"Mean difference over {tasks} tasks of the same weight, "
-            f"n = {_seeds(found.seeds)}, {found.how}; {bar}.{fewer}{band}{far}{MANY}"
-        )
-        drawn = forest.forest(lines, title="Mean over tasks", axis=gain, margin=found.margin)
-        made.append(Picture("gain_over_tasks", "Mean over tasks", said, drawn))
-    by_task = {
-        task: [each for each in found.methods if task in each.by_task] for task in found.tasks
-    }
-    drawings = {task: [_line(each, task) for each in own] for task, own in by_task.items()}
+        yield _picture(found, stem, title, lines, limits, what, f"{fewer}{MANY}")
+
+
+def _of_tasks(found: Findings) -> Iterator[Picture]:
+    own = {task: [each for each in found.methods if task in each.by_task] for task in found.tasks}
+    drawings = {task: [_line(each, task) for each in methods] for task, methods in own.items()}
     limits = forest.shown([line for lines in drawings.values() for line in lines], found.margin)
     for task, lines in drawings.items():
-        seeds = [each.by_task[task].n for each in by_task[task]]
-        far = FAR * forest.beyond(lines, limits)
-        many = MANY * any(each.verdict_of_task.get(task) for each in by_task[task])
-        said = f"n = {_seeds(seeds)}, {found.how}; {bar}.{band}{far}{many}"
-        drawn = forest.forest(lines, title=task, axis=gain, margin=found.margin, limits=limits)
-        made.append(Picture(f"gain_{task}", task, said, drawn))
-    return made
+        what = f"n = {_seeds([each.by_task[task].n for each in own[task]])}"
+        many = MANY * any(each.verdict_of_task.get(task) for each in own[task])
+        yield _picture(found, f"gain_{task}", task, lines, limits, what, many)
+
+
+def _picture(
+    found: Findings,
+    stem: str,
+    title: str,
+    lines: Sequence[forest.Line],
+    limits: tuple[float, float],
+    what: str,
+    more: str,
+) -> Picture:
+    """A forest plot, and a caption that says what is drawn, what a bar means, and more."""
+    axis = f"difference from {found.reference} ({found.unit})"
+    drawn = forest.forest(lines, title=title, axis=axis, margin=found.margin, limits=limits)
+    bar = f"a bar is the {100 * (1 - found.level):g}% interval of that difference alone"
+    band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
+    far = FAR * forest.beyond(lines, limits)
+    return Picture(stem, title, f"{what}, {found.how}; {bar}.{band}{far}{more}", drawn)
+
+
+def _over_all(found: Findings, method: Finding, name: str) -> forest.Line:
+    """The line of a mean over tasks, with the number of these behind its name if it lacks some."""
+    line = dataclasses.replace(_line(method, None), label=name)
+    own, tasks = len(method.by_task), len(found.tasks)
+    return line if own == tasks else dataclasses.replace(line, behind=f" ({own} of {tasks} tasks)")
 
 
 def _line(found: Finding, task: str | None) -> forest.Line:
@@ -75,13 +102,6 @@ def _line(found: Finding, task: str | None) -> forest.Line:
     assert estimate is not None
     verdict = found.verdict if task is None else found.verdict_of_task.get(task, "")
     return forest.Line(found.label, estimate.mean, estimate.low, estimate.high, verdict)
-
-
-def _partial(line: forest.Line, own: int, tasks: int) -> forest.Line:
-    """The line of a mean over tasks, with the number of these behind its label if it lacks some."""
-    if own == tasks:
-        return line
-    return dataclasses.replace(line, behind=f" ({own} of {tasks} tasks)")
 
 
 def _seeds(counts: Sequence[int]) -> str:

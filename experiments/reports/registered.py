@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from configs import common_tasks
 from experiments.analysis import pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gains, gains
@@ -42,7 +43,8 @@ def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
     protocol, name = registered.protocol, registered.study
     own = [run for run in runs if run.study.table == name and folder in run.folder.parents]
     kept = adherence(registered, own)
-    labels = config_tables.tables().get(name, {"rows": {}})["rows"]
+    shown = config_tables.tables().get(name) or common_tasks.table(name)
+    labels = shown["rows"]
     made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     compared = None
@@ -68,7 +70,8 @@ def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
         unit=units.pop() if len(units) == 1 else "points",
         notes=notes,
     )
-    return dataclasses.replace(said, caveat=_caveat(kept))
+    asked = findings.questions(shown["questions"], said, protocol.reference)
+    return dataclasses.replace(said, questions=asked, caveat=_caveat(kept))
 
 
 def _caveat(kept: Adherence) -> str:

@@ -96,7 +96,7 @@ def test_every_combination_is_of_the_schema(name):
     assert (unlisted.seed, unlisted.data.folder) == (3, "glue")
     assert unlisted.data.source == "tsv" or not source
     assert_complete(unlisted)
-    assert unlisted.train.max_steps == (300 if name == "few_shot" else 0)
+    assert unlisted.train.max_steps == {"few_shot": 300, "few_examples": 100}.get(name, 0)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -107,8 +107,9 @@ def test_two_choices_never_share_a_place_in_the_table(name):
             study = fill(config.to_dict())["study"]
             place = study["row"], *sorted(study.items())
             assert places.setdefault(place, arg) == arg
-    rows = {row for row, *_ in places}
-    assert set(MODULES[name].TABLE["rows"]) <= rows
+    rows, table = {row for row, *_ in places}, MODULES[name].TABLE
+    assert set(table["rows"]) <= rows
+    assert all(set(answers) <= rows for answers in table["questions"].values())
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -65,6 +65,23 @@ def test_a_method_that_lacks_a_task_is_last_and_says_so_in_the_plot_over_tasks()
     assert names[4].startswith("AN AWFULLY") and "tasks" not in names[4]
 
 
+def test_a_question_has_a_figure_of_its_rows_in_their_order():
+    asked = {
+        "Rank": {"d": "4", "lora": "8", "a": "16", "unknown": "32"},
+        "Dropout": {"lora": "none", "unknown": "10%"},
+    }
+    found = study()
+    found = dataclasses.replace(found, questions=findings.questions(asked, found, "lora"))
+    whole, rank, *tasks = forests(found)
+    assert [each.title for each in (whole, rank, *tasks)] == [
+        "Mean over tasks", "Rank", "CoLA", "SST-2",
+    ]  # fmt: skip
+    (axes,), (all_axes,) = rank.figure.axes, whole.figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["4", "8", "16"]
+    assert [line.get_xdata()[0] for line in axes.lines[1:]] == pytest.approx([0.1, 0.0, -2.5])
+    assert axes.get_xlim() == all_axes.get_xlim()
+
+
 def test_the_table_of_gains_has_every_number():
     sheet = gain_sheet.gain_sheet(GAINS, "title", 0.05)
     assert sheet.rows[0] == [

@@ -1,0 +1,56 @@
+r"""With few examples, does LoRA do as well as full fine-tuning, BitFit, or a head alone?
+
+    for examples in 32 128 512; do
+        python -m experiments.tune --study=few_examples --workdir=runs/few_examples/$examples \
+            --columns=sst2_$examples,stsb_$examples --argument=source=tsv,folder=glue_data
+    done
+
+Methods, batches and rates are those of `against_lora`. Each number of examples is a study of its
+own, because a mean over them could hide a gain with few and a loss with many. Each rate is chosen
+on 1,000 held-out sentences: who has only 32 has no such choice, so scores are of well chosen rates.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+from configs.studies import against_lora
+
+EXAMPLES = (32, 128, 512)
+TASKS = ("sst2", "stsb")
+STEPS = 100
+COLUMNS = tuple(f"{task}_{examples}" for examples in EXAMPLES for task in TASKS)
+ROWS = ("lora", "full", "bitfit", "head_only")
+STUDY = {
+    **against_lora.STUDY,
+    "rows": ROWS,
+    "columns": COLUMNS[: len(TASKS)],
+    "claims": ("With so many examples, full fine-tuning is not better than LoRA.",),
+    "pilots": (),
+}
+ARGUMENTS = common_tasks.arguments(task=COLUMNS, row=ROWS, model=("minilm",))
+TABLE = common_tasks.table(
+    "Few examples, with tuned rates",
+    average=False,
+    spread="ci95",
+    seeds=len(STUDY["seeds"]),
+    rows=dict.fromkeys(ROWS, ""),
+    models=("minilm",),
+    columns=tuple(
+        (f"{common_tasks.TITLES[task]}, {examples}", f"{task}_{examples}", metric)
+        for task in TASKS
+        for examples in EXAMPLES
+        for metric in [common_tasks.METRICS.get(task, "accuracy")]
+    ),
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    task, _, examples = choice["task"].rpartition("_")
+    config = against_lora.config_of({**choice, "task": task})
+    config.update({"experiment": "few_examples"})
+    config.update({"study": {"table": "few_examples", "column": choice["task"]}})
+    if choice["size"] != "smoke":
+        steps = {"max_steps": STEPS, "epochs": -(-STEPS * 16 // int(examples))}
+        config.update({"data": {"train": int(examples)}, "train": steps})
+    return config
