@@ -32,12 +32,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, marked_documents
 from experiments.benchmarks import tables
 from experiments.benchmarks.plan import Plan, sides
 from experiments.benchmarks.result_files import content, write
 from experiments.benchmarks.suites import suite_of
-from experiments.tables import documents
 
 _SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
 _AGAINST = flags.DEFINE_list(
@@ -77,12 +76,12 @@ _EXECUTIONS = flags.DEFINE_list(
 _CONFIG = flags.DEFINE_string(
     "config", "configs/quickstart.py", "With --suite=sweep and --suite=start: what to train."
 )
-_DOCUMENTS = flags.DEFINE_list("documents", [], f"{documents.HELP} Nothing is timed.")
+_DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothing is timed.")
 
 
 def bench() -> None:
     if _DOCUMENTS.value:
-        print(documents.said(documents.rewrite(_DOCUMENTS.value, tables.fill)))
+        print(marked_documents.said(marked_documents.rewrite(_DOCUMENTS.value, tables.fill)))
         return
     if _SUITE.value != "sweep":
         cli.refuse_ignored(("sizes", "trials", "steps", "executions"), "it goes with --suite=sweep")

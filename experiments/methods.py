@@ -13,10 +13,9 @@ cost of a step from `experiments/results/bench/methods.json`, where it was measu
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, marked_documents
 from experiments.catalogue import catalogue, formats
 from experiments.catalogue.sizes import SHAPE, shape_of
-from experiments.tables import documents
 
 _SHAPE = flags.DEFINE_string(
     "shape", None, f"The matrix to adapt, INPUTSxOUTPUTS. The default is {SHAPE}."
@@ -29,7 +28,7 @@ _MODEL = flags.DEFINE_string(
 )
 _VARIANT = flags.DEFINE_list("variant", [], "Further methods, such as my_package.my_variant.")
 _FORMAT = flags.DEFINE_enum("format", "text", formats.FORMATS, "The format of the tables.")
-_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
+_DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
 
 def methods() -> None:
@@ -42,8 +41,8 @@ def methods() -> None:
             )
         shipped = catalogue.of_matrix(shape_of(SHAPE))
         print(
-            documents.said(
-                documents.rewrite(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
+            marked_documents.said(
+                marked_documents.rewrite(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
             )
         )
         return

@@ -12,14 +12,13 @@ from absl import flags
 from rich.console import Console
 
 from configs import quickstart
-from experiments import cli
+from experiments import cli, marked_documents
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.quickstart_table import Trained, fill, show
 from experiments.runs.run import run
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.tables import documents
 from lora_jax.adapters.adapter_file import load_adapter
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder for the runs.")
@@ -34,7 +33,7 @@ _SIZE = flags.DEFINE_enum(
     ["full", "smoke"],
     "How long the runs are: full takes minutes; smoke takes seconds.",
 )
-_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
+_DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
 
 def compare() -> None:
@@ -43,7 +42,7 @@ def compare() -> None:
         raise ValueError(
             "--documents writes the table of the default --model and --size: leave both out"
         )
-    documents.files(_DOCUMENTS.value)  # a wrong name is said before minutes of training
+    marked_documents.files(_DOCUMENTS.value)  # a wrong name is said before minutes of training
     announce()
     head, lora = _train("head_only"), _train("lora")
     console = Console()
@@ -51,7 +50,11 @@ def compare() -> None:
     for what, file in (("record: ", "record.json"), ("adapter:", "adapter.safetensors")):
         console.print(f"{what} {_folder('lora') / file}", soft_wrap=True)
     if _DOCUMENTS.value:
-        print(documents.said(documents.rewrite(_DOCUMENTS.value, lambda text: fill(text, rows))))
+        print(
+            marked_documents.said(
+                marked_documents.rewrite(_DOCUMENTS.value, lambda text: fill(text, rows))
+            )
+        )
 
 
 def _train(name: str) -> Trained:

@@ -10,17 +10,18 @@ file.
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, marked_documents
 from experiments.catalogue import settings_table
-from experiments.tables import documents
 from lora_jax.text_table import text_table
 
-_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
+_DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
 
 def settings() -> None:
     if _DOCUMENTS.value:
-        print(documents.said(documents.rewrite(_DOCUMENTS.value, settings_table.fill)))
+        print(
+            marked_documents.said(marked_documents.rewrite(_DOCUMENTS.value, settings_table.fill))
+        )
         return
     print(text_table(settings_table.HEADS, [list(row) for row in settings_table.rows()]))
 

@@ -7,14 +7,15 @@ Records may lie anywhere below the folder. A cell is `ours / published`; the num
 is the number of runs behind ours.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, marked_documents
 from experiments.analysis import recorded_runs
-from experiments.tables import documents, formats
-from experiments.tables.config_tables import RESULTS, fill, names, render_table
+from experiments.tables import formats
+from experiments.tables.config_tables import RESULTS, names, render_table
 
 _TABLE = flags.DEFINE_string(
     "table", None, "The name of a config file with a table, for example lora_table2."
@@ -27,19 +28,19 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Only this model of the table. The default is all models."
 )
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Show only runs of this size.")
-_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
+_DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
 
 def show() -> None:
     results = Path(str(_RESULTS.value))
     if _DOCUMENTS.value:
         cli.refuse_ignored(("table", "format", "model", "size"), "--documents writes whole tables")
-        changed = documents.rewrite(
-            _DOCUMENTS.value,
-            lambda text: fill(text, lambda name: render_table(name, results, "markdown")),
+        make = functools.partial(render_table, results=results, form="markdown")
+        changed = marked_documents.rewrite(
+            _DOCUMENTS.value, lambda text: marked_documents.fill_blocks(text, "table", make)
         )
         _warn(results)
-        print(documents.said(changed))
+        print(marked_documents.said(changed))
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")

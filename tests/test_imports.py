@@ -52,6 +52,7 @@ ROOMS = (
     "experiments.command_environment",
     "experiments.command_names",
     "experiments.help_text",
+    "experiments.marked_documents",
     "experiments.compilation_cache",
     "experiments.distributed",
     "experiments.setup",

@@ -1,16 +1,15 @@
 """What was measured as Markdown, and a document's tables, made from committed results."""
 
 import json
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.results import Curve, Found, Measured
+from experiments.marked_documents import fill_blocks
 
 RESULTS = Path(__file__).parents[1] / "results" / "bench"
-MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 RATIOS = ("what", "ratio", "quartiles", "must be", "may reach")
 CURVES = ("of", "over", "from", "to", "exponent", "in theory")
 
@@ -53,12 +52,10 @@ def fill(text: str, results: Path = RESULTS) -> str:
       FileNotFoundError: a suite has no file.
     """
 
-    def table(match: re.Match[str]) -> str:
-        path = results / f"{match[2]}.json"
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return f"{match[1]}{summary(content)}\n{match[3]}"
+    def table(name: str) -> str:
+        return summary(json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
 
-    return MARKED.sub(table, text)
+    return fill_blocks(text, "bench", table)
 
 
 def _measured(content: Mapping[str, Any]) -> list[Measured]:

@@ -9,6 +9,7 @@ from typing import Any
 from experiments.catalogue.abilities import BY_DATA
 from experiments.catalogue.catalogue import Catalogue
 from experiments.catalogue.method import MOST_RANKS, Method
+from experiments.marked_documents import fill_blocks
 from experiments.tables import text_formats
 from experiments.tables.text_formats import Sheet
 from lora_jax.text_table import text_table
@@ -39,7 +40,6 @@ MADE_BY = (
     "Made by `python -m experiments.methods --documents=docs`. `--shape`, `--model` and "
     "`--variant` show other sizes, and your own methods."
 )
-MARKED = re.compile(r"(<!-- methods(: groups)? -->\n).*?(<!-- /methods -->)", re.DOTALL)
 
 
 def write(form: str, catalogue: Catalogue) -> str:
@@ -53,11 +53,10 @@ def fill(text: str, catalogue: Catalogue) -> str:
     After `<!-- methods: groups -->` stands a short table, which has names alone.
     """
 
-    def table(match: re.Match[str]) -> str:
-        made = _groups(catalogue) if match[2] else f"{_markdown(catalogue)}\n{MADE_BY}"
-        return f"{match[1]}{made}\n{match[3]}"
+    def table(name: str) -> str:
+        return _groups(catalogue) if name else f"{_markdown(catalogue)}\n{MADE_BY}"
 
-    return MARKED.sub(table, text)
+    return fill_blocks(text, "methods", table)
 
 
 def _text(catalogue: Catalogue) -> str:

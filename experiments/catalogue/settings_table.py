@@ -7,16 +7,15 @@ import ast
 import dataclasses
 import functools
 import inspect
-import re
 import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from configs import settings
+from experiments.marked_documents import fill_blocks
 
 KINDS = {"encoders": settings.ClassifierConfig, "decoders": settings.TextConfig}
 HEADS = ("key", "type", "default", "of", "meaning")
-MARKED = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
 NO_KEYS = ("plain", "settings")
 """Fields that are no keys of a config: the config as data, and a variant's own fields."""
 
@@ -56,7 +55,7 @@ def markdown() -> str:
 
 def fill(text: str) -> str:
     """A document with the table between `<!-- settings -->` and `<!-- /settings -->`."""
-    return MARKED.sub(lambda match: f"{match[1]}{markdown()}\n{match[2]}", text)
+    return fill_blocks(text, "settings", lambda _: markdown())
 
 
 def _section(key: str) -> str:

@@ -1,6 +1,5 @@
 """Show the quickstart's two runs: a table, and how each classifies three sentences."""
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments.marked_documents import fill_blocks
 from experiments.setup.experiment import Experiment
 from lora_jax import data
 from lora_jax.records import run_record
@@ -19,7 +19,6 @@ SENTENCES = (
     "not nearly as bad as its trailer suggests , and at times even moving .",
 )
 COLUMNS = ("model", "accuracy", "parameters", "trained in", "validated in")
-MARKED = re.compile(r"(<!-- quickstart -->\n).*?(<!-- /quickstart -->)", re.DOTALL)
 HEAD, LORA, MERGED = "base, trained head only", "LoRA", "LoRA, merged"
 
 
@@ -48,7 +47,7 @@ def fill(text: str, rows: Iterable[Sequence[str]]) -> str:
     """A document with the rows between `<!-- quickstart -->` and `<!-- /quickstart -->`."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     made = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return MARKED.sub(lambda match: f"{match[1]}{made}{match[2]}", text)
+    return fill_blocks(text, "quickstart", lambda _: made)
 
 
 def table(rows: Iterable[Sequence[str]]) -> Table:

@@ -1,9 +1,8 @@
-"""Write a table of a config's runs as text, and fill in the tables of a document."""
+"""Write a table of a config's runs as text."""
 
 import importlib
 import itertools
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,20 +170,3 @@ def _config_of(module: ModuleType, run: recorded_runs.Run) -> RunConfig | None:
         if Study(**config.study) == study:
             return of_record(plain(filled(config.to_dict())))
     return None
-
-
-def fill(text: str, make: Callable[[str], str]) -> str:
-    """Replace every table between `<!-- table: NAME -->` and `<!-- /table -->` in a text.
-
-    Args:
-      make: returns the table of a name.
-
-    Raises:
-      ValueError: a start or end marker without its partner.
-    """
-    opened = re.findall(r"<!-- table: (\w+) -->", text)
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
-    pairs = [match for match in pattern.finditer(text) if "<!-- table:" not in match[3]]
-    if not len(opened) == len(pairs) == text.count("<!-- /table -->"):
-        raise ValueError("table markers do not pair: <!-- table: NAME --> ... <!-- /table -->")
-    return pattern.sub(lambda match: f"{match[1]}{make(match[2]).strip()}\n{match[4]}", text)

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from experiments import marked_documents
 from experiments.benchmarks import tables
 from experiments.benchmarks.cases import Case, Contender, Goal
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Curve, Found, Measured
-from experiments.tables import documents
 
 MEASURED = Measured(
     "a group",
@@ -76,7 +76,7 @@ def test_a_document_gets_the_tables_of_its_markers(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_documents_have_the_committed_results(path):
-    texts = [each.read_text(encoding="utf-8") for each in documents.files()]
+    texts = [each.read_text(encoding="utf-8") for each in marked_documents.files()]
     marker = "methods" if path.stem == "methods" else f"bench: {path.stem}"
     (shows,) = [text for text in texts if f"<!-- {marker} -->" in text]
     assert tables.fill(shows) == shows

@@ -14,12 +14,12 @@ from make_fixtures.peft_methods import METHODS
 
 import lora_jax as lj
 import variants
+from experiments import marked_documents
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Found, Measured
 from experiments.catalogue import catalogue, formats, sizes, source, step_costs
 from experiments.catalogue.abilities import abilities
-from experiments.tables import documents
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.variant import Factors
 from variants.ia3 import IA3
@@ -34,7 +34,7 @@ def shipped():
 
 
 def test_documents_have_the_tables(shipped):
-    texts = [path.read_text(encoding="utf-8") for path in documents.files()]
+    texts = [path.read_text(encoding="utf-8") for path in marked_documents.files()]
     assert [text for text in texts if formats.fill(text, shipped) != text] == []
     for marker in ("<!-- methods -->", "<!-- methods: groups -->"):
         assert sum(text.count(marker) for text in texts) == 1

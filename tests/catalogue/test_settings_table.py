@@ -4,8 +4,8 @@ import dataclasses
 
 from configs import common, own_data, settings
 from configs.settings import fields_of
+from experiments import marked_documents
 from experiments.catalogue import settings_table
-from experiments.tables import documents
 
 
 def test_every_key_has_a_row_with_a_meaning():
@@ -37,6 +37,6 @@ def test_a_row_says_what_the_setting_is():
 
 
 def test_documents_have_the_table():
-    texts = [path.read_text(encoding="utf-8") for path in documents.files()]
+    texts = [path.read_text(encoding="utf-8") for path in marked_documents.files()]
     assert sum(text.count("<!-- settings -->") for text in texts) == 1
     assert [text for text in texts if settings_table.fill(text) != text] == []

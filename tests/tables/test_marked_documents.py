@@ -3,9 +3,9 @@
 import commands
 import pytest
 
+from experiments import marked_documents
 from experiments.benchmarks import tables
 from experiments.runs import quickstart_table
-from experiments.tables import documents
 
 
 def test_blocks_are_found_in_files_and_folders(tmp_path):
@@ -15,11 +15,11 @@ def test_blocks_are_found_in_files_and_folders(tmp_path):
     other.write_text("as it is", encoding="utf-8")
     (tmp_path / "docs/old.txt").write_text("old")
     paths = [other, tmp_path / "docs", page]
-    assert documents.files(paths) == [other, page]
+    assert marked_documents.files(paths) == [other, page]
     fill = lambda text: text.replace("old", "new")  # noqa: E731
-    assert documents.rewrite(paths, fill) == [page]
+    assert marked_documents.rewrite(paths, fill) == [page]
     assert page.read_text(encoding="utf-8") == "new é"
-    assert documents.rewrite(paths, fill) == []
+    assert marked_documents.rewrite(paths, fill) == []
     assert (tmp_path / "docs/old.txt").read_text() == "old"
 
 
@@ -32,17 +32,17 @@ def test_nothing_is_written_if_one_document_is_wrong(tmp_path):
     for name, text in (("a.md", "old"), ("b.md", "bad")):
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"b\.md: markers do not pair"):
-        documents.rewrite([tmp_path], fill)
+        marked_documents.rewrite([tmp_path], fill)
     assert (tmp_path / "a.md").read_text() == "old"
 
 
 def test_a_wrong_name_is_said_with_the_nearest(tmp_path):
     (tmp_path / "README.md").touch()
     with pytest.raises(ValueError, match=r"--documents=.*REDME.md is not there; .*'README.md'"):
-        documents.files([tmp_path / "REDME.md"])
+        marked_documents.files([tmp_path / "REDME.md"])
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"--documents=.*a.txt is no Markdown file"):
-        documents.files([tmp_path / "a.txt"])
+        marked_documents.files([tmp_path / "a.txt"])
 
 
 def test_the_quickstart_s_table_is_written_between_its_markers():
@@ -65,7 +65,10 @@ def test_the_commands_say_what_they_have_written(tmp_path):
     done = commands.run("experiments.bench", f"--documents={page}")
     assert (done.returncode, done.stdout) == (0, f"{page}: tables rewritten\n"), done.stderr
     assert "| 8 trials of 200 steps of 8x16 |" in page.read_text()
-    assert documents.said(documents.rewrite([page], tables.fill)) == "the tables are up to date"
+    assert (
+        marked_documents.said(marked_documents.rewrite([page], tables.fill))
+        == "the tables are up to date"
+    )
     done = commands.run("experiments.quickstart", "--size=smoke", f"--documents={page}")
     said = "--documents writes the table of the default --model and --size: leave both out"
     assert done.stderr == f"error: {said}\n"

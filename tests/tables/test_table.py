@@ -17,10 +17,11 @@ from commands import ROOT
 from fake_records import write
 from hypothesis import given, settings, strategies as st
 
+from experiments import marked_documents
 from experiments.analysis import collect_runs, published
 from experiments.analysis.collect_runs import Summary
 from experiments.analysis.labels import natural
-from experiments.tables import config_tables, documents, formats, text_formats
+from experiments.tables import config_tables, formats, text_formats
 from experiments.tables.cells import Block, Cell, Column, Row
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import seal
@@ -577,7 +578,9 @@ Between.
 def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
     def rewrite(path):
         make = functools.partial(config_tables.render_table, results=runs, form="markdown")
-        return documents.rewrite([path], lambda text: config_tables.fill(text, make))
+        return marked_documents.rewrite(
+            [path], lambda text: marked_documents.fill_blocks(text, "table", make)
+        )
 
     runs = tmp_path / "runs"
     write(tmp_path / "runs" / "0", "glue", "", {"matthews": 0.4}, parameters=221_184)
@@ -598,14 +601,16 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
 )
 def test_a_marker_without_its_other_half_is_an_error(text):
     with pytest.raises(ValueError, match="markers do not pair"):
-        config_tables.fill(text, lambda name: "")
+        marked_documents.fill_blocks(text, "table", lambda name: "")
 
 
 def test_the_tables_in_documents_are_those_of_the_committed_records():
     results = ROOT / config_tables.RESULTS
     make = functools.partial(config_tables.render_table, results=results, form="markdown")
-    texts = [path.read_text(encoding="utf-8") for path in documents.files()]
-    assert [text for text in texts if config_tables.fill(text, make) != text] == []
+    texts = [path.read_text(encoding="utf-8") for path in marked_documents.files()]
+    assert [
+        text for text in texts if marked_documents.fill_blocks(text, "table", make) != text
+    ] == []
 
 
 def test_the_command(base, tmp_path):

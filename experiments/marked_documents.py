@@ -4,12 +4,13 @@ A block begins with a marker such as `<!-- bench: train -->` and ends with `<!--
 lie in any Markdown file, so a page can be moved or divided without a change to the commands.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lora_jax.suggest import nearest_path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs")
 HELP = (
     "Rewrite this command's tables between the markers of these Markdown files, and of those in "
@@ -34,6 +35,28 @@ def files(paths: Iterable[Path | str] = DOCUMENTS) -> list[Path]:
             near = nearest_path(path, lambda each: each.is_dir() or each.suffix == ".md")
             raise ValueError(f"--documents={path} {wrong}{near}")
     return list(found)
+
+
+def fill_blocks(text: str, kind: str, make: Callable[[str], str]) -> str:
+    """A text whose blocks of one kind, such as `bench`, are made anew.
+
+    Args:
+      make: returns the block of a name, which is empty for the marker `<!-- bench -->`.
+
+    Raises:
+      ValueError: a marker that begins or ends a block without its partner, or from `make`.
+    """
+    begin, end = rf"<!-- {kind}(?:: ([^>]+))? -->\n", f"<!-- /{kind} -->"
+    found = list(re.finditer(rf"({begin})(.*?){end}", text, re.DOTALL))
+    whole = [match for match in found if not re.search(begin, match[3])]
+    if not len(re.findall(begin, text)) == len(whole) == text.count(end):
+        raise ValueError(f"markers do not pair: <!-- {kind} --> or <!-- {kind}: NAME --> ... {end}")
+    return re.sub(
+        rf"({begin}).*?{end}",
+        lambda match: f"{match[1]}{make(match[2] or '').strip()}\n{end}",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def rewrite(paths: Iterable[Path | str], fill: Callable[[str], str]) -> list[Path]:
