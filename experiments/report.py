@@ -1,6 +1,7 @@
 """Report which methods are better, by how much, and how certain that is, for all runs of a folder.
 
     python -m experiments.report --results=runs/against_lora --format=html --out=report.html
+    python -m experiments.report --documents=docs  # rewrites what committed studies found
 
 The runs may come from `experiments.tune`, which chooses settings on held-out examples, or from any
 grid of settings and seeds. The report takes the best setting of each method and states how many
@@ -21,16 +22,18 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, marked_documents
 from experiments.analysis import collect_runs, recorded_runs, select_runs, unfinished_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.reports import file, origin, registered
+from experiments.reports import file, origin, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.tables import config_tables
 from lora_jax.records.environment import environment
 
-_RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
+_RESULTS = flags.DEFINE_string(
+    "results", None, "The folder with the runs' records below it. Only --documents goes without it."
+)
 _FORMAT = flags.DEFINE_enum("format", "rich", file.FORMATS, "The format of the report.")
 _OUT = flags.DEFINE_string(
     "out",
@@ -57,9 +60,25 @@ _RESAMPLES = flags.DEFINE_integer(
     "resamples", RESAMPLES, "How many bootstrap resamples to draw.", lower_bound=100
 )
 _SEED = flags.DEFINE_integer("seed", 0, "The seed of the bootstrap resamples.")
+_DOCUMENTS = flags.DEFINE_list(
+    "documents", [], f"{marked_documents.HELP} They are of the committed studies."
+)
+
+OF_RUNS = (
+    "results", "format", "out", "table", "size", "reference", "varies", "figures", "resamples",
+    "seed",
+)  # fmt: skip
+"""The flags that --documents would ignore."""
 
 
 def report() -> None:
+    if _DOCUMENTS.value:
+        cli.refuse_ignored(OF_RUNS, "--documents writes what committed studies found")
+        changed = marked_documents.rewrite(_DOCUMENTS.value, study_blocks.fill)
+        print(marked_documents.said(changed))
+        return
+    if _RESULTS.value is None:
+        raise ValueError("--results is missing: the folder with the runs' records below it")
     out = None if _OUT.value is None else Path(_OUT.value)
     if out is not None:
         file.require_replaceable(out, _FORMAT.value)
@@ -142,5 +161,4 @@ def apart(lost: Sequence[unfinished_runs.Unfinished]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["results"])
     cli.main(report)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from fake_records import write
 
-from experiments import tune
+from experiments import marked_documents, tune
 from experiments.analysis import recorded_runs
-from experiments.reports import registered
+from experiments.reports import registered, study_blocks
 from experiments.reports.verdict import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
@@ -156,3 +156,19 @@ def test_a_study_without_its_reference_compares_nothing_and_says_so(study):
 def test_runs_that_chose_a_rate_are_no_result(study):
     (one,) = found(study, lambda runs: [run for run in runs if run.record.seed == TUNING])
     assert one.methods == () and "0 of 48 scored runs" in one.caveat
+
+
+def test_a_document_s_block_has_the_verdict_the_gains_and_what_must_be_known(study):
+    made = study_blocks.block(study, "smoke")
+    (one,) = found(study)
+    assert made.startswith(sentence(one))
+    assert f"| DoRA | better | {one.methods[0].mean:+.2f} |" in made
+    assert "Stated before: DoRA is better." in made
+
+
+def test_documents_have_the_blocks_of_committed_studies():
+    for path in marked_documents.files():
+        text = path.read_text(encoding="utf-8")
+        assert study_blocks.fill(text) == text, path
+    with pytest.raises(ValueError, match="has 0 registered studies, not one"):
+        study_blocks.fill("<!-- study: bench -->\n<!-- /study -->\n")
