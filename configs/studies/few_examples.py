@@ -36,7 +36,7 @@ TABLE = common_tasks.table(
     rows=dict.fromkeys(ROWS, ""),
     models=("minilm",),
     columns=tuple(
-        (f"{common_tasks.TITLES[task]}, {examples}", f"{task}_{examples}", metric)
+        (f"{common_tasks.TITLES[task]} with {examples}", f"{task}_{examples}", metric)
         for task in TASKS
         for examples in EXAMPLES
         for metric in [common_tasks.METRICS.get(task, "accuracy")]

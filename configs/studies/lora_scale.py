@@ -39,7 +39,7 @@ TABLE = common_tasks.table(
     rows=dict.fromkeys(ROWS, ""),
     models=("minilm",),
     columns=tuple(
-        (f"{common_tasks.TITLES[task]}, r={rank}", f"{task}_{rank}", metric)
+        (f"{common_tasks.TITLES[task]} r={rank}", f"{task}_{rank}", metric)
         for task in TASKS
         for rank in RANKS
         for metric in [common_tasks.METRICS.get(task, "accuracy")]

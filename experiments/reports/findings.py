@@ -7,6 +7,7 @@ tests of pairs, one for each task.
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from experiments.analysis import recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method
@@ -94,6 +95,7 @@ def of_gains(
     level: float = significance.LEVEL,
     unit: str = "points",
     notes: Sequence[str] = (),
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> Findings:
     """The findings of a study whose methods were compared over all its tasks.
 
@@ -103,11 +105,12 @@ def of_gains(
       margin: of equivalence, in the unit.
       level: of the intervals and of both families of tests.
       notes: on what was left out.
+      headings: of tasks, by their names; others have the usual ones.
     """
     found = [
         Finding(
             gain.label,
-            {heading(task): each for task, each in gain.by_task.items()},
+            {headings.get(task) or heading(task): each for task, each in gain.by_task.items()},
             {},
             gain.over_tasks,
             gain.verdict,

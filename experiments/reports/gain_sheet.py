@@ -10,8 +10,9 @@ from experiments.tables.text_formats import Sheet
 NOTE = (
     "A mean gain is over all tasks, with the same weight. p (Holm) is that of no difference, in "
     "the family of all methods; the p of equivalence is that of two one-sided tests against the "
-    "margin. The upper bound is one-sided. Detectable is the smallest difference that the test "
-    "would find with a power of 80%. Such tasks: the mean of all tasks of which these are a "
+    "margin; if it is small, a method that is better or worse is so by less than the margin. The "
+    "upper bound is one-sided. Detectable is the smallest difference that the test would find with "
+    "a power of 80%. Such tasks: the mean of all tasks of which these are a "
     "sample, by a random-effects model. All these numbers are of the rates that were chosen, whose "
     "choice has noise of its own, and of these development sets. They generalise over seeds: "
     "other training sentences, orders and first weights. With 10 seeds of a task, false claims can "

@@ -69,6 +69,7 @@ def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
         level=protocol.level,
         unit=units.pop() if len(units) == 1 else "points",
         notes=notes,
+        headings={task: title for title, task, _ in shown["columns"]},
     )
     asked = findings.questions(shown["questions"], said, protocol.reference)
     return dataclasses.replace(said, questions=asked, caveat=_caveat(kept))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.reports.findings import Findings
+from experiments.reports.findings import Finding, Findings
 
 MOST_NAMES = 6
 """More methods with a verdict than these are counted, not named."""
@@ -21,7 +21,7 @@ def _decided(found: Findings) -> str:
         return _of_tasks(found)
     named: dict[str, list[str]] = {verdict: [] for verdict in (*ORDER, "")}
     for each in found.methods:
-        named[each.verdict].append(each.label)
+        named[each.verdict].append(each.label + _by_little(each, found))
     where = f"on {found.tasks[0]}"
     if len(found.tasks) > 1:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
@@ -30,6 +30,14 @@ def _decided(found: Findings) -> str:
     parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
     said = _list([part for part in parts if part])
     return f"{begin}, with {_seeds(found)}, {said}.{_no_margin(found)}"
+
+
+def _by_little(each: Finding, found: Findings) -> str:
+    """What follows the name of a method that is better or worse, but within the margin."""
+    shown = None if each.gain is None else each.gain.equivalent
+    if each.verdict not in ("better", "worse") or shown is None or shown >= found.level:
+        return ""
+    return f" by less than {_points(found.margin)}"
 
 
 def _of_tasks(found: Findings) -> str:
@@ -53,11 +61,15 @@ def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:
     is_are = "is" if len(names) == 1 else "are"
     what = verdict
     if verdict == "equivalent" and margin is not None:
-        what = f"equivalent within ±{margin:g} {'point' if margin == 1 else 'points'}"
+        what = f"equivalent within ±{_points(margin)}"
     text = f"{len(names)} {is_are} {what}"
     if verdict != "undecided" and len(names) <= MOST_NAMES:
         text += f" ({', '.join(names)})"
     return text
+
+
+def _points(margin: float | None) -> str:
+    return f"{margin:g} {'point' if margin == 1 else 'points'}"
 
 
 def _no_margin(found: Findings) -> str:

@@ -151,7 +151,8 @@ def _train(
                 state = dataclasses.replace(state, trainable=evaluated(state))
                 call = group.call(place, state.trainable)
                 own = group.own(place, state)
-                left = artifacts.save(experiments[number], own, folders[number], call)
+                mine = group.experiments[place]  # whose batches have the shapes that were scored
+                left = artifacts.save(mine, own, folders[number], call)
                 tracking.write(number, outcomes[number].steps, left.written, left.images)
                 end(number, "completed", note, left)
     except Exception as error:

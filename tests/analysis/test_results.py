@@ -15,10 +15,11 @@ from experiments.tables import config_tables
 from lora_jax.metrics import label_metrics
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
-STUDIES = sorted(path.parent for path in RESULTS.glob("*/study.json"))
+STUDIES = sorted(path.parent for path in RESULTS.rglob("study.json"))
+EACH = pytest.mark.parametrize("folder", STUDIES, ids=lambda it: it.relative_to(RESULTS).as_posix())
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+@EACH
 def test_scores_are_those_of_the_predictions(folder):
     for run in recorded_runs.find(folder):
         kept = predictions.read(run.folder)
@@ -50,20 +51,21 @@ def _softmax(logits):
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+@EACH
 def test_a_study_was_run_as_it_was_registered(folder):
     registered = registration.read(folder)
     assert registered is not None
     assert adherence(registered, recorded_runs.find(folder)).departures == ()
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+@EACH
 def test_a_study_can_be_reported(folder):
     runs = recorded_runs.find(folder)
     own, _ = select_runs.select(runs, None, "full")
-    assert choose_methods.contests(own, {}, config_tables.varied([folder.name]))
+    name = own[0].study.table
+    assert choose_methods.contests(own, {}, config_tables.varied([name]))
     (found,) = registered.found(folder, own)
-    assert found.title == folder.name
+    assert found.title == name and folder.is_relative_to(RESULTS / name)
 
 
 def test_development_sets_are_the_same_for_all():

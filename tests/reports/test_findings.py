@@ -33,6 +33,10 @@ def test_the_sentence_counts_methods_by_verdict_with_the_margin_and_n():
         "Of 8 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 12 to 20 seeds, none is "
         "better, none is worse, 7 are equivalent within ±1 point and 1 is undecided."
     )
+    small = dataclasses.replace(gain("x", "worse", mean=-0.9), equivalent=0.04)
+    assert "none is better and 2 are worse (X by less than 1 point, A)." in sentence(
+        study([gain("a", "worse"), small])
+    )
     assert sentence(study([])) == "Nothing could be compared with LoRA."
 
 
@@ -85,7 +89,7 @@ def test_a_question_has_a_figure_of_its_rows_in_their_order():
 def test_the_table_of_gains_has_every_number():
     sheet = gain_sheet.gain_sheet(GAINS, "title", 0.05)
     assert sheet.rows[0] == [
-        "B", "better", "+2.50", "[+2.00, +3.00]", "<0.001", "0.020", "+2.90", "0.75", "–", "20",
+        "B", "better", "+2.50", "[+2.00, +3.00]", "<0.001", "0.900", "+2.90", "0.75", "–", "20",
     ]  # fmt: skip
     assert [row[0] for row in sheet.rows] == ["B", "C", "D", "A"]
     lone = dataclasses.replace(
@@ -129,7 +133,7 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     numbers = [float(first[key]) for key in ("difference", "low", "high", "p")]
     np.testing.assert_allclose(numbers, [2.5, 2.0, 3.0, 0.25])
     keys = ("p_holm", "p_equivalent", "upper", "detectable", "margin")
-    np.testing.assert_allclose([float(first[key]) for key in keys], [4e-4, 0.02, 2.9, 0.75, 1.0])
+    np.testing.assert_allclose([float(first[key]) for key in keys], [4e-4, 0.9, 2.9, 0.75, 1.0])
     assert lines[1]["task"] != "all tasks" and not any(lines[1][key] for key in keys)
     assert [line["method"] for line in lines[::3]] == ["b", "c", "d", "a"]
 

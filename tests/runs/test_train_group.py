@@ -16,6 +16,7 @@ from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups, program_key
+from lora_jax import data
 from lora_jax.records import metrics_log, run_record
 from lora_jax.training.masking import union
 from variants import make as make_variant
@@ -210,6 +211,23 @@ KINDS = (
     ("up/kernel", {"name": "vera"}),
     ("down/kernel", {"name": "full"}),
 )
+
+
+def test_predictions_are_of_the_batches_that_were_scored(config_of, tmp_path, monkeypatch):
+    """Other shapes round otherwise, and are compiled anew."""
+    many = {"data__train": 8, "data__max_length": 64, "data__buckets": 3}
+    lengths, plan = set(), data.eval_plan
+
+    def noted(each, batch_size, boundaries):
+        lengths.add(boundaries)
+        return plan(each, batch_size, boundaries)
+
+    monkeypatch.setattr(data, "eval_plan", noted)
+    configs = [config_of(seed=each, data__draw=each, **many) for each in range(3)]
+    alone = {build(each).texts.boundaries for each in configs}
+    records = run.run_together(configs, folders(tmp_path, 3))
+    assert [each.status for each in records] == ["completed"] * 3
+    assert len(lengths) == 1 and len(alone) > 1
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ def gain(key, verdict, mean=None):
     centre = MEANS[verdict] if mean is None else mean
     by_task = {task: estimate(centre + at, 1.0) for at, task in enumerate(TASKS)}
     whole = estimate(centre + 0.5)
+    within = 0.02 if verdict == "equivalent" else 0.9
     return Gain(
-        key, key.upper(), by_task, whole, None, 0.0004, 0.02, centre + 0.9, 0.75, verdict
+        key, key.upper(), by_task, whole, None, 0.0004, within, centre + 0.9, 0.75, verdict
     )  # fmt: skip
 
 
