@@ -81,7 +81,7 @@ _DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothin
 
 def bench() -> None:
     if _DOCUMENTS.value:
-        print(marked_documents.said(marked_documents.rewrite(_DOCUMENTS.value, tables.fill)))
+        marked_documents.update(_DOCUMENTS.value, tables.fill)
         return
     if _SUITE.value != "sweep":
         cli.refuse_ignored(("sizes", "trials", "steps", "executions"), "it goes with --suite=sweep")

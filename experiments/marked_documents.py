@@ -85,3 +85,8 @@ def said(changed: Iterable[Path]) -> str:
     """What a command prints after `rewrite`: a line for each document that it changed."""
     lines = [f"{path}: tables rewritten" for path in changed]
     return "\n".join(lines) or "the tables are up to date"
+
+
+def update(paths: Iterable[Path | str], fill: Callable[[str], str]) -> None:
+    """`rewrite`, and print which documents it changed."""
+    print(said(rewrite(paths, fill)))

@@ -40,11 +40,7 @@ def methods() -> None:
                 f"--{others[0].name} out"
             )
         shipped = catalogue.of_matrix(shape_of(SHAPE))
-        print(
-            marked_documents.said(
-                marked_documents.rewrite(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
-            )
-        )
+        marked_documents.update(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
         return
     own = list(_VARIANT.value)
     if _MODEL.value is None:

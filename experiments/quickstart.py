@@ -50,11 +50,7 @@ def compare() -> None:
     for what, file in (("record: ", "record.json"), ("adapter:", "adapter.safetensors")):
         console.print(f"{what} {_folder('lora') / file}", soft_wrap=True)
     if _DOCUMENTS.value:
-        print(
-            marked_documents.said(
-                marked_documents.rewrite(_DOCUMENTS.value, lambda text: fill(text, rows))
-            )
-        )
+        marked_documents.update(_DOCUMENTS.value, lambda text: fill(text, rows))
 
 
 def _train(name: str) -> Trained:

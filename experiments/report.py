@@ -74,8 +74,7 @@ OF_RUNS = (
 def report() -> None:
     if _DOCUMENTS.value:
         cli.refuse_ignored(OF_RUNS, "--documents writes what committed studies found")
-        changed = marked_documents.rewrite(_DOCUMENTS.value, study_blocks.fill)
-        print(marked_documents.said(changed))
+        marked_documents.update(_DOCUMENTS.value, study_blocks.fill)
         return
     if _RESULTS.value is None:
         raise ValueError("--results is missing: the folder with the runs' records below it")

@@ -19,9 +19,7 @@ _DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
 def settings() -> None:
     if _DOCUMENTS.value:
-        print(
-            marked_documents.said(marked_documents.rewrite(_DOCUMENTS.value, settings_table.fill))
-        )
+        marked_documents.update(_DOCUMENTS.value, settings_table.fill)
         return
     print(text_table(settings_table.HEADS, [list(row) for row in settings_table.rows()]))
 

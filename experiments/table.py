@@ -36,11 +36,10 @@ def show() -> None:
     if _DOCUMENTS.value:
         cli.refuse_ignored(("table", "format", "model", "size"), "--documents writes whole tables")
         make = functools.partial(render_table, results=results, form="markdown")
-        changed = marked_documents.rewrite(
+        marked_documents.update(
             _DOCUMENTS.value, lambda text: marked_documents.fill_blocks(text, "table", make)
         )
         _warn(results)
-        print(marked_documents.said(changed))
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")

@@ -8,6 +8,7 @@ r"""With few examples, does LoRA do as well as full fine-tuning, BitFit, or a he
 Methods, batches and rates are those of `against_lora`. Each number of examples is a study of its
 own, because a mean over them could hide a gain with few and a loss with many. Each rate is chosen
 on 1,000 held-out sentences: who has only 32 has no such choice, so scores are of well chosen rates.
+Each run takes STEPS steps, which no pilot has settled yet: that comes before a registration.
 """
 
 from ml_collections import ConfigDict

@@ -1,33 +1,54 @@
 """What registered studies found, as blocks of the project's documents."""
 
+import dataclasses
 from pathlib import Path
 
 from experiments.analysis import recorded_runs, select_runs
+from experiments.analysis.labels import natural
 from experiments.marked_documents import fill_blocks
 from experiments.reports import registered
+from experiments.reports.findings import Findings
 from experiments.reports.verdict import sentence
+from experiments.studies.registration import FILE
 from experiments.tables import text_formats
 from experiments.tables.config_tables import RESULTS, ROOT
+from experiments.tables.text_formats import Sheet
 
 
 def fill(text: str, results: Path = ROOT / RESULTS) -> str:
-    """A text whose blocks, such as that of `<!-- study: lora_scale/8 -->`, are made anew.
+    """A text whose blocks, such as that of `<!-- study: lora_scale -->`, are made anew.
 
     Args:
       results: the folder that has the folders of studies; a block's name is one of these.
 
     Raises:
-      ValueError: a marker without its partner, or a name that is no folder of one study.
+      ValueError: a marker without its partner, or a name that is no folder of registered studies.
     """
     return fill_blocks(text, "study", lambda name: block(results / name))
 
 
 def block(folder: Path, size: str = "full") -> str:
-    """The verdict of a registered study, its gains, and what must be known of them, as Markdown."""
+    """The verdict and the gains of each registered study in or below a folder, as Markdown."""
+    names = natural(each.parent.relative_to(folder).as_posix() for each in folder.rglob(FILE))
+    if not names:
+        raise ValueError(f"{folder} has no registered study")
+    studies = {name: _found(folder / name, size) for name in names}
+    if len(studies) == 1:
+        (study,) = studies.values()
+        return text_formats.markdown([study.sheet] if study.sheet else [], (), [sentence(study)])
+    verdicts = [f"{name}: {sentence(study)}" for name, study in studies.items()]
+    sheets = {name: study.sheet for name, study in studies.items() if study.sheet}
+    return text_formats.markdown([_together(sheets)] if sheets else [], (), verdicts)
+
+
+def _found(folder: Path, size: str) -> Findings:
     runs, _ = select_runs.select(recorded_runs.find(folder), None, size)
-    found = registered.found(folder, runs)
-    if len(found) != 1:
-        raise ValueError(f"{folder} has {len(found)} registered studies, not one")
-    (study,) = found
-    sheets = [study.sheet] if study.sheet else []
-    return text_formats.markdown(sheets, study.notes, [sentence(study)])
+    (study,) = registered.found(folder, runs)
+    return study
+
+
+def _together(sheets: dict[str, Sheet]) -> Sheet:
+    """One table of several studies, each with its name before its rows."""
+    first = next(iter(sheets.values()))
+    rows = [[name, *row] for name, sheet in sheets.items() for row in sheet.rows]
+    return dataclasses.replace(first, heads=("study", *first.heads), rows=rows)

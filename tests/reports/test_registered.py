@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 
 import numpy as np
 import pytest
@@ -158,17 +159,21 @@ def test_runs_that_chose_a_rate_are_no_result(study):
     assert one.methods == () and "0 of 48 scored runs" in one.caveat
 
 
-def test_a_document_s_block_has_the_verdict_the_gains_and_what_must_be_known(study):
-    made = study_blocks.block(study, "smoke")
+def test_a_document_s_block_has_the_verdict_and_the_gains(study, tmp_path):
     (one,) = found(study)
-    assert made.startswith(sentence(one))
-    assert f"| DoRA | better | {one.methods[0].mean:+.2f} |" in made
-    assert "Stated before: DoRA is better." in made
+    row = f"| DoRA | better | {one.methods[0].mean:+.2f} |"
+    made = study_blocks.block(study, "smoke")
+    assert made.startswith(sentence(one)) and f"\n{row}" in made
+    for name in ("8", "16"):
+        shutil.copytree(study, tmp_path / name)
+    made = study_blocks.block(tmp_path, "smoke")
+    assert made.index(f"8: {sentence(one)}") < made.index(f"16: {sentence(one)}")
+    assert made.index(f"\n| 8 {row}") < made.index(f"\n| 16 {row}") and made.count("---\n") < 2
 
 
 def test_documents_have_the_blocks_of_committed_studies():
     for path in marked_documents.files():
         text = path.read_text(encoding="utf-8")
         assert study_blocks.fill(text) == text, path
-    with pytest.raises(ValueError, match="has 0 registered studies, not one"):
+    with pytest.raises(ValueError, match="has no registered study"):
         study_blocks.fill("<!-- study: bench -->\n<!-- /study -->\n")
