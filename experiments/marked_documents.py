@@ -40,22 +40,24 @@ def files(paths: Iterable[Path | str] = DOCUMENTS) -> list[Path]:
 def fill_blocks(text: str, kind: str, make: Callable[[str], str]) -> str:
     """A text whose blocks of one kind, such as `bench`, are made anew.
 
+    A marker is a line of its own; one within a sentence only speaks of markers.
+
     Args:
       make: returns the block of a name, which is empty for the marker `<!-- bench -->`.
 
     Raises:
       ValueError: a marker that begins or ends a block without its partner, or from `make`.
     """
-    begin, end = rf"<!-- {kind}(?:: ([^>]+))? -->\n", f"<!-- /{kind} -->"
-    found = list(re.finditer(rf"({begin})(.*?){end}", text, re.DOTALL))
-    whole = [match for match in found if not re.search(begin, match[3])]
-    if not len(re.findall(begin, text)) == len(whole) == text.count(end):
-        raise ValueError(f"markers do not pair: <!-- {kind} --> or <!-- {kind}: NAME --> ... {end}")
-    return re.sub(
-        rf"({begin}).*?{end}",
-        lambda match: f"{match[1]}{make(match[2] or '').strip()}\n{end}",
-        text,
-        flags=re.DOTALL,
+    begin, end = rf"^<!-- {kind}(?:: ([^>]+))? -->\n", rf"^<!-- /{kind} -->$"
+    of_block = re.compile(rf"({begin})(.*?){end}", re.DOTALL | re.MULTILINE)
+    begins, ends = (re.findall(each, text, re.MULTILINE) for each in (begin, end))
+    found = of_block.finditer(text)
+    whole = [match for match in found if not re.search(begin, match[3], re.MULTILINE)]
+    if not len(begins) == len(whole) == len(ends):
+        marks = f"<!-- {kind} --> or <!-- {kind}: NAME --> ... <!-- /{kind} -->"
+        raise ValueError(f"markers do not pair: {marks}")
+    return of_block.sub(
+        lambda match: f"{match[1]}{make(match[2] or '').strip()}\n<!-- /{kind} -->", text
     )
 
 

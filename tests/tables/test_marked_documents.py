@@ -61,9 +61,11 @@ def test_the_quickstart_s_table_is_written_between_its_markers():
 
 def test_the_commands_say_what_they_have_written(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("<!-- bench: sweep -->\nold\n<!-- /bench -->\n")
+    spoken_of = "Between `<!-- bench: NAME -->` and\n`<!-- /bench -->`:\n"
+    page.write_text(f"{spoken_of}<!-- bench: sweep -->\nold\n<!-- /bench -->\n")
     done = commands.run("experiments.bench", f"--documents={page}")
     assert (done.returncode, done.stdout) == (0, f"{page}: tables rewritten\n"), done.stderr
+    assert page.read_text().startswith(f"{spoken_of}<!-- bench: sweep -->\n| group | what |")
     assert "| 8 trials of 200 steps of 8x16 |" in page.read_text()
     assert (
         marked_documents.said(marked_documents.rewrite([page], tables.fill))
