@@ -2,14 +2,15 @@ r"""Which methods differ from LoRA where a language model learns to answer quest
 
     python -m experiments.tune --study=against_lora_smollm2 --workdir=runs/against_lora_smollm2
 
-SmolLM2-135M-Instruct learns 400 questions of CommonsenseQA in one epoch, each answered by the words
-of the right option, and is scored by which of the five options has the highest likelihood: on 200
-held-out questions of the train part to choose a learning rate, then on the 300 of the validation
-part. Questions and model come from wheels, so that a package index is all that it needs.
+SmolLM2-135M-Instruct learns 400 questions of CommonsenseQA in two epochs, each answered by the
+words of the right option, and is scored by which of the five options has the highest likelihood: on
+200 held-out questions of the train part to choose a learning rate, then on the 300 of the
+validation part. Questions and model come from wheels, so that a package index is all that it needs.
 
-Rank 8 and alpha 16 on all seven linears (VeRA: rank 256; AdaLoRA: from 12 to a mean of 8), batches
-of 8, AdamW, a linear decay after a warm-up of 6%. Each seed draws its own questions, the same
-for all methods. Products round their operands to bfloat16 and sum in float32.
+Rank 8 and alpha 16 on all seven linears (VeRA: rank 256), batches of 8, AdamW, a linear decay
+after a warm-up of 6%. Each seed draws its own questions, the same for all methods. A language model
+has neither a head nor biases, so no row trains those alone. Products round their operands to
+bfloat16 and sum in float32.
 """
 
 from ml_collections import ConfigDict
@@ -18,17 +19,26 @@ from configs import common, common_tasks, common_texts
 from configs.studies import against_lora
 
 TASK = "commonsense_qa_texts"
-TRAIN, EPOCHS = 400, 1
-WITHOUT = ("head_only", "bitfit", "lora_float32")
-"""Rows of `against_lora` that are not tried: a language model has neither a head nor biases."""
-ROWS = tuple(row for row in against_lora.ROWS if row not in WITHOUT)
+TRAIN, EPOCHS = 400, 2
+PILOTS = (
+    "One seed (100), the middle rate of each method, 200 held-out questions, of which the model "
+    "answers 22.0% before training. Each score is a percentage, with a standard error of 3.4, and "
+    "the mean loss of the right words.",
+    "1 epoch: LoRA 33.5 (3.244), full 33.0 (3.169), VeRA 30.0 (3.679). 2 epochs: LoRA 38.0 "
+    "(3.249), full 39.5 (3.267). Scores rise in the second epoch and losses no longer fall, so 2; "
+    "VeRA's second was not tried.",
+    "A run of 2 epochs takes 8 minutes of one core of a Xeon, of VeRA 12. All 16 rows of "
+    "`against_lora` would take more hours than there are, so 6.",
+)
+"""What was tried before the first run of the study, and what followed from it."""
+ROWS = ("full", "lora", "lora_plus", "dora", "pissa", "vera")
 STUDY = {
     **against_lora.STUDY,
     "rows": ROWS,
     "columns": (TASK,),
     "tuning": {"held_out": 200, "seeds": (100,)},
     "claims": (against_lora.STUDY["claims"][0],),
-    "pilots": (),
+    "pilots": PILOTS,
 }
 ARGUMENTS = common_texts.arguments(task=(TASK,), row="lora", model=("smollm2",))
 TABLE = common_tasks.table(
