@@ -50,6 +50,7 @@ def save(
     state: TrainState,
     workdir: Path,
     call: Callable[[Batch], Array],
+    outputs: Mapping[str, np.ndarray],
 ) -> Left:
     """Write the adapter and the predictions of a run, and return its other results.
 
@@ -58,6 +59,7 @@ def save(
 
     Args:
       call: the adapted model, for the predictions.
+      outputs: those of `call` that are known already, by part.
     """
     meta = {"config": experiment.config.plain}
     trainable, variant_state = processes.whole((state.trainable, state.variant_state))
@@ -67,7 +69,7 @@ def save(
         shared=processes.whole(experiment.frozen.shared),
     )
     lj.save_adapter(workdir, trainable, frozen, meta)
-    save_predictions(experiment, workdir, call)
+    save_predictions(experiment, workdir, call, outputs)
     left = _written(experiment, state.trainable)
     pruned, smaller = lj.prune(trainable, frozen, variant_state)
     drops = smaller.spec != frozen.spec
@@ -83,11 +85,15 @@ def save(
 
 
 def save_predictions(
-    experiment: Experiment, workdir: Path, call: Callable[[Batch], Array]
+    experiment: Experiment,
+    workdir: Path,
+    call: Callable[[Batch], Array],
+    known: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Write the outputs of the adapted model for every part but the training one; return them."""
-    task, labels = experiment.texts.task, experiment.texts.labels
-    outputs = experiment.predictions(call, *task.extra, *task.unlabelled)
+    parts, labels = (*experiment.scored, *experiment.texts.task.unlabelled), experiment.texts.labels
+    others = experiment.predictions(call, *(part for part in parts if part not in known))
+    outputs = {**known, **others}
     if processes.writes():
         kept = {part: predictions.Predictions(each, labels(part)) for part, each in outputs.items()}
         predictions.write(workdir, kept)

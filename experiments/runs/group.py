@@ -25,12 +25,17 @@ from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_step
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import Trainable
 
+Outputs = dict[str, np.ndarray]
+"""A model's outputs for the examples of each part of the data that is scored."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Alone:
     """One trial, number 0; the numbers of its optimiser are constants of its program."""
 
     experiment: Experiment
+    outputs: dict[Experiment, Outputs] = dataclasses.field(default_factory=dict)
+    """The outputs of each trial at its newest evaluation, which `evaluate` leaves here."""
 
     @property
     def experiments(self) -> tuple[Experiment]:
@@ -50,7 +55,7 @@ class Alone:
 
     def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
         """The metrics of a trial's trainables."""
-        return self.experiment.evaluate(trainable)
+        return _evaluate(self, number, trainable)
 
     def own(self, number: int, state: TrainState) -> TrainState:
         """A trial's state in the shapes that it has alone."""
@@ -75,6 +80,7 @@ class Together:
     trainables: tuple[Trainable, ...]
     traced: trial_program.TracedStep
     """The step of all trials. A group of some of them has the same function, compiled once."""
+    outputs: dict[Experiment, Outputs] = dataclasses.field(default_factory=dict)
 
     def take(self, numbers: Sequence[int]) -> "Together":
         """The group of the trials with these numbers, in the same structure."""
@@ -112,7 +118,7 @@ class Together:
         return lambda batch: self.common.jitted(trainable, self.frozen[number], batch)
 
     def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
-        return self.experiments[number].score(self.call(number, trainable))
+        return _evaluate(self, number, trainable)
 
     def own(self, number: int, state: TrainState) -> TrainState:
         mine = self.experiments[number]
@@ -128,6 +134,13 @@ class Together:
         keep_best = self.experiments[0].config.train.select == "best"
         with Checkpoints(folder / "checkpoints") as checkpoints:
             yield ManyTrials(checkpoints, identity, keep_best)
+
+
+def _evaluate(group: Alone | Together, number: int, trainable: Trainable) -> dict[str, float]:
+    mine = group.experiments[number]
+    outputs = mine.predictions(group.call(number, trainable), *mine.scored)
+    group.outputs[mine] = outputs
+    return mine.texts.score(outputs)
 
 
 def _identity(experiment: Experiment) -> dict[str, str]:

@@ -37,8 +37,7 @@ def write(
     text = json.dumps(made_of, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / origin, text.encode())
     outputs = artifacts.save_predictions(experiment, folder, experiment.adapted_call(trainable))
-    scored = ("validation", *experiment.texts.task.extra)
-    scores = experiment.texts.score({part: outputs[part] for part in scored})
+    scores = experiment.texts.score({part: outputs[part] for part in experiment.scored})
     left = artifacts.NOTHING
     if isinstance(experiment.config, TextConfig):
         written, signatures = generated_texts.scores(experiment, trainable)

@@ -104,14 +104,19 @@ class Experiment:
 
     def score(self, call: Callable[[Batch], Array]) -> dict[str, float]:
         """The metrics of a jitted `call` on the validation part and the task's extra parts."""
-        return self.texts.score(self.predictions(call, *self.texts.task.extra))
+        return self.texts.score(self.predictions(call, *self.scored))
 
     def predictions(self, call: Callable[[Batch], Array], *parts: str) -> dict[str, np.ndarray]:
-        """The outputs of a jitted `call` for the examples of the validation part and of `parts`."""
+        """The outputs of a jitted `call` for the examples of each part."""
         return {
             name: self.texts.examples(name, self.outputs(call, self.texts.encoded[name]))
-            for name in ("validation", *parts)
+            for name in parts
         }
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The parts of the data whose outputs are scored."""
+        return "validation", *self.texts.task.extra
 
     def adapted_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The adapted model without dropout, as a function of a batch."""

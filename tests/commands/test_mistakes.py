@@ -20,9 +20,10 @@ from configs import glue
 from configs.settings import ModelSettings
 from experiments.runs import memory_line, run
 from experiments.runs.finished_run import open_run
+from experiments.runs.group import Alone
 from experiments.setup import from_config
 from experiments.setup.config import parse
-from experiments.setup.experiment import Experiment, build, predictor
+from experiments.setup.experiment import build, predictor
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
 from lora_jax.files.canonical_json import config_digest
@@ -119,15 +120,15 @@ def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    score = Experiment.evaluate
+    score = Alone.evaluate
 
-    def evaluate(experiment, trainable):
+    def evaluate(group, number, trainable):
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "config.json").write_text("another's")
-        return score(experiment, trainable)
+        return score(group, number, trainable)
 
-    monkeypatch.setattr(Experiment, "evaluate", evaluate)
+    monkeypatch.setattr(Alone, "evaluate", evaluate)
     with pytest.raises(LostFolderError, match="was removed or replaced during its run"):
         run.run(smoke(train__checkpoint_every=8), folder, audit=False)
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]

@@ -213,13 +213,13 @@ KINDS = (
 )
 
 
-def test_predictions_are_of_the_batches_that_were_scored(config_of, tmp_path, monkeypatch):
-    """Other shapes round otherwise, and are compiled anew."""
+def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
+    """They are not computed again: other shapes would round otherwise, and be compiled anew."""
     many = {"data__train": 8, "data__max_length": 64, "data__buckets": 3}
-    lengths, plan = set(), data.eval_plan
+    calls, plan = [], data.eval_plan
 
     def noted(each, batch_size, boundaries):
-        lengths.add(boundaries)
+        calls.append(boundaries)
         return plan(each, batch_size, boundaries)
 
     monkeypatch.setattr(data, "eval_plan", noted)
@@ -227,7 +227,8 @@ def test_predictions_are_of_the_batches_that_were_scored(config_of, tmp_path, mo
     alone = {build(each).texts.boundaries for each in configs}
     records = run.run_together(configs, folders(tmp_path, 3))
     assert [each.status for each in records] == ["completed"] * 3
-    assert len(lengths) == 1 and len(alone) > 1
+    assert len(calls) == sum(len(each.evaluations) for each in records)
+    assert len(set(calls)) == 1 and len(alone) > 1
 
 
 @pytest.mark.slow
