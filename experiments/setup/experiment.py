@@ -134,9 +134,6 @@ class Experiment:
         )
         return lambda batch: forward(params, *_inputs(batch))
 
-    def evaluate(self, trainable: Any) -> dict[str, float]:
-        return self.score(self.adapted_call(trainable))
-
     @cached_property
     def separated(self) -> lj.Frozen:
         """`frozen` in separate layers, as compiled programs take it (see `separate_layers`)."""

@@ -101,11 +101,13 @@ def measure(config: RunConfig) -> Estimate:
 
 def predictions(experiment: Experiment) -> Counter[int]:
     """How many batches a run predicts without training, by padded length."""
-    loop, task = experiment.loop, experiment.texts.task
+    loop, unlabelled = experiment.loop, experiment.texts.task.unlabelled
     times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
-    parts = dict.fromkeys(("validation", *task.extra), times + 1)  # and once to store them
+    if experiment.config.train.select == "best":
+        times += 1  # to store its outputs: they are kept of the last evaluation alone
+    parts = dict.fromkeys(experiment.scored, times)
     found = Counter[int]()
-    for part, count in {**parts, **dict.fromkeys(task.unlabelled, 1)}.items():
+    for part, count in {**parts, **dict.fromkeys(unlabelled, 1)}.items():
         for batch in _scored(experiment, part):
             found[batch.padded_length] += count
     return found

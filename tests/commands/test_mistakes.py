@@ -191,7 +191,7 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
     experiment = build(parse(config))
     trainable, _, meta = lj.load_adapter(trained, experiment.trainable, experiment.frozen)
     assert meta == {"config": config}
-    scores = experiment.evaluate(trainable)
+    scores = experiment.score(experiment.adapted_call(trainable))
     np.testing.assert_allclose(scores["accuracy"], record.metrics_last["accuracy"], atol=2e-3)
     np.testing.assert_allclose(scores["eval_loss"], record.metrics_last["eval_loss"], rtol=1e-4)
     merged = experiment.score(experiment.merged_call(trainable))
@@ -302,7 +302,8 @@ def test_every_variant_trains_by_its_name(name, storage, smoke, tmp_path):
     trainable, frozen, _ = lj.load_adapter(
         tmp_path / "run", experiment.trainable, experiment.frozen
     )
-    again = dataclasses.replace(experiment, frozen=frozen).evaluate(trainable)
+    mine = dataclasses.replace(experiment, frozen=frozen)
+    again = mine.score(mine.adapted_call(trainable))
     np.testing.assert_allclose(again["eval_loss"], record.metrics_last["eval_loss"], rtol=1e-5)
     if name == "adalora":
         assert record.ranks is not None

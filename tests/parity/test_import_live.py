@@ -45,7 +45,7 @@ def test_scores_are_torchs(tmp_path):
     with torch.no_grad():
         logits = model(**{name: torch.tensor(rows[name]).long() for name in names}).logits
     entropy = torch.nn.functional.cross_entropy(logits, torch.tensor(labels).long())
-    scores = run.evaluate(run.trainable)
+    scores = run.score(run.adapted_call(run.trainable))
     assert scores["eval_loss"] == pytest.approx(float(entropy), rel=1e-5)
     right = logits.argmax(1).numpy() == labels
     assert scores["accuracy"] == pytest.approx(right.mean())

@@ -119,7 +119,7 @@ def test_scores_on_real_data():
 
     predict = experiment.adapted_call
     before, ours = (
-        experiment.predictions(predict(each))["validation"]
+        experiment.predictions(predict(each), "validation")["validation"]
         for each in (experiment.trainable, state.trainable)
     )
     with torch.no_grad():

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from experiments.analysis import unfinished_runs
 from experiments.runs import quickstart_table, run
+from experiments.runs.group import Alone
 from experiments.setup import experiment
 from lora_jax import data
 from lora_jax.records import run_record
@@ -33,11 +34,11 @@ def failed(smoke, tmp_path_factory):
     """The folder of a run that failed at its evaluation, with a checkpoint of half its steps."""
     workdir = tmp_path_factory.mktemp("failed") / "run"
 
-    def broken(self, trainable):
+    def broken(self, number, trainable):
         raise RuntimeError("the disk is full")
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(experiment.Experiment, "evaluate", broken)
+        patch.setattr(Alone, "evaluate", broken)
         with pytest.raises(RuntimeError):
             run.run(smoke(), workdir)
     return workdir

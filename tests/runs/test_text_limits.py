@@ -59,7 +59,7 @@ def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(pla
     rows, _ = data.encode_options(experiment.texts.tokenizer, experiment.texts.task.validation, 62)
     assert rows.truncated == 0
     call = experiment.adapted_call(experiment.trainable)
-    found = experiment.predictions(call)["validation"]
+    found = experiment.predictions(call, "validation")["validation"]
     np.testing.assert_allclose(
         found, own_scores(experiment, experiment.trainable, "validation", 62), rtol=2e-4, atol=2e-4
     )

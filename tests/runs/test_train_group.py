@@ -11,12 +11,13 @@ import traced_batches
 
 from configs import quickstart
 from experiments.runs import predictions, run
-from experiments.runs.group import Together, with_equal_shapes
+from experiments.runs.group import Alone, Together, with_equal_shapes
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups, program_key
 from lora_jax import data
+from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.records import metrics_log, run_record
 from lora_jax.training.masking import union
 from variants import make as make_variant
@@ -216,6 +217,7 @@ KINDS = (
 def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     """They are not computed again: other shapes would round otherwise, and be compiled anew."""
     many = {"data__train": 8, "data__max_length": 64, "data__buckets": 3}
+    many["data__unlabelled"] = False
     calls, plan = [], data.eval_plan
 
     def noted(each, batch_size, boundaries):
@@ -229,6 +231,24 @@ def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     assert [each.status for each in records] == ["completed"] * 3
     assert len(calls) == sum(len(each.evaluations) for each in records)
     assert len(set(calls)) == 1 and len(alone) > 1
+
+
+def test_predictions_are_of_the_saved_state(config_of, tmp_path, monkeypatch):
+    """Of the best one, although a later one was scored last."""
+    evaluate, calls = Alone.evaluate, []
+
+    def worse(group, number, trainable):
+        calls.append(number)
+        return {**evaluate(group, number, trainable), "accuracy": 1 / len(calls)}
+
+    monkeypatch.setattr(Alone, "evaluate", worse)
+    config = config_of(data__train=32, train__select="best", train__evaluations=2)
+    record = run.run(config, tmp_path)
+    assert record.best_step < record.steps
+    mine = build(config)
+    trainable = load_adapter(tmp_path, mine.trainable, mine.frozen)[0]
+    expected = mine.predictions(mine.adapted_call(trainable), "validation")["validation"]
+    np.testing.assert_array_equal(predictions.read(tmp_path)["validation"].outputs, expected)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def assert_are_those_of_the_run(config):
         outputs = jax.eval_shape(run.adapted_call(run.trainable), batch)
         return np.zeros(outputs.shape, outputs.dtype)
 
-    run.predictions(call, *run.texts.task.extra, *run.texts.task.unlabelled)
+    run.predictions(call, *run.scored, *run.texts.task.unlabelled)
     lengths = [
         {batch["input_ids"].shape for batch in part} for part in (traced.trained, traced.scored)
     ]

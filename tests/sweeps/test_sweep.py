@@ -645,8 +645,8 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
     monkeypatch.setattr(time_estimate, "_cost", lambda *_: time_estimate.Cost(1e4, 1.0, 16))
     found = time_estimate.measure(config)
     assert found.program == 1e6 + 2 * 1e4
-    # 8 steps, the evaluation after the last, the predictions, and those of `more`: 5 batches each
-    assert found.trial == 1e3 + 8 + 5 + 5 + 5
+    # 8 steps, the evaluation after the last, and the predictions of `more`: 5 batches each
+    assert found.trial == 1e3 + 8 + 5 + 5
 
 
 @pytest.mark.parametrize("name", ["trials.json", "outcomes/seed=0.json"])
