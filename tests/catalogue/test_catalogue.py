@@ -42,7 +42,7 @@ def test_documents_have_the_tables(shipped):
 
 def test_the_short_table_has_every_method_once(shipped):
     marks = "<!-- methods: groups -->\n", "<!-- /methods -->"
-    made = formats.fill("old".join(marks), shipped).removeprefix(marks[0]).removesuffix(marks[1])
+    made = formats.fill("old\n".join(marks), shipped).removeprefix(marks[0]).removesuffix(marks[1])
     rows = dict(line.strip("| ").split(" | ") for line in made.splitlines()[2:])
     assert sorted(", ".join(rows.values()).split(", ")) == sorted(
         f"[{each.title}]({each.paper})" if each.paper else each.title for each in shipped.methods
