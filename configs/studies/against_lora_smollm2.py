@@ -22,13 +22,13 @@ TASK = "commonsense_qa_texts"
 TRAIN, EPOCHS = 400, 2
 PILOTS = (
     "One seed (100), the middle rate of each method, 200 held-out questions, of which the model "
-    "answers 22.0% before training. Each score is a percentage, with a standard error of 3.4, and "
+    "answers 22% before training. Each score is a percentage, with a standard error of 3.4, and "
     "the mean loss of the right words.",
     "1 epoch: LoRA 33.5 (3.244), full 33.0 (3.169), VeRA 30.0 (3.679). 2 epochs: LoRA 38.0 "
     "(3.249), full 39.5 (3.267). Scores rise in the second epoch and losses no longer fall, so 2; "
     "VeRA's second was not tried.",
-    "A run of 2 epochs takes 8 minutes of one core of a Xeon, of VeRA 12. All 16 rows of "
-    "`against_lora` would take more hours than there are, so 6.",
+    "A run of 2 epochs took 8 minutes of one core of a Xeon; VeRA's of 1 epoch took 11. All rows "
+    "of `against_lora` would take more hours than there are, so 6.",
 )
 """What was tried before the first run of the study, and what followed from it."""
 ROWS = ("full", "lora", "lora_plus", "dora", "pissa", "vera")

@@ -81,6 +81,7 @@ class Together:
     traced: trial_program.TracedStep
     """The step of all trials. A group of some of them has the same function, compiled once."""
     outputs: dict[Experiment, Outputs] = dataclasses.field(default_factory=dict)
+    """As in `Alone`; groups of some of these trials share it."""
 
     def take(self, numbers: Sequence[int]) -> "Together":
         """The group of the trials with these numbers, in the same structure."""

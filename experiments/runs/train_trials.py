@@ -152,8 +152,8 @@ def _train(
                 call = group.call(place, state.trainable)
                 own = group.own(place, state)
                 mine = group.experiments[place]  # whose batches have the shapes that were scored
-                last = (outcomes[number].evaluations or [{}])[-1].get("step")
-                scored = group.outputs.get(mine, {}) if last == int(state.step) else {}
+                is_last = int(state.step) == outcomes[number].steps
+                scored = group.outputs.get(mine, {}) if is_last else {}
                 left = artifacts.save(mine, own, folders[number], call, scored)
                 tracking.write(number, outcomes[number].steps, left.written, left.images)
                 end(number, "completed", note, left)
