@@ -33,6 +33,7 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
+from experiments.runs.interruption import between_programs
 from experiments.setup.config import parse, study_of
 from experiments.setup.config_files import studies
 from experiments.setup.from_config import make_any_task
@@ -111,10 +112,11 @@ def tune() -> None:
     announce()
     track = Track(trackers, group=workdir)
     how = jobs.How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
-    trainer = Trainer(workdir, protocol, how, adapters=bool(_ADAPTERS.value))
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
-    for task in _TASKS.value or protocol.columns:
-        trainer.task(cells[task], _METHODS.value)
+    with between_programs() as begin:
+        trainer = Trainer(workdir, protocol, how, bool(_ADAPTERS.value), begin)
+        for task in _TASKS.value or protocol.columns:
+            trainer.task(cells[task], _METHODS.value)
 
 
 def _require_reference(reference: str) -> None:

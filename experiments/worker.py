@@ -6,7 +6,7 @@ The sweep's launchers start this command. You can also run it on any machine tha
 folder; `experiments.sweep --launcher=print` prints the commands.
 
 Exit code 0 means that all these trials have completed, and 1 that one of them has not. After a
-SIGTERM during training, the state is saved and the code is 75: start the same command again.
+SIGTERM that comes before that, the state is saved and the code is 75: start the same command again.
 """
 
 import sys

@@ -14,6 +14,7 @@ from experiments.runs.folder_lock import Place
 from experiments.runs.group import Alone, Together, together
 from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.halving import Halving
+from experiments.runs.interruption import Interrupted
 from experiments.runs.progress_bar import bar
 from experiments.runs.rungs import Decision, of_trial
 from experiments.setup.experiment import Experiment
@@ -29,16 +30,6 @@ from lora_jax.training.loop import fit
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Execution, Program
-
-TEMPORARY_FAILURE = 75
-"""The exit code of a program that should be started again (EX_TEMPFAIL of sysexits.h)."""
-
-
-class Interrupted(SystemExit):
-    """A run got a SIGTERM and has saved its state; the program exits with TEMPORARY_FAILURE."""
-
-    def __init__(self) -> None:
-        super().__init__(TEMPORARY_FAILURE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Trainer:
     how: jobs.How = jobs.USUAL
     adapters: bool = True
     """Whether adapters stay; records and predictions always do."""
+    begin: Callable[[], None] = lambda: None
+    """Called before each program that trains (`experiments.runs.interruption`)."""
     say: Say = print
 
     def task(self, cells: Sequence[Cell], only: Sequence[str] = ()) -> None:
@@ -143,6 +145,7 @@ class Trainer:
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
                 continue
+            self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
+from experiments.runs.interruption import between_programs
 from experiments.runs.run import Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
@@ -155,6 +156,9 @@ def work(
 
     Args:
       wait: the seconds to wait for the locks of the trials, all in all; None for `GRACE`.
+
+    Raises:
+      Interrupted: a SIGTERM came before the last program had trained its trials.
     """
     with contextlib.ExitStack() as stack:
         mine, configs = list[Trial](), list[RunConfig]()
@@ -172,7 +176,9 @@ def work(
                 mine.append(trial)
             except Exception as error:
                 _failed(folder, name, error)
+        begin = stack.enter_context(between_programs())
         for numbers in groups(configs):
+            begin()
             _train(folder, [mine[number] for number in numbers], how, train)
         good = ("completed", "stopped") if how.halving else ("completed",)
         done = [trial for trial in mine if folder.state(trial).status in good]

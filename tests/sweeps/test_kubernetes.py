@@ -15,7 +15,7 @@ import yaml
 from absl.testing import flagsaver
 from job_controller import Ended
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import job_list, jobs
 from experiments.sweeps.launchers import kubernetes, kubernetes_flags
 from lora_jax.records import run_record

@@ -1,5 +1,6 @@
 """Sweeps without training: the folder, jobs, launchers, the check and what is shown."""
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 import small_model
 from rich.console import Console
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
+from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
 from experiments.sweeps.launchers import local, slurm
@@ -316,6 +317,25 @@ def test_a_worker_that_is_asked_to_end_leaves_its_trial_to_be_gone_on_with(tmp_p
         state = folder.state(trial)
         said = "its process, one with another trial, was asked to end by SIGTERM, and saved where"
         assert state.status == "killed" and state.note.startswith(said)
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_sigterm_after_training_ends_a_worker_before_its_next_program(tmp_path, late):
+    folder, found = sweep(tmp_path, "variant=lora,dora")
+    trained = []
+
+    def train(configs, folders, names, how):
+        trained.extend(names)
+        if len(trained) == late:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [ValueError("no result")] * len(names)
+
+    names = [trial.name for trial in found]
+    with contextlib.ExitStack() as stack:
+        if late < len(names):
+            stack.enter_context(pytest.raises(SystemExit, match="75"))
+        jobs.work(folder, names, train=train)
+    assert trained == names[:late]
 
 
 def test_what_each_process_gets(tmp_path):

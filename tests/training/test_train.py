@@ -379,6 +379,22 @@ def test_sigterm_is_told_after_the_step_that_it_came_in(tmp_path, signals):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_sigterm_after_the_last_step_is_for_the_handler_before():
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        with preemption.preemption() as interrupted:
+            assert not interrupted(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+        with preemption.preemption() as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupted(1)
+        assert told == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_in_another_thread_sigterm_is_what_it_was():
     before = signal.getsignal(signal.SIGTERM)
     with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:

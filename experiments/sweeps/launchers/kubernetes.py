@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import job_list, jobs
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files.atomic import write_atomically

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps.launchers import local
 
 
