@@ -287,6 +287,18 @@ def test_an_interrupted_run_saves_that_step_and_ends_with_the_same_bits(tmp_path
     assert_same_end(tmp_path, resumed, straight)
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_does_not_go_on_without_the_lines_that_it_has_written(tmp_path, straight, keep):
+    path = tmp_path / "metrics.jsonl"
+    fit(tmp_path, interrupted=lambda number: number == 8)
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]) if keep else b"")
+    with pytest.raises(ValueError, match=r"metrics.jsonl has lost lines .* step 8 was saved"):
+        fit(tmp_path)
+    path.write_bytes(whole)
+    assert_same_end(tmp_path, fit(tmp_path), straight)
+
+
 def test_a_resumed_run_keeps_what_the_audit_found(tmp_path):
     """It is not asked again; where nothing was saved yet, it is."""
     found = Audit(Finding("loss", 1e-7, 4e-6), 2, 3.0, 2.0, {})
