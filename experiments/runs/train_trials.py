@@ -21,6 +21,7 @@ from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
 from experiments.tracking.tracker import Status
 from experiments.tracking.tracking import NONE as NO_TRACKERS, Track, Tracking
+from lora_jax.error_text import first_line
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, last_check
 from lora_jax.sharding import memory
@@ -152,7 +153,7 @@ def _train(
         for number in experiments.keys() - ended.keys() - set(done):
             # Writing fails on a full disk or in a removed folder; the first error reports that.
             with contextlib.suppress(OSError, LostFolderError):
-                end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+                end(number, "failed", first_line(error))
         for place in places.values():
             place.require()
         raise

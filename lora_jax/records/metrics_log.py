@@ -21,8 +21,8 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
 
     A line is in the file once `write` returns. Its last key, "crc32", checks this line and all
     lines before it: `read_metrics` refuses a file in which a line was changed, dropped, doubled or
-    moved. Missing last lines are noticed only by who knows the check of the last one. Nor is a change of a file without checks (from an
-    earlier version) whose record has no seal either (see `read_metrics`).
+    moved. Missing last lines are noticed only by who knows the check of the last one. A change of a
+    file without checks (from an earlier version) is not noticed if its record has no seal either.
     With several processes, one writes: in the others, `enabled` is False and nothing happens.
     """
 
