@@ -26,7 +26,6 @@ from lora_jax.transform.placement import (
     Frozen,
     PyTree,
     Trainable,
-    Unadapted,
     fold_path,
     grouped,
     warn_of_doubts,
@@ -204,8 +203,7 @@ class Adapted:
         arrays = {**frozen.base, **trainable["params"]}
         for each in frozen.spec.placements:
             if each.storage is not None:
-                bare = dataclasses.replace(each, variant=Unadapted())
-                weight = weight_of(bare, {"adapters": {}}, frozen, None)
+                weight = weight_of(each.bare(), {"adapters": {}}, frozen, None)
                 arrays[each.use.path] = weight.dense(Factors({}, {}))
         return frozen.spec.tree(arrays)
 
