@@ -196,9 +196,10 @@ class Adapted:
         return frozen.spec.tree(arrays)
 
     def disable(self, trainable: Trainable, frozen: Frozen) -> PyTree:
-        """The plain parameters without the adapters: the base, bit by bit, as it is stored.
+        """The plain parameters without the adapters: the base, bit by bit.
 
-        Parameters trained in full have no base value left; they keep their trained values.
+        A quantised weight comes out dequantised. Parameters trained in full have no base value
+        left; they keep their trained values.
         """
         arrays = {**frozen.base, **trainable["params"]}
         for each in frozen.spec.placements:

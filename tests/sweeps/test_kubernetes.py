@@ -174,6 +174,18 @@ def test_flags_say_what_pods_get(given):
     assert (str(pods.folder), str(pods.mount)) == ("/data/cola", "/data")
 
 
+def test_the_image_of_the_documents_has_what_starts_a_worker():
+    """Its `python`, the first on PATH, is that of the environment; `command` skips ENTRYPOINT."""
+    page = commands.ROOT / "docs" / "guides" / "accelerators.md"
+    (image,) = re.findall(r"```text\n(FROM .*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    said = dict(re.findall(r"^(COPY|WORKDIR|RUN|ENV) (.*)$", image, re.MULTILINE))
+    environment = re.fullmatch(r"make (\S+)/installed", said["RUN"])
+    assert environment is not None
+    assert said["COPY"] == f". {said['WORKDIR']}"  # the project, which `-m` finds there
+    assert said["ENV"] == f"PATH={said['WORKDIR']}/{environment[1]}/bin:$PATH"
+    assert PODS.command[0] == "python"
+
+
 LABEL = "cloud.google.com/gke-tpu-accelerator"
 
 
