@@ -52,6 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.update({"experiment": "few_examples"})
     config.update({"study": {"table": "few_examples", "column": choice["task"]}})
     if choice["size"] != "smoke":
-        steps = {"max_steps": STEPS, "epochs": -(-STEPS * 16 // int(examples))}
-        config.update({"data": {"train": int(examples)}, "train": steps})
+        epochs = -(-STEPS * 16 // int(examples))
+        train = {"max_steps": STEPS, "epochs": epochs, "log_every": 50}
+        config.update({"data": {"train": int(examples)}, "train": train})
     return config
