@@ -23,6 +23,8 @@ from lora_jax.training.trial_program import Execution
 Job = list[Trial]
 
 GRACE = 10.0  # seconds to wait for a lock that a dying process of a killed sweep still holds
+LOCK_WAIT = 120
+"""The seconds to wait for the locks of a machine that died: as long as NFS keeps them."""
 
 
 @dataclasses.dataclass(frozen=True)
