@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
-from experiments.runs.run import Ended, run_together
+from experiments.runs.run import MISSING, Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.process_error import first_line
@@ -153,10 +153,14 @@ def work(
     """Train trials of a sweep's list, and return whether all of them are completed.
 
     An error in one trial does not affect the others, unless it ends their common program. Trials
-    that another process is training, and trials that have ended, are left alone.
+    that another process is training, and trials that have ended, are left alone. Only trials that
+    are halved train all together or not at all.
 
     Args:
       wait: the seconds to wait for the locks of the trials, all in all; None for `GRACE`.
+
+    Raises:
+      ValueError: a trial is missing, and they are to be halved; none has begun.
     """
     with contextlib.ExitStack() as stack:
         mine, configs = list[Trial](), list[RunConfig]()
@@ -166,6 +170,7 @@ def work(
                 left = until - time.monotonic()
                 stack.enter_context(lock(folder.lock(name), wait=left))
             except LockedError as error:
+                _require_none_missing(how, name, error)
                 print(f"{name}: {error}")
                 continue
             try:
@@ -173,12 +178,19 @@ def work(
                 configs.append(trial.config)
                 mine.append(trial)
             except Exception as error:
+                _require_none_missing(how, name, error)
                 _failed(folder, name, error)
         for numbers in groups(configs):
             _train(folder, [mine[number] for number in numbers], how, train)
         good = ("completed", "stopped") if how.halving else ("completed",)
         done = [trial for trial in mine if folder.state(trial).status in good]
     return len(done) == len(names)
+
+
+def _require_none_missing(how: How, name: str, error: Exception) -> None:
+    """Raise a ValueError if the trials are to be halved, which takes all of them."""
+    if how.halving:
+        raise ValueError(MISSING.format(name, error)) from error
 
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:

@@ -1,5 +1,6 @@
 """Sweeps without training: the folder, jobs, launchers, the check and what is shown."""
 
+import contextlib
 import io
 import json
 import os
@@ -103,6 +104,30 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
         assert not jobs.work(folder, ["seed=0", "seed=3"], train=trained)
     assert f"process {os.getpid()} on " in capsys.readouterr().out
     assert [folder.state(trial).status for trial in found] == ["interrupted", "completed"]
+
+
+@pytest.mark.parametrize("why", ["locked", "unknown"])
+def test_trials_that_are_halved_begin_all_together_or_not_at_all(tmp_path, why):
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    names, how = [trial.name for trial in found], jobs.How(halving=2)
+    with contextlib.ExitStack() as stack:
+        said = "has no trial 'seed=9'"
+        if why == "locked":
+            stack.enter_context(lock(folder.lock("seed=1")))
+            said = f"process {os.getpid()} on .* is working on {folder.path}"
+        names[1] = {"locked": "seed=1", "unknown": "seed=9"}[why]
+        line = f"^a halving has all of its trials .*, and {names[1]} is missing: .*{said}"
+        with pytest.raises(ValueError, match=line):
+            jobs.work(folder, names, how, train=pytest.fail, wait=0)
+    assert {folder.state(trial).status for trial in found} == {"waiting"}
+
+
+def test_trials_that_are_halved_get_no_process_without_the_one_that_failed(tmp_path):
+    folder, found = launcher_contract.sweep(tmp_path, "config.seed=5,3,4")
+    local.launch([found], folder, [local.Slot({}, ())], lambda: None, stub, whole=True)
+    states = [folder.state(trial) for trial in found]
+    assert [each.status for each in states] == ["killed", "waiting", "waiting"]
+    assert states[0].note.startswith("its process ended with code 1; ImportError: no such thing")
 
 
 def test_locks_die_with_their_processes(tmp_path):
