@@ -19,11 +19,15 @@ from experiments.sweeps.view import View
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-# Saves when it is asked to end, and has nothing left to do once it has saved so often.
+# Saves when it is asked to end, and has nothing left to do once it has saved so often. Where its
+# parent is to ask it, it also dies once, in the end.
 WORKER = """
 import os, pathlib, signal, sys
 _, saved, times, begun, *_ = sys.argv
 done = len(pathlib.Path(saved).read_text()) if os.path.exists(saved) else 0
+if done == int(times) and begun == "parent" and not os.path.exists(f"{saved}.died"):
+    open(f"{saved}.died", "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
 if done == int(times):
     sys.exit()
 def save(*_):
@@ -150,16 +154,16 @@ def ray(monkeypatch):
 
 
 def test_a_job_of_ray_that_saved_has_not_failed(tmp_path, ray, capsys):
-    """Its machine asks it to end more often than it may fail."""
+    """Its machine asks it to end more often than it may fail; then it fails, and begins again."""
     folder, found = launcher_contract.sweep(tmp_path, "config.seed=0")
-    times = 3
 
     def command(folder, job):
-        return worker(tmp_path / "saved", times, "parent")
+        return worker(tmp_path / "saved", 3, "parent")
 
-    ray_jobs.launch([found], folder, ray, ray_cluster.Demand(), 0, lambda: None, command)
-    assert (tmp_path / "saved").read_text() == "x" * times
-    assert "begins again" not in capsys.readouterr().out
+    ray_jobs.launch([found], folder, ray, ray_cluster.Demand(), 1, lambda: None, command)
+    assert (tmp_path / "saved").read_text() == "xxx"
+    assert capsys.readouterr().out.count("its job begins again") == 1
+    assert folder.state(found[0]).note.startswith("its process ended with code 0; ")
 
 
 def test_a_second_sigterm_does_not_cut_the_saving_short():
