@@ -183,7 +183,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         if todo := _todo(whole, folder, how):
             with view.shown():
                 command = functools.partial(jobs.command, how=how)
-                local.launch(todo, folder, machine, view.update, command)
+                local.launch(todo, folder, machine, view.update, command, bool(halving))
         view.update(now=True)
 
     with folder.held(None):

@@ -33,6 +33,8 @@ Ended = run_record.Record | Exception
 Say = Callable[[str], None]
 UNSEALED = "record.json has no seal (of an earlier version): a changed number would not be seen"
 """The message for a completed run whose record cannot be checked for changes."""
+MISSING = "a halving has all of its trials or does not begin, and {} is missing: {}"
+"""The message for a halving of which a trial cannot be trained, and why."""
 NO_GAIN = (
     "config.model.products=bfloat16 rounds, but gains no speed: this machine has no unit for such "
     "products (AMX or AVX512_BF16 of CPUs, tensor cores of GPUs)"
@@ -116,7 +118,7 @@ def run_together(
         return [ended[0]]
     with preemption() as interrupted, alone_in(folders) as busy:
         order = Order(label, execution, audit, interrupted, started, halving, track)
-        if len(configs) > 1:
+        if len(configs) > 1 or halving:
             return _run_group(configs, folders, left, say, order, busy)
         # Another process may have completed the run in between.
         ended = dict(busy) or _ended(configs, folders, left)
@@ -153,6 +155,9 @@ def _run_group(
             )
             wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
             return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+        if order.halving and (missing := _missing(folders, experiments, wrong | ended)):
+            error = ValueError(MISSING.format(*missing))
+            return [ended.get(number, error) for number in range(len(configs))]
         if not home.trials:
             home.begin(list(experiments))
         ended = wrong | ended
@@ -165,6 +170,19 @@ def _run_group(
         others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
         ended |= dict(zip(rest, _run_group(*mine, left, say, order, others), strict=True))
     return [ended[number] for number in range(len(configs))]
+
+
+def _missing(
+    folders: Sequence[Path], experiments: Collection[int], ended: Mapping[int, Ended]
+) -> tuple[str, object] | None:
+    """A trial that others would train without, and why; None if there is none."""
+    for number, folder in enumerate(folders):
+        if number not in experiments and len(ended) < len(folders):
+            why = ended.get(number, "an earlier process began without it")
+            if isinstance(why, run_record.Record):
+                why = f"it is {why.status} already; begin anew in another --workdir"
+            return folder.name, why
+    return None
 
 
 def _build(

@@ -106,7 +106,7 @@ class Search:
         """
         halving = self._asked.factor if self._asked.method == "halving" else 0
         for each in self._rounds:  # one by one, as before: trials of a round share checkpoints
-            self._train(each, train, halving)
+            self._train(self._of_one_program(each), train, halving)
         while new := self._next(self._rounds):
             rounds = [*self._rounds, new]
             if self._over_budget(rounds):

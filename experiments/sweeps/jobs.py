@@ -13,17 +13,19 @@ from pathlib import Path
 from configs.settings import RunConfig
 from experiments.command_names import command_line
 from experiments.runs.interruption import between_programs
-from experiments.runs.run import Ended, run_together
+from experiments.runs.run import MISSING, Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
-from experiments.sweeps.process_error import first_line
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
+from lora_jax.error_text import first_line
 from lora_jax.training.trial_program import Execution
 
 Job = list[Trial]
 
 GRACE = 10.0  # seconds to wait for a lock that a dying process of a killed sweep still holds
+LOCK_WAIT = 120
+"""The seconds to wait for the locks of a machine that died: as long as NFS keeps them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,13 +154,15 @@ def work(
     """Train trials of a sweep's list, and return whether all of them are completed.
 
     An error in one trial does not affect the others, unless it ends their common program. Trials
-    that another process is training, and trials that have ended, are left alone.
+    that another process is training, and trials that have ended, are left alone. Only trials that
+    are halved train all together or not at all.
 
     Args:
       wait: the seconds to wait for the locks of the trials, all in all; None for `GRACE`.
 
     Raises:
       Interrupted: a SIGTERM came before the last program had trained its trials.
+      ValueError: a trial is missing, and they are to be halved; none has begun.
     """
     with contextlib.ExitStack() as stack:
         mine, configs = list[Trial](), list[RunConfig]()
@@ -168,6 +172,7 @@ def work(
                 left = until - time.monotonic()
                 stack.enter_context(lock(folder.lock(name), wait=left))
             except LockedError as error:
+                _require_none_missing(how, name, error)
                 print(f"{name}: {error}")
                 continue
             try:
@@ -175,6 +180,7 @@ def work(
                 configs.append(trial.config)
                 mine.append(trial)
             except Exception as error:
+                _require_none_missing(how, name, error)
                 _failed(folder, name, error)
         begin = stack.enter_context(between_programs())
         for numbers in groups(configs):
@@ -183,6 +189,12 @@ def work(
         good = ("completed", "stopped") if how.halving else ("completed",)
         done = [trial for trial in mine if folder.state(trial).status in good]
     return len(done) == len(names)
+
+
+def _require_none_missing(how: How, name: str, error: Exception) -> None:
+    """Raise a ValueError if the trials are to be halved, which takes all of them."""
+    if how.halving:
+        raise ValueError(MISSING.format(name, error)) from error
 
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:

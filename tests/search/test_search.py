@@ -214,3 +214,13 @@ def test_halving_needs_one_program_and_says_so_before_it_begins(search, tmp_path
         with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
             begin()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_halving_goes_on_as_one_program_or_not_at_all(search, tmp_path, monkeypatch):
+    folder = SweepFolder(tmp_path)
+    with pytest.raises(Killed):
+        run(search, folder, "halving", trials=6, most=2)
+    made, _ = search(folder, "halving", trials=6)
+    monkeypatch.setattr("experiments.sweeps.jobs.make", lambda found, size: [found[:2], found[2:]])
+    with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
+        made.run(pytest.fail)

@@ -35,6 +35,10 @@ def test_flags_that_do_not_go_with_a_search(tmp_path):
             ["--search=halving", "--trials=3", "--processes=2"],
             "--processes does not go with --sear",
         ),
+        (
+            ["--search=halving", "--trials=3", "--retry"],
+            "--retry does not go with --search=halving, where a diverged trial has lost",
+        ),
         (["--search=tpe", "--trials=3", "--launcher=print"], "--launcher=print: --search runs on"),
     ):
         code, out, error = run(*config, *flags)

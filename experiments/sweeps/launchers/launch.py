@@ -76,7 +76,8 @@ def launch(
             print("\n".join(said))
             return False
         case "slurm" if todo:
-            lines = [command(folder, job) for job in todo]
+            waits = f"--lock_wait={jobs.LOCK_WAIT}"
+            lines = [[*command(folder, job), waits] for job in todo]
             submitted = slurm.submit(
                 lines, folder.path / "slurm", slurm_flags.options(), slurm_flags.cluster()
             )
