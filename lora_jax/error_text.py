@@ -7,6 +7,6 @@ def said(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The type of an error and the first line of its message, 200 characters at most."""
+    """The type of an error and the first line of its message, 1,000 characters at most."""
     name, message = type(error).__name__, said(error)
-    return name if message == name else f"{name}: {message}"[:200]
+    return name if message == name else f"{name}: {message}"[:1000]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.analysis.collect_runs import settings_of
+from experiments.runs.how import USUAL, How
 from experiments.studies import rates
 from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
@@ -24,7 +25,7 @@ from lora_jax.records import run_record
 Config = Callable[..., RunConfig]
 """`config(**changes)` gives a cell's settings with changes such as `data__validation=400`."""
 Say = Callable[[str], None]
-ENDED = jobs.USUAL.left
+ENDED = USUAL.left
 """The states of runs that are results of their settings: a failed run is trained again."""
 NO_RATE = "no learning rate trained to the end with each seed"
 AT_ONCE = 10
@@ -59,7 +60,7 @@ class Trainer:
 
     workdir: Path
     protocol: Protocol
-    how: jobs.How = jobs.USUAL
+    how: How = USUAL
     adapters: bool = True
     """Whether adapters stay; records and predictions always do."""
     begin: Callable[[], None] = lambda: None

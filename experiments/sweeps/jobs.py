@@ -1,25 +1,24 @@
 """Divide trials into jobs for launchers, and train the trials of a job in its process."""
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
+from experiments.runs.how import USUAL, How
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
-from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
+from experiments.tracking.tracking import Track
 from lora_jax.error_text import first_line
-from lora_jax.training.trial_program import Execution
 
 Job = list[Trial]
 
@@ -28,30 +27,6 @@ LOCK_WAIT = 120
 """The seconds to wait for the locks of a machine that died: as long as NFS keeps them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-    """How the trials of a job are trained."""
-
-    execution: Execution | None = None
-    """How trials that share a program step; None for the way that ends first."""
-    retry: bool = False
-    """Whether to train diverged trials again."""
-    audit: bool = True
-    """Whether to compare the compiled step with NumPy's before it trains."""
-    halving: int = 0
-    """Of so many trials of a job, one goes on at each rung; 0: all train to the end."""
-    track: Track = NO_TRACKERS
-    """The trackers that get the metrics, too."""
-
-    @property
-    def left(self) -> Collection[str]:
-        """The statuses of trials that are not trained again."""
-        if self.halving:
-            return (*dataclasses.replace(self, halving=0).left, "stopped")
-        return ("completed",) if self.retry else ("completed", "diverged")
-
-
-USUAL = How()
 Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], How], Sequence[Ended]]
 """Trains trials of one program, given `(configs, folders, names, how)`; returns how each ended."""
 
@@ -139,9 +114,7 @@ def train(
 ) -> Sequence[Ended]:
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     label = names[0] if len(names) == 1 else f"{len(names)} trials"
-    given = configs, folders, label, how.execution, how.left
-    more = {"audit": how.audit, "halving": how.halving, "track": how.track}
-    return run_together(*given, say=print, **more)
+    return run_together(configs, folders, how, label, say=print)
 
 
 def work(

@@ -14,6 +14,7 @@ import small_model
 from experiments.runs import halving, run
 from experiments.runs.folder_lock import alone
 from experiments.runs.group_folder import GroupFolder
+from experiments.runs.how import How
 from experiments.runs.rungs import Rung, cost, decide, most_trials, plan
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
@@ -88,7 +89,7 @@ def folders(root):
 def halved(configs, tmp_path_factory):
     where = folders(tmp_path_factory.mktemp("halved"))
     with jax.numpy_dtype_promotion("standard"):
-        return where, run.run_together(configs, where, execution="each", halving=2, audit=False)
+        return where, run.run_together(configs, where, How("each", halving=2, audit=False))
 
 
 def assert_same_adapter(here, there):
@@ -102,7 +103,7 @@ def assert_same_adapter(here, there):
 @pytest.mark.slow
 def test_so_are_survivors_of_trials_that_step_at_once(configs, tmp_path):
     where = folders(tmp_path)
-    records = run.run_together(configs, where, execution="vmap", halving=2, audit=False)
+    records = run.run_together(configs, where, How("vmap", halving=2, audit=False))
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     run.run(configs[number], tmp_path / "alone", audit=False)
     assert_same_adapter(where[number], tmp_path / "alone")
@@ -164,10 +165,8 @@ def test_a_killed_search_ends_with_the_same_bits(configs, halved, tmp_path, monk
         else:
             patched.setattr(halving, "fit", dies(halving.fit, 3))
         patched.setattr(run_record, "write", _no_failures(run_record.write))
-        run.run_together(configs, where, execution="each", halving=2, audit=False)
-    again = run.run_together(
-        configs, where, execution="each", halving=2, audit=False, left=("completed", "stopped")
-    )
+        run.run_together(configs, where, How("each", halving=2, audit=False))
+    again = run.run_together(configs, where, How("each", halving=2, audit=False))
     assert [without_time(each) for each in again] == [without_time(each) for each in records]
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     mine, wanted = (
@@ -207,8 +206,7 @@ def test_a_halving_without_one_of_its_trials_does_not_begin(
         if why == "forgotten":
             GroupFolder.of(configs, where).begin([0, 2, 3])
         monkeypatch.setattr(run, "train", pytest.fail)
-        left = ("completed", "stopped")
-        found = run.run_together(configs, where, left=left, halving=2, audit=False)
+        found = run.run_together(configs, where, How(halving=2, audit=False))
     line = f"a halving has all of its trials or does not begin, and trial_1 is missing: .*{said}"
     for number, each in enumerate(found):
         if (number, why) != (1, "ended"):
@@ -217,7 +215,7 @@ def test_a_halving_without_one_of_its_trials_does_not_begin(
 
 def test_one_trial_is_not_halved(configs, tmp_path):
     with pytest.raises(ValueError, match="it needs 2 trials or more, not 1"):
-        run.run_together(configs[:1], folders(tmp_path)[:1], halving=2, audit=False)
+        run.run_together(configs[:1], folders(tmp_path)[:1], How(halving=2, audit=False))
 
 
 def _no_failures(write):

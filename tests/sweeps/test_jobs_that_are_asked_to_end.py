@@ -13,7 +13,7 @@ from absl import flags
 from commands import ROOT
 from rich.console import Console
 
-from experiments.sweeps import jobs
+from experiments.runs.how import USUAL
 from experiments.sweeps.launchers import launch, local, ray_cluster, ray_jobs, slurm, stopping
 from experiments.sweeps.view import View
 
@@ -104,7 +104,7 @@ def test_a_job_of_slurm_waits_for_the_locks_of_a_machine_that_died(tmp_path, mon
     folder, found = launcher_contract.sweep(tmp_path, "config.seed=0")
     lines = []
     monkeypatch.setattr(slurm, "submit", lambda given, *_: lines.extend(given) or [])
-    launch.launch("slurm", [found], folder, View([], [], folder, Console()), [], None, jobs.USUAL)
+    launch.launch("slurm", [found], folder, View([], [], folder, Console()), [], None, USUAL)
     assert [line[-1] for line in lines] == ["--lock_wait=120"]
 
 

@@ -19,6 +19,7 @@ import small_model
 from launcher_contract import stub
 from rich.console import Console
 
+from experiments.runs.how import How
 from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
@@ -90,7 +91,7 @@ def test_a_trial_that_diverged_is_trained_again_where_asked(tmp_path):
         return trained(configs, folders, names, how)
 
     for retry in (False, False, True):
-        jobs.work(folder, [trial.name for trial in found], jobs.How(retry=retry), train=noted)
+        jobs.work(folder, [trial.name for trial in found], How(retry=retry), train=noted)
     assert begun == [False, True]
 
 
@@ -109,7 +110,7 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
 @pytest.mark.parametrize("why", ["locked", "unknown"])
 def test_trials_that_are_halved_begin_all_together_or_not_at_all(tmp_path, why):
     folder, found = sweep(tmp_path, "config.seed=0:3")
-    names, how = [trial.name for trial in found], jobs.How(halving=2)
+    names, how = [trial.name for trial in found], How(halving=2)
     with contextlib.ExitStack() as stack:
         said = "has no trial 'seed=9'"
         if why == "locked":
