@@ -168,7 +168,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     if _DRY_RUN.value:
         found, loops = search.first()
         _list(View(found, loops, folder, console), jobs.make(found, 0))
-        print(f"{search.trials} trials in all, about {search.cost():,} training steps")
+        print(search.outlook(loops))
         return
     jax.config.update("jax_platforms", "cpu")  # the workers need the devices
 

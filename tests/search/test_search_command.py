@@ -69,7 +69,7 @@ def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
     killed = tmp_path / "killed"
     line = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={killed}"]
     process = subprocess.Popen(line, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL)
-    while not list(killed.rglob("rungs.json")) and process.poll() is None:
+    while not list(killed.glob("trials/.programs/*/rungs.json")) and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()
