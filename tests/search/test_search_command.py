@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import commands
 import pytest
 import small_model
 from commands import ROOT
 
+from experiments import sweep
+from experiments.sweeps.folder import SweepFolder
 from lora_jax.records import run_record
 
 RATE = "--sweep=config.optimizer.learning_rate=log:1e-4:1e-1"
@@ -42,6 +45,25 @@ def test_flags_that_do_not_go_with_a_search(tmp_path):
         assert error.startswith(f"error: {said}")
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "search").exists()
+
+
+def test_the_process_that_searches_leaves_accelerators_to_its_workers(tmp_path, monkeypatch):
+    """It traces shapes as soon as there is a search, which takes a device that it may have."""
+    done = []
+
+    def search(*_):
+        done.append("search")
+        raise StopIteration
+
+    config = SimpleNamespace(update=lambda *setting: done.append(setting))
+    monkeypatch.setattr(sweep, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(sweep, "Search", search)
+    monkeypatch.setattr(sweep, "_arguments", list)
+    for name in ("_DRY_RUN", "_SWEEP"):
+        monkeypatch.setattr(sweep, name, SimpleNamespace(value=False))
+    with pytest.raises(StopIteration):
+        sweep._search(None, SweepFolder(tmp_path))
+    assert done == [("jax_platforms", "cpu"), "search"]
 
 
 @pytest.fixture(scope="module")
