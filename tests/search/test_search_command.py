@@ -5,15 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import commands
 import pytest
 import small_model
 from commands import ROOT
 
-from experiments import sweep
-from experiments.sweeps.folder import SweepFolder
 from lora_jax.records import run_record
 
 RATE = "--sweep=config.optimizer.learning_rate=log:1e-4:1e-1"
@@ -47,25 +44,6 @@ def test_flags_that_do_not_go_with_a_search(tmp_path):
     assert not (tmp_path / "search").exists()
 
 
-def test_the_process_that_searches_leaves_accelerators_to_its_workers(tmp_path, monkeypatch):
-    """It traces shapes as soon as there is a search, which takes a device that it may have."""
-    done = []
-
-    def search(*_):
-        done.append("search")
-        raise StopIteration
-
-    config = SimpleNamespace(update=lambda *setting: done.append(setting))
-    monkeypatch.setattr(sweep, "jax", SimpleNamespace(config=config))
-    monkeypatch.setattr(sweep, "Search", search)
-    monkeypatch.setattr(sweep, "_arguments", list)
-    for name in ("_DRY_RUN", "_SWEEP"):
-        monkeypatch.setattr(sweep, name, SimpleNamespace(value=False))
-    with pytest.raises(StopIteration):
-        sweep._search(None, SweepFolder(tmp_path))
-    assert done == [("jax_platforms", "cpu"), "search"]
-
-
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     """Of 8 steps, with 40 sentences held out."""
@@ -75,6 +53,19 @@ def flags(tmp_path_factory):
 def records(folder):
     found = {path.parent.name: run_record.read(path.parent) for path in folder.rglob("record.json")}
     return {name: (r.status, r.note, r.steps, r.metrics_last, r.rungs) for name, r in found.items()}
+
+
+def test_the_process_that_searches_leaves_accelerators_to_its_workers(flags, tmp_path):
+    """It traces shapes before anything else, and would hold a device that workers need."""
+    other = tmp_path / "other.py"
+    other.write_text(
+        "import runpy, jax\n"
+        "jax.config.update('jax_platforms', 'accelerator')\n"
+        "runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)\n"
+    )
+    more = ["--search=random", "--budget=7", f"--workdir={tmp_path / 'search'}"]
+    done = commands.run(other, *flags, *more)
+    assert done.stderr == "error: --budget=7 is too small for trials of 8 steps\n"
 
 
 @pytest.mark.slow
