@@ -164,15 +164,15 @@ def _sweep() -> None:
 
 def _search(asked: Asked, folder: SweepFolder) -> None:
     """Do what `--search` asks for."""
+    if not _DRY_RUN.value:
+        jax.config.update("jax_platforms", "cpu")  # the workers need the devices
     search = Search(asked, folder, _arguments(), _SWEEP.value)
     console = Console(width=None if sys.stdout.isatty() else 200)
     if _DRY_RUN.value:
         found, loops = search.first()
         _list(View(found, loops, folder, console), jobs.make(found, 0))
-        print(f"{search.trials} trials in all, about {search.cost():,} training steps")
+        print(search.outlook(loops))
         return
-    jax.config.update("jax_platforms", "cpu")  # the workers need the devices
-
     trained: list[trials.Trial] = []
 
     def train(found: Sequence[trials.Trial], loops: Sequence[Loop], halving: int) -> None:

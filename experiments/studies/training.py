@@ -175,6 +175,5 @@ def _remove_adapter(folder: Path) -> None:
 
 
 def _mean(results: Sequence[run_record.Record]) -> str:
-    scores = [each.metrics_last.get(each.metric) for each in results]
-    known = [score for score in scores if score is not None]
-    return f"mean {results[0].metric} {statistics.fmean(known):.4f}" if known else "no score"
+    scores = rates.saved_scores(results)
+    return f"mean {results[0].metric} {statistics.fmean(scores):.4f}" if scores else "no score"

@@ -126,7 +126,7 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
             return
         folder, config = self._folders[number], self._configs[number]
         own, group = folder / FOLDER, self._track.group
-        root = self._track.root or group or folder.parent
+        root = self._track.root or group or folder.absolute().parent
         shared = own if group is None else group / FOLDER
         self._begun.add(number)
         run = {
