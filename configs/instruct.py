@@ -8,8 +8,9 @@ to answer with the words of the right option, and is scored by which option has 
 likelihood. `method` is full, lora, qlora, dora, or any other variant.
 
 `:source=commonsense,folder=DIR` uses the sets of LLM-Adapters and DoRA (`task=boolq+openbookqa`,
-...); `:source=e2e,folder=DIR,task=e2e` uses E2E; `:source=alpaca` with
-`--config.data.files.train=FILE` uses your own instructions. `train=0` trains on all examples, and
+...); `:source=e2e,folder=DIR,task=e2e` uses E2E; `:source=alpaca,task=NAME` with
+`--config.data.files.train=FILE` uses your own instructions, of which
+`--config.data.validation=N` holds out N (by default 2,000). `train=0` trains on all examples, and
 `size=smoke` makes a run of a few steps.
 """
 

@@ -87,7 +87,7 @@ class EncoderSettings(ModelSettings):
     pool: str = "cls"
     """What the head reads: `cls`, the first token, or `mean`, the average of the tokens."""
     head_dropout: float | None = setting(None, SINGLE_SHARE)
-    """None: the rate in the model's config."""
+    """The dropout before the head; None: the rate in the model's config."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class DecoderSettings(ModelSettings):
     """A language model; its name may also be that of a .gguf file."""
 
     compute_dtype: str | None = None
-    """None: that of the parameters."""
+    """The dtype of products; None: that of the parameters."""
     remat: str = ""
     """`layers` recomputes each layer in the backward pass; or the name of a policy."""
     chunk: int = setting(128, at_least(1))
@@ -118,11 +118,10 @@ class ExampleSettings:
     train: int = setting(0, NOT_NEGATIVE)
     """How many examples to train on; 0 for all."""
     draw: int = setting(0, NOT_NEGATIVE, free=True)
-    """The seed of the choice of these."""
+    """The seed that chooses these examples."""
     unlabelled: bool = True
     """Whether parts without labels, such as GLUE's test sets, get predictions."""
     max_length: int
-    """The most tokens of a text; the model may allow fewer."""
     """The most tokens of a text; the model may allow fewer."""
     buckets: int
     """How many lengths batches are padded to."""
@@ -159,9 +158,9 @@ class TextSettings(ExampleSettings):
     )
     """alpaca: paths; e2e: its files' form, and the text between prompt and completion."""
     template: str = setting("plain", one_of("plain", "chat"))
-    """`chat`: the model's own."""
+    """`plain`: prompts as their source has them; `chat`: in the model's own chat template."""
     scored: int = setting(0, NOT_NEGATIVE)
-    """How many examples of each other part; 0 for all."""
+    """How many examples of each part other than train are scored; 0 for all."""
     max_length: int = 512
     buckets: int = setting(4, POSITIVE)
 
@@ -207,7 +206,7 @@ class OptimizerSettings:
     head_learning_rate: float | None = setting(None, SINGLE)
     """The learning rate of `also_train`; None if it is that of the rest."""
     momentum: float | None = setting(None, SINGLE_SHARE, optional=True)
-    """Of `sgd`, `lion` and `muon`; None: 0.9, 0.99 and 0.95."""
+    """The momentum of `sgd`, `lion` and `muon`; None: 0.9, 0.99 and 0.95."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,19 +220,19 @@ class TrainSettings:
     epochs: float = setting(3, POSITIVE)
     """How often all training examples are seen; fractions are allowed."""
     max_steps: int = setting(0, NOT_NEGATIVE)
-    """0: no limit beside epochs."""
+    """The most steps; 0: no limit beside epochs."""
     log_every: int = setting(10, NOT_NEGATIVE, free=True)
     """Steps between two lines of the metrics."""
     evaluate_every: int = setting(0, NOT_NEGATIVE)
-    """Steps; 0 for once at the end."""
+    """Steps between two evaluations; 0 for one at the end."""
     evaluations: int = setting(0, NOT_NEGATIVE)
-    """This many, evenly spread; as many as epochs gives one for each epoch."""
+    """How many evaluations, evenly spread; as many as epochs gives one for each epoch."""
     checkpoint_every: int = setting(50, NOT_NEGATIVE, free=True)
     """Steps between two checkpoints; 0 for none."""
     select: str = setting("last", one_of("last", "best"))
     """Which evaluation's adapter is saved; for AdaLoRA, of those with its final budget."""
     target_score: float | None = setting(None, FINITE)
-    """The record notes when this score is reached."""
+    """The record notes when this score is first reached."""
     evaluate_first: bool = setting(False, optional=True)
     """Whether the model is evaluated before the first step, too."""
     init_batches: int | None = setting(None, at_least(1), optional=True)

@@ -3,8 +3,8 @@ r"""Make a run of an adapter that others have trained, with Hugging Face PEFT or
     python -m experiments.import_adapter --from=user/adapter --out=runs/theirs \
         --config=configs/glue.py:task=cola,source=tsv,folder=glue_data --config.model.name=...
 
---from is a folder with adapter_config.json and adapter_model.safetensors, or `user/name` on the
-Hugging Face Hub, `user/name@revision` for a branch, a tag or a commit; or a checkpoint of
+--from is a folder with adapter_config.json and adapter_model.safetensors (or .bin), or `user/name`
+on the Hugging Face Hub, `user/name@revision` for a branch, a tag or a commit; or a checkpoint of
 microsoft/LoRA (loralib), a .pt, .bin or .safetensors file, for which `--alpha` says the lora_alpha
 that its layers had and `--enable_lora`, such as true,false,true, which parts of GPT-2's `c_attn`
 were adapted. The config says which base model and which task the run is of; its variant, targets
@@ -15,8 +15,8 @@ that makes it, and a record with its scores on the task. So it can be exported, 
 and trained on; the last line says how to start from it. `imported.json` says where it comes from.
 
 Nothing in the files is trusted: names, shapes and sizes are compared with the base model before
-tensors are read, and pickles are not read. A file does not show which weights it was trained on:
-if it names another base model than the config, a warning says so.
+tensors are read, and nothing in a pickle is executed. A file does not show which weights it was
+trained on: if it names another base model than the config, a warning says so.
 """
 
 from absl import flags

@@ -19,6 +19,7 @@ from experiments import cli
 from experiments.analysis import parameters
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
+from experiments.runs.interruption import between_programs
 from experiments.runs.run import run
 from experiments.setup.config import parse
 from lora_jax.records import run_record
@@ -44,10 +45,12 @@ def teach() -> None:
     }
     announce()
     found = {}
-    for method, config in configs.items():
-        found[method] = run(config, _folder(method), method, say=print, audit=wanted())
-        if found[method].status != "completed":
-            raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
+    with between_programs() as begin:
+        for method, config in configs.items():
+            begin()
+            found[method] = run(config, _folder(method), method, say=print, audit=wanted())
+            if found[method].status != "completed":
+                raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
     console = Console()
     console.print(table(found))
     for line in samples(found):

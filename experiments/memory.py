@@ -36,7 +36,10 @@ def memory() -> None:
     if _CONFIG.value is None:
         cli.refuse_ignored(("methods",), "it goes with --config")
         console.print(published_sizes(_TOKENS.value))
-        console.print("By formula; GiB. Activations are kept for one layer input a layer.")
+        console.print(
+            "By formula; GiB, but cards in GB: 80 GB are 74.5 GiB. Of a layer's activations, only "
+            "its input is kept."
+        )
         return
     cli.refuse_ignored(("tokens",), "--config has a batch of its own")
     console.print(side_by_side(str(_CONFIG.value), list(_METHODS.value)))

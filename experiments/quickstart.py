@@ -15,6 +15,7 @@ from configs import quickstart
 from experiments import cli, marked_documents
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
+from experiments.runs.interruption import between_programs
 from experiments.runs.quickstart_table import Trained, fill, show
 from experiments.runs.run import run
 from experiments.setup.config import parse
@@ -44,7 +45,10 @@ def compare() -> None:
         )
     marked_documents.files(_DOCUMENTS.value)  # a wrong name is said before minutes of training
     announce()
-    head, lora = _train("head_only"), _train("lora")
+    with between_programs() as begin:
+        head = _train("head_only")
+        begin()
+        lora = _train("lora")
     console = Console()
     rows = show(head, lora, console)
     for what, file in (("record: ", "record.json"), ("adapter:", "adapter.safetensors")):

@@ -46,6 +46,7 @@ from rich.console import Console
 
 from experiments import cli
 from experiments.runs import audit_flag
+from experiments.runs.how import How
 from experiments.search import search_flags
 from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
@@ -163,15 +164,15 @@ def _sweep() -> None:
 
 def _search(asked: Asked, folder: SweepFolder) -> None:
     """Do what `--search` asks for."""
+    if not _DRY_RUN.value:
+        jax.config.update("jax_platforms", "cpu")  # the workers need the devices
     search = Search(asked, folder, _arguments(), _SWEEP.value)
     console = Console(width=None if sys.stdout.isatty() else 200)
     if _DRY_RUN.value:
         found, loops = search.first()
         _list(View(found, loops, folder, console), jobs.make(found, 0))
-        print(f"{search.trials} trials in all, about {search.cost():,} training steps")
+        print(search.outlook(loops))
         return
-    jax.config.update("jax_platforms", "cpu")  # the workers need the devices
-
     trained: list[trials.Trial] = []
 
     def train(found: Sequence[trials.Trial], loops: Sequence[Loop], halving: int) -> None:
@@ -183,7 +184,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         if todo := _todo(whole, folder, how):
             with view.shown():
                 command = functools.partial(jobs.command, how=how)
-                local.launch(todo, folder, machine, view.update, command)
+                local.launch(todo, folder, machine, view.update, command, bool(halving))
         view.update(now=True)
 
     with folder.held(None):
@@ -230,7 +231,7 @@ def _trials() -> list[trials.Trial]:
     return trials.make(arguments, overrides)
 
 
-def _todo(mine: list[jobs.Job], folder: SweepFolder, how: jobs.How | None = None) -> list[jobs.Job]:
+def _todo(mine: list[jobs.Job], folder: SweepFolder, how: How | None = None) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
     left = (how or _how()).left
     return [job for job in mine if any(folder.state(trial).status not in left for trial in job)]
@@ -240,11 +241,11 @@ def _wanted(state: TrialState) -> bool:
     return state.status not in _how().left
 
 
-def _how(halving: int = 0) -> jobs.How:
+def _how(halving: int = 0) -> How:
     retry = bool(_RETRY.value)
     track = jobs.tracked(_folder(), track_flag.wanted())
     given = _EXECUTION.value, retry, audit_flag.wanted(), halving, track
-    return jobs.How(*given)  # type: ignore[arg-type]
+    return How(*given)  # type: ignore[arg-type]
 
 
 def _finish(view: View, folder: SweepFolder) -> None:

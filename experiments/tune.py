@@ -33,13 +33,14 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
+from experiments.runs.how import How
+from experiments.runs.interruption import between_programs
 from experiments.setup.config import parse, study_of
 from experiments.setup.config_files import studies
 from experiments.setup.from_config import make_any_task
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
-from experiments.sweeps import jobs
 from experiments.tracking import track_flag
 from experiments.tracking.tracking import Track
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
@@ -110,11 +111,12 @@ def tune() -> None:
     registered = registration.register(workdir, name, protocol, planned)
     announce()
     track = Track(trackers, group=workdir)
-    how = jobs.How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
-    trainer = Trainer(workdir, protocol, how, adapters=bool(_ADAPTERS.value))
+    how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
-    for task in _TASKS.value or protocol.columns:
-        trainer.task(cells[task], _METHODS.value)
+    with between_programs() as begin:
+        trainer = Trainer(workdir, protocol, how, bool(_ADAPTERS.value), begin)
+        for task in _TASKS.value or protocol.columns:
+            trainer.task(cells[task], _METHODS.value)
 
 
 def _require_reference(reference: str) -> None:

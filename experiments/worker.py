@@ -6,7 +6,7 @@ The sweep's launchers start this command. You can also run it on any machine tha
 folder; `experiments.sweep --launcher=print` prints the commands.
 
 Exit code 0 means that all these trials have completed, and 1 that one of them has not. After a
-SIGTERM during training, the state is saved and the code is 75: start the same command again.
+SIGTERM that comes before that, the state is saved and the code is 75: start the same command again.
 """
 
 import sys
@@ -17,6 +17,7 @@ from absl import flags
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
+from experiments.runs.how import How
 from experiments.sweeps import child_process, job_list, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import track_flag
@@ -62,7 +63,7 @@ def worker() -> None:
     halving = int(_HALVING.value or 0)
     with process_error.written(folder.error(names[0])):
         track = jobs.tracked(folder, track_flag.wanted())
-        how = jobs.How(_EXECUTION.value, retry, audit, halving, track)  # type: ignore[arg-type]
+        how = How(_EXECUTION.value, retry, audit, halving, track)  # type: ignore[arg-type]
         folder.require(names)  # an unknown name is an error before any training
         announce()
         completed = jobs.work(folder, names, how, wait=_LOCK_WAIT.value)

@@ -58,7 +58,7 @@ class Pruned(NamedTuple):
 
 
 class Suggested(NamedTuple):
-    """Where a study that is told nothing else begins with a method; training does not read it.
+    """What a config or a study takes for a method where it is open; training does not read it.
 
     The defaults are LoRA's, which were not tried with methods whose files give none.
     """
@@ -68,7 +68,7 @@ class Suggested(NamedTuple):
     large: float = 4e-4
     """A learning rate for larger models, untuned."""
     tried: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """The learning rates among which a study on a small encoder chooses, the usual one between."""
+    """Rates for a study on a small encoder, which tries a grid around the middle one."""
     settings: Mapping[str, Any] = MappingProxyType({})
     """Fields of the variant, such as its size, that a study sets."""
     targets: tuple[Any, ...] = ()

@@ -14,6 +14,7 @@ FORBIDDEN = {
 }
 
 ROOMS = (
+    "lora_jax.error_text",
     "lora_jax.suggest",
     "lora_jax.text_table",
     "lora_jax.nnx",

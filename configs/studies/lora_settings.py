@@ -7,7 +7,8 @@ r"""What rank, targets, warm-up, dropout and weight decay does LoRA want, each w
 Each row changes one thing of `lora`, which is that of `against_lora`: rank 8 and alpha 16 on all
 six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. With the rank
 goes alpha, so that the scale, alpha / r, stays 2. All take as many steps of as many sentences. The
-report has a figure for each question, and one of scores by learning rate.
+report has a figure for each question, and one of scores by learning rate. Six seeds are what the
+time and the size of the records allow for fifteen rows.
 """
 
 from ml_collections import ConfigDict
@@ -46,7 +47,13 @@ QUESTIONS = {
     "Weight decay": {"decay_0": "none", "lora": "0.01", "decay_10": "0.1"},
 }
 """What is asked, and what each row that answers it is called there."""
-STUDY = {**against_lora.STUDY, "rows": tuple(CHANGES), "columns": COLUMNS, "claims": ()}
+STUDY = {
+    **against_lora.STUDY,
+    "rows": tuple(CHANGES),
+    "columns": COLUMNS,
+    "seeds": tuple(range(6)),
+    "claims": (),
+}
 ARGUMENTS = common_tasks.arguments(task=COLUMNS, row=tuple(CHANGES), model=("minilm",))
 TABLE = common_tasks.table(
     "LoRA's settings",
@@ -68,5 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = against_lora.config_of({**choice, "row": "lora"})
     config.update({"experiment": "lora_settings", "variant": {"rank": 8, "alpha": 16.0}})
     config.update({"study": {"table": "lora_settings", "row": choice["row"]}})
+    if choice["size"] != "smoke":
+        config.update({"train": {"log_every": 50}})
     config.update(CHANGES[choice["row"]])
     return config

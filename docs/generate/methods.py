@@ -111,8 +111,8 @@ def _suggested(kind: type[Variant]) -> str:
     rates = kind.suggested
     tried = ", ".join(f"{rate:g}" for rate in rates.tried)
     return (
-        f"Studies start from a learning rate of {rates.small:g} for a small encoder and "
-        f"{rates.large:g} for a larger model, and try {tried}."
+        f"A config without a learning rate takes {rates.small:g} for a small encoder and "
+        f"{rates.large:g} for a larger model. Studies try a grid around the middle of {tried}."
     )
 
 

@@ -91,6 +91,12 @@ class Run:
         return None if value is None else value * scale(metric)
 
 
+def saved_metrics(record: run_record.Record) -> Mapping[str, float | None]:
+    """The metrics of the adapter that a run saved: of its best evaluation, or of the last one."""
+    best = of_record(record.config).train.select == "best"
+    return record.metrics_best if best else record.metrics_last
+
+
 def held_out(config: RunConfig) -> bool:
     """Whether a config's run is scored on training examples, of a task with a development set."""
     data = config.data

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.analysis.recorded_runs import Run, scale
+from experiments.analysis.recorded_runs import Run, saved_metrics, scale
 from experiments.runs import predictions
 from lora_jax.data import SPECS
 from lora_jax.metrics import label_metrics
@@ -25,8 +25,7 @@ def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | N
     if not run.completed:
         return
     record, kept = run.record, predictions.read(run.folder) if parts is None else parts
-    best = run.config.train.select == "best"
-    recorded = record.metrics_best if best else record.metrics_last
+    recorded = saved_metrics(record)
     for part, (outputs, labels) in kept.items():
         if labels is None:
             continue

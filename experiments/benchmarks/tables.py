@@ -69,7 +69,8 @@ def _ratio(found: Found) -> list[str]:
         sign = "≥" if found.reach > found.must else "≤"
         goal = [f"{sign} {found.must:g}{'' if found.met else ', missed'}", f"{found.reach:g}"]
     spread = "" if found.low == found.high else f"{found.low:.2f} to {found.high:.2f}"
-    return [found.what, f"{found.middle:.2f}", spread, *goal]
+    close = found.met is False and f"{found.middle:.2f}" == f"{found.must:.2f}"
+    return [found.what, f"{found.middle:.{4 if close else 2}f}", spread, *goal]
 
 
 def _curve(curve: Curve) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from lora_jax.error_text import said
 from lora_jax.files.arrays import to_host
 from lora_jax.sharding.between_processes import said_by_all
 
@@ -38,9 +39,8 @@ def initialize(
         try:
             jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
-            said = str(error).splitlines()[0]
             raise ValueError(
-                f"--distributed: JAX cannot tell how these processes meet ({said}); "
+                f"--distributed: JAX cannot tell how these processes meet ({said(error)}); "
                 "give --coordinator, --processes and --process"
             ) from error
     elif coordinator is not None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from configs.settings import TextConfig
 from experiments.analysis.bootstrap import replicates
-from experiments.analysis.recorded_runs import Run
+from experiments.analysis.recorded_runs import Run, saved_metrics
 from experiments.analysis.score_check import choices, require_agreement
 from experiments.analysis.significance import LEVEL, constant
 from experiments.runs import predictions
@@ -50,10 +50,8 @@ def scores(run: FinishedRun) -> list[Score]:
     parts = predictions.read(run.folder)
     of_record = Run(run.folder, run.record)
     require_agreement(of_record, parts)
-    best = run.config.train.select == "best"
-    values = run.record.metrics_best if best else run.record.metrics_last
     found = []
-    for name, value in values.items():
+    for name, value in saved_metrics(run.record).items():
         if value is not None:
             metric, part = _split(name, [*run.experiment.texts.task.extra])
             one = Score(name, metric, part, value, examples=_generated(run, metric, part))

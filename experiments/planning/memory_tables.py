@@ -13,8 +13,9 @@ from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 
 GIB = 2**30
+GB = 10**9
 CARDS = (16, 24, 40, 48, 80, 141)
-"""Rough memory sizes in GiB of common accelerators; a table names the smallest that suffices."""
+"""Memory sizes of common accelerators in GB, as `topologies` takes them: 80 GB are 74.5 GiB."""
 PARTS = ("weights", "trained", "gradients", "AdamW", "temporaries", "total")
 
 
@@ -41,9 +42,9 @@ def published_sizes(tokens: int) -> Table:
 def smallest_card(found: Memory) -> str:
     """The smallest of CARDS that a step fits on, with 5% of its memory to spare."""
     for size in CARDS:
-        if found.total <= 0.95 * size * GIB:
-            return f"{size} GiB"
-    return f"none of {CARDS[-1]} GiB"
+        if found.total <= 0.95 * size * GB:
+            return f"{size} GB"
+    return f"none of {CARDS[-1]} GB"
 
 
 def side_by_side(config: str, methods: Sequence[str]) -> Table:

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from lora_jax.error_text import said
 from lora_jax.suggest import nearest_or_all
 
 GIB = 2**30
@@ -157,5 +158,5 @@ def devices_of(chosen: Topology) -> Sequence[Any]:
             platform="tpu", topology_name=str(chosen), **own
         ).devices
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = said(error)
         raise ValueError(f"libtpu knows no topology '{chosen}': {reason}") from None

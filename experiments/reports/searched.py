@@ -32,6 +32,6 @@ def _path(run: Run, metric: str) -> halving.Path | None:
         for each in record.rungs or ()
         if each["score"] is not None
     ]
-    if run.completed and (score := run.score(metric)) is not None:
+    if run.completed and (score := run.score(metric, run.config.train.select)) is not None:
         points.append((record.steps, score))
     return halving.Path(points, run.completed) if points else None

@@ -15,6 +15,7 @@ from configs.settings import RunConfig
 from experiments.distributed import processes
 from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
+from experiments.runs.how import USUAL, How
 from experiments.runs.memory_line import announce
 from experiments.runs.train_trials import Order, train
 from experiments.setup import from_data
@@ -27,12 +28,13 @@ from lora_jax.records import run_record
 from lora_jax.records.environment import multiplies_bfloat16
 from lora_jax.training.masking import share
 from lora_jax.training.preemption import preemption
-from lora_jax.training.trial_program import Execution
 
 Ended = run_record.Record | Exception
 Say = Callable[[str], None]
 UNSEALED = "record.json has no seal (of an earlier version): a changed number would not be seen"
 """The message for a completed run whose record cannot be checked for changes."""
+MISSING = "a halving has all of its trials or does not begin, and {} is missing: {}"
+"""The message for a halving of which a trial cannot be trained, and why."""
 NO_GAIN = (
     "config.model.products=bfloat16 rounds, but gains no speed: this machine has no unit for such "
     "products (AMX or AVX512_BF16 of CPUs, tensor cores of GPUs)"
@@ -58,8 +60,7 @@ def run(
       say: called with a line on the memory that the run will take, before it takes any, or with a
         line that the existing record has no seal.
       audit: whether to compare the compiled step with NumPy's before it trains.
-      track: the trackers that get the metrics, too. Nothing of theirs decides a result, so they
-        are no part of the config.
+      track: the trackers that get the metrics, too.
 
     Raises:
       ValueError, FileNotFoundError: the config cannot work, the folder holds another run, or
@@ -67,9 +68,8 @@ def run(
       LostFolderError: the folder was removed or replaced during the run (also a ValueError).
       Interrupted: a SIGTERM came before the end of training; there is no record yet.
     """
-    (ended,) = run_together(
-        [config], [workdir], label, mesh=mesh, say=say, audit=audit, track=track
-    )
+    how = How(retry=True, audit=audit, track=track)
+    (ended,) = run_together([config], [workdir], how, label, say, mesh)
     if isinstance(ended, Exception):
         raise ended
     return ended
@@ -78,14 +78,10 @@ def run(
 def run_together(
     configs: Sequence[RunConfig],
     folders: Sequence[Path],
+    how: How = USUAL,
     label: str = "trials",
-    execution: Execution | None = None,
-    left: Collection[str] = ("completed",),
     say: Say | None = None,
-    audit: bool = True,
     mesh: Mesh | None = None,
-    halving: int = 0,
-    track: Track = NO_TRACKERS,
 ) -> list[Ended]:
     """Train the trials of a program, or continue where an earlier process stopped.
 
@@ -94,11 +90,9 @@ def run_together(
     trial is left to it, and its result here is an error.
 
     Args:
-      execution: how several trials step; by default, the way that ends first.
-      left: the statuses of records whose trials are not trained again.
-      say, audit, track: as for `run`.
+      label: the text of the progress bar.
+      say: as for `run`.
       mesh: the devices that train together; only for a single trial.
-      halving: of so many trials, one goes on at each rung (`halving`); 0: all train to the end.
 
     Returns:
       For each trial, its record, or the error that kept it from being trained.
@@ -109,17 +103,17 @@ def run_together(
     started = time.perf_counter()
     if mesh is not None and len(configs) > 1:
         raise ValueError("only a single trial trains on a mesh")
-    if len(configs) == 1 and (ended := _ended(configs, folders, left)):
+    if len(configs) == 1 and (ended := _ended(configs, folders, how.left)):
         # This works in a read-only folder, too.
         if say is not None and processes.writes() and not _sealed(ended[0], folders[0]):
             say(UNSEALED)
         return [ended[0]]
     with preemption() as interrupted, alone_in(folders) as busy:
-        order = Order(label, execution, audit, interrupted, started, halving, track)
-        if len(configs) > 1:
-            return _run_group(configs, folders, left, say, order, busy)
+        order = Order(how, label, interrupted, started)
+        if len(configs) > 1 or how.halving:
+            return _run_group(configs, folders, say, order, busy)
         # Another process may have completed the run in between.
-        ended = dict(busy) or _ended(configs, folders, left)
+        ended = dict(busy) or _ended(configs, folders, how.left)
         if not ended:
             experiments, ended = _build([0], configs, folders, say, mesh=mesh)
             if experiments:
@@ -130,20 +124,19 @@ def run_together(
 def _run_group(
     configs: Sequence[RunConfig],
     folders: Sequence[Path],
-    left: Collection[str],
     say: Say | None,
     order: Order,
     busy: Mapping[int, Exception],
 ) -> list[Ended]:
     """As `run_together`, where the folders with the numbers in `busy` belong to other processes."""
     order = dataclasses.replace(order, started=time.perf_counter())
-    home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, left)
+    home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, order.how.left)
     home.path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in([home.path]) as common:
         if common:  # another process holds the checkpoints
             return [ended.get(number, common[0]) for number in range(len(configs))]
         wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
-        at_once = len(wanted) if (order.execution or home.execution) == "vmap" else 1
+        at_once = len(wanted) if (order.how.execution or home.execution) == "vmap" else 1
         experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
         if home.trials and wrong:
             number, error = next(iter(wrong.items()))
@@ -153,6 +146,9 @@ def _run_group(
             )
             wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
             return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+        if order.how.halving and (missing := _missing(folders, experiments, wrong | ended)):
+            error = ValueError(MISSING.format(*missing))
+            return [ended.get(number, error) for number in range(len(configs))]
         if not home.trials:
             home.begin(list(experiments))
         ended = wrong | ended
@@ -163,8 +159,21 @@ def _run_group(
         # An earlier process could not make these trials, and began without them.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
         others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
-        ended |= dict(zip(rest, _run_group(*mine, left, say, order, others), strict=True))
+        ended |= dict(zip(rest, _run_group(*mine, say, order, others), strict=True))
     return [ended[number] for number in range(len(configs))]
+
+
+def _missing(
+    folders: Sequence[Path], experiments: Collection[int], ended: Mapping[int, Ended]
+) -> tuple[str, object] | None:
+    """A trial that others would train without, and why; None if there is none."""
+    for number, folder in enumerate(folders):
+        if number not in experiments and len(ended) < len(folders):
+            why = ended.get(number, "an earlier process began without it")
+            if isinstance(why, run_record.Record):
+                why = f"it is {why.status} already; begin anew in another --workdir"
+            return folder.name, why
+    return None
 
 
 def _build(

@@ -14,12 +14,15 @@ from experiments.runs.folder_lock import Place
 from experiments.runs.group import Alone, Together, together
 from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.halving import Halving
+from experiments.runs.how import How
+from experiments.runs.interruption import Interrupted
 from experiments.runs.progress_bar import bar
 from experiments.runs.rungs import Decision, of_trial
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
 from experiments.tracking.tracker import Status
-from experiments.tracking.tracking import NONE as NO_TRACKERS, Track, Tracking
+from experiments.tracking.tracking import Tracking
+from lora_jax.error_text import first_line
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, last_check
 from lora_jax.sharding import memory
@@ -30,35 +33,18 @@ from lora_jax.training.outcome import Outcome
 from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Execution, Program
 
-TEMPORARY_FAILURE = 75
-"""The exit code of a program that should be started again (EX_TEMPFAIL of sysexits.h)."""
-
-
-class Interrupted(SystemExit):
-    """A run got a SIGTERM and has saved its state; the program exits with TEMPORARY_FAILURE."""
-
-    def __init__(self) -> None:
-        super().__init__(TEMPORARY_FAILURE)
-
 
 @dataclasses.dataclass(frozen=True)
 class Order:
     """What is to be done with trials, besides their settings."""
 
+    how: How
     label: str
     """The text of the progress bar."""
-    execution: Execution | None
-    """How several trials step; None for the way that ends first."""
-    audit: bool
-    """Whether to compare the compiled step with NumPy's before training."""
     interrupted: Callable[[int], bool]
     """As in `lora_jax.training.loop.fit`."""
     started: float
     """When this process began with the trials, by `time.perf_counter`."""
-    halving: int = 0
-    """Of so many trials, one goes on at each rung (`halving`); 0: all train to the end."""
-    track: Track = NO_TRACKERS
-    """The trackers that get the metrics, too."""
 
 
 def train(
@@ -84,7 +70,7 @@ def train(
     mine = [number for number in experiments if number not in done]
     tracked = {number: folders[number] for number in mine}
     configs = {number: experiments[number].config.plain for number in mine}
-    with Tracking(order.track, tracked, configs, processes.writes()) as tracking:
+    with Tracking(order.how.track, tracked, configs, processes.writes()) as tracking:
         return _train(experiments, done, folders, home, order, tracking)
 
 
@@ -134,7 +120,7 @@ def _train(
         group = together(all_of_them) if home else Alone(all_of_them[0])
         with explained(group.experiments[0].config):
             where = [folders[number] for number in experiments]
-            if isinstance(group, Together) and home is not None and order.halving:
+            if isinstance(group, Together) and home is not None and order.how.halving:
                 found = _halved(group, where, home, outcomes, order, tracking, stop)
             else:
                 each = zip(*_fit(group, where, home, outcomes, order, tracking), strict=True)
@@ -161,7 +147,7 @@ def _train(
         for number in experiments.keys() - ended.keys() - set(done):
             # Writing fails on a full disk or in a removed folder; the first error reports that.
             with contextlib.suppress(OSError, LostFolderError):
-                end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+                end(number, "failed", first_line(error))
         for place in places.values():
             place.require()
         raise
@@ -184,7 +170,7 @@ def _fit(
     """
     loops, writes = [each.loop for each in group.experiments], processes.writes()
     results = list(outcomes.values())
-    program = _program(group, home, order.execution)
+    program = _program(group, home, order.how.execution)
     audit = functools.partial(step_audit.of_program, group.experiments, program)
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(group.saved(home.path if home else folders[0]))
@@ -203,7 +189,7 @@ def _fit(
             outcomes=results,
             progress=stack.enter_context(bar(order.label, loops[0].steps)) if writes else None,
             interrupted=order.interrupted,
-            audit=audit if order.audit else None,
+            audit=audit if order.how.audit else None,
         )
         notes = [""] * len(states)
         if group.experiments[0].config.train.select == "best" and not results[0].interrupted:
@@ -226,7 +212,7 @@ def _halved(
     """Train by successive halving; return the states to save and notes, by the trial's place."""
     steps, writes = group.experiments[0].loop.steps, processes.writes()
     numbers, results = list(outcomes), list(outcomes.values())
-    first = _program(group, home, order.execution)
+    first = _program(group, home, order.how.execution)
     way, audit = first.execution, functools.partial(step_audit.of_program, group.experiments, first)
     with contextlib.ExitStack() as stack:
         halving = Halving(
@@ -234,11 +220,11 @@ def _halved(
             lambda place: tracking.metrics(numbers[place], folders[place], writes),
             home.path,
             results,
-            order.halving,
+            order.how.halving,
             stop,
             order.interrupted,
             stack.enter_context(bar(order.label, steps)) if writes else None,
-            audit if order.audit else None,
+            audit if order.how.audit else None,
         )
         found = halving.train(
             lambda part: first if len(part.frozen) == len(group.frozen) else part.program(way)

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.sweeps.sweep_flag import Axis, Overrides, Range, Values, written
 
 ATTEMPTS = 100
-"""How often a trial is asked for, to get one that was not asked for before."""
+"""How often a trial is asked for, to get another one that may be trained."""
 AT_RANDOM = 10
 """The first trials are drawn at random: without results there is nothing to go by."""
 
@@ -34,6 +34,7 @@ def ask(
     seed: int,
     maximise: bool,
     integer: Callable[[str], bool],
+    take: Callable[[Overrides], bool] = lambda _: True,
 ) -> list[Overrides]:
     """The next trials, at most `count`: fewer if no others are found that are new.
 
@@ -42,6 +43,7 @@ def ask(
       told: the trials of earlier rounds, with their scores; None for one without a score.
       seed: the seed of the search.
       integer: whether a key takes integers.
+      take: whether a new combination of values becomes a trial.
     """
     optuna = require()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -62,17 +64,17 @@ def ask(
                 state=states.FAIL if score is None else states.COMPLETE,
             )
         )
-    known, found = [overrides for overrides, _ in told], list[Overrides]()
-    for _ in range(count * ATTEMPTS):
-        if len(found) == count:
-            break
+    known, found, misses = [overrides for overrides, _ in told], list[Overrides](), 0
+    while len(found) < count and misses < ATTEMPTS:
         trial = study.ask(space)
         new = {axis.key: _text(axis, trial.params[axis.key], integer) for axis in axes}
-        if new in known:
+        if new not in known and take(new):
+            found.append(new)
+            misses = 0
+        else:
             study.tell(trial, state=states.FAIL)
-            continue
+            misses += 1
         known.append(new)
-        found.append(new)
     return found
 
 

@@ -13,20 +13,22 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """The settings of a search, and the overrides of the trials of each round."""
+    """The settings of a search, the trials of each round, and what was left out."""
 
     folder: Path
     settings: dict[str, Any]
 
-    def rounds(self) -> list[list[Overrides]]:
-        """The trials that were asked for, round by round; none if the search has not begun.
+    def read(self) -> tuple[list[list[Overrides]], list[dict[str, Any]]]:
+        """The trials that were asked for, round by round, and combinations that cannot work.
+
+        Of the latter, each has its `values`, and `why`. Both are empty before the search begins.
 
         Raises:
           ValueError: the folder has a search with other settings, or its file was changed.
         """
         path = self.folder / NAME
         if not path.exists():
-            return []
+            return [], []
         found = sealed_file.read(path)
         if found.get("version") != VERSION or not isinstance(found.get("rounds"), list):
             raise ValueError(f"{path} is no file of a search of this version")
@@ -36,16 +38,21 @@ class Ledger:
                     f"{path} is of a search with --{name}={_text(there)}, not {_text(value)}; name "
                     "another --workdir"
                 )
-        return found["rounds"]
+        return found["rounds"], found.get("left_out", [])
 
-    def write(self, rounds: list[list[Overrides]], best: dict[str, Any] | None = None) -> None:
-        """Write the trials of all rounds, and the best one so far.
+    def write(
+        self,
+        rounds: list[list[Overrides]],
+        left_out: list[dict[str, Any]],
+        best: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the trials of all rounds, what was left out, and the best trial so far.
 
         Args:
           best: the name, the score and the flags of the best trial.
         """
         values = {"version": VERSION, "settings": self.settings, "best": best, "rounds": rounds}
-        sealed_file.write(self.folder / NAME, values)
+        sealed_file.write(self.folder / NAME, {**values, "left_out": left_out})
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from experiments.analysis.recorded_runs import saved_metrics
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.trials import Trial
 from lora_jax.records import run_record
@@ -24,8 +25,7 @@ def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:
     record = run_record.read(path) if path.exists() else None
     if record is None or record.status != "completed" or record.config_digest != trial.digest:
         return None
-    best = trial.config.train.select == "best"
-    value = (record.metrics_best if best else record.metrics_last).get(loop.metric)
+    value = saved_metrics(record).get(loop.metric)
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import math
 import shlex
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,16 +13,18 @@ from experiments.command_names import shown
 from experiments.runs import rungs
 from experiments.search.ask import ask, require
 from experiments.search.ledger import Ledger
-from experiments.search.objective import require_held_out, score, spent
+from experiments.search.objective import score, spent
+from experiments.search.space import MISSES, LeftOutError, Round, Space
 from experiments.sweeps import jobs, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.preflight import Once, check_trials
-from experiments.sweeps.sweep_flag import Overrides
+from experiments.sweeps.sweep_flag import MOST, Overrides
 from experiments.sweeps.trials import Trial
 from lora_jax.training.loop_settings import Loop
 
 HELD_OUT = "--config.data.validation="
 METHODS = ("tpe", "random", "halving")
+SEEDS = ("seed", "draw")
+"""The settings of which a search would choose the luckiest."""
 Train = Callable[[Sequence[Trial], Sequence[Loop], int], None]
 """Trains those of some trials that have not ended; the number is the factor of halving, or 0."""
 
@@ -56,47 +60,59 @@ class Search:
     Args:
       arguments: `--config=FILE:...`, and the settings of all trials.
       specs: the values of `--sweep` flags.
+      say: what a line on the search's progress is given to.
 
     Raises:
       ValueError: the flags cannot be searched, or the folder has another search.
     """
 
     def __init__(
-        self, asked: Asked, folder: SweepFolder, arguments: Sequence[str], specs: Sequence[str]
+        self,
+        asked: Asked,
+        folder: SweepFolder,
+        arguments: Sequence[str],
+        specs: Sequence[str],
+        say: Callable[[str], None] = print,
     ):
         file = arguments[0].removeprefix("--config=").partition(":")[0]
         if trials.own_sweep(file) != [{}]:
             raise ValueError(f"{file} has a sweep(), whose trials --search does not choose from")
-        self._axes = [sweep_flag.parse(spec) for spec in specs]
-        if not self._axes:
+        axes = [sweep_flag.parse(spec) for spec in specs]
+        if not axes:
             raise ValueError(
                 "--search: give what to search, such as "
                 "--sweep=config.optimizer.learning_rate=log:1e-5:1e-2"
             )
-        if any(axis.key == "config.seed" for axis in self._axes):
-            raise ValueError(
-                "--sweep=config.seed: --search would choose the luckiest seed; leave it out"
-            )
+        for axis in axes:
+            if axis.key.rpartition(".")[2] in SEEDS:
+                raise ValueError(
+                    f"--sweep={axis.key}: --search would choose the luckiest seed; leave it out"
+                )
+        if asked.trials is not None:
+            sweep_flag.check_trials(asked.trials)
         if asked.method == "tpe":
             require()
-        self._asked, self._folder, self._arguments = asked, folder, arguments
-        self._integer = trials.integers(arguments, [{}], self._axes).__contains__
+        self._asked, self._folder, self._say = asked, folder, say
+        self._space = Space(folder, arguments, axes, asked.seed)
         self._ledger = Ledger(folder.path, asked.settings(specs))
-        self._rounds = self._ledger.rounds()
-        self._once = Once()
-        self._known: dict[tuple[str, ...], tuple[Trial, Loop]] = {}
-        ((probe, self._loop),) = self._made(self._drawn(1))
-        require_held_out(probe)
-        self.trials = self._affordable()
+        self._rounds, self._left_out = self._ledger.read()
+        self._loop = self._first_loop()
+        self._most = self._affordable()
 
     def first(self) -> tuple[list[Trial], list[Loop]]:
         """The trials of the first round."""
-        made = self._made(self._rounds[0] if self._rounds else self._next([]))
-        return [trial for trial, _ in made], [loop for _, loop in made]
+        found = self._rounds[0] if self._rounds else self._next()
+        return self._space.named(found), [self._space.loop(each) for each in found]
 
-    def cost(self) -> int:
-        """The training steps of the search, if all trials have as many steps."""
-        return self._cost(self.trials)
+    def outlook(self, first: Sequence[Loop]) -> str:
+        """How many trials and steps there may be, going by the trials of the first round."""
+        count, mean = len(first), statistics.fmean(loop.steps for loop in first)
+        if self._asked.method == "halving":
+            return _outlook(count, self._cost(count))
+        if self._asked.method == "tpe" or self._rounds:
+            budget = self._asked.budget
+            count = self._most if budget is None else min(self._most, int(budget // mean))
+        return _outlook(count, round(count * mean))
 
     def run(self, train: Train) -> list[str]:
         """Train all rounds, those of an earlier process first; return lines on the result.
@@ -104,134 +120,176 @@ class Search:
         Raises:
           ValueError: no trial has a score.
         """
-        halving = self._asked.factor if self._asked.method == "halving" else 0
         for each in self._rounds:  # one by one, as before: trials of a round share checkpoints
-            self._train(each, train, halving)
-        while new := self._next(self._rounds):
-            rounds = [*self._rounds, new]
-            if self._over_budget(rounds):
-                break
-            self._ledger.write(rounds)
-            self._rounds = rounds
-            self._train(new, train, halving)
+            self._require_one_program(each)
+            self._train(each, train)
+        while new := self._next():
+            self._rounds = [*self._rounds, new]
+            self._ledger.write(self._rounds, self._left_out)
+            self._train(new, train)
         return self._result()
 
-    def _train(self, found: list[Overrides], train: Train, halving: int) -> None:
-        made = self._made(found)
-        train([trial for trial, _ in made], [loop for _, loop in made], halving)
+    def _train(self, found: list[Overrides], train: Train) -> None:
+        halving = self._asked.factor if self._asked.method == "halving" else 0
+        train(self._space.named(found), [self._space.loop(each) for each in found], halving)
 
-    def _next(self, rounds: Sequence[list[Overrides]]) -> list[Overrides]:
+    def _next(self) -> list[Overrides]:
         """The trials of the next round; none after the last."""
-        known = list(itertools.chain(*rounds))
-        left = self.trials - len(known)
-        if left <= 0:
-            return []
-        if self._asked.method != "tpe":
-            if known and self._asked.method == "halving":
-                raise ValueError(
-                    f"--trials={self.trials}: a search by halving cannot grow; it has {len(known)} "
-                    "trials already. Name another --workdir"
-                )
-            return self._of_one_program(self._drawn(self.trials)[len(known) :])
-        told = list(zip(known, self._scores(self._made(known)), strict=True))
-        return ask(
-            self._axes,
-            told,
-            min(left, self._asked.per_round),
-            seed=self._asked.seed,
-            maximise=self._loop.mode == "max",
-            integer=self._integer,
-        )
-
-    def _of_one_program(self, new: list[Overrides]) -> list[Overrides]:
-        """The same trials; a ValueError if they are to be halved and are of several programs."""
         if self._asked.method == "halving":
-            programs = jobs.make([trial for trial, _ in self._made(new)], 0)
-            if len(programs) > 1:
-                raise ValueError(
-                    f"--search=halving trains one program, and these trials are of {len(programs)}:"
-                    " search numbers such as learning rates, of one variant"
-                )
-        return new
+            return self._halved()
+        known, budget, room = self._known(), self._asked.budget, math.inf
+        count = self._most - len(known)
+        if count <= 0:
+            return []
+        if budget is not None:
+            room = max(0, budget - sum(self._space.loop(each).steps for each in known))
+            if room < min(self._space.lengths()):
+                self._say(f"{len(known)} trials: {room} steps of --budget are left, too few")
+                return []
+        if self._asked.method == "tpe":
+            count = min(count, self._asked.per_round)
+        found = Round(self._space, known, self._left_out, count, room)
+        if self._asked.method == "tpe":
+            ask(
+                self._space.axes,
+                [*zip(known, self._scores(known), strict=True), *self._failed()],
+                count,
+                seed=self._asked.seed,
+                maximise=self._loop.mode == "max",
+                integer=self._space.integer,
+                take=found.take,
+            )
+        self._fill(found)
+        if not found.found:
+            left = f"; {room} steps of --budget are left" if found.too_long else ""
+            self._say(f"{len(known)} trials: {found.why}{left}")
+        return found.found
 
-    def _drawn(self, count: int) -> list[Overrides]:
-        return sweep_flag.draw(self._axes, count, self._asked.seed, self._integer)
+    def _halved(self) -> list[Overrides]:
+        """The trials of a search by halving, which has one round; none if it has begun."""
+        known, budget = self._known(), self._asked.budget
+        found = Round(self._space, [], self._left_out, self._most, math.inf)
+        self._fill(found)
+        count = len(found.found)
+        while budget is not None and self._cost(count) > budget:  # fewer trials may cost more
+            count -= 1
+        if known and count > len(known):
+            raise ValueError(
+                f"--trials={count}: a search by halving cannot grow; it has {len(known)} trials "
+                "already. Name another --workdir"
+            )
+        if known:
+            return []
+        self._cost(count)  # raises if they cannot be halved
+        if not found.full:
+            self._say(f"{count} trials: {found.why}")
+        self._require_one_program(found.found[:count])
+        return found.found[:count]
 
-    def _made(self, overrides: Sequence[Overrides]) -> list[tuple[Trial, Loop]]:
-        """The trials with these overrides, checked, and their loops; each is made once."""
-        new = [each for each in overrides if tuple(each.values()) not in self._known]
-        if new:
-            made = self._folder.known(trials.make(self._arguments, new))
-            checked = zip(made, check_trials(made, self._once), strict=True)
-            for each, found in zip(new, checked, strict=True):
-                self._known[tuple(each.values())] = found
-        return [self._known[tuple(each.values())] for each in overrides]
+    def _require_one_program(self, found: Sequence[Overrides]) -> None:
+        """Raise a ValueError if trials are to be halved, and are of several programs."""
+        if self._asked.method != "halving":
+            return
+        programs = jobs.make([self._space.trial(each) for each in found], 0)
+        if len(programs) > 1:
+            raise ValueError(
+                f"--search=halving trains one program, and these trials are of {len(programs)}:"
+                " search numbers such as learning rates, of one variant"
+            )
 
-    def _scores(self, made: Sequence[tuple[Trial, Loop]]) -> list[float | None]:
-        return [score(self._folder, trial, self._loop) for trial, _ in made]
+    def _fill(self, found: Round) -> None:
+        """Fill a round with random draws, and say which combinations were left out of it."""
+        before = found.left_out_before
+        found.draw()
+        for each in self._left_out[before:]:
+            self._say(f"left out: {trials.written(each['values'])}: {each['why']}")
+
+    def _known(self) -> list[Overrides]:
+        return list(itertools.chain(*self._rounds))
+
+    def _failed(self) -> list[tuple[Overrides, None]]:
+        return [(each["values"], None) for each in self._left_out]
+
+    def _scores(self, known: Sequence[Overrides]) -> list[float | None]:
+        return [score(self._folder, trial, self._loop) for trial in self._space.named(known)]
+
+    def _first_loop(self) -> Loop:
+        """The loop of the first combination that works and is no longer than the budget.
+
+        Raises:
+          ValueError: no combination is so.
+        """
+        budget, wrong, lengths = self._asked.budget, dict[str, str](), list[int]()
+        for values in itertools.islice(self._space.drawn(), MISSES):
+            try:
+                loop = self._space.loop(values)
+                self._space.require(values)
+            except LeftOutError as error:
+                wrong.setdefault(str(error), trials.written(values))
+                continue
+            if budget is None or loop.steps <= budget:
+                return loop
+            lengths.append(loop.steps)
+        if lengths:
+            raise ValueError(f"--budget={budget} is too small for trials of {min(lengths)} steps")
+        (why, values), *more = wrong.items()
+        who = f"no combination of --sweep works, such as {values}" if more else "every trial"
+        raise ValueError(f"{who}: {why}")
 
     def _affordable(self) -> int:
-        """How many trials to train.
+        """The most trials to train.
 
         Raises:
           ValueError: the budget has no trial, or fewer than are asked for.
         """
         budget, asked, steps = self._asked.budget, self._asked.trials, self._loop.steps
-        if asked is not None and (budget is None or self._cost(asked) <= budget):
-            if asked < 1:
-                raise ValueError(f"--trials must be positive, got {asked}")
-            self._cost(asked)  # raises if they cannot be halved
+        halving = self._asked.method == "halving"
+        cost = 0 if asked is None else self._cost(asked)  # raises if they cannot be halved
+        if budget is None:
+            assert asked is not None, "search_flags asks for one of the two"
             return asked
-        assert budget is not None, "search_flags asks for one of the two"
-        if self._asked.method == "halving":
-            most = rungs.most_trials(steps, self._asked.factor, budget)
-        else:
-            most = budget // steps
-        if asked is not None:
+        fit = budget // steps
+        if halving:
+            fit = rungs.most_trials(steps, self._asked.factor, budget)
+        if cost > budget and (halving or len(self._space.lengths()) == 1):
             raise ValueError(
-                f"--trials={asked} take {self._cost(asked):,} steps, and --budget={budget} has "
-                f"{most} trials: leave one of the two out"
+                f"--trials={asked} take {cost:,} steps, and --budget={budget} has {fit} trials: "
+                "leave one of the two out"
             )
-        if not most:
+        if not fit:
             raise ValueError(f"--budget={budget} is too small for trials of {steps} steps")
-        return most
+        return asked or (fit if halving else min(budget, MOST))
 
     def _cost(self, count: int) -> int:
         if self._asked.method == "halving":
             return rungs.cost(rungs.plan(count, self._loop.steps, self._asked.factor))
         return count * self._loop.steps
 
-    def _over_budget(self, rounds: Sequence[list[Overrides]]) -> bool:
-        """Whether trials of unequal lengths take more steps than the budget has."""
-        budget = self._asked.budget
-        if budget is None or self._asked.method == "halving":
-            return False
-        made = self._made(list(itertools.chain(*rounds)))
-        return sum(loop.steps for _, loop in made) > budget
-
     def _result(self) -> list[str]:
         """Lines on the best trial and on what was spent, which the ledger gets, too."""
-        made = self._made(list(itertools.chain(*self._rounds)))
-        pairs = zip(made, self._scores(made), strict=True)
-        scored = [(trial, value) for (trial, _), value in pairs if value is not None]
-        total = spent(self._folder, [trial for trial, _ in made])
-        steps = f"{len(made)} trials, {total:,} training steps in all"
+        known = self._known()
+        made = self._space.named(known)
+        pairs = zip(made, self._scores(known), strict=True)
+        scored = [(trial, value) for trial, value in pairs if value is not None]
+        steps = f"{len(made)} trials, {spent(self._folder, made):,} training steps in all"
         if not scored:
             raise ValueError(f"no trial has a score ({steps}): see {self._folder.path / 'logs'}")
         sign = 1 if self._loop.mode == "max" else -1
         trial, value = max(scored, key=lambda each: sign * each[1])
-        own = held_out(trial.config)
-        flags = [
-            "--config.data.validation=0" if own and each.startswith(HELD_OUT) else each
-            for each in trial.arguments
-        ]
+        flags, apart = list(trial.arguments), f"{trial.config.data.validation} held-out examples"
+        then = f"again, without the {apart}, which score it"
+        if held_out(trial.config):
+            # The config's file may hold examples out, too, so leaving a flag out is not enough.
+            flags = [each for each in flags if not each.startswith(HELD_OUT)] + [f"{HELD_OUT}0"]
+            then = "with no example held out, scored on the development set"
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
-        self._ledger.write(self._rounds, best)
-        apart = trial.config.data.validation
+        self._ledger.write(self._rounds, self._left_out, best)
         workdir = f"--workdir={self._folder.path}_best"  # outside the search's own folder
-        then = "on all examples, scored on the development set" if own else "again"
         return [
-            f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} held-out examples "
-            f"({steps})",
+            f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} ({steps})",
             f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",
         ]
+
+
+def _outlook(count: int, steps: int) -> str:
+    return f"{count} trials in all, about {steps:,} training steps"

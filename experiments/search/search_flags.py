@@ -51,6 +51,10 @@ def asked(trials: int | None, seed: int, launcher: str, unfit: dict[str, bool]) 
         raise ValueError(
             "--processes does not go with --search=halving, which trains one program in one process"
         )
+    if _SEARCH.value == "halving" and flags.FLAGS["retry"].value:
+        raise ValueError(
+            "--retry does not go with --search=halving, where a diverged trial has lost at its rung"
+        )
     if trials is None and _BUDGET.value is None:
         raise ValueError(f"--search={_SEARCH.value} needs --trials=N, --budget=STEPS, or both")
     return Asked(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from configs import common
-from lora_jax.files.arrays import first_line
+from lora_jax.error_text import first_line
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from experiments.setup import config_errors, config_files, json_config, variant_flags
+from lora_jax.error_text import first_line
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
@@ -216,7 +217,7 @@ def _check_config(name: str, config: Any) -> None:
     try:
         getattr(config, "lock", None)  # a failed load raises OSError on first use
     except OSError as error:
-        said = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"'{name}' gives no config: {said}") from error
+        last = str(error).strip().rpartition("\n")[2].strip() or first_line(error)
+        raise ValueError(f"'{name}' gives no config: {last}") from error
     kind = type(config).__name__
     raise ValueError(f"'{name}': get_config() returns a {kind}, expected a ConfigDict")

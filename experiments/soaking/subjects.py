@@ -210,7 +210,7 @@ def _decisions(folder: Path) -> list[Path]:
 
 def _read_search(folder: Path) -> Any:
     decided = [rungs.Ledger(path).read() for path in _decisions(folder)]
-    asked = ledger.Ledger(folder, {}).rounds()
+    asked = ledger.Ledger(folder, {}).read()
     return plain([asked, [dataclasses.asdict(each) for each in itertools.chain(*decided)]])
 
 

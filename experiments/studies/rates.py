@@ -7,6 +7,7 @@ of a task lies at an edge, every method gets the next rate on that side, so that
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from experiments.analysis.recorded_runs import saved_metrics
 from experiments.studies.protocol import Rates
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records.run_record import Record
@@ -34,6 +35,12 @@ def grown(places: Sequence[int], best: Iterable[int], rates: Rates) -> range:
     return range(low - (low in found and low > -most), high + 1 + (high in found and high < most))
 
 
+def saved_scores(records: Iterable[Record]) -> list[float]:
+    """The scores of the adapters that runs saved, as tables and reports have them."""
+    known = [saved_metrics(each).get(each.metric) for each in records]
+    return [score for score in known if score is not None]
+
+
 def best_place(tried: Mapping[int, Sequence[Record]]) -> int | None:
     """The place with the best mean score, the lowest of equal ones.
 
@@ -44,8 +51,7 @@ def best_place(tried: Mapping[int, Sequence[Record]]) -> int | None:
     """
     means, lower_is_better = dict[int, float](), False
     for place, records in sorted(tried.items()):
-        known = [each.metrics_last.get(each.metric) for each in records]
-        scores = [score for score in known if score is not None]
+        scores = saved_scores(records)
         if len(scores) == len(records) and all(each.status == "completed" for each in records):
             means[place] = statistics.fmean(scores)
             lower_is_better = records[0].metric in LOWER_IS_BETTER

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.analysis.collect_runs import settings_of
+from experiments.runs.how import USUAL, How
 from experiments.studies import rates
 from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
@@ -24,7 +25,7 @@ from lora_jax.records import run_record
 Config = Callable[..., RunConfig]
 """`config(**changes)` gives a cell's settings with changes such as `data__validation=400`."""
 Say = Callable[[str], None]
-ENDED = jobs.USUAL.left
+ENDED = USUAL.left
 """The states of runs that are results of their settings: a failed run is trained again."""
 NO_RATE = "no learning rate trained to the end with each seed"
 AT_ONCE = 10
@@ -59,9 +60,11 @@ class Trainer:
 
     workdir: Path
     protocol: Protocol
-    how: jobs.How = jobs.USUAL
+    how: How = USUAL
     adapters: bool = True
     """Whether adapters stay; records and predictions always do."""
+    begin: Callable[[], None] = lambda: None
+    """Called before each program that trains (`experiments.runs.interruption`)."""
     say: Say = print
 
     def task(self, cells: Sequence[Cell], only: Sequence[str] = ()) -> None:
@@ -143,6 +146,7 @@ class Trainer:
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
                 continue
+            self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]
@@ -171,6 +175,5 @@ def _remove_adapter(folder: Path) -> None:
 
 
 def _mean(results: Sequence[run_record.Record]) -> str:
-    scores = [each.metrics_last.get(each.metric) for each in results]
-    known = [score for score in scores if score is not None]
-    return f"mean {results[0].metric} {statistics.fmean(known):.4f}" if known else "no score"
+    scores = rates.saved_scores(results)
+    return f"mean {results[0].metric} {statistics.fmean(scores):.4f}" if scores else "no score"

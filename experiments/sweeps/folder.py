@@ -14,7 +14,6 @@ locks/                  locks of working processes; the system frees them when a
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import socket
 import time
@@ -26,12 +25,13 @@ from typing import Any
 from experiments.setup.read_config import read_config
 from experiments.setup.suggested import fill
 from experiments.sweeps.trials import Trial
+from lora_jax.error_text import said
 from lora_jax.files import json_text
-from lora_jax.files.atomic import write_atomically
-from lora_jax.records import run_record, seal
+from lora_jax.records import run_record, seal, sealed_file
 from lora_jax.suggest import require_known
 
 ENDED = ("completed", "failed", "diverged", "killed", "stopped")
+_RECORDED = ("completed", "diverged", "stopped")  # noted only after the record was written
 VERSION = 1
 _WITHOUT = "delete this file, and the trial's folder says how it ended"
 
@@ -46,7 +46,8 @@ class TrialState:
 
     A `waiting` trial has never begun. A `running` one is locked by a process. An `interrupted` one
     was running in a process that is gone. A `killed` one ended with its process. A `stopped` one
-    was taken out by successive halving. `note` says why a trial failed, diverged or was stopped.
+    was taken out by successive halving. A `lost` one has ended, but its record cannot be read: it
+    is to be trained again. `note` says why a trial failed, diverged, was stopped or is lost.
     """
 
     status: str
@@ -90,35 +91,43 @@ class SweepFolder:
     def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
         """Note how an attempt ended, by default one of this process."""
         state = TrialState(status, note, os.getpid() if process is None else process)
-        text = json.dumps(seal.sealed(dataclasses.asdict(state)), indent=2, allow_nan=False)
-        write_atomically(self._state_file(name), f"{text}\n".encode())
+        sealed_file.write(self._state_file(name), dataclasses.asdict(state))
 
     def state(self, trial: Trial) -> TrialState:
-        """The state of a trial; a completed record takes precedence over all other files."""
-        record, problem = None, ""
-        if (self.run(trial.name) / "record.json").exists():
-            try:
-                record = run_record.read(self.run(trial.name))
-            except ValueError as error:
-                problem = str(error).splitlines()[0]
-        if record is not None and record.config_digest != trial.digest:
-            record, problem = None, f"{self.run(trial.name)} holds a run of another configuration"
-        if record is not None and record.status == "completed":
-            return TrialState("completed", record.note)
-        if (attempt := self.attempt(trial.name)) is not None:
+        """The state of a trial; a completed record takes precedence over all other files.
+
+        Only a record that can be read says that a trial completed, diverged or was stopped.
+        """
+        ended, attempt = self._recorded(trial), None
+        if ended is None or ended.status != "completed":
+            attempt = self.attempt(trial.name)
+        if attempt is None:
+            return ended or TrialState("waiting")
+        if attempt.status in _RECORDED:
+            gone = f"it was {attempt.status}, and its record.json is gone"
+            ended = self._recorded(trial) or TrialState("lost", gone)  # read again: it may be new
+        elif ended is None or ended.status != "lost":  # nothing trains beside a damaged record
             return attempt
-        if problem:
-            return TrialState("failed", problem)
-        return TrialState("waiting") if record is None else TrialState(record.status, record.note)
+        return dataclasses.replace(ended, process=attempt.process)
+
+    def _recorded(self, trial: Trial) -> TrialState | None:
+        """The state of a trial by its record alone; None if there is no record."""
+        path = self.run(trial.name)
+        try:
+            record = run_record.read(path)
+        except ValueError as error:
+            return TrialState("lost", f"{said(error)}; delete this file to train the trial again")
+        if record is not None and record.config_digest != trial.digest:
+            return TrialState("failed", f"{path} holds a run of another configuration")
+        return None if record is None else TrialState(record.status, record.note)
 
     def attempt(self, name: str) -> TrialState | None:
-        """The newest attempt at a trial that left no completed record; None if it never began."""
-        path = self._state_file(name)
+        """The newest attempt at a trial, whatever its record says; None if it never began."""
+        if not (path := self._state_file(name)).exists():
+            return None
         try:
             found, written = seal.opened(json_text.read_object(path))
             seal.require_unchanged(found, written)
-        except FileNotFoundError:
-            return None
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): {_WITHOUT}") from None
         hints = typing.get_type_hints(TrialState)
@@ -202,12 +211,11 @@ class SweepFolder:
                 }
                 for trial in trials
             }
-            merged = {each["name"]: each for each in self._listed()} | entries
-            value = seal.sealed({"version": VERSION, "trials": list(merged.values())})
-            text = json.dumps(value, indent=2, allow_nan=False)
-            path = self.path / "trials.json"
-            if not path.exists() or path.read_text(encoding="utf-8") != f"{text}\n":
-                write_atomically(path, f"{text}\n".encode())
+            before = self._listed()
+            merged = list(({each["name"]: each for each in before} | entries).values())
+            if merged != before:
+                values = {"version": VERSION, "trials": merged}
+                sealed_file.write(self.path / "trials.json", values)
 
     def require_sweep_or_empty(self) -> None:
         """Raise a ValueError if the path is a file, or a folder with other content than a sweep."""

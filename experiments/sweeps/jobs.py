@@ -1,54 +1,32 @@
 """Divide trials into jobs for launchers, and train the trials of a job in its process."""
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
-from experiments.runs.run import Ended, run_together
+from experiments.runs.how import USUAL, How
+from experiments.runs.interruption import between_programs
+from experiments.runs.run import MISSING, Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
-from experiments.sweeps.process_error import first_line
 from experiments.sweeps.trials import Trial
-from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
-from lora_jax.training.trial_program import Execution
+from experiments.tracking.tracking import Track
+from lora_jax.error_text import first_line
 
 Job = list[Trial]
 
 GRACE = 10.0  # seconds to wait for a lock that a dying process of a killed sweep still holds
+LOCK_WAIT = 120
+"""The seconds to wait for the locks of a machine that died: as long as NFS keeps them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class How:
-    """How the trials of a job are trained."""
-
-    execution: Execution | None = None
-    """How trials that share a program step; None for the way that ends first."""
-    retry: bool = False
-    """Whether to train diverged trials again."""
-    audit: bool = True
-    """Whether to compare the compiled step with NumPy's before it trains."""
-    halving: int = 0
-    """Of so many trials of a job, one goes on at each rung; 0: all train to the end."""
-    track: Track = NO_TRACKERS
-    """The trackers that get the metrics, too."""
-
-    @property
-    def left(self) -> Collection[str]:
-        """The statuses of trials that are not trained again."""
-        if self.halving:
-            return (*dataclasses.replace(self, halving=0).left, "stopped")
-        return ("completed",) if self.retry else ("completed", "diverged")
-
-
-USUAL = How()
 Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], How], Sequence[Ended]]
 """Trains trials of one program, given `(configs, folders, names, how)`; returns how each ended."""
 
@@ -136,9 +114,7 @@ def train(
 ) -> Sequence[Ended]:
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     label = names[0] if len(names) == 1 else f"{len(names)} trials"
-    given = configs, folders, label, how.execution, how.left
-    more = {"audit": how.audit, "halving": how.halving, "track": how.track}
-    return run_together(*given, say=print, **more)
+    return run_together(configs, folders, how, label, say=print)
 
 
 def work(
@@ -151,10 +127,15 @@ def work(
     """Train trials of a sweep's list, and return whether all of them are completed.
 
     An error in one trial does not affect the others, unless it ends their common program. Trials
-    that another process is training, and trials that have ended, are left alone.
+    that another process is training, and trials that have ended, are left alone. Only trials that
+    are halved train all together or not at all.
 
     Args:
       wait: the seconds to wait for the locks of the trials, all in all; None for `GRACE`.
+
+    Raises:
+      Interrupted: a SIGTERM came before the last program had trained its trials.
+      ValueError: a trial is missing, and they are to be halved; none has begun.
     """
     with contextlib.ExitStack() as stack:
         mine, configs = list[Trial](), list[RunConfig]()
@@ -164,6 +145,7 @@ def work(
                 left = until - time.monotonic()
                 stack.enter_context(lock(folder.lock(name), wait=left))
             except LockedError as error:
+                _require_none_missing(how, name, error)
                 print(f"{name}: {error}")
                 continue
             try:
@@ -171,12 +153,21 @@ def work(
                 configs.append(trial.config)
                 mine.append(trial)
             except Exception as error:
+                _require_none_missing(how, name, error)
                 _failed(folder, name, error)
+        begin = stack.enter_context(between_programs())
         for numbers in groups(configs):
+            begin()
             _train(folder, [mine[number] for number in numbers], how, train)
         good = ("completed", "stopped") if how.halving else ("completed",)
         done = [trial for trial in mine if folder.state(trial).status in good]
     return len(done) == len(names)
+
+
+def _require_none_missing(how: How, name: str, error: Exception) -> None:
+    """Raise a ValueError if the trials are to be halved, which takes all of them."""
+    if how.halving:
+        raise ValueError(MISSING.format(name, error)) from error
 
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:

@@ -33,7 +33,7 @@ def check_trials(trials: Sequence[Trial], once: "Once | None" = None) -> list[Lo
     loops, wrong = [], []
     for trial in trials:
         try:
-            loops.append(_check(trial.config, once))
+            loops.append(check(trial.config, once))
         except (ValueError, OSError, ImportError) as error:
             wrong.append((trial.name, str(error)))
     refuse(wrong, len(trials))
@@ -58,9 +58,19 @@ class Once:
         return found
 
 
-def _check(config: RunConfig, once: Once) -> Loop:
+def loop_of(config: RunConfig, once: Once) -> Loop:
+    """The training loop of a run, of which nothing else is checked."""
     task = once(config.data, from_config.make_any_task, config)
-    loop = from_config.make_loop(config.train, len(task.train), task.metric)
+    return from_config.make_loop(config.train, len(task.train), task.metric)
+
+
+def check(config: RunConfig, once: Once) -> Loop:
+    """Check a run, and return its training loop.
+
+    Raises:
+      ValueError, OSError, ImportError: it cannot work.
+    """
+    task, loop = once(config.data, from_config.make_any_task, config), loop_of(config, once)
     from_config.make_hyper(config, loop.steps)
     outputs = 0  # for a language model, whose only outputs are its vocabulary
     if isinstance(task, data.Task):

@@ -6,13 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_jax.error_text import first_line
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-
-
-def first_line(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ _CLOSING = {")": "(", "]": "[", "}": "{"}
 _INTEGERS = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DIGITS = 4  # significant digits of a drawn number; more are not useful
-_ATTEMPTS = 100  # draws for each trial, to find one that was not drawn before
+_ATTEMPTS = 100  # draws for each known combination, to find another one
 
 MOST = 100_000
 """The most trials of a sweep, as each takes a folder, a list entry and a config in memory."""
@@ -98,6 +98,13 @@ def check_count(trials: int, where: str) -> None:
     """Raise a ValueError if there would be more trials than a sweep may have."""
     if trials > MOST:
         raise ValueError(f"{where}: {trials:,} trials; a sweep has at most {MOST:,}")
+
+
+def check_trials(trials: int) -> None:
+    """Raise a ValueError unless `--trials` is a number of trials that a sweep may have."""
+    if trials < 1:
+        raise ValueError(f"--trials must be positive, got {trials}")
+    check_count(trials, f"--trials={trials}")
 
 
 def check_key(key: str, where: str) -> None:
@@ -210,29 +217,40 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
 def draw(
     axes: Sequence[Axis], trials: int, seed: int, integer: Callable[[str], bool]
 ) -> list[Overrides]:
-    """Draw `trials` different combinations.
-
-    The values of a draw depend only on `seed`, its place and the key. So a larger `trials` begins
-    with the same combinations.
-
-    Args:
-      integer: whether a key takes integers; numbers drawn for it are rounded.
+    """The first `trials` combinations of `draws`.
 
     Raises:
       ValueError: a key occurs twice, `trials` is not positive or too large, or there are not enough
         different combinations.
     """
+    check_trials(trials)
+    found = list(itertools.islice(draws(axes, seed, integer), trials))
+    if len(found) < trials:
+        raise ValueError(f"--trials={trials}: only {len(found)} different ones were drawn")
+    return found
+
+
+def draws(axes: Sequence[Axis], seed: int, integer: Callable[[str], bool]) -> Iterator[Overrides]:
+    """Different combinations, one after another, until no other one is drawn.
+
+    The values of a draw depend only on `seed`, its place and the key.
+
+    Args:
+      integer: whether a key takes integers; numbers drawn for it are rounded.
+
+    Raises:
+      ValueError: a key occurs twice.
+    """
     _once(axes)
-    if trials < 1:
-        raise ValueError(f"--trials must be positive, got {trials}")
-    check_count(trials, f"--trials={trials}")
-    found: dict[tuple[str, ...], Overrides] = {}
-    for place in range(trials * _ATTEMPTS):
+    found, newest = set[tuple[str, ...]](), 0
+    for place in itertools.count():
         drawn = {axis.key: _drawn(axis, f"{seed}/{place}/{axis.key}", integer) for axis in axes}
-        found.setdefault(tuple(drawn.values()), drawn)
-        if len(found) == trials:
-            return list(found.values())
-    raise ValueError(f"--trials={trials}: only {len(found)} different ones were drawn")
+        if tuple(drawn.values()) not in found:
+            found.add(tuple(drawn.values()))
+            newest = place
+            yield drawn
+        elif place - newest > _ATTEMPTS * len(found):
+            return
 
 
 def _drawn(axis: Axis, seed: str, integer: Callable[[str], bool]) -> str:

@@ -120,7 +120,7 @@ def integers(
     try:
         config = _with_unset(_arguments(arguments, row))
     except ValueError as error:
-        raise ValueError(f"{_written(row)}: {_with_hint(error, arguments, row)}") from error
+        raise ValueError(f"{written(row)}: {_with_hint(error, arguments, row)}") from error
     return {f"config.{path}" for path in _paths(config) if get_type(path, config) is int}
 
 
@@ -144,16 +144,33 @@ def make(arguments: Sequence[str], overrides: Iterable[sweep_flag.Overrides]) ->
     """
     rows = list(overrides)
     made, wrong = [], []
-    labels = _labels(list(dict.fromkeys(key for row in rows for key in row)))
+    labels = labels_of(list(dict.fromkeys(key for row in rows for key in row)))
     for row in rows:
         try:
-            own = _arguments(arguments, row)
-            config = read_config(own)
-            made.append(Trial(name_of(row, labels, config), own, row, fill(config.to_dict())))
+            made.append(make_one(arguments, row, labels))
         except ValueError as error:
-            wrong.append((_written(row), _with_hint(error, arguments, row)))
+            wrong.append((written(row), str(error)))
     refuse(wrong, len(rows))
-    return _named_apart(made)
+    return named_apart(made)
+
+
+def make_one(
+    arguments: Sequence[str], row: sweep_flag.Overrides, labels: Mapping[str, str]
+) -> Trial:
+    """The trial with these flags and overrides.
+
+    Args:
+      labels: what the trial's name calls each key (`labels_of`).
+
+    Raises:
+      ValueError: one line on what is wrong with its flags.
+    """
+    try:
+        own = _arguments(arguments, row)
+        config = read_config(own)
+        return Trial(name_of(row, labels, config), own, row, fill(config.to_dict()))
+    except ValueError as error:
+        raise ValueError(_with_hint(error, arguments, row)) from error
 
 
 def refuse(wrong: Sequence[tuple[str, str]], of: int) -> None:
@@ -173,7 +190,8 @@ def refuse(wrong: Sequence[tuple[str, str]], of: int) -> None:
         raise ValueError("\n       ".join(lines))
 
 
-def _written(row: Mapping[str, str]) -> str:
+def written(row: Mapping[str, str]) -> str:
+    """Overrides as one text."""
     return ",".join(f"{key}={text}" for key, text in row.items())
 
 
@@ -245,7 +263,7 @@ def _paths(config: ConfigDict) -> Iterator[str]:
         yield from (f"{key}.{path}" for path in _paths(value)) if nested else (key,)
 
 
-def _labels(keys: Sequence[str]) -> dict[str, str]:
+def labels_of(keys: Sequence[str]) -> dict[str, str]:
     """The shortest ending of each key that no other key has."""
     labels = {}
     for key in keys:
@@ -271,8 +289,11 @@ def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDic
     return ",".join(items)
 
 
-def _named_apart(trials: Sequence[Trial]) -> list[Trial]:
+def named_apart(trials: Sequence[Trial], taken: Iterable[str] = ()) -> list[Trial]:
     """Make the names of trials distinct: a too long or repeated name is cut and gets a digest.
+
+    Args:
+      taken: names that no trial may get.
 
     Raises:
       ValueError: two trials have the same config.
@@ -280,9 +301,9 @@ def _named_apart(trials: Sequence[Trial]) -> list[Trial]:
     seen: dict[str, Trial] = {}
     for trial in trials:
         if (other := seen.setdefault(trial.digest, trial)) is not trial:
-            one, two = (_written(each.overrides) for each in (other, trial))
+            one, two = (written(each.overrides) for each in (other, trial))
             raise ValueError(f"two trials are the same: {one} and {two}")
-    names = Counter(trial.name for trial in trials)
+    names = Counter([*taken, *(trial.name for trial in trials)])
     apart = []
     for digest, trial in seen.items():
         name = trial.name

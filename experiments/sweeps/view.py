@@ -82,6 +82,8 @@ class View:
         self._seen = -_EVERY
         for row in self.rows:
             row.look(folder)
+            if row.state.status == "lost":
+                self._say(row)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["View"]:
@@ -99,12 +101,15 @@ class View:
         self._seen = time.monotonic()
         for row in self.rows:
             if row.look(self._folder) and self._live is None:
-                self._console.print(escape(self._said(row)), soft_wrap=True, highlight=False)
+                self._say(row)
         if self._live is not None:
             self._live.update(self.table(self._console.height), refresh=True)
 
     def ended(self) -> bool:
         return all(row.state.ended for row in self.rows)
+
+    def _say(self, row: Row) -> None:
+        self._console.print(escape(self._said(row)), soft_wrap=True, highlight=False)
 
     def _said(self, row: Row) -> str:
         line = f"{row.trial.name}: {row.state.status}"
@@ -120,7 +125,8 @@ class View:
         If `height` lines do not hold all of them, running trials are preferred, then those that did
         not complete.
         """
-        order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1, "diverged": 1}
+        order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1}
+        order |= {"diverged": 1, "lost": 1}
         rows = sorted(self.rows, key=lambda row: order.get(row.state.status, 2))
         room = max(height - 6, 1) if height else len(rows)
         shown = rows[:room]

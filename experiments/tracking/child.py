@@ -68,7 +68,8 @@ def obey(kind: type[Tracker], orders: Iterable[Order], answer: Answer) -> None:
             path.mkdir(parents=True, exist_ok=True)
         tracker = kind(TrackedRun(**{**values, **paths}))
         runs[number] = FollowedRun(tracker, Path(order["metrics"]))
-        answer(number=number, where=tracker.where)
+        where: object = tracker.where  # a user's may be a Path, or None before it is known
+        answer(number=number, where=None if where is None else str(where))
 
     def write(number: int, order: Order) -> None:
         images = {name: Path(path) for name, path in order["images"].items()}

@@ -49,7 +49,7 @@ def _require(name: str) -> None:
         raise ValueError(f"{given}: {said} '{last}'; nearest: {_beside(parent, last)}") from None
     except ValueError as error:
         raise ValueError(f"{given}: {error}") from error
-    except Exception as error:  # a user's file may raise anything
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise ValueError(f"{given}: {type(error).__name__}: {error}") from error
     if not find.is_installed(package):
         extra = package if own else f'"lora-jax[{name}]"'

@@ -42,11 +42,19 @@ class TrackedRun:
 
     @property
     def identity(self) -> str:
-        """Sixteen hexadecimal digits that no other run has; they stay when a run goes on."""
+        """Sixteen hexadecimal digits that no other run has; they stay when a run goes on.
+
+        A file without them, such as an empty one after a full disk, is written anew: runs with one
+        identity would be one run in a tracker.
+        """
         path = self.folder / "identity"
-        if not path.exists():
-            path.write_text(uuid.uuid4().hex[:16], encoding="ascii")
-        return path.read_text(encoding="ascii")
+        known = path.read_text(encoding="ascii", errors="replace") if path.exists() else ""
+        if re.fullmatch("[0-9a-f]{16}", known):
+            return known
+        made, new = uuid.uuid4().hex[:16], path.with_suffix(".new")
+        new.write_text(made, encoding="ascii")
+        new.replace(path)
+        return made
 
 
 class Tracker(abc.ABC):

@@ -17,6 +17,7 @@ from experiments.cli import warn
 
 _COMMAND = "from experiments.tracking.child import main; main()"
 _TICK = 0.05  # seconds between looks at a child that is waited for
+_LAST_BREATH = 1.0  # seconds for a child to end that has closed its pipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class _Child:
                 stderr=errors,
                 bufsize=0,
                 # The child finds the modules that this process finds.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
                 start_new_session=True,  # Ctrl-C reaches the run, which ends the child
             )
         assert process.stdin is not None
@@ -45,13 +46,14 @@ class _Child:
             os.set_blocking(pipe.fileno(), False)
         return cls(process, process.stdin, process.stdout)
 
-    def end(self) -> int:
-        """End it and all that it has started, and return its exit code."""
+    def end(self) -> None:
+        """End it and all that it has started."""
         with contextlib.suppress(OSError):  # they have ended already
             os.killpg(self.process.pid, signal.SIGKILL)
         self.orders.close()
         self.answers.close()
-        return self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a file system may hold it
+            self.process.wait(_LAST_BREATH)
 
 
 class TrackerProcess:
@@ -69,13 +71,13 @@ class TrackerProcess:
     def __init__(self, name: str, log: Path):
         self.name, self._log = name, log
         self._unsent, self._heard = b"", b""
-        self._where: dict[int, str] = {}
+        self._where: dict[int, str | None] = {}
         self._failed: set[int] = set()
         self._warned = False
         self._child: _Child | None = None
         try:
             self._child = _Child.start(name, log)
-        except OSError as error:
+        except Exception as error:
             self._warn(str(error))
 
     def send(self, number: int, **order: Any) -> None:
@@ -111,7 +113,9 @@ class TrackerProcess:
             if time.monotonic() >= until:
                 self._end("it was too slow at the end of the run, and was ended")
                 return
-            select.select([self._child.answers], [], [], _TICK)
+            pipe = select.poll()  # `select.select` fails where a process has 1024 files open
+            pipe.register(self._child.answers, select.POLLIN)
+            pipe.poll(1000 * _TICK)
             self._exchange()
 
     def _exchange(self) -> None:
@@ -119,8 +123,8 @@ class TrackerProcess:
         try:
             if self._child is not None:
                 self._write_and_read(self._child)
-        except (OSError, ValueError) as error:  # no error here may end the run
-            self._end(str(error))
+        except Exception as error:  # no error here may end the run
+            self._end(f"{type(error).__name__}: {error}")
 
     def _write_and_read(self, child: _Child) -> None:
         if self._unsent and not child.orders.closed:
@@ -137,7 +141,11 @@ class TrackerProcess:
             self._hear(json.loads(line))
         if ended:
             asked = child.orders.closed
-            code = child.process.wait()
+            try:
+                code = child.process.wait(_LAST_BREATH)
+            except subprocess.TimeoutExpired:
+                self._end("its process has closed its pipe")
+                return
             self._end("" if asked and code == 0 else _ended(code))
 
     def _hear(self, answer: dict[str, Any]) -> None:
@@ -145,7 +153,9 @@ class TrackerProcess:
             self._failed.add(answer["number"])
             self._warn(answer["failed"])
         else:
-            self._where[answer["number"]] = answer["where"]
+            where = answer["where"]  # of whatever kind, as a record's text must be in UTF-8
+            text = None if where is None else str(where).encode(errors="replace").decode()
+            self._where[answer["number"]] = text
 
     def _end(self, why: str) -> None:
         """End the child; say why, unless that is empty."""

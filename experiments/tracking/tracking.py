@@ -48,9 +48,9 @@ class TrackedMetrics(Metrics):
         super().write(step, values)
         self._written()
 
-    def truncate(self, step: int | None) -> None:
+    def truncate(self, step: int | None, checksum: int | None = None) -> None:
         """As in `Metrics`; with a step, the run goes on from there, and no line will be dropped."""
-        super().truncate(step)
+        super().truncate(step, checksum)
         if step is not None:
             self._begun(step)
 
@@ -126,7 +126,7 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
             return
         folder, config = self._folders[number], self._configs[number]
         own, group = folder / FOLDER, self._track.group
-        root = self._track.root or group or folder.parent
+        root = self._track.root or group or folder.absolute().parent
         shared = own if group is None else group / FOLDER
         self._begun.add(number)
         run = {

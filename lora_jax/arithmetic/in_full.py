@@ -9,7 +9,7 @@ import numpy as np
 
 from lora_jax.arithmetic.updates import Adapter, placements
 from lora_jax.transform.layer_bias import effective_biases
-from lora_jax.transform.placement import Frozen, Unadapted, weight_of
+from lora_jax.transform.placement import Frozen, weight_of
 from lora_jax.transform.shared_arrays import with_shared_arrays
 from lora_jax.variant import Factors
 
@@ -96,8 +96,7 @@ def _stored(path: str, frozen: Frozen) -> np.ndarray:
     quantised = {each.use.path: each for each in frozen.spec.placements if each.storage}
     if path not in quantised:
         return np.asarray(frozen.base[path], np.float64)
-    bare = dataclasses.replace(quantised[path], variant=Unadapted())
-    return _dense(bare, {"adapters": {}}, frozen)
+    return _dense(quantised[path].bare(), {"adapters": {}}, frozen)
 
 
 def _dense(placement: Any, trainable: Any, frozen: Frozen) -> np.ndarray:

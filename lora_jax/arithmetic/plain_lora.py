@@ -12,7 +12,7 @@ from jax import Array
 
 from lora_jax.arithmetic.updates import Factored
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.transform.placement import Frozen, Placement, Trainable, Unadapted
+from lora_jax.transform.placement import Frozen, Placement, Trainable
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -39,7 +39,7 @@ def as_adapter(
             placed.append(_of_lora(each, lora, factors[path].a.shape[-2]))
             found[path] = _filled(placed[-1], factors[path])
         elif each.storage is not None and path not in params:
-            placed.append(dataclasses.replace(each, variant=Unadapted(), layers=Unadapted()))
+            placed.append(each.bare())
     spec = dataclasses.replace(frozen.spec, placements=tuple(placed))
     base = {path: each for path, each in frozen.base.items() if path not in params}
     constants = {path: each.constants for path, each in found.items()}

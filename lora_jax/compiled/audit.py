@@ -29,7 +29,8 @@ from jax.tree_util import GetAttrKey, SequenceKey
 
 from lora_jax.compiled.by_numpy import ByNumpy, rounded_operands
 from lora_jax.compiled.jaxpr_memory import peak_bytes
-from lora_jax.files.arrays import copies, first_line, is_key, to_host
+from lora_jax.error_text import first_line
+from lora_jax.files.arrays import copies, is_key, to_host
 from lora_jax.sharding.between_processes import said_by_all
 from lora_jax.transform.placement import Trainable
 

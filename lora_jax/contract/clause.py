@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.compiled.by_numpy import ByNumpy
+from lora_jax.error_text import said
 from lora_jax.files.arrays import is_key
 from lora_jax.variant import TrainingWarning, Variant
 
@@ -43,7 +44,7 @@ def clause(function: Clause) -> Clause:
             raise ContractError(f"{variant} breaks '{function.__name__}': {error}") from None
         except Exception as error:
             if any(f"jax_numpy_{what}_promotion" in str(error) for what in ("rank", "dtype")):
-                reason = f"it promotes implicitly: {str(error).splitlines()[0]}"
+                reason = f"it promotes implicitly: {said(error)}"
                 raise ContractError(f"{variant} breaks '{function.__name__}': {reason}") from error
             error.add_note(f"while checking the clause '{function.__name__}' of {variant}")
             raise

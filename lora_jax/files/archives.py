@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.files.arrays import first_line
+from lora_jax.error_text import first_line
 
 FREE = 64 << 20
 """Bytes that any archive may unpack to, however small it is."""

@@ -54,7 +54,3 @@ def copies(arrays: Sequence[jax.Array], wholes: Sequence[np.ndarray]) -> Iterato
 def array_digest(array: Any) -> str:
     whole = np.ascontiguousarray(to_host(array))
     return hashlib.sha256(whole.reshape(-1).view(np.uint8).data).hexdigest()  # no copy
-
-
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

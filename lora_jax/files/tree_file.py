@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from lora_jax.error_text import first_line
 from lora_jax.files import json_text
-from lora_jax.files.arrays import array_digest, first_line, is_key, to_host, type_name
+from lora_jax.files.arrays import array_digest, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import canonical, config_digest
 from lora_jax.files.safetensors_bytes import SafetensorsBytes

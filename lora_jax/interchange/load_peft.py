@@ -26,7 +26,7 @@ def load_peft(
     """A function with the adapter of a folder that PEFT, or `save_peft`, has written.
 
     Nothing in the folder is trusted: names, shapes and sizes are compared with the config and the
-    model before a tensor is read, and pickles are not read.
+    model before a tensor is read, and no pickle is executed.
 
     Args:
       variant_of: the variant that PEFT's settings mean: `variants.from_peft`.

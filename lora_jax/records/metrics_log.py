@@ -21,8 +21,8 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
 
     A line is in the file once `write` returns. Its last key, "crc32", checks this line and all
     lines before it: `read_metrics` refuses a file in which a line was changed, dropped, doubled or
-    moved. Missing last lines are not noticed. Nor is a change of a file without checks (from an
-    earlier version) whose record has no seal either (see `read_metrics`).
+    moved. Missing last lines are noticed only by who knows the check of the last one. A change of a
+    file without checks (from an earlier version) is not noticed if its record has no seal either.
     With several processes, one writes: in the others, `enabled` is False and nothing happens.
     """
 
@@ -71,8 +71,17 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
                 f"{self.path} was removed or replaced during its run, which has stopped"
             )
 
-    def truncate(self, step: int | None) -> None:
-        """Drop the lines after `step` (None keeps all) and a torn last line, atomically."""
+    @property
+    def checksum(self) -> int | None:
+        """The checksum of all lines so far; None if another process writes them."""
+        return None if self._file is None else self._after
+
+    def truncate(self, step: int | None, checksum: int | None = None) -> None:
+        """Drop the lines after `step` (None keeps all) and a torn last line, atomically.
+
+        Raises:
+          ValueError: lines until `step` are missing, as their `checksum` is another.
+        """
         if self._file is None:
             return
         kept, after = [], 0
@@ -82,6 +91,11 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
                     line = seal.checked(row, after)
                 kept.append(line + b"\n")
                 after = seal.line_digest(line, after)
+        if checksum not in (None, after):
+            raise ValueError(
+                f"{self.path} has lost lines that were in it when step {step} was saved: put the "
+                "file back, or delete the checkpoints to train from the start"
+            )
         self._after, data = after, b"".join(kept)
         if data != self.path.read_bytes():
             self._file.close()

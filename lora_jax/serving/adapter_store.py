@@ -41,8 +41,8 @@ class AdapterStore:
 
     An adapter is loaded when it is first asked for. A slot that no lease holds keeps its adapter
     until the slot is needed; the one that was used longest ago is given away first. Host memory
-    keeps adapters as the bank holds them, so that they come back without a load. The first adapter
-    of a method, or on a weight, has programs compiled (`Bank`), for which all others wait.
+    keeps adapters as the bank holds them, so that they come back without a load. Adapters that
+    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait.
 
         with store.acquire("alice") as lease, store.using() as bank:
             y = apply(bank, jnp.full(rows, lease.slot), x)

@@ -14,7 +14,7 @@ from lora_jax.files.arrays import to_host
 from lora_jax.partition import flatten, is_array
 from lora_jax.serving.entries import Name
 from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method, Slots
-from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, Unadapted
+from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement
 
 
 class Key(NamedTuple):
@@ -64,12 +64,8 @@ def base_alone(base: Any) -> Frozen:
                 "in full, and does not keep the base's own: give the parameters, or, of a "
                 "quantised base, an adapter that trains no parameter in full"
             )
-        stored = tuple(
-            dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
-            for each in frozen.spec.placements
-            if each.storage is not None
-        )
-        spec = dataclasses.replace(frozen.spec, placements=stored)
+        stored = [each.bare() for each in frozen.spec.placements if each.storage is not None]
+        spec = dataclasses.replace(frozen.spec, placements=tuple(stored))
         return Frozen(dict(frozen.base), {}, spec)
     leaves, treedef = flatten(base)
     arrays = {path: x for path, x in leaves.items() if is_array(x)}

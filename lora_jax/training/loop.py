@@ -70,13 +70,14 @@ def fit(
       The last states.
 
     Raises:
-      ValueError: the newest checkpoint is of a run with another identity.
+      ValueError: the newest checkpoint is of a run with another identity, or lines of metrics that
+        were written before it are missing.
       LostFolderError: the file of the metrics was removed during the run; nothing more is saved.
     """
     loop, count = loops[0], len(states)
     states, done = saved.restore(states, outcomes)
     for log, outcome in zip(metrics, outcomes, strict=True):
-        log.truncate(outcome.steps)
+        log.truncate(outcome.steps, outcome.metrics_checksum)
     if audit is not None and not done:
         found = audit(states)
         for outcome in outcomes:
@@ -137,8 +138,9 @@ def fit(
         if not (active := _active(outcomes)):
             break
         if saves:
-            for log in metrics:
+            for log, outcome in zip(metrics, outcomes, strict=True):
                 log.require()
+                outcome.metrics_checksum = log.checksum
             saved.save(number, program, population, outcomes, evaluates and loop.eligible(number))
         if stops:
             for outcome in outcomes:

@@ -31,6 +31,8 @@ class Outcome:
     """Metrics before the first step; empty if they were not asked for."""
     interrupted: bool = False
     """Whether this process was asked to end; never set in a checkpoint."""
+    metrics_checksum: int | None = None
+    """`Metrics.checksum` when a checkpoint was saved; None in one that does not say it."""
     audit: dict[str, Any] | None = None
     """What `lora_jax.compiled.audit` found before the first step; None if it compared nothing."""
 

@@ -14,7 +14,8 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     """Give a function that says whether to save and end after a step (`loop.fit`'s `interrupted`).
 
     Call the function after every step. Inside this context, SIGTERM does not end the process, nor
-    does a second one. A single process is told of it after the step in which it came. It can be
+    does a second one. A single process is told of it after the step in which it came. If it came
+    too late for that, the handler that was there before gets it at the end. It can be
     caught only in the main thread; in another thread, it ends the process as usual. With several
     processes, a SIGTERM to any one is told to all, about a second later and after the same step.
     JAX's own service does this: it catches the signal from the start of `jax.distributed` to the
@@ -27,8 +28,17 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         yield lambda step: False
         return
     caught: list[int] = []
+    told = False
+
+    def interrupted(step: int) -> bool:
+        nonlocal told
+        told = bool(caught)
+        return told
+
     before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
     try:
-        yield lambda step: bool(caught)
+        yield interrupted
     finally:  # `before` is None if Python did not install the handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    if caught and not told and callable(before):
+        before(signal.SIGTERM, None)

@@ -26,7 +26,6 @@ from lora_jax.transform.placement import (
     Frozen,
     PyTree,
     Trainable,
-    Unadapted,
     fold_path,
     grouped,
     warn_of_doubts,
@@ -197,15 +196,15 @@ class Adapted:
         return frozen.spec.tree(arrays)
 
     def disable(self, trainable: Trainable, frozen: Frozen) -> PyTree:
-        """The plain parameters without the adapters: the base, bit by bit, as it is stored.
+        """The plain parameters without the adapters: the base, bit by bit.
 
-        Parameters trained in full have no base value left; they keep their trained values.
+        A quantised weight comes out dequantised. Parameters trained in full have no base value
+        left; they keep their trained values.
         """
         arrays = {**frozen.base, **trainable["params"]}
         for each in frozen.spec.placements:
             if each.storage is not None:
-                bare = dataclasses.replace(each, variant=Unadapted())
-                weight = weight_of(bare, {"adapters": {}}, frozen, None)
+                weight = weight_of(each.bare(), {"adapters": {}}, frozen, None)
                 arrays[each.use.path] = weight.dense(Factors({}, {}))
         return frozen.spec.tree(arrays)
 

@@ -21,7 +21,6 @@ from lora_jax.transform.placement import (
     AdaptedSpec,
     Frozen,
     Placement,
-    Unadapted,
     fold_path,
     variants_of,
 )
@@ -130,8 +129,7 @@ def _probing(spec: AdaptedSpec, needs: Mapping[str, Need]) -> AdaptedSpec:
             probe = _probe(each, needs[each.use.path])
             placements.append(dataclasses.replace(each, variant=probe, layers=probe))
         elif each.storage is not None:
-            bare = dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
-            placements.append(bare)
+            placements.append(each.bare())
     return dataclasses.replace(spec, placements=tuple(placements))
 
 

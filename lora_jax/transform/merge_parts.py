@@ -10,7 +10,6 @@ from lora_jax.transform.layer_bias import effective_biases
 from lora_jax.transform.placement import (
     Frozen,
     Trainable,
-    Unadapted,
     warn_of_doubts,
     weight_of,
 )
@@ -27,11 +26,8 @@ def merged_parts(trainable: Trainable, frozen: Frozen) -> Parts:
 
 def base_parts(frozen: Frozen) -> Parts:
     """The frozen base without adapters: what is stored quantised is made dense again."""
-    bare = tuple(
-        dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
-        for each in frozen.spec.placements
-    )
-    spec = dataclasses.replace(frozen.spec, placements=bare)
+    bare = [each.bare() for each in frozen.spec.placements]
+    spec = dataclasses.replace(frozen.spec, placements=tuple(bare))
     return _parts({"adapters": {}, "params": {}}, dataclasses.replace(frozen, spec=spec, shared=()))
 
 

@@ -71,6 +71,11 @@ class Placement:
     def adapts(self) -> bool:
         return not isinstance(self.variant, Unadapted)
 
+    def bare(self) -> "Placement":
+        """The weight without its adapter, stored as it is."""
+        none = Unadapted()
+        return dataclasses.replace(self, variant=none, layers=none, ranks=None, bias=None)
+
     @property
     def matrices(self) -> list[tuple[int, int]]:
         """The (in, out) shape of every matrix that has an adapter."""

@@ -10,7 +10,6 @@ from lora_jax.transform.placement import (
     Frozen,
     Placement,
     Trainable,
-    Unadapted,
     grouped,
     warn_of_doubts,
 )
@@ -61,7 +60,7 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
 
 def _replaced(placement: Placement, pruned: Pruned | None) -> Placement:
     if pruned is None:
-        return dataclasses.replace(placement, variant=Unadapted(), layers=Unadapted())
+        return placement.bare()
     variant, layers = pruned.variant, pruned.variant
     if isinstance(placement.layers, tuple):
         layers = tuple(None if each is None else variant for each in placement.layers)

@@ -20,6 +20,7 @@ MEASURED = Measured(
     [
         Found.of("peft/ours", Goal(1.0, 1.5), [1.25, 1.5, 2.0, 2.5, 9.0]),
         Found.of("ours/hand", Goal(1.02, 1.0), [1.5]),
+        Found.of("DoRA/LoRA", Goal(1.15, 1.05), [1.1502]),
         Found.of("NF4/LoRA", None, [1.25]),
     ],
     [Curve("tokens", "seconds", [1, 10], [2, 20], {"flops": [1, 100]})],
@@ -29,6 +30,7 @@ SUMMARY = """\
 | --- | --- | --- | --- | --- | --- |
 | a group | peft/ours | 2.00 | 1.50 to 2.50 | ≥ 1 | 1.5 |
 | a group | ours/hand | 1.50 |  | ≤ 1.02, missed | 1 |
+| a group | DoRA/LoRA | 1.1502 |  | ≤ 1.15, missed | 1.05 |
 | a group | NF4/LoRA | 1.25 |  |  |  |
 
 | of | over | from | to | exponent | in theory |

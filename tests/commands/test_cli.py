@@ -140,7 +140,7 @@ GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n
         ("def get_config():\n    return int('x')\n", "{}, line 8: ValueError: invalid literal .*"),
         ("def get_config():\n    return [].x\n", "{}, line 8: AttributeError: 'list' object .*"),
         ("def get_config():\n    return {} + 1\n", "{}, line 8: TypeError: unsupported .*"),
-        ("def get_config():\n    raise SystemExit\n", "{}, line 8: SystemExit: "),
+        ("def get_config():\n    raise SystemExit\n", "{}, line 8: SystemExit"),
         ("def get_config():\n    raise KeyError('a\\nb')\n", "{}, line 8: KeyError: .*"),
         ("def get_config():\n    return get_config()\n", "{}, line 8: RecursionError: .*"),
         ("def get_config():\n    return open('/nowhere')\n", "{}, line 8: FileNotFoundError: .*"),

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import chex
@@ -15,6 +17,7 @@ from flax import nnx
 from configs import adalora_table1, domain_shift, lora_table2, own_data, targets
 from configs.studies import against_lora
 from experiments.runs import predictions, run, train_trials
+from experiments.runs.interruption import between_programs
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.studies.protocol import Protocol, Rates, Tuning
@@ -261,7 +264,12 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         small = {"data__train": 2, "targets": ("query/kernel",), **changes}
         return config_of(against_lora, "task=cola,row=lora", glue, bert, **small)
 
-    cell, trainer = Cell("cola", "lora", config, 1e-3), Trainer(tmp_path, protocol, adapters=False)
+    cell = Cell("cola", "lora", config, 1e-3)
+    with pytest.raises(SystemExit, match="75"), between_programs() as begin:
+        os.kill(os.getpid(), signal.SIGTERM)  # at a time when nothing trains
+        Trainer(tmp_path, protocol, begin=begin).task([cell])
+    assert not seen
+    trainer = Trainer(tmp_path, protocol, adapters=False)
     trainer.task([cell])
     development = set(data.load_task("glue/cola", "tsv", glue).validation.texts)
     tuning, final = seen[:3], seen[3:]

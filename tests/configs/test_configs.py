@@ -96,7 +96,7 @@ def test_every_combination_is_of_the_schema(name):
     assert (unlisted.seed, unlisted.data.folder) == (3, "glue")
     assert unlisted.data.source == "tsv" or not source
     assert_complete(unlisted)
-    assert unlisted.train.max_steps == {"few_shot": 300, "few_examples": 100}.get(name, 0)
+    assert unlisted.train.max_steps == {"few_shot": 300, "few_examples": 300}.get(name, 0)
 
 
 @pytest.mark.parametrize("name", STUDIES)

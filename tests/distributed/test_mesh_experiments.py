@@ -15,7 +15,7 @@ import lora_jax as lj
 from experiments import cli
 from experiments.distributed.mesh import mesh_of
 from experiments.runs import generated_texts, run
-from experiments.runs.train_trials import Interrupted
+from experiments.runs.interruption import Interrupted
 from experiments.setup.experiment import build
 from experiments.setup.sharded_batches import spread
 from lora_jax import data

@@ -1,15 +1,19 @@
 """Memory by formula against published sizes, against arrays, and against what XLA sets aside."""
 
+import re
+
 import jax
 import numpy as np
 import optax
 import pytest
+from commands import ROOT
 
 import lora_jax as lj
 import variants
 from experiments.planning import memory_tables
 from experiments.planning.memory_formula import Setting, by_formula, weights
 from experiments.planning.model_sizes import SIZES
+from experiments.planning.topologies import topology
 from experiments.setup.completion import cross_entropy_per_token
 from lora_jax.compiled.jaxpr_memory import working_bytes
 from lora_jax.methods.lowrank import LowRank
@@ -93,10 +97,24 @@ def test_which_cards_hold_what():
     config = LlamaConfig.from_json(SIZES["Llama 2 70B"])
     quantised = by_formula(config, Setting(LowRank(rank=16), "nf4_double", 2, remat=True))
     assert 36e9 < quantised.weights < 37e9
-    assert memory_tables.smallest_card(quantised) == "48 GiB"
+    assert memory_tables.smallest_card(quantised) == "48 GB"
     dense = by_formula(config, Setting(LowRank(rank=16), width=2, remat=True))
-    assert memory_tables.smallest_card(dense) == "141 GiB"
-    assert memory_tables.smallest_card(by_formula(config, Setting(None))) == "none of 141 GiB"
+    assert dense.total < 141 * 2**30  # but a card of 141 GB has 131.3 GiB, as `plan` says too
+    assert dense.total > topology("h200:1").capacity
+    assert memory_tables.smallest_card(dense) == "none of 141 GB"
+    full = by_formula(LlamaConfig.from_json(SIZES["Llama 2 7B"]), Setting(None, remat=True))
+    assert full.total < topology("h200:1").capacity
+    assert memory_tables.smallest_card(full) == "141 GB"
+
+
+def test_the_page_on_plans_has_the_table_that_the_command_prints():
+    page = (ROOT / "docs" / "guides" / "plan.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.endswith(" GB |")]
+    shown = [re.split(r" *\| *", line)[1:-1] for line in rows]
+    columns = [list(column.cells) for column in memory_tables.published_sizes(512).columns]
+    printed = list(zip(*columns, strict=True))
+    numbers = [tuple(cell.removesuffix(".0") for cell in row[2:]) for row in printed]
+    assert {tuple(cell.removesuffix(".0") for cell in row[2:]) for row in shown} == {*numbers}
 
 
 def test_decoders_that_the_formula_does_not_know_are_refused():

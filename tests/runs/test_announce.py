@@ -12,6 +12,7 @@ from experiments.planning import step_memory
 from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.step_memory import Batches, stays
 from experiments.runs import run
+from experiments.runs.how import How
 from experiments.runs.memory_line import Held, announce
 from experiments.runs.run import run_together
 from experiments.setup.config import parse
@@ -185,7 +186,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
     configs = [smoke(seed=seed, **LARGE) for seed in range(3)]
     folders = [tmp_path / str(seed) for seed in range(3)]
     room(held_by(configs[0])[0].total + TAKES)
-    ended = run_together(configs, folders, say=pytest.fail, execution="vmap")
+    ended = run_together(configs, folders, How("vmap"), say=pytest.fail)
     assert f"about {memory.size(3 * TAKES)} for gradients and 3 batches of" in str(ended[0])
     assert not any(folder.exists() for folder in folders)
 

@@ -1,6 +1,9 @@
 """Successive halving: the rungs, their cost, and survivors against trials that trained alone."""
 
+import contextlib
 import itertools
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +12,9 @@ import safetensors.numpy
 import small_model
 
 from experiments.runs import halving, run
+from experiments.runs.folder_lock import alone
+from experiments.runs.group_folder import GroupFolder
+from experiments.runs.how import How
 from experiments.runs.rungs import Rung, cost, decide, most_trials, plan
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
@@ -83,7 +89,7 @@ def folders(root):
 def halved(configs, tmp_path_factory):
     where = folders(tmp_path_factory.mktemp("halved"))
     with jax.numpy_dtype_promotion("standard"):
-        return where, run.run_together(configs, where, execution="each", halving=2, audit=False)
+        return where, run.run_together(configs, where, How("each", halving=2, audit=False))
 
 
 def assert_same_adapter(here, there):
@@ -97,7 +103,7 @@ def assert_same_adapter(here, there):
 @pytest.mark.slow
 def test_so_are_survivors_of_trials_that_step_at_once(configs, tmp_path):
     where = folders(tmp_path)
-    records = run.run_together(configs, where, execution="vmap", halving=2, audit=False)
+    records = run.run_together(configs, where, How("vmap", halving=2, audit=False))
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     run.run(configs[number], tmp_path / "alone", audit=False)
     assert_same_adapter(where[number], tmp_path / "alone")
@@ -159,10 +165,8 @@ def test_a_killed_search_ends_with_the_same_bits(configs, halved, tmp_path, monk
         else:
             patched.setattr(halving, "fit", dies(halving.fit, 3))
         patched.setattr(run_record, "write", _no_failures(run_record.write))
-        run.run_together(configs, where, execution="each", halving=2, audit=False)
-    again = run.run_together(
-        configs, where, execution="each", halving=2, audit=False, left=("completed", "stopped")
-    )
+        run.run_together(configs, where, How("each", halving=2, audit=False))
+    again = run.run_together(configs, where, How("each", halving=2, audit=False))
     assert [without_time(each) for each in again] == [without_time(each) for each in records]
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     mine, wanted = (
@@ -170,6 +174,48 @@ def test_a_killed_search_ends_with_the_same_bits(configs, halved, tmp_path, monk
     )
     for name, array in wanted.items():
         np.testing.assert_array_equal(mine[name], array)
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("busy", "process .* is training there"),
+        ("refused", "the disk is away"),
+        ("ended", "it is (stopped|completed) already; begin anew in another --workdir"),
+        ("forgotten", "an earlier process began without it"),
+    ],
+)
+def test_a_halving_without_one_of_its_trials_does_not_begin(
+    configs, halved, tmp_path, monkeypatch, why, said
+):
+    """Else its rungs would be those of fewer trials than were asked for."""
+    where, build = folders(tmp_path), run.build
+    with contextlib.ExitStack() as stack:
+        if why == "busy":
+            stack.enter_context(alone(where[1]))
+        if why == "refused":
+
+            def refuses(config, *args, **kwargs):
+                if config == configs[1]:
+                    raise OSError("the disk is away")
+                return build(config, *args, **kwargs)
+
+            monkeypatch.setattr(run, "build", refuses)
+        if why == "ended":
+            shutil.copytree(halved[0][1], where[1])
+        if why == "forgotten":
+            GroupFolder.of(configs, where).begin([0, 2, 3])
+        monkeypatch.setattr(run, "train", pytest.fail)
+        found = run.run_together(configs, where, How(halving=2, audit=False))
+    line = f"a halving has all of its trials or does not begin, and trial_1 is missing: .*{said}"
+    for number, each in enumerate(found):
+        if (number, why) != (1, "ended"):
+            assert re.match(line, str(each))
+
+
+def test_one_trial_is_not_halved(configs, tmp_path):
+    with pytest.raises(ValueError, match="it needs 2 trials or more, not 1"):
+        run.run_together(configs[:1], folders(tmp_path)[:1], How(halving=2, audit=False))
 
 
 def _no_failures(write):

@@ -8,9 +8,10 @@ import small_model
 
 from experiments.runs import run, step_audit
 from experiments.runs.group import Together
+from experiments.runs.how import How
 from experiments.setup.experiment import Experiment, build
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.jobs import How, command
+from experiments.sweeps.jobs import command
 from lora_jax.compiled import audit
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
@@ -82,7 +83,7 @@ def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch)
     monkeypatch.setattr(Together, "program", wrong)
     configs, folders = [smoke(), smoke(seed=1)], [tmp_path / "0", tmp_path / "1"]
     with pytest.raises(ValueError, match=r"query/kernel/[ab] is off by"):
-        run.run_together(configs, folders, execution="each")
+        run.run_together(configs, folders, How("each"))
     for each in map(run_record.read, folders):
         assert each.status == "failed" and "query/kernel/" in each.note and each.steps == 0
     assert not list(tmp_path.glob(".programs/*/checkpoints/[0-9]*"))

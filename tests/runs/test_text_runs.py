@@ -11,6 +11,7 @@ from text_runs import config, followed, own_scores
 
 import lora_jax as lj
 from experiments.runs import generated_texts, predictions, run
+from experiments.runs.how import How
 from experiments.setup.experiment import build
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
@@ -112,7 +113,7 @@ def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
     other = config(places, **WRITTEN, optimizer__learning_rate=3e-3, seed=1)
     folders = [tmp_path / str(number) for number in range(2)]
     configs = [other, config(places, **WRITTEN)]
-    first, record = run.run_together(configs, folders, execution="each")
+    first, record = run.run_together(configs, folders, How("each"))
     assert record.metrics_first == pytest.approx(alone.metrics_first, rel=1e-5)
     assert record.metrics_last == pytest.approx(alone.metrics_last, rel=1e-3)
     losses = [

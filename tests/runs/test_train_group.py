@@ -12,6 +12,7 @@ import traced_batches
 from configs import quickstart
 from experiments.runs import predictions, run
 from experiments.runs.group import Alone, Together, with_equal_shapes
+from experiments.runs.how import How
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
@@ -165,7 +166,7 @@ def one_by_one(chosen, tmp_path_factory):
     """The folders of those trials as one group, which step one after the other."""
     where = folders(tmp_path_factory.mktemp("each"), 3)
     with jax.numpy_dtype_promotion("standard"):
-        assert run.run_together(chosen, where, execution="each") == [*map(run_record.read, where)]
+        assert run.run_together(chosen, where, How("each")) == [*map(run_record.read, where)]
     return where
 
 
@@ -180,7 +181,7 @@ def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
 @pytest.mark.parametrize("execution", ["vmap", "map"])
 def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     where = folders(tmp_path, 3)
-    assert run.run_together(chosen, where, execution=execution) == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, How(execution)) == [*map(run_record.read, where)]
     for number in (1, 2):
         assert_alike(where[number], alone[number])
     assert_scored(where[0])
@@ -260,7 +261,7 @@ def test_every_kind_of_variant(config_of, tmp_path):
         config_of(targets=KINDS, variant__rank=2, seed=3, **other),
     ]
     where = folders(tmp_path, 2)
-    assert run.run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, How("vmap")) == [*map(run_record.read, where)]
     run.run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
@@ -272,7 +273,7 @@ def test_a_frozen_head_that_each_trial_draws_is_its_own(config_of, tmp_path):
     chosen = [config_of(quantize__storage="nf4", seed=seed, **changes) for seed in range(2)]
     assert groups(chosen) == [[0, 1]]
     where = folders(tmp_path, 2)
-    assert run.run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, How("vmap")) == [*map(run_record.read, where)]
     run.run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
@@ -309,7 +310,7 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
         with monkeypatch.context() as patch:
             patch.setattr(place, name, dies)
             with pytest.raises(Killed):
-                run.run_together(chosen, where, execution="each")
+                run.run_together(chosen, where, How("each"))
         return [run_record.read(folder) for folder in where]
 
     assert killed(Together, "evaluate", 2) == [None] * 3
@@ -318,7 +319,7 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
     assert [record is not None for record in before] == [True, False, False]
     with monkeypatch.context() as patch:
         patch.setattr(Together, "evaluate", None)  # nothing is trained again
-        after = run.run_together(chosen, where, execution="each")
+        after = run.run_together(chosen, where, How("each"))
     assert after[0] == before[0]
     assert after == [run_record.read(folder) for folder in where]
     for one, other in zip(where, one_by_one, strict=True):
@@ -333,7 +334,7 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
     chosen[1] = tiny(4, variant__rank=999, variant__initialization="pissa")[1]
     run_record.claim(where[2], chosen[2].plain)
     (where[2] / "record.json").write_text("{", encoding="utf-8")
-    found = run.run_together(chosen, where, execution="each")
+    found = run.run_together(chosen, where, How("each"))
     assert "takes rank = 999 directions" in str(found[1])
     assert "trial_2" in str(found[2]) and isinstance(found[2], ValueError)
     for number in (0, 3):
@@ -362,8 +363,8 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
         patch.setattr(run, "build", failing)
         patch.setattr(Together, "evaluate", killed)
         with pytest.raises(Killed):
-            run.run_together(chosen, where, execution="each")
-    found = run.run_together(chosen, where, execution="each")
+            run.run_together(chosen, where, How("each"))
+    found = run.run_together(chosen, where, How("each"))
     assert [record.status for record in found] == ["completed"] * 3
     assert [record.config["seed"] for record in found] == [0, 1, 2]
     assert not list((tmp_path / ".programs").iterdir())
@@ -388,14 +389,14 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
 
     monkeypatch.setattr(Together, "evaluate", killed)
     with pytest.raises(Killed):
-        run.run_together(chosen, where, execution="each")
+        run.run_together(chosen, where, How("each"))
     with monkeypatch.context() as patch:
         patch.setattr(run, "build", failing)
-        found = run.run_together(chosen, where, execution="each")
+        found = run.run_together(chosen, where, How("each"))
     assert str(found[1]) == "the disk is away"
     for number in (0, 2):
         assert "trial_1 cannot be made now: the disk is away" in str(found[number])
-    found = run.run_together(chosen, where, execution="each")
+    found = run.run_together(chosen, where, How("each"))
     assert [record.status for record in found] == ["completed"] * 3
     assert len(calls) == 4 + 3  # the first of two evaluations was not made again
 
@@ -406,7 +407,7 @@ def test_a_trial_that_diverges_is_recorded(tiny, tmp_path):
     lengths = {"data__max_length": 48, "data__buckets": 2}
     chosen = tiny(**lengths)
     chosen[1] = tiny(**lengths, optimizer__learning_rate=1e30, optimizer__clip=1e30)[1]
-    found = run.run_together(chosen, folders(tmp_path, 3), execution="vmap")
+    found = run.run_together(chosen, folders(tmp_path, 3), How("vmap"))
     assert [record.status for record in found] == ["completed", "diverged", "completed"]
     assert "not finite" in found[1].note
     assert not (tmp_path / "trial_1" / "adapter.safetensors").exists()

@@ -1,8 +1,10 @@
 """Searches whose trials are scored by a formula in place of training."""
 
+import functools
 import json
 import math
 import shlex
+from operator import getitem
 from pathlib import Path
 
 import commands
@@ -12,8 +14,11 @@ import small_model
 
 from experiments.search import ask
 from experiments.search.search import Asked, Search
+from experiments.setup.read_config import read_config
+from experiments.setup.suggested import fill
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.folder import SweepFolder
+from lora_jax.files import canonical_json
 from lora_jax.records import run_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -24,10 +29,9 @@ BEST = 1e-2
 
 
 def quality(overrides):
-    """Best at a rate of 1e-2 and rank 4."""
-    return (
-        0.9 - abs(math.log10(float(overrides[RATE]) / BEST)) / 10 - 0.05 * (overrides[RANK] == "2")
-    )
+    """Best at a rate of 1e-2, and not at rank 2."""
+    away = abs(math.log10(float(overrides.get(RATE, BEST)) / BEST))
+    return 0.9 - away / 10 - 0.05 * (overrides.get(RANK) == "2")
 
 
 class Killed(Exception):
@@ -48,11 +52,24 @@ def changes(tmp_path_factory):
 def search(changes):
     """Makes a search, and what trains its trials."""
 
-    def make(folder, method="tpe", trials=12, budget=None, seed=0, specs=SPECS, most=10**9, **more):
-        arguments = [f"--config={ROOT / 'configs' / 'quickstart.py'}:size=smoke"]
-        arguments += [f"--config.{name}={value}" for name, value in {**changes, **more}.items()]
+    def make(
+        folder,
+        method="tpe",
+        trials=12,
+        budget=None,
+        seed=0,
+        specs=SPECS,
+        most=10**9,
+        say=print,
+        file=ROOT / "configs" / "quickstart.py",
+        left=(),
+        **more,
+    ):
+        given = {**changes, **more}
+        flags = [f"--config.{name}={x}" for name, x in given.items() if name not in left]
         asked = Asked(method, seed, trials, budget, per_round=4, factor=3)
-        return Search(asked, folder, arguments, specs), trainer(folder, changes, most)
+        made = Search(asked, folder, [f"--config={file}:size=smoke", *flags], specs, say)
+        return made, trainer(folder, given, most)
 
     return make
 
@@ -66,10 +83,9 @@ def trainer(folder, settings, most):
                 continue
             if len(list(folder.path.glob("trials/*/record.json"))) == most:
                 raise Killed
-            changes = {
-                **settings,
-                "optimizer.learning_rate": float(trial.overrides[RATE]),
-                "variant.rank": int(trial.overrides[RANK]),
+            names = [name.removeprefix("config.") for name in trial.overrides]
+            swept = {
+                each: functools.reduce(getitem, each.split("."), trial.plain) for each in names
             }
             scores = {"accuracy": quality(trial.overrides)}
             fields = {"steps": loop.steps, "best_step": loop.steps}
@@ -78,7 +94,7 @@ def trainer(folder, settings, most):
                 "quickstart",
                 "size=smoke",
                 scores,
-                changes=changes,
+                changes={**settings, **swept},
                 **fields,
             )
             assert run_record.read(folder.run(trial.name)).config_digest == trial.digest
@@ -116,7 +132,6 @@ def test_tpe_searches_where_scores_are_good(found):
     assert said[0].startswith("best: learning_rate=")
     assert f"accuracy {quality(best):.4g} on 40 held-out examples (24 trials, 192 " in said[0]
     assert f"--{RATE}={best[RATE]}" in said[1]
-    assert "--config.data.validation=0" in said[1]
 
 
 def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
@@ -130,6 +145,38 @@ def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
     assert read.returncode == 0, read.stdout
 
 
+def printed(line):
+    """The config that the printed command trains."""
+    words = shlex.split(line.partition(": ")[2])
+    return read_config(words[3:-1]).to_dict()
+
+
+def test_the_command_for_the_best_trial_holds_nothing_out(search, tmp_path):
+    """Not even where the config's file does; all else is as in the trial."""
+    file, folder = tmp_path / "mine.py", SweepFolder(tmp_path / "search")
+    file.write_text(
+        "from configs import quickstart\n"
+        "def get_config(arg=None):\n"
+        "    config = quickstart.get_config(arg)\n"
+        "    config.data.validation = 40\n"
+        "    return config\n"
+    )
+    said = run(search, folder, "random", 3, file=file, left=["data.validation"])
+    best = run_record.read(folder.run(ledger(folder)["best"]["name"])).config
+    assert best["data"]["validation"] == 40
+    best["data"]["validation"] = 0
+    assert canonical_json.plain(fill(printed(said[1]))) == best
+    assert said[1].startswith("to train it with no example held out, scored on the development ")
+
+
+def test_the_command_says_so_where_examples_must_be_held_out(search, tmp_path):
+    """The demonstration's data have no part of their own to score on."""
+    more = {"data.source": "demo", "data.name": "rotten_tomatoes", "data.train": 64}
+    said = run(search, SweepFolder(tmp_path), "random", 2, **more)
+    assert printed(said[1])["data"]["validation"] == 40
+    assert said[1].startswith("to train it again, without the 40 held-out examples, which score it")
+
+
 def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):
     folder = SweepFolder(tmp_path)
     for most in (6, 13):
@@ -138,6 +185,126 @@ def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):
     said = run(search, folder, trials=24)
     assert ledger(folder)["rounds"] == ledger(found[0])["rounds"]
     assert said == [line.replace(str(found[0].path), str(tmp_path)) for line in found[1]]
+
+
+IMPOSSIBLE = {
+    "0": "rank must be an integer of at least 1, got 0",
+    "64": "initialization 'pissa' takes rank = 64 directions, more than min(in, out) = 16",
+}
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
+    """Each in one line that says why; a killed search leaves out the same ones."""
+    how = {"method": method, "specs": [SPECS[0], f"{RANK}=0,64,2,4"]}
+    how |= {"variant.initialization": "pissa", "trials": 10}
+    whole, said = SweepFolder(tmp_path / "whole"), []
+    run(search, whole, say=said.append, **how)
+    there = ledger(whole)
+    asked = [each for part in there["rounds"] for each in part]
+    assert len(asked) == 10 and {each[RANK] for each in asked} == {"2", "4"}
+    assert {each["values"][RANK] for each in there["left_out"]} == IMPOSSIBLE.keys()
+    for line, each in zip(said, there["left_out"], strict=True):
+        values = each["values"]
+        start = f"left out: {RATE}={values[RATE]},{RANK}={values[RANK]}: "
+        assert line.startswith(start) and IMPOSSIBLE[values[RANK]] in line
+        assert "\n" not in line
+    killed = SweepFolder(tmp_path / "killed")
+    for most in (3, 6):
+        with pytest.raises(Killed):
+            run(search, killed, most=most, **how)
+    run(search, killed, **how)
+    assert {**ledger(killed), "best": None} == {**there, "best": None}
+
+
+def test_if_nothing_works_one_line_says_so(search, tmp_path):
+    for ranks, said in (
+        ("0,-1", f"no combination of --sweep works, such as {RANK}=.*: rank must be an integer"),
+        ("0", "every trial: rank must be an integer of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            search(SweepFolder(tmp_path), specs=[f"{RANK}={ranks}"])
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_no_fault_of_a_combination(search, tmp_path):
+    """It is there another time, so the combination must not be left out for good."""
+    with pytest.raises(FileNotFoundError):
+        search(
+            SweepFolder(tmp_path), specs=[f"config.data.folder={tmp_path}"], left=["data.folder"]
+        )
+
+
+def test_trials_that_would_be_scored_on_the_development_set_are_left_out(search, tmp_path):
+    folder, said = SweepFolder(tmp_path), []
+    specs = [f"{RANK}=2,4", "config.data.validation=0,40"]
+    run(search, folder, "random", 4, specs=specs, say=said.append, left=["data.validation"])
+    (asked,) = ledger(folder)["rounds"]
+    assert [each["config.data.validation"] for each in asked] == ["40", "40"]
+    assert sum("--search chooses by examples held out" in line for line in said) == 2
+
+
+def test_equal_settings_are_tried_once(search, tmp_path):
+    folder, said = SweepFolder(tmp_path), []
+    run(search, folder, "random", 4, specs=[f"{RATE}=1e-3,0.001,2e-3"], say=said.append)
+    assert len(ledger(folder)["rounds"][0]) == 2
+    assert "its settings are those of config.optimizer.learning_rate=" in said[0]
+
+
+LENGTHS = [SPECS[0], "config.train.epochs=1,6"]
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_a_budget_is_spent_on_trials_of_unequal_lengths(method, search, tmp_path):
+    """Of 8 and of 48 steps, the first drawn of 48: in the end, less than 8 are left, and not -1."""
+    folder = SweepFolder(tmp_path)
+    how = {"specs": LENGTHS, "seed": 1, "trials": None, "left": ["train.epochs"]}
+    before = []
+    for budget in (20, 173):
+        run(search, folder, method, budget=budget, **how)
+        asked = [each for part in ledger(folder)["rounds"] for each in part]
+        steps = sum({"1": 8, "6": 48}[each["config.train.epochs"]] for each in asked)
+        assert budget - 8 < steps <= budget
+        assert asked[: len(before)] == before
+        before = asked
+
+
+def test_both_limits_of_a_search_hold(search, tmp_path):
+    how = {"specs": LENGTHS, "method": "random", "left": ["train.epochs"]}
+    for trials, budget, most in ((3, 400, 3), (12, 100, 11)):
+        folder = SweepFolder(tmp_path / f"{trials}")
+        run(search, folder, trials=trials, budget=budget, **how)
+        (asked,) = ledger(folder)["rounds"]
+        steps = sum({"1": 8, "6": 48}[each["config.train.epochs"]] for each in asked)
+        assert len(asked) <= most and steps <= budget
+
+
+@pytest.mark.parametrize("method", ["tpe", "random", "halving"])
+@pytest.mark.parametrize("limit", [{"trials": 7}, {"trials": None, "budget": 200}])
+def test_a_search_ends_when_all_combinations_were_tried(method, limit, search, tmp_path):
+    folder = SweepFolder(tmp_path)
+    for _ in range(2):  # a repeated command finds nothing more to do
+        said = []
+        how = {"specs": [f"{RATE}=1e-3,2e-3,3e-3,4e-3"], "say": said.append}
+        run(search, folder, method, **{**how, **limit})
+        asked = [each for part in ledger(folder)["rounds"] for each in part]
+        assert len({tuple(each.values()) for each in asked}) == len(asked) == 4
+    whole = "4 trials: all combinations of --sweep have been tried"
+    assert said == [] if method == "halving" else [whole]
+
+
+def test_a_dry_run_says_how_many_trials_there_may_be(search, tmp_path):
+    for method, limit, said in (
+        ("random", {"trials": 5}, "5 trials in all, about 40 training steps"),
+        ("tpe", {"trials": 12}, "12 trials in all, about 96 training steps"),
+        ("tpe", {"trials": None, "budget": 90}, "11 trials in all, about 88 training steps"),
+        ("halving", {"trials": 6, "specs": SPECS[:1]}, "6 trials in all, about 28 training steps"),
+    ):
+        made, _ = search(SweepFolder(tmp_path), method, **limit)
+        _, loops = made.first()
+        assert made.outlook(loops) == said
+    assert not list(tmp_path.iterdir())
 
 
 def test_trials_without_a_score_do_not_count(tmp_path):
@@ -181,6 +348,9 @@ def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(search, tm
             "--search chooses by examples held out from training",
         ),
         ({"specs": ["config.seed=0:3"]}, "would choose the luckiest seed"),
+        ({"specs": ["seed=0:3"]}, "would choose the luckiest seed"),
+        ({"specs": ["config.data.draw=0:3"]}, "would choose the luckiest seed"),
+        ({"trials": 0}, "--trials must be positive, got 0"),
         ({"specs": []}, "give what to search"),
         ({"method": "random", "budget": 50}, "--trials=12 take 96 steps, .* has 6 trials"),
         ({"trials": None, "budget": 7}, "--budget=7 is too small for trials of 8 steps"),
@@ -214,3 +384,13 @@ def test_halving_needs_one_program_and_says_so_before_it_begins(search, tmp_path
         with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
             begin()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_halving_goes_on_as_one_program_or_not_at_all(search, tmp_path, monkeypatch):
+    folder = SweepFolder(tmp_path)
+    with pytest.raises(Killed):
+        run(search, folder, "halving", trials=6, most=2)
+    made, _ = search(folder, "halving", trials=6)
+    monkeypatch.setattr("experiments.sweeps.jobs.make", lambda found, size: [found[:2], found[2:]])
+    with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
+        made.run(pytest.fail)

@@ -35,6 +35,10 @@ def test_flags_that_do_not_go_with_a_search(tmp_path):
             ["--search=halving", "--trials=3", "--processes=2"],
             "--processes does not go with --sear",
         ),
+        (
+            ["--search=halving", "--trials=3", "--retry"],
+            "--retry does not go with --search=halving, where a diverged trial has lost",
+        ),
         (["--search=tpe", "--trials=3", "--launcher=print"], "--launcher=print: --search runs on"),
     ):
         code, out, error = run(*config, *flags)
@@ -55,6 +59,19 @@ def records(folder):
     return {name: (r.status, r.note, r.steps, r.metrics_last, r.rungs) for name, r in found.items()}
 
 
+def test_the_process_that_searches_leaves_accelerators_to_its_workers(flags, tmp_path):
+    """It traces shapes before anything else, and would hold a device that workers need."""
+    other = tmp_path / "other.py"
+    other.write_text(
+        "import runpy, jax\n"
+        "jax.config.update('jax_platforms', 'accelerator')\n"
+        "runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)\n"
+    )
+    more = ["--search=random", "--budget=7", f"--workdir={tmp_path / 'search'}"]
+    done = commands.run(other, *flags, *more)
+    assert done.stderr == "error: --budget=7 is too small for trials of 8 steps\n"
+
+
 @pytest.mark.slow
 def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
     flags = [*flags, "--search=halving", "--trials=6", "--halving_factor=2", "--execution=each"]
@@ -69,7 +86,7 @@ def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
     killed = tmp_path / "killed"
     line = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={killed}"]
     process = subprocess.Popen(line, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL)
-    while not list(killed.rglob("rungs.json")) and process.poll() is None:
+    while not list(killed.glob("trials/.programs/*/rungs.json")) and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()

@@ -5,6 +5,8 @@ import types
 
 import pytest
 
+from configs import quickstart
+from experiments.setup.suggested import fill
 from experiments.studies import rates
 from experiments.studies.protocol import Rates
 
@@ -35,18 +37,42 @@ def test_the_grid_grows_so_often_and_no_further():
     assert places == range(-4, 5)
 
 
-def record(score, metric="accuracy", status="completed"):
-    return types.SimpleNamespace(metric=metric, metrics_last={metric: score}, status=status)
+@pytest.fixture(scope="module")
+def config():
+    """A recorded config."""
+    return fill(quickstart.get_config("size=smoke").to_dict())
 
 
-def test_the_best_place_has_the_best_mean_and_is_the_lowest_of_equal_ones():
+@pytest.fixture
+def record(config):
+    """Makes records of runs that save the adapter of the last evaluation, or of the best one."""
+
+    def make(last, metric="accuracy", status="completed", select="last", best=None):
+        metrics = {"metrics_last": {metric: last}, "metrics_best": {metric: best}}
+        own = {**config, "train": {**config["train"], "select": select}}
+        return types.SimpleNamespace(metric=metric, status=status, config=own, **metrics)
+
+    return make
+
+
+def test_the_best_place_has_the_best_mean_and_is_the_lowest_of_equal_ones(record):
     scores = {1: [0.4, 0.6], 0: [0.5, 0.5], -1: [0.2, 0.3]}
     for metric, best in (("accuracy", 0), ("perplexity", -1)):
         tried = {place: [record(s, metric) for s in own] for place, own in scores.items()}
         assert rates.best_place(tried) == best
 
 
-def test_a_place_where_a_run_did_not_end_is_not_the_best():
+def test_the_score_is_that_of_the_adapter_that_a_run_saved(record):
+    """A rate that ends badly may have the better best evaluation, and the reverse."""
+    scores = {0: {"last": 0.6, "best": 0.7}, 1: {"last": 0.5, "best": 0.8}}
+    for select, best in (("last", 0), ("best", 1)):
+        tried = {place: [record(select=select, **own)] for place, own in scores.items()}
+        assert rates.best_place(tried) == best
+        (of_one,) = rates.saved_scores(tried[1])
+        assert of_one == scores[1][select]
+
+
+def test_a_place_where_a_run_did_not_end_is_not_the_best(record):
     diverged, unscored = record(0.9, status="diverged"), record(None)
     tried = {0: [record(0.5)], 1: [record(0.9), diverged], 2: [record(0.9), unscored]}
     assert rates.best_place(tried) == 0

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import fake_records
+
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.folder import SweepFolder
 
+OF = ("quickstart", "size=smoke")
 ROOT = Path(__file__).parents[2]
-FILE = str(ROOT / "configs" / "quickstart.py")
+FILE = str(ROOT / "configs" / f"{OF[0]}.py")
 STUB = ROOT / "tests" / "support" / "stub_worker.py"
 
 Command = Callable[[SweepFolder, jobs.Job], list[str]]
@@ -18,11 +21,18 @@ Launch = Callable[[Sequence[jobs.Job], SweepFolder, Command], None]
 
 
 def sweep(tmp_path: Path, *specs: str) -> tuple[SweepFolder, list[trials.Trial]]:
-    """The folder of a sweep, and its trials, of which none has begun."""
-    arguments = [f"--config={FILE}:size=smoke"]
+    """The folder of a sweep, and its trials, of which none has begun; the stub has their records.
+
+    Args:
+      specs: values of seeds.
+    """
+    arguments = [f"--config={FILE}:{OF[1]}"]
     found = trials.make(arguments, trials.overrides_of(FILE, specs, arguments=arguments))
     folder = SweepFolder(tmp_path / "sweep")
     folder.write_list(found)
+    for trial in found:
+        changes = {"seed": trial.config.seed}
+        fake_records.write(folder.path / "records" / trial.name, *OF, {}, changes=changes)
     return folder, found
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -47,5 +48,9 @@ for name in arguments.trial:
     with (arguments.workdir / "calls").open("a") as calls:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         calls.write(f"{json.dumps([name, os.getpid(), arguments.cores, visible])}\n")
+    if "seed=2" not in name:  # the contract has made the records
+        made, folder = arguments.workdir / "records" / name, arguments.workdir / "trials" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made / "record.json", folder)
     note(name, *(("failed", "ValueError: so it is") if "seed=2" in name else ("completed",)))
 sys.exit(any("seed=2" in name for name in arguments.trial))

@@ -15,7 +15,7 @@ import yaml
 from absl.testing import flagsaver
 from job_controller import Ended
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import job_list, jobs
 from experiments.sweeps.launchers import kubernetes, kubernetes_flags
 from lora_jax.records import run_record
@@ -172,6 +172,18 @@ def test_flags_say_what_pods_get(given):
     assert pods.command == ("python", "-m", "experiments.worker")
     pods = given(kubernetes_folder="/data/cola", kubernetes_mount="/data")
     assert (str(pods.folder), str(pods.mount)) == ("/data/cola", "/data")
+
+
+def test_the_image_of_the_documents_has_what_starts_a_worker():
+    """Its `python`, the first on PATH, is that of the environment; `command` skips ENTRYPOINT."""
+    page = commands.ROOT / "docs" / "guides" / "accelerators.md"
+    (image,) = re.findall(r"```text\n(FROM .*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    said = dict(re.findall(r"^(COPY|WORKDIR|RUN|ENV) (.*)$", image, re.MULTILINE))
+    environment = re.fullmatch(r"make (\S+)/installed", said["RUN"])
+    assert environment is not None
+    assert said["COPY"] == f". {said['WORKDIR']}"  # the project, which `-m` finds there
+    assert said["ENV"] == f"PATH={said['WORKDIR']}/{environment[1]}/bin:$PATH"
+    assert PODS.command[0] == "python"
 
 
 LABEL = "cloud.google.com/gke-tpu-accelerator"

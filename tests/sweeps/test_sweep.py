@@ -1,5 +1,6 @@
 """Sweeps without training: the folder, jobs, launchers, the check and what is shown."""
 
+import contextlib
 import io
 import json
 import os
@@ -12,11 +13,14 @@ import types
 from pathlib import Path
 
 import fake_records
+import launcher_contract
 import pytest
 import small_model
+from launcher_contract import stub
 from rich.console import Console
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
+from experiments.runs.how import How
+from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
 from experiments.sweeps.launchers import local, slurm
@@ -40,16 +44,6 @@ def sweep(tmp_path, *specs):
     found = made(*specs)
     folder.write_list(found)
     return folder, found
-
-
-def stub(folder, job):
-    """The command of `stub_worker`, for `jobs.command`."""
-    line = [
-        sys.executable,
-        str(ROOT / "tests" / "support" / "stub_worker.py"),
-        f"--workdir={folder.path}",
-    ]
-    return [*line, *(f"--trial={trial.name}" for trial in job)]
 
 
 def trained(configs, folders, names, how):
@@ -97,7 +91,7 @@ def test_a_trial_that_diverged_is_trained_again_where_asked(tmp_path):
         return trained(configs, folders, names, how)
 
     for retry in (False, False, True):
-        jobs.work(folder, [trial.name for trial in found], jobs.How(retry=retry), train=noted)
+        jobs.work(folder, [trial.name for trial in found], How(retry=retry), train=noted)
     assert begun == [False, True]
 
 
@@ -111,6 +105,30 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
         assert not jobs.work(folder, ["seed=0", "seed=3"], train=trained)
     assert f"process {os.getpid()} on " in capsys.readouterr().out
     assert [folder.state(trial).status for trial in found] == ["interrupted", "completed"]
+
+
+@pytest.mark.parametrize("why", ["locked", "unknown"])
+def test_trials_that_are_halved_begin_all_together_or_not_at_all(tmp_path, why):
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    names, how = [trial.name for trial in found], How(halving=2)
+    with contextlib.ExitStack() as stack:
+        said = "has no trial 'seed=9'"
+        if why == "locked":
+            stack.enter_context(lock(folder.lock("seed=1")))
+            said = f"process {os.getpid()} on .* is working on {folder.path}"
+        names[1] = {"locked": "seed=1", "unknown": "seed=9"}[why]
+        line = f"^a halving has all of its trials .*, and {names[1]} is missing: .*{said}"
+        with pytest.raises(ValueError, match=line):
+            jobs.work(folder, names, how, train=pytest.fail, wait=0)
+    assert {folder.state(trial).status for trial in found} == {"waiting"}
+
+
+def test_trials_that_are_halved_get_no_process_without_the_one_that_failed(tmp_path):
+    folder, found = launcher_contract.sweep(tmp_path, "config.seed=5,3,4")
+    local.launch([found], folder, [local.Slot({}, ())], lambda: None, stub, whole=True)
+    states = [folder.state(trial) for trial in found]
+    assert [each.status for each in states] == ["killed", "waiting", "waiting"]
+    assert states[0].note.startswith("its process ended with code 1; ImportError: no such thing")
 
 
 def test_locks_die_with_their_processes(tmp_path):
@@ -246,7 +264,7 @@ def test_a_config_that_has_changed_since_is_not_trained(tmp_path, capsys):
 
 
 def launched(tmp_path, specs, machine, size=1):
-    folder, found = sweep(tmp_path, *specs)
+    folder, found = launcher_contract.sweep(tmp_path, *specs)
     local.launch(jobs.make(found, size), folder, machine, lambda: None, stub)
     calls = folder.path / "calls"
     lines = calls.read_text().splitlines() if calls.exists() else []
@@ -316,6 +334,25 @@ def test_a_worker_that_is_asked_to_end_leaves_its_trial_to_be_gone_on_with(tmp_p
         state = folder.state(trial)
         said = "its process, one with another trial, was asked to end by SIGTERM, and saved where"
         assert state.status == "killed" and state.note.startswith(said)
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_sigterm_after_training_ends_a_worker_before_its_next_program(tmp_path, late):
+    folder, found = sweep(tmp_path, "variant=lora,dora")
+    trained = []
+
+    def train(configs, folders, names, how):
+        trained.extend(names)
+        if len(trained) == late:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [ValueError("no result")] * len(names)
+
+    names = [trial.name for trial in found]
+    with contextlib.ExitStack() as stack:
+        if late < len(names):
+            stack.enter_context(pytest.raises(SystemExit, match="75"))
+        jobs.work(folder, names, train=train)
+    assert trained == names[:late]
 
 
 def test_what_each_process_gets(tmp_path):
@@ -522,7 +559,7 @@ def test_what_is_shown(tmp_path):
         Console(file=short, width=100).print(view.table(height=7))
         assert "2 not shown" in short.getvalue()
         assert "seed=0" in short.getvalue()
-    folder.end("seed=0", "completed")
+    _trained(found[0].config, folder.run("seed=0"))
     folder.end("seed=1", "failed", "ValueError: [so] it is")
     view.update(now=True)
     assert told.getvalue().splitlines() == [
@@ -555,14 +592,41 @@ def test_a_narrow_terminal_cuts_names_alone(tmp_path):
         assert rest == ["completed", "1200/1200", "0.125", "accuracy", "0.5938"]
 
 
-def test_what_a_damaged_record_is(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(0, "completed"), (2, "diverged")])
+def test_a_trial_whose_record_is_gone_has_not_ended(tmp_path, number, status):
+    """The sweep says so in a line, and trains it again."""
+    folder, [trial] = sweep(tmp_path, f"config.seed={number}")
+    jobs.work(folder, [trial.name], train=trained)
+    assert folder.state(trial).status == status
+    (folder.run(trial.name) / "record.json").unlink()
+    told = io.StringIO()
+    view = View([trial], [Loop(20)], folder, Console(file=told))
+    said = f"seed={number}: lost, it was {status}, and its record.json is gone"
+    assert told.getvalue().splitlines() == [said]
+    assert summary(view.rows, folder)[:2] == ["1 trials: 1 lost", said]
+    assert not view.ended()
+    jobs.work(folder, [trial.name], train=trained)
+    assert folder.state(trial).status == status
+
+
+def test_a_trial_whose_record_is_damaged_is_lost_until_that_is_deleted(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:2")
-    for trial in found:
-        folder.run(trial.name).mkdir(parents=True)
-    (folder.run("seed=0") / "record.json").write_text("{")
-    state = folder.state(found[0])
-    assert state.status == "failed"
-    assert "record.json is not JSON" in state.note
+    record = folder.run("seed=0") / "record.json"
+    jobs.work(folder, ["seed=0"], train=trained)
+    record.write_text(record.read_text().replace('"seed": 0', '"seed": 7'))
+
+    def refuses(configs, folders, names, how):
+        return [ValueError("record.json cannot be read")]
+
+    for _ in range(2):
+        state = folder.state(found[0])
+        assert state.status == "lost"
+        assert state.note.startswith(f"{record}: ")
+        assert state.note.endswith("; delete this file to train the trial again")
+        assert not jobs.work(folder, ["seed=0"], train=refuses)
+    record.unlink()
+    assert jobs.work(folder, ["seed=0"], train=trained)
+    folder.run("seed=1").mkdir(parents=True)
     _trained(made("config.seed=3")[0].config, folder.run("seed=1"))
     said = f"{folder.run('seed=1')} holds a run of another configuration"
     assert folder.state(found[1]) == TrialState("failed", said)

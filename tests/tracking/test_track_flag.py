@@ -48,6 +48,17 @@ def test_a_module_must_define_a_tracker():
     )
 
 
+@pytest.mark.parametrize("error", ["SystemExit(0)", "RuntimeError('no')"])
+def test_a_module_that_raises_is_said(error, tmp_path, monkeypatch):
+    """One that exits must not end the command as if all were well."""
+    (tmp_path / "raising_trackers").mkdir()
+    (tmp_path / "raising_trackers" / "mine.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind, _, value = error.strip("')").partition("(")
+    expected = f"--track=raising_trackers.mine: {kind}: {value.strip(chr(39))}"
+    assert said("raising_trackers.mine") == expected
+
+
 def test_a_name_is_given_once(monkeypatch):
     monkeypatch.setattr(find, "is_installed", lambda package: True)
     assert said("own_trackers.recorder", "own_trackers.recorder").endswith(

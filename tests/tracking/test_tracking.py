@@ -1,16 +1,21 @@
 """What trackers get of a run, also of one that is killed, and what a broken tracker costs."""
 
+import fcntl
 import json
 import math
 import os
+import re
+import resource
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 from own_trackers import recorder
 
-from experiments.tracking import child, tracking
+from experiments.tracking import child, tracker_process, tracking
 from experiments.tracking.metrics_rows import Rows
+from experiments.tracking.tracker import TrackedRun
 from experiments.tracking.tracker_process import TrackerProcess
 from experiments.tracking.tracking import Track, Tracking
 from lora_jax.records.metrics_log import Metrics, read_metrics
@@ -178,6 +183,101 @@ def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch
         f"(see {file})"
     )
     assert len(read_metrics(folder / "metrics.jsonl")) == 2 * 39
+
+
+def test_a_tracker_that_closes_its_pipe_and_lives_costs_one_line(tmp_path, monkeypatch, capfd):
+    """The run does not wait for it to end."""
+    monkeypatch.setenv("OWN_TRACKER", "mute")
+    monkeypatch.setattr(tracker_process, "_LAST_BREATH", 0.01)
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        log = tracked.metrics(0, tmp_path, True)
+        log.truncate(0)
+        train(log, range(1, 4))
+        tracked.end(0, "completed")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"warning: --track={NAME}: its process has closed its pipe; the run")
+
+
+@pytest.mark.parametrize(
+    "where, found",
+    [
+        ("Path('/a/b')", {NAME: "/a/b"}),
+        ("5", {NAME: "5"}),
+        ("None", {}),
+        ("'/a/\\udcff'", {NAME: "/a/?"}),
+    ],
+)
+def test_whatever_a_tracker_says_of_its_place_is_text(where, found, tmp_path, monkeypatch):
+    """A record takes no other value: the run would fail after its last step."""
+    monkeypatch.setenv("OWN_WHERE", where)
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        with tracked.metrics(0, tmp_path, True) as log:
+            log.truncate(0)
+        assert tracked.where(0) == found
+        tracked.end(0, "completed")
+    assert written(tmp_path)[1][-1] == {"ended": "completed"}
+
+
+@pytest.mark.parametrize("said", [b"5", b"{}", b'{"where": "x"}', b"[", b"\xff"])
+def test_an_answer_that_is_none_does_not_end_the_run(said, tmp_path, capfd):
+    heard, saying = os.pipe()
+    process = TrackerProcess.__new__(TrackerProcess)
+    process.name, process._log, process._warned = NAME, tmp_path / "log", False
+    process._unsent, process._heard, process._where, process._failed = b"", b"", {}, set()
+    os.set_blocking(heard, False)
+    with open(heard, "rb", 0) as answers, open(saying, "wb", 0) as mouth:
+        process._child = mock.Mock(answers=answers)
+        mouth.write(said + b"\n")
+        process._exchange()
+    assert process._child is None
+    assert capfd.readouterr().err.startswith(f"warning: --track={NAME}: ")
+
+
+def test_a_run_with_many_files_open_waits_for_its_tracker():
+    """The pipe's number is beyond what `select.select` takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard <= 2048:
+        pytest.skip("the system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    heard, saying = os.pipe()
+    process = TrackerProcess.__new__(TrackerProcess)
+    process._unsent, process._heard, process._where, process._failed = b"", b"", {}, set()
+    try:
+        high = fcntl.fcntl(heard, fcntl.F_DUPFD, 1500)
+        os.set_blocking(high, False)
+        os.write(saying, b'{"number": 0, "where": "there"}\n')
+        with open(high, "rb", 0) as answers:
+            process._child = SimpleNamespace(answers=answers)
+            assert process.where(0, math.inf) == "there"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(heard)
+        os.close(saying)
+
+
+@pytest.mark.parametrize("left", ["", "0123", "no identity\n"])
+def test_an_identity_is_never_empty_and_no_others(left, tmp_path):
+    """A full disk or a killed process may leave such a file."""
+    found = set()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "identity").write_text(left)
+        run = TrackedRun("run", "", "p", {}, tmp_path / name, tmp_path)
+        assert re.fullmatch("[0-9a-f]{16}", run.identity)
+        found.add(run.identity)
+        assert TrackedRun("run", "", "p", {}, tmp_path / name, tmp_path).identity == run.identity
+    assert len(found) == 2
+
+
+def test_a_run_in_the_current_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = mock.Mock()
+    process.name = NAME
+    monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: process)
+    with Tracking(Track((NAME,)), {0: Path()}, {0: CONFIG}) as tracked:
+        with tracked.metrics(0, Path(), True) as log:
+            log.truncate(0)
+        assert process.send.call_args.kwargs["open"]["name"] == tmp_path.name
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,18 @@ def test_an_interrupted_run_saves_that_step_and_ends_with_the_same_bits(tmp_path
     assert_same_end(tmp_path, resumed, straight)
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_does_not_go_on_without_the_lines_that_it_has_written(tmp_path, straight, keep):
+    path = tmp_path / "metrics.jsonl"
+    fit(tmp_path, interrupted=lambda number: number == 8)
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]) if keep else b"")
+    with pytest.raises(ValueError, match=r"metrics.jsonl has lost lines .* step 8 was saved"):
+        fit(tmp_path)
+    path.write_bytes(whole)
+    assert_same_end(tmp_path, fit(tmp_path), straight)
+
+
 def test_a_resumed_run_keeps_what_the_audit_found(tmp_path):
     """It is not asked again; where nothing was saved yet, it is."""
     found = Audit(Finding("loss", 1e-7, 4e-6), 2, 3.0, 2.0, {})
@@ -377,6 +389,22 @@ def test_sigterm_is_told_after_the_step_that_it_came_in(tmp_path, signals):
         _, outcome = fit(tmp_path, scores=scores, interrupted=interrupted)
     assert (outcome.interrupted, outcome.steps) == (True, 8)  # the evaluation is that of step 7
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sigterm_after_the_last_step_is_for_the_handler_before():
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        with preemption.preemption() as interrupted:
+            assert not interrupted(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [signal.SIGTERM]
+        with preemption.preemption() as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupted(1)
+        assert told == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_in_another_thread_sigterm_is_what_it_was():

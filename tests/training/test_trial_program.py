@@ -462,7 +462,8 @@ def test_trials_continue_from_the_layout_of_checkpoints(tmp_path, straight):
     assert_close(ended[0], wanted, rtol=0)
     assert (outcomes[0].best_step, outcomes[0].evaluations) == (3, None)
     assert_close(ended[1:], trainables[1:], rtol=0)
-    assert [*map(without_seconds, outcomes[1:])] == [*map(without_seconds, others[1:])]
+    lines = [dataclasses.replace(each, metrics_checksum=None) for each in (*outcomes, *others)]
+    assert [*map(without_seconds, lines[1:3])] == [*map(without_seconds, lines[4:])]
     assert all(each.seconds > 1.5 for each in outcomes)
     assert rows == [[row for row in each if row["step"] > 5] for each in all_rows]
 

@@ -77,3 +77,21 @@ def test_what_is_merged_is_not_rounded_to_the_base_dtype():
     assert parts.shapes["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(parts.part("w", None), np.full((4, 4), 1 + scale * 2.0**-11))
     np.testing.assert_array_equal(adapted.merge(trainable, frozen)["w"], params["w"])
+
+
+def test_disabling_gives_what_is_trained_in_full_as_trained_and_the_rest_as_stored():
+    params = {"w": jnp.arange(8.0).reshape(4, 2) / 7, "stored": jnp.eye(2) * 5, "head": jnp.eye(2)}
+    adapted = lj.adapt(
+        lambda params, x: x @ params["w"] @ params["stored"] @ params["head"],
+        LORA,
+        targets=["w", "stored"],
+        also_train="head",
+        quantize={"stored": lj.Int8()},
+    )
+    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones((1, 4)))
+    trained = jax.tree.map(lambda x: x + 1, trainable)
+    base = adapted.disable(trained, frozen)
+    np.testing.assert_array_equal(base["w"], params["w"])
+    np.testing.assert_array_equal(base["head"], params["head"] + 1)
+    np.testing.assert_array_equal(base["stored"], params["stored"])  # which int8 holds exactly
+    assert base["stored"].dtype == params["stored"].dtype

@@ -15,15 +15,13 @@ from typing import Any
 
 import yaml
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import job_list, jobs
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files.atomic import write_atomically
 
 MOST = 10_000
 """The most jobs: beyond, Kubernetes asks for further limits."""
-LOCK_WAIT = 120
-"""The seconds that a pod waits for the locks of a pod whose machine died: as long as NFS does."""
 
 _CONTAINER = "worker"
 _VOLUME = "sweep"
@@ -144,7 +142,7 @@ def _pod(name: str, pods: Pods, options: Sequence[str]) -> dict[str, Any]:
             _literal(f"--workdir={pods.folder}"),
             _literal(f"--jobs={pods.folder / 'jobs' / f'{name}.json'}"),
             "--job=$(JOB_COMPLETION_INDEX)",  # Kubernetes puts the pod's index there
-            f"--lock_wait={LOCK_WAIT}",
+            f"--lock_wait={jobs.LOCK_WAIT}",
             *map(_literal, options),
         ],
         **({"env": variables} if variables else {}),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments.cli import warn
+from experiments.runs.how import How
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import (
@@ -56,7 +57,7 @@ def launch(
     view: View,
     machine: Sequence[local.Slot],
     ray: Any,
-    how: jobs.How,
+    how: How,
 ) -> bool:
     """Have the jobs done; whether they are done now, or someone does them after this command.
 
@@ -76,7 +77,8 @@ def launch(
             print("\n".join(said))
             return False
         case "slurm" if todo:
-            lines = [command(folder, job) for job in todo]
+            waits = f"--lock_wait={jobs.LOCK_WAIT}"
+            lines = [[*command(folder, job), waits] for job in todo]
             submitted = slurm.submit(
                 lines, folder.path / "slurm", slurm_flags.options(), slurm_flags.cluster()
             )

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, process_error
 from experiments.sweeps.folder import SweepFolder, locked
 
@@ -128,6 +128,7 @@ def launch(
     machine: Sequence[Slot],
     watch: Callable[[], None],
     command: Callable[[SweepFolder, jobs.Job], list[str]] = jobs.command,
+    whole: bool = False,
 ) -> None:
     """Run all jobs, one at a time in each slot, and return when all have ended.
 
@@ -138,6 +139,7 @@ def launch(
     Args:
       watch: called often, to show the progress of the trials.
       command: gives the command line that trains a job.
+      whole: whether a job trains with all of its trials only, so that none gets a new process.
     """
     waiting, free, running = deque(todo), list(machine), list[_Running]()
     try:
@@ -150,7 +152,8 @@ def launch(
                 running.remove(each)
                 free.append(each.slot)
                 _close(each)
-                if rest := settle(each.job, folder, each.process.pid, each.process.returncode):
+                rest = settle(each.job, folder, each.process.pid, each.process.returncode)
+                if rest and not whole:
                     waiting.appendleft(rest)
         watch()
     except Terminated:

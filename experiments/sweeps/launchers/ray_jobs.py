@@ -6,14 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local, ray_task
 from experiments.sweeps.launchers.ray_cluster import Demand
-
-LOCK_WAIT = 120.0
-"""The seconds that a job waits for the locks of a machine that died: as long as NFS keeps them."""
 
 _TICK = 0.5  # seconds between looks at the tasks
 
@@ -64,7 +61,7 @@ def launch(
     running: dict[Any, _Attempt] = {}
 
     def start(job: jobs.Job, number: int = 1) -> None:
-        line = [*command(folder, job), f"--lock_wait={LOCK_WAIT:g}"]
+        line = [*command(folder, job), f"--lock_wait={jobs.LOCK_WAIT}"]
         log = str(folder.log(job[0].name).resolve())
         running[task.remote(line, os.getcwd(), log)] = _Attempt(job, number)
 

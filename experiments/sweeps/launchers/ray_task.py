@@ -4,7 +4,9 @@ Ray sends this function to other machines as it stands, so it uses nothing but P
 """
 
 import contextlib
+import os
 import pathlib
+import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -15,28 +17,37 @@ def attend(line: Sequence[str], folder: str, log: str) -> tuple[int, int]:
     """Run a command that takes `--leash`, and return its process id and exit code.
 
     The command ends with this process, even if this process is killed. If the task is cancelled, or
-    its machine asks it to end, the command gets SIGTERM and time to save its state.
+    its machine asks it to end, the command gets SIGTERM and time to save its state. When the
+    machine asked, the code is EX_TEMPFAIL, as of a command that saved, if it had nothing to save.
 
     Args:
       folder: the folder in which the command runs.
       log: the file to which its output is appended.
     """
-    path = pathlib.Path(log)
+    path, told, code = pathlib.Path(log), list[int](), None
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as output:
-        process = subprocess.Popen(
-            [*line, "--leash"],
-            cwd=folder,
-            stdin=subprocess.PIPE,  # end of file tells the command that this process has died
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    # Ray's own handler ends this process, and how the command ended would not be known.
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.pid, process.wait(timeout=_TICK)
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+        with path.open("ab") as output:
+            process = subprocess.Popen(
+                [*line, "--leash"],
+                cwd=folder,
+                stdin=subprocess.PIPE,  # end of file tells the command that this process has died
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            while code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(timeout=_TICK)
+                if told:
+                    process.terminate()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    finally:  # `before` is None if Python did not install the handler
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    return process.pid, os.EX_TEMPFAIL if told and code == -signal.SIGTERM else code

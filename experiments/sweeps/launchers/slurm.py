@@ -1,8 +1,11 @@
 """`--launcher=slurm`: submit a Slurm job for each job of a sweep, with submitit."""
 
+import contextlib
 import dataclasses
 import importlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,22 +13,61 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.runs.interruption import TEMPORARY_FAILURE
+
 _TICK = 1.0  # seconds between looks at the jobs
+_TIME_LIMITS = 100
+"""How often a job that its time limit ends is queued again; each time it has saved its state."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Command:
-    """The command of a job; if Slurm ends it by time limit or preemption, it is queued again."""
+    """The command of a job, which saves its state when Slurm asks the job to end.
+
+    Slurm sends SIGTERM to a job that is preempted or cancelled, and submitit's own signal before
+    the time limit. They reach this process, and not the one that it starts, which is told here.
+    """
 
     line: tuple[str, ...]
+    _process: subprocess.Popen[bytes] | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __call__(self) -> None:
-        code = subprocess.run(self.line, check=False).returncode
+        told, code = list[int](), None
+        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        try:
+            self._process = subprocess.Popen(self.line)
+            while code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = self._process.wait(timeout=_TICK)
+                if told:
+                    self._process.terminate()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if told and code in (TEMPORARY_FAILURE, -signal.SIGTERM):
+            _queue_again()
+            sys.exit(TEMPORARY_FAILURE)  # without a result, which would be that of the job
         if code:
             raise RuntimeError(f"not all trials are completed: the worker ended with code {code}")
 
     def checkpoint(self) -> Any:
-        return importlib.import_module("submitit").helpers.DelayedSubmission(self)
+        """Let the command save; return what submitit queues in its place, from a signal handler."""
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(ChildProcessError):  # it has ended already
+                # `Popen.wait` would wait for its own lock, which the interrupted call holds.
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return importlib.import_module("submitit").helpers.DelayedSubmission(Command(self.line))
+
+
+def _queue_again() -> None:
+    """Queue this job again, unless Slurm has ended it, as it does with one that is cancelled."""
+    environment = importlib.import_module("submitit").JobEnvironment()
+    if environment.cluster == "slurm":
+        line = ["squeue", "--noheader", "--format=%T", f"--jobs={environment.job_id}"]
+        if subprocess.run(line, capture_output=True, check=False).stdout.strip() == b"RUNNING":
+            subprocess.run(["scontrol", "requeue", environment.job_id], check=False)
 
 
 def submit(
@@ -47,8 +89,14 @@ def submit(
     """
     submitit = require(cluster)
     try:
-        executor = submitit.AutoExecutor(folder=logs.resolve() / "%j", cluster=cluster or "slurm")
-        executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
+        executor = submitit.AutoExecutor(
+            folder=logs.resolve() / "%j",
+            cluster=cluster or "slurm",
+            slurm_max_num_timeout=_TIME_LIMITS,
+        )
+        # The script gets SIGTERM, too: without a trap it would end, and its job with it.
+        given = {"slurm_setup": ["trap : TERM"], **options}
+        executor.update_parameters(**{k: v for k, v in given.items() if v is not None})
     except (RuntimeError, TypeError, NameError, AssertionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--launcher=slurm: {said}") from error

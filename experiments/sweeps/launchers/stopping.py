@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from experiments.runs.train_trials import TEMPORARY_FAILURE
+from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps.launchers import local
 
 
@@ -13,10 +13,13 @@ from experiments.sweeps.launchers import local
 def stopped_by_signals() -> Iterator[None]:
     """Make SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left.
 
-    After SIGTERM, by which schedulers announce that they will end a process, workers save first.
+    After SIGTERM, by which schedulers announce that they will end a process, workers save first. A
+    second SIGTERM does not cut that short.
     """
 
     def stop(number: int, frame: object) -> None:
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise local.Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for each in (signal.SIGTERM, signal.SIGHUP):

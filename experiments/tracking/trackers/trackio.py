@@ -15,7 +15,7 @@ from experiments.tracking.tracker import DONE, NO_IMAGES, Status, TrackedRun, Tr
 
 
 class Trackio(Tracker):
-    """Runs are found by name, so names end with the first digits of the identity.
+    """Runs are found by name, so names end with the identity.
 
     Trackio has no status of a run; an alert tells it.
     """
@@ -26,7 +26,7 @@ class Trackio(Tracker):
         super().__init__(run)
         os.environ.setdefault("TRACKIO_DIR", str(run.store.absolute()))
         self._trackio: Any = importlib.import_module("trackio")
-        self._name = f"{run.name} {run.identity[:6]}"
+        self._name = f"{run.name} {run.identity}"
         self._run = self._trackio.init(
             project=run.project,
             name=self._name,

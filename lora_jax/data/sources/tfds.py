@@ -21,8 +21,8 @@ from lora_jax.data.sources.assemble import Record, assemble
 from lora_jax.data.tasks.glue import TaskPart, TaskSpec
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tokenizing.cache import cache_folder
+from lora_jax.error_text import first_line
 from lora_jax.files.archives import open_zip
-from lora_jax.files.arrays import first_line
 
 _CHUNK = 10_000
 

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 
 from lora_jax.data.tokenizing.byte_pairs import WAYS, byte_pairs
 from lora_jax.data.tokenizing.tokenizer_settings import TOKEN_FLAGS
-from lora_jax.files.arrays import first_line
+from lora_jax.error_text import first_line
 
 GPT2_END = "<|endoftext|>"
 """GPT-2's only special token: it begins a text, ends it, and stands for unknown text."""

@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
+from lora_jax.error_text import said
 from lora_jax.suggest import nearest, require_known
 
 LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
@@ -101,7 +102,7 @@ def check_shardings(shardings: Shardings, shapes: Mapping[str, tuple[int, ...]])
         try:
             shardings[path].shard_shape(shape)
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = said(error)
             raise ValueError(f"shardings: parameter {path!r} of shape {shape}: {reason}") from None
 
 

@@ -1,0 +1,185 @@
+"""The combinations of values that a search may train, and those that it leaves out."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from experiments.search.objective import require_held_out
+from experiments.sweeps import sweep_flag, trials
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.preflight import Once, check, loop_of
+from experiments.sweeps.sweep_flag import Axis, Overrides
+from experiments.sweeps.trials import Trial
+from lora_jax.training.loop_settings import Loop
+
+MISSES = 100
+"""How many combinations in a row may not do, before a search gives up to find another one."""
+SAMPLE = 10
+"""How many draws show how long trials are."""
+
+
+class LeftOutError(ValueError):
+    """A combination of values that cannot be trained, for what its settings say."""
+
+
+class Space:
+    """All combinations of a search's values.
+
+    Args:
+      arguments: `--config=FILE:...`, and the settings of all trials.
+      seed: that of random draws.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, arguments: Sequence[str], axes: Sequence[Axis], seed: int
+    ) -> None:
+        self.axes = axes
+        self.integer = trials.integers(arguments, [{}], axes).__contains__
+        self._folder, self._arguments, self._seed = folder, arguments, seed
+        self._labels = trials.labels_of([axis.key for axis in axes])
+        self._once = Once()
+        self._made: dict[tuple[str, ...], Trial | LeftOutError] = {}
+        self._named: dict[tuple[str, ...], Trial] = {}
+        self._lengths: set[int] = set()
+
+    def drawn(self) -> Iterator[Overrides]:
+        """Different combinations at random, each time the same ones, until no other one is left."""
+        return sweep_flag.draws(self.axes, self._seed, self.integer)
+
+    def trial(self, values: Overrides) -> Trial:
+        """The trial of a combination, without the name that its folder may have.
+
+        Raises:
+          LeftOutError: its flags are wrong, or it would be scored on no held-out examples.
+        """
+        key = tuple(values.values())
+        if key not in self._made:
+            try:
+                with _left_out():
+                    trial = trials.make_one(self._arguments, values, self._labels)
+                    require_held_out(trial)
+                self._made[key] = trial
+            except LeftOutError as error:
+                self._made[key] = error
+        if isinstance(found := self._made[key], LeftOutError):
+            raise found
+        return found
+
+    def loop(self, values: Overrides) -> Loop:
+        """The training loop of a combination that may not work otherwise; raises as `trial`."""
+        with _left_out():
+            loop = loop_of(self.trial(values).config, self._once)
+        self._lengths.add(loop.steps)
+        return loop
+
+    def lengths(self) -> set[int]:
+        """How many steps trials have, going by a few draws and by all that were looked at."""
+        for values in itertools.islice(self.drawn(), SAMPLE):
+            with contextlib.suppress(LeftOutError):
+                self.loop(values)
+        return self._lengths
+
+    def require(self, values: Overrides) -> None:
+        """Raise a LeftOutError if a combination cannot work."""
+        with _left_out():
+            check(self.trial(values).config, self._once)
+
+    def named(self, asked: Sequence[Overrides]) -> list[Trial]:
+        """The trials of combinations that work, with their names.
+
+        Raises:
+          ValueError: a trial's folder has a run of other settings.
+        """
+        if new := [each for each in asked if tuple(each.values()) not in self._named]:
+            taken = [trial.name for trial in self._named.values()]
+            apart = trials.named_apart([self.trial(each) for each in new], taken)
+            for each, trial in zip(new, self._folder.known(apart), strict=True):
+                self._named[tuple(each.values())] = trial
+        return [self._named[tuple(each.values())] for each in asked]
+
+
+@contextlib.contextmanager
+def _left_out() -> Iterator[None]:
+    """Errors of settings become a LeftOutError; others, such as of a file, end the search."""
+    try:
+        yield
+    except LeftOutError:
+        raise
+    except ValueError as error:
+        raise LeftOutError(" ".join(str(error).split())) from error
+
+
+class Round:
+    """Collects combinations for a round of a search.
+
+    Args:
+      known: those of earlier rounds.
+      left_out: those that cannot work; more of them are added.
+      count: how many to collect.
+      room: how many steps they may have together.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        known: Sequence[Overrides],
+        left_out: list[dict[str, Any]],
+        count: int,
+        room: float,
+    ):
+        self.found: list[Overrides] = []
+        self.too_long = 0
+        """How many combinations had more steps than were left."""
+        self.why = ""
+        """Why the round is not full."""
+        self.left_out_before = len(left_out)
+        self._space, self._left_out, self._count, self._room = space, left_out, count, room
+        self._seen = {tuple(each.values()) for each in known}
+        self._seen |= {tuple(each["values"].values()) for each in left_out}
+        self._digests = {space.trial(each).digest: each for each in known}
+        self._misses = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.found) >= self._count
+
+    def take(self, values: Overrides) -> bool:
+        """Add a combination, if it is another one that works and is short enough."""
+        key = tuple(values.values())
+        if self.full or key in self._seen:
+            return False
+        self._seen.add(key)
+        self._misses += 1
+        try:
+            steps = self._space.loop(values).steps
+            if steps > self._room:
+                self.too_long += 1
+                return False
+            self._require(values)
+        except LeftOutError as error:
+            self._left_out.append({"values": values, "why": str(error)})
+            return False
+        self._room -= steps
+        self._misses = 0
+        self.found.append(values)
+        return True
+
+    def _require(self, values: Overrides) -> None:
+        digest = self._space.trial(values).digest
+        if (same := self._digests.get(digest)) is not None:
+            raise LeftOutError(f"its settings are those of {trials.written(same)}")
+        self._space.require(values)
+        self._digests[digest] = values
+
+    def draw(self) -> None:
+        """Fill the round with random draws."""
+        self._misses = 0
+        for values in self._space.drawn():
+            if self.full:
+                return
+            if self._misses >= MISSES:
+                self.why = f"none of {MISSES} other combinations can be trained"
+                return
+            self.take(values)
+        self.why = "all combinations of --sweep have been tried"
