@@ -134,21 +134,19 @@ def _run_group(
     home.path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in([home.path]) as common:
         if common:  # another process holds the checkpoints
-            return [ended.get(number, common[0]) for number in range(len(configs))]
+            return _filled(ended, common[0], len(configs))
         wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
         at_once = len(wanted) if (order.how.execution or home.execution) == "vmap" else 1
         experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
         if home.trials and wrong:
             number, error = next(iter(wrong.items()))
-            why = (
+            error = ValueError(
                 f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
                 f"cannot be made now: {error}; mend that, or delete them to start over without it"
             )
-            wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
-            return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+            return _filled(wrong | ended, error, len(configs))  # the checkpoints stay
         if order.how.halving and (missing := _missing(folders, experiments, wrong | ended)):
-            error = ValueError(MISSING.format(*missing))
-            return [ended.get(number, error) for number in range(len(configs))]
+            return _filled(ended, ValueError(MISSING.format(*missing)), len(configs))
         if not home.trials:
             home.begin(list(experiments))
         ended = wrong | ended
@@ -161,6 +159,11 @@ def _run_group(
         others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
         ended |= dict(zip(rest, _run_group(*mine, say, order, others), strict=True))
     return [ended[number] for number in range(len(configs))]
+
+
+def _filled(ended: Mapping[int, Ended], error: Exception, count: int) -> list[Ended]:
+    """How each trial ended; those that are not known did not train, because of an error."""
+    return [ended.get(number, error) for number in range(count)]
 
 
 def _missing(
