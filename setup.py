@@ -36,6 +36,7 @@ setup(
     description="LoRA variants for any JAX function, one interface, honest experiments.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The lora-jax authors",
     license="Apache-2.0",
     keywords=["jax", "flax", "lora", "adapters", "fine-tuning", "peft", "quantization"],
     classifiers=[

@@ -10,6 +10,7 @@ from experiments.sweeps import sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.preflight import Once, check, loop_of
 from experiments.sweeps.sweep_flag import Axis, Overrides
+from experiments.sweeps.trial_names import labels_of
 from experiments.sweeps.trials import Trial
 from lora_jax.training.loop_settings import Loop
 
@@ -37,7 +38,7 @@ class Space:
         self.axes = axes
         self.integer = trials.integers(arguments, [{}], axes).__contains__
         self._folder, self._arguments, self._seed = folder, arguments, seed
-        self._labels = trials.labels_of([axis.key for axis in axes])
+        self._labels = labels_of([axis.key for axis in axes])
         self._once = Once()
         self._made: dict[tuple[str, ...], Trial | LeftOutError] = {}
         self._named: dict[tuple[str, ...], Trial] = {}

@@ -18,10 +18,10 @@ from experiments.setup.config import parse
 from experiments.setup.read_config import FlagValueError, read_config
 from experiments.setup.suggested import fill
 from experiments.sweeps import sweep_flag
+from experiments.sweeps.trial_names import labels_of, name_of
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.suggest import nearest
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 _LONGEST = 120  # characters of a folder name; file systems allow 255 bytes with suffixes
 
 
@@ -160,7 +160,7 @@ def make_one(
     """The trial with these flags and overrides.
 
     Args:
-      labels: what the trial's name calls each key (`labels_of`).
+      labels: what the trial's name calls each key (`trial_names.labels_of`).
 
     Raises:
       ValueError: one line on what is wrong with its flags.
@@ -261,32 +261,6 @@ def _paths(config: ConfigDict) -> Iterator[str]:
     for key, value in config.items():
         nested = isinstance(value, ConfigDict)
         yield from (f"{key}.{path}" for path in _paths(value)) if nested else (key,)
-
-
-def labels_of(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest ending of each key that no other key has."""
-    labels = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
-        others = [other for other in keys if other != key]
-        labels[key] = next(
-            (e for e in ends if not any(f".{o}".endswith(f".{e}") for o in others)), key
-        )
-    return labels
-
-
-def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDict) -> str:
-    """A trial's name: its overrides, with settings in normal form, however they were written."""
-    items = []
-    for key, text in row.items():
-        value: Any = text
-        if key.startswith("config."):
-            value = get_value(key.removeprefix("config."), config)
-        written = str(value) if isinstance(value, ConfigDict) else sweep_flag.text_of(value)
-        safe = _UNSAFE.sub("-", written)
-        items.append(f"{labels[key]}={safe if safe == written else safe.strip('-')}")
-    return ",".join(items)
 
 
 def named_apart(trials: Sequence[Trial], taken: Iterable[str] = ()) -> list[Trial]:
