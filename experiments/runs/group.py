@@ -155,7 +155,6 @@ def _identity(experiment: Experiment) -> dict[str, str]:
 
 def together(experiments: Sequence[Experiment]) -> Together:
     """Put the trials of a group (`experiments.sweeps.grouping`) into one structure."""
-    experiments = with_equal_shapes(experiments)
     first = experiments[0]
     rules = tuple(
         (of_target[0][0], union([variant for _, variant in of_target]))
@@ -173,21 +172,20 @@ def together(experiments: Sequence[Experiment]) -> Together:
     return Together(tuple(experiments), common, halves, trainables, traced_step(*given))
 
 
-def with_equal_shapes(experiments: Sequence[Experiment]) -> Sequence[Experiment]:
-    """Trials whose batches have equal shapes at each step, although they drew other examples."""
-    if len({each.config.data.draw for each in experiments}) == 1:
+def with_batches_for(
+    execution: trial_program.Execution, experiments: Sequence[Experiment]
+) -> Sequence[Experiment]:
+    """The trials with the batches that they take in a program.
+
+    They are those that a trial takes alone. Only if all step at once and drew other examples, a
+    step's batches are padded to the longest of them; each still has its own sentences.
+    """
+    if execution == "each" or len({each.config.data.draw for each in experiments}) == 1:
         return experiments
-    lengths = experiments[0].texts.boundaries
-    if (longest := max(each.texts.boundaries[-1] for each in experiments)) > lengths[-1]:
-        lengths = (*lengths, longest)
-    same = [
-        dataclasses.replace(each, texts=dataclasses.replace(each.texts, boundaries=lengths))
-        for each in experiments
-    ]
-    plans = [each.plan() for each in same]
+    plans = [each.plan() for each in experiments]
     return [
         dataclasses.replace(each, beside=(*plans[:number], *plans[number + 1 :]))
-        for number, each in enumerate(same)
+        for number, each in enumerate(experiments)
     ]
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.runs.group import Together
+from experiments.runs.group import Together, with_batches_for
 from experiments.runs.rungs import Decision, Ledger, decide, plan
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
@@ -136,11 +136,14 @@ class Halving:
                     begin=lambda: self._at_end(rung - 1, before, alive),
                 )
             metrics = [stack.enter_context(self.metrics(number)) for number in alive]
+            made = program(group)
             states: Sequence[TrainState] = fit(
-                program(group),
+                made,
                 group.start(),
                 loops=[each.loop for each in group.experiments],
-                batches=[each.batches for each in group.experiments],
+                batches=[
+                    each.batches for each in with_batches_for(made.execution, group.experiments)
+                ],
                 evaluate=group.evaluate,
                 saved=saved,
                 metrics=metrics,

@@ -1,9 +1,9 @@
 """How a command ends that a SIGTERM has asked to: what is trained is saved, and goes on later."""
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator
+
+from lora_jax.training.preemption import noted_sigterms
 
 TEMPORARY_FAILURE = 75
 """The exit code of a program that should be started again (EX_TEMPFAIL of sysexits.h)."""
@@ -22,20 +22,13 @@ def between_programs() -> Iterator[Callable[[], None]]:
 
     Training heeds a SIGTERM itself (`lora_jax.training.preemption`). One that comes at another
     time, such as while results are written, is kept until the next program would begin. After the
-    last program it has no effect. It can be caught only in the main thread.
+    last program it has no effect.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    caught: list[int] = []
 
     def begin() -> None:
         if caught:
             print("interrupted before the next program; the same command goes on")
             raise Interrupted
 
-    before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
-    try:
+    with noted_sigterms() as caught:
         yield begin
-    finally:  # `before` is None if Python did not install the handler
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

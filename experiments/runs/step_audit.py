@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,9 +32,11 @@ def of_program(
 ) -> audit.Audit | None:
     """Audit a program's step: of its first trial, or of all trials if they step at once.
 
-    If it cannot be audited, this prints why and returns None.
+    It takes a batch of each padded length that any trial has. If the step cannot be audited, this
+    prints why and returns None.
 
     Args:
+      experiments: the trials, with the batches that they take (`group.with_batches_for`).
       states: the trials' states before the first step; they are not changed.
 
     Raises:
@@ -45,13 +47,15 @@ def of_program(
         _say(f"the compiled step is not audited: the model has {total:,} parameters")
         return None
 
-    def arguments(number: int) -> tuple[Any, ...]:
+    def arguments(trial: int, step: int) -> tuple[Any, ...]:
         population = program.start([_beside(state) for state in states])
-        return program.arguments(population, [next(each.batches(number)) for each in experiments])
+        if program.at_once is None:  # the first trial's state, with the batch of any trial
+            return program.arguments(population, [next(experiments[trial].batches(step))])
+        return program.arguments(population, [next(each.batches(step)) for each in experiments])
 
     cases = (
-        (f"batches of {first.batch_size} x {length}", lambda n=number: arguments(n))
-        for number, length in _shapes(first)
+        (f"batches of {first.batch_size} x {length}", lambda at=at: arguments(*at))
+        for length, at in _shapes(experiments)
     )
     found = audit.audit(program.jitted, cases, program.at_once, room=_room(), advice=ADVICE)
     for name, why in found.left_out.items():
@@ -67,12 +71,13 @@ def _room() -> int | None:
     return None if free is None else free // machines.count(platform.node())
 
 
-def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
-    """For each padded length of the first epoch, shortest first: its first step, and the length."""
-    steps = experiment.loop.steps
-    lengths = [batch.padded_length for batch in experiment.first_epoch()[:steps]]
-    for length in sorted(set(lengths)):
-        yield lengths.index(length), length
+def _shapes(experiments: Sequence[Experiment]) -> list[tuple[int, tuple[int, int]]]:
+    """The padded lengths of first epochs, in order, each with a trial and a step that has it."""
+    found: dict[int, tuple[int, int]] = {}
+    for trial, each in enumerate(experiments):
+        for step, batch in enumerate(each.first_epoch()[: each.loop.steps]):
+            found.setdefault(batch.padded_length, (trial, step))
+    return sorted(found.items())
 
 
 def _beside(state: TrainState) -> TrainState:

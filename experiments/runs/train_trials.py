@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.distributed import processes
 from experiments.runs import step_audit
-from experiments.runs.group import Alone, Together, together
+from experiments.runs.group import Alone, Together, together, with_batches_for
 from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.halving import Halving
 from experiments.runs.how import How
@@ -103,14 +103,15 @@ def _fit(
     """Train the trials; return the states to save and notes, by the trial's place."""
     outcomes = list(records.outcomes.values())
     program = _program(group, home, order.how.execution)
-    audit = functools.partial(step_audit.of_program, group.experiments, program)
+    fed = with_batches_for(program.execution, group.experiments)
+    audit = functools.partial(step_audit.of_program, fed, program)
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(group.saved(home.path if home else records.folder(0)))
         states: Sequence[TrainState] = fit(
             program,
             group.start(),
             loops=[each.loop for each in group.experiments],
-            batches=[each.batches for each in group.experiments],
+            batches=[each.batches for each in fed],
             evaluate=group.evaluate,
             saved=saved,
             metrics=[stack.enter_context(records.metrics(each)) for each in range(len(outcomes))],
@@ -131,7 +132,9 @@ def _halved(
 ) -> dict[int, tuple[TrainState, str]]:
     """Train by successive halving; return the states to save and notes, by the trial's place."""
     outcomes, first = list(records.outcomes.values()), _program(group, home, order.how.execution)
-    way, audit = first.execution, functools.partial(step_audit.of_program, group.experiments, first)
+    way = first.execution
+    fed = with_batches_for(way, group.experiments)
+    audit = functools.partial(step_audit.of_program, fed, first)
     with contextlib.ExitStack() as stack:
         halving = Halving(
             group,
@@ -179,12 +182,12 @@ def _program(
     if (chosen := execution or home.execution) is not None:
         print(stepping(chosen, {}))
         return group.program(chosen)
-    first = group.experiments[0]
-    padded = [batch.padded_length for batch in first.first_epoch()]
+    fed = with_batches_for("vmap", group.experiments)
+    padded = [batch.padded_length for batch in fed[0].first_epoch()]
     step = padded.index(statistics.mode(padded))
-    batches = [next(each.batches(step)) for each in group.experiments]
-    shapes, room = len(set(padded)), memory.available()
-    program, seconds = fastest(group.program, group.start, batches, first.loop.steps, shapes, room)
+    batches = [next(each.batches(step)) for each in fed]
+    steps, shapes, room = fed[0].loop.steps, len(set(padded)), memory.available()
+    program, seconds = fastest(group.program, group.start, batches, steps, shapes, room)
     home.settle(program.execution, seconds)
     print(stepping(program.execution, seconds))
     return program

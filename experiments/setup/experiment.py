@@ -58,7 +58,7 @@ class Experiment:
     layout: Layout | None = None
     """The shardings of all arrays on a mesh of devices; None without a mesh."""
     beside: tuple[data.BatchPlan, ...] = ()
-    """The plans of trials with other examples in one program, which needs batches of one shape."""
+    """The plans of trials that step with this one: at each step, all batches have one length."""
 
     @property
     def batch_size(self) -> int:

@@ -24,10 +24,6 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
-    caught: list[int] = []
     told = False
 
     def interrupted(step: int) -> bool:
@@ -35,10 +31,25 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         told = bool(caught)
         return told
 
+    with noted_sigterms() as caught:
+        yield interrupted
+    handler = signal.getsignal(signal.SIGTERM)
+    if caught and not told and callable(handler):
+        handler(signal.SIGTERM, None)
+
+
+@contextlib.contextmanager
+def noted_sigterms() -> Iterator[list[int]]:
+    """Give a list of the SIGTERMs that came inside this context, where they do nothing else.
+
+    In another thread than the main one, they cannot be caught: the list stays empty.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
     try:
-        yield interrupted
+        yield caught
     finally:  # `before` is None if Python did not install the handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-    if caught and not told and callable(before):
-        before(signal.SIGTERM, None)

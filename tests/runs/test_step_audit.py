@@ -90,12 +90,18 @@ def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch)
 
 
 def test_all_shapes_of_a_run_are_looked_at(smoke):
-    experiment = build(smoke(data__buckets=3, train__max_steps=0, train__epochs=3))
-    found = list(step_audit._shapes(experiment))
-    plan = experiment.plan()
-    planned = [batch.padded_length for batch, _ in zip(plan.start(), range(24), strict=False)]
-    assert [length for _, length in found] == sorted(set(planned)) and len(found) > 1
-    assert [planned[number] for number, _ in found] == [length for _, length in found]
+    """Of all its trials, which may have drawn other examples."""
+    many = {"data__buckets": 3, "data__max_length": 64, "train__max_steps": 0, "train__epochs": 3}
+    experiments = [build(smoke(data__draw=draw, data__train=16, **many)) for draw in range(3)]
+    steps = experiments[0].loop.steps
+    planned = [
+        [batch.padded_length for batch, _ in zip(each.plan().start(), range(steps), strict=False)]
+        for each in experiments
+    ]
+    found = step_audit._shapes(experiments)
+    lengths = [length for length, _ in found]
+    assert lengths == sorted(set().union(*planned)) and set(lengths) > set(planned[0])
+    assert [planned[trial][step] for _, (trial, step) in found] == lengths
 
 
 def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):

@@ -11,7 +11,7 @@ import traced_batches
 
 from configs import quickstart
 from experiments.runs import predictions, run
-from experiments.runs.group import Alone, Together, with_equal_shapes
+from experiments.runs.group import Alone, Together, with_batches_for
 from experiments.runs.how import How
 from experiments.setup import from_config
 from experiments.setup.config import parse
@@ -21,6 +21,7 @@ from lora_jax import data
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.records import metrics_log, run_record
 from lora_jax.training.masking import union
+from lora_jax.training.trial_program import EXECUTIONS
 from variants import make as make_variant
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -188,21 +189,21 @@ def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     assert not list((tmp_path / ".programs").iterdir())
 
 
-def test_trials_that_draw_other_examples_have_batches_of_equal_shapes(config_of):
-    """Whatever the lengths of their own; and every example is in an epoch once."""
+def test_trials_that_draw_other_examples_have_the_batches_that_they_have_alone(config_of):
+    """Where all step at once, at the length of the longest of them."""
     many = {"data__train": 16, "data__max_length": 64, "data__buckets": 6}
     drawn = [build(config_of(seed=each, data__draw=each, **many)) for each in range(3)]
-    together = with_equal_shapes(drawn)
-    epochs = [each.first_epoch() for each in together]
-    lengths = [[batch.padded_length for batch in epoch] for epoch in epochs]
-    assert lengths[0] == lengths[1] == lengths[2]
-    own = [[batch.padded_length for batch in each.first_epoch()] for each in drawn]
-    assert not own[0] == own[1] == own[2]
-    for each, epoch in zip(drawn, epochs, strict=True):
-        indices = np.concatenate([batch.indices for batch in epoch])
-        assert sorted(indices) == list(range(16))
-        needed = each.texts.encoded["train"].lengths
-        assert all(needed[b.indices].max() <= b.padded_length for b in epoch)
+    alone = [each.first_epoch() for each in drawn]
+    own = [[batch.padded_length for batch in epoch] for epoch in alone]
+    longest = [max(lengths) for lengths in zip(*own, strict=True)]
+    assert own != [longest] * 3
+    for execution in EXECUTIONS:
+        for number, each in enumerate(with_batches_for(execution, drawn)):
+            epoch = each.first_epoch()
+            for batch, same in zip(epoch, alone[number], strict=True):
+                np.testing.assert_array_equal(batch.indices, same.indices)
+            expected = own[number] if execution == "each" else longest
+            assert [batch.padded_length for batch in epoch] == expected
 
 
 QUERY = (("query/kernel", {"rank": 4}), "value/kernel")
@@ -216,7 +217,7 @@ KINDS = (
 
 
 def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
-    """They are not computed again: other shapes would round otherwise, and be compiled anew."""
+    """They are not computed again, and their bits do not depend on who shares the program."""
     many = {"data__train": 8, "data__max_length": 64, "data__buckets": 3}
     many["data__unlabelled"] = False
     calls, plan = [], data.eval_plan
@@ -228,10 +229,15 @@ def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "eval_plan", noted)
     configs = [config_of(seed=each, data__draw=each, **many) for each in range(3)]
     alone = {build(each).texts.boundaries for each in configs}
-    records = run.run_together(configs, folders(tmp_path, 3))
+    three, two = folders(tmp_path / "three", 3), folders(tmp_path / "two", 2)
+    records = run.run_together(configs, three, How("each", audit=False))
     assert [each.status for each in records] == ["completed"] * 3
     assert len(calls) == sum(len(each.evaluations) for each in records)
-    assert len(set(calls)) == 1 and len(alone) > 1
+    assert set(calls) == alone and len(alone) > 1
+    run.run_together(configs[:0:-1], two, How("each", audit=False))
+    for one, other in zip(two, three[:0:-1], strict=True):
+        outputs = [predictions.read(each)["validation"].outputs for each in (one, other)]
+        np.testing.assert_array_equal(*outputs)
 
 
 def test_predictions_are_of_the_saved_state(config_of, tmp_path, monkeypatch):
