@@ -28,7 +28,7 @@ from experiments.analysis import collect_runs, power, recorded_runs, select_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.labels import heading
 from experiments.analysis.seed_noise import noise
-from experiments.studies import registration
+from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
 from experiments.tables import config_tables
 from experiments.tables.power_table import Question, Row, power_table
@@ -104,6 +104,7 @@ def _contests(folder: Path) -> list[Contest]:
     """
     runs = recorded_runs.find(folder)
     sized, _ = select_runs.select(runs, _TABLE.value, _SIZE.value)
+    sized, _ = adherence.as_registered(folder, sized, runs)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
     if made := contests(sized, names, varies):

@@ -28,6 +28,9 @@ from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.reports import file, origin, registered, study_blocks
 from experiments.reports.document import Document
+from experiments.studies import adherence
+from experiments.studies.adherence import Adherence
+from experiments.studies.registration import Registration
 from experiments.tables import config_tables
 from lora_jax.records.environment import environment
 
@@ -84,10 +87,10 @@ def report() -> None:
     folder = Path(str(_RESULTS.value))
     lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
     found = recorded_runs.find(folder)
-    made, own, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
+    made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    studies = registered.found(folder, own)
+    studies = [registered.of_study(*each) for each in kept]
     if _REFERENCE.value is not None and studies:
         notes.append(
             f"--reference={_REFERENCE.value} leaves out what the registration compares: give no "
@@ -126,22 +129,38 @@ def compared(
     size: str,
     varies: Sequence[str],
     lost: Sequence[unfinished_runs.Unfinished],
-) -> tuple[list[Contest], list[recorded_runs.Run], list[str]]:
-    """The contests between the runs of a table and a size, these runs, and notes on them.
+) -> tuple[list[Contest], list[tuple[Registration, Adherence]], list[str]]:
+    """The contests between the runs of a table and a size, and notes on these runs.
+
+    Runs that are not as registered are in no contest. How runs keep to each registered study is
+    also returned.
 
     Raises:
       ValueError: no such run has completed; the message counts completed runs of other sizes.
     """
     own, notes = select_runs.select(found, table, size)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
+    kept = adherence.of_folder(folder, own, found)
+    notes += _elsewhere({each.digest for each, _ in kept}, own)
+    own = adherence.without_departures(kept, own)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*varies, *config_tables.varied({run.study.table for run in own})]
     if made := contests(own, names, varies, lost):
-        return made, own, notes
+        return made, kept, notes
     others = collect_runs.elsewhere(found, size)
     raise ValueError(
         f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"
     )
+
+
+def _elsewhere(known: set[str], runs: Sequence[recorded_runs.Run]) -> list[str]:
+    """A note on runs of a registered study whose study.json is not among the known ones."""
+    if not {run.study.registration for run in runs} - {"", *known}:
+        return []
+    return [
+        "Warning: these runs belong to a registered study, whose study.json is not in --results or "
+        "below. Its margin, its rules and its verdicts are not known here: report its own folder."
+    ]
 
 
 def _wanted(run: unfinished_runs.Unfinished) -> bool:

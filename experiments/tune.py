@@ -106,9 +106,11 @@ def tune() -> None:
     cells = make_cells(module, protocol, _ARGUMENT.value)
     require_table(cells, name)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
+    budgets = {}
     if registration.read(workdir) is None:
-        _require_data(cells, protocol.tuning.held_out)
-    registered = registration.register(workdir, name, protocol, planned)
+        metrics = _metrics(cells, protocol.tuning.held_out)
+        budgets = {task: _budget(row, protocol, metrics[task]) for task, row in cells.items()}
+    registered = registration.register(workdir, name, protocol, planned, budgets)
     announce()
     track = Track(trackers, group=workdir)
     how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
@@ -140,11 +142,14 @@ def require_table(cells: Mapping[str, Sequence[Cell]], name: str) -> None:
             )
 
 
-def _require_data(cells: Mapping[str, Sequence[Cell]], held_out: int) -> None:
-    """Raise a ValueError if a task cannot be read, or its scores cannot be compared.
+def _metrics(cells: Mapping[str, Sequence[Cell]], held_out: int) -> dict[str, str]:
+    """The main metric of each task.
 
-    A registration names where its data are, and its margin is of scores where higher is better.
+    Raises:
+      ValueError: a task cannot be read, or its scores cannot be compared: a registration names
+        where its data are, and its margin is of scores where higher is better.
     """
+    found = {}
     for task, (first, *_) in cells.items():
         try:
             metric = make_any_task(first.config(data__validation=held_out)).metric
@@ -154,6 +159,16 @@ def _require_data(cells: Mapping[str, Sequence[Cell]], held_out: int) -> None:
             raise ValueError(
                 f"{task}: a study compares scores where higher is better, not {metric}"
             )
+        found[task] = metric
+    return found
+
+
+def _budget(cells: Sequence[Cell], protocol: Protocol, metric: str) -> registration.Budget:
+    """What the runs of the reference take."""
+    config = next(cell for cell in cells if cell.row == protocol.reference).config()
+    train = config.train
+    given = config.data.train, train.epochs, train.max_steps, train.batch_size
+    return registration.Budget(metric, *given)
 
 
 def make_cells(

@@ -118,7 +118,7 @@ def gains(
         own = methods.get(reference)
         if own is not None and own.scores:
             known.append(task)
-        said = ("was not run",) if own is None else own.notes
+        said = ("has no scored run",) if own is None else own.notes
         notes += [f"{every[reference]} on {task}: {each}" for each in said]
     found = []
     for key, label in every.items():
@@ -152,7 +152,7 @@ def _differences(
     differences, notes = {}, []
     for task, methods in by_task.items():
         if key not in methods:
-            notes.append(f"{task}: was not run")
+            notes.append(f"{task}: has no scored run")
             continue
         ours, theirs, said = common(methods[key], methods[reference])
         own = methods[key].notes + ((said,) if methods[key].scores and said else ())

@@ -16,6 +16,8 @@ MOST_SETS = 2000
 """The most disjoint sets that are all looked at; of more, so many are drawn."""
 REPEATS = 0.8
 """The share of repetitions from which a result counts as stable."""
+FEWEST = 10
+"""With fewer seeds, the jackknife's standard error of a share can be 0, or more than the share."""
 _DECIMALS = 9
 """Means that agree to so many are equal but for roundings."""
 
@@ -45,7 +47,10 @@ class Stability:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """A share of pairs of sets of seeds, and its standard error over seeds (by the jackknife)."""
+    """A share of pairs of sets of seeds, and its standard error over seeds (by the jackknife).
+
+    There is no error for fewer than FEWEST seeds.
+    """
 
     share: float
     error: float | None
@@ -122,7 +127,7 @@ def disjoint(scores: np.ndarray, size: int, seed: int = 0) -> Share:
         without = apart & kept & kept[:, None]
         left_out.append(same[without].mean() if without.any() else math.nan)
     spread = float(np.var(left_out)) * (seeds - 1)
-    error = None if math.isnan(spread) else math.sqrt(spread)
+    error = None if seeds < FEWEST or math.isnan(spread) else math.sqrt(spread)
     return Share(float(same[apart].mean()), error, pairs)
 
 

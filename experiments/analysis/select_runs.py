@@ -43,7 +43,7 @@ def _registered(table: str, runs: Sequence[Run]) -> list[Run]:
         ]
         raise ValueError(
             f"runs of {table} belong to {len(digests)} registrations ({' and '.join(folders)}): "
-            "report each by the folder of its study.json (--results)"
+            "keep the runs of each in the folder of its own study.json, and give that (--results)"
         )
     return _those(runs, lambda run: bool(run.study.registration))
 

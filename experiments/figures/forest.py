@@ -136,7 +136,7 @@ def _name(line: Line) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
+    return f"{value:+z.2f}"
 
 
 def _draw(axes: Axes, place: int, line: Line, ends: tuple[float, float]) -> None:

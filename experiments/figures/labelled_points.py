@@ -26,6 +26,8 @@ GAP = 1.35 * SMALL
 """The least distance between two names, in points."""
 NAMES = 130.0
 """The most points that the column of names may take."""
+FAR = 0.6
+"""The share of the axis of scores that a point at its end may take for itself."""
 WIDE = 20
 """If the largest cost is more than this many times the smallest, the axis is logarithmic."""
 
@@ -51,32 +53,41 @@ def draw(
 ) -> Figure:
     """Scores against costs. Names stand in a column at the right, in the order of the scores.
 
+    A point far from all others (`near`) is an arrow at the edge, and its name has its score.
+
     Args:
       axis, scores: the labels of the two axes, with their units.
       front: which points no other beats in both, joined by a line and filled.
       bar: half the width of a typical interval, drawn once in a corner; None for none.
     """
-    texts = [shortened(each.label, SMALL, NAMES) for each in points]
+    is_near = near([each.score for each in points])
+    texts = [_text(each, kept) for each, kept in zip(points, is_near, strict=True)]
     column = max((width(text, SMALL) for text in texts), default=0.0) + 24
     figure = Figure(figsize=SIZE)
-    whole, high = 72 * SIZE[0], 72 * SIZE[1]
-    left, bottom, top = 48 / whole, 44 / high, 1 - 24 / high
-    axes = figure.add_axes((left, bottom, 1 - left - column / whole, top - bottom))
+    wide, tall = 72 * SIZE[0], 72 * SIZE[1]
+    left, bottom, top = 48 / wide, 44 / tall, 1 - 24 / tall
+    axes = figure.add_axes((left, bottom, 1 - left - column / wide, top - bottom))
     known = [each.cost for each in points if each.cost > 0]
     logarithmic = bool(known) and max(known) > WIDE * min(known)
     if logarithmic:
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=4)
+    ends = _ends([e.score for e, kept in zip(points, is_near, strict=True) if kept], bar)
+    axes.set_ylim(*ends)
+    low, high = ends[0] + 0.02 * (ends[1] - ends[0]), ends[1] - 0.02 * (ends[1] - ends[0])
+    points = [dataclasses.replace(e, score=min(max(e.score, low), high)) for e in points]
     for number, each in enumerate(points):
-        _mark(axes, each, number in front, logarithmic)
+        arrow = "" if is_near[number] else "v" if each.score == low else "^"
+        _mark(axes, each, number in front, logarithmic, arrow)
     line = [points[number] for number in front if points[number].cost > 0 or not logarithmic]
     if len(points) > 1 and line:
         costs = [each.cost for each in line]
         tops = [each.score for each in line]
         axes.step(costs, tops, where="post", color=BLUE, lw=1, zorder=1, label="Pareto front")
-    axes.margins(0.08)
-    ends = axes.set_ylim(*axes.get_ylim())
+    axes.margins(x=0.08)
     axes.set_xlim(*axes.get_xlim())
-    tall = high * (top - bottom)
+    tall *= top - bottom
     targets = [tall * (each.score - ends[0]) / (ends[1] - ends[0]) for each in points]
     for each, text, place in zip(points, texts, spread(targets, GAP, tall), strict=True):
         _name(axes, each, text, place / tall, logarithmic)
@@ -91,6 +102,39 @@ def draw(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure
+
+
+def near(scores: Sequence[float]) -> list[bool]:
+    """Whether each score is near the others.
+
+    One is not if, at an end, it takes more than FAR of the axis for itself; at most half are not.
+    """
+    left = sorted(scores)
+    while len(left) > max(len(scores) / 2, 2):
+        most = FAR * (left[-1] - left[0])
+        if left[1] - left[0] > most:
+            left = left[1:]
+        elif left[-1] - left[-2] > most:
+            left = left[:-1]
+        else:
+            break
+    return [left[0] <= score <= left[-1] for score in scores]
+
+
+def _text(point: Point, is_near: bool) -> str:
+    """The name of a point, with the score of one that is drawn at the edge."""
+    if is_near:
+        return shortened(point.label, SMALL, NAMES)
+    score = f" ({point.score:.1f})"
+    return shortened(point.label, SMALL, NAMES - width(score, SMALL)) + score
+
+
+def _ends(scores: Sequence[float], bar: float | None) -> tuple[float, float]:
+    """The ends of the axis of scores, with room for the typical interval."""
+    low, high = min(scores), max(scores)
+    half = bar if bar is not None and math.isfinite(bar) else 0.0
+    middle, reach = (low + high) / 2, max((high - low) / 2, half, 1e-3 * abs(high), 1e-9)
+    return middle - 1.16 * reach, middle + 1.16 * reach
 
 
 def spread(targets: Sequence[float], gap: float, most: float) -> list[float]:
@@ -117,7 +161,8 @@ def spread(targets: Sequence[float], gap: float, most: float) -> list[float]:
     return places
 
 
-def _mark(axes: Axes, point: Point, best: bool, logarithmic: bool) -> None:
+def _mark(axes: Axes, point: Point, best: bool, logarithmic: bool, arrow: str) -> None:
+    """Draw a point, or an arrow for one beyond the edge."""
     colour = ORANGE if point.reference else BLUE if best else GREY
     if logarithmic and point.cost <= 0:
         axes.axhline(point.score, color=colour, linestyle="--", linewidth=1, zorder=1)
@@ -125,11 +170,12 @@ def _mark(axes: Axes, point: Point, best: bool, logarithmic: bool) -> None:
     axes.plot(
         [point.cost],
         [point.score],
-        "D" if point.reference else "o",
+        arrow or ("D" if point.reference else "o"),
         ms=6.5 if point.reference else 6,
         color=colour,
         markeredgecolor=PAPER,
-        zorder=3,
+        zorder=4 if point.reference else 3,
+        clip_on=False,
         label=plain(point.label),
     )
 
@@ -161,9 +207,9 @@ def _name(axes: Axes, point: Point, text: str, place: float, logarithmic: bool) 
 
 
 def _bar(axes: Axes, half: float) -> None:
-    """A typical interval, in the corner with the most room, if it is not taller than the axes."""
+    """A typical interval, in a corner."""
     low, high = axes.get_ylim()
-    if not math.isfinite(half) or 2 * half > high - low:
+    if not math.isfinite(half):
         return
     middle = low + 0.03 * (high - low) + half
     axes.errorbar(

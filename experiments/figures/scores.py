@@ -19,6 +19,7 @@ from experiments.analysis.recorded_runs import Run, find, scale
 from experiments.analysis.select_runs import select
 from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
+from experiments.studies import adherence
 from experiments.tables import config_tables
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.suggest import require_known
@@ -219,6 +220,7 @@ def draw(
         require_known(table, tables, f"no runs of '{table}' in {results}")
     own = [run for run in runs if table in (None, run.study.table)]
     chosen, left = select(own, None, size)
+    chosen, departed = adherence.as_registered(results, chosen, own)
     if kind != "learning_rate":  # whose runs differ in settings, and may be on held-out examples
         chosen = [run for each in tables for run in collect(chosen, each, size).runs]
     if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
@@ -230,7 +232,7 @@ def draw(
         figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
-    for note in left:
+    for note in (*left, *departed):
         say(note)
     return chosen
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.gains import Gain
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.reports import sheets
-from experiments.reports.findings import Finding, Findings
+from experiments.reports.findings import Findings
 from experiments.tables.text_formats import csv_lines
 
 COLUMNS = (
@@ -53,6 +54,9 @@ COLUMNS = (
     "p_equivalent",
     "upper",
     "detectable",
+    "such_tasks",
+    "such_tasks_low",
+    "such_tasks_high",
     "margin",
     "verdict",
     "note",
@@ -66,8 +70,9 @@ deciding tests.
 
 A `gain` over all tasks has `p_holm` in another family, that of all methods against the reference;
 so has `p_equivalent`, of two one-sided tests against the `margin`. `upper` is the one-sided upper
-bound, and `detectable` the smallest difference that the test would find with a power of 80%. All
-intervals and bounds of gains are at the level of the study's protocol.
+bound, and `detectable` the smallest difference that the test would find with a power of 80%.
+`such_tasks` is the mean over all tasks of which these are a sample (random effects), with its
+interval. All intervals and bounds of gains are at the level of the study's protocol.
 """
 
 
@@ -93,38 +98,40 @@ def lines(
 
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
     """A line for each method over all tasks, and one for each of its tasks."""
-    for each in found.methods:
-        of = {
-            "line": "gain",
-            "table": found.title,
-            "method": each.gain and each.gain.key,
-            "label": each.label,
-            "other": found.reference,
-        }
-        for task, own in (("all tasks", each.over_tasks), *each.by_task.items()):
-            if own is not None:
-                yield {
-                    **of,
-                    "task": task,
-                    "n": own.n,
-                    "difference": own.mean,
-                    "low": own.low,
-                    "high": own.high,
-                    "p": own.p,
-                    **(_whole(each, found.margin) if own is each.over_tasks else {}),
-                }
+    for gain in (each.gain for each in found.methods if each.gain is not None):
+        for task, own in (("all tasks", gain.over_tasks), *gain.by_task.items()):
+            yield {
+                "line": "gain",
+                "table": found.title,
+                "model": found.model,
+                "task": task,
+                "metric": found.metrics.get(task, ""),
+                "scored_on": "development",
+                "method": gain.key,
+                "label": gain.label,
+                "other": found.reference_key,
+                "n": own.n,
+                "difference": own.mean,
+                "low": own.low,
+                "high": own.high,
+                "p": own.p,
+                **(_whole(gain, found.margin) if own is gain.over_tasks else {}),
+            }
 
 
-def _whole(found: Finding, margin: float | None) -> dict[str, Any]:
+def _whole(gain: Gain, margin: float | None) -> dict[str, Any]:
     """What a method has over all tasks alone."""
-    gain = found.gain
+    such = gain.new_task
     return {
-        "p_holm": gain and gain.adjusted,
-        "p_equivalent": gain and gain.equivalent,
-        "upper": gain and gain.upper,
-        "detectable": gain and gain.detectable,
+        "p_holm": gain.adjusted,
+        "p_equivalent": gain.equivalent,
+        "upper": gain.upper,
+        "detectable": gain.detectable,
+        "such_tasks": such and such.mean,
+        "such_tasks_low": such and such.low,
+        "such_tasks_high": such and such.high,
         "margin": margin,
-        "verdict": found.verdict,
+        "verdict": gain.verdict,
     }
 
 

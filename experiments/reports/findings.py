@@ -78,6 +78,11 @@ class Findings:
     """Intervals have a confidence of 1 - level."""
     questions: tuple[Question, ...] = ()
     """Those that the study's table asks."""
+    reference_key: str = ""
+    """The method that others are compared with, its model, and the metric of each task by name,
+    as the lines of contests have them; of registered studies alone."""
+    model: str = ""
+    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
     caveat: str = ""
     """What stands before the verdict; empty if all planned runs are there and as registered."""
 

@@ -60,7 +60,7 @@ def _of_such_tasks(found: Estimate) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return NONE if value is None else f"{value:+.{DECIMALS}f}"
+    return NONE if value is None else f"{value:+z.{DECIMALS}f}"
 
 
 def _interval(found: Estimate) -> str:

@@ -11,7 +11,10 @@ from experiments.reports.findings import Finding, Findings
 
 FAR = " An arrow is a difference beyond the axis, whose number is at the right."
 FEWER = " A method that lacks tasks comes last; its mean is over those that its name counts."
-MANY = " Verdicts take all comparisons into account, so an undecided method's bar may miss zero."
+MANY = (
+    " Verdicts take all comparisons into account, so the bar of a method that is equivalent or "
+    "undecided may miss zero."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,22 +50,30 @@ def _over_tasks(found: Findings) -> Iterator[Picture]:
     whole = [each for each in found.methods if each.over_tasks is not None]
     if not whole:
         return
-    drawings = {"Mean over tasks": [_over_all(found, each, each.label) for each in whole]}
+    drawings = {_all(found): [_over_all(found, each, each.label) for each in whole]}
     for question in found.questions:
         drawings[question.title] = [
             _over_all(found, each, name) if each else forest.Line(name, 0.0, None, None)
             for name, each in question.answers
         ]
-    limits = forest.shown(drawings["Mean over tasks"], found.margin)
-    n = f"n = {_seeds(found.seeds)}"
-    what = f"Mean difference over {len(found.tasks)} tasks of the same weight, {n}"
+    limits = forest.shown(drawings[_all(found)], found.margin)
+    what = f"n = {_seeds(found.seeds)}"
+    if len(found.tasks) > 1:
+        what = f"Mean difference over {len(found.tasks)} tasks of the same weight, {what}"
     for title, lines in drawings.items():
-        stem = "gain_over_tasks" if title == "Mean over tasks" else f"gain_by_{title}"
+        stem = "gain_over_tasks" if title == _all(found) else f"gain_by_{title}"
         fewer = FEWER * any(line.behind for line in lines)
         yield _picture(found, stem, title, lines, limits, what, f"{fewer}{MANY}")
 
 
+def _all(found: Findings) -> str:
+    """The title of the figure over all tasks; of a single one, it is that of the task."""
+    return found.tasks[0] if len(found.tasks) == 1 else "Mean over tasks"
+
+
 def _of_tasks(found: Findings) -> Iterator[Picture]:
+    if len(found.tasks) == 1 and any(each.over_tasks is not None for each in found.methods):
+        return  # it is the figure over all tasks
     own = {task: [each for each in found.methods if task in each.by_task] for task in found.tasks}
     drawings = {task: [_line(each, task) for each in methods] for task, methods in own.items()}
     limits = forest.shown([line for lines in drawings.values() for line in lines], found.margin)

@@ -82,8 +82,8 @@ def rate_caption(contest: Contest) -> str:
 
 
 def cost_caption(contest: Contest, of: Callable[[Costs], float], reference: Method | None) -> str:
-    counts = [len(scores) for method in contest.methods if (scores := method.scores())]
-    said = f"Means over seeds, n = {_range(counts)}." if counts else ""
+    known = [scores.values() for method in contest.methods if (scores := method.scores())]
+    said = f"Means over seeds, n = {_range([len(each) for each in known])}." if known else ""
     if typical(contest) is not None:
         said += (
             " The bar in the corner is the median of the methods' 95% intervals; each method's own "
@@ -91,6 +91,8 @@ def cost_caption(contest: Contest, of: Callable[[Costs], float], reference: Meth
         )
     said += " Orange: the reference." * (reference is not None)
     said += " Blue: no method has a better score for less."
+    if not all(labelled_points.near([statistics.fmean(scores) for scores in known])):
+        said += " A score beyond the axis is drawn at its edge; its name gives it."
     spent = [found for method in contest.methods if (found := costs(method)) is not None]
     free = any(of(each) == 0 for each in spent)
     return said + " A dashed line is a method without an adapter." * free

@@ -13,8 +13,8 @@ from experiments.analysis.labels import method
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.reports import findings
-from experiments.studies import registration
-from experiments.studies.adherence import Adherence, adherence
+from experiments.studies import adherence
+from experiments.studies.adherence import Adherence
 from experiments.studies.registration import Registration
 from experiments.tables import config_tables
 
@@ -25,24 +25,18 @@ SHOWN = 3
 def found(folder: Path, runs: Sequence[Run]) -> list[findings.Findings]:
     """The findings of the studies that are registered in or below a folder.
 
-    Only runs that are as registered count, with the rate that the study's rule chooses.
-
     Args:
       runs: the selected ones, of one size.
 
     Raises:
       ValueError: a study.json is damaged or was changed.
     """
-    paths = sorted(folder.rglob(registration.FILE))
-    return [_of_study(path.parent, runs) for path in paths]
+    return [of_study(*each) for each in adherence.of_folder(folder, runs)]
 
 
-def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
-    registered = registration.read(folder)
-    assert registered is not None
+def of_study(registered: Registration, kept: Adherence) -> findings.Findings:
+    """The findings of a study: of the runs that are as registered, at the rate of its rule."""
     protocol, name = registered.protocol, registered.study
-    own = [run for run in runs if run.study.table == name and folder in run.folder.parents]
-    kept = adherence(registered, own)
     shown = config_tables.tables().get(name) or common_tasks.table(name)
     labels = shown["rows"]
     made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
@@ -72,19 +66,29 @@ def _of_study(folder: Path, runs: Sequence[Run]) -> findings.Findings:
         headings={task: title for title, task, _ in shown["columns"]},
     )
     asked = findings.questions(shown["questions"], said, protocol.reference)
-    return dataclasses.replace(said, questions=asked, caveat=_caveat(kept))
+    return dataclasses.replace(
+        said,
+        questions=asked,
+        caveat=_caveat(kept),
+        reference_key=protocol.reference,
+        model=made[0].model if made else "",
+        metrics={each.task: each.metric for each in made},
+    )
 
 
 def _caveat(kept: Adherence) -> str:
     """What must stand before a verdict: that runs are missing, or were left out."""
     said = ""
     if kept.missing:
-        there = f"{len(kept.counted)} of {kept.planned} scored runs are there"
+        there = f"{len(kept.counted)} of {kept.planned} scored runs count so far"
         said += f"Incomplete, verdicts may change: {there}. "
-    if kept.departures:
-        count = _count(len(kept.departures), "departure")
-        said += f"{count} from the registration, left out. "
-    return said
+    return said + f"{_left_out(kept)}. " * bool(kept.departures)
+
+
+def _left_out(kept: Adherence) -> str:
+    count = len(kept.left_out)
+    is_are = "is" if count == 1 else "are"
+    return f"{_count(count, 'run')} {is_are} not as registered and left out"
 
 
 def _kept(registered: Registration, kept: Adherence) -> Iterator[str]:
@@ -92,29 +96,29 @@ def _kept(registered: Registration, kept: Adherence) -> Iterator[str]:
     if kept.followed:
         yield f"{begin}. All runs are as registered."
     else:
-        count = _count(len(kept.departures), "departure")
-        yield f"{begin}. {count} from it: {_first(kept.departures)}."
+        yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
     if kept.missing:
-        yield f"Not run yet: {_first(kept.missing)}."
+        yield f"Still missing: {_first(kept.missing)}."
     if kept.edges:
         yield (
             "The rule allows no further rates, and better ones may lie beyond those of "
             f"{_first(kept.edges)}."
         )
     for claim in registered.protocol.claims:
-        yield f"Stated before: {claim}"
+        yield f"Claim, stated before the first run: {claim}"
 
 
 def _of_bounds(compared: Gains) -> Iterator[str]:
-    """The largest upper bound of a gain, and which are as large as the margin."""
-    bounds = {each.label: each.upper for each in compared.methods if each.upper is not None}
+    """The largest upper bound of a gain over all tasks, and which are as large as the margin."""
+    whole = [each for each in compared.methods if each.adjusted is not None]
+    bounds = {each.label: each.upper for each in whole if each.upper is not None}
     if not bounds:
         return
     label = max(bounds, key=bounds.__getitem__)
     above = [name for name, bound in bounds.items() if bound >= compared.margin]
     yield (
         f"The largest one-sided upper bound of a gain over {compared.reference} is "
-        f"{bounds[label]:+.2f}, of {label}. Of {_count(len(bounds), 'bound')}, {len(above)} "
+        f"{bounds[label]:+z.2f}, of {label}. Of {_count(len(bounds), 'bound')}, {len(above)} "
         f"{'is' if len(above) == 1 else 'are'} the margin or more{': ' * bool(above)}"
         f"{', '.join(above)}."
     )
@@ -144,8 +148,8 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
         for share in [rank_stability.disjoint(known.scores, size)]
     ]
     yield (
-        f"The same of {methods} methods has the best mean over {_count(len(own), 'task')} in "
-        f"{' and '.join(shares)}, of {seeds} seeds; the two sets of a pair share no seed."
+        f"Two sets of these {seeds} seeds that share none agree on which of {methods} methods has "
+        f"the best mean over {_count(len(own), 'task')}: in {' and '.join(shares)}."
     )
     resampled = rank_stability.stability(known.scores, range(1, seeds + 1))
     whole = resampled[-1].with_another
@@ -154,7 +158,9 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
     yield (
         f"With resampled seeds, the whole order repeats in {whole.order:.0%} and the first place "
         f"in {whole.first:.0%} of pairs of studies of {seeds} seeds; the first place repeats in "
-        f"{rank_stability.REPEATS:.0%} or more {repeats}."
+        f"{rank_stability.REPEATS:.0%} or more {repeats}. Both studies of a pair are drawn from "
+        "the same runs, so these shares are higher than those of new runs would be: equal "
+        "methods, too, seem to keep an order."
     )
     saved = pairing.together(
         [

@@ -169,9 +169,9 @@ def reference_sheet(
 
 
 def _test(test: significance.Difference) -> list[str]:
-    text = f"{test.difference:+.{DECIMALS}f}"
+    text = f"{test.difference:+z.{DECIMALS}f}"
     if test.low is not None and test.high is not None:
-        text += f" [{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"
+        text += f" [{test.low:+z.{DECIMALS}f}, {test.high:+z.{DECIMALS}f}]"
     return [text, p_text(test.p)]
 
 

@@ -76,8 +76,8 @@ def _no_margin(found: Findings) -> str:
     if found.margin is not None:
         return ""
     return (
-        " Undecided is not equal: no margin for equivalence was set before the runs, so nothing "
-        "here says that two methods are the same."
+        " Undecided is not equal: without a margin for equivalence that was set before the runs, "
+        "nothing here says that two methods are the same."
     )
 
 

@@ -174,7 +174,10 @@ def explain(
         * referred
     )
     least = 2 / (resamples + 1)
-    if least * len(family) >= significance.LEVEL:
+    by_bootstrap = any(
+        pair.decided_by == "examples" and pair.contest.metric != "accuracy" for pair in family
+    )
+    if by_bootstrap and least * len(family) >= significance.LEVEL:
         notes.append(
             f"With {resamples} resamples, the p of a bootstrap is at least {least:.2g}, which "
             f"cannot be a win in a family of {len(family)}: use more resamples (--resamples)."

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from experiments.analysis.recorded_runs import Run
-from experiments.studies import rates
+from experiments.studies import rates, registration
 from experiments.studies.registration import Planned, Registration
 from experiments.studies.training import ENDED, NO_RATE, cell_digest
 from lora_jax.records.run_record import Record
@@ -22,6 +23,8 @@ class Adherence:
     """Methods whose best rate is the last that the rule allows: a better one may lie beyond it."""
     counted: tuple[Run, ...]
     """The scored runs that are as registered, with the rate that the rule chooses."""
+    left_out: tuple[Run, ...]
+    """The runs that are not as registered, which departures are about."""
     planned: int
     """How many scored runs there are when the study is complete."""
 
@@ -29,6 +32,58 @@ class Adherence:
     def followed(self) -> bool:
         """Whether all runs are as registered; some may not have been run yet."""
         return not self.departures
+
+
+def of_folder(
+    folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()
+) -> list[tuple[Registration, Adherence]]:
+    """The studies that are registered in or below a folder, and how runs keep to them.
+
+    Args:
+      runs: the selected ones, of one size.
+      every: these and the others. A study that only the others carry out was not selected.
+
+    Raises:
+      ValueError: a study.json is damaged or was changed.
+    """
+    found = []
+    for path in sorted(folder.rglob(registration.FILE)):
+        registered = registration.read(path.parent)
+        assert registered is not None
+        own, others = (_runs_of(registered, path.parent, each) for each in (runs, every))
+        if _carries(registered, own) or not _carries(registered, others):
+            found.append((registered, adherence(registered, own)))
+    return found
+
+
+def without_departures(
+    studies: Sequence[tuple[Registration, Adherence]], runs: Sequence[Run]
+) -> list[Run]:
+    """The runs but for those that these studies leave out."""
+    left = {id(run) for _, kept in studies for run in kept.left_out}
+    return [run for run in runs if id(run) not in left]
+
+
+def as_registered(
+    folder: Path, runs: Sequence[Run], every: Sequence[Run]
+) -> tuple[list[Run], list[str]]:
+    """The runs that no study in or below a folder leaves out, and a note on the others.
+
+    Arguments are those of `of_folder`.
+    """
+    kept = without_departures(of_folder(folder, runs, every), runs)
+    count = len(runs) - len(kept)
+    said = f"{count} {'run' if count == 1 else 'runs'} left out: not as the study registered them"
+    return kept, [said] * bool(count)
+
+
+def _runs_of(registered: Registration, folder: Path, runs: Sequence[Run]) -> list[Run]:
+    name = registered.study
+    return [run for run in runs if run.study.table == name and folder in run.folder.parents]
+
+
+def _carries(registered: Registration, runs: Sequence[Run]) -> bool:
+    return any(run.study.registration == registered.digest for run in runs)
 
 
 def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
@@ -40,16 +95,18 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
     cells, found = defaultdict[tuple[str, str], list[Run]](list), _Found()
     for run in runs:
         if said := _departure(registered, run):
-            found.departures.append(f"{run.folder}: {said}")
-        elif run.record.status in ENDED:  # a failed run is trained again
+            found.depart(f"{run.folder}: {said}", [run])
+        else:
             cells[run.study.column, run.study.row].append(run)
     for task, rows in registered.cells.items():
-        _compare(registered, task, {row: cells[task, row] for row in rows}, found)
+        own = {row: list(_once(cells[task, row], found)) for row in rows}
+        _compare(registered, task, own, found)
     return Adherence(
         departures=tuple(found.departures),
         missing=tuple(found.missing),
         edges=tuple(found.edges),
         counted=tuple(found.counted),
+        left_out=tuple(found.left_out),
         planned=sum(map(len, registered.cells.values())) * len(registered.protocol.seeds),
     )
 
@@ -62,6 +119,29 @@ class _Found:
     missing: list[str] = dataclasses.field(default_factory=list)
     edges: list[str] = dataclasses.field(default_factory=list)
     counted: list[Run] = dataclasses.field(default_factory=list)
+    left_out: list[Run] = dataclasses.field(default_factory=list)
+
+    def depart(self, said: str, runs: Sequence[Run]) -> None:
+        self.departures.append(said)
+        self.left_out.extend(runs)
+
+
+def _once(runs: Sequence[Run], found: _Found) -> Iterator[Run]:
+    """Each run of a cell once; failed ones are trained again, so they are left out.
+
+    If a seed has two runs that ended in two ways, who chose one would choose a result: none counts.
+    """
+    same = defaultdict[tuple[bool, float, int], list[Run]](list)
+    for run in runs:
+        if run.record.status in ENDED:
+            rate = run.config.optimizer.learning_rate
+            same[_final(run), rate, run.record.seed].append(run)
+    for (*_, seed), own in same.items():
+        if len({run.record.status for run in own}) > 1:
+            both = " and ".join(f"{run.folder} ({run.record.status})" for run in own)
+            found.depart(f"seed {seed} was run more than once: {both}", own)
+        else:
+            yield own[0]
 
 
 def _departure(registered: Registration, run: Run) -> str:
@@ -74,6 +154,9 @@ def _departure(registered: Registration, run: Run) -> str:
         return "it does not carry the digest of the registration"
     if cell_digest(run.config) != planned.settings:
         return f"its settings are not those registered for {run.study.row}"
+    budget = registered.budgets.get(run.study.column)
+    if budget is not None and run.record.metric != budget.metric:
+        return f"its metric is {run.record.metric}, not {budget.metric}"
     if run.config.data.validation not in (0, protocol.tuning.held_out):
         return f"it holds out {run.config.data.validation} examples"
     if seed not in (protocol.tuning.seeds if run.config.data.validation else protocol.seeds):
@@ -110,9 +193,9 @@ def _compare(
         if any(untried.values()):
             lost = {row: count for row, count in untried.items() if count}
             found.missing.extend(f"{r} on {task}: {n} of its tuning runs" for r, n in lost.items())
-            if done := [row for row, runs in cells.items() if any(map(_final, runs))]:
+            if done := {row: own for row, runs in cells.items() if (own := _finals(runs))}:
                 said = f"{', '.join(done)} on {task}: scored before all were tuned"
-                found.departures.append(said)
+                found.depart(said, [run for own in done.values() for run in own])
             return
         best = {row: rates.best_place(_records(tried[row], places)) for row in cells}
         known = [place for place in best.values() if place is not None]
@@ -121,13 +204,15 @@ def _compare(
         places = more
     for row, runs in cells.items():
         where, place = f"{row} on {task}", best[row]
-        if beyond := tried[row].keys() - set(places):
-            found.departures.append(f"{where}: {len(beyond)} more rates than the rule gives")
-        final = [run for run in runs if _final(run)]
-        right = [r for r in final if _place_of(planned[row], registered, r) == place]
-        if len(right) < len(final):
-            wrong = len(final) - len(right)
-            found.departures.append(f"{where}: {wrong} runs without the best rate")
+        if beyond := sorted(tried[row].keys() - set(places)):
+            said = f"{where}: {len(beyond)} more rates than the rule gives"
+            found.depart(said, [run for each in beyond for run in tried[row][each].values()])
+        right, wrong = [], []
+        for run in _finals(runs):
+            own = _place(planned[row], protocol.rates.per_decade, run)
+            (right if own == place else wrong).append(run)
+        if wrong:
+            found.depart(f"{where}: {len(wrong)} runs without the best rate", wrong)
         if place is None:
             found.missing.append(f"{where}: {NO_RATE}")
         elif lost := len(set(protocol.seeds) - {run.record.seed for run in right}):
@@ -137,12 +222,12 @@ def _compare(
         found.counted.extend(right)
 
 
-def _place_of(planned: Planned, registered: Registration, run: Run) -> int | None:
-    return _place(planned, registered.protocol.rates.per_decade, run)
-
-
 def _final(run: Run) -> bool:
     return not run.config.data.validation
+
+
+def _finals(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if _final(run)]
 
 
 def _untried(

@@ -1,8 +1,9 @@
 """Register a study: write its protocol into its folder before the first run, and never again.
 
-`study.json` holds the protocol, the settings of all cells (a method on a task) as digests, and when
-and by which commit it was written. Its own digest is a setting of each run (`study.registration`),
-so a run that was there before cannot have it, and the file cannot be changed after.
+`study.json` holds the protocol, the families of tests, the metric and budget of each task, the
+settings of all cells (a method on a task) as digests, and when and by which commit it was written.
+Its own digest is a setting of each run (`study.registration`), so a run that was there before
+cannot have it, and the file cannot be changed after.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments.studies.protocol import Protocol, typed
@@ -38,6 +40,20 @@ Cells = Mapping[str, Mapping[str, Planned]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a reader sees of a task: the digests of cells hold each method to its own settings."""
+
+    metric: str
+    """The main metric of every run."""
+    examples: int
+    """How many training examples a run of the reference sees; 0 for all."""
+    epochs: float
+    max_steps: int
+    """The most steps; 0 for no limit beside the epochs."""
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Registration:
     """What a study.json says."""
 
@@ -45,6 +61,8 @@ class Registration:
     protocol: Protocol
     cells: Cells
     """By task and method."""
+    budgets: Mapping[str, Budget]
+    """By task; empty in a registration of an earlier version."""
     written: str
     """UTC, in ISO 8601."""
     git: Mapping[str, Any] | None
@@ -52,8 +70,17 @@ class Registration:
     """Of all of this."""
 
 
-def register(folder: Path, study: str, protocol: Protocol, cells: Cells) -> Registration:
+def register(
+    folder: Path,
+    study: str,
+    protocol: Protocol,
+    cells: Cells,
+    budgets: Mapping[str, Budget] = MappingProxyType({}),
+) -> Registration:
     """Write a study's registration, or read it if it is there and says the same.
+
+    Args:
+      budgets: by task; only written.
 
     Raises:
       ValueError: the folder has one that says something else, or was changed.
@@ -63,6 +90,8 @@ def register(folder: Path, study: str, protocol: Protocol, cells: Cells) -> Regi
             "version": _VERSION,
             "study": study,
             "protocol": dataclasses.asdict(protocol),
+            "family": _family(protocol),
+            "budgets": {task: dataclasses.asdict(each) for task, each in budgets.items()},
             "cells": {
                 task: {row: dataclasses.asdict(each) for row, each in rows.items()}
                 for task, rows in cells.items()
@@ -104,7 +133,20 @@ def read(folder: Path) -> Registration | None:
         for task, rows in content["cells"].items()
     }
     protocol = Protocol.of(content["protocol"], str(path))
-    return Registration(protocol=protocol, cells=cells, **given)
+    known = content.get("budgets", {}).items()
+    budgets = {task: typed(Budget, each, str(path)) for task, each in known}
+    return Registration(protocol=protocol, cells=cells, budgets=budgets, **given)
+
+
+def _family(protocol: Protocol) -> dict[str, Any]:
+    """How the study decides (`experiments.analysis.gains`), in words."""
+    return {
+        "compares": f"each other method with {protocol.reference}: the mean difference over all "
+        "tasks, paired by seed",
+        "tests": len(protocol.rows) - 1,
+        "differences": "two-sided, by Holm's procedure",
+        "equivalences": "two one-sided tests against the margin, by Holm's procedure",
+    }
 
 
 def _write_once(path: Path, content: Any) -> None:

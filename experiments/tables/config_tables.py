@@ -13,6 +13,7 @@ from experiments.analysis import collect_runs, published, recorded_runs, score_c
 from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill as filled
+from experiments.studies import adherence
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
 from lora_jax.suggest import require_known
@@ -54,7 +55,7 @@ def render_table(
     require_known(name, known, f"unknown table '{name}'")
     table = known[name]
     found = recorded_runs.find(results)
-    chosen, left = _selected(found, name, size)
+    chosen, left = _selected(results, found, name, size)
     collected = collect_runs.collect(chosen, name, size)
     for run in collected.runs:
         score_check.require_agreement(run)
@@ -77,11 +78,15 @@ def render_table(
 
 
 def _selected(
-    found: Sequence[recorded_runs.Run], name: str, size: str
+    results: Path, found: Sequence[recorded_runs.Run], name: str, size: str
 ) -> tuple[list[recorded_runs.Run], list[str]]:
-    """The runs of a table, without pilots of a registered study, and notes on those left out."""
+    """The runs of a table that are as registered, if their study is, and notes on the others."""
     own = [run for run in found if run.study.table == name]
-    return select_runs.select(own, name, size) if own else ([], [])
+    if not own:
+        return [], []
+    chosen, left = select_runs.select(own, name, size)
+    kept, said = adherence.as_registered(results, chosen, own)
+    return kept, [*left, *said]
 
 
 def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:

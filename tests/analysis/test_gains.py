@@ -156,8 +156,8 @@ def test_methods_and_references_that_lack_a_task():
     made.append(contest("sst2", {"dora": [90.0, 91.0]}))
     found, methods = of(made)
     assert found.tasks == ("cola", "mrpc", "rte")
-    assert found.notes == ("LORA on sst2: was not run",)
-    assert methods["dora"].notes == ("rte: was not run",)
+    assert found.notes == ("LORA on sst2: has no scored run",)
+    assert methods["dora"].notes == ("rte: has no scored run",)
     assert methods["dora"].verdict == "undecided" and methods["dora"].over_tasks.low > 0
 
 

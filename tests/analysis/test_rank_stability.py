@@ -28,10 +28,10 @@ def test_two_methods_have_a_closed_form():
 
 
 def test_disjoint_sets_by_enumeration():
-    scores = np.random.default_rng(0).normal(size=(3, 7))
+    scores = np.random.default_rng(0).normal(size=(3, 10))
     same = []
-    for one in itertools.combinations(range(7), 3):
-        for other in itertools.combinations(sorted(set(range(7)) - set(one)), 3):
+    for one in itertools.combinations(range(10), 3):
+        for other in itertools.combinations(sorted(set(range(10)) - set(one)), 3):
             winners = [scores[:, each].sum(1).argmax() for each in (one, other)]
             same.append(winners[0] == winners[1])
     found = disjoint(scores, 3)
@@ -63,7 +63,7 @@ def test_a_clear_order_repeats_always():
     always = Repeats(1.0, 1.0, 1.0)
     assert all(each.with_all == each.with_another == always for each in found)
     assert settles(found) == 1
-    assert disjoint(scores, 3) == rank_stability.Share(1.0, 0.0, 70)
+    assert disjoint(scores, 3) == rank_stability.Share(1.0, None, 70)  # too few seeds for an error
 
 
 def test_equal_methods_share_their_places():

@@ -53,9 +53,9 @@ def test_a_report_of_smoke_runs_names_their_size(mixed, tmp_path):
         ValueError, match=r"no run of size full has completed: .*; there is 1 run of"
     ):
         report.compared(tmp_path, mixed[:2], None, "full", (), [])
-    made, own, notes = report.compared(tmp_path, mixed[:2], None, "smoke", (), [])
-    assert len(made) == 1 and own == list(mixed[:2])
-    assert notes == []
+    (contest,), studies, notes = report.compared(tmp_path, mixed[:2], None, "smoke", (), [])
+    assert [run for method in contest.methods for run in method.runs] == list(mixed[:2])
+    assert notes == studies == []
 
 
 @pytest.mark.parametrize(

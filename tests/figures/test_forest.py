@@ -27,7 +27,7 @@ def test_a_line_is_at_its_mean_between_the_ends_of_its_interval():
     assert (means[0].get_marker(), means[0].get_color()) == ("^", BLUE)
     assert (means[2].get_marker(), means[2].get_color()) == ("o", GREY)
     numbers = [text.get_text() for text in axes.texts]
-    assert numbers[:3] == ["+2.0 [+1.0, +3.0]", "+0.1 [-0.4, +0.6]", "+0.0"]
+    assert numbers[:3] == ["+2.00 [+1.00, +3.00]", "+0.10 [-0.40, +0.60]", "-0.04"]
     (band,) = (each for each in axes.patches if isinstance(each, (Rectangle, Polygon)))
     assert sorted({x for x, _ in band.get_path().vertices}) in ([-1.0, 1.0], [0.0, 1.0])
     keys = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -41,7 +41,7 @@ def test_a_line_far_from_all_others_is_an_arrow_at_the_edge():
     (axes,) = forest.forest(LINES, title="t", axis="points", margin=1.0).axes
     arrow = next(line for line in axes.lines[1:] if line.get_ydata()[0] == 4)
     assert arrow.get_marker() == "<" and ends[0] < arrow.get_xdata()[0] < -2
-    assert axes.texts[4].get_text() == "-30.0 [-33.0, -27.0]"
+    assert axes.texts[4].get_text() == "-30.00 [-33.00, -27.00]"
     wide = [*LINES[:4], Line("f", 2.9, None, None), Line("g", -8.0, -20.0, 4.0)]
     wide[3] = Line("d", -0.5, -9.0, 1.0)  # so wide that it shows the mean of one that is far
     assert forest.shown(wide)[0] < -20

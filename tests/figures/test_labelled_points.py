@@ -75,3 +75,22 @@ def test_points_are_where_they_belong():
     (container,) = axes.containers
     low, high = container.lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("score", "marker"), [(10.0, "v"), (200.0, "^")])
+def test_a_point_far_from_all_others_leaves_them_room(score, marker):
+    """It is an arrow at the edge, its name has its score, and nothing lies on the reference."""
+    points = [*SAME, Point("far", 300_000, score)]
+    (axes,) = draw(points, title="t", axis="x", scores="y", bar=0.1).axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert drawn["far"].get_marker() == marker and f"far ({score})" in [t._text for t in axes.texts]
+    low, high = axes.get_ylim()
+    assert 26 < low < 27 and 27.8 < high < 29
+    reference = drawn.pop("method 3")
+    assert reference.zorder > max(line.zorder for line in drawn.values())
+
+
+def test_the_typical_interval_is_drawn_however_long_it_is():
+    (axes,) = draw(SAME, title="t", axis="x", scores="y", bar=30.0).axes
+    ends = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert axes.get_ylim()[0] < ends[0] and ends[1] < axes.get_ylim()[1]

@@ -19,7 +19,8 @@ from experiments.reports.verdict import sentence
 
 
 def study(gains=GAINS, **how):
-    return findings.of_gains(gains, title="glue", reference="LoRA", margin=1.0, **how)
+    found = findings.of_gains(gains, title="glue", reference="LoRA", margin=1.0, **how)
+    return dataclasses.replace(found, reference_key="lora", metrics={"sst2": "accuracy"})
 
 
 def test_the_sentence_counts_methods_by_verdict_with_the_margin_and_n():
@@ -128,7 +129,7 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     assert len(lines) == 4 * 3
     first = lines[0]
     assert [first[key] for key in ("label", "other", "task", "verdict", "n")] == [
-        "B", "LoRA", "all tasks", "better", "20",
+        "B", "lora", "all tasks", "better", "20",
     ]  # fmt: skip
     numbers = [float(first[key]) for key in ("difference", "low", "high", "p")]
     np.testing.assert_allclose(numbers, [2.5, 2.0, 3.0, 0.25])
@@ -162,7 +163,7 @@ def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
     said = sentence(found)
     assert said.startswith(
         "Of 2 methods compared with LoRA on SST-2, with 3 seeds, none is better, 1 is worse (VeRA) "
-        "and 1 is undecided. Undecided is not equal: no margin"
+        "and 1 is undecided. Undecided is not equal: without a margin"
     )
     vera = found.methods[1].by_task["SST-2"]
     assert vera.mean == pytest.approx(-24.0) and vera.n == 3

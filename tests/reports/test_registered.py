@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_records import write
 
-from experiments import marked_documents, tune
+from experiments import marked_documents, report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import registered, study_blocks
 from experiments.reports.verdict import sentence
@@ -78,10 +78,9 @@ def test_planted_gains(study):
     assert (one.reference, one.margin) == ("LoRA", 1.0)
     assert "over 2 tasks" in sentence(one)
     said = " ".join(one.notes)
-    assert "All runs are as registered" in said and "Not run yet" not in said
-    assert "Stated before: DoRA is better." in said
-    one_seed = "in 100% (standard error 0%) of pairs of sets of 1 seed"
-    assert f"{one_seed} and 100% of pairs of sets of 3 seeds" in said
+    assert "All runs are as registered" in said and "Still missing" not in said
+    assert "Claim, stated before the first run: DoRA is better." in said
+    assert "100% of pairs of sets of 1 seed and 100% of pairs of sets of 3 seeds" in said
     assert "the first place repeats in 80% or more from 1 seed on" in said
     (bound,) = (each for each in one.notes if each.startswith("The largest"))
     assert "of DoRA. Of 3 bounds, 1 is the margin or more: DoRA." in bound
@@ -102,10 +101,10 @@ def test_runs_that_are_missing_or_not_as_registered_are_said(study):
         return runs
 
     (one,) = found(study, changed)
-    assert "1 departure from it:" in one.notes[0]
+    assert "1 run is not as registered and left out:" in one.notes[0]
     assert sentence(one).startswith(
-        "Incomplete, verdicts may change: 45 of 48 scored runs are there. "
-        "1 departure from the registration, left out. Of 3 methods"
+        "Incomplete, verdicts may change: 45 of 48 scored runs count so far. "
+        "1 run is not as registered and left out. Of 3 methods"
     )
     assert "does not carry the digest of the registration" in one.notes[0]
     assert "pissa on rte: 1 of 6 seeds" in one.notes[1]
@@ -123,8 +122,22 @@ def test_runs_that_depart_decide_nothing(study):
         return [*runs, dataclasses.replace(own, record=record)]
 
     (one,), (plain,) = found(study, changed), found(study)
-    assert "seed 9 is not registered" in one.notes[0] and "1 departure" in one.caveat
+    assert "seed 9 is not registered" in one.notes[0] and "1 run is not as registered" in one.caveat
     assert one.methods == plain.methods
+    runs = changed(recorded_runs.find(study))
+    made, _, notes = report.compared(study, runs, None, "smoke", (), [])
+    scored = [run for contest in made for method in contest.methods for run in method.runs]
+    assert {run.record.seed for run in scored} == set(SEEDS) and not notes
+
+
+def test_runs_without_their_registration_are_said(study):
+    _, kept, notes = report.compared(
+        study, recorded_runs.find(study / "rte"), None, "smoke", (), []
+    )
+    assert len(kept) == 1 and not notes
+    folder = study / "rte"
+    _, kept, notes = report.compared(folder, recorded_runs.find(folder), None, "smoke", (), [])
+    assert not kept and "whose study.json is not in --results or below" in notes[0]
 
 
 def test_a_family_is_as_large_as_registered(study):

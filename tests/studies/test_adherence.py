@@ -9,7 +9,7 @@ from fake_records import write
 from experiments import tune
 from experiments.analysis import recorded_runs
 from experiments.studies import rates, registration
-from experiments.studies.adherence import adherence
+from experiments.studies.adherence import adherence, as_registered, of_folder
 from experiments.studies.protocol import Protocol, Tuning
 
 STUDY = "against_lora"
@@ -33,7 +33,9 @@ def study(tmp_path):
     return tmp_path, registration.register(tmp_path, STUDY, PROTOCOL, planned)
 
 
-def run(study, row, place, number, score=0.5, *, final=False, status="completed", **changes):
+def run(
+    study, row, place, number, score=0.5, *, final=False, status="completed", again="", **changes
+):
     """Write the record of a run with the rate of a place."""
     folder, registered = study
     rate = rates.rate(registered.cells["cola"][row].middle, place, PROTOCOL.rates.per_decade)
@@ -43,7 +45,7 @@ def run(study, row, place, number, score=0.5, *, final=False, status="completed"
         "data.validation": 0 if final else HELD_OUT,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
-    where = folder / ("runs" if final else f"tuning/{place}") / row / str(number)
+    where = folder / ("runs" if final else f"tuning/{place}") / row / f"{number}{again}"
     arg = f"task=cola,row={row},seed={number},{ARGUMENT}"
     write(where, f"studies.{STUDY}", arg, {"matthews": score}, changes=changes, status=status)
 
@@ -152,6 +154,46 @@ def test_another_rate_than_the_best_is_a_departure(study):
     tuned(study, {"lora": 0, "dora": 0})
     scored(study, {"lora": 0, "dora": 1})
     assert found(study).departures == ("dora on cola: 2 runs without the best rate",)
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_who_runs_a_seed_again_does_not_choose_its_result(study, final):
+    tuned(study, {"lora": 0, "dora": 0})
+    scored(study, {"lora": 0, "dora": 0})
+    number = 1 if final else TUNING[1]
+    run(study, "dora", 0, number, final=final, again="_copy")
+    assert found(study).followed and len(found(study).counted) == 4  # a copy changes nothing
+    run(study, "dora", 0, number, final=final, again="_bad", status="diverged")
+    kept = found(study)
+    assert f"seed {number} was run more than once: " in kept.departures[0]
+    assert "dora" in kept.missing[0] and len(kept.counted) == (3 if final else 0)
+    assert {run.record.seed for run in kept.left_out} >= {number}
+
+
+def test_runs_that_depart_are_left_out_of_everything(study):
+    folder, _ = study
+    tuned(study, {"lora": 0, "dora": 0})
+    scored(study, {"lora": 0, "dora": 0})
+    every = recorded_runs.find(folder)
+    run(study, "dora", 1, 0, 0.9, final=True, again="_other_rate")
+    run(study, "lora", 0, 9, 0.9, final=True, data__draw=9)
+    runs = recorded_runs.find(folder)
+    kept, said = as_registered(folder, runs, runs)
+    assert [run.folder for run in kept] == [run.folder for run in every]
+    assert said == ["2 runs left out: not as the study registered them"]
+    assert as_registered(folder, every, every) == (every, [])
+    assert of_folder(folder, [], every) == []  # runs of another size or table were selected
+    assert len(of_folder(folder, [], [])) == 1
+
+
+def test_another_metric_is_a_departure(study):
+    folder, registered = study
+    budgets = {"cola": registration.Budget("accuracy", 100, 3, 0, 16)}
+    scored(study, {"lora": 0}, seeds=(0,))
+    said = adherence(
+        dataclasses.replace(registered, budgets=budgets), recorded_runs.find(folder)
+    ).departures
+    assert "its metric is matthews, not accuracy" in said[0]
 
 
 def test_more_rates_than_the_rule_gives_are_a_departure(study):

@@ -49,8 +49,12 @@ def test_a_wrong_protocol_is_refused_by_name(changes, said):
 
 
 def test_a_registration_is_written_once_and_read_as_it_was(tmp_path):
-    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS)
+    budgets = {"cola": registration.Budget("matthews", 2000, 8.0, 0, 16)}
+    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets)
     written = (tmp_path / registration.FILE).read_bytes()
+    content = json.loads(written)
+    assert first.budgets == budgets and content["budgets"]["cola"]["epochs"] == 8
+    assert content["family"]["tests"] == 1 and "lora" in content["family"]["compares"]
     assert (first.study, first.protocol, first.cells) == ("mine", PROTOCOL, CELLS)
     assert registration.register(tmp_path, "mine", PROTOCOL, CELLS) == first
     assert registration.read(tmp_path) == first
