@@ -55,10 +55,10 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
         single += one_of_each(alike)
         strays += len(each) - len(alike)
     notes = [
-        _left_out(len(own) - len(sized), "of another size"),
-        _left_out(len(sized) - len(kept), "validated on a part of the training examples"),
-        _left_out(strays, "not completed, and with other settings than the completed ones"),
-        _left_out(len(kept) - strays - len(single), "copies or earlier attempts of others"),
+        left_out(len(own) - len(sized), "of another size"),
+        left_out(len(sized) - len(kept), "validated on a part of the training examples"),
+        left_out(strays, "not completed, and with other settings than the completed ones"),
+        left_out(len(kept) - strays - len(single), "copies or earlier attempts of others"),
     ]
     for run in single:
         if not run.completed:
@@ -79,7 +79,8 @@ def elsewhere(runs: Iterable[Run], size: str) -> str:
     return f"; there {'is' if [*sizes.values()] == [1] else 'are'} {', '.join(said)}" * bool(said)
 
 
-def _left_out(count: int, why: str) -> str:
+def left_out(count: int, why: str) -> str:
+    """A note on runs that are left out; empty if there are none."""
     return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""
 
 

@@ -10,10 +10,9 @@ median lay at the margin or beyond, each of n seeds would be inside with a proba
 1/2, and all of them with 2^-n.
 """
 
-import numpy as np
 from scipy import stats
 
-from experiments.analysis.mean_difference import MeanDifference, over_seeds
+from experiments.analysis.mean_difference import MeanDifference
 
 
 def tost(mean: float, error: float, df: float, margin: float) -> float:
@@ -48,14 +47,3 @@ def of_mean(found: MeanDifference, margin: float) -> float | None:
     if found.error == 0:
         return 0.5**found.n if abs(found.mean) < margin else 1.0
     return tost(found.mean, found.error, found.df, margin)
-
-
-def paired(first: np.ndarray, second: np.ndarray, margin: float) -> float | None:
-    """The p value of TOST of paired scores of the same seeds, (seeds,); None for one seed.
-
-    Raises:
-      ValueError: no seeds, different numbers of seeds, or a margin that is not above 0.
-    """
-    if not margin > 0:
-        raise ValueError(f"TOST needs a margin above 0, not {margin}")
-    return of_mean(over_seeds(first, second), margin)

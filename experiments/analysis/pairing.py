@@ -13,26 +13,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """The variances of differences with pairs and without, in points², and what pairs save."""
+    """The variances of differences with pairs and without, in points²."""
 
     paired: float
     unpaired: float
-    seeds: int
 
     @property
     def ratio(self) -> float | None:
         """Below 1 if pairs help, above 1 if they harm; None if scores do not vary."""
         return self.paired / self.unpaired if self.unpaired > 0 else None
-
-    @property
-    def seeds_saved(self) -> float | None:
-        """How many more seeds would give the same standard error without pairs.
-
-        Negative if pairs harm; infinite if paired differences do not vary.
-        """
-        if self.ratio is None:
-            return None
-        return self.seeds / self.ratio - self.seeds if self.ratio else float("inf")
 
 
 def bought(first: np.ndarray, second: np.ndarray) -> Paired:
@@ -47,7 +36,7 @@ def bought(first: np.ndarray, second: np.ndarray) -> Paired:
     if first.shape != second.shape or len(first) < 2:
         raise ValueError(f"pairs need two common seeds: got {len(first)} and {len(second)}")
     unpaired = float(first.var(ddof=1) + second.var(ddof=1))
-    return Paired(float((first - second).var(ddof=1)), unpaired, len(first))
+    return Paired(float((first - second).var(ddof=1)), unpaired)
 
 
 def together(parts: Sequence[Paired]) -> Paired:
@@ -61,4 +50,4 @@ def together(parts: Sequence[Paired]) -> Paired:
     paired, unpaired = (
         float(np.mean([getattr(part, name) for part in parts])) for name in ("paired", "unpaired")
     )
-    return Paired(paired, unpaired, min(part.seeds for part in parts))
+    return Paired(paired, unpaired)

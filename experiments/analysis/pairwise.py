@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis import bootstrap, score_check, significance
+from experiments.analysis import bootstrap, mean_difference, score_check, significance
 from experiments.analysis.choose_methods import Contest, Method, saved_scores
 from experiments.analysis.recorded_runs import scale
 from experiments.runs import predictions
@@ -120,7 +120,9 @@ def _pair(
         why.append("one seed in common")
     if len(common) > 1:
         scores = (np.array([side[k].score for k in common]) for side in (ours, theirs))
-        tests["seeds"] = significance.over_seeds(*scores)
+        found = mean_difference.over_seeds(*scores)
+        low, high = found.interval() or (None, None)
+        tests["seeds"] = significance.Difference(found.mean, low, high, found.p, found.n)
     both = [(ours[number], theirs[number]) for number in common]
     stored = [(a, b) for a, b in both if a.n and b.n]
     if len(stored) < len(common):

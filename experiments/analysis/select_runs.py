@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import Run
 from lora_jax.suggest import require_known
 
@@ -23,13 +24,13 @@ def select(runs: Sequence[Run], table: str | None, size: str) -> tuple[list[Run]
         require_known(table, known, f"no runs of --table={table}")
     own = [run for run in runs if table in (None, _name(run))]
     sized = [run for run in own if run.study.size == size]
-    notes = [_left(len(own) - len(sized), "of another size")]
+    notes = [left_out(len(own) - len(sized), "of another size")]
     own = _those(sized, lambda run: bool(run.study.table))
-    notes.append(_left(len(sized) - len(own), "of no study, so not mixed into one"))
+    notes.append(left_out(len(sized) - len(own), "of no study, so not mixed into one"))
     kept: list[Run] = []
     for name in sorted({_name(run) for run in own}):
         kept += _registered(name, [run for run in own if _name(run) == name])
-    notes.append(_left(len(own) - len(kept), "of no registration, though their study has one"))
+    notes.append(left_out(len(own) - len(kept), "of no registration, though their study has one"))
     same = {id(run) for run in kept}
     return [run for run in own if id(run) in same], list(filter(None, notes))
 
@@ -55,7 +56,3 @@ def _those(runs: Sequence[Run], has: Callable[[Run], bool]) -> list[Run]:
 
 def _name(run: Run) -> str:
     return run.study.table or run.record.experiment
-
-
-def _left(count: int, why: str) -> str:
-    return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""

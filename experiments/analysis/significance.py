@@ -4,7 +4,7 @@ A measured difference may be due to chance in three ways: the examples it was sc
 (initialisation, order of the data), or the training set. The tests here generalise to
 
 * new examples, with the same trained models: `mcnemar`, `over_examples`;
-* new seeds, scored on the same examples: `over_seeds`;
+* new seeds, scored on the same examples: `mean_difference.over_seeds`;
 * both at once: `over_both`, which should decide if there are several seeds.
 
 No test generalises to another training set (Dietterich, 1998), since all seeds share one. All are
@@ -75,31 +75,6 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return min(1.0, 2 * float(chances[: tail + 1].sum()))
 
 
-def over_seeds(first: np.ndarray, second: np.ndarray) -> Difference:
-    """The paired t-test of scores by seed, which generalises to new seeds on the same examples.
-
-    It assumes normally distributed differences, which three seeds cannot verify. It also assumes
-    that the seeds share no randomness except the data; so this is not the t-test over resampled
-    training sets that Dietterich (1998) warns of. If all differences are equal, no variance can be
-    estimated, and there is no p value, unless all are zero, which gives p = 1.
-
-    Args:
-      first, second: scores of the same seeds, (seeds,), at least two.
-
-    Raises:
-      ValueError: fewer than two seeds, or different numbers of seeds.
-    """
-    if first.shape != second.shape or len(first) < 2:
-        raise ValueError(f"over_seeds needs two common seeds: got {len(first)} and {len(second)}")
-    differences = first - second
-    mean, n = float(differences.mean()), len(differences)
-    if constant(differences, max(np.abs(first).max(), np.abs(second).max())):
-        return Difference(mean, None, None, 1.0 if np.allclose(first, second) else None, n)
-    found = stats.ttest_rel(first, second)
-    low, high = found.confidence_interval(1 - LEVEL)
-    return Difference(mean, float(low), float(high), float(found.pvalue), n)
-
-
 def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Difference:
     """The paired bootstrap over examples, which generalises to new examples for the same models.
 
@@ -137,9 +112,9 @@ def over_both(observed: np.ndarray, replicated: np.ndarray) -> Difference:
     number of the two parts, as allowed in Welch's test. This keeps the level for any share of the
     variance that is due to seeds (Mickey and Brown, 1966). Satterthwaite's (1946) estimated degrees
     of freedom do not: if a few seeds are close by chance, the variance is too small and the degrees
-    of freedom too many, both at once. So the p value is never smaller than that of `over_seeds` for
-    the same scores. Three seeds, with two degrees of freedom, can only show large differences. The
-    assumptions are those of `over_seeds` and `over_examples`.
+    of freedom too many, both at once. So the p value is never smaller than that of the t-test over
+    seeds for the same scores. Three seeds, with two degrees of freedom, can only show large
+    differences. The assumptions are those of that test and of `over_examples`.
 
     Args:
       observed, replicated: as for `over_examples`; at least two seeds.

@@ -16,7 +16,7 @@ with N weights, of which n are in linear layers of shapes (in, out):
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +31,6 @@ from lora_jax.sharding import memory
 from lora_jax.transform.shared_arrays import count_shared
 from lora_jax.variant import Variant
 
-StorageName = Literal["none", "nf4", "nf4_double", "int8"]
 BITS: dict[str, float] = {
     "nf4": 4 + 32 / 64,
     "nf4_double": 4 + 8 / 64 + 32 / (64 * 256),

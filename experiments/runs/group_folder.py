@@ -5,7 +5,6 @@ says this way, with the measured seconds; it then stays, as FOLDER.json, when th
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 
 from configs.settings import RunConfig
 from lora_jax.files import json_text
-from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import config_digest, plain
-from lora_jax.records import seal
+from lora_jax.files.canonical_json import config_digest
+from lora_jax.records import seal, sealed_file
 from lora_jax.training.trial_program import Execution
 
 _PROGRAMS = ".programs"
@@ -83,8 +81,7 @@ class GroupFolder:
         return _opened(self._file) if self._file.exists() else {}
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        content = json.dumps(seal.sealed(plain(values)), indent=2) + "\n"
-        write_atomically(self._file, content.encode())
+        sealed_file.write(self._file, values)
 
 
 def _opened(path: Path) -> dict[str, Any]:

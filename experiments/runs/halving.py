@@ -128,13 +128,7 @@ class Halving:
         with contextlib.ExitStack() as stack:
             saved = stack.enter_context(group.saved(self._folder(rung)))
             if rung:
-                before = sorted(decisions[rung - 1].scores)
-                saved = Continued(
-                    saved.checkpoints,
-                    saved.identity,
-                    saved.keep_best,
-                    begin=lambda: self._at_end(rung - 1, before, alive),
-                )
+                saved = self._continued(saved, rung, sorted(decisions[rung - 1].scores), alive)
             metrics = [stack.enter_context(self.metrics(number)) for number in alive]
             made = program(group)
             states: Sequence[TrainState] = fit(
@@ -161,6 +155,17 @@ class Halving:
     def _folder(self, rung: int) -> Path:
         return self.home / f"rung_{rung}"
 
+    def _continued(
+        self, saved: ManyTrials, rung: int, before: Sequence[int], chosen: Sequence[int]
+    ) -> Continued:
+        """`saved`, which begins with what the rung before has left of the chosen trials."""
+        return Continued(
+            saved.checkpoints,
+            saved.identity,
+            saved.keep_best,
+            begin=lambda: self._at_end(rung - 1, before, chosen),
+        )
+
     def _at_end(
         self, rung: int, before: Sequence[int], chosen: Sequence[int]
     ) -> tuple[list[TrainState], list[TrainState], int]:
@@ -173,12 +178,7 @@ class Halving:
             earlier: ManyTrials = saved
             if rung:
                 previous = sorted(Ledger(self.home / LEDGER).read()[rung - 1].scores)
-                earlier = Continued(
-                    saved.checkpoints,
-                    saved.identity,
-                    saved.keep_best,
-                    begin=lambda: self._at_end(rung - 1, previous, before),
-                )
+                earlier = self._continued(saved, rung, previous, before)
             states, step = earlier.restore(group.start(), outcomes)
             for number, outcome in left.items():  # they have ended, with the scores of the rung
                 vars(self.outcomes[number]).update(vars(outcome))

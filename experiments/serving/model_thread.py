@@ -96,6 +96,8 @@ class ModelThread:
         result: Future[Any] = Future()
 
         def run() -> None:
+            if not result.set_running_or_notify_cancel():
+                return  # who has called no longer waits
             try:
                 result.set_result(function())
             except Exception as error:  # of the function, for who has called

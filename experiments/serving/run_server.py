@@ -58,6 +58,9 @@ def serve(state: State, listening: socket.socket) -> None:
     if state.thread.alive:  # it compiles or loads, which cannot be interrupted
         sys.stdout.flush()
         os._exit(0)
+    ready = state.thread.ready
+    if ready.done() and ready.exception() is None:
+        state.thread.store.close()  # or the process would first load the adapters that wait
 
 
 class _Server(uvicorn.Server):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import Run
 from experiments.studies import rates, registration
 from experiments.studies.registration import Planned, Registration
@@ -72,9 +73,8 @@ def as_registered(
     Arguments are those of `of_folder`.
     """
     kept = without_departures(of_folder(folder, runs, every), runs)
-    count = len(runs) - len(kept)
-    said = f"{count} {'run' if count == 1 else 'runs'} left out: not as the study registered them"
-    return kept, [said] * bool(count)
+    said = left_out(len(runs) - len(kept), "not as the study registered them")
+    return kept, [said] * bool(said)
 
 
 def _runs_of(registered: Registration, folder: Path, runs: Sequence[Run]) -> list[Run]:
@@ -129,7 +129,8 @@ class _Found:
 def _once(runs: Sequence[Run], found: _Found) -> Iterator[Run]:
     """Each run of a cell once; failed ones are trained again, so they are left out.
 
-    If a seed has two runs that ended in two ways, who chose one would choose a result: none counts.
+    If a seed has two runs with two ends or scores, who chose one would choose a result: none
+    counts.
     """
     same = defaultdict[tuple[bool, float, int], list[Run]](list)
     for run in runs:
@@ -137,7 +138,8 @@ def _once(runs: Sequence[Run], found: _Found) -> Iterator[Run]:
             rate = run.config.optimizer.learning_rate
             same[_final(run), rate, run.record.seed].append(run)
     for (*_, seed), own in same.items():
-        if len({run.record.status for run in own}) > 1:
+        ends = [(r.record.status, r.record.metrics_best, r.record.metrics_last) for r in own]
+        if any(each != ends[0] for each in ends):
             both = " and ".join(f"{run.folder} ({run.record.status})" for run in own)
             found.depart(f"seed {seed} was run more than once: {both}", own)
         else:

@@ -17,19 +17,16 @@ from lora_jax.training.loop_settings import Loop
 from lora_jax.transform.init_shapes import init_shapes
 
 
-def check_trials(trials: Sequence[Trial], once: "Once | None" = None) -> list[Loop]:
+def check_trials(trials: Sequence[Trial]) -> list[Loop]:
     """Check trials, and return the training loop of each.
 
     Trials with the same data or shapes share the reading and tracing.
-
-    Args:
-      once: a cache to share with other calls.
 
     Raises:
       ValueError: some trials cannot work; the message has a line for each kind of mistake, with the
         trials that have it.
     """
-    once = once or Once()
+    once = Once()
     loops, wrong = [], []
     for trial in trials:
         try:

@@ -76,12 +76,11 @@ class Method:
         if self.by == "ties":
             return ties(updates, self.weights, density)
         if self.by == "dare":
-            numbers = range(len(updates))
             updates = [
                 None
                 if each is None
                 else dare(dense(each), density, np.random.default_rng([self.seed, *place, number]))
-                for number, each in zip(numbers, updates, strict=True)
+                for number, each in enumerate(updates)
             ]
         return weighted_sum(updates, self.coefficients)
 

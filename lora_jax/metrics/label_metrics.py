@@ -122,16 +122,6 @@ def _score_prompts(
     return score(("token_loss", "perplexity"), outputs, tokens[part])
 
 
-def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy and mean cross-entropy of logits (n, C) against labels (n,)."""
-    return score(("accuracy", "eval_loss"), logits, labels)
-
-
-def regression(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Pearson's correlation and mean squared error of outputs (n, 1) against targets (n,)."""
-    return score(("pearson", "eval_loss"), outputs, targets)
-
-
 def predictions(outputs: np.ndarray, choices: int = 1) -> np.ndarray:
     """The predicted class of each example, (n,), or with `choices` the choice of each question.
 

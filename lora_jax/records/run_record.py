@@ -195,7 +195,7 @@ def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
     path = Path(folder) / "record.json"
     if not path.exists():
         return None
-    content = _load(path)
+    content = json_text.read_object(path)
     try:
         values, found = seal.opened(content)
         record = validate(values)
@@ -240,7 +240,7 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
             raise ValueError(f"--workdir {folder} holds {what}: name a new or empty folder")
         write_atomically(path, _pretty(values))
         return False
-    there, here = dict(_leaves(_load(path))), dict(_leaves(values))
+    there, here = dict(_leaves(json_text.read_object(path))), dict(_leaves(values))
     keys = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
     if keys:
         differ = [
@@ -265,10 +265,3 @@ def _leaves(value: Any, where: str = "config") -> Iterator[tuple[str, str]]:
 
 def _pretty(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _load(path: Path) -> dict[str, Any]:
-    value = json_text.read(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value

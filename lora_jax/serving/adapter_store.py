@@ -258,6 +258,8 @@ class AdapterStore:
             loading = self._begun(name)
 
         def settle(done: Future[Version]) -> None:
+            if done.cancelled():  # the store was closed before it began
+                result.cancel()
             if not result.set_running_or_notify_cancel():
                 return
             if (error := done.exception()) is not None:

@@ -31,11 +31,14 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         told = bool(caught)
         return told
 
-    with noted_sigterms() as caught:
-        yield interrupted
-    handler = signal.getsignal(signal.SIGTERM)
-    if caught and not told and callable(handler):
-        handler(signal.SIGTERM, None)
+    caught: list[int] = []
+    try:
+        with noted_sigterms() as caught:
+            yield interrupted
+    finally:
+        handler = signal.getsignal(signal.SIGTERM)
+        if caught and not told and callable(handler):
+            handler(signal.SIGTERM, None)
 
 
 @contextlib.contextmanager

@@ -47,9 +47,6 @@ def test_classification_by_the_formulas(seed, classes):
     wide = logits.astype(np.float64)
     loss = [math.log(np.exp(row).sum()) - row[c] for row, c in zip(wide, labels, strict=True)]
     assert found["eval_loss"] == pytest.approx(np.mean(loss))
-    assert label_metrics.classification(logits, labels) == {
-        name: found[name] for name in ("accuracy", "eval_loss")
-    }
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")  # of scikit-learn
@@ -87,9 +84,6 @@ def test_regression_by_the_formulas(seed):
     assert found["spearman"] == pytest.approx(spearman)
     assert found["pearson_spearman"] == pytest.approx((pearson + spearman) / 2)
     assert found["eval_loss"] == pytest.approx(np.mean((values - targets) ** 2))
-    assert label_metrics.regression(outputs, targets) == {
-        name: found[name] for name in ("pearson", "eval_loss")
-    }
 
 
 @pytest.mark.parametrize("constant", [0, 1])

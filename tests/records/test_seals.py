@@ -280,8 +280,9 @@ def test_lines_of_an_earlier_version_are_held_by_the_checks_after_them(tmp_path)
 
 def test_a_checked_line_may_hold_the_word(tmp_path):
     line = seal.checked({"step": 1, "text": 'a "crc32" of'})
-    assert seal.holds(line) and json.loads(line)["text"] == 'a "crc32" of'
-    assert not seal.holds(line.replace(b" of", b" on"))
+    assert seal.line_digest(line) and json.loads(line)["text"] == 'a "crc32" of'
+    with pytest.raises(ValueError, match="is not the check of this line"):
+        seal.line_digest(line.replace(b" of", b" on"))
 
 
 def test_a_new_record_of_a_failed_run_takes_the_place_of_one_without_a_seal(tmp_path):

@@ -67,6 +67,16 @@ def test_they_begin_in_their_order():
     ]
 
 
+def test_who_no_longer_waits_for_a_call_does_not_end_the_thread():
+    events = Events()
+    done = []
+    gone = events.thread.call(lambda: done.append("gone"))
+    assert gone.cancel()
+    events.job("last", None)
+    assert events.run()[-1] == ("last", "length") and not done
+    assert events.thread.ended.exception(SECONDS) is None
+
+
 @pytest.mark.parametrize("prompt", [1, 14])
 def test_others_do_not_wait_for_a_load(prompt):
     """It is waited for elsewhere, and given to the job."""

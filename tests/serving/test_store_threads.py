@@ -1,7 +1,7 @@
 """A store that several threads use at once. Nothing here sleeps."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,21 @@ def test_a_name_is_loaded_once_and_others_do_not_wait(slow):
     assert leases[0].slot != other.slot
     assert store.counts.puts == 2
     store.close()
+
+
+def test_loads_that_wait_when_a_store_closes_are_cancelled(slow):
+    store = lj.AdapterStore(bank(), slow, host_bytes=0, threads=1)
+    first = store.prefetch("a")
+    assert slow.begun.wait(60)
+    waiting = [store.prefetch(name) for name in "bbc"]
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(store.close)
+        for each in waiting:
+            with pytest.raises(CancelledError):
+                each.result(60)
+        slow.go.set()
+        closing.result(60)
+    assert first.result(60) == "digest 1" and slow.reads == ["a"]
 
 
 def test_without_host_memory_an_adapter_is_loaded_once(slow):

@@ -157,13 +157,14 @@ def test_another_rate_than_the_best_is_a_departure(study):
 
 
 @pytest.mark.parametrize("final", [True, False])
-def test_who_runs_a_seed_again_does_not_choose_its_result(study, final):
+@pytest.mark.parametrize("other", [{"status": "diverged"}, {"score": 0.9}])
+def test_who_runs_a_seed_again_does_not_choose_its_result(study, final, other):
     tuned(study, {"lora": 0, "dora": 0})
     scored(study, {"lora": 0, "dora": 0})
     number = 1 if final else TUNING[1]
     run(study, "dora", 0, number, final=final, again="_copy")
     assert found(study).followed and len(found(study).counted) == 4  # a copy changes nothing
-    run(study, "dora", 0, number, final=final, again="_bad", status="diverged")
+    run(study, "dora", 0, number, final=final, again="_other", **other)
     kept = found(study)
     assert f"seed {number} was run more than once: " in kept.departures[0]
     assert "dora" in kept.missing[0] and len(kept.counted) == (3 if final else 0)

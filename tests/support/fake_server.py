@@ -113,6 +113,9 @@ class FakeStore:
         self.leased = collections.Counter()
         self.loading = Future()
 
+    def close(self):
+        """Nothing waits to be loaded."""
+
     def fetch(self, name):
         future = Future()
         if name == "late":

@@ -403,6 +403,10 @@ def test_a_sigterm_after_the_last_step_is_for_the_handler_before():
             os.kill(os.getpid(), signal.SIGTERM)
             assert interrupted(1)
         assert told == [signal.SIGTERM]
+        with pytest.raises(MemoryError), preemption.preemption():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise MemoryError  # in the step that it came in
+        assert told == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, before)
 

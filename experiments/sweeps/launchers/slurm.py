@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.interruption import TEMPORARY_FAILURE
+from lora_jax.training.preemption import noted_sigterms
 
 _TICK = 1.0  # seconds between looks at the jobs
 _TIME_LIMITS = 100
@@ -34,17 +35,14 @@ class Command:
     )
 
     def __call__(self) -> None:
-        told, code = list[int](), None
-        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-        try:
+        code = None
+        with noted_sigterms() as told:
             self._process = subprocess.Popen(self.line)
             while code is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = self._process.wait(timeout=_TICK)
                 if told:
                     self._process.terminate()
-        finally:
-            signal.signal(signal.SIGTERM, before)
         if told and code in (TEMPORARY_FAILURE, -signal.SIGTERM):
             _queue_again()
             sys.exit(TEMPORARY_FAILURE)  # without a result, which would be that of the job
