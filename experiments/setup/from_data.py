@@ -80,7 +80,13 @@ def gathered(
         known.insert(0, (start.parent if start.suffix == ".safetensors" else start) / FILE)
     for path in known:
         if all(said_by_all(path.exists())):  # the cache of another machine may be another one
-            return Gathered(*lj.load_seen(path))
+            try:
+                return Gathered(*lj.load_seen(path))
+            except ValueError as error:
+                # Only the cache's file can be made again, and all processes would have to do so.
+                if path != cached or jax.process_count() > 1:
+                    raise
+                warnings.warn(f"it is made again: {error}", stacklevel=2)
     began = time.perf_counter()
     planned = _planned(config, loaded.texts)
     batches = list(_batches(config, loaded.texts, mesh, planned))

@@ -74,10 +74,18 @@ def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_pa
     assert run(other, tmp_path / "other", audit=False).gathered == said
     assert len(once) == 1  # a trial of a sweep that agrees in what is seen
 
+    (cached,) = (tmp_path / "cache").rglob("*/seen/*.safetensors")
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.warns(UserWarning, match=r"it is made again: .*\.safetensors is damaged"):
+        assert run(other, tmp_path / "third", audit=False).gathered["digest"] == said["digest"]
+    assert len(once) == 2 and lj.load_seen(cached)
+    once.clear()
+
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "first" / "record.json").unlink()
     assert run(config, tmp_path / "first", audit=False).gathered == said
-    assert len(once) == 1  # the run goes on with what it has in its folder
+    assert not once  # the run goes on with what it has in its folder
 
 
 def test_a_run_records_the_ranks_that_eva_gives_and_sees_no_padding(config_of, once, tmp_path):
