@@ -104,12 +104,12 @@ def _contests(folder: Path) -> list[Contest]:
     """
     runs = recorded_runs.find(folder)
     sized, _ = select_runs.select(runs, _TABLE.value, _SIZE.value)
-    sized, _ = adherence.as_registered(folder, sized, runs)
+    sized, left = adherence.as_registered(folder, sized, runs)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
     if made := contests(sized, names, varies):
         return made
-    others = collect_runs.elsewhere(runs, _SIZE.value)
+    others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
 
 

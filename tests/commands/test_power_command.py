@@ -1,11 +1,14 @@
 """`experiments.power`: its tables against the functions behind them, and mistakes in one line."""
 
+import shutil
+
 import commands
 import numpy as np
 import pytest
 from fake_records import write
 
 from configs.studies import against_lora
+from experiments import tune
 from experiments.analysis import power
 from experiments.analysis.power import Design
 from experiments.studies import registration
@@ -50,20 +53,30 @@ def test_without_records():
 def study(tmp_path_factory):
     """A registered study of two tasks, with the same scores but for a constant."""
     folder = tmp_path_factory.mktemp("results") / "study"  # below the folder that is named
-    protocol = Protocol.of({**against_lora.STUDY, "reference": "dora", "margin": 2.0}, "STUDY")
-    registration.register(folder, "against_lora", protocol, {})
-    for task, metric in (("mrpc", "accuracy"), ("rte", "accuracy")):
+    changes = {"reference": "dora", "margin": 2.0, "rows": [*SCORES], "columns": ["mrpc", "rte"]}
+    changes |= {"rates": {"per_decade": 2, "around": 0, "most_more": 0}, "seeds": [*range(4)]}
+    protocol = Protocol.of({**against_lora.STUDY, **changes}, "STUDY")
+    cells = tune.make_cells(against_lora, protocol, "")
+    planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
+    digest = registration.register(folder, "against_lora", protocol, planned).digest
+    for task in protocol.columns:
         for row, scores in SCORES.items():
-            for seed, score in enumerate(scores):
+            rate = planned[task][row].middle
+            own = {"optimizer.learning_rate": rate, "study.registration": digest}
+            runs = {seed: (score, own) for seed, score in enumerate(scores)}
+            held = protocol.tuning.held_out
+            runs[protocol.tuning.seeds[0]] = (50.0, {**own, "data.validation": held})
+            for seed, (score, own) in runs.items():
                 arg = f"task={task},row={row},seed={seed}"
-                own = {metric: (score - 10 * (task == "rte")) / 100}
-                write(folder / task / row / str(seed), "studies.against_lora", arg, own)
+                found = {"accuracy": (score - 10 * (task == "rte")) / 100}
+                where = folder / task / row / str(seed)
+                write(where, "studies.against_lora", arg, found, changes=own)
     return folder.parent
 
 
 def test_a_registered_study(study):
     lines = said(f"--results={study}").splitlines()
-    tests = len(against_lora.ROWS) - 1
+    tests = 2
     assert f"differences from DoRA. Power 80%, level 0.05 for {tests} tests" in lines[0]
     scores = {row: np.array(each) for row, each in SCORES.items()}
     variances = [np.var(scores[row] - scores["dora"], ddof=1) for row in ("lora", "vera")]
@@ -79,8 +92,8 @@ def test_a_registered_study(study):
     both = Design((sd, sd))
     assert lines[5].split()[:4] == ["mean", "over", "tasks", "4"]
     assert lines[5].split()[-2] == str(power.seeds_to_detect(both, 2.0, level))
-    other = said(f"--results={study}", "--reference=lora", "--tests=2", "--difference=1")
-    assert "differences from LoRA. Power 80%, level 0.05 for 2 tests" in other
+    other = said(f"--results={study}", "--reference=lora", "--tests=3", "--difference=1")
+    assert "differences from LoRA. Power 80%, level 0.05 for 3 tests" in other
     assert "seeds to find 1 " in other
 
 
@@ -104,3 +117,14 @@ def test_mistakes_end_with_one_line(study, flags, error):
     assert ended.returncode == 1 and not ended.stdout
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
     assert error in ended.stderr
+
+
+def test_runs_that_are_not_as_registered_are_not_counted(study, tmp_path):
+    """They are said, as here, where no others are there."""
+    shutil.copy(study / "study" / "study.json", tmp_path)
+    arg = "task=rte,row=lora,seed=0"
+    write(tmp_path / "run", "studies.against_lora", arg, {"accuracy": 0.5})
+    for command in ("experiments.power", "experiments.report"):
+        ended = commands.run(command, f"--results={tmp_path}")
+        assert ended.returncode == 1 and "no run of size full has completed" in ended.stderr
+        assert "left out" in ended.stderr and "registered" in ended.stderr
