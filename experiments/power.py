@@ -79,8 +79,11 @@ def main() -> None:
     folder = Path(str(_RESULTS.value))
     found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
     known = {each.study: each.protocol for each in found if each is not None}
-    studies = itertools.groupby(_contests(folder), lambda each: (each.table, each.model))
+    made, notes = _contests(folder)
+    studies = itertools.groupby(made, lambda each: (each.table, each.model))
     print("\n\n".join(_study(list(own), known.get(table)) for (table, _), own in studies))
+    for note in notes:
+        print(note)
 
 
 def _without_records(deviations: Sequence[float]) -> str:
@@ -96,19 +99,19 @@ def _without_records(deviations: Sequence[float]) -> str:
     return f"{asked}\n{power_table([*rows, mean] if several else rows, asked)}"
 
 
-def _contests(folder: Path) -> list[Contest]:
-    """The contests between the runs of the wanted table and size.
+def _contests(folder: Path) -> tuple[list[Contest], list[str]]:
+    """The contests between the runs of the wanted table and size, and notes on other runs.
 
     Raises:
       ValueError: no such run has completed.
     """
     runs = recorded_runs.find(folder)
-    sized, _ = select_runs.select(runs, _TABLE.value, _SIZE.value)
+    sized, notes = select_runs.select(runs, _TABLE.value, _SIZE.value)
     sized, left = adherence.as_registered(folder, sized, runs)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
     if made := contests(sized, names, varies):
-        return made
+        return made, [*notes, *left]
     others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
 

@@ -30,7 +30,6 @@ from experiments.reports import file, origin, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
-from experiments.studies.registration import Registration
 from experiments.tables import config_tables
 from lora_jax.records.environment import environment
 
@@ -90,7 +89,7 @@ def report() -> None:
     made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    studies = [registered.of_study(*each) for each in kept]
+    studies = [registered.of_study(each) for each in kept]
     if _REFERENCE.value is not None and studies:
         notes.append(
             f"--reference={_REFERENCE.value} leaves out what the registration compares: give no "
@@ -129,7 +128,7 @@ def compared(
     size: str,
     varies: Sequence[str],
     lost: Sequence[unfinished_runs.Unfinished],
-) -> tuple[list[Contest], list[tuple[Registration, Adherence]], list[str]]:
+) -> tuple[list[Contest], list[Adherence], list[str]]:
     """The contests between the runs of a table and a size, and notes on these runs.
 
     Runs that are not as registered are in no contest. How runs keep to each registered study is
@@ -141,15 +140,15 @@ def compared(
     own, notes = select_runs.select(found, table, size)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
     kept = adherence.of_folder(folder, own, found)
-    notes += _elsewhere({each.digest for each, _ in kept}, own)
+    notes += _elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*varies, *config_tables.varied({run.study.table for run in own})]
     if made := contests(own, names, varies, lost):
         return made, kept, notes
     others = collect_runs.elsewhere(found, size)
-    if departures := [said for _, each in kept for said in each.departures]:
-        count = sum(len(each.left_out) for _, each in kept)
+    if departures := [said for each in kept for said in each.departures]:
+        count = sum(len(each.left_out) for each in kept)
         others = f"; {collect_runs.left_out(count, f'not as registered ({departures[0]})')}"
     raise ValueError(
         f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"

@@ -53,7 +53,7 @@ def draw(
 ) -> Figure:
     """Scores against costs. Names stand in a column at the right, in the order of the scores.
 
-    A point far from all others (`near`) is an arrow at the edge, and its name has its score.
+    A point far from all others (`near`) is drawn at the edge, and its name has its score.
 
     Args:
       axis, scores: the labels of the two axes, with their units.

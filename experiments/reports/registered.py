@@ -15,7 +15,6 @@ from experiments.analysis.recorded_runs import Run
 from experiments.reports import findings
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
-from experiments.studies.registration import Registration
 from experiments.tables import config_tables
 
 SHOWN = 3
@@ -31,12 +30,12 @@ def found(folder: Path, runs: Sequence[Run]) -> list[findings.Findings]:
     Raises:
       ValueError: a study.json is damaged or was changed.
     """
-    return [of_study(*each) for each in adherence.of_folder(folder, runs)]
+    return [of_study(each) for each in adherence.of_folder(folder, runs)]
 
 
-def of_study(registered: Registration, kept: Adherence) -> findings.Findings:
+def of_study(kept: Adherence) -> findings.Findings:
     """The findings of a study: of the runs that are as registered, at the rate of its rule."""
-    protocol, name = registered.protocol, registered.study
+    protocol, name = kept.registered.protocol, kept.registered.study
     shown = config_tables.tables().get(name) or common_tasks.table(name)
     labels = shown["rows"]
     made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
@@ -51,7 +50,7 @@ def of_study(registered: Registration, kept: Adherence) -> findings.Findings:
             tasks=protocol.columns,
             tests=len(protocol.rows) - 1,
         )
-    notes = [*_kept(registered, kept)]
+    notes = [*_kept(kept)]
     if compared is not None:
         notes += [*_of_bounds(compared), *_of_methods(compared), *_of_seeds(made)]
     units = {"points" if recorded_runs.scale(each.metric) != 1 else each.metric for each in made}
@@ -91,7 +90,8 @@ def _left_out(kept: Adherence) -> str:
     return f"{_count(count, 'run')} {is_are} not as registered and left out"
 
 
-def _kept(registered: Registration, kept: Adherence) -> Iterator[str]:
+def _kept(kept: Adherence) -> Iterator[str]:
+    registered = kept.registered
     begin = f"Registered on {registered.written[:10]} (digest {registered.digest[:12]})"
     if kept.followed:
         yield f"{begin}. All runs are as registered."

@@ -165,8 +165,8 @@ def explain(
         return notes
     exact = any(contest.metric == "accuracy" for contest in contests)
     notes.append(
-        f"Tests are paired and two-sided. Over seeds: t-test, where all differences are equal sign "
-        f"test ({KINDS['seeds']}). Over examples: "
+        "Tests are paired and two-sided. Over seeds: t-test, or a sign test if all differences are "
+        f"equal ({KINDS['seeds']}). Over examples: "
         + ("exact McNemar test for accuracy, else " if exact else "")
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "

@@ -18,6 +18,7 @@ from lora_jax.records.run_record import Record
 class Adherence:
     """What differs from the registration, and what has not been run, a line for each."""
 
+    registered: Registration
     departures: tuple[str, ...]
     missing: tuple[str, ...]
     edges: tuple[str, ...]
@@ -35,10 +36,8 @@ class Adherence:
         return not self.departures
 
 
-def of_folder(
-    folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()
-) -> list[tuple[Registration, Adherence]]:
-    """The studies that are registered in or below a folder, and how runs keep to them.
+def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> list[Adherence]:
+    """How runs keep to each study that is registered in or below a folder.
 
     Args:
       runs: the selected ones, of one size.
@@ -53,15 +52,13 @@ def of_folder(
         assert registered is not None
         own, others = (_runs_of(registered, path.parent, each) for each in (runs, every))
         if _carries(registered, own) or not _carries(registered, others):
-            found.append((registered, adherence(registered, own)))
+            found.append(adherence(registered, own))
     return found
 
 
-def without_departures(
-    studies: Sequence[tuple[Registration, Adherence]], runs: Sequence[Run]
-) -> list[Run]:
+def without_departures(studies: Sequence[Adherence], runs: Sequence[Run]) -> list[Run]:
     """The runs but for those that these studies leave out."""
-    left = {id(run) for _, kept in studies for run in kept.left_out}
+    left = {id(run) for kept in studies for run in kept.left_out}
     return [run for run in runs if id(run) not in left]
 
 
@@ -102,6 +99,7 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
         own = {row: list(_once(cells[task, row], found)) for row in rows}
         _compare(registered, task, own, found)
     return Adherence(
+        registered,
         departures=tuple(found.departures),
         missing=tuple(found.missing),
         edges=tuple(found.edges),

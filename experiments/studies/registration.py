@@ -80,7 +80,7 @@ def register(
     """Write a study's registration, or read it if it is there and says the same.
 
     Args:
-      budgets: by task; only written.
+      budgets: by task, for a new registration; one that is there is not compared with them.
 
     Raises:
       ValueError: the folder has one that says something else, or was changed.

@@ -212,7 +212,10 @@ class AdapterStore:
         return self._counts
 
     def close(self) -> None:
-        """End the threads once the loads that run now are done. Others are given up."""
+        """End the threads once the loads that run now are done.
+
+        Others are given up: who waits for them gets a `concurrent.futures.CancelledError`.
+        """
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # -- with the lock held -----------------------------------------------------------------------

@@ -120,7 +120,16 @@ def test_mistakes_end_with_one_line(study, flags, error):
 
 
 def test_runs_that_are_not_as_registered_are_not_counted(study, tmp_path):
-    """They are said, as here, where no others are there."""
+    """That is said, also where no others are there."""
+    whole = tmp_path / "whole"
+    shutil.copytree(study / "study", whole)
+    arg = "task=rte,row=lora,seed=7"
+    changes = {"study.registration": registration.read(whole).digest}
+    write(whole / "run", "studies.against_lora", arg, {"accuracy": 0.5}, changes=changes)
+    tables, plain = said(f"--results={whole}"), said(f"--results={study}")
+    assert tables == plain + "1 run left out: not as the study registered them\n"
+
+    shutil.rmtree(whole)
     shutil.copy(study / "study" / "study.json", tmp_path)
     arg = "task=rte,row=lora,seed=0"
     write(tmp_path / "run", "studies.against_lora", arg, {"accuracy": 0.5})

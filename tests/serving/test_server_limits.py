@@ -278,7 +278,8 @@ class TestEnd:
             assert error_of(url, asked())[:2] == (503, "draining")
             *_, before, last = lines
         assert last == "data: [DONE]" and '"finish_reason":"length"' in before
-        assert running.end().returncode == 0
+        ended = running.end()
+        assert ended.returncode == 0 and "the store is closed" in ended.stdout
 
     def test_a_body_that_has_not_come_is_not_waited_for(self, tmp_path):
         running = started(tmp_path, drain_seconds=50)

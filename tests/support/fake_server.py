@@ -114,7 +114,7 @@ class FakeStore:
         self.loading = Future()
 
     def close(self):
-        """Nothing waits to be loaded."""
+        print("the store is closed")
 
     def fetch(self, name):
         future = Future()
