@@ -36,8 +36,8 @@ UNSEALED = "record.json has no seal (of an earlier version): a changed number wo
 MISSING = "a halving has all of its trials or does not begin, and {} is missing: {}"
 """The message for a halving of which a trial cannot be trained, and why."""
 NO_GAIN = (
-    "config.model.products=bfloat16 rounds, but gains no speed: this machine has no unit for such "
-    "products (AMX or AVX512_BF16 of CPUs, tensor cores of GPUs)"
+    "config.model.products=bfloat16 rounds, but gains no speed: this machine has neither AMX nor "
+    "AMD's AVX512_BF16 nor tensor cores"
 )
 
 

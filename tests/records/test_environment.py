@@ -8,9 +8,10 @@ from lora_jax.records import environment
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (["flags : fpu avx512f avx512_bf16"], True),
-        (["flags : fpu amx_bf16 amx_tile"], True),
-        (["flags : fpu avx512f avx512_bf16_of_another_kind"], False),
+        (["flags : fpu avx512_bf16", "vendor_id : AuthenticAMD"], True),
+        (["flags : fpu avx512_bf16", "vendor_id : GenuineIntel"], False),
+        (["flags : fpu amx_bf16 amx_tile", "vendor_id : GenuineIntel"], True),
+        (["flags : fpu avx512_bf16_of_another_kind", "vendor_id : AuthenticAMD"], False),
         (["Features : fp asimd"], False),
         ([], True),
     ],
