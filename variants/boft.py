@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_count, require_dropout
-from lora_jax.methods.products import dropout, times
+from lora_jax.methods.products import dropout, dropout_constants, times
 from lora_jax.methods.rotations import side_of, turns
 from lora_jax.peft_format import (
     Layout,
@@ -91,7 +91,7 @@ class BOFT(Variant):
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, (inputs, outputs), size = wide(base.dtype), base.shape, 2 * self._half(base.shape)
-        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        constants = dropout_constants(self.dropout, dtype)
         q = jnp.zeros((self.butterfly_factors, inputs // size, size * (size - 1) // 2), dtype)
         return Factors({"q": q, "s": jnp.ones(outputs, dtype)}, constants)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
-from lora_jax.methods.products import dropout
+from lora_jax.methods.products import dropout, dropout_constants
 from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -55,7 +55,7 @@ class C3A(Variant):
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, (inputs, outputs), size = wide(base.dtype), base.shape, self._block(base.shape)
-        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        constants = dropout_constants(self.dropout, dtype)
         return Factors({"w": jnp.zeros((outputs // size, inputs // size, size), dtype)}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:

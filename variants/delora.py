@@ -16,6 +16,7 @@ from jax import Array
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
 from lora_jax.methods.peft_lora import dropout_of
+from lora_jax.methods.products import dropout_constants
 from lora_jax.peft_format import (
     Layouts,
     Peft,
@@ -58,7 +59,6 @@ class DeLoRA(LowRankUpdate):
     """Where lambda starts: 4 in the authors' GLUE runs; PEFT's default is 15."""
     dropout: float = 0.0
     """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
-    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
@@ -70,9 +70,7 @@ class DeLoRA(LowRankUpdate):
         a = jax.random.uniform(key, (self.rank, inputs), dtype, -(inputs**-0.5), inputs**-0.5)
         b, strength = jnp.zeros((self.rank, outputs), dtype), jnp.full(1, self.strength, dtype)
         norms = jnp.sqrt(jnp.square(base.dense().astype(dtype)).sum(axis=1))
-        constants = {"norms": norms}
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        constants = {"norms": norms} | dropout_constants(self.dropout, dtype)
         return Factors({"a": a, "b": b, "lambda": strength}, constants)
 
     def low_rank_factors(self, factors: Factors, dtype: Any) -> tuple[Array, Array]:

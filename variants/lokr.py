@@ -17,7 +17,7 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.peft_lora import number
-from lora_jax.methods.products import add, dropout
+from lora_jax.methods.products import add, dropout, dropout_constants
 from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored, transposed
 from lora_jax.variant import Base, Factors, Variant, wide
 
@@ -67,8 +67,7 @@ class LoKr(Variant):
     def init(self, key: Array, base: Base) -> Factors:
         dtype, first, last = wide(base.dtype), *self._shapes(base.shape)
         constants = {"scale": jnp.asarray(self.alpha / self.rank, dtype)}
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        constants |= dropout_constants(self.dropout, dtype)
         drawn = {}
         for name, shape in (*first.items(), *last.items()):
             key, own = jax.random.split(key)

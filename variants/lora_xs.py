@@ -15,6 +15,7 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
+from lora_jax.methods.products import dropout_constants
 from lora_jax.methods.truncated_svd import truncated_svd
 from lora_jax.variant import Base, Factors, wide
 
@@ -55,8 +56,7 @@ class LoRAXS(LowRankUpdate):
         u, s, vt = truncated_svd(base.dense().astype(dtype), rank)
         constants = {"a": (u * s[None]).T, "b": vt}
         constants["scale"] = jnp.asarray(self.alpha / rank, dtype)
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        constants |= dropout_constants(self.dropout, dtype)
         return Factors({"r": jnp.zeros((rank, rank), dtype)}, constants)
 
     def low_rank_factors(self, factors: Factors, dtype: Any) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_rank
 from lora_jax.methods.peft_lora import dropout_of
-from lora_jax.methods.products import add, dropout, product
+from lora_jax.methods.products import add, dropout, dropout_constants, product
 from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Variant, wide
 
@@ -51,7 +51,7 @@ class MiSS(Variant):
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype = wide(base.dtype)
-        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        constants = dropout_constants(self.dropout, dtype)
         return Factors({"d": jnp.zeros((self.rank, base.shape[1]), dtype)}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
-from lora_jax.methods.products import dropout
+from lora_jax.methods.products import dropout, dropout_constants
 from lora_jax.methods.rotations import side_of, turns
 from lora_jax.peft_format import (
     Layouts,
@@ -85,7 +85,7 @@ class OFT(Variant):
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, size = wide(base.dtype), self._block(base.shape)
-        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        constants = dropout_constants(self.dropout, dtype)
         blocks, entries = base.shape[0] // size, size * (size - 1) // 2
         return Factors({"q": jnp.zeros((blocks, entries), dtype)}, constants)
 

@@ -21,7 +21,7 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.peft_lora import dropout_of, number
-from lora_jax.methods.products import add, dropout, product
+from lora_jax.methods.products import add, dropout, dropout_constants, product
 from lora_jax.peft_format import (
     Layouts,
     Peft,
@@ -84,8 +84,7 @@ class RandLoRA(Variant):
     def init(self, key: Array, base: Base) -> Factors:
         dtype, terms, short = wide(base.dtype), self._terms(base.shape), min(base.shape)
         constants = {"scale": jnp.asarray(self.alpha / self.rank, dtype)}
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        constants |= dropout_constants(self.dropout, dtype)
         gamma = jnp.full((terms, short), 1 / max(terms, short), dtype)
         return Factors({"lambda": jnp.zeros((terms, self.rank), dtype), "gamma": gamma}, constants)
 

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout, require_ratio
 from lora_jax.methods.peft_lora import dropout_of
-from lora_jax.methods.products import add, dropout, product
+from lora_jax.methods.products import add, dropout, dropout_constants, product
 from lora_jax.peft_format import Layout, Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -92,9 +92,8 @@ class VBLoRA(Variant):
         return {"bank": jax.random.uniform(key, size, dtype, -0.02, 0.02)}
 
     def init(self, key: Array, base: Base) -> Factors:
-        dtype, constants, logits = wide(base.dtype), {}, {}
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        dtype, logits = wide(base.dtype), {}
+        constants = dropout_constants(self.dropout, dtype)
         if self.learning_rate_ratio != 1:
             constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
         for name, own, side in zip("ab", jax.random.split(key), base.shape, strict=True):

@@ -22,7 +22,7 @@ from lora_jax.methods.checks import (
     require_ratio,
 )
 from lora_jax.methods.peft_lora import dropout_of
-from lora_jax.methods.products import add, dropout, product, times
+from lora_jax.methods.products import add, dropout, dropout_constants, product, times
 from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -71,9 +71,7 @@ class VeRA(Variant):
     def init(self, key: Array, base: Base) -> Factors:
         dtype = wide(base.dtype)
         d, b = jnp.full(self.rank, self.d_init, dtype), jnp.zeros(base.shape[1], dtype)
-        constants = {}
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        constants = dropout_constants(self.dropout, dtype)
         if self.learning_rate_ratio != 1:
             constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
         return Factors({"d": d, "b": b}, constants)

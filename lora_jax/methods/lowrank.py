@@ -19,7 +19,7 @@ from lora_jax.methods.checks import (
     require_rank,
     require_ratio,
 )
-from lora_jax.methods.products import add, dropout, product
+from lora_jax.methods.products import add, dropout, dropout_constants, product
 from lora_jax.peft_format import Peft
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
@@ -178,8 +178,7 @@ class LowRank(LowRankUpdate):
         constants = {"scale": jnp.asarray(scale, dtype)}
         if initialization.moves_the_weight(name) and not initialization.differs(name):
             constants |= {"a0": trainable["a"], "b0": trainable["b"]}
-        if self.dropout:
-            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        constants |= dropout_constants(self.dropout, dtype)
         if self.learning_rate_ratio != 1:
             constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
         if self.preconditions:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from lora_jax.variant import Factors
 
@@ -52,10 +53,15 @@ def times(y: Array, vector: Array) -> Array:
     return y * vector.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)
 
 
+def dropout_constants(probability: float, dtype: DTypeLike) -> dict[str, Array]:
+    """What `dropout` reads: `keep`, which is 1 - probability; nothing if nothing is dropped."""
+    return {"keep": jnp.asarray(1 - probability, dtype)} if probability else {}
+
+
 def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
     """Zero each entry with probability `1 - keep` and scale the rest by `1 / keep`.
 
-    `keep` is one of the constants. Nothing is dropped without a key, or if `init` set no `keep`.
+    `keep` is a constant (`dropout_constants`). Nothing is dropped without a key or this constant.
     """
     if key is None or "keep" not in factors.constants:
         return x
