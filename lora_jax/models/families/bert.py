@@ -23,7 +23,6 @@ from jax.typing import DTypeLike
 
 from lora_jax.models.families.bert_config import BertConfig
 from lora_jax.models.parts.classifier import EncoderClassifier
-from lora_jax.models.parts.config_checks import ACTIVATIONS
 from lora_jax.models.parts.modules import (
     Embedding,
     LayerNorm,
@@ -87,24 +86,6 @@ class Attention(nnx.Module):
         return self.norm(x + dropout(y, c.hidden_dropout_prob, output_rng))
 
 
-class Layer(nnx.Module):
-    """One transformer layer, normalised after each residual: (B, T, hidden) to (B, T, hidden)."""
-
-    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, inner = config.hidden_size, config.intermediate_size
-        self.attention = Attention(config, dtype, rngs)
-        self.up = Linear(width, inner, config.initializer_range, dtype, rngs)
-        self.down = Linear(inner, width, config.initializer_range, dtype, rngs)
-        self.norm = LayerNorm(width, config.layer_norm_eps, dtype)
-        self.config = config
-
-    def __call__(self, x: Array, bias: Array, rng: Array | None) -> Array:
-        attention_rng, output_rng = split_keys(rng, 2)
-        x = self.attention(x, bias, attention_rng)
-        y = self.down(ACTIVATIONS[self.config.hidden_act](self.up(x)))
-        return self.norm(x + dropout(y, self.config.hidden_dropout_prob, output_rng))
-
-
 class BertClassifier(EncoderClassifier):
     """BERT or RoBERTa with a classifier over the pooled sequence.
 
@@ -113,7 +94,7 @@ class BertClassifier(EncoderClassifier):
     """
 
     embeddings_type = Embeddings
-    layer_type = Layer
+    attention_type = Attention
 
     def pool_first(self, x: Array, rng: Array | None) -> Array:
         if self.config.model_type == "roberta":
@@ -145,7 +126,7 @@ class BertClassifier(EncoderClassifier):
 
         def layer(x, weights_and_rng):
             weights, rng = weights_and_rng
-            return nnx.merge(graph, weights)(x, bias, rng), None
+            return nnx.merge(graph, weights)(x, bias, rng=rng), None
 
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         stacked = weights, rngs

@@ -90,26 +90,6 @@ class Embeddings(nnx.Module):
         return Relative(embeddings, jnp.asarray(rows - first))
 
 
-class Layer(nnx.Module):
-    """One transformer layer, normalised after each residual: (B, T, hidden) to (B, T, hidden)."""
-
-    def __init__(self, config: DebertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, inner = config.hidden_size, config.intermediate_size
-        self.attention = Attention(config, dtype, rngs)
-        self.up = Linear(width, inner, config.initializer_range, dtype, rngs)
-        self.down = Linear(inner, width, config.initializer_range, dtype, rngs)
-        self.norm = LayerNorm(width, config.layer_norm_eps, dtype)
-        self.config = config
-
-    def __call__(
-        self, x: Array, bias: Array, relative: Relative | None, rng: Array | None
-    ) -> Array:
-        attention_rng, output_rng = split_keys(rng, 2)
-        x = self.attention(x, bias, relative, attention_rng)
-        y = self.down(ACTIVATIONS[self.config.hidden_act](self.up(x)))
-        return self.norm(x + dropout(y, self.config.hidden_dropout_prob, output_rng))
-
-
 class Convolution(nnx.Module):
     """A convolution over the embeddings, which v2's largest models add to the first layer's output.
 
@@ -147,7 +127,7 @@ class DebertaClassifier(EncoderClassifier):
     """
 
     embeddings_type = Embeddings
-    layer_type = Layer
+    attention_type = Attention
 
     def __init__(
         self,
@@ -199,7 +179,7 @@ class DebertaClassifier(EncoderClassifier):
 
         def layer(x, each):
             weights, rng, is_first = each
-            x = nnx.merge(graph, weights)(x, bias, relative, rng)
+            x = nnx.merge(graph, weights)(x, bias, relative, rng=rng)
             if c.conv_kernel_size:
                 x = jax.lax.cond(is_first, after_first, _unchanged, x)
             return x, None

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.models.parts.encoder_layer import EncoderLayer
 from lora_jax.models.parts.modules import (
     Linear,
     Pool,
@@ -32,11 +33,11 @@ class EncoderClassifier(nnx.Module):
     the backward pass instead of keeping its activations; `unroll` is that of
     `modules.over_layers`. The model holds no random state: pass `rng` to a call for dropout.
 
-    A family defines `embeddings_type`, `layer_type`, `pool_first` and `encode`.
+    A family defines `embeddings_type`, `attention_type`, `pool_first` and `encode`.
     """
 
     embeddings_type: ClassVar[Any]
-    layer_type: ClassVar[Any]
+    attention_type: ClassVar[Any]
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class EncoderClassifier(nnx.Module):
         self.remat, self.unroll = remat, unroll
         width, std = config.hidden_size, config.initializer_range
         self.embeddings = self.embeddings_type(config, param_dtype, rngs)
-        make = functools.partial(self.layer_type, config, param_dtype)
+        make = functools.partial(EncoderLayer, self.attention_type, config, param_dtype)
         self.layers = stack_layers(make, config.num_hidden_layers, rngs)
         if pool == "cls":
             self.pooler = Linear(width, width, std, param_dtype, rngs)
