@@ -12,19 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
-NOT_RUN = ("04", "05", "06", "07")
-"""Notebooks whose outputs are missing: `make notebooks ARGS="04 05"` makes them.
-
-A notebook that has outputs fails its test until its number is taken out here.
-"""
 MOST = 500_000
 """The most bytes of a notebook: a reader waits for them, and every commit keeps them."""
-
-
-def marked(path):
-    missing = pytest.mark.xfail(reason="it was not run at full size yet", strict=True)
-    marks = [missing] if path.name.startswith(NOT_RUN) else []
-    return pytest.param(path, id=path.stem, marks=marks)
 
 
 def code_cells(path):
@@ -37,7 +26,7 @@ def texts(output):
     return [output.get("text", ""), *(text for kind, text in data.items() if "image" not in kind)]
 
 
-@pytest.mark.parametrize("path", [marked(path) for path in PATHS])
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_outputs_are_those_of_one_run_and_of_no_machine(path):
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
