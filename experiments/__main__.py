@@ -8,11 +8,13 @@ import sys
 from importlib.metadata import version
 
 from experiments import command_environment, command_names
+from experiments.closed_output import ends_quietly
 
 
 def main() -> None:
     if not sys.argv[1:] or command_environment.asks_for_help(sys.argv[1]):
-        print(command_names.listing())
+        with ends_quietly():
+            print(command_names.listing())
         return
     if sys.argv[1] == "--version":
         print(version("lora-jax"))

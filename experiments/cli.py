@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.closed_output import ends_quietly
 from experiments.command_environment import asks_for_help
 from experiments.command_names import shown
 from experiments.compilation_cache import keep_programs
@@ -37,6 +38,8 @@ def main(command: Callable[[], None]) -> None:
                 warnings.showwarning = _show
                 keep_programs()
                 command()
+        except BrokenPipeError:  # `ends_quietly` ends the command
+            raise
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
         except ModuleNotFoundError as error:
@@ -47,7 +50,8 @@ def main(command: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
 
-    app.run(run, flags_parser=parse)
+    with ends_quietly():
+        app.run(run, flags_parser=parse)
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:

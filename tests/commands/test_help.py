@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -60,6 +61,16 @@ def test_the_list_has_every_command_with_what_it_does():
         assert re.search(rf"^    {path.stem} +{re.escape(first)}$", done.stdout, re.MULTILINE)
         assert first.endswith(".")
     assert list(command_names.commands()) == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("arguments", [(), ("train", "--help"), ("power", "--sd=1", "--seeds=5")])
+def test_who_stops_reading_the_output_gets_no_traceback(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "experiments", *arguments]
+    done = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_help_has_an_example_and_every_flag_with_its_default():
