@@ -25,5 +25,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.update_from_flattened_dict({**known, "model.name": choice["model"]})
     config.update({"suggested": {"rate": "tried"}, "optimizer": {"learning_rate": None}})
     config.update({"train": {"epochs": 1, "max_steps": 0, "evaluate_every": 0}})
-    config.update({"study": {"column": choice["task"], "row": choice["row"], "size": "smoke"}})
+    cell = {"table": "small_study", "column": choice["task"], "row": choice["row"]}
+    config.update({"study": {**cell, "size": "smoke"}})
     return config

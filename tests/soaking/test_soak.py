@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.soaking import forked, parts
+from experiments.soaking import forked, parts, small_study
 from experiments.soaking.forked import Plan
 from lora_jax.files import json_text
 
@@ -40,6 +40,11 @@ def test_a_process_is_killed_at_a_change_of_a_file(tmp_path, monkeypatch):
         left[number] = sorted(path.name for path in folder.glob("*")) if folder.exists() else None
     assert left == {1: None, 2: [], 3: ["a"], 4: ["b"]}
     assert (tmp_path / "count").read_text() == "3"
+
+
+def test_the_small_study_s_runs_name_its_table():
+    config = small_study.get_config("train=train.tsv,validation=validation.tsv")
+    assert config.study.table == small_study.__name__.rpartition(".")[2]
 
 
 @pytest.mark.slow
