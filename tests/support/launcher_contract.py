@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fake_records
+import quickstart_sweep
 
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.folder import SweepFolder
 
-OF = ("quickstart", "size=smoke")
-ROOT = Path(__file__).parents[2]
-FILE = str(ROOT / "configs" / f"{OF[0]}.py")
-STUB = ROOT / "tests" / "support" / "stub_worker.py"
+STUB = Path(__file__).with_name("stub_worker.py")
 
 Command = Callable[[SweepFolder, jobs.Job], list[str]]
 Launch = Callable[[Sequence[jobs.Job], SweepFolder, Command], None]
@@ -26,13 +24,11 @@ def sweep(tmp_path: Path, *specs: str) -> tuple[SweepFolder, list[trials.Trial]]
     Args:
       specs: values of seeds.
     """
-    arguments = [f"--config={FILE}:{OF[1]}"]
-    found = trials.make(arguments, trials.overrides_of(FILE, specs, arguments=arguments))
-    folder = SweepFolder(tmp_path / "sweep")
-    folder.write_list(found)
+    folder, found = quickstart_sweep.sweep(tmp_path, *specs)
     for trial in found:
         changes = {"seed": trial.config.seed}
-        fake_records.write(folder.path / "records" / trial.name, *OF, {}, changes=changes)
+        where = folder.path / "records" / trial.name
+        fake_records.write(where, "quickstart", "size=smoke", {}, changes=changes)
     return folder, found
 
 

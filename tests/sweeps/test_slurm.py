@@ -1,0 +1,51 @@
+"""Slurm gets the commands of jobs, and whoever has no Slurm is told so."""
+
+import sys
+
+import pytest
+from commands import ROOT
+
+from experiments.sweeps.launchers import slurm
+
+
+def test_slurm_runs_commands(tmp_path, monkeypatch):
+    """By submitit's executor of local processes, which takes the same options and ignores them."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(ROOT)
+    line = [sys.executable, "-c", f"open({str(tmp_path / 'trace')!r}, 'w').write('here')"]
+    options = {"slurm_partition": "gpu", "timeout_min": 5, "gpus_per_node": None}
+    (job,) = slurm.submit([line], tmp_path / "slurm", options, "local")
+    slurm.watch([job], lambda: None)
+    job.result()
+    assert (tmp_path / "trace").read_text() == "here"
+    assert slurm.Command(("false",)).checkpoint().function == slurm.Command(("false",))
+    with pytest.raises(ValueError, match=r"^--launcher=slurm: .*no_such_option"):
+        slurm.submit([line], tmp_path / "slurm", {"no_such_option": 1}, "local")
+
+
+def test_a_job_of_slurm_fails_where_its_command_does():
+    slurm.Command((sys.executable, "-c", ""))()
+    with pytest.raises(RuntimeError, match=r"not all trials .* ended with code 3"):
+        slurm.Command((sys.executable, "-c", "raise SystemExit(3)"))()
+
+
+@pytest.mark.parametrize("cluster", [None, "slurm"])
+def test_without_slurm_there_is_no_silent_substitute(tmp_path, monkeypatch, cluster):
+    monkeypatch.setitem(sys.modules, "submitit", object())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"no Slurm here .* --slurm_cluster=local runs") as caught:
+        slurm.submit([["true"]], tmp_path / "slurm", {}, cluster)
+    assert len(str(caught.value).splitlines()) == 1
+    slurm.require("local")
+    for name in ("sbatch", "srun"):
+        with pytest.raises(ValueError, match="no Slurm here"):
+            slurm.require(cluster)
+        (tmp_path / name).write_text("#!/bin/sh")
+        (tmp_path / name).chmod(0o755)
+    slurm.require(cluster)
+
+
+def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r'needs submitit: pip install "lora-jax\[slurm\]"'):
+        slurm.submit([["true"]], tmp_path, {})

@@ -1,0 +1,50 @@
+"""An estimate of a sweep's time counts all that its trials do."""
+
+import types
+
+import pytest
+import small_model
+from quickstart_sweep import SMOKE, made
+
+from experiments.sweeps import time_estimate
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def test_what_calls_cost():
+    cost = time_estimate.Cost(compile=3.0, call=2.0, longest=16)
+    assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
+    assert cost.compiled({8: 2, 16: 4}) == 2 * 3
+    assert time_estimate.Estimate(program=7.0, trial=2.0).of(5) == 7 + 10
+
+
+def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
+    """The shared part by itself, and as many calls of the model as a run makes."""
+    names = ("data.train", "data.validation", "data.max_length", "train.batch_size")
+    settings = zip(names, (64, 40, 16, 8), strict=True)
+    arguments = [*SMOKE, f"--config.model.name={small_model.write(tmp_path / 'bert')}"]
+    arguments += [f"--config.{name}={value}" for name, value in settings]
+    config = made("config.data.buckets=1", arguments=arguments)[0].config
+    clock = [0.0]
+
+    def slow(name, seconds):
+        function = getattr(time_estimate, name)
+
+        def late(*given, **options):
+            clock[0] += seconds
+            experiment = function(*given, **options)
+            if name == "build":
+                experiment.texts.task.unlabelled["more"] = experiment.texts.task.validation
+                experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]
+            return experiment
+
+        monkeypatch.setattr(time_estimate, name, late)
+
+    slow("load", 1e6)
+    slow("build", 1e3)
+    monkeypatch.setattr(time_estimate, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(time_estimate, "_cost", lambda *_: time_estimate.Cost(1e4, 1.0, 16))
+    found = time_estimate.measure(config)
+    assert found.program == 1e6 + 2 * 1e4
+    # 8 steps, the evaluation after the last, and the predictions of `more`: 5 batches each
+    assert found.trial == 1e3 + 8 + 5 + 5
