@@ -1,0 +1,188 @@
+"""Full, BitFit and head-only train exactly the parameters they choose, alone or beside adapters."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lora_jax as lj
+import variants
+from lora_jax.models.families.bert import BertClassifier
+from lora_jax.models.families.bert_config import BertConfig
+from lora_jax.partition import flatten
+from variants.bitfit import BitFit
+from variants.full import Full
+from variants.head_only import HeadOnly
+from variants.lora import LoRA
+
+KEY = jax.random.key(0)
+QUERY = "model/layers/attention/query/kernel"
+
+
+@pytest.fixture(scope="module")
+def bert():
+    """A tiny BERT with an integer parameter beside it, and an input."""
+    config = BertConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=9,
+    )
+    make = nnx.jit(lambda: BertClassifier(config, 2, rngs=nnx.Rngs(0)))
+    model, params = lj.from_nnx(make())
+
+    def forward(params, ids, mask):
+        return model(params["model"], ids + 0 * params["steps"], mask)
+
+    ids = jnp.array([[3, 4, 5, 0], [1, 2, 0, 0]])
+    return forward, {"model": params, "steps": jnp.zeros((), jnp.int32)}, (ids, jnp.sign(ids))
+
+
+def trained(bert, *args, **options):
+    """The paths that train, in full and by adapters."""
+    forward, params, batch = bert
+    adapted = lj.adapt(forward, *args, **options)
+    trainable, frozen = jax.eval_shape(lambda: adapted.init(KEY, params, *batch))
+    assert not trainable["params"].keys() & frozen.base.keys()
+    assert set(frozen.spec.paths) == trainable["params"].keys() | frozen.base.keys()
+    return set(trainable["params"]), set(trainable["adapters"])
+
+
+def paths(bert, pattern=".*"):
+    floats = {p for p, x in flatten(bert[1])[0].items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return {path for path in floats if re.fullmatch(pattern, path)}
+
+
+@pytest.mark.parametrize(
+    "variant, options",
+    [
+        (Full(), {}),
+        (HeadOnly(), {"also_train": "classifier/.*"}),
+        (None, {"targets": {"query/kernel": LoRA(rank=2), "value/kernel": BitFit()}}),
+    ],
+    ids=["full", "head_only", "mixed"],
+)
+def test_exactly_what_trains_is_changed(bert, variant, options):
+    """By a gradient, a step and merging; nothing that is frozen moves by a bit."""
+    forward, params, batch = bert
+    adapted = lj.adapt(forward, variant, **options)
+
+    @jax.jit
+    def step(params):
+        trainable, frozen = adapted.init(KEY, params, *batch)
+        loss = jax.grad(lambda t: jnp.sum(adapted.apply(t, frozen, *batch)[:, 0] ** 2))
+        moved = jax.tree.map(lambda x, g: x - g - 1e-3, trainable, loss(trainable))
+        merged = adapted.merge(moved, frozen)
+        return trainable, merged, adapted.apply(moved, frozen, *batch), forward(merged, *batch)
+
+    trainable, merged, got, wanted = step(params)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    original, new = flatten(params)[0], flatten(merged)[0]
+    changed = {
+        path for path, x in new.items() if (np.asarray(x) != np.asarray(original[path])).any()
+    }
+    assert changed == trainable["params"].keys() | trainable["adapters"].keys()
+    assert new["steps"].dtype == jnp.int32
+
+
+def test_full_trains_every_number_that_floats(bert):
+    assert trained(bert, Full()) == (paths(bert), set())
+    assert len(paths(bert)) == len(flatten(bert[1])[0]) - 1 == 25  # all but `steps`
+    targets = "(query|value)/kernel"
+    assert trained(bert, Full(), targets) == (paths(bert), set())
+    only = paths(bert, f".*{targets}")
+    assert trained(bert, Full(only_targets=True), targets) == (only, set()) and len(only) == 2
+    head = trained(bert, Full(only_targets=True), targets, also_train="classifier/.*")
+    assert head == (only | paths(bert, ".*classifier/.*"), set())
+
+
+def test_bitfit_trains_the_biases(bert):
+    biases = {path for path in paths(bert) if path.endswith("/bias")}
+    assert len(biases) == 11 and "model/layers/attention/norm/bias" in biases
+    assert trained(bert, BitFit()) == (biases, set())
+    assert trained(bert, BitFit(), "query/kernel") == (biases, set())  # targets do not matter
+    assert trained(bert, BitFit(), also_train="classifier/.*")[0] == biases | {
+        "model/classifier/kernel"
+    }
+    some = {f"model/layers/{name}/bias" for name in ("attention/query", "up")}
+    assert trained(bert, BitFit(r"(.*/)?(query|up)/bias")) == (some, set())
+
+
+@pytest.mark.parametrize(
+    "path, is_bias",
+    [
+        *((path, True) for path in ("b", "beta", "bias", "layer/0/b", "ln/beta", "in_proj_bias")),
+        *((path, True) for path in ("attn/q_bias", "h/conv_b")),
+        *(
+            (path, False)
+            for path in ("kernel", "bias/kernel", "ab", "unbias", "biases", "alphabeta")
+        ),
+    ],
+)
+def test_bitfit_knows_biases_by_name(path, is_bias):
+    use = lj.discover(lambda p: p["w"] + 1, {"w": jnp.ones(2)})["w"]
+    assert BitFit().trains(path, use, targeted=False) is is_bias
+
+
+def test_head_only_trains_what_it_is_told(bert):
+    head = paths(bert, ".*(classifier|pooler)/.*")
+    assert trained(bert, HeadOnly(), also_train=["classifier/.*", "pooler/.*"]) == (head, set())
+    assert len(head) == 4
+
+
+@pytest.mark.parametrize(
+    "variant, options, message",
+    [
+        (
+            HeadOnly(),
+            {},
+            "nothing would train: HeadOnly adapts nothing; name parameters in also_train",
+        ),
+        (BitFit("nothing"), {}, "nothing would train: BitFit adapts nothing; name param"),
+        (HeadOnly(), {"also_train": "clasifier/.*"}, "pattern 'clasifier/.*' matches no parameter"),
+        (Full(), {"targets": "qery/kernel"}, "pattern 'qery/kernel' matches no weight; nearest:"),
+        (HeadOnly(), {"also_train": "steps"}, "'steps' cannot be trained: its dtype is int32"),
+        (
+            Full(),
+            {"quantize": {"query/kernel": lj.NF4()}},
+            f"'{QUERY}' is trained in full, and cannot be quantised",
+        ),
+    ],
+)
+def test_what_cannot_train_is_named(bert, variant, options, message):
+    forward, params, batch = bert
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        lj.adapt(forward, variant, **options).init(KEY, params, *batch)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bad_pattern_is_named():
+    with pytest.raises(ValueError, match=re.escape("pattern '(bias' is no regular expression: ")):
+        variants.make("bitfit", pattern="(bias")
+
+
+def test_partitions_beside_adapters(bert):
+    """A mapping of targets may mix them; an adapted weight is never trained in full as well."""
+    biases = {path for path in paths(bert) if path.endswith("/bias")}
+    targets = {"query/kernel": LoRA(rank=2), "value/kernel": BitFit()}
+    assert trained(bert, targets=targets) == (biases, {QUERY})
+    targets = {"query/kernel": LoRA(rank=2), "value/kernel": Full(only_targets=True)}
+    value = {"model/layers/attention/value/kernel"}
+    assert trained(bert, targets=targets) == (value, {QUERY})
+    targets = {"query/kernel": LoRA(rank=2), "value/kernel": Full()}
+    assert trained(bert, targets=targets) == (paths(bert) - {QUERY}, {QUERY})
+
+
+def test_partitions_of_some_layers(bert):
+    """What is stacked trains whole or not at all, but for adapters."""
+    some = lj.layers("query/kernel", 1)
+    assert trained(bert, targets={some: Full(only_targets=True)}) == ({QUERY}, set())
+    targets = {some: LoRA(rank=2), lj.layers("query/kernel", 0): HeadOnly()}
+    assert trained(bert, targets=targets) == (set(), {QUERY})
+    biases = {path for path in paths(bert) if path.endswith("/bias")}
+    assert trained(bert, targets={some: BitFit()}) == (biases, set())
