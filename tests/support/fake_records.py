@@ -16,6 +16,7 @@ from lora_jax.metrics import label_metrics
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
 
+GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 ENVIRONMENT = {
     "versions": {"python": "3.11.7"},
     "device": {"platform": "cpu", "kind": "cpu", "count": 1},

@@ -1,0 +1,100 @@
+"""A training step follows the plain gradient of the weighted mean, and is compiled once."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_training import ADAM, SGD, batches, forward, make, own, problem
+
+from lora_jax.training.step import TrainState, make_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def test_a_step_is_gradient_descent_on_the_weighted_mean():
+    adapted, trainable, frozen = problem()
+    tx = SGD
+    batch = next(batches(2))
+    kept = batch["weight"] > 0
+    assert 0 < kept.sum() < len(kept)
+
+    def loss(trainable):
+        logits = forward(adapted.merge(trainable, frozen), batch["x"][kept])
+        picked = jax.nn.log_softmax(logits)[np.arange(kept.sum()), batch["label"][kept]]
+        return -picked.mean()
+
+    value, grads = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(trainable))
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * g, trainable, grads)
+    norm = sum(np.square(g).sum() for g in jax.tree.leaves(grads)) ** 0.5
+    state = TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+    state, metrics = make(adapted, tx)(state, frozen, batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.trainable), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert int(state.step) == 1
+
+
+def test_accumulation_gives_the_same_gradient():
+    """Of one row at a time, some of which only fill the batch."""
+    adapted, trainable, frozen = problem()
+    tx = SGD
+    results = []
+    for accumulate in (1, 8):
+        state = TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+        state, metrics = make(adapted, tx, accumulate)(state, frozen, next(batches(2)))
+        results.append((state.trainable, metrics))
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_batch_have_keys_of_their_own_and_one_penalty():
+    adapted, trainable, frozen = problem()
+    penalised = types.SimpleNamespace(
+        penalty=lambda *_: jnp.asarray(3.0), optimizer=adapted.optimizer, update=adapted.update
+    )
+
+    def drawn(trainable, frozen, batch, rng):
+        return jnp.broadcast_to(jax.random.normal(rng), batch["weight"].shape)
+
+    step = make_step(penalised, drawn, lambda each, batch: each, accumulate=2)
+    state = TrainState.create(adapted, SGD, trainable, frozen, jax.random.key(1))
+    batch = next(batches(0))
+    _, metrics = jax.jit(functools.partial(step, SGD, None))(state, frozen, batch)
+    keys = jax.random.split(jax.random.fold_in(state.rng, 0), 2)
+    wanted = np.mean([jax.random.normal(key) for key in keys]) + 3
+    np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-5)
+
+
+def test_the_state_is_donated_and_the_frozen_weights_are_not():
+    adapted, trainable, frozen = problem()
+    tx = ADAM
+    before = jax.tree.map(np.array, frozen.base)
+    state = TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+    step = make(adapted, tx)
+    new, _ = step(state, frozen, next(batches(0)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    for _ in range(3):
+        new, _ = step(new, frozen, next(batches(0)))
+    for path, value in frozen.base.items():
+        np.testing.assert_array_equal(value, before[path])
+
+
+def test_one_compilation_for_all_steps_of_one_shape_and_other_dropout_in_each():
+    """Nothing else moves the loss of one batch at a rate of zero."""
+    adapted, trainable, frozen = problem(dropout=0.1)
+    tx = optax.adam(optax.linear_schedule(0.0, 0.0, 10))
+    step = make(adapted, tx)
+    moved = jax.tree.map(lambda x: jnp.asarray(np.array(x) + np.float32(0.3)), trainable)
+    state = TrainState.create(adapted, tx, moved, frozen, jax.random.key(1))
+    losses = set()
+    for _ in range(5):
+        state, metrics = step(state, frozen, next(batches(0)))
+        losses.add(float(metrics["loss"]))
+    assert step._cache_size() == 1 and len(losses) == 5

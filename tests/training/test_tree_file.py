@@ -1,0 +1,71 @@
+"""A tree of arrays is one safetensors file, and any damage to the file is found."""
+
+import random
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+from same_leaves import assert_same
+
+from lora_jax.files.tree_file import load_tree, save_tree
+
+B = jnp.ones((3, 2), jnp.bfloat16)
+TREE = {
+    "adapters": {
+        "encoder/query/kernel": {"A": jnp.arange(6.0).reshape(2, 3), "B": B},
+        "encoder/bias": {},
+    },
+    "params": {"classifier/bias": jnp.float32(3), "t": jnp.arange(6).reshape(2, 3).T},
+}
+
+
+def test_a_tree_is_one_safetensors_file_that_others_can_read(tmp_path):
+    path = save_tree(tmp_path / "out", TREE, {"rank": 2})
+    assert path == tmp_path / "out" / "adapter.safetensors"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with safetensors.safe_open(path, framework="np") as file:
+        names = {
+            "adapters/encoder/query/kernel/A",
+            "adapters/encoder/query/kernel/B",
+            "params/classifier/bias",
+            "params/t",
+        }
+        assert set(file.keys()) == names
+        np.testing.assert_array_equal(file.get_tensor("params/t"), np.arange(6).reshape(2, 3).T)
+    for where in (path, path.parent):
+        tree, meta = load_tree(where)
+        assert_same(tree, TREE)
+        assert meta == {"rank": 2}
+    save_tree(path, {"params": {}}, {})
+    assert load_tree(path) == ({"params": {}}, {})
+
+
+def test_a_changed_bit_or_a_missing_byte_of_the_file_is_found(tmp_path):
+    path = save_tree(tmp_path / "a.safetensors", TREE, {"rank": 2})
+    good, rng = path.read_bytes(), random.Random(0)
+    for case in range(60):
+        data = bytearray(good)
+        if case % 3:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        else:
+            del data[rng.randrange(len(data)) :]
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"a\.safetensors ({DAMAGED})"):
+            load_tree(path)
+
+
+DAMAGED = r"is damaged|was not written by|\(.* bytes\) is corrupt or truncated"
+
+
+def test_trees_that_cannot_be_named_are_refused(tmp_path):
+    for tree in ({"a": "x"}, {"a": [jnp.ones(2)]}, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}):
+        with pytest.raises(ValueError, match="cannot be saved"):
+            save_tree(tmp_path, tree)
+    with pytest.raises(FileNotFoundError, match=r"there is no adapter .*adapter\.safetensors"):
+        load_tree(tmp_path)
+
+
+def test_equal_trees_give_equal_files(tmp_path):
+    files = {save_tree(tmp_path / str(i), TREE, {"rank": 2}).read_bytes() for i in range(20)}
+    assert len(files) == 1
