@@ -52,6 +52,7 @@ ROOMS = (
     "lora_jax",
     "experiments.command_environment",
     "experiments.command_names",
+    "experiments.closed_output",
     "experiments.help_text",
     "experiments.marked_documents",
     "experiments.compilation_cache",
