@@ -41,7 +41,7 @@ class Unstacked(nnx.Module):
         x = self.embeddings(input_ids, positions, token_type_ids, jax.numpy.float32)
         bias = attention_bias(attention_mask, x.dtype)
         for layer in self.layers:
-            x = layer(x, bias, None)
+            x = layer(x, bias, rng=None)
         return self.classifier(jax.numpy.tanh(self.pooler(x[:, 0])))
 
 
