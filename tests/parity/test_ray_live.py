@@ -51,7 +51,9 @@ def cluster():
         line = [sys.executable, "-m", "ray.scripts.scripts", *START]
         line += [f"--port={port}", f"--ray-client-server-port={client}"]
         line += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
         head = subprocess.Popen(line, stdout=subprocess.DEVNULL, start_new_session=True)
+        signal.signal(signal.SIGINT, before)
         try:
             address, until = f"127.0.0.1:{port}", time.monotonic() + 120
             while True:

@@ -26,8 +26,13 @@ def attend(line: Sequence[str], folder: str, log: str) -> tuple[int, int]:
     """
     path, told, code = pathlib.Path(log), list[int](), None
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Ray's own handler ends this process, and how the command ended would not be known.
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    handlers = {
+        # Ray's own handler ends this process, and how the command ended would not be known.
+        signal.SIGTERM: lambda number, _: told.append(number),
+        # Cancelling raises this; who starts a cluster in a shell's background has it ignored.
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with path.open("ab") as output:
             process = subprocess.Popen(
@@ -48,6 +53,7 @@ def attend(line: Sequence[str], folder: str, log: str) -> tuple[int, int]:
             process.terminate()
             process.wait()
             raise
-    finally:  # `before` is None if Python did not install the handler
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    finally:
+        for number, handler in before.items():  # None if Python did not install the handler
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
     return process.pid, os.EX_TEMPFAIL if told and code == -signal.SIGTERM else code
