@@ -12,13 +12,13 @@ from experiments.closed_output import ends_quietly
 
 
 def main() -> None:
-    if not sys.argv[1:] or command_environment.asks_for_help(sys.argv[1]):
-        with ends_quietly():
+    with ends_quietly():
+        if not sys.argv[1:] or command_environment.asks_for_help(sys.argv[1]):
             print(command_names.listing())
-        return
-    if sys.argv[1] == "--version":
-        print(version("lora-jax"))
-        return
+            return
+        if sys.argv[1] == "--version":
+            print(version("lora-jax"))
+            return
     name = sys.argv.pop(1)
     try:
         # Commands start further modules of this package in the same way; those have a dot.

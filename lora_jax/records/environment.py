@@ -36,7 +36,7 @@ def peak_memory_bytes() -> int:
 def multiplies_bfloat16() -> bool:
     """Whether the device multiplies bfloat16 faster than float32; true where that is unknown.
 
-    AVX512_BF16 alone is enough on AMD's processors. On Intel's, it takes twice the time of float32.
+    AVX512_BF16 alone is enough on AMD's processors. On Intel's, it takes longer than float32.
     """
     lines = processor("vendor_id", "flags", "Features")
     words = {word for line in lines for word in line.split()}

@@ -63,7 +63,9 @@ def test_the_list_has_every_command_with_what_it_does():
     assert list(command_names.commands()) == [path.stem for path in FILES]
 
 
-@pytest.mark.parametrize("arguments", [(), ("train", "--help"), ("power", "--sd=1", "--seeds=5")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--version",), ("train", "--help"), ("power", "--sd=1")]
+)
 def test_who_stops_reading_the_output_gets_no_traceback(arguments):
     reader, writer = os.pipe()
     os.close(reader)

@@ -29,7 +29,7 @@ def attend(line: Sequence[str], folder: str, log: str) -> tuple[int, int]:
     handlers = {
         # Ray's own handler ends this process, and how the command ended would not be known.
         signal.SIGTERM: lambda number, _: told.append(number),
-        # Cancelling raises this; who starts a cluster in a shell's background has it ignored.
+        # A cancelled task gets SIGINT; a cluster that a shell started in its background ignores it.
         signal.SIGINT: signal.default_int_handler,
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
