@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sphinx.application import Sphinx
 
-from docs.generate import pages
+from docs.generate import methods, pages
 from docs.generate.docstrings import lines_for_autodoc
 
 project = "lora-jax"
@@ -48,8 +48,14 @@ suppress_warnings = ["ref.python"]
 
 def setup(app: Sphinx) -> None:
     pages.write()
+    app.connect("source-read", _with_pages_of_methods)
     # Before Napoleon, which reads `Args:` and `Raises:`.
     app.connect("autodoc-process-docstring", _as_rst, priority=100)
+
+
+def _with_pages_of_methods(app: Sphinx, page: str, text: list[str]) -> None:
+    if page == "reference/methods":
+        text[:] = map(methods.with_pages, text)
 
 
 def _as_rst(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]):

@@ -41,7 +41,7 @@ def main(command: Callable[[], None]) -> None:
         except BrokenPipeError:  # `ends_quietly` ends the command
             raise
         except (ValueError, OSError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_line(error)}")
         except ModuleNotFoundError as error:
             if "pip install" not in str(error):  # a fault, and no package of an extra
                 raise
@@ -52,6 +52,13 @@ def main(command: Callable[[], None]) -> None:
 
     with ends_quietly():
         app.run(run, flags_parser=parse)
+
+
+def _line(error: ValueError | OSError) -> str:
+    """What an error says, without the number that Python puts before one of the system."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -54,8 +54,8 @@ def _index() -> str:
     listed = "\n".join(f"   {name}" for name in [*names(), *(f"modules/{p}" for p in packages())])
     parts = [
         heading("Library", "="),
-        "``import lora_jax as lj`` gives these names. :doc:`Variants <../methods/index>` come from "
-        "``variants.make``.",
+        "``import lora_jax as lj`` gives these names. :doc:`Variants <../../reference/methods>` "
+        "come from ``variants.make``.",
         table(("name", "what it is"), rows),
         heading("Modules", "-"),
         "The names above are what programs need most. All else is in folders:",

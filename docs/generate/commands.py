@@ -10,13 +10,10 @@ import importlib
 import multiprocessing
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 from docs.generate.docstrings import escaped, paragraph
 from docs.generate.rst import fenced, heading, table
-from experiments import help_text
-
-ROOT = Path(__file__).parents[2]
+from experiments import command_names, help_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +33,6 @@ class Command:
     flags: list[Flag]
 
 
-def names() -> list[str]:
-    """The modules of `experiments` that run as commands."""
-    files = sorted((ROOT / "experiments").glob("*.py"))
-    return [f.stem for f in files if 'if __name__ == "__main__":' in f.read_text(encoding="utf-8")]
-
-
 def read() -> list[Command]:
     """All commands, from their code."""
     context = multiprocessing.get_context("forkserver")
@@ -49,7 +40,7 @@ def read() -> list[Command]:
     with concurrent.futures.ProcessPoolExecutor(
         max_workers=1, mp_context=context, max_tasks_per_child=1
     ) as processes:
-        return list(processes.map(_read, names()))
+        return list(processes.map(_read, command_names.commands()))
 
 
 def pages() -> Iterator[tuple[str, str]]:

@@ -1,9 +1,9 @@
-"""A page for each method of `variants/`, from its code and docstrings, and the table of all."""
+"""A page for each method of `variants/`, from its code and docstrings."""
 
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sphinx.pycode import ModuleAnalyzer
 
@@ -22,9 +22,20 @@ SHAPES = ("768x768", "768x3072", "4096x4096", "4096x11008")
 def pages() -> Iterator[tuple[str, str]]:
     """The name and text of each page; nothing is compiled or trained."""
     found = catalogue.of_matrix(sizes.shape_of(sizes.SHAPE))
-    yield "index.md", _index(formats.write("markdown", found), found.methods)
     for method in found.methods:
         yield f"{method.name}.rst", page(method)
+
+
+def with_pages(text: str) -> str:
+    """The page `reference/methods` as the site has it: a name leads to the page of the method."""
+    folder, names = "../generated/methods", variants.names()
+    for name in names:
+        cell = name.replace("_", r"\_")
+        text = text.replace(f"\n| {cell} |", f"\n| [{cell}]({folder}/{name}.rst) |")
+    text = re.sub(r"^\*\*(.*)\*\*$", r"## \1", text, flags=re.MULTILINE)
+    wide = "```{rst-class} methods\n```\n\n| file"  # its sentences need more width
+    pages = "\n".join(f"{folder}/{name}" for name in names)
+    return f"{text.replace('| file', wide, 1)}\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
 
 
 def page(method: Method) -> str:
@@ -46,18 +57,6 @@ def page(method: Method) -> str:
         _abilities(method),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _index(tables: str, methods: Sequence[Method]) -> str:
-    """The catalogue's own Markdown, with links from the names to the pages."""
-    for each in methods:
-        cell, link = each.name.replace("_", r"\_"), f"[{each.name}]({each.name}.rst)"
-        tables = tables.replace(f"\n| {cell} |", f"\n| {link} |")
-    tables = re.sub(r"^\*\*(.*)\*\*$", r"## \1", tables, flags=re.MULTILINE)
-    first = "```{rst-class} methods\n```\n\n| file"  # its sentences need more width
-    names = "\n".join(each.name for each in methods)
-    toctree = f"```{{toctree}}\n:hidden:\n\n{names}\n```"
-    return f"# Methods\n\n{tables.replace('| file', first, 1)}\n{toctree}\n"
 
 
 def _without_name(docstring: str) -> str:
@@ -136,4 +135,5 @@ def _abilities(method: Method) -> str:
         return "It has no adapter, so none of what adapters can do applies."
     own = dataclasses.asdict(method.abilities)
     rows = [(head, own[name] or "does not apply") for name, head in formats.ABILITIES.items()]
-    return table(("ability", "answer"), rows) + "\n\n:doc:`index` says what the words mean."
+    said = ":doc:`The table of all methods <../../reference/methods>` says what the words mean."
+    return f"{table(('ability', 'answer'), rows)}\n\n{said}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments.distributed import processes
+from lora_jax.files.open_folder import open_folder
 from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.records.run_record import LOCK
 
@@ -91,7 +92,7 @@ def _locked(folder: Path) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(path.open("a+", encoding="utf-8"))
-                itself = stack.enter_context(_opened(folder))
+                itself = stack.enter_context(open_folder(folder))
             except FileNotFoundError:
                 continue  # another run has just removed its empty folder
             if not (_taken(file.fileno()) and _taken(itself)):
@@ -113,15 +114,6 @@ def _locked(folder: Path) -> Iterator[None]:
                 if _named(file.fileno(), path):  # else it is another process's file by now
                     path.unlink(missing_ok=True)
             return
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _taken(file: int) -> bool:

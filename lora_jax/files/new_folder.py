@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_jax.files import full_disk
+from lora_jax.files.open_folder import open_folder
 from lora_jax.files.unwound import unwound_by_sigterm
 
 
@@ -58,7 +59,7 @@ def _locked_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             with contextlib.suppress(OSError):  # the file system has no locks
-                fcntl.flock(stack.enter_context(_opened(temporary)), fcntl.LOCK_EX)
+                fcntl.flock(stack.enter_context(open_folder(temporary)), fcntl.LOCK_EX)
             there = temporary.is_dir()
         yield temporary
 
@@ -67,15 +68,6 @@ def _remove_left(path: Path) -> None:
     """Remove temporary folders of `path` that no living process has locked."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     for left in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
-        with contextlib.suppress(OSError), _opened(left) as folder:
+        with contextlib.suppress(OSError), open_folder(left) as folder:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

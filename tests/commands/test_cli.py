@@ -73,6 +73,13 @@ def test_a_mistake_in_a_study(tmp_path, arguments, said):
     assert not (tmp_path / "study").exists()
 
 
+def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path):
+    command = tmp_path / "command.py"
+    command.write_text("from experiments import cli\ncli.main(lambda: open('absent/file'))\n")
+    done = commands.run(command)
+    assert (done.returncode, done.stderr) == (1, "error: absent/file: No such file or directory\n")
+
+
 def test_a_new_interpreter_says_the_same():
     """As `commands` does not start one."""
     line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
