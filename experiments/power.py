@@ -79,7 +79,7 @@ def main() -> None:
     folder = Path(str(_RESULTS.value))
     found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
     known = {each.study: each.protocol for each in found if each is not None}
-    made, notes = _contests(folder)
+    made, notes = _contests(folder, {each.digest for each in found if each is not None})
     studies = itertools.groupby(made, lambda each: (each.table, each.model))
     print("\n\n".join(_study(list(own), known.get(table)) for (table, _), own in studies))
     for note in notes:
@@ -99,14 +99,18 @@ def _without_records(deviations: Sequence[float]) -> str:
     return f"{asked}\n{power_table([*rows, mean] if several else rows, asked)}"
 
 
-def _contests(folder: Path) -> tuple[list[Contest], list[str]]:
+def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     """The contests between the runs of the wanted table and size, and notes on other runs.
+
+    Args:
+      known: the digests of the registered studies in the folder.
 
     Raises:
       ValueError: no such run has completed.
     """
     runs = recorded_runs.find(folder)
     sized, notes = select_runs.select(runs, _TABLE.value, _SIZE.value)
+    notes += adherence.elsewhere(known, sized)
     sized, left = adherence.as_registered(folder, sized, runs)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
@@ -125,7 +129,13 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     reference = _REFERENCE.value or (protocol.reference if protocol else "lora")
     labels = {method.key: method.label for contest in made for method in contest.methods}
     require_known(reference, labels, f"no method --reference={reference}")
-    found = {contest.task: noise(contest, reference) for contest in made}
+    # The noise of scores on held-out examples is not that of the scores that a study compares.
+    tuned = [heading(each.task) for each in made if each.held_out and protocol]
+    found = {
+        contest.task: noise(contest, reference)
+        for contest in made
+        if not (contest.held_out and protocol)
+    }
     known = [each for each in found.values() if each is not None]
     if not known:
         raise ValueError(f"no method has two seeds in common with {labels[reference]}")
@@ -134,13 +144,18 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         Row(heading(each.task), power.Design((each.sd,)), each.seeds, each.pairing.ratio)
         for each in known
     ]
-    if len(known) > 1:
+    constant = [heading(each.task) for each in known if each.sd == 0]
+    if len(known) > 1 and not constant:
         design = power.Design(tuple(each.sd for each in known))
         rows.append(Row("mean over tasks", design, min(each.seeds for each in known)))
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
     lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
     missing = [heading(task) for task, each in found.items() if each is None]
     lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []
+    lines += [f"Tuned, but not scored yet: {', '.join(tuned)}"] if tuned else []
+    if constant:
+        which = ", ".join(constant)
+        lines.append(f"Differences do not vary, so nothing can be said of seeds: {which}")
     return "\n".join(lines)
 
 

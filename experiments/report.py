@@ -140,7 +140,7 @@ def compared(
     own, notes = select_runs.select(found, table, size)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
     kept = adherence.of_folder(folder, own, found)
-    notes += _elsewhere({each.registered.digest for each in kept}, own)
+    notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*varies, *config_tables.varied({run.study.table for run in own})]
@@ -153,16 +153,6 @@ def compared(
     raise ValueError(
         f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"
     )
-
-
-def _elsewhere(known: set[str], runs: Sequence[recorded_runs.Run]) -> list[str]:
-    """A note on runs of a registered study whose study.json is not among the known ones."""
-    if not {run.study.registration for run in runs} - {"", *known}:
-        return []
-    return [
-        "Warning: these runs belong to a registered study, whose study.json is not in --results or "
-        "below. Its margin, its rules and its verdicts are not known here: report its own folder."
-    ]
 
 
 def _wanted(run: unfinished_runs.Unfinished) -> bool:

@@ -45,7 +45,7 @@ class Gain:
     over_tasks: Estimate
     """The mean over the tasks of `by_task`, all of the same weight."""
     new_task: Estimate | None
-    """The mean of tasks of which these are a sample, by a random-effects model."""
+    """The mean of all tasks of which these are a sample (`random_effects`)."""
     adjusted: float | None
     """Holm's p value of `over_tasks` in the family of all methods."""
     equivalent: float | None
@@ -66,6 +66,7 @@ class Gains:
 
     reference: str
     """The label of the method that each other one is compared with."""
+    reference_key: str
     margin: float
     """Methods that differ by less are equivalent, in points of the metric."""
     level: float
@@ -130,7 +131,9 @@ def gains(
         else:
             notes += [f"{label} has no number on any task", *(f"{label} on {n}" for n in own)]
     made = _judged(found, len(tasks or known), margin, level, tests)
-    return Gains(every[reference], margin, level, tuple(known), tuple(made), tuple(notes))
+    return Gains(
+        every[reference], reference, margin, level, tuple(known), tuple(made), tuple(notes)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +183,7 @@ def _judged(
             label=each.label,
             by_task={task: _estimate(own, level) for task, own in each.by_task.items()},
             over_tasks=_estimate(mean, level),
-            new_task=_new_task(list(each.by_task.values()), level),
+            new_task=_new_task(each, level),
             adjusted=p,
             equivalent=same,
             upper=mean.upper(level),
@@ -202,13 +205,21 @@ def _estimate(found: MeanDifference, level: float) -> Estimate:
     return Estimate(found.mean, low, high, found.p, found.n)
 
 
-def _new_task(tasks: Sequence[MeanDifference], level: float) -> Estimate | None:
-    """By random effects; None with fewer than three tasks, or one without a variance."""
-    errors = np.array([task.error or 0.0 for task in tasks])
-    if not errors.all():
+def _new_task(method: _Method, level: float) -> Estimate | None:
+    """None with fewer than three tasks, or one without a variance.
+
+    The interval is not narrower than that for these tasks alone, as it can be by chance.
+    """
+    tasks = method.by_task.values()
+    found = new_task(np.array([task.mean for task in tasks]))
+    if found is None or not all(task.error for task in tasks):
         return None
-    found = new_task(np.array([task.mean for task in tasks]), errors)
-    return None if found is None else _estimate(found, level)
+    such, these = _estimate(found, level), _estimate(method.over_tasks, level)
+    return dataclasses.replace(max(such, these, key=_width), n=found.n)
+
+
+def _width(found: Estimate) -> float:
+    return 0.0 if found.low is None or found.high is None else found.high - found.low
 
 
 def _require_one_study(contests: Sequence[Contest], reference: str) -> None:

@@ -57,9 +57,14 @@ class MeanDifference:
         return self.mean - half, self.mean + half
 
     def upper(self, level: float = significance.LEVEL) -> float | None:
-        """The one-sided upper bound of confidence 1 - level; None if no variance is known."""
-        if not self.error:
+        """The one-sided upper bound of confidence 1 - level; None if no variance is known.
+
+        If all differences are equal, it is that of the sign test: their value, if seeds suffice.
+        """
+        if self.error is None:
             return None
+        if self.error == 0:
+            return self.mean if 0.5**self.n <= level else None
         return self.mean + float(stats.t.isf(level, self.df)) * self.error
 
 
@@ -94,6 +99,8 @@ def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
     if not tasks:
         raise ValueError("a mean over tasks needs one task at least")
     mean, fewest = statistics.fmean(task.mean for task in tasks), min(task.n for task in tasks)
+    if abs(mean) <= 1e-9 * max(abs(task.mean) for task in tasks):
+        mean = 0.0  # but for roundings
     errors = [task.error for task in tasks if task.error is not None]
     if len(errors) < len(tasks):
         return MeanDifference(mean, None, 0.0, fewest)

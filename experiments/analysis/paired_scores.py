@@ -90,6 +90,8 @@ def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
             notes.append(f"{label} is left out, as it has no number on one of the tasks")
     sets = [set(each.scores) for own in kept for each in own]
     numbers = sorted(set.intersection(*sets)) if sets else []
+    if len(numbers) < (some := len(set().union(*sets))):
+        notes.append(f"{len(numbers)} of {some} seeds count, as the others lack a method or a task")
     scores = [
         [[own[task].scores[n] for n in numbers] for own in kept] for task in range(len(tasks))
     ]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.analysis import bootstrap, mean_difference, score_check, significance
-from experiments.analysis.choose_methods import Contest, Method, saved_scores
+from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
 from experiments.runs import predictions
 from lora_jax.metrics import label_metrics
@@ -48,10 +49,11 @@ class Seen:
 
     `n` is the number of examples (or questions), 0 without predictions. `replicates` are the scores
     on bootstrap resamples, in the unit of `score`. For accuracy, `right` says which examples (or
-    questions) are right.
+    questions) are right. A run that diverged has its last score (see `paired_scores`) and no more.
     """
 
     score: float
+    diverged: bool = False
     n: int = 0
     replicates: np.ndarray | None = None
     right: np.ndarray | None = None
@@ -64,9 +66,18 @@ def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
       ValueError: the predictions of two runs are of different examples, or predictions do not give
         the score in their record.
     """
-    seen = _seen(contest, resamples, seed)
+    scores = {method.key: scored(method, contest.metric) for method in contest.methods}
+    seen = _seen(contest, scores, resamples, seed)
+    unknown = {key: _unknown(each) for key, each in scores.items()}
     return [
-        _pair(contest, first, second, seen[first.key], seen[second.key])
+        _pair(
+            contest,
+            first,
+            second,
+            seen[first.key],
+            seen[second.key],
+            [said for key in (first.key, second.key) for said in unknown[key]],
+        )
         for first, second in itertools.combinations(contest.methods, 2)
     ]
 
@@ -106,16 +117,24 @@ def _negative(test: significance.Difference) -> significance.Difference:
     return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
 
 
+def _unknown(found: Scored) -> list[str]:
+    """Why a method has no number; nothing if it has one."""
+    if found.scores:
+        return []
+    return [f"{found.label} has no number: {', '.join(found.notes) or 'no scored run'}"]
+
+
 def _pair(
     contest: Contest,
     first: Method,
     second: Method,
     ours: Mapping[tuple[int, int], Seen],
     theirs: Mapping[tuple[int, int], Seen],
+    unknown: Sequence[str],
 ) -> Pair:
     common = sorted(ours.keys() & theirs.keys())
     tests: dict[str, significance.Difference | None] = dict.fromkeys(KINDS)
-    why = [] if common else ["no seed in common"]
+    why = list(unknown) if unknown or common else ["no seed in common"]
     if len(common) == 1:
         why.append("one seed in common")
     if len(common) > 1:
@@ -125,7 +144,10 @@ def _pair(
         tests["seeds"] = significance.Difference(found.mean, low, high, found.p, found.n)
     both = [(ours[number], theirs[number]) for number in common]
     stored = [(a, b) for a, b in both if a.n and b.n]
-    if len(stored) < len(common):
+    if any(a.diverged or b.diverged for a, b in both):
+        stored = []  # a test of the others would be one of the lucky seeds
+        why.append("a diverged run has its last score alone")
+    elif len(stored) < len(common):
         why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
     if stored:
         observed = np.array([a.score - b.score for a, b in stored])
@@ -140,14 +162,17 @@ def _pair(
     return Pair(contest, first, second, len(common), tests, ", ".join(why))
 
 
-def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[int, int], Seen]]:
-    """What is known about each completed run, by method, then by seed and draw."""
+def _seen(
+    contest: Contest, scores: Mapping[str, Scored], resamples: int, seed: int
+) -> dict[str, dict[tuple[int, int], Seen]]:
+    """What is known about each run with a score, by method, then by seed and draw."""
     found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
     stored = []
     for method in contest.methods:
-        for run, score in saved_scores(method.runs):
-            found[method.key][run.number] = Seen(score)
-            parts = predictions.read(run.folder)
+        known = scores[method.key].scores
+        for run in (each for each in method.runs if each.number in known):
+            found[method.key][run.number] = Seen(known[run.number], not run.completed)
+            parts = predictions.read(run.folder) if run.completed else {}
             part = parts.get("validation")
             if part is not None and part.labels is not None:
                 outputs = np.asarray(part.outputs, np.float64)
@@ -171,5 +196,5 @@ def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[i
     for (key, run, outputs, _, _), replicated in zip(stored, drawn, strict=True):
         score = found[key][run.number].score
         right = label_metrics.correct(outputs, labels, choices) if metric == "accuracy" else None
-        found[key][run.number] = Seen(score, len(labels) // choices, replicated, right)
+        found[key][run.number] = Seen(score, False, len(labels) // choices, replicated, right)
     return found

@@ -49,7 +49,8 @@ class Stability:
 class Share:
     """A share of pairs of sets of seeds, and its standard error over seeds (by the jackknife).
 
-    There is no error for fewer than FEWEST seeds.
+    There is no error for fewer than FEWEST seeds, or where no seed changes the share: two methods
+    that win as many seeds each, for instance, have the same share without any of them.
     """
 
     share: float
@@ -127,7 +128,7 @@ def disjoint(scores: np.ndarray, size: int, seed: int = 0) -> Share:
         without = apart & kept & kept[:, None]
         left_out.append(same[without].mean() if without.any() else math.nan)
     spread = float(np.var(left_out)) * (seeds - 1)
-    error = None if seeds < FEWEST or math.isnan(spread) else math.sqrt(spread)
+    error = math.sqrt(spread) if seeds >= FEWEST and spread > 1e-12 else None
     return Share(float(same[apart].mean()), error, pairs)
 
 

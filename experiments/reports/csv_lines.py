@@ -10,6 +10,7 @@ from experiments.analysis.gains import Gain
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.reports import sheets
 from experiments.reports.findings import Findings
+from experiments.reports.gain_sheet import of_tasks
 from experiments.tables.text_formats import csv_lines
 
 COLUMNS = (
@@ -68,11 +69,12 @@ empty. `low` and `high` are the ends of the 95% interval of the mean, or of the 
 minus `other`. The test that `decides` has the verdict, and Holm's p value in the family of all
 deciding tests.
 
-A `gain` over all tasks has `p_holm` in another family, that of all methods against the reference;
-so has `p_equivalent`, of two one-sided tests against the `margin`. `upper` is the one-sided upper
-bound, and `detectable` the smallest difference that the test would find with a power of 80%.
-`such_tasks` is the mean over all tasks of which these are a sample (random effects), with its
-interval. All intervals and bounds of gains are at the level of the study's protocol.
+The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks some. That gain has
+`p_holm` in another family, that of all methods against the reference; so has `p_equivalent`, of two
+one-sided tests against the `margin`. `upper` is the one-sided upper bound, and `detectable` the
+smallest difference that the test would find with a power of 80%. `such_tasks` is the mean over all
+tasks of which these are a sample (`random_effects`), with its interval. All intervals and bounds of
+gains are at the level of the study's protocol.
 """
 
 
@@ -99,7 +101,8 @@ def lines(
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
     """A line for each method over all tasks, and one for each of its tasks."""
     for gain in (each.gain for each in found.methods if each.gain is not None):
-        for task, own in (("all tasks", gain.over_tasks), *gain.by_task.items()):
+        some = of_tasks(len(gain.by_task), found.planned_tasks).strip(" ()")
+        for task, own in ((some or "all tasks", gain.over_tasks), *gain.by_task.items()):
             yield {
                 "line": "gain",
                 "table": found.title,

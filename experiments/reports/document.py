@@ -1,7 +1,7 @@
 """Put a report together: what is compared, and the parts of the document in their order."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,15 +51,15 @@ class Document:
         """Test all pairs.
 
         Args:
-          reference: the key of the method to compare others with; by default lora, or else the
-            first of each contest.
+          reference: the key of the method to compare others with; by default that of the study,
+            or lora, or else the first of each contest.
           resamples, seed: of the bootstrap.
           size: that of the runs, which is said of all but full ones.
           studies: what registered studies found over all their tasks, in place of what pairs show.
             `Findings.title` is the name of the study's table.
         """
         self.made, self.reference, self.resamples, self.size = made, reference, resamples, size
-        self.references = refer(made, reference)
+        self.references = refer(made, reference, {e.title: e.reference_key for e in studies})
         self.family = [
             swapped(pair) if pair.first is own else pair
             for contest, own in zip(made, self.references, strict=True)
@@ -162,10 +162,15 @@ class Document:
         return study + small * (self.size != "full")
 
 
-def refer(made: Sequence[Contest], reference: str | None) -> list[Method | None]:
+def refer(
+    made: Sequence[Contest], reference: str | None, of_studies: Mapping[str, str]
+) -> list[Method | None]:
     """The reference method of each contest, None for a contest without it.
 
-    By default it is lora, or else the contest's first method.
+    By default it is that of the contest's study, or lora, or else the contest's first method.
+
+    Args:
+      of_studies: the references of registered studies, by the name of their table.
 
     Raises:
       ValueError: no contest has the reference.
@@ -177,7 +182,7 @@ def refer(made: Sequence[Contest], reference: str | None) -> list[Method | None]
     for contest in made:
         by_key = {method.key: method for method in contest.methods}
         default = None if reference else contest.methods[0]
-        found.append(by_key.get(reference or "lora", default))
+        found.append(by_key.get(reference or of_studies.get(contest.table, "lora"), default))
     return found
 
 

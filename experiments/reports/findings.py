@@ -18,6 +18,7 @@ from experiments.reports.gain_sheet import gain_sheet
 from experiments.tables.text_formats import Sheet
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
+NOT_REGISTERED = "These are not the verdicts of the study that was registered. "
 OF_PAIR = {"win": "better", "loss": "worse", "tie": "undecided", "": ""}
 
 
@@ -83,6 +84,10 @@ class Findings:
     as the lines of contests have them; of registered studies alone."""
     model: str = ""
     metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    planned_tasks: int = 0
+    """How many tasks the study has; 0 if it was not registered."""
+    absent: tuple[str, ...] = ()
+    """The registered methods that have no number on any task."""
     caveat: str = ""
     """What stands before the verdict; empty if all planned runs are there and as registered."""
 
@@ -101,6 +106,7 @@ def of_gains(
     unit: str = "points",
     notes: Sequence[str] = (),
     headings: Mapping[str, str] = MappingProxyType({}),
+    tasks: int = 0,
 ) -> Findings:
     """The findings of a study whose methods were compared over all its tasks.
 
@@ -111,6 +117,7 @@ def of_gains(
       level: of the intervals and of both families of tests.
       notes: on what was left out.
       headings: of tasks, by their names; others have the usual ones.
+      tasks: how many the study has; by default, as many as the method with most.
     """
     found = [
         Finding(
@@ -126,8 +133,11 @@ def of_gains(
     counts = [gain.over_tasks.n for gain in gains]
     made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
     named = f"Gain over {reference}, all tasks together, {unit}"
-    sheet = gain_sheet(gains, named, level) if gains else None
-    return dataclasses.replace(made, notes=tuple(notes), sheet=sheet, level=level)
+    planned = max([tasks, *(len(gain.by_task) for gain in gains)])
+    sheet = gain_sheet(gains, named, level, planned) if gains else None
+    return dataclasses.replace(
+        made, notes=tuple(notes), sheet=sheet, level=level, planned_tasks=planned
+    )
 
 
 def questions(
@@ -149,7 +159,7 @@ def questions(
 
 
 def of_pairs(
-    made: Sequence[Contest], references: Sequence[Method | None], family: Sequence[Pair]
+    contests: Sequence[Contest], references: Sequence[Method | None], family: Sequence[Pair]
 ) -> list[Findings]:
     """The findings of each study from its pairs with the reference.
 
@@ -158,7 +168,7 @@ def of_pairs(
       family: all pairs of the report; in pairs with a reference, it is the second method.
     """
     by_study: dict[str, list[tuple[Contest, Method]]] = {}
-    for contest, own in zip(made, references, strict=True):
+    for contest, own in zip(contests, references, strict=True):
         if own is not None:
             by_study.setdefault(f"{contest.table}, {own.label}", []).append((contest, own))
     decided = list(zip(family, verdicts(family), strict=True))
@@ -174,8 +184,13 @@ def of_pairs(
             counts = [pair.common for pair, _ in pairs]
             methods = _of_pairs(pairs, several=len({each.model for each, _ in places}) > 1)
             unit = units.pop() if len(units) == 1 else "points"
-            found.append(_sorted(contest.table, own.label, unit, None, counts, WIDEST, methods))
+            made = _sorted(contest.table, own.label, unit, None, counts, WIDEST, methods)
+            found.append(dataclasses.replace(made, caveat=NOT_REGISTERED * _registered(contest)))
     return found
+
+
+def _registered(contest: Contest) -> bool:
+    return any(run.study.registration for method in contest.methods for run in method.runs)
 
 
 def _of_pairs(pairs: Sequence[tuple[Pair, str]], several: bool) -> list[Finding]:

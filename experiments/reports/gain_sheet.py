@@ -8,22 +8,30 @@ from experiments.tables.cells import NONE
 from experiments.tables.text_formats import Sheet
 
 NOTE = (
-    "A mean gain is over all tasks, with the same weight. p (Holm) is that of no difference, in "
-    "the family of all methods; the p of equivalence is that of two one-sided tests against the "
-    "margin; if it is small, a method that is better or worse is so by less than the margin. The "
-    "upper bound is one-sided. Detectable is the smallest difference that the test would find with "
-    "a power of 80%. Such tasks: the mean of all tasks of which these are a "
-    "sample, by a random-effects model. All these numbers are of the rates that were chosen, whose "
-    "choice has noise of its own, and of these development sets. They generalise over seeds: "
-    "other training sentences, orders and first weights. With 10 seeds of a task, false claims can "
-    "be 1.25 times as frequent as the level says, and less so with more."
+    "A mean gain is over all tasks, with the same weight; where a method lacks some, the row says "
+    "so. p (Holm) is that of no difference, in the family of all methods; the p of equivalence is "
+    "that of two one-sided tests against the margin; if it is small, a method that is better or "
+    "worse is so by less than the margin. The upper bound is one-sided. Detectable is the smallest "
+    "difference that the test would find with a power of 80%. Such tasks: the mean of all tasks of "
+    "which these are a sample, by a t-test of the tasks' gains. All these numbers are of the rates "
+    "that were chosen, whose choice has noise of its own, and of these development sets. They "
+    "generalise over seeds: other training sentences, orders and first weights. With 10 seeds of a "
+    "task, false claims can be 1.25 times as frequent as the level says, and less so with more."
 )
 
 
-def gain_sheet(gains: Sequence[Gain], title: str, level: float) -> Sheet:
-    """A row for each method, the largest gain first; methods that lack a task come last."""
-    most = max(len(each.by_task) for each in gains)
-    ordered = sorted(gains, key=lambda e: (len(e.by_task) < most, -e.over_tasks.mean))
+def of_tasks(own: int, tasks: int) -> str:
+    """What follows the name of a method whose mean is not over all tasks; nothing otherwise."""
+    return f" ({own} of {tasks} tasks)" if own < tasks else ""
+
+
+def gain_sheet(gains: Sequence[Gain], title: str, level: float, tasks: int) -> Sheet:
+    """A row for each method, the largest gain first; methods that lack a task come last.
+
+    Args:
+      tasks: how many the study has.
+    """
+    ordered = sorted(gains, key=lambda e: (len(e.by_task) < tasks, -e.over_tasks.mean))
     heads = (
         "method",
         "verdict",
@@ -36,13 +44,13 @@ def gain_sheet(gains: Sequence[Gain], title: str, level: float) -> Sheet:
         "such tasks",
         "seeds",
     )
-    return Sheet(title, heads, [_row(each) for each in ordered])
+    return Sheet(title, heads, [_row(each, tasks) for each in ordered])
 
 
-def _row(gain: Gain) -> list[str]:
+def _row(gain: Gain, tasks: int) -> list[str]:
     whole = gain.over_tasks
     return [
-        gain.label,
+        gain.label + of_tasks(len(gain.by_task), tasks),
         gain.verdict,
         _signed(whole.mean),
         _interval(whole),

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from experiments.figures import forest
 from experiments.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
+from experiments.reports.gain_sheet import of_tasks
 
 FAR = " An arrow is a difference beyond the axis, whose number is at the right."
 FEWER = " A method that lacks tasks comes last; its mean is over those that its name counts."
@@ -104,8 +105,8 @@ def _picture(
 def _over_all(found: Findings, method: Finding, name: str) -> forest.Line:
     """The line of a mean over tasks, with the number of these behind its name if it lacks some."""
     line = dataclasses.replace(_line(method, None), label=name)
-    own, tasks = len(method.by_task), len(found.tasks)
-    return line if own == tasks else dataclasses.replace(line, behind=f" ({own} of {tasks} tasks)")
+    tasks = found.planned_tasks or len(found.tasks)
+    return dataclasses.replace(line, behind=of_tasks(len(method.by_task), tasks))
 
 
 def _line(found: Finding, task: str | None) -> forest.Line:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from configs import common_tasks
@@ -37,7 +37,7 @@ def of_study(kept: Adherence) -> findings.Findings:
     """The findings of a study: of the runs that are as registered, at the rate of its rule."""
     protocol, name = kept.registered.protocol, kept.registered.study
     shown = config_tables.tables().get(name) or common_tasks.table(name)
-    labels = shown["rows"]
+    labels = {row: shown["rows"].get(row) or method(row) for row in protocol.rows}
     made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     compared = None
@@ -52,27 +52,41 @@ def of_study(kept: Adherence) -> findings.Findings:
         )
     notes = [*_kept(kept)]
     if compared is not None:
-        notes += [*_of_bounds(compared), *_of_methods(compared), *_of_seeds(made)]
+        others = {key: label for key, label in labels.items() if key != protocol.reference}
+        notes += [*_of_bounds(compared, others), *_of_methods(compared), *_of_seeds(made)]
     units = {"points" if recorded_runs.scale(each.metric) != 1 else each.metric for each in made}
+    if len(units) > 1:
+        notes.append(
+            f"The mean over tasks has no unit: scores are in {' and '.join(sorted(units))}."
+        )
     said = findings.of_gains(
         compared.methods if compared else (),
         title=name,
-        reference=labels.get(protocol.reference) or method(protocol.reference),
+        reference=labels[protocol.reference],
         margin=protocol.margin,
         level=protocol.level,
-        unit=units.pop() if len(units) == 1 else "points",
+        unit=" and ".join(sorted(units)) or "points",
         notes=notes,
         headings={task: title for title, task, _ in shown["columns"]},
+        tasks=len(protocol.columns),
     )
     asked = findings.questions(shown["questions"], said, protocol.reference)
     return dataclasses.replace(
         said,
         questions=asked,
         caveat=_caveat(kept),
+        absent=tuple(_absent(labels, compared)),
         reference_key=protocol.reference,
         model=made[0].model if made else "",
         metrics={each.task: each.metric for each in made},
     )
+
+
+def _absent(labels: Mapping[str, str], compared: Gains | None) -> Iterator[str]:
+    """The labels of the registered methods that have no number on any task."""
+    if compared is not None:
+        known = {compared.reference_key, *(each.key for each in compared.methods)}
+        yield from (label for row, label in labels.items() if row not in known)
 
 
 def _caveat(kept: Adherence) -> str:
@@ -99,6 +113,8 @@ def _kept(kept: Adherence) -> Iterator[str]:
         yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
     if kept.missing:
         yield f"Still missing: {_first(kept.missing)}."
+    if kept.untrained:
+        yield f"No learning rate trained to the end with each seed: {_first(kept.untrained)}."
     if kept.edges:
         yield (
             "The rule allows no further rates, and better ones may lie beyond those of "
@@ -108,20 +124,32 @@ def _kept(kept: Adherence) -> Iterator[str]:
         yield f"Claim, stated before the first run: {claim}"
 
 
-def _of_bounds(compared: Gains) -> Iterator[str]:
-    """The largest upper bound of a gain over all tasks, and which are as large as the margin."""
+def _of_bounds(compared: Gains, others: Mapping[str, str]) -> Iterator[str]:
+    """The upper bounds of gains over all tasks: the largest, those of the margin or more, and none.
+
+    Args:
+      others: the labels of all methods that are compared with the reference, by key.
+    """
     whole = [each for each in compared.methods if each.adjusted is not None]
-    bounds = {each.label: each.upper for each in whole if each.upper is not None}
-    if not bounds:
-        return
-    label = max(bounds, key=bounds.__getitem__)
-    above = [name for name, bound in bounds.items() if bound >= compared.margin]
-    yield (
-        f"The largest one-sided upper bound of a gain over {compared.reference} is "
-        f"{bounds[label]:+z.2f}, of {label}. Of {_count(len(bounds), 'bound')}, {len(above)} "
-        f"{'is' if len(above) == 1 else 'are'} the margin or more{': ' * bool(above)}"
-        f"{', '.join(above)}."
-    )
+    bounds = {each.key: each.upper for each in whole if each.upper is not None}
+    if bounds:
+        largest = max(bounds, key=bounds.__getitem__)
+        above = [others[key] for key, bound in bounds.items() if bound >= compared.margin]
+        yield (
+            f"The largest one-sided upper bound of a gain over {compared.reference} is "
+            f"{bounds[largest]:+z.2f}, of {others[largest]}. Of {_count(len(bounds), 'bound')}, "
+            f"{len(above)} {'is' if len(above) == 1 else 'are'} the margin or more"
+            f"{': ' * bool(above)}{', '.join(above)}."
+        )
+    if without := [label for key, label in others.items() if key not in bounds]:
+        yield (
+            f"{_count(len(without), 'method')} of {len(others)} {_has(without)} no such bound over "
+            f"all tasks, so a claim about the bounds of all is not shown: {', '.join(without)}."
+        )
+
+
+def _has(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _of_methods(compared: Gains) -> Iterator[str]:

@@ -25,9 +25,13 @@ def _decided(found: Findings) -> str:
     where = f"on {found.tasks[0]}"
     if len(found.tasks) > 1:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
-    begin = f"Of {_count(len(found.methods), 'method')} compared with {found.reference} {where}"
+    methods = len(found.methods) + len(found.absent)
+    begin = f"Of {_count(methods, 'method')} compared with {found.reference} {where}"
     parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
     parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
+    if absent := len(found.absent):
+        has = "has" if absent == 1 else "have"
+        parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
     said = _list([part for part in parts if part])
     return f"{begin}, with {_seeds(found)}, {said}.{_no_margin(found)}"
 

@@ -171,8 +171,8 @@ def explain(
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
         f"conservative ({KINDS['both']}). {_training_sets(contests)}"
-        + " Each interval, and the p beside it, is of one comparison alone."
-        * referred
+        + " A run that diverged counts with its last score."
+        + " Each interval, and the p beside it, is of one comparison alone." * referred
     )
     least = 2 / (resamples + 1)
     by_bootstrap = any(

@@ -10,7 +10,7 @@ from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import Run
 from experiments.studies import rates, registration
 from experiments.studies.registration import Planned, Registration
-from experiments.studies.training import ENDED, NO_RATE, cell_digest
+from experiments.studies.training import ENDED, cell_digest
 from lora_jax.records.run_record import Record
 
 
@@ -21,6 +21,8 @@ class Adherence:
     registered: Registration
     departures: tuple[str, ...]
     missing: tuple[str, ...]
+    untrained: tuple[str, ...]
+    """Methods that no learning rate trained to the end: they have no scored run, and need none."""
     edges: tuple[str, ...]
     """Methods whose best rate is the last that the rule allows: a better one may lie beyond it."""
     counted: tuple[Run, ...]
@@ -43,13 +45,22 @@ def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> l
       runs: the selected ones, of one size.
       every: these and the others. A study that only the others carry out was not selected.
 
+    A copy within a study's own folder is part of that study.
+
     Raises:
-      ValueError: a study.json is damaged or was changed.
+      ValueError: a study.json is damaged or was changed, or two folders have the same study.
     """
-    found = []
-    for path in sorted(folder.rglob(registration.FILE)):
+    found, places = [], dict[str, Path]()
+    for path in sorted(folder.rglob(registration.FILE), key=lambda each: (len(each.parts), each)):
         registered = registration.read(path.parent)
         assert registered is not None
+        first = places.setdefault(registered.digest, path.parent)
+        if first in path.parent.parents:
+            continue
+        if first != path.parent:
+            raise ValueError(
+                f"{first} and {path.parent} have the same study: give one of them (--results)"
+            )
         own, others = (_runs_of(registered, path.parent, each) for each in (runs, every))
         if _carries(registered, own) or not _carries(registered, others):
             found.append(adherence(registered, own))
@@ -72,6 +83,16 @@ def as_registered(
     kept = without_departures(of_folder(folder, runs, every), runs)
     said = left_out(len(runs) - len(kept), "not as the study registered them")
     return kept, [said] * bool(said)
+
+
+def elsewhere(known: set[str], runs: Sequence[Run]) -> list[str]:
+    """A note on runs of a registered study whose study.json is not among the known digests."""
+    if not {run.study.registration for run in runs} - {"", *known}:
+        return []
+    return [
+        "Warning: these runs belong to a registered study, whose study.json is not in --results or "
+        "below. Its margin, its rules and its verdicts are not known here: give its own folder."
+    ]
 
 
 def _runs_of(registered: Registration, folder: Path, runs: Sequence[Run]) -> list[Run]:
@@ -98,14 +119,16 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
     for task, rows in registered.cells.items():
         own = {row: list(_once(cells[task, row], found)) for row in rows}
         _compare(registered, task, own, found)
+    cells_with_runs = sum(map(len, registered.cells.values())) - len(found.untrained)
     return Adherence(
         registered,
         departures=tuple(found.departures),
         missing=tuple(found.missing),
+        untrained=tuple(found.untrained),
         edges=tuple(found.edges),
         counted=tuple(found.counted),
         left_out=tuple(found.left_out),
-        planned=sum(map(len, registered.cells.values())) * len(registered.protocol.seeds),
+        planned=cells_with_runs * len(registered.protocol.seeds),
     )
 
 
@@ -115,6 +138,7 @@ class _Found:
 
     departures: list[str] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
+    untrained: list[str] = dataclasses.field(default_factory=list)
     edges: list[str] = dataclasses.field(default_factory=list)
     counted: list[Run] = dataclasses.field(default_factory=list)
     left_out: list[Run] = dataclasses.field(default_factory=list)
@@ -170,6 +194,8 @@ def _departure(registered: Registration, run: Run) -> str:
 
 def _place(planned: Planned, per_decade: int, run: Run) -> int | None:
     rate = run.config.optimizer.learning_rate
+    if not rate > 0:
+        return None
     place = round(math.log10(rate / planned.middle) * per_decade)
     return place if rates.rate(planned.middle, place, per_decade) == rate else None
 
@@ -214,7 +240,7 @@ def _compare(
         if wrong:
             found.depart(f"{where}: {len(wrong)} runs without the best rate", wrong)
         if place is None:
-            found.missing.append(f"{where}: {NO_RATE}")
+            found.untrained.append(where)
         elif lost := len(set(protocol.seeds) - {run.record.seed for run in right}):
             found.missing.append(f"{where}: {lost} of {len(protocol.seeds)} seeds")
         if len(places) > 1 and place in (min(places), max(places)):

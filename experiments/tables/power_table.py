@@ -1,7 +1,7 @@
 """A table of what differences a number of seeds shows, and how many seeds a difference needs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from experiments.analysis import power
 from lora_jax.text_table import text_table
@@ -42,7 +42,10 @@ class Row:
 
 
 def power_table(rows: Sequence[Row], asked: Question) -> str:
-    """The table; columns of which no row knows anything are left out."""
+    """The table; columns of which no row knows anything are left out.
+
+    Nothing is known of a task whose differences do not vary.
+    """
     columns = {
         "": [row.name for row in rows],
         "sd": [_sd(row.design) for row in rows],
@@ -51,12 +54,10 @@ def power_table(rows: Sequence[Row], asked: Question) -> str:
         "smallest found": [_number(_detectable(row, asked)) for row in rows],
         "smallest margin": [_number(_showable(row, asked)) for row in rows],
         f"seeds to find {asked.difference:g}": [
-            _count(power.seeds_to_detect(row.design, asked.difference, asked.first, asked.power))
-            for row in rows
+            _seeds(power.seeds_to_detect, row, asked) for row in rows
         ],
         f"seeds to show less than {asked.difference:g}": [
-            _count(power.seeds_to_show(row.design, asked.difference, asked.first, asked.power))
-            for row in rows
+            _seeds(power.seeds_to_show, row, asked) for row in rows
         ],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
@@ -67,15 +68,19 @@ def _sd(design: power.Design) -> str:
     return f"{design.deviations[0]:.2f}" if len(design.deviations) == 1 else ""
 
 
+def _varies(row: Row) -> bool:
+    return any(row.design.deviations)
+
+
 def _detectable(row: Row, asked: Question) -> float | None:
-    if row.seeds is None:
+    if row.seeds is None or not _varies(row):
         return None
     error, df = row.design.error(row.seeds), row.design.df(row.seeds)
     return power.detectable(error, df, asked.first, asked.power)
 
 
 def _showable(row: Row, asked: Question) -> float | None:
-    if row.seeds is None:
+    if row.seeds is None or not _varies(row):
         return None
     error, df = row.design.error(row.seeds), row.design.df(row.seeds)
     return power.showable(error, df, asked.first, asked.power)
@@ -85,5 +90,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _count(seeds: int | None) -> str:
+def _seeds(needed: Callable[..., int | None], row: Row, asked: Question) -> str:
+    if not _varies(row):
+        return ""
+    seeds = needed(row.design, asked.difference, asked.first, asked.power)
     return _OVER if seeds is None else str(seeds)

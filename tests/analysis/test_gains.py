@@ -39,9 +39,11 @@ def test_numbers_are_those_of_the_tests():
         assert (everywhere.mean, everywhere.p, everywhere.n) == (mean.mean, mean.p, 12)
         assert (everywhere.low, everywhere.high) == mean.interval()
         assert own.upper == mean.upper() < everywhere.high
-        random = new_task(np.array([t.mean for t in tasks]), np.array([t.error for t in tasks]))
-        assert (own.new_task.low, own.new_task.high) == random.interval()
-        assert (own.new_task.mean, own.new_task.n) == (random.mean, 3)
+        wider = max(
+            new_task(np.array([t.mean for t in tasks])).interval(), mean.interval(), key=np.ptp
+        )
+        assert (own.new_task.low, own.new_task.high) == pytest.approx(wider)
+        assert (own.new_task.mean, own.new_task.n) == (pytest.approx(mean.mean), 3)
         p[key] = mean.p
         margin = stats.t.cdf((abs(mean.mean) - 1.0) / mean.error, mean.df)
         same[key] = margin  # the larger of the two one-sided p values
@@ -104,7 +106,8 @@ def test_the_same_scores_are_equivalent_by_the_sign_test():
     _, methods = of([contest("cola", {"lora": scores, "copy": scores})])
     own = methods["copy"]
     assert (own.adjusted, own.equivalent, own.verdict) == (1.0, 2**-5, "equivalent")
-    assert own.over_tasks.low is own.upper is own.detectable is own.new_task is None
+    assert own.upper == 0  # more would be below all 5 scores in 1 of 32 cases
+    assert own.over_tasks.low is own.detectable is own.new_task is None
 
 
 def test_only_common_seeds_count_and_missing_ones_are_said():

@@ -63,7 +63,10 @@ def test_a_table_has_the_methods_and_seeds_of_all_tasks():
     found = table([one, other])
     assert (found.labels, found.numbers) == (("LORA", "DORA"), ((0, 0), (1, 1)))
     np.testing.assert_array_equal(found.scores, [[[80, 81], [85, 86]], [[83, 84], [87, 88]]])
-    assert found.notes == ("VERA is left out, as it has no number on one of the tasks",)
+    assert found.notes == (
+        "VERA is left out, as it has no number on one of the tasks",
+        "2 of 3 seeds count, as the others lack a method or a task",
+    )
     assert table([one], ("vera", "lora")).scores.shape == (1, 2, 3)
     assert table([one], ("eva",)).scores.shape == (1, 0, 0)
 

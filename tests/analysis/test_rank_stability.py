@@ -57,6 +57,13 @@ def test_the_jackknife_s_error_is_that_of_new_seeds():
     assert 0.8 * spread < np.mean([each.error for each in found]) < 1.4 * spread
 
 
+def test_two_methods_that_win_as_often_show_no_error():
+    """Without any one seed the share is the same: (n / 2 - 1) / (n - 1)."""
+    scores = np.array([[1.0, 0.0] * 5, [0.0, 1.0] * 5])
+    found = disjoint(scores, 1)
+    assert found.share == pytest.approx(4 / 9) and found.error is None
+
+
 def test_a_clear_order_repeats_always():
     scores = np.arange(5.0)[:, None] + np.random.default_rng(3).uniform(0, 0.9, (5, 7))
     found = stability(scores, (1, 2), 100)

@@ -97,6 +97,27 @@ def test_a_registered_study(study):
     assert "seeds to find 1 " in other
 
 
+def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_path):
+    """Tuning scores are others, and differences that do not vary have no power."""
+    held = against_lora.STUDY["tuning"]["seeds"][0]
+    shutil.copytree(study / "study", tmp_path / "study")
+    for path in (tmp_path / "study" / "rte").glob("*/*/"):
+        if path.name != str(held):
+            shutil.rmtree(path)
+    text = said(f"--results={tmp_path}")
+    assert "Tuned, but not scored yet: RTE" in text and "mean over" not in text
+    assert "whose study.json is not in" in said(f"--results={tmp_path / 'study' / 'mrpc'}")
+    for name in SCORES:
+        for seed, score in enumerate((80.0, 82.0)):
+            arg = f"task=mrpc,row={name},seed={seed}"
+            where = tmp_path / "same" / name / str(seed)
+            write(where, "studies.against_lora", arg, {"accuracy": score / 100})
+    text = said(f"--results={tmp_path / 'same'}")
+    assert text.splitlines()[-1] == (
+        "Differences do not vary, so nothing can be said of seeds: MRPC"
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "error"),
     [

@@ -10,7 +10,8 @@ from fake_records import write
 
 from experiments import marked_documents, report, tune
 from experiments.analysis import recorded_runs
-from experiments.reports import registered, study_blocks
+from experiments.reports import csv_lines, registered, study_blocks
+from experiments.reports.document import Document
 from experiments.reports.verdict import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
@@ -136,8 +137,10 @@ def test_runs_without_their_registration_are_said(study):
     )
     assert len(kept) == 1 and not notes
     folder = study / "rte"
-    _, kept, notes = report.compared(folder, recorded_runs.find(folder), None, "smoke", (), [])
+    made, kept, notes = report.compared(folder, recorded_runs.find(folder), None, "smoke", (), [])
     assert not kept and "whose study.json is not in --results or below" in notes[0]
+    document = Document(made, resamples=100)
+    assert sentence(document.findings[0]).startswith("These are not the verdicts of the study")
 
 
 def test_a_family_is_as_large_as_registered(study):
@@ -170,6 +173,52 @@ def test_a_study_without_its_reference_compares_nothing_and_says_so(study):
 def test_runs_that_chose_a_rate_are_no_result(study):
     (one,) = found(study, lambda runs: [run for run in runs if run.record.seed == TUNING])
     assert one.methods == () and "0 of 48 scored runs" in one.caveat
+
+
+def diverged(study, row, number, task=""):
+    """The study's runs, where those of a method with one seed diverged and left no score."""
+    runs = []
+    for run in recorded_runs.find(study):
+        if (run.study.row, run.record.seed) == (row, number) and task in run.study.column:
+            lost = {"status": "diverged", "metrics_last": {}, "metrics_best": {}}
+            run = dataclasses.replace(run, record=dataclasses.replace(run.record, **lost))
+        runs.append(run)
+    return runs
+
+
+def test_a_method_that_lacks_a_task_has_no_bound_and_it_is_said(study):
+    """DoRA, the best one, diverged once on a task and left no score."""
+    runs = diverged(study, "dora", 3, "rte")
+    (one,) = registered.found(study, runs)
+    (bound,) = (each for each in one.notes if each.startswith("The largest"))
+    assert "of PiSSA. Of 2 bounds, 0 are the margin or more." in bound
+    assert (
+        "1 method of 3 has no such bound over all tasks, so a claim about the bounds of all is not "
+        "shown: DoRA."
+    ) in one.notes
+    assert [row[0] for row in one.sheet.rows] == ["PiSSA", "VeRA", "DoRA (1 of 2 tasks)"]
+    lines = csv_lines.lines([], [], [one]).splitlines()
+    whole = [line.split(",")[3] for line in lines if " tasks" in line]
+    assert sorted(whole) == ["1 of 2 tasks", "all tasks", "all tasks"]
+
+
+def test_a_method_that_no_rate_trains_is_compared_and_undecided(study):
+    runs = diverged(study, "pissa", TUNING)
+    runs = [run for run in runs if run.study.row != "pissa" or run.record.seed == TUNING]
+    (one,) = registered.found(study, runs)
+    assert one.caveat == "" and one.absent == ("PiSSA",)
+    assert sentence(one).startswith("Of 3 methods compared with LoRA")
+    assert sentence(one).endswith("and 1 has no number (PiSSA).")
+    said = "No learning rate trained to the end with each seed: pissa on rte; pissa on sst2."
+    assert said in one.notes
+
+
+def test_tables_of_tasks_have_the_study_s_reference(study):
+    runs = recorded_runs.find(study)
+    made, kept, _ = report.compared(study, runs, None, "smoke", (), [])
+    told = dataclasses.replace(registered.of_study(*kept), reference_key="dora")
+    document = Document(made, resamples=100, studies=[told])
+    assert {own.key for own in document.references} == {"dora"}
 
 
 def test_a_document_s_block_has_the_verdict_and_the_gains(study, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 
 import pytest
 from fake_records import write
@@ -105,8 +106,8 @@ def test_a_method_without_a_rate_is_said(study):
         run(study, "dora", place, TUNING[1], status="diverged")
     scored(study, {"lora": 0})
     whole = found(study)
-    assert whole.missing == ("dora on cola: no learning rate trained to the end with each seed",)
-    assert len(whole.counted) == 2
+    assert (whole.untrained, whole.missing) == (("dora on cola",), ())
+    assert len(whole.counted) == whole.planned == 2
 
 
 def test_a_failed_run_is_still_to_be_run(study):
@@ -140,6 +141,7 @@ def test_a_best_rate_at_the_edge_asks_for_more_of_all(study):
         ({"data__validation": 7}, "it holds out 7 examples"),
         ({"data__draw": 5}, "its examples are draw 5, not that of seed 0"),
         ({"optimizer__learning_rate": 2e-3}, "learning rate 0.002 is not in the grid"),
+        ({"optimizer__learning_rate": 0.0}, "learning rate 0 is not in the grid"),
         ({"seed": 9, "data__draw": 9}, "seed 9 is not registered"),
         ({"study__row": "vera"}, "vera on cola is not registered"),
     ],
@@ -185,6 +187,22 @@ def test_runs_that_depart_are_left_out_of_everything(study):
     assert as_registered(folder, every, every) == (every, [])
     assert of_folder(folder, [], every) == []  # runs of another size or table were selected
     assert len(of_folder(folder, [], [])) == 1
+
+
+def test_a_copy_in_the_study_s_folder_is_no_second_study(study, tmp_path_factory):
+    folder, _ = study
+    tuned(study, {"lora": 0, "dora": 0})
+    scored(study, {"lora": 0, "dora": 0})
+    every = recorded_runs.find(folder)
+    shutil.copytree(folder, folder / "a_backup")
+    (whole,) = of_folder(folder, recorded_runs.find(folder))
+    assert [run.number for run in whole.counted] == [run.number for run in found(study).counted]
+    assert len(whole.counted) == 4 and not whole.departures and len(every) == 24
+    beside = tmp_path_factory.mktemp("results")
+    for name in ("one", "two"):
+        shutil.copytree(folder / "a_backup", beside / name)
+    with pytest.raises(ValueError, match=r"one and .*two have the same study: give one of them"):
+        of_folder(beside, recorded_runs.find(beside))
 
 
 def test_another_metric_is_a_departure(study):

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ def run(number, score, status="completed"):
     """A run as a `recorded_runs.Run`: a score in points, None for none."""
     return types.SimpleNamespace(
         number=(number, number),
+        folder=Path("none"),
         completed=status == "completed",
         record=types.SimpleNamespace(status=status, metric="accuracy"),
         config=types.SimpleNamespace(train=types.SimpleNamespace(select="last")),
