@@ -44,6 +44,7 @@ from experiments.distributed.devices import announce
 from experiments.distributed.flags import initialize
 from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
+from experiments.runs.finished_run import require_adapter
 from experiments.runs.run import run, summarise
 from experiments.setup.config import parse
 from experiments.tracking import track_flag
@@ -69,12 +70,15 @@ def train() -> None:
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
         track = Track(track_flag.wanted())
         announce()
+        ended = (workdir / "record.json").exists()
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted(), track=track)
     except Exception as error:
         processes.leave(error)
         raise
     completed = record.status == "completed"
     if processes.writes():
+        if ended and completed:
+            require_adapter(workdir)
         for line in summarise(record):
             print(line)
         print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")

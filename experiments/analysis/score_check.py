@@ -40,7 +40,8 @@ def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | N
 
 def choices(run: Run) -> int:
     """How many successive examples make one question in a run's task."""
-    spec = SPECS.get(run.config.data.name)
+    data = run.config.data
+    spec = None if data.source == "files" else SPECS.get(data.name)
     return spec.choices if spec else 1
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from experiments.imports import hub
+from experiments.runs.head_file import HEAD_FILE
 from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS, PeftFolder
 from lora_jax.suggest import nearest_path
 
@@ -28,6 +29,8 @@ class AdapterSource:
         """The sha256 of each file of the adapter, by its name, in hexadecimal."""
         weights = WEIGHTS if (self.path / WEIGHTS).is_file() else TORCH_WEIGHTS
         files = [self.path] if self.is_file else [self.path / CONFIG, self.path / weights]
+        if (self.path / HEAD_FILE).is_file():
+            files.append(self.path / HEAD_FILE)
         found = {}
         for path in files:
             with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from experiments.runs.head_file import HEAD_FILE
 from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS
 
 
@@ -21,7 +22,7 @@ def download(name: str, revision: str | None = None) -> Path:
     given = f"--from={name}" + (f"@{revision}" if revision else "")
     try:
         where = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]
+            name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, HEAD_FILE]
         )
         folder = Path(str(where))
         if (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():

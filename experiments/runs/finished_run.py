@@ -10,6 +10,7 @@ from configs.settings import ClassifierConfig, RunConfig
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
 from lora_jax.adapters.adapter_file import load_adapter
+from lora_jax.files.tree_file import load_tree
 from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
 from lora_jax.suggest import nearest_path
@@ -78,6 +79,16 @@ def read_record(folder: Path, flag: str = "run") -> run_record.Record:
     if not (folder / ADAPTER).is_file():
         raise ValueError(f"{given} has no {ADAPTER}")
     return record
+
+
+def require_adapter(folder: Path) -> None:
+    """Raise a ValueError if the adapter of a run that has ended is gone or damaged."""
+    try:
+        load_tree(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"--workdir={folder}: its run has ended, but {error}; train it again in a new folder"
+        ) from error
 
 
 def open_run(folder: Path, record: run_record.Record) -> FinishedRun:

@@ -83,12 +83,7 @@ def _distribution(optuna: Any, axis: Axis, integer: Callable[[str], bool]) -> An
         return optuna.distributions.CategoricalDistribution(axis.texts)
     log = axis.kind == "log"
     if integer(axis.key):
-        low, high = axis.integers
-        if low > high:
-            raise ValueError(
-                f"--sweep={axis.key}={axis.kind}:{axis.low:g}:{axis.high:g} has no integer"
-            )
-        return optuna.distributions.IntDistribution(low, high, log=log)
+        return optuna.distributions.IntDistribution(*axis.integers, log=log)
     return optuna.distributions.FloatDistribution(axis.low, axis.high, log=log)
 
 

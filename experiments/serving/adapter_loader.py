@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,4 +125,18 @@ def _config(folder: Path) -> dict[str, Any]:
     _, meta = load_tree(folder)
     if not isinstance(meta.get("config"), dict):
         raise ValueError(f"{folder / ADAPTER} does not say what it adapts, nor does {RUN_CONFIG}")
+    if (name := _own_variant(meta["config"])) is not None:
+        raise ValueError(
+            f"{folder / ADAPTER} names a variant of somebody's own, {name}: it is imported only if "
+            f"{RUN_CONFIG} of its run lies beside it"
+        )
     return meta["config"]
+
+
+def _own_variant(config: Mapping[str, Any]) -> str | None:
+    """The first module that a config names as a variant, and that is none of `variants/`."""
+    targets = config.get("targets") or ()
+    changed = [each[1] for each in targets if isinstance(each, list | tuple) and len(each) > 1]
+    named = (config.get("variant"), *changed)
+    names = [each.get("name") for each in named if isinstance(each, dict)]
+    return next((name for name in names if isinstance(name, str) and "." in name), None)

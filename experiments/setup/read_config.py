@@ -93,6 +93,14 @@ def _texts(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
     return dict(_flag_texts(values.read_flags_from_files(list(argv), force_gnu=False)))
 
 
+def _unknown_setting(error: Exception) -> str:
+    """The name that a locked config does not have, and the nearest that it has."""
+    said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    name, near = re.search(r"['\"]([^'\"]+)['\"]", said), re.search(r'Did you mean "([^"]+)"', said)
+    nearest = f"; nearest: '{near[1]}'" if near else ""
+    return f"'{name[1]}'{nearest}" if name else said
+
+
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
         if "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser):
@@ -101,8 +109,7 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
         if isinstance(error, TypeError) or "does not support indexing" in str(error):
             raise ValueError(_inside_a_setting(argv)) from error
-        text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
-        raise ValueError(f"the config has no setting {text}") from error
+        raise ValueError(f"the config has no setting {_unknown_setting(error)}") from error
     except flags.UnrecognizedFlagError as error:
         raise ValueError(f"{error}{_as_setting(error.flagname, argv)}") from error
     except flags.Error as error:

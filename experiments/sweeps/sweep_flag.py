@@ -57,8 +57,16 @@ class Range:
 
     @property
     def integers(self) -> tuple[int, int]:
-        """The first and the last integer of the range."""
-        return math.ceil(self.low), math.floor(self.high)
+        """The first and the last integer of the range.
+
+        Raises:
+          ValueError: there is none.
+        """
+        first, last = math.ceil(self.low), math.floor(self.high)
+        if first > last:
+            ends = f"{self.low:g}:{self.high:g}"
+            raise ValueError(f"--sweep={self.key}={self.kind}:{ends} has no integer")
+        return first, last
 
 
 Axis = Values | Range
@@ -257,12 +265,15 @@ def _drawn(axis: Axis, seed: str, integer: Callable[[str], bool]) -> str:
     source = random.Random(seed)  # a text seed gives the same numbers in every Python
     if isinstance(axis, Values):
         return axis.texts[int(source.random() * len(axis.texts))]
+    whole = integer(axis.key)
     low, high = axis.low, axis.high
+    if whole:  # so that the first and the last one are as likely as others
+        low, high = axis.integers[0] - 0.5, axis.integers[1] + 0.5
     if axis.kind == "log":
         value = math.exp(source.uniform(math.log(low), math.log(high)))
     else:
         value = source.uniform(low, high)
-    return written(axis, value, integer(axis.key))
+    return written(axis, value, whole)
 
 
 def written(axis: Range, value: float, integer: bool) -> str:

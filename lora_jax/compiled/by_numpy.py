@@ -136,8 +136,12 @@ class ByNumpy:
         first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         condition, body = jaxprs.inner(params["cond_jaxpr"]), jaxprs.inner(params["body_jaxpr"])
         carry = operands[second:]
-        while self._run(*condition, [*operands[:first], *carry])[0]:
-            carry = self._run(*body, [*operands[first:second], *carry])
+        while np.any(rows := np.asarray(self._run(*condition, [*operands[:first], *carry])[0])):
+            new = self._run(*body, [*operands[first:second], *carry])
+            carry = [
+                np.where(np.expand_dims(rows, [*range(rows.ndim, np.ndim(x))]), x, y)
+                for x, y in zip(new, carry, strict=True)
+            ]  # a vmapped loop has a condition for each row
         return carry
 
     def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:

@@ -31,6 +31,9 @@ from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.transform.target_patterns import layers as some_layers
 from lora_jax.variant import Variant
 
+MOST_BEGUN = 8
+"""How many structures of adapters `Onto` keeps what `init` gave for."""
+
 
 class Loaded(NamedTuple):
     """An adapted function with the adapter of a folder or file."""
@@ -102,7 +105,10 @@ def load_source(
         raise ValueError(f"{source.label()}: {error}") from None
     read = {name: source.read(name) for name in shapes}
     if (begun := onto.begun.get(structure)) is None:
-        begun = onto.begun[structure] = adapted.init(key, *onto.inputs, **onto.kwargs)
+        begun = adapted.init(key, *onto.inputs, **onto.kwargs)
+        for oldest in list(onto.begun)[: len(onto.begun) - MOST_BEGUN + 1]:
+            onto.begun.pop(oldest, None)  # threads may do the same
+        onto.begun[structure] = begun
     try:
         check_copies(found, leaves, names, read)
         check_heads(found, read)

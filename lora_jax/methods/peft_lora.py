@@ -68,8 +68,9 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
 
 
 def number(x: float) -> float | int:
-    """A whole number as an integer, which is what PEFT writes."""
-    return int(x) if x == int(x) else x
+    """A number as PEFT writes it: an integer if it is whole but for float32's rounding."""
+    near = round(x)
+    return near if abs(x - near) <= 1e-6 * max(1.0, abs(x)) else x
 
 
 def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:

@@ -79,6 +79,8 @@ def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.Gradien
 
 def decays(trainable: Any) -> Any:
     """Which trainables weight decay applies to: all but the biases and norms trained in full."""
-    exempt = re.compile(r"(^|/)(bias|scale|norm)(/|$)")
-    params = {p: x.ndim > 1 and not exempt.search(p) for p, x in trainable["params"].items()}
+    exempt = re.compile(r"(^|/)(bias|scale)(/|$)|(^|[/_])(layer_?)?(norm|ln)_?(\d+|[a-z])?(/|$)")
+    params = {
+        p: x.ndim > 1 and not exempt.search(p.lower()) for p, x in trainable["params"].items()
+    }
     return {**jax.tree.map(lambda _: True, trainable), "params": params}

@@ -138,7 +138,8 @@ def schedule_free(
         decay=numbers["b2"], eps=numbers["eps"], eps_in_sqrt=False, bias_correction=True
     )
     steps = optax.chain(_stepping(rms, rate, numbers), rates or optax.identity())
-    return optax_contrib.schedule_free(steps, rate, b1=numbers["b1"])
+    # optax counts from 1 here, and from 0 in the steps that it averages.
+    return optax_contrib.schedule_free(steps, lambda count: rate(count - 1), b1=numbers["b1"])
 
 
 KINDS: Mapping[str, Kind] = {

@@ -53,8 +53,7 @@ class SavedTrials(Protocol):
         """The states of the best evaluations, and for each trial a note for its record.
 
         Args:
-          states: the last states, which are returned where no evaluation could be the best, and for
-            a run that diverged.
+          states: the last states, which are returned where no evaluation could be the best.
         """
         ...
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lora_jax.base import wide
 from lora_jax.training.averages import Average
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.learning_rates import ForWeights
@@ -122,14 +123,15 @@ def make_step(
     ) -> tuple[Array, Trainable]:
         def part(sums: Any, part_and_rng: Any) -> tuple[Any, None]:
             result = gradient(trainable, frozen, *part_and_rng, total)
-            return jax.tree.map(jnp.add, sums, result), None
+            return jax.tree.map(lambda x, y: x + y.astype(x.dtype), sums, result), None
 
         # A part has every `accumulate`-th row: neighbours are on one device of a mesh, so that each
         # part is on all devices.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]), batch)
         parts = jax.tree.map(lambda x: x.swapaxes(0, 1), parts)
-        start = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trainable))
-        return jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))[0]
+        start = jax.tree.map(lambda x: jnp.zeros_like(x, wide(x.dtype)), (total, trainable))
+        sums, _ = jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, (total, trainable))
 
     def step(
         tx: optax.GradientTransformation | ForWeights,

@@ -17,6 +17,7 @@ from lora_jax.transform.allot import allotted
 from lora_jax.transform.begin import init_factors, stored, unquantized
 from lora_jax.transform.choose import choose
 from lora_jax.transform.discover import discover
+from lora_jax.transform.forward import refuse_taken
 from lora_jax.transform.gather import Counts, Loss, gather
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.layer_bias import effective_biases
@@ -77,6 +78,8 @@ class Adapted:
             a variant cannot work for a weight's shape, or nothing would train. The message names
             the path.
         """
+        taken = {"batches": batches, "loss": loss, "counts": counts, "seen": seen}
+        refuse_taken(self.forward, args, taken)
         full, begun = self._begin(params, *args, **kwargs)
         if seen is None:
             seen = gather(self.apply, key, full, begun, batches, loss, counts)
@@ -127,6 +130,7 @@ class Adapted:
           ValueError: as in `init`; there are no batches, or no loss for gradients; a gradient is
             zero or not finite; inputs of a merged weight are asked for, or `counts` does not fit.
         """
+        refuse_taken(self.forward, args, {"batches": batches, "loss": loss, "counts": counts})
         full, frozen = self._begin(params, *args, **kwargs)
         return gather(self.apply, key, full, frozen, batches, loss, counts)
 
@@ -138,7 +142,7 @@ class Adapted:
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
-        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
+        settings = tuple((p, type(x), x) for p, x in leaves.items() if not is_array(x))
         tied = tuple(path for path, use in uses.items() if use.is_tied)
         own = tuple(uses[path] for path in trained)
         spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements), tied, own)
@@ -159,6 +163,7 @@ class Adapted:
           dropout_key: turns adapter dropout on. It does not act on a weight that must be merged
             (`discover` lists those), on a lookup, or on a product by the transpose.
         """
+        refuse_taken(self.forward, args, {"dropout_key": dropout_key})
         plain = {**frozen.base, **trainable["params"]}
         if not frozen.spec.placements:
             return self.forward(frozen.spec.tree(plain), *args, **kwargs)

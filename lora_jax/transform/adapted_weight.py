@@ -43,11 +43,9 @@ class Weight:
 
     def follow(self, eqn: JaxprEqn, operands: list[Any]) -> "Weight | None":
         """The weight after an operation on its layout, or None if that needs the dense array."""
-        if eqn.primitive.name == "convert_element_type":
-            new = eqn.params["new_dtype"]
-            if not jnp.issubdtype(new, jnp.floating):
-                return None
-            return dataclasses.replace(self, dtypes=(*self.dtypes, jnp.dtype(new)))
+        if jaxprs.is_cast(eqn):
+            new = jnp.dtype(eqn.params["new_dtype"])
+            return dataclasses.replace(self, dtypes=(*self.dtypes, new))
         if eqn.primitive.name == "pvary":
             return jaxprs.vary(self, eqn.params["axes"])
         if eqn.primitive.name == "sharding_constraint":

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from lora_jax.partition import flatten, is_array, split_arrays
 from lora_jax.transform import jaxprs
 from lora_jax.transform.follow_uses import Seen, Walk
@@ -55,7 +57,8 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
     row; then uses that merge nothing, where there is more to gain; then lookups before products, as
     for a tied table.
     """
-    use = WeightUse(path, tuple(leaf.shape), leaf.dtype)
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+    use = WeightUse(path, tuple(leaf.shape), dtype)
     shaped = [each for each in seen if each.contracted | each.free]
     order = ("lookup", "product", "convolution", "mixed")
     main = min(

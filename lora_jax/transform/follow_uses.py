@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from lora_jax.transform import jaxprs, views
@@ -146,8 +145,8 @@ class Walk:
     def _follow(self, eqn: JaxprEqn, tracked: Tracked) -> Tracked | None:
         """The parameter after an operation that an adapted weight passes through."""
         view = tracked.view
-        if eqn.primitive.name == "convert_element_type":
-            return tracked if jnp.issubdtype(eqn.params["new_dtype"], jnp.floating) else None
+        if jaxprs.is_cast(eqn):
+            return tracked
         if (after := views.follow(eqn, view)) is not None:
             return dataclasses.replace(tracked, view=after)
         if (axes := views.sliced_axes(eqn, view.shape)) is not None:

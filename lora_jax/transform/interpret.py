@@ -38,8 +38,13 @@ def evaluate(
     """
     jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
     evaluator = _Evaluator(shared)
-    outputs = evaluator.run(jaxpr, consts, [*weights, *inputs])
-    return jax.tree.unflatten(jax.tree.structure(shape), evaluator.merged(outputs))
+    outputs = evaluator.merged(evaluator.run(jaxpr, consts, [*weights, *inputs]))
+    # A constant of the trace is no array by itself.
+    arrays = [
+        each if isinstance(each, jax.Array) else jnp.asarray(each, like.dtype)
+        for each, like in zip(outputs, jax.tree.leaves(shape), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shape), arrays)
 
 
 class _Evaluator:
@@ -159,15 +164,20 @@ class _Evaluator:
         asked, rest = operands[: params["cond_nconsts"]], operands[params["cond_nconsts"] :]
         first = params["body_nconsts"]
         carried = _Carried(self, body, rest, first, len(rest) - first)
+        by_row = jaxprs.shape(test.outvars[0]) != ()  # of a vmapped loop: whether each row goes on
+
+        def goes_on(values: list[Any]) -> Any:
+            return self.run(test, test_consts, [*asked, *carried.fill(values)])[0]
 
         def condition(state: tuple[Any, list[Any]]) -> Any:
             _, values = state
-            return self.run(test, test_consts, [*asked, *carried.fill(values)])[0]
+            return goes_on(values).any() if by_row else goes_on(values)
 
         def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
             iteration, values = state
             same = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
-            return iteration + 1, carried.varying(self.run(body, body_consts, same))
+            new = carried.varying(self.run(body, body_consts, same))
+            return iteration + 1, jaxprs.where_rows(goes_on(values), new, values) if by_row else new
 
         _, last = lax.while_loop(condition, step, (jnp.uint32(0), carried.start))
         return carried.fill(last)

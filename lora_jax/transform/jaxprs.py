@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.interpreters import partial_eval
@@ -115,6 +116,30 @@ def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
         consts, carry, _ = params["ft_in"].unpack()
         return len(list(consts)), len(list(carry))
     return params["num_consts"], params["num_carry"]
+
+
+def where_rows(rows: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """The new arrays in some rows, and the old ones in the others.
+
+    Args:
+      rows: truth values, of the leading axes of all arrays.
+    """
+    axes = [range(rows.ndim, x.ndim) for x in new]
+    return [
+        jnp.where(jnp.expand_dims(rows, axis), x, y)
+        for axis, x, y in zip(axes, new, old, strict=True)
+    ]
+
+
+def is_cast(eqn: JaxprEqn) -> bool:
+    """Whether an equation casts to a float whose rounding is that of ordinary computation.
+
+    Casts to float8 and less are not such: they change what a weight is.
+    """
+    new = eqn.params.get("new_dtype")
+    if eqn.primitive.name != "convert_element_type" or not jnp.issubdtype(new, jnp.floating):
+        return False
+    return jnp.finfo(new).bits >= 16
 
 
 def unchanged(jaxpr: Jaxpr, consts: int, carry: int) -> list[bool]:

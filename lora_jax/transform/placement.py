@@ -97,8 +97,8 @@ class AdaptedSpec:
 
     treedef: Any
     paths: tuple[str, ...]
-    settings: tuple[tuple[str, Any], ...]
-    """The leaves of the user's tree that are not arrays."""
+    settings: tuple[tuple[str, type, Any], ...]
+    """The leaves of the user's tree that are not arrays, by path: 1 and 1.0 differ in type."""
     placements: tuple[Placement, ...]
     tied: tuple[str, ...] = ()
     """The tables that are also the head."""
@@ -107,7 +107,7 @@ class AdaptedSpec:
 
     def tree(self, arrays: Mapping[str, Any]) -> PyTree:
         """The user's tree, with these arrays in it."""
-        leaves = {**dict(self.settings), **arrays}
+        leaves = {**{path: leaf for path, _, leaf in self.settings}, **arrays}
         return self.treedef.unflatten([leaves[path] for path in self.paths])
 
     def groups(self) -> dict[Variant, list[str]]:
@@ -186,6 +186,8 @@ def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) ->
         raise ValueError(
             f"'{use.path}' is selected, but the function never multiplies by it (used: {how})"
         )
+    if 0 in use.shape:
+        raise ValueError(f"'{use.path}' of shape {use.shape} is empty: leave it out of the targets")
     if assigned is None:
         return Placement(use, Unadapted(), Unadapted(), storage)
     try:

@@ -37,9 +37,17 @@ def test_bad_examples_are_refused_by_name(kwargs, message):
 @pytest.mark.parametrize(
     ("labels", "label_names", "message"),
     [
-        ([0, 0, 0], ("no", "yes"), "'toy/bad': all 3 labels are 'no'"),
-        ([1, 1, 1], ("no", "yes"), "'toy/bad': all 3 labels are 'yes'"),
-        ([2.5, 2.5], None, "'toy/bad': all 2 labels are 2.5"),
+        (
+            [0, 0, 0],
+            ("no", "yes"),
+            "'toy/bad': all 3 examples to (train on|score) have the label 'no'",
+        ),
+        (
+            [1, 1, 1],
+            ("no", "yes"),
+            "'toy/bad': all 3 examples to (train on|score) have the label 'yes'",
+        ),
+        ([2.5, 2.5], None, "'toy/bad': all 2 examples to (train on|score) have the label 2.5"),
         ([0, 2, 1], ("no", "yes"), "'toy/bad': label 1 is 2, not in 0..1"),
         ([0, 1, -1], ("no", "yes"), "'toy/bad': label 2 is -1, not in 0..1"),
         ([0.0, 1.0], ("no", "yes"), "'toy/bad': float labels in a task with classes"),

@@ -9,6 +9,7 @@ from support import stored_adapters as stored
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange import load_source
 
 NAMES = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
 
@@ -54,6 +55,22 @@ def test_the_second_of_a_structure_is_not_traced(folders):
     before = len(traced)
     reader(folders[1])
     assert len(traced) == before > 0
+
+
+def test_a_reader_keeps_few_structures(tmp_path, monkeypatch):
+    """Each has copies of what trains in full. One that was dropped is traced again."""
+    monkeypatch.setattr(load_source, "MOST_BEGUN", 2)
+    forward, traced = counted()
+    reader = lj.PeftReader(variants.from_peft, NAMES, forward, stored.PARAMS, stored.X)
+    for rank in (1, 2, 3):
+        lj.save_peft(tmp_path / str(rank), *stored.begun(rank=rank), NAMES)
+        reader(tmp_path / str(rank))
+    counts = []
+    for rank in (3, 2, 1):
+        before = len(traced)
+        reader(tmp_path / str(rank))
+        counts.append(len(traced) > before)
+    assert counts == [False, False, True]
 
 
 def test_what_is_wrong_is_said_of_a_later_folder_too(folders, tmp_path):

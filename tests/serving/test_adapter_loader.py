@@ -11,6 +11,7 @@ import variants
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.adapter_loader import AdapterLoader
 from experiments.serving.base_model import load_encoder
+from lora_jax.files.tree_file import save_tree
 from lora_jax.interchange.families import names_of
 
 EXAMPLE = (np.zeros((1, 8), np.int32),) * 3
@@ -40,6 +41,24 @@ def loader(tmp_path_factory):
 def test_an_adapter_with_the_whole_head_is_read(loader):
     (trainable, _), _ = loader("whole")
     assert {*trainable["params"]} == {"classifier/kernel", "classifier/bias"}
+
+
+def test_a_file_alone_imports_nothing(loader, tmp_path, monkeypatch):
+    """Its own config names a module, which a folder's config.json alone may."""
+    (tmp_path / "surprise.py").write_text("raise SystemExit('it was imported')\n")
+    (tmp_path / "stranger").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for place, config in enumerate(
+        (
+            {"variant": {"name": "surprise.it"}, "targets": ["query/kernel"]},
+            {"variant": {"name": "lora"}, "targets": [["query/kernel", {"name": "surprise.it"}]]},
+        )
+    ):
+        folder = tmp_path / "stranger" / str(place)
+        save_tree(folder, {"a": np.ones(1)}, {"config": config})
+        other = AdapterLoader(loader._base, AdapterFolder(tmp_path / "stranger"))
+        with pytest.raises(ValueError, match=r"a variant of somebody's own, surprise\.it"):
+            other(str(place))
 
 
 @pytest.mark.parametrize("name", ["none", "adapted"])

@@ -3,8 +3,10 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from scipy import stats
 
 from configs import glue, quickstart
 from experiments.setup.read_config import read_config
@@ -143,6 +145,19 @@ def test_drawing_is_the_same_again_and_more_trials_begin_with_the_same_ones():
     assert abs(sum(logs) / len(logs) + 3.5) < 4 * 3 / math.sqrt(12 * 2000)  # of the mean's error
 
 
+def test_integers_of_a_range_are_as_likely_as_each_other():
+    """Uniformly, or by the logarithm of the interval that rounds to each."""
+    for kind, first, last in (("uniform", 1, 4), ("log", 1, 8)):
+        axis = sweep_flag.parse(f"config.seed={kind}:{first}:{last}")
+        drawn = [int(sweep_flag._drawn(axis, str(n), lambda _: True)) for n in range(4000)]
+        edges = np.arange(first, last + 2) - 0.5
+        shares = np.diff(np.log(edges) if kind == "log" else edges)
+        found = np.bincount(drawn, minlength=last + 1)[first:]
+        assert stats.chisquare(found, 4000 * shares / shares.sum()).pvalue > 1e-3
+    with pytest.raises(ValueError, match=r"--sweep=config.seed=uniform:1.2:1.8 has no integer"):
+        sweep_flag.draw([sweep_flag.parse("config.seed=uniform:1.2:1.8")], 1, 0, lambda _: True)
+
+
 def test_a_list_is_drawn_from_without_repetition():
     found = names("variant=lora,dora", "config.seed=0:3", trials=6)
     assert len(set(found)) == 6
@@ -164,7 +179,7 @@ def test_a_list_is_drawn_from_without_repetition():
         (("config.seed=1,1",), {}, "--sweep=config.seed: the value 1 is given twice"),
         ((f"{RATE}=1e-3,0.001",), {}, f"two trials are the same: {RATE}=1e-3 and {RATE}=0.001"),
         (("config.seed=1,2", "seed=1:3"), {}, "two trials are the same"),
-        (("config.optimizer.learning_rat=1",), {}, 'Did you mean "learning_rate"'),
+        (("config.optimizer.learning_rat=1",), {}, "nearest: 'learning_rate'"),
         (("learning_rate=1,2",), {}, f"no argument 'learning_rate'.*; the setting is {RATE}"),
         (("varient=lora,dora",), {}, "^every trial: .* no argument 'varient'.*: 'variant"),
         (("config.seed=1.5",), {}, r"config\.seed=1\.5: expected a whole number"),

@@ -45,7 +45,11 @@ def tree():
         "params": {
             "classifier/kernel": draw(4, 2),
             "classifier/bias": draw(2),
-            "layers/norm/scale": draw(2, 4),  # stacked: two axes, and still a norm
+            "layers/norm/scale": draw(2, 4),  # stacked: two axes, and still norms
+            "layers/ln_1/weight": draw(2, 4),
+            "layers/LayerNorm/weight": draw(2, 4),
+            "layers/attention_norm/weight": draw(2, 4),
+            "layers/normal/weight": draw(2, 4),
             "layers/bias": draw(2, 4),
         },
     }
@@ -56,7 +60,7 @@ def test_adamw_is_the_papers_algorithm_with_clipping():
     rate, decay, clip, b1, b2, eps = 1e-2, 0.1, 0.5, 0.8, 0.95, 1e-6
     tx = optim.adamw(rate, weight_decay=decay, clip=clip, b1=b1, b2=b2, eps=eps)
     params = tree()
-    decays = {"a": decay, "b": decay, "classifier/kernel": decay}
+    decays = dict.fromkeys(("a", "b", "classifier/kernel", "layers/normal/weight"), decay)
     state = tx.init(params)
     pairs = jax.tree_util.tree_leaves_with_path(params)
     names = [keys[-1].key for keys, _ in pairs]

@@ -10,7 +10,9 @@ import optax
 import pytest
 from small_training import ADAM, SGD, batches, forward, make, own, problem
 
-from lora_jax.training.step import TrainState, make_step
+import lora_jax as lj
+import variants
+from lora_jax.training.step import TrainState, make_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -52,6 +54,31 @@ def test_accumulation_gives_the_same_gradient():
         results.append((state.trainable, metrics))
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_many_parts_of_bfloat16_are_summed_in_float32():
+    """256 gradients that are 1/256 of the first: a sum in bfloat16 would lose all of them."""
+    weights = np.ones(257, np.float32)
+    rows = np.concatenate([[1.0], np.full(256, 1 / 256)]).astype(np.float32)
+    adapted = lj.adapt(
+        lambda params, x: x[:, None] @ params["head"], variants.make("full"), targets=["head"]
+    )
+    trainable, frozen = adapted.init(
+        jax.random.key(0), {"head": jnp.ones((1, 1), jnp.bfloat16)}, jnp.ones(1, jnp.bfloat16)
+    )
+
+    def predict(trainable, frozen, batch, rng):
+        return adapted.apply(trainable, frozen, batch["x"].astype(jnp.bfloat16))
+
+    norms = []
+    for accumulate in (1, 257):
+        step = make_train_step(
+            adapted, SGD, predict, lambda y, _: y[:, 0].astype(jnp.float32), accumulate
+        )
+        state = TrainState.create(adapted, SGD, own(trainable), frozen, jax.random.key(1))
+        _, metrics = step(state, frozen, {"x": rows, "weight": weights})
+        norms.append(float(metrics["grad_norm"]))
+    np.testing.assert_allclose(norms, 2 / 257, rtol=2**-7)
 
 
 def test_parts_of_a_batch_have_keys_of_their_own_and_one_penalty():

@@ -120,6 +120,30 @@ def fori_loop_of_unknown_length(normal: Normal) -> Case:
     return Case(forward, {"w": normal(4, 4, 4)}, (normal(3, 4), jnp.array(3)), reverse=False)
 
 
+def vmapped_while_of_different_lengths(normal: Normal) -> Case:
+    def forward(p, x):
+        def goes_on(state):
+            return state.max() + jnp.tanh(lax.stop_gradient(state) @ p["w"]).min() < 3.0
+
+        def row(x):
+            return lax.while_loop(goes_on, lambda s: s + _layer(s, p["w"]) ** 2 + 0.3, x)
+
+        return jax.vmap(row)(x)
+
+    return Case(forward, {"w": normal(4, 4)}, (normal(3, 4),), reverse=False)
+
+
+def vmapped_fori_of_different_lengths(normal: Normal) -> Case:
+    def forward(p, x, n):
+        def row(x, n):
+            return lax.fori_loop(0, n, lambda _, s: _layer(s, p["w"]), x)
+
+        return jax.vmap(jax.vmap(row))(x, n)
+
+    lengths = jnp.array([[1, 2, 3], [4, 0, 2]])
+    return Case(forward, {"w": normal(4, 4)}, (normal(2, 3, 4), lengths), reverse=False)
+
+
 def while_that_changes_a_weight(normal: Normal) -> Case:
     def forward(p, x, n):
         def body(state):

@@ -152,7 +152,8 @@ def _ready(tfds: Any, name: str, folder: Path) -> Any:
     """The builder of the newest version that is prepared in a folder; None if there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    versions = sorted(path.parent for path in folder.glob(f"{name}/*/dataset_info.json"))
+    found = (path.parent for path in folder.glob(f"{name}/*/dataset_info.json"))
+    versions = sorted(found, key=_version)
     if not versions:
         return None
     try:
@@ -165,6 +166,11 @@ def _ready(tfds: Any, name: str, folder: Path) -> Any:
             "can read; prepare it with file_format='array_record'"
         )
     return builder
+
+
+def _version(folder: Path) -> list[int]:
+    """What versions are sorted by: 10.0.0 is newer than 2.0.0."""
+    return [int(part) if part.isdigit() else -1 for part in folder.name.split(".")]
 
 
 def _prepare(tfds: Any, builder: Any, folder: Path | None, downloads: Path, unpacked: Path):

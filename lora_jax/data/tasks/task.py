@@ -50,13 +50,15 @@ class Task:
             raise ValueError(
                 f"task {self.name!r}: extra_metrics has {min(unknown)!r}, which is no extra part"
             )
-        for part in (self.train, self.validation):
+        for what, part in {"train on": self.train, "score": self.validation}.items():
             labels = self._check_labels(part)
             if labels.min() == labels.max():
                 label = repr(names[labels[0]]) if names else labels[0]
+                alone = len(part) == 1
+                count = "the one example" if alone else f"all {len(part)} examples"
                 raise ValueError(
-                    f"data set {part.name!r}: all {len(part)} labels are {label}; "
-                    "there is nothing to tell apart"
+                    f"data set {part.name!r}: {count} to {what} {'has' if alone else 'have'} the "
+                    f"label {label}; there is nothing to tell apart"
                 )
         for part in self.extra.values():
             self._check_labels(part)

@@ -1,0 +1,77 @@
+"""What users' functions do with keywords, constants, casts and leaves that are no arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lora_jax as lj
+import variants
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (3, 6))
+W = jax.random.normal(jax.random.key(2), (6, 6))
+
+
+def moved(adapted, params, *args, **kwargs):
+    """An adapter that changes the weights, from `init`."""
+    trainable, frozen = adapted.init(KEY, params, *args, **kwargs)
+    keys = jax.random.key(3)
+    return jax.tree.map(lambda x: x + jax.random.normal(keys, x.shape), trainable), frozen
+
+
+@pytest.mark.parametrize("name", ["dropout_key", "counts", "loss", "seen"])
+def test_a_keyword_of_the_function_s_own_is_not_swallowed(name):
+    names = {"jnp": jnp}
+    exec(f"def forward(params, x, {name}=None): return x @ params['w']", names)
+    adapted = lj.adapt(names["forward"], variants.make("lora", rank=2))
+    trainable, frozen = moved(adapted, {"w": W}, X, None)  # by position it reaches the function
+    merged = names["forward"](adapted.merge(trainable, frozen), X)
+    np.testing.assert_allclose(adapted.apply(trainable, frozen, X, None), merged, rtol=1e-5)
+    with pytest.raises(ValueError, match=f"'{name}' is a parameter of the adapted function, too"):
+        if name == "dropout_key":
+            adapted.apply(trainable, frozen, X, dropout_key=KEY)
+        else:
+            adapted.init(KEY, {"w": W}, X, **{name: {}})
+
+
+def test_constants_come_out_as_arrays():
+    adapted = lj.adapt(lambda p, x: (x @ p["w"], jnp.float32(1), 2.0), variants.make("lora"))
+    trainable, frozen = moved(adapted, {"w": W}, X)
+    found = adapted.apply(trainable, frozen, X)
+    assert all(isinstance(each, jax.Array) for each in found)
+    assert [float(each) for each in found[1:]] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e5m2, jnp.float8_e4m3fn])
+def test_a_cast_to_float8_rounds_the_changed_weight(dtype):
+    def forward(params, x):
+        return x @ params["w"].astype(dtype).astype(jnp.float32)
+
+    adapted = lj.adapt(forward, variants.make("lora", rank=2), targets=["w"])
+    trainable, frozen = moved(adapted, {"w": W}, X)
+    wanted = forward(adapted.merge(trainable, frozen), X)
+    np.testing.assert_allclose(adapted.apply(trainable, frozen, X), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_number_of_another_type_is_another_program():
+    def forward(params, x):
+        return (x @ params["w"]).sum(), jnp.full(3, params["c"])
+
+    adapted = lj.adapt(forward, variants.make("lora"))
+    apply = jax.jit(adapted.apply)
+    dtypes = [apply(*adapted.init(KEY, {"w": W, "c": c}, X), X)[1].dtype for c in (1, 1.0)]
+    assert dtypes == [jnp.int32, jnp.float32]
+
+
+def test_an_empty_weight_is_named():
+    adapted = lj.adapt(lambda p, x: x @ p["w"] @ p["none"], variants.make("lora", rank=2))
+    with pytest.raises(ValueError, match=r"'none' of shape \(6, 0\) is empty: leave it out"):
+        adapted.init(KEY, {"w": W, "none": jnp.ones((6, 0))}, X)
+
+
+def test_numpy_s_float64_is_what_jax_makes_of_it():
+    adapted = lj.adapt(lambda p, x: x @ p["w"], variants.make("lora", rank=2))
+    params = {"w": np.asarray(W, np.float64)}
+    eager, jitted = (init(KEY, params, X)[1].spec for init in (adapted.init, jax.jit(adapted.init)))
+    assert eager == jitted
