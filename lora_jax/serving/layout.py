@@ -14,7 +14,7 @@ from lora_jax.files.arrays import to_host
 from lora_jax.partition import flatten, is_array
 from lora_jax.serving.entries import Name
 from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method, Slots
-from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement
+from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, settings_of
 
 
 class Key(NamedTuple):
@@ -69,8 +69,7 @@ def base_alone(base: Any) -> Frozen:
         return Frozen(dict(frozen.base), {}, spec)
     leaves, treedef = flatten(base)
     arrays = {path: x for path, x in leaves.items() if is_array(x)}
-    settings = tuple((path, x) for path, x in leaves.items() if not is_array(x))
-    return Frozen(arrays, {}, AdaptedSpec(treedef, tuple(leaves), settings, ()))
+    return Frozen(arrays, {}, AdaptedSpec(treedef, tuple(leaves), settings_of(leaves), ()))
 
 
 def require_fit(base: Frozen, params: Mapping[str, Any], frozen: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from lora_jax.transform.placement import (
     Trainable,
     fold_path,
     grouped,
+    settings_of,
     warn_of_doubts,
     weight_of,
 )
@@ -142,10 +143,10 @@ class Adapted:
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
-        settings = tuple((p, type(x), x) for p, x in leaves.items() if not is_array(x))
         tied = tuple(path for path, use in uses.items() if use.is_tied)
         own = tuple(uses[path] for path in trained)
-        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements), tied, own)
+        known = treedef, tuple(leaves), settings_of(leaves)
+        spec = AdaptedSpec(*known, tuple(placements), tied, own)
         return full, Frozen(base, {}, spec)
 
     def apply(

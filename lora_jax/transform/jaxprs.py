@@ -136,10 +136,10 @@ def is_cast(eqn: JaxprEqn) -> bool:
 
     Casts to float8 and less are not such: they change what a weight is.
     """
-    new = eqn.params.get("new_dtype")
-    if eqn.primitive.name != "convert_element_type" or not jnp.issubdtype(new, jnp.floating):
+    if eqn.primitive.name != "convert_element_type":
         return False
-    return jnp.finfo(new).bits >= 16
+    new = eqn.params["new_dtype"]
+    return jnp.issubdtype(new, jnp.floating) and jnp.finfo(new).bits >= 16
 
 
 def unchanged(jaxpr: Jaxpr, consts: int, carry: int) -> list[bool]:

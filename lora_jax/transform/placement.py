@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.partition import is_array
 from lora_jax.quantization.quantize import Quantized, Storage
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
@@ -124,6 +125,11 @@ class AdaptedSpec:
     def adapted(self) -> list[Placement]:
         """The placements of adapters."""
         return [each for each in self.placements if each.adapts]
+
+
+def settings_of(leaves: Mapping[str, Any]) -> tuple[tuple[str, type, Any], ...]:
+    """The leaves of a tree that are no arrays, as an `AdaptedSpec` has them."""
+    return tuple((path, type(leaf), leaf) for path, leaf in leaves.items() if not is_array(leaf))
 
 
 @jax.tree_util.register_dataclass

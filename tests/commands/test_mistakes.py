@@ -355,6 +355,21 @@ def test_every_config_is_plain_data_and_takes_its_arguments():
             assert config_digest(config) == config_digest(dict(config))
 
 
+@pytest.mark.parametrize("damaged", [True, False])
+def test_an_ended_run_whose_adapter_is_lost_is_not_called_complete(
+    flags, trained, tmp_path, damaged
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    adapter = workdir / "adapter.safetensors"
+    content = adapter.read_bytes()
+    adapter.write_bytes(content[: len(content) // 2]) if damaged else adapter.unlink()
+    ended = commands.run("experiments.train", *flags, f"--workdir={workdir}")
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert f"error: --workdir={workdir}: its run has ended, but " in ended.stderr
+    assert str(adapter) in ended.stderr and "train it again in a new folder" in ended.stderr
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(flags, trained, tmp_path):
     rng = np.random.default_rng()

@@ -115,16 +115,17 @@ def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):
     def damaged(*_):
         raise KeyError("what\nelse")
 
-    prepared = tmp_path / "glue" / "cola" / "2.0.0"
-    prepared.mkdir(parents=True)
-    (prepared / "dataset_info.json").write_text("[" * 9999)
+    for version in ("1.0.9", "9.0.0", "10.0.0"):  # the last one is the newest
+        prepared = tmp_path / "glue" / "cola" / version
+        prepared.mkdir(parents=True)
+        (prepared / "dataset_info.json").write_text("[" * 9999)
     library = SimpleNamespace(builder_from_directory=damaged)
     monkeypatch.setattr(tfds, "_library", lambda name: library)
     spec = SPECS["glue/cola"]
-    with pytest.raises(ValueError, match=r"2\.0\.0 cannot be read: KeyError: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"10\.0\.0 cannot be read: KeyError: [^\n]+$"):
         tfds.find("glue/cola", spec, tmp_path, tmp_path)
     builder = SimpleNamespace(data_dir=prepared, as_data_source=damaged)
-    with pytest.raises(ValueError, match=r"2\.0\.0: train cannot be read: KeyError: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"10\.0\.0: train cannot be read: KeyError: [^\n]+$"):
         tfds.read_part(builder, spec.parts[0])
     rows = [{"idx": 0, "sentence": b"\xff", "label": 0}]
 

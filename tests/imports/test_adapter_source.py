@@ -12,11 +12,12 @@ from experiments.imports.adapter_source import find
 
 @pytest.fixture
 def adapter(tmp_path):
-    """A folder with the two files, and one that nobody asks for."""
+    """A folder with the two files, the head of an export, and one that nobody asks for."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    save_file({"base_model.a": np.ones(2, np.float32)}, folder / "adapter_model.safetensors")
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        save_file({f"{name}.a": np.ones(2, np.float32)}, folder / name)
     (folder / "optimizer.pt").write_bytes(b"large")
     return folder
 
@@ -41,7 +42,8 @@ def test_a_repository(hub, adapter):
     source = find("me/good@v1")
     assert (source.given, source.commit) == ("me/good@v1", hub_stand_in.COMMIT)
     names = sorted(path.name for path in source.path.iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert names == ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]
+    assert sorted(source.digests()) == names
     for name, digest in source.digests().items():
         assert (source.path / name).read_bytes() == (adapter / name).read_bytes()
         assert len(digest) == 64

@@ -69,6 +69,15 @@ def written(params, tmp_path_factory):
     return folder, np.asarray(adapted.apply(trainable, frozen, X))
 
 
+@pytest.mark.parametrize(("rank", "alpha"), [(3, 16.0), (6, 16.0), (7, 3.0), (4, 0.5)])
+def test_alpha_is_written_as_it_was_given(params, tmp_path, rank, alpha):
+    """Though the scale is rounded to float32."""
+    variant = variants.make("lora", rank=rank, alpha=alpha)
+    _, trainable, frozen = trained({"query/kernel": variant}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    assert json.dumps(read(tmp_path)[0]["lora_alpha"]) == f"{alpha:g}"
+
+
 def by_pefts_formula(folder, params):
     """What PEFT's LoRA computes: W x + (alpha / r) B A x, with ranks by pattern."""
     config, tensors = read(folder)
