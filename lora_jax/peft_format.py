@@ -163,7 +163,9 @@ def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | N
         if wanted is float and type(value) is int:
             value = _as_float(value, f"{kind}: {name}")
         if default is not None and type(value) is not wanted:
-            raise ValueError(f"{kind}: {name} must be a {wanted.__name__}, got {quoted(value)}")
+            raise ValueError(
+                f"{kind}: {name} must be of type {wanted.__name__}, got {quoted(value)}"
+            )
         if isinstance(value, str) and len(value) > LONGEST:  # methods say what they do not know
             raise ValueError(f"{kind} with {name}={quoted(value)} is not known here")
         found[name] = value

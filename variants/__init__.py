@@ -33,6 +33,8 @@ def make(name: str, **settings: Any) -> Variant:
     kind = find(name)
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for setting, value in settings.items():
+        if not fields:
+            raise ValueError(f"variant '{name}' has no settings, so none named '{setting}'")
         require_known(setting, fields, f"variant '{name}' has no setting '{setting}'")
         kinds = {fields[setting], *typing.get_args(fields[setting])}
         if kinds & {int, float} and isinstance(value, bool | str):

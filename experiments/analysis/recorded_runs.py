@@ -10,6 +10,7 @@ from configs.settings import RunConfig, Study, fields_of
 from experiments.analysis.published import PERCENT, SIZES
 from experiments.setup.config import is_a, of_record, study_of
 from lora_jax.records import run_record
+from lora_jax.suggest import nearest_path
 
 NEEDED = (
     "study.table",
@@ -116,7 +117,8 @@ def find(results: Path) -> list[Run]:
       ValueError, FileNotFoundError: no such folder, or a record is invalid or was changed.
     """
     if not results.is_dir():
-        raise FileNotFoundError(f"--results {results}: no such folder")
+        near = nearest_path(results, Path.is_dir)
+        raise FileNotFoundError(f"--results {results}: no such folder{near}")
     found = []
     for path in sorted(results.rglob("record.json")):
         if (read := run_record.read_sealed(path.parent)) is not None:

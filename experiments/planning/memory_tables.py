@@ -6,6 +6,7 @@ from rich.table import Table
 
 from experiments.planning.memory_formula import Memory, Setting, as_compiled, by_formula, setting_of
 from experiments.planning.model_sizes import SIZES
+from experiments.setup import config_errors
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.read_config import read_config
@@ -52,7 +53,16 @@ def side_by_side(config: str, methods: Sequence[str]) -> Table:
     made = Table("method", "", *PARTS)
     for method in methods:
         separator = "," if ":" in config else ":"
-        found = read_config([f"--config={config}{separator}method={method}"])
+        try:
+            found = read_config([f"--config={config}{separator}method={method}"])
+        except ValueError as error:
+            unknown = config_errors.unknown_argument(error)
+            if unknown is None or unknown.key != "method":
+                raise
+            raise ValueError(
+                f"--config={config} has no argument 'method' with values to compare: choose a "
+                "config that has one, such as configs/instruct.py"
+            ) from error
         experiment = build(parse(found.to_dict()))
         formula = by_formula(experiment.texts.shape, setting_of(experiment))
         made.add_row(method, "formula", *_numbers(formula, 2**20))

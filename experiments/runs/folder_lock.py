@@ -88,7 +88,11 @@ def alone_in(folders: Sequence[Path]) -> Iterator[dict[int, Exception]]:
 def _locked(folder: Path) -> Iterator[None]:
     path, until = folder / LOCK, time.monotonic() + GRACE
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            said = f"{error.filename}: {error.strerror}"
+            raise ValueError(f"--workdir {folder} cannot be made ({said})") from error
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(path.open("a+", encoding="utf-8"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from configs import common
+from configs.common import UnknownArgumentError
 from lora_jax.error_text import first_line
 
 
@@ -62,6 +63,12 @@ def causes(error: BaseException) -> list[BaseException]:
     while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:
         found.append(cause)
     return found
+
+
+def unknown_argument(error: BaseException) -> UnknownArgumentError | None:
+    """The error of an unknown argument in an error's chain of causes."""
+    found = [each for each in causes(error) if isinstance(each, UnknownArgumentError)]
+    return found[-1] if found else None  # the last is the config's own
 
 
 def _deliberate(frame: traceback.FrameSummary, file: str) -> bool:

@@ -216,7 +216,7 @@ def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, .
 
 def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, str]) -> str:
     """The text of a mistake, with a hint if one is known, such as the path of a setting."""
-    unknown = _unknown_argument(mistake)
+    unknown = config_errors.unknown_argument(mistake)
     if unknown is not None and unknown.key in row:
         return _no_argument(unknown, arguments)
     if isinstance(mistake, FlagValueError) and mistake.name in row:
@@ -226,12 +226,6 @@ def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, 
             first, last = written.groups()
             return f"{mistake}; a range is {first}:{last}, which ends before {last}"
     return str(mistake)
-
-
-def _unknown_argument(error: ValueError) -> UnknownArgumentError | None:
-    """The error of an unknown argument in an error's chain of causes."""
-    found = [e for e in config_errors.causes(error) if isinstance(e, UnknownArgumentError)]
-    return found[-1] if found else None  # the last is the config's own
 
 
 def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str:
@@ -251,7 +245,7 @@ def _no_setting(arguments: Sequence[str], key: str) -> str:
     try:
         read_config(_arguments(arguments, {argument: ""}))
     except ValueError as error:
-        known = _unknown_argument(error) is None
+        known = config_errors.unknown_argument(error) is None
     else:
         known = True
     return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"

@@ -14,7 +14,13 @@ from lora_jax.adapters.base_digest import base_digests, require_base
 from lora_jax.adapters.remade_constants import KEY, digest, made_again
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
-from lora_jax.transform.placement import Frozen, Trainable, group_of, warn_of_doubts
+from lora_jax.transform.placement import (
+    Frozen,
+    Trainable,
+    group_of,
+    require_order,
+    warn_of_doubts,
+)
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.variant import Factors
 
@@ -45,6 +51,7 @@ def save_adapter(
     Args:
       whole: whether to save all constants, for another machine or version.
     """
+    require_order(trainable, frozen)
     warn_of_doubts(trainable, frozen)
     tree, left_out = _tree(trainable, frozen), {}
     for name, array in {} if whole else made_again(frozen).items():

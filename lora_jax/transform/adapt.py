@@ -29,6 +29,7 @@ from lora_jax.transform.placement import (
     Trainable,
     fold_path,
     grouped,
+    require_order,
     settings_of,
     warn_of_doubts,
     weight_of,
@@ -164,6 +165,7 @@ class Adapted:
           dropout_key: turns adapter dropout on. It does not act on a weight that must be merged
             (`discover` lists those), on a lookup, or on a product by the transpose.
         """
+        require_order(trainable, frozen)
         refuse_taken(self.forward, args, {"dropout_key": dropout_key})
         plain = {**frozen.base, **trainable["params"]}
         if not frozen.spec.placements:
@@ -192,6 +194,7 @@ class Adapted:
 
         Warns if training seems to have left something out (`update`).
         """
+        require_order(trainable, frozen)
         warn_of_doubts(trainable, frozen)
         arrays = {**frozen.base, **trainable["params"]}
         arrays |= effective_biases(arrays, trainable, frozen)
@@ -207,6 +210,7 @@ class Adapted:
         A quantised weight comes out dequantised. Parameters trained in full have no base value
         left; they keep their trained values.
         """
+        require_order(trainable, frozen)
         arrays = {**frozen.base, **trainable["params"]}
         for each in frozen.spec.placements:
             if each.storage is not None:

@@ -127,6 +127,13 @@ class AdaptedSpec:
         return [each for each in self.placements if each.adapts]
 
 
+def require_order(trainable: Any, frozen: Any) -> None:
+    """Raise a ValueError unless these are what `init` gives, in its order."""
+    if not isinstance(frozen, Frozen) or isinstance(trainable, Frozen):
+        given = f"{type(trainable).__name__}, {type(frozen).__name__}"
+        raise ValueError(f"expected (trainable, frozen), in the order of `init`, got ({given})")
+
+
 def settings_of(leaves: Mapping[str, Any]) -> tuple[tuple[str, type, Any], ...]:
     """The leaves of a tree that are no arrays, as an `AdaptedSpec` has them."""
     return tuple((path, type(leaf), leaf) for path, leaf in leaves.items() if not is_array(leaf))

@@ -64,6 +64,21 @@ def test_a_number_of_another_type_is_another_program():
     assert dtypes == [jnp.int32, jnp.float32]
 
 
+@pytest.mark.parametrize("name", ["apply", "merge", "disable", "save"])
+def test_the_order_of_trainable_and_frozen_is_said(name, tmp_path):
+    adapted = lj.adapt(lambda p, x: x @ p["w"], variants.make("lora", rank=2))
+    trainable, frozen = adapted.init(KEY, {"w": W}, X)
+    calls = {
+        "apply": lambda *both: adapted.apply(*both, X),
+        "merge": adapted.merge,
+        "disable": adapted.disable,
+        "save": lambda *both: lj.save_adapter(tmp_path / "adapter", *both),
+    }
+    with pytest.raises(ValueError, match=r"expected \(trainable, frozen\), .*got \(Frozen, dict\)"):
+        calls[name](frozen, trainable)
+    calls[name](trainable, frozen)
+
+
 def test_an_empty_weight_is_named():
     adapted = lj.adapt(lambda p, x: x @ p["w"] @ p["none"], variants.make("lora", rank=2))
     with pytest.raises(ValueError, match=r"'none' of shape \(6, 0\) is empty: leave it out"):
