@@ -55,10 +55,12 @@ def main(command: Callable[[], None]) -> None:
 
 
 def _line(error: ValueError | OSError) -> str:
-    """What an error says, without the number that Python puts before one of the system."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    """What an error says; one of the system without Python's number for it."""
+    own_text = type(error).__str__ is not OSError.__str__
+    if not isinstance(error, OSError) or own_text or not error.strerror:
+        return str(error)
+    files = [str(each) for each in (error.filename, error.filename2) if each is not None]
+    return ": ".join([" -> ".join(files)] * bool(files) + [error.strerror])
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:

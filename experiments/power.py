@@ -137,6 +137,8 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         if not (contest.held_out and protocol)
     }
     known = [each for each in found.values() if each is not None]
+    if not known and tuned:
+        raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
     if not known:
         raise ValueError(f"no method has two seeds in common with {labels[reference]}")
     asked = _question(protocol, len(protocol.rows if protocol else labels) - 1)

@@ -48,7 +48,10 @@ _TABLE = flags.DEFINE_string(
 )
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Report only runs of this size.")
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "The method to compare others with: by default lora, or else the first."
+    "reference",
+    None,
+    "The method to compare others with: by default that of the registered study, or lora, or else "
+    "the first.",
 )
 _VARIES = flags.DEFINE_list(
     "varies", [], "Further settings that the study varies, such as train.batch_size."

@@ -32,6 +32,7 @@ gradients looks like a run of a worse method. `--noaudit` skips this check.
 `--track=tensorboard,wandb` copies the metrics to these trackers, too (docs/guides/tracking.md).
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -72,13 +73,13 @@ def train() -> None:
         announce()
         ended = (workdir / "record.json").exists()
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted(), track=track)
+        if ended and record.status == "completed":
+            processes.first(functools.partial(require_adapter, workdir))
     except Exception as error:
         processes.leave(error)
         raise
     completed = record.status == "completed"
     if processes.writes():
-        if ended and completed:
-            require_adapter(workdir)
         for line in summarise(record):
             print(line)
         print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")

@@ -121,7 +121,7 @@ def _unknown(found: Scored) -> list[str]:
     """Why a method has no number; nothing if it has one."""
     if found.scores:
         return []
-    return [f"{found.label} has no number: {', '.join(found.notes) or 'no scored run'}"]
+    return [f"{found.label}: {', '.join(found.notes) or 'no scored run'}"]
 
 
 def _pair(

@@ -4,9 +4,9 @@ The model is y_t = mean + b_t + e_t: the effect of a task differs from the mean 
 between tasks, and its estimate from its effect by e_t, which varies with seeds. The variance of the
 tasks' estimates holds both. So Student's t-test of the estimates is a test of the mean. At levels
 up to 8.3% it never claims too much, however different the noise of tasks is (Bakirov and Székely,
-2005; Ibragimov and Müller, 2010). Weights by estimated errors do: with 3 tasks of 10 seeds, whose
-sds are 0.2, 0.5 and 2, the 95% intervals of Hartung and Knapp covered the mean in 90%. With few
-tasks the interval is wide, however many seeds there are.
+2005; Ibragimov and Müller, 2010). Tests that weight tasks by estimated errors can claim too much:
+with 3 tasks of 10 seeds, whose sds are 0.2, 0.5 and 2, the 95% intervals of Hartung and Knapp
+covered the mean in 90%. With few tasks the interval is wide, however many seeds there are.
 """
 
 import math

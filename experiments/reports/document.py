@@ -182,7 +182,8 @@ def refer(
     for contest in made:
         by_key = {method.key: method for method in contest.methods}
         default = None if reference else contest.methods[0]
-        found.append(by_key.get(reference or of_studies.get(contest.table, "lora"), default))
+        wanted = [reference] if reference else [of_studies.get(contest.table), "lora"]
+        found.append(next((by_key[key] for key in wanted if key in by_key), default))
     return found
 
 

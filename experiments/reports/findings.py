@@ -18,7 +18,7 @@ from experiments.reports.gain_sheet import gain_sheet
 from experiments.tables.text_formats import Sheet
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
-NOT_REGISTERED = "These are not the verdicts of the study that was registered. "
+OTHER_VERDICTS = "These are not the verdicts of the study that was registered. "
 OF_PAIR = {"win": "better", "loss": "worse", "tie": "undecided", "": ""}
 
 
@@ -185,7 +185,8 @@ def of_pairs(
             methods = _of_pairs(pairs, several=len({each.model for each, _ in places}) > 1)
             unit = units.pop() if len(units) == 1 else "points"
             made = _sorted(contest.table, own.label, unit, None, counts, WIDEST, methods)
-            found.append(dataclasses.replace(made, caveat=NOT_REGISTERED * _registered(contest)))
+            registered = any(_registered(each) for each, _ in places)
+            found.append(dataclasses.replace(made, caveat=OTHER_VERDICTS * registered))
     return found
 
 

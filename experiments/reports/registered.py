@@ -15,6 +15,7 @@ from experiments.analysis.recorded_runs import Run
 from experiments.reports import findings
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
+from experiments.studies.training import NO_RATE
 from experiments.tables import config_tables
 
 SHOWN = 3
@@ -114,7 +115,7 @@ def _kept(kept: Adherence) -> Iterator[str]:
     if kept.missing:
         yield f"Still missing: {_first(kept.missing)}."
     if kept.untrained:
-        yield f"No learning rate trained to the end with each seed: {_first(kept.untrained)}."
+        yield f"{NO_RATE[0].upper()}{NO_RATE[1:]}: {_first(kept.untrained)}."
     if kept.edges:
         yield (
             "The rule allows no further rates, and better ones may lie beyond those of "
@@ -143,8 +144,9 @@ def _of_bounds(compared: Gains, others: Mapping[str, str]) -> Iterator[str]:
         )
     if without := [label for key, label in others.items() if key not in bounds]:
         yield (
-            f"{_count(len(without), 'method')} of {len(others)} {_has(without)} no such bound over "
-            f"all tasks, so a claim about the bounds of all is not shown: {', '.join(without)}."
+            f"{_count(len(without), 'method')} of {len(others)} {_has(without)} no upper bound "
+            f"over all tasks: {', '.join(without)}. Nothing is shown about the bounds of all "
+            "methods."
         )
 
 

@@ -26,7 +26,8 @@ def _decided(found: Findings) -> str:
     if len(found.tasks) > 1:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
     methods = len(found.methods) + len(found.absent)
-    begin = f"Of {_count(methods, 'method')} compared with {found.reference} {where}"
+    to_compare = "to compare" if found.absent else "compared"
+    begin = f"Of {_count(methods, 'method')} {to_compare} with {found.reference} {where}"
     parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
     parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
     if absent := len(found.absent):

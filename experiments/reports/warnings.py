@@ -171,7 +171,7 @@ def explain(
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
         f"conservative ({KINDS['both']}). {_training_sets(contests)}"
-        + " A run that diverged counts with its last score."
+        + " A run that diverged counts with its last score; without one, its method has no number."
         + " Each interval, and the p beside it, is of one comparison alone." * referred
     )
     least = 2 / (resamples + 1)
@@ -211,8 +211,8 @@ def explain(
         )
     if "seeds" in decided:
         notes.append(
-            f"{MARKS['seeds']}: decided over seeds alone, because predictions are missing. It "
-            "holds for these examples, not for others."
+            f"{MARKS['seeds']}: decided over seeds alone, because predictions are missing or a "
+            "run diverged. It holds for these examples, not for others."
         )
     return notes
 

@@ -135,7 +135,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _own_variant(config: Mapping[str, Any]) -> str | None:
     """The first module that a config names as a variant, and that is none of `variants/`."""
-    targets = config.get("targets") or ()
+    targets = config.get("targets")
+    targets = targets if isinstance(targets, list) else ()
     changed = [each[1] for each in targets if isinstance(each, list | tuple) and len(each) > 1]
     named = (config.get("variant"), *changed)
     names = [each.get("name") for each in named if isinstance(each, dict)]

@@ -41,11 +41,11 @@ class Adherence:
 def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> list[Adherence]:
     """How runs keep to each study that is registered in or below a folder.
 
+    A copy within a study's own folder is part of that study.
+
     Args:
       runs: the selected ones, of one size.
       every: these and the others. A study that only the others carry out was not selected.
-
-    A copy within a study's own folder is part of that study.
 
     Raises:
       ValueError: a study.json is damaged or was changed, or two folders have the same study.

@@ -136,12 +136,10 @@ class ByNumpy:
         first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         condition, body = jaxprs.inner(params["cond_jaxpr"]), jaxprs.inner(params["body_jaxpr"])
         carry = operands[second:]
-        while np.any(rows := np.asarray(self._run(*condition, [*operands[:first], *carry])[0])):
+        while (rows := np.asarray(self._run(*condition, [*operands[:first], *carry])[0])).any():
             new = self._run(*body, [*operands[first:second], *carry])
-            carry = [
-                np.where(np.expand_dims(rows, [*range(rows.ndim, np.ndim(x))]), x, y)
-                for x, y in zip(new, carry, strict=True)
-            ]  # a vmapped loop has a condition for each row
+            # A vmapped loop has a condition for each row.
+            carry = new if rows.ndim == 0 else _where_rows(rows, new, carry)
         return carry
 
     def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
@@ -239,6 +237,16 @@ class _Rows:
 def _random(primitive: Any, params: tuple[tuple[str, Any], ...], *operands: Any) -> Any:
     """An operation on random keys, as one program: by itself, JAX compiles each part of it."""
     return primitive.bind(*operands, **dict(params))
+
+
+def _where_rows(rows: np.ndarray, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """The new values in some rows, and the old ones in the others; keys as JAX selects them."""
+    return [
+        jaxprs.where_rows(jnp.asarray(rows), [x], [y])[0]
+        if is_key(x)
+        else np.where(np.expand_dims(rows, [*range(rows.ndim, np.ndim(x))]), x, y)
+        for x, y in zip(map(_whole, new), map(_whole, old), strict=True)
+    ]
 
 
 def _whole(value: Any) -> Any:

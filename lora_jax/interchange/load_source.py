@@ -32,7 +32,7 @@ from lora_jax.transform.target_patterns import layers as some_layers
 from lora_jax.variant import Variant
 
 MOST_BEGUN = 8
-"""How many structures of adapters `Onto` keeps what `init` gave for."""
+"""`Onto` keeps what `init` gave for this many structures of adapters, those last used."""
 
 
 class Loaded(NamedTuple):
@@ -104,11 +104,11 @@ def load_source(
     except ValueError as error:
         raise ValueError(f"{source.label()}: {error}") from None
     read = {name: source.read(name) for name in shapes}
-    if (begun := onto.begun.get(structure)) is None:
+    if (begun := onto.begun.pop(structure, None)) is None:
         begun = adapted.init(key, *onto.inputs, **onto.kwargs)
-        for oldest in list(onto.begun)[: len(onto.begun) - MOST_BEGUN + 1]:
-            onto.begun.pop(oldest, None)  # threads may do the same
-        onto.begun[structure] = begun
+    onto.begun[structure] = begun  # the last one that was used
+    for oldest in list(onto.begun)[:-MOST_BEGUN]:
+        onto.begun.pop(oldest, None)  # another thread may have done it
     try:
         check_copies(found, leaves, names, read)
         check_heads(found, read)

@@ -1,5 +1,6 @@
 """LoRA and DoRA in PEFT's files: what their settings and factors are called, and what they mean."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -68,9 +69,10 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
 
 
 def number(x: float) -> float | int:
-    """A number as PEFT writes it: an integer if it is whole but for float32's rounding."""
-    near = round(x)
-    return near if abs(x - near) <= 1e-6 * max(1.0, abs(x)) else x
+    """A number as PEFT writes it: without float32's rounding, and an integer if it is whole."""
+    near = float(f"{x:.6g}")
+    near = near if math.isclose(x, near, rel_tol=1e-6) else x
+    return int(near) if near == int(near) else near
 
 
 def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:

@@ -79,7 +79,10 @@ def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.Gradien
 
 def decays(trainable: Any) -> Any:
     """Which trainables weight decay applies to: all but the biases and norms trained in full."""
-    exempt = re.compile(r"(^|/)(bias|scale)(/|$)|(^|[/_])(layer_?)?(norm|ln)_?(\d+|[a-z])?(/|$)")
+    exempt = re.compile(
+        r"(^|/)(bias|scale|norm)(/|$)"
+        r"|(^|[/_])((layer|rms|group|batch)?_?norm|ln)(_\w+|\d*)(/(weight|gamma))?$"
+    )
     params = {
         p: x.ndim > 1 and not exempt.search(p.lower()) for p, x in trainable["params"].items()
     }

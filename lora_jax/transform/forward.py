@@ -1,5 +1,6 @@
 """What a user's function takes."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,9 @@ def refuse_taken(
         by_position = signature.bind_partial(None, *args).arguments
     except (TypeError, ValueError):  # Python cannot tell, or the call itself will fail
         return
-    if own := [name for name in names if name in signature.parameters.keys() - by_position.keys()]:
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    free = signature.parameters.keys() - by_position.keys() - bound.keys()
+    if own := [name for name in names if name in free]:
         raise ValueError(
             f"'{own[0]}' is a parameter of the adapted function, too, which would not get it: "
             "give it by position, or rename it there"

@@ -39,12 +39,11 @@ def evaluate(
     jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
     evaluator = _Evaluator(shared)
     outputs = evaluator.merged(evaluator.run(jaxpr, consts, [*weights, *inputs]))
-    # A constant of the trace is no array by itself.
-    arrays = [
-        each if isinstance(each, jax.Array) else jnp.asarray(each, like.dtype)
-        for each, like in zip(outputs, jax.tree.leaves(shape), strict=True)
+    found = [
+        each if isinstance(each, jax.Array) else jaxprs.as_array(var, each)
+        for each, var in zip(outputs, jaxpr.outvars, strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(shape), arrays)
+    return jax.tree.unflatten(jax.tree.structure(shape), found)
 
 
 class _Evaluator:
@@ -164,22 +163,29 @@ class _Evaluator:
         asked, rest = operands[: params["cond_nconsts"]], operands[params["cond_nconsts"] :]
         first = params["body_nconsts"]
         carried = _Carried(self, body, rest, first, len(rest) - first)
-        by_row = jaxprs.shape(test.outvars[0]) != ()  # of a vmapped loop: whether each row goes on
 
         def goes_on(values: list[Any]) -> Any:
             return self.run(test, test_consts, [*asked, *carried.fill(values)])[0]
 
-        def condition(state: tuple[Any, list[Any]]) -> Any:
-            _, values = state
-            return goes_on(values).any() if by_row else goes_on(values)
+        def after(iteration: Any, values: list[Any]) -> list[Any]:
+            same = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
+            return carried.varying(self.run(body, body_consts, same))
+
+        if jaxprs.shape(test.outvars[0]):  # of a vmapped loop: whether each row goes on
+
+            def next_rows(state: tuple[Any, Any, list[Any]]) -> tuple[Any, Any, list[Any]]:
+                iteration, rows, values = state
+                new = jaxprs.where_rows(rows, after(iteration, values), values)
+                return iteration + 1, goes_on(new), new
+
+            start = jnp.uint32(0), goes_on(carried.start), carried.start
+            return carried.fill(lax.while_loop(lambda s: s[1].any(), next_rows, start)[2])
 
         def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
             iteration, values = state
-            same = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
-            new = carried.varying(self.run(body, body_consts, same))
-            return iteration + 1, jaxprs.where_rows(goes_on(values), new, values) if by_row else new
+            return iteration + 1, after(iteration, values)
 
-        _, last = lax.while_loop(condition, step, (jnp.uint32(0), carried.start))
+        _, last = lax.while_loop(lambda s: goes_on(s[1]), step, (jnp.uint32(0), carried.start))
         return carried.fill(last)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.interpreters import partial_eval
@@ -116,6 +117,13 @@ def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
         consts, carry, _ = params["ft_in"].unpack()
         return len(list(consts)), len(list(carry))
     return params["num_consts"], params["num_carry"]
+
+
+def as_array(var: Any, constant: Any) -> Any:
+    """A constant of a trace as an array of a variable's type; a scalar may be weakly typed."""
+    if var.aval.weak_type:
+        return jnp.asarray(np.asarray(constant).item())
+    return jnp.asarray(constant, var.aval.dtype)
 
 
 def where_rows(rows: Any, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:

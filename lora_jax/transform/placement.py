@@ -200,7 +200,8 @@ def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) ->
             f"'{use.path}' is selected, but the function never multiplies by it (used: {how})"
         )
     if 0 in use.shape:
-        raise ValueError(f"'{use.path}' of shape {use.shape} is empty: leave it out of the targets")
+        where = "what is quantised" if assigned is None else "the targets"
+        raise ValueError(f"'{use.path}' of shape {use.shape} is empty: leave it out of {where}")
     if assigned is None:
         return Placement(use, Unadapted(), Unadapted(), storage)
     try:

@@ -28,4 +28,4 @@ def test_a_method_whose_diverged_run_left_no_score_has_no_number():
     lost = {"dora": [run(0, None, "diverged"), *own]}
     (pair,) = pairs(contest("mrpc", {"lora": LORA, "dora": []}, lost), 100, 0)
     assert (pair.common, pair.decided_by) == (0, "")
-    assert pair.why.startswith("DORA has no number: seed 0 diverged and left no score")
+    assert pair.why == "DORA: seed 0 diverged and left no score, so it has no number"

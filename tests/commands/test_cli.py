@@ -14,6 +14,7 @@ from commands import ROOT
 from experiments import cli, command_environment
 from experiments.setup.read_config import read_config
 from experiments.sweeps import jobs, trials
+from lora_jax.files import full_disk
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -82,9 +83,20 @@ def test_a_mistake_in_a_study(tmp_path, arguments, said):
 
 def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path):
     command = tmp_path / "command.py"
-    command.write_text("from experiments import cli\ncli.main(lambda: open('absent/file'))\n")
-    done = commands.run(command)
-    assert (done.returncode, done.stderr) == (1, "error: absent/file: No such file or directory\n")
+    lines = {
+        "open('absent/file')": "absent/file: No such file or directory",
+        "os.rename('absent', 'new')": "absent -> new: No such file or directory",
+        "raised(OSError(28, 'No space left on device'))": "No space left on device",
+        "raised(full_disk.FullDiskError('out'))": str(full_disk.FullDiskError("out")),
+        "raised(OSError('a text'))": "a text",
+    }
+    for call, said in lines.items():
+        command.write_text(
+            "import os\nfrom experiments import cli\nfrom lora_jax.files import full_disk\n"
+            f"def raised(error): raise error\ncli.main(lambda: {call})\n"
+        )
+        done = commands.run(command)
+        assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
 
 
 def test_a_new_interpreter_says_the_same():

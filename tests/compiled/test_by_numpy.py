@@ -21,6 +21,22 @@ def tripled(x):
 tripled.defvjp(lambda x: (tripled(x), None), lambda _, g: (5 * g,))  # told apart from 3
 
 
+def by_row(x):
+    """Loops of different lengths that carry keys and stacks of rows, together and one alone."""
+
+    def count(row, times):
+        def body(state):
+            n, key, rows = state
+            drawn = (jax.random.bits(key) % 3).astype(rows.dtype)
+            _, rows = lax.scan(lambda c, r: (c, r + drawn), 0, rows)
+            return n + 1, jax.random.fold_in(key, n), rows
+
+        start = (jnp.zeros((), int), jax.random.key(0), lax.stop_gradient(row))
+        return lax.while_loop(lambda s: s[0] < times, body, start)[2].sum()
+
+    return jax.vmap(count)(x, jnp.arange(len(x))).sum() + count(x[0], 2)
+
+
 def looped(x):
     """Reversed and nested loops, what loops carry, branches, calls, remade values."""
 
@@ -30,6 +46,7 @@ def looped(x):
 
     last, rows = lax.scan(body, x[0], x, reverse=True)
     times = lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] + c[0]), (0, 1))[1]
+    times += by_row(x)
     sums = lax.scan(lambda c, row: lax.scan(lambda c, n: (c + n, c * n), c, row), x[0, 0], x)[1]
     return tripled(times * rows).sum() + jnp.square(last).mean() + (sums * x).sum()
 

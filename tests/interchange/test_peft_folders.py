@@ -297,7 +297,7 @@ HOSTILE = [
     ({"layers_to_transform": "x"}, {}, "layers_to_transform must be whole numbers, got 'x'"),
     ({"bias": "foo"}, {}, "bias must be 'none', 'all', or such as 'lora_only', got 'foo'"),
     ({}, {A.replace("lora_A.weight", "bias"): np.zeros(6)}, "bias is 'none', and there is a tens"),
-    ({"r": "4"}, {}, "r must be a int, got '4'"),
+    ({"r": "4"}, {}, "r must be of type int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
     ({"r": 10**9, "rank_pattern": {}}, {}, "1 rows, and the config says r=1000000000"),
     ({"target_parameters": [1]}, {}, r"target_parameters must be names, got \[1\]"),

@@ -193,8 +193,8 @@ def test_a_method_that_lacks_a_task_has_no_bound_and_it_is_said(study):
     (bound,) = (each for each in one.notes if each.startswith("The largest"))
     assert "of PiSSA. Of 2 bounds, 0 are the margin or more." in bound
     assert (
-        "1 method of 3 has no such bound over all tasks, so a claim about the bounds of all is not "
-        "shown: DoRA."
+        "1 method of 3 has no upper bound over all tasks: DoRA. Nothing is shown about the bounds "
+        "of all methods."
     ) in one.notes
     assert [row[0] for row in one.sheet.rows] == ["PiSSA", "VeRA", "DoRA (1 of 2 tasks)"]
     lines = csv_lines.lines([], [], [one]).splitlines()
@@ -207,7 +207,7 @@ def test_a_method_that_no_rate_trains_is_compared_and_undecided(study):
     runs = [run for run in runs if run.study.row != "pissa" or run.record.seed == TUNING]
     (one,) = registered.found(study, runs)
     assert one.caveat == "" and one.absent == ("PiSSA",)
-    assert sentence(one).startswith("Of 3 methods compared with LoRA")
+    assert sentence(one).startswith("Of 3 methods to compare with LoRA")
     assert sentence(one).endswith("and 1 has no number (PiSSA).")
     said = "No learning rate trained to the end with each seed: pissa on rte; pissa on sst2."
     assert said in one.notes

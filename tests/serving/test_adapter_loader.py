@@ -8,9 +8,11 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from configs import quickstart
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.adapter_loader import AdapterLoader
 from experiments.serving.base_model import load_encoder
+from lora_jax.files.canonical_json import plain
 from lora_jax.files.tree_file import save_tree
 from lora_jax.interchange.families import names_of
 
@@ -43,22 +45,27 @@ def test_an_adapter_with_the_whole_head_is_read(loader):
     assert {*trainable["params"]} == {"classifier/kernel", "classifier/bias"}
 
 
-def test_a_file_alone_imports_nothing(loader, tmp_path, monkeypatch):
-    """Its own config names a module, which a folder's config.json alone may."""
-    (tmp_path / "surprise.py").write_text("raise SystemExit('it was imported')\n")
-    (tmp_path / "stranger").mkdir()
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant.name": "surprise"}, "unknown variant 'surprise'"),
+        ({"variant.name": "surprise.it"}, r"a variant of somebody's own, surprise\.it"),
+        ({"targets": [["query/kernel", {"name": "surprise.it"}]]}, "of somebody's own, surprise"),
+        ({"targets": 5}, r"config\.targets"),
+    ],
+)
+def test_a_file_alone_imports_nothing(loader, tmp_path, monkeypatch, changes, said):
+    """Its own config is whole, and names a module, which a folder's config.json alone may."""
+    (tmp_path / "surprise").mkdir()
+    (tmp_path / "surprise" / "__init__.py").write_text("raise SystemExit('it was imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for place, config in enumerate(
-        (
-            {"variant": {"name": "surprise.it"}, "targets": ["query/kernel"]},
-            {"variant": {"name": "lora"}, "targets": [["query/kernel", {"name": "surprise.it"}]]},
-        )
-    ):
-        folder = tmp_path / "stranger" / str(place)
-        save_tree(folder, {"a": np.ones(1)}, {"config": config})
-        other = AdapterLoader(loader._base, AdapterFolder(tmp_path / "stranger"))
-        with pytest.raises(ValueError, match=r"a variant of somebody's own, surprise\.it"):
-            other(str(place))
+    config = quickstart.get_config("size=smoke").to_dict()
+    config["variant"] |= {key[8:]: each for key, each in changes.items() if "." in key}
+    config |= {key: each for key, each in changes.items() if "." not in key}
+    save_tree(tmp_path / "adapters" / "stranger", {"a": np.ones(1)}, {"config": plain(config)})
+    other = AdapterLoader(loader._base, AdapterFolder(tmp_path / "adapters"))
+    with pytest.raises(ValueError, match=said):
+        other("stranger")
 
 
 @pytest.mark.parametrize("name", ["none", "adapted"])

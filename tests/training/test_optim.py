@@ -48,8 +48,10 @@ def tree():
             "layers/norm/scale": draw(2, 4),  # stacked: two axes, and still norms
             "layers/ln_1/weight": draw(2, 4),
             "layers/LayerNorm/weight": draw(2, 4),
+            "layers/RMSNorm_0/weight": draw(2, 4),
             "layers/attention_norm/weight": draw(2, 4),
             "layers/normal/weight": draw(2, 4),
+            "layers/norm1/linear/kernel": draw(2, 4),  # a matrix of an adaptive norm
             "layers/bias": draw(2, 4),
         },
     }
@@ -60,7 +62,8 @@ def test_adamw_is_the_papers_algorithm_with_clipping():
     rate, decay, clip, b1, b2, eps = 1e-2, 0.1, 0.5, 0.8, 0.95, 1e-6
     tx = optim.adamw(rate, weight_decay=decay, clip=clip, b1=b1, b2=b2, eps=eps)
     params = tree()
-    decays = dict.fromkeys(("a", "b", "classifier/kernel", "layers/normal/weight"), decay)
+    matrices = ("a", "b", "classifier/kernel", "layers/normal/weight", "layers/norm1/linear/kernel")
+    decays = dict.fromkeys(matrices, decay)
     state = tx.init(params)
     pairs = jax.tree_util.tree_leaves_with_path(params)
     names = [keys[-1].key for keys, _ in pairs]

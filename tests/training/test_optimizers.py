@@ -165,9 +165,9 @@ def test_muon_takes_factors_as_matrices_and_magnitudes_as_vectors():
 
 
 def test_schedule_free_is_the_authors_algorithm():
-    """AdamWScheduleFree of Meta's schedule_free, by NumPy: a step's weight is its own rate².
+    """AdamWScheduleFree of Meta's schedule_free, by NumPy.
 
-    `rate` has a warm-up, whose rates and weights must be those of the same step.
+    A step's weight is the square of the largest rate so far. After a warm-up, that is its own.
     """
     adapted, trainable, frozen = adapted_by("lora", rank=2)
     b1, b2, eps, steps = 0.8, 0.95, 1e-6, 4

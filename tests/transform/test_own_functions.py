@@ -1,5 +1,7 @@
 """What users' functions do with keywords, constants, casts and leaves that are no arrays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,11 +38,16 @@ def test_a_keyword_of_the_function_s_own_is_not_swallowed(name):
 
 
 def test_constants_come_out_as_arrays():
-    adapted = lj.adapt(lambda p, x: (x @ p["w"], jnp.float32(1), 2.0), variants.make("lora"))
+    def forward(params, x):
+        return x @ params["w"], jnp.float32(1), 2.0, np.arange(3)
+
+    adapted = lj.adapt(forward, variants.make("lora"))
     trainable, frozen = moved(adapted, {"w": W}, X)
     found = adapted.apply(trainable, frozen, X)
+    plain = jax.jit(forward)({"w": W}, X)
     assert all(isinstance(each, jax.Array) for each in found)
-    assert [float(each) for each in found[1:]] == [1.0, 2.0]
+    assert [each.aval for each in found] == [each.aval for each in plain]
+    assert [float(each) for each in found[1:3]] == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float8_e5m2, jnp.float8_e4m3fn])
@@ -62,6 +69,33 @@ def test_a_number_of_another_type_is_another_program():
     apply = jax.jit(adapted.apply)
     dtypes = [apply(*adapted.init(KEY, {"w": W, "c": c}, X), X)[1].dtype for c in (1, 1.0)]
     assert dtypes == [jnp.int32, jnp.float32]
+
+
+def test_a_keyword_that_a_partial_has_bound_is_free():
+    adapted = lj.adapt(
+        functools.partial(lambda p, x, dropout_key: x @ p["w"], dropout_key=None),
+        variants.make("lora", rank=2, dropout=0.5),
+    )
+    trainable, frozen = moved(adapted, {"w": W}, X)
+    dropped = adapted.apply(trainable, frozen, X, dropout_key=KEY)
+    assert not np.allclose(dropped, adapted.apply(trainable, frozen, X))
+
+
+def test_a_row_of_a_loop_ends_though_its_condition_drops_activations():
+    """The condition's product is dropped by the same key in each iteration, and asked once."""
+
+    def forward(params, x):
+        def row(x):
+            return jax.lax.while_loop(
+                lambda s: s.sum() + 1e-3 * (s @ params["w"]).sum() < 9.0, lambda s: s + 1.0, x
+            )
+
+        return jax.vmap(row)(x)
+
+    adapted = lj.adapt(forward, variants.make("lora", rank=2, dropout=0.5))
+    trainable, frozen = moved(adapted, {"w": W}, X)
+    ends = np.asarray(adapted.apply(trainable, frozen, X, dropout_key=KEY)).sum(1)
+    assert (ends > 8).all() and (ends < 17).all()
 
 
 @pytest.mark.parametrize("name", ["apply", "merge", "disable", "save"])
