@@ -69,10 +69,9 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
 
 
 def number(x: float) -> float | int:
-    """A number as PEFT writes it: without float32's rounding, and an integer if it is whole."""
-    near = float(f"{x:.6g}")
-    near = near if math.isclose(x, near, rel_tol=1e-6) else x
-    return int(near) if near == int(near) else near
+    """A number as PEFT writes it: an integer if it is whole but for float32's rounding."""
+    near = round(x)
+    return near if math.isclose(x, near, rel_tol=1e-6) else x
 
 
 def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:

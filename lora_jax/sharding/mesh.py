@@ -71,8 +71,7 @@ def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
     known = math.prod(size for size in sizes if size != -1)
     filled = tuple(devices // known if size == -1 else size for size in sizes)
     if math.prod(filled) != devices:
-        all_of = "the one device" if devices == 1 else f"all {devices} devices"
-        raise ValueError(f"mesh {said} has {math.prod(filled)} places, and must hold {all_of}")
+        raise ValueError(f"mesh {said} does not make up {devices} devices")
     return filled
 
 

@@ -195,7 +195,7 @@ UNABRIDGED = [
 @pytest.mark.parametrize(("config", "shapes"), UNABRIDGED, ids=range(len(UNABRIDGED)))
 def test_long_names_are_not_repeated_in_full(config, shapes, tmp_path):
     with pytest.raises(
-        ValueError, match=r"not known|no variant is|must be a int|no module|not one of"
+        ValueError, match=r"not known|no variant is|must be of type int|no module|not one of"
     ) as caught:
         load(tmp_path, {**LORA, **config}, {**PAIR, **shapes})
     assert len(str(caught.value)) < 1000

@@ -116,8 +116,7 @@ def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
     for row in read:
         label = rows.written(path, row, column)
         if label == "" or label.lower() == "nan":
-            none = f", as '{label}' is none" if label else ""
-            raise ValueError(f"{path}, line {row.line}: no label in '{column}'{none}")
+            raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
         number = number_text.read(label)
         # 007 and 7 may be two names; 7.0 and +7 are the same label as 7.
         if number is not None and rows.whole(number) and not _PADDED.match(label):
