@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from optax import contrib as optax_contrib
 
+from lora_jax.transform.master_weights import MasterState, at_masters
 from lora_jax.transform.placement import Trainable
 from lora_jax.variant import wide
 
@@ -62,8 +63,11 @@ def evaluated(state: "TrainState") -> Trainable:
     """The trainables to evaluate and to save: an average if the state has one."""
     if state.average is not None:
         return _value(state.average, state.trainable)
-    if isinstance(state.opt_state, optax_contrib.ScheduleFreeState):
-        return _eval_params(state.opt_state, state.trainable)
+    opt_state, trainable = state.opt_state, state.trainable
+    if isinstance(opt_state, MasterState):
+        opt_state, trainable = opt_state.inner, at_masters(opt_state, trainable)
+    if isinstance(opt_state, optax_contrib.ScheduleFreeState):
+        return _eval_params(opt_state, trainable, state.trainable)
     return state.trainable
 
 
@@ -73,6 +77,6 @@ def _value(average: Average, trainable: Trainable) -> Trainable:
 
 
 @jax.jit
-def _eval_params(state: Any, trainable: Trainable) -> Trainable:
+def _eval_params(state: Any, trainable: Trainable, like: Trainable) -> Trainable:
     found = optax_contrib.schedule_free_eval_params(state, trainable)
-    return jax.tree.map(lambda x, now: x.astype(now.dtype), found, trainable)
+    return jax.tree.map(lambda x, now: x.astype(now.dtype), found, like)

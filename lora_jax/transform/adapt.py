@@ -22,6 +22,7 @@ from lora_jax.transform.gather import Counts, Loss, gather
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.layer_bias import effective_biases
 from lora_jax.transform.learning_rates import ForWeights, at_own_rates
+from lora_jax.transform.master_weights import with_master_weights
 from lora_jax.transform.placement import (
     AdaptedSpec,
     Frozen,
@@ -222,9 +223,9 @@ class Adapted:
         self, tx: optax.GradientTransformation | ForWeights, frozen: Frozen
     ) -> optax.GradientTransformation:
         """`tx` with what variants do to the gradients of their factors before it (LoRA-Pro), and
-        to learning rates after it (LoRA+).
+        to learning rates after it (LoRA+). What trains in full in bfloat16 has master weights.
         """
-        return preconditioned(at_own_rates(tx, frozen), frozen)
+        return with_master_weights(preconditioned(at_own_rates(tx, frozen), frozen))
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
         """What the variants add to the loss; zero for most."""

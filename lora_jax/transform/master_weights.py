@@ -1,0 +1,78 @@
+"""Master weights: parameters that train in full in a narrow dtype, and their float32 copies."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lora_jax.base import wide
+from lora_jax.transform.placement import Trainable
+
+
+class MasterState(NamedTuple):
+    """The state of an optimiser, and what its steps add up to before it is rounded."""
+
+    inner: Any
+    masters: Trainable
+    """Of the trainables, those that are narrower than float32, in float32."""
+
+
+def with_master_weights(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` on float32 copies of narrow parameters, which become the roundings of these copies.
+
+    A bfloat16 number has 8 significant bits: a step below 1/512 of it would be lost, and as a
+    moment of Adam it would not decay by 0.999 (Micikevicius et al. 2018, arXiv 1710.03740, section
+    3.1). The state is that of `tx` where no parameter that trains in full is narrow; factors of
+    adapters never are.
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def init(trainable: Trainable) -> Any:
+        narrow = {p: x for p, x in trainable["params"].items() if x.dtype != wide(x.dtype)}
+        if not narrow:
+            return inner.init(trainable)
+        masters = {path: x.astype(wide(x.dtype)) for path, x in narrow.items()}
+        return MasterState(inner.init(_with(trainable, masters)), {"params": masters})
+
+    def update(grads: Any, state: Any, trainable: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if not isinstance(state, MasterState):
+            return inner.update(grads, state, trainable, **extra)
+        if trainable is None:
+            raise ValueError("parameters are rounded here: call update(grads, state, trainable)")
+        exact = at_masters(state, trainable)
+        grads = jax.tree.map(lambda x, like: x.astype(like.dtype), grads, exact)
+        steps, new = inner.update(grads, state.inner, exact, **extra)
+        moved = {p: exact["params"][p] + steps["params"][p] for p in state.masters["params"]}
+        narrow = {path: _to(x, trainable["params"][path]) for path, x in moved.items()}
+        return _with(steps, narrow), MasterState(new, {"params": moved})
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def at_masters(state: MasterState, trainable: Trainable) -> Trainable:
+    """The trainables in float32; one that is not its master's rounding, as it was set, as it is."""
+
+    def one(master: Array, x: Array) -> Array:
+        now = x.astype(master.dtype)
+        return jnp.where(_rounded(master, x) == now, master, now)
+
+    masters = state.masters["params"].items()
+    return _with(trainable, {path: one(x, trainable["params"][path]) for path, x in masters})
+
+
+def _to(master: Array, x: Array) -> Array:
+    """What `optax.apply_updates` adds to `x`, in its dtype, to make it the master's rounding."""
+    return (_rounded(master, x) - x.astype(master.dtype)).astype(x.dtype)
+
+
+def _rounded(x: Array, like: Array) -> Array:
+    """`x` rounded to the dtype of `like`. XLA may leave out a cast there and back, and not this."""
+    to = jnp.finfo(like.dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=to.nexp, mantissa_bits=to.nmant)
+
+
+def _with(tree: Any, params: Mapping[str, Array]) -> Any:
+    return {**tree, "params": {**tree["params"], **params}}
