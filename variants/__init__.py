@@ -39,6 +39,10 @@ def make(name: str, **settings: Any) -> Variant:
         kinds = {fields[setting], *typing.get_args(fields[setting])}
         if kinds & {int, float} and isinstance(value, bool | str):
             raise ValueError(f"variant '{name}': {setting} must be a number, got {value!r}")
+        if fields[setting] is bool and not isinstance(value, bool | np.bool_):
+            raise ValueError(f"variant '{name}': {setting} must be true or false, got {value!r}")
+        if fields[setting] is str and not isinstance(value, str):
+            raise ValueError(f"variant '{name}': {setting} must be a text, got {value!r}")
     # A sweep may hand over NumPy's numbers; settings are plain, so that they can be saved.
     plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
     return kind(**plain)

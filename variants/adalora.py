@@ -132,16 +132,20 @@ class AdaLoRA(LowRank):
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
         if lookup:
             return None
-        scale = float(factors.constants["scale"])
+        trainable, alpha = factors.trainable, float(factors.constants["scale"])
+        alpha *= self.rank + 1e-5
+        if alpha <= 0:  # PEFT takes the rank for it
+            trainable = {**trainable, "e": trainable["e"] * (alpha / self.rank)}
+            alpha = float(self.rank)
         settings = {
             **{"init_r": self.rank, "target_r": self.target_rank},
-            **{"lora_alpha": scale * (self.rank + 1e-5)},
+            **{"lora_alpha": alpha},
             **{"lora_dropout": peft_lora.dropout_of(factors)},
             **{"total_step": self.total_steps, "deltaT": self.delta_t},
             **{"tinit": self.schedule.start, "tfinal": self.total_steps - self.settled},
             **{"beta1": self.beta1, "beta2": self.beta2, "orth_reg_weight": self.orthogonality},
         }
-        return peft_adalora.written(settings, factors.trainable, self.peft_layouts)
+        return peft_adalora.written(settings, trainable, self.peft_layouts)
 
     @classmethod
     def from_peft(cls, config: Settings) -> "AdaLoRA | None":

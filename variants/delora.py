@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_finite, require_rank
+from lora_jax.methods.checks import require_dropout, require_nonzero, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
 from lora_jax.methods.peft_lora import dropout_of
 from lora_jax.methods.products import dropout_constants
@@ -62,7 +62,7 @@ class DeLoRA(LowRankUpdate):
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
-        require_finite("strength", self.strength)
+        require_nonzero("strength", self.strength)
         require_dropout(self.dropout)
 
     def init(self, key: Array, base: Base) -> Factors:

@@ -8,6 +8,7 @@ with V = W[S, :] at the start. A tied head, which multiplies by the transpose, g
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ class TrainableTokens(Variant):
     """How many of the last rows train, if `tokens` is empty."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tokens, Sequence) or isinstance(self.tokens, str):
+            raise ValueError(f"tokens must be a list of whole numbers, got {self.tokens!r}")
         object.__setattr__(self, "tokens", tuple(self.tokens))
         for token in self.tokens:
             if isinstance(token, bool) or not isinstance(token, int):

@@ -17,7 +17,7 @@ from jax import Array
 
 from lora_jax.methods.checks import (
     require_dropout,
-    require_finite,
+    require_nonzero,
     require_rank,
     require_ratio,
 )
@@ -55,7 +55,7 @@ class VeRA(Variant):
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
-        require_finite("d_init", self.d_init)
+        require_nonzero("d_init", self.d_init)
         require_dropout(self.dropout)
         require_ratio(self.learning_rate_ratio)
 

@@ -109,7 +109,7 @@ class AbstractStep:
         shardings = self.layout and self.layout.like(self.state)
         given = self.config.train.accumulate, self.config.optimizer.clip, shardings
         model = self.adapted, self.tx, self.predict, self.loss
-        step: Any = make_train_step(*model, *given, self.config.train.ema)
+        step: Any = make_train_step(*model, *given, self.config.train.ema or None)
         return step.trace(self.state, self.frozen, batch)
 
     @property

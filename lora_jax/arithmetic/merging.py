@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_jax.arithmetic.updates import Factored, Update, dense
+from lora_jax.methods.checks import require_count
 from lora_jax.suggest import require_known
 
 KEPT = {"ties": 0.2, "dare": 0.1}
@@ -48,6 +49,7 @@ class Method:
             raise ValueError(
                 "'interpolate' takes two adapters, with weights that sum to 1; 'sum' takes any"
             )
+        require_count("seed", self.seed, least=0)
         if self.density is not None:
             if self.by not in KEPT:
                 raise ValueError(f"'{self.by}' keeps all entries: density is for {', '.join(KEPT)}")

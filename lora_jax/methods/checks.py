@@ -27,6 +27,13 @@ def require_finite(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
+def require_nonzero(name: str, value: object) -> None:
+    """Of a factor of the whole update: at 0, no gradient ever moves anything."""
+    require_finite(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must not be 0: nothing would train")
+
+
 def require_ratio(ratio: object) -> None:
     if not isinstance(ratio, int | float) or not 0.0 <= ratio < math.inf:
         raise ValueError(f"learning_rate_ratio must be finite and at least 0, got {ratio!r}")

@@ -32,7 +32,12 @@ def written(settings: Settings, trainable: Mapping[str, Array], layouts: Layouts
 
 def scale(settings: Settings) -> float:
     """What PEFT multiplies an update by."""
-    return settings["lora_alpha"] / (settings["init_r"] + 1e-5)
+    return alpha(settings) / (settings["init_r"] + 1e-5)
+
+
+def alpha(settings: Settings) -> float:
+    """PEFT's alpha, which takes the rank for one that is not positive."""
+    return settings["lora_alpha"] if settings["lora_alpha"] > 0 else float(settings["init_r"])
 
 
 def summed(each: Sequence[Settings]) -> dict[str, Any]:
@@ -57,9 +62,9 @@ def settings(config: Settings) -> dict[str, Any] | None:
     return {
         "rank": known["init_r"],
         "target_rank": min(known["target_r"], known["init_r"]),
-        "alpha": known["lora_alpha"],
+        "alpha": alpha(known),
         "dropout": known["lora_dropout"],
-        "total_steps": known["total_step"] or 1000,
+        "total_steps": known["total_step"] or max(1000, known["tinit"] + known["tfinal"] + 1),
         "t_init": known["tinit"],
         "t_final": known["tfinal"],
         "delta_t": known["deltaT"],

@@ -92,6 +92,8 @@ def make_train_step(
       shardings: those of the state on a mesh, before and after (`Layout.like`).
       ema: the decay of the moving average of the trainables, of a state that has one.
     """
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, got {clip}; None does not clip")
     step = make_step(adapted, predict, loss, accumulate)
 
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
@@ -157,8 +159,9 @@ def make_step(
             state.variant_state, state.trainable, after, grads, state.step, frozen
         )
         average = state.average
-        if average is not None:
-            assert ema is not None, "a state with an average needs its decay"
+        if (average is None) != (ema is None):
+            raise ValueError("ema is for a state with averaged=True, and such a state needs it")
+        if average is not None and ema is not None:
             average = average.add(trainable, ema)
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng, average)
         return new, metrics

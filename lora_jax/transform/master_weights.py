@@ -30,23 +30,24 @@ def with_master_weights(tx: optax.GradientTransformation) -> optax.GradientTrans
     """
     inner = optax.with_extra_args_support(tx)
 
-    def init(trainable: Trainable) -> Any:
-        narrow = {p: x for p, x in trainable["params"].items() if x.dtype != wide(x.dtype)}
+    def init(params: Any) -> Any:
+        narrow = {p: x for p, x in params["params"].items() if x.dtype != wide(x.dtype)}
         if not narrow:
-            return inner.init(trainable)
+            return inner.init(params)
         masters = {path: x.astype(wide(x.dtype)) for path, x in narrow.items()}
-        return MasterState(inner.init(_with(trainable, masters)), {"params": masters})
+        return MasterState(inner.init(_with(params, masters)), {"params": masters})
 
-    def update(grads: Any, state: Any, trainable: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if not isinstance(state, MasterState):
-            return inner.update(grads, state, trainable, **extra)
-        if trainable is None:
+            return inner.update(updates, state, params, **extra)
+        if params is None:
             raise ValueError("parameters are rounded here: call update(grads, state, trainable)")
-        exact = at_masters(state, trainable)
-        grads = jax.tree.map(lambda x, like: x.astype(like.dtype), grads, exact)
-        steps, new = inner.update(grads, state.inner, exact, **extra)
+        exact = at_masters(state, params)
+        updates = jax.tree.map(lambda x, like: x.astype(like.dtype), updates, exact)
+        steps: Any
+        steps, new = inner.update(updates, state.inner, exact, **extra)
         moved = {p: exact["params"][p] + steps["params"][p] for p in state.masters["params"]}
-        narrow = {path: _to(x, trainable["params"][path]) for path, x in moved.items()}
+        narrow = {path: _to(x, params["params"][path]) for path, x in moved.items()}
         return _with(steps, narrow), MasterState(new, {"params": moved})
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -171,6 +171,7 @@ def test_nothing_to_cut():
         (("sum", (1.0,), 0.5), "density is for ties, dare"),
         (("ties", (1.0,), 0.0), r"not in \(0, 1\]"),
         (("dare", (1.0,), 1.5), r"not in \(0, 1\]"),
+        (("dare", (1.0,), 0.5, -1), "seed must be an integer of at least 0, got -1"),
     ],
 )
 def test_settings_that_cannot_work(settings_, said):

@@ -3,6 +3,8 @@
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -10,6 +12,7 @@ from safetensors.numpy import save_file
 import variants
 from lora_jax.interchange.peft_config import compiled, joined, of_module
 from lora_jax.interchange.peft_folder import PeftFolder
+from lora_jax.variant import Base, Factors
 
 
 def by_pefts_lookup(pattern, default, module):
@@ -48,6 +51,21 @@ def test_adalora_ignores_the_alphas_of_modules():
     """Its config inherits the pattern from that of LoRA."""
     config = {"peft_type": "ADALORA", "lora_alpha": 3, "alpha_pattern": {"a": 7}}
     assert of_module(config, "a", compiled(config))["lora_alpha"] == 3
+
+
+def test_adalora_takes_the_rank_for_an_alpha_that_is_not_positive():
+    """As PEFT does, whose schedule also needs a total that holds what it does not name."""
+    config = {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 0, "tinit": 200, "tfinal": 1000}
+    found = variants.from_peft(config)
+    assert (found.alpha, found.total_steps) == (4.0, 1201)
+    base = Base(jnp.eye(4), "io")
+    own = variants.make("adalora", rank=4, target_rank=2, alpha=-8.0)
+    begun = own.init(jax.random.key(0), base)
+    begun = Factors({**begun.trainable, "e": jnp.ones(4)}, begun.constants)
+    peft = own.to_peft(base, begun)
+    scale = peft.settings["lora_alpha"] / (peft.settings["init_r"] + 1e-5)
+    assert peft.settings["lora_alpha"] > 0
+    np.testing.assert_allclose(scale * peft.tensors["lora_E"][:, 0], -2.0, rtol=1e-5)
 
 
 def test_a_pattern_of_a_field_that_has_its_default():

@@ -152,6 +152,10 @@ def test_masks_of_any_kind_and_absent_types():
     for other in (mask.astype(bool), mask.astype(jnp.float32), mask * 5):
         np.testing.assert_array_equal(apply(params, ids, other), expected)
     assert not np.allclose(apply(params, ids, mask, np.ones_like(types)), expected)
+    params, apply = functional(random_model("roberta"))  # it has one type, which is none
+    ids, mask, types = inputs("roberta")
+    without = apply(params, ids, mask)
+    np.testing.assert_array_equal(apply(params, ids, mask, np.ones_like(types)), without)
 
 
 def test_gradients_equal_finite_differences_and_remat_changes_nothing(x64):

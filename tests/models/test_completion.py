@@ -127,6 +127,14 @@ def test_a_row_that_is_all_completion_counts_what_follows_its_first_token():
     np.testing.assert_allclose(found[0, 0], expected(logits, ids[:1], ids[1:]), rtol=1e-10)
 
 
+@pytest.mark.parametrize("types", [[1], [1, 2], [1, 2, 0]])
+def test_what_nothing_precedes_has_no_likelihood(types):
+    """Options of one token each, without a prompt: none is predicted from another."""
+    forward, params = option_likelihoods(random_decoder("llama"), 2, 2)
+    ids = jnp.arange(3, 3 + len(types))[None]
+    assert not np.any(jax.jit(forward)(params, ids, jnp.ones_like(ids), jnp.array([types])))
+
+
 def test_prompts_that_were_cut_are_cut_alike_for_all_options():
     prompt, options = np.arange(1, 9), [np.array([9, 9]), np.array([8])]
     cut = encoded([(prompt[2:], options[0]), (prompt[1:], options[1])])

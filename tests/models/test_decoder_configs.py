@@ -55,6 +55,7 @@ def config(**changes):
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "'llama3' needs low_freq_factor"),
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "high_freq_factor 4.0 must be abo"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported, only 1.0"),
+        ({"rope_parameters": {FULL: {"rope_theta": 1e6}}}, "rope_parameters by layer type are not"),
         ({"rope_interleaved": True}, "rope_interleaved True is not supported, only False"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be an integer >= 1"),
         ({"layer_types": [FULL]}, "layer_types names 1 layers, there are 2"),

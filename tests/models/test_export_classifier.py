@@ -65,4 +65,6 @@ def test_export_refuses_what_is_no_classifier(tmp_path):
     del params["classifier"]
     with pytest.raises(ValueError, match="no classifier/bias"):
         export_classifier(params, model.config, tmp_path / "out")
+    with pytest.raises(ValueError, match="expected 2 different names"):
+        export_classifier(nnx.state(model), model.config, tmp_path / "out", labels=("a", "b", "c"))
     assert not (tmp_path / "out").exists()

@@ -158,6 +158,8 @@ def test_padding_changes_no_token(name):
         logits = np.asarray(apply(params, padded, np.pad(np.ones_like(ids), padding)))
         assert np.isfinite(logits).all()
         np.testing.assert_allclose(logits[:, left : left + 8], alone, atol=2e-5)
+    one = apply(params, padded, np.pad(np.ones_like(ids), padding), segments=np.ones_like(padded))
+    np.testing.assert_allclose(one[:, left : left + 8], alone, atol=2e-5)
 
 
 def test_masks_by_hand():
@@ -166,14 +168,16 @@ def test_masks_by_hand():
         index, runs = jnp.arange(4), jnp.array([[5, 5, 5, 2, 2, 9], [1, 2, 2, 2, 0, 0]])
         seen = reach(index, index, window=2)
         mask = visible(4, jnp.array([[1, 1, 1, 0]]), jnp.array([[1, 1, 2, 2]]))
-        return seen, mask, restarting(runs)
+        padded = jnp.array([[0, 1, 1, 1, 0, 1], [0, 0, 1, 1, 0, 1]])
+        return seen, mask, restarting(runs), restarting(runs, padded)
 
-    seen, mask, positions = map(np.asarray, ours())
+    seen, mask, positions, without_padding = map(np.asarray, ours())
     by_hand = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     np.testing.assert_array_equal(seen[0, 0], np.array(by_hand, bool))
     by_hand = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
     np.testing.assert_array_equal(mask[0, 0], np.array(by_hand, bool))
     np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]])
+    np.testing.assert_array_equal(without_padding, [[0, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0]])
 
 
 @pytest.mark.parametrize(("tokens", "window"), [(7, None), (7, 3), (205, None)])

@@ -81,6 +81,16 @@ def test_many_parts_of_bfloat16_are_summed_in_float32():
     np.testing.assert_allclose(norms, 2 / 257, rtol=2**-7)
 
 
+def test_a_clip_and_a_decay_that_cannot_work_are_refused():
+    adapted, trainable, frozen = problem()
+    with pytest.raises(ValueError, match=r"clip must be above 0, got -1\.0"):
+        make_train_step(adapted, SGD, None, None, clip=-1.0)
+    state = TrainState.create(adapted, SGD, own(trainable), frozen, jax.random.key(1))
+    step = make_train_step(adapted, SGD, lambda *_: jnp.zeros(()), lambda *_: jnp.zeros(1), ema=0.9)
+    with pytest.raises(ValueError, match="ema is for a state with averaged=True"):
+        step(state, frozen, {"weight": jnp.ones(1)})
+
+
 def test_parts_of_a_batch_have_keys_of_their_own_and_one_penalty():
     adapted, trainable, frozen = problem()
     penalised = types.SimpleNamespace(

@@ -376,6 +376,9 @@ def test_adam_cannot_tell_alpha_from_learning_rates(x64):
         ({"rank": True}, "variant 'lora': rank must be a number, got True"),
         ({"max_rank": "9"}, "variant 'lora': max_rank must be a number, got '9'"),
         ({"dropout": "a"}, "variant 'lora': dropout must be a number, got 'a'"),
+        ({"initialization": True}, "variant 'lora': initialization must be a text, got True"),
+        ({"scale": 2.0}, "variant 'lora': scale must be a text, got 2.0"),
+        ({"alpha": 0}, "alpha must not be 0: nothing would train"),
         ({"alhpa": 1.0}, "variant 'lora' has no setting 'alhpa'; nearest: 'alpha'"),
     ],
 )

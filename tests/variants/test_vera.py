@@ -313,6 +313,7 @@ def test_on_quantised_weights(x64):
     [
         ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
         ({"rank": 2.5}, "rank must be an integer of at least 1, got 2.5"),
+        ({"d_init": 0.0}, "d_init must not be 0: nothing would train"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"alpha": 8}, "variant 'vera' has no setting 'alpha'"),
     ],

@@ -112,7 +112,8 @@ class BertClassifier(EncoderClassifier):
         c = self.config
         check_inputs(input_ids, attention_mask, c.max_tokens)
         dtype = self.dtype or self.embeddings.word.embedding.dtype
-        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        ignored = token_type_ids is None or c.type_vocab_size == 1
+        types = jnp.zeros_like(input_ids) if ignored else token_type_ids
         mask = attention_mask.astype(bool).astype(jnp.int32)
         positions = jnp.arange(mask.shape[1])[None]
         if c.model_type == "roberta":

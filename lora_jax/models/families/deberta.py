@@ -158,7 +158,8 @@ class DebertaClassifier(EncoderClassifier):
         c = self.config
         check_inputs(input_ids, attention_mask, c.max_tokens)
         dtype = self.dtype or self.embeddings.word.embedding.dtype
-        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        ignored = token_type_ids is None or c.type_vocab_size == 1
+        types = jnp.zeros_like(input_ids) if ignored else token_type_ids
         mask = attention_mask.astype(bool)
         embedding_rng, convolution_rng, layers_rng = split_keys(rng, 3)
         x = self.embeddings(input_ids, types, mask, dtype)

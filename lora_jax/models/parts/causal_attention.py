@@ -72,11 +72,16 @@ def visible(
     return seen
 
 
-def restarting(segments: Array) -> Array:
-    """Positions that restart at 0 in every run of equal numbers: (B, T) to (B, T) int32."""
-    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+def restarting(segments: Array, attention_mask: Array | None = None) -> Array:
+    """Positions that restart at 0 in every run of equal numbers: (B, T) to (B, T) int32.
+
+    Padding, where there is a mask, is not counted.
+    """
+    counts = jnp.ones_like(segments) if attention_mask is None else attention_mask
+    counts = counts.astype(bool).astype(jnp.int32)
+    before = jnp.cumsum(counts, axis=1, dtype=jnp.int32) - counts
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+    return before - jax.lax.cummax(jnp.where(first, before, 0), axis=1)
 
 
 def attend(

@@ -74,8 +74,8 @@ class EncoderClassifier(nnx.Module):
 
         Args:
             input_ids: (B, T) integers.
-            attention_mask: (B, T), nonzero for a token. Padding changes no logit; a fully masked
-                row gives finite logits.
+            attention_mask: (B, T), nonzero for a token. Padding at the end changes no logit; a
+                fully masked row gives finite logits.
             token_type_ids: (B, T), the segment of each token, by default 0; a model without token
                 types ignores it.
             rng: dropout at the config's rates with this key; no dropout without one.

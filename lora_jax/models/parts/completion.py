@@ -63,10 +63,11 @@ def _likelihoods(
     ) -> Array:
         model = nnx.merge(graph, params)
         hidden = model.hidden(input_ids, branches=token_type_ids if branched else None, rng=rng)
-        places, kinds = _completions(token_type_ids, longest)
+        first = jnp.argmax(token_type_ids > 0, axis=1)[:, None]
+        places, kinds = _completions(token_type_ids, first, longest)
         begins = kinds != _at(token_type_ids, places - 1)
-        stem = jnp.maximum(places[:, :1] - 1, 0)
-        before = jnp.where(begins, stem, places - 1)
+        kinds = jnp.where(begins & (first == 0), 0, kinds)  # nothing precedes them
+        before = jnp.where(begins, jnp.maximum(first - 1, 0), places - 1)
         states = jnp.take_along_axis(hidden, before[:, :, None], axis=1)
         losses = token_losses(model.logits, states, _at(input_ids, places), chunk, smoothing)
         of_each = jax.nn.one_hot(kinds - 1, options, dtype=losses.dtype)
@@ -75,16 +76,18 @@ def _likelihoods(
     return forward, params
 
 
-def _completions(types: Array, longest: int) -> tuple[Array, Array]:
+def _completions(types: Array, first: Array, longest: int) -> tuple[Array, Array]:
     """The places of completions' tokens, (B, min(longest, T)), and their types, 0 for no token.
 
-    Places are at least 1 and within the row.
+    Places are within the row, and those of tokens at least 1.
+
+    Args:
+        first: (B, 1), the place of the first of them.
     """
     tokens = types.shape[1]
-    first = jnp.argmax(types > 0, axis=1)[:, None]
     wanted = first + jnp.arange(min(longest, tokens))[None]
     places = jnp.clip(wanted, 1, tokens - 1)
-    return places, jnp.where(wanted == places, _at(types, places), 0)
+    return places, jnp.where((wanted == places) & (places > 0), _at(types, places), 0)
 
 
 def _at(row: Array, places: Array) -> Array:

@@ -167,7 +167,7 @@ class Decoder(nnx.Module):
             positions = jnp.where(index < stem, index, stem + restarting(branches))
             positions = jnp.minimum(positions, self.config.max_tokens - 1)  # for padding at the end
         elif positions is None and segments is not None:
-            positions = restarting(segments)
+            positions = restarting(segments, attention_mask)
         elif positions is None and attention_mask is not None:
             counted = jnp.cumsum(attention_mask.astype(bool), axis=1, dtype=jnp.int32)
             positions = jnp.maximum(counted - 1, 0)

@@ -103,6 +103,8 @@ class Rope:
         given: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(given, Mapping):
             raise ValueError(f"rope_scaling must be an object, got {shown(given)}")
+        if any(isinstance(value, Mapping) for value in given.values()):
+            raise ValueError(f"rope_parameters by layer type are not supported: {shown(given)}")
         kind = given.get("rope_type", given.get("type", "default"))
         for feature, only in (("partial_rotary_factor", 1.0), ("rope_interleaved", False)):
             for value in (given.get(feature), config.get(feature)):

@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from lora_jax.models.parts.decoder import Decoder
+from lora_jax.models.parts.modules import wide
 
 
 def extend_vocabulary(decoder: Decoder, count: int) -> Decoder:
@@ -31,5 +32,5 @@ def extend_vocabulary(decoder: Decoder, count: int) -> Decoder:
 
 
 def _with_mean(matrix: Array, count: int, axis: int) -> Array:
-    mean = matrix.mean(axis=axis, keepdims=True, dtype=jnp.float32).astype(matrix.dtype)
+    mean = matrix.mean(axis=axis, keepdims=True, dtype=wide(matrix.dtype)).astype(matrix.dtype)
     return jnp.concatenate([matrix, *[mean] * count], axis=axis)

@@ -192,7 +192,7 @@ def export_classifier(
       params: a classifier's, an nnx.State, nested dicts or `Parts`, with adapters already merged.
       folder: files of these names in it are replaced, once all is written; not the source.
       source: where the encoder was loaded from; further settings are taken from its config.json.
-      labels: the names of the classes.
+      labels: the names of the classes, one for each output.
       dtype, shard_bytes: as for `write_weights`, whose result is returned.
     """
     parts = parts_of(params)
@@ -202,6 +202,8 @@ def export_classifier(
     family = FAMILIES[config.model_type].architecture
     (outputs,) = parts.shapes["classifier/bias"].shape
     names = list(labels) or [f"LABEL_{i}" for i in range(outputs)]
+    if len(names) != outputs or len({*names}) != outputs:
+        raise ValueError(f"labels {names}: expected {outputs} different names")
     is_first = "pooler/bias" in parts.shapes
     kind = "ForSequenceClassification" if is_first else "Model"
     changes = {
