@@ -74,9 +74,12 @@ class AdapterLoader:
         return found
 
     def _of_peft(self, folder: Path) -> Adapter:
-        base = self._base
-        found = self._readers[of_class_with_head(base.shape, PeftFolder(folder).names())](folder)
-        head = folder / HEAD_FILE
+        base, source, head = self._base, PeftFolder(folder), folder / HEAD_FILE
+        if base.labels and head.is_file():  # what exports write for heads that read the mean
+            self._require_pool(folder, "mean")
+        elif base.labels and source.config.get("task_type") == "SEQ_CLS":
+            self._require_pool(folder, "cls")
+        found = self._readers[of_class_with_head(base.shape, source.names())](folder)
         if base.labels and head.is_file():
             found = with_head(found, head)
         return found.trainable, found.frozen
@@ -95,11 +98,8 @@ class AdapterLoader:
         base = self._base
         if isinstance(config, ClassifierConfig) != bool(base.labels):
             raise ValueError(f"{folder}: the adapter is of another kind of model than the server's")
-        if isinstance(config, ClassifierConfig) and config.model.pool != base.pool:
-            raise ValueError(
-                f"{folder}: its head reads {config.model.pool}, and the server was started with "
-                f"--pool={base.pool}"
-            )
+        if isinstance(config, ClassifierConfig):
+            self._require_pool(folder, config.model.pool)
         adapted = from_config.adapt(config, base.train, from_config.make_targets(config))
         if (shapes := self._shapes.get(adapted)) is None:
             shapes = init_shapes(adapted, jax.random.key(0), base.params, *base.inputs)
@@ -111,6 +111,13 @@ class AdapterLoader:
         digests = {path: known[path] for path in own} if known.keys() >= own.keys() else None
         trainable, frozen, _ = lj.load_adapter(folder, trainable, frozen, digests=digests)
         return trainable, frozen
+
+    def _require_pool(self, folder: Path, reads: str) -> None:
+        if reads != self._base.pool:
+            raise ValueError(
+                f"{folder}: its head reads {reads}, and the server was started with "
+                f"--pool={self._base.pool}"
+            )
 
     @functools.cached_property
     def _digests(self) -> dict[str, str]:

@@ -1,5 +1,9 @@
 """Adapters read from a folder: none is answered for by a head that nobody has trained."""
 
+import dataclasses
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -9,12 +13,14 @@ from safetensors.numpy import load_file, save_file
 import lora_jax as lj
 import variants
 from configs import quickstart
+from experiments.runs.head_file import HEAD_FILE, save_head
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.adapter_loader import AdapterLoader
 from experiments.serving.base_model import load_encoder
 from lora_jax.files.canonical_json import plain
 from lora_jax.files.tree_file import save_tree
 from lora_jax.interchange.families import names_of
+from lora_jax.partition import flatten
 
 EXAMPLE = (np.zeros((1, 8), np.int32),) * 3
 
@@ -43,6 +49,38 @@ def loader(tmp_path_factory):
 def test_an_adapter_with_the_whole_head_is_read(loader):
     (trainable, _), _ = loader("whole")
     assert {*trainable["params"]} == {"classifier/kernel", "classifier/bias"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "task", "with_file", "reads"),
+    [
+        ("mean", "SEQ_CLS", False, "cls"),
+        ("cls", "FEATURE_EXTRACTION", True, "mean"),
+        ("cls", "SEQ_CLS", False, None),
+        ("mean", "FEATURE_EXTRACTION", True, None),
+        ("cls", None, False, None),
+    ],
+)
+def test_a_peft_head_that_reads_something_else_is_refused(
+    loader, tmp_path, pool, task, with_file, reads
+):
+    """A class of transformers reads the first token, and a file of its own holds a mean's head."""
+    shutil.copytree(loader._folder.root / "whole", tmp_path / "other")
+    config = tmp_path / "other/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "task_type": task}))
+    base = dataclasses.replace(loader._base, pool=pool)
+    if with_file:
+        head = {
+            name: flatten(base.params)[0][name] for name in ("classifier/kernel", "classifier/bias")
+        }
+        save_head(head, tmp_path / "other" / HEAD_FILE)
+    other = AdapterLoader(base, AdapterFolder(tmp_path))
+    if reads is None:
+        other("other")
+        return
+    said = f"other: its head reads {reads}, and the server was started with --pool={pool}"
+    with pytest.raises(ValueError, match=said):
+        other("other")
 
 
 @pytest.mark.parametrize(
