@@ -17,7 +17,7 @@ from experiments.serving.classify import Classify
 from experiments.serving.errors import ApiError, one_line
 from experiments.serving.http import Endpoint, refused
 from experiments.serving.routes import Routes
-from experiments.serving.state import READY, STARTING, State
+from experiments.serving.state import READY, State
 
 GONE = 499
 """The status that is counted for a client that has gone, as nginx has it."""
@@ -32,7 +32,7 @@ def make_app(state: State) -> Any:
         return JSONResponse({"status": state.status}, code)
 
     async def metrics(request: Request) -> Response:
-        if state.status != STARTING:
+        if state.thread.loaded:
             state.metrics.resident.set(state.thread.store.filled)
         return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

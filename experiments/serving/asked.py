@@ -1,7 +1,6 @@
 """What a request for a completion asks for."""
 
 import dataclasses
-import secrets
 from typing import Any
 
 from experiments.serving.errors import ApiError
@@ -61,7 +60,8 @@ class Asked:
     top_p: float
     top_k: int
     """0: all tokens."""
-    seed: int
+    seed: int | None
+    """None: each text has one of its own."""
     stop: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
@@ -119,7 +119,7 @@ def _asked(
         temperature=fields.number("temperature", 0, 2, 1),
         top_p=top_p,
         top_k=fields.integer("top_k", 0, 2**31 - 1) or 0,
-        seed=secrets.randbits(31) if seed is None else seed % 2**31,
+        seed=None if seed is None else seed % 2**31,
         stop=fields.texts("stop", STOPS),
         stop_token_ids=fields.integers("stop_token_ids", STOP_TOKENS),
         ignore_eos=fields.flag("ignore_eos"),

@@ -64,7 +64,7 @@ def _put_first(store: AdapterStore, folder: AdapterFolder, most: int) -> None:
     for name in names:
         try:
             store.acquire(name, loading.pop(name).result()).release()
-        except (ValueError, OSError, LookupError) as error:
+        except Exception as error:  # of its files, which must not keep the server from starting
             logging.warning("the adapter '%s' cannot be used: %s", name, one_line(error))
 
 

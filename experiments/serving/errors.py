@@ -87,17 +87,18 @@ def one_line(error: BaseException) -> str:
 
 def refusal(adapter: str | None, error: BaseException) -> ApiError:
     """What a client is told if its job cannot begin; what it need not know is logged."""
+    what = "the base model" if adapter is None else f"the adapter '{adapter}'"
     match error:
         case ApiError():
             return error
         case NoSlotFree():
-            return unavailable(f"no slot is free for the adapter '{adapter}'; try again", "no_slot")
+            return unavailable(f"no slot is free for {what}; try again", "no_slot")
         case UnknownAdapterError():
             return unknown_model(str(adapter))
         case NoMemoryError():
-            logging.error("the adapter '%s': %s", adapter, one_line(error))
-            message = f"memory has no room for the adapter '{adapter}'; the server's log says more"
+            logging.error("%s: %s", what, one_line(error))
+            message = f"memory has no room for {what}; the server's log says more"
             return ApiError(503, message, code="no_memory")
-    logging.error("the adapter '%s': %s", adapter, one_line(error))
-    message = f"the adapter '{adapter}' cannot be used; the server's log says why"
+    logging.error("%s: %s", what, one_line(error))
+    message = f"{what} cannot be used; the server's log says why"
     return ApiError(500, message, code="adapter_unusable")

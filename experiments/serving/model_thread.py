@@ -107,6 +107,11 @@ class ModelThread:
         return result
 
     @property
+    def loaded(self) -> bool:
+        """Whether the model is loaded, so that there is a store."""
+        return self.ready.done() and self.ready.exception() is None
+
+    @property
     def waiting(self) -> int:
         others = (*self._parked, *self._loading)
         return self._engine.waiting + sum(len(job.rows) for job in others)

@@ -84,7 +84,10 @@ class _Told:
     ):
         self._state, self._asked, self._answer, self._found = state, asked, answer, found
         self._prompt, self._completion = _prompt_tokens(texts), 0
-        self._streams = [TextStream(state.base.tokenizer.backend, asked.stop) for _ in texts]
+        backend = state.base.tokenizer.backend
+        # An answer of a chat is a text of its own; a completion continues the text of its prompt.
+        before = [() if asked.messages else each.prompt_ids for each in texts]
+        self._streams = [TextStream(backend, asked.stop, prompt) for prompt in before]
         self._began = began
 
     async def whole(self) -> dict[str, Any]:

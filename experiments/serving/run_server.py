@@ -58,8 +58,7 @@ def serve(state: State, listening: socket.socket) -> None:
     if state.thread.alive:  # it compiles or loads, which cannot be interrupted
         sys.stdout.flush()
         os._exit(0)
-    ready = state.thread.ready
-    if ready.done() and ready.exception() is None:
+    if state.thread.loaded:
         state.thread.store.close()  # or the process would first load the adapters that wait
 
 

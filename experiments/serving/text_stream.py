@@ -6,6 +6,8 @@ import tokenizers
 
 PART = "\ufffd"
 """What a character is decoded as while some of its bytes are missing."""
+LOOKED_AT = 8
+"""How many tokens at the end of a prompt are searched for its text."""
 
 
 class TextStream:
@@ -16,12 +18,19 @@ class TextStream:
 
     Args:
       stops: the texts that end the sequence, which are not given themselves.
+      prompt: the tokens that the sequence continues, if its text is to continue theirs: some
+        tokenizers drop a space at the beginning.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, stops: Sequence[str] = ()):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        stops: Sequence[str] = (),
+        prompt: Sequence[int] = (),
+    ):
         self._backend, self._stops = backend, stops
-        self._ids: list[int] = []
-        self._begin = self._read = 0
+        self._ids = self._last_text(prompt)
+        self._begin, self._read = 0, len(self._ids)
         self._pending = ""
         self.stopped = False
         """Whether a stop text has been found."""
@@ -42,14 +51,26 @@ class TextStream:
     def _decoded(self, last: bool) -> str:
         """The text of the tokens that have not been given.
 
-        They are decoded with those before them, as some tokenizers drop a space at the beginning.
+        They are decoded with those of the text before them, as some tokenizers drop a space at the
+        beginning.
         """
         before = self._text(self._ids[self._begin : self._read])
         now = self._text(self._ids[self._begin :])
         if now.endswith(PART) and not last:
             return ""
-        self._begin, self._read = self._read, len(self._ids)
+        if len(now) > len(before):
+            self._begin = self._read
+        self._read = len(self._ids)
         return now[len(before) :]
+
+    def _last_text(self, prompt: Sequence[int]) -> list[int]:
+        """The last tokens of a prompt, as few as have a text, without parts of characters."""
+        for length in range(1, min(len(prompt), LOOKED_AT) + 1):
+            last = list(prompt[-length:])
+            text = self._text(last)
+            if text and PART not in text:
+                return last
+        return []
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)

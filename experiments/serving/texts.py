@@ -1,5 +1,7 @@
 """The tokens that a request asks to continue, within what a lane holds."""
 
+import secrets
+
 from experiments.serving.asked import Asked
 from experiments.serving.base_model import BaseModel
 from experiments.serving.errors import ApiError, wrong
@@ -14,19 +16,24 @@ def texts_of(base: BaseModel, asked: Asked, most: int) -> list[Text]:
       most: the most tokens of a prompt and what follows it.
 
     Raises:
-      ApiError: 422 for more tokens than that; 400 for a prompt without tokens or with one that the
-        model has not, and for a conversation that the model's template refuses.
+      ApiError: 422 for more tokens than that; 400 for a prompt or a conversation without tokens or
+        with one that the model has not, and for a conversation that the model's template refuses.
     """
-    ended = () if asked.ignore_eos or base.tokenizer.eos_id is None else (base.tokenizer.eos_id,)
-    drawn = {} if asked.temperature == 0 else {"top_p": asked.top_p, "top_k": asked.top_k}
-    seed = {} if asked.temperature == 0 else {"seed": asked.seed}
-    sampling = Sampling(asked.temperature, **drawn, **seed)
-    stop_ids = tuple(sorted({*ended, *asked.stop_token_ids}))
+    ends = {*base.shape.eos_token_id, base.tokenizer.eos_id} - {None}
+    stop_ids = tuple(sorted({*(() if asked.ignore_eos else ends), *asked.stop_token_ids}))
     found = []
     for ids in _prompts(base, asked):
         limit = _limit(len(ids), asked, most)
-        found.append(Text(ids, limit, sampling, stop_ids))
+        found.append(Text(ids, limit, _sampling(asked), stop_ids))
     return found
+
+
+def _sampling(asked: Asked) -> Sampling:
+    """How one text is drawn. Equal prompts differ unless the request has a seed."""
+    if asked.temperature == 0:
+        return Sampling()
+    seed = secrets.randbits(31) if asked.seed is None else asked.seed
+    return Sampling(asked.temperature, asked.top_p, asked.top_k, seed)
 
 
 def _limit(length: int, asked: Asked, most: int) -> int:
@@ -46,19 +53,17 @@ def _limit(length: int, asked: Asked, most: int) -> int:
 
 
 def _prompts(base: BaseModel, asked: Asked) -> list[tuple[int, ...]]:
-    backend = base.tokenizer.backend
+    backend, param = base.tokenizer.backend, "messages" if asked.messages else "prompt"
     if asked.messages:
-        text = _rendered(base, asked)
-        return [tuple(backend.encode(text, add_special_tokens=False).ids)]
-    found = []
-    for each in asked.prompts:
-        ids = tuple(backend.encode(each).ids) if isinstance(each, str) else each
+        found = [tuple(backend.encode(_rendered(base, asked), add_special_tokens=False).ids)]
+    else:
+        given = asked.prompts
+        found = [tuple(backend.encode(x).ids) if isinstance(x, str) else x for x in given]
+    for ids in found:
         if not ids:
-            raise wrong("prompt", "'prompt' has no tokens; at least one is needed")
-        if max(ids) >= base.shape.vocab_size:
-            raise wrong("prompt", f"'prompt' has token {max(ids)}; the model has "
-                                  f"{base.shape.vocab_size}")  # fmt: skip
-        found.append(ids)
+            raise wrong(param, f"'{param}' has no tokens; at least one is needed")
+        if max(ids) >= (size := base.shape.vocab_size):
+            raise wrong(param, f"'{param}' has token {max(ids)}; the model has {size}")
     return found
 
 

@@ -11,8 +11,11 @@ import commands
 import http_client
 import pytest
 from fake_server import LATE, make_state
+from starlette.testclient import TestClient
 
 from experiments.serving import load, run_server
+from experiments.serving.app import make_app
+from experiments.serving.state import DRAINING
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SETTINGS = {"lanes": 2, "queue": 2, "tokens": 500, "max_body": 2000, "token": "a token of its own"}
@@ -50,10 +53,10 @@ def test_what_it_counts_to(server):
     status, body, headers = http_client.call(server, "POST", TEXT, asked(model="one"))
     assert status == 200 and headers["X-Adapter-Digest"] == "digest of one"
     (choice,) = body["choices"]
-    assert (choice["text"], choice["finish_reason"]) == ("w0 w1 w2", "length")
+    assert (choice["text"], choice["finish_reason"]) == (" w0 w1 w2", "length")
     assert body["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
     _, body, headers = http_client.call(server, "POST", TEXT, asked(prompt=[[7, 8], "w1"]))
-    assert [each["text"] for each in body["choices"]] == ["w0 w1 w2"] * 2
+    assert [each["text"] for each in body["choices"]] == [" w0 w1 w2"] * 2
     assert headers["X-Adapter-Digest"] == "base digest" and body["usage"]["prompt_tokens"] == 3
 
 
@@ -80,7 +83,7 @@ def test_a_stop_text_frees_the_lane(server, stream):
         _, body, _ = http_client.call(server, "POST", TEXT, content)
         text, finish = body["choices"][0]["text"], body["choices"][0]["finish_reason"]
         assert body["usage"]["completion_tokens"] == 6
-    assert (text, finish) == ("w0 w1 w2 w3 w", "stop")
+    assert (text, finish) == (" w0 w1 w2 w3 w", "stop")
     http_client.until(lambda: not http_client.counts(server)["active_sequences"])
     assert http_client.counts(server)['tokens_total{kind="completion"}'] == before + 6
 
@@ -312,6 +315,12 @@ class TestEnd:
             run_server.serve(state, run_server.bind("127.0.0.1", 0))
         gc.collect()
         assert not caplog.records
+
+    def test_metrics_are_told_though_it_ends_before_it_is_ready(self, tmp_path):
+        state = make_state(tmp_path)  # its thread has not been started
+        state.status = DRAINING
+        answer = TestClient(make_app(state)).get("/metrics")
+        assert answer.status_code == 200 and "active_sequences 0.0" in answer.text
 
     def test_before_it_is_ready(self, tmp_path):
         running = started(tmp_path, start=30)

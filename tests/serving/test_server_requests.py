@@ -1,17 +1,26 @@
 """What a server reads of requests and names, and how tokens become text; nothing is started."""
 
+import dataclasses
 import hashlib
+import types
+from concurrent.futures import Future
 
 import pytest
-from fake_server import tokenizer
+from fake_server import base, tokenizer
 from hypothesis import given, settings, strategies as st
 from small_language import write_model
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
+from experiments.runs.finished_run import ADAPTER
+from experiments.serving import assemble
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.asked import IGNORED, NEUTRAL, read_chat, read_completion
-from experiments.serving.errors import ApiError
+from experiments.serving.errors import ApiError, refusal
 from experiments.serving.text_stream import TextStream
+from experiments.serving.texts import texts_of
+from lora_jax.data.tokenizing.chat_templates import ChatTemplate
+from lora_jax.data.tokenizing.tokenize import Tokenizer as Tokens
+from lora_jax.generation.choose_token import GREEDY, Sampling
 from lora_jax.serving.adapter_store import UnknownAdapterError
 
 TEXT = {"model": "m", "prompt": "a"}
@@ -135,6 +144,118 @@ class TestText:
         assert stream.stopped and stream.end() == ""
         stream = TextStream(tokenizer().backend, ["1 w2 w9"])
         assert [stream.add(token) for token in (1, 2, 4)] == ["w", "", "1 w2 w4"]
+
+
+PIECES = ("<s>", "▁a", "▁b", "c", "▁", "<0xC3> <0xA9>", "<0xE2> <0x82> <0xAC>")
+"""Tokens of whole characters, as SentencePiece has them; `<s>` is special."""
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """The tokenizer, and the ids of each of `PIECES`."""
+    tokens = " ".join(PIECES).split()
+    found = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, "c"))
+    found.add_special_tokens(["<s>"])
+    undone = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    found.decoder = decoders.Sequence([*undone, decoders.Strip(" ", 1, 0)])
+    return found, {each: [found.token_to_id(x) for x in each.split()] for each in PIECES}
+
+
+class TestTextAfterAPrompt:
+    """Of a tokenizer whose decoder drops the space at the beginning, as Llama's."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.data())
+    def test_it_is_what_follows_in_the_text_of_both(self, pieces, data):
+        backend, ids_of = pieces
+        some = st.lists(st.sampled_from(PIECES), max_size=9)
+        begun = data.draw(st.just([]) | some.map(lambda each: ["▁a", *each[:2]]))
+        prompt, ids = ([i for x in part for i in ids_of[x]] for part in (begun, data.draw(some)))
+        stream = TextStream(backend, prompt=prompt)
+        text = "".join(stream.add(token) for token in ids) + stream.end()
+        assert backend.decode(prompt) + text == backend.decode(prompt + ids)
+
+    def test_a_stop_text_may_begin_with_the_space(self, pieces):
+        backend, ids_of = pieces
+        stream = TextStream(backend, [" b"], ids_of["▁a"])
+        assert stream.add(*ids_of["▁b"]) == "" and stream.stopped
+
+    def test_a_part_of_a_character_in_the_prompt_is_left_there(self, pieces):
+        backend, ids_of = pieces
+        stream = TextStream(backend, prompt=ids_of["▁a"] + ids_of["<0xC3> <0xA9>"][:1])
+        assert stream.add(*ids_of["c"]) == "c"
+
+
+class TestTexts:
+    """What is continued for a request, by a model of 10 tokens that ends texts with 7, 8 or 9."""
+
+    BASE = dataclasses.replace(
+        base(),
+        shape=types.SimpleNamespace(vocab_size=10, eos_token_id=(7, 9)),
+        tokenizer=Tokens(tokenizer().backend, 0, eos_id=8),
+        template=ChatTemplate("{{ messages[0].content }}"),
+    )
+
+    def texts(self, **changes):
+        chat = "messages" in changes
+        content = {"model": "m", **({} if chat else {"prompt": "w1"}), **changes}
+        return texts_of(self.BASE, (read_chat if chat else read_completion)(content), 100)
+
+    def test_every_token_that_ends_a_text_of_the_model_does(self):
+        (text,) = self.texts(stop_token_ids=[3])
+        assert text.stop_ids == (3, 7, 8, 9)
+        (text,) = self.texts(stop_token_ids=[3], ignore_eos=True)
+        assert text.stop_ids == (3,)
+
+    def test_equal_prompts_differ_without_a_seed(self):
+        drawn = self.texts(prompt=["w1"] * 8, temperature=1)
+        assert len({text.sampling.seed for text in drawn}) > 1
+        given = self.texts(prompt=["w1"] * 8, temperature=1, top_p=0.5, top_k=3, seed=2**31 + 5)
+        assert {text.sampling for text in given} == {Sampling(1, 0.5, 3, 5)}
+        assert {text.sampling for text in self.texts(prompt=["w1"] * 8, temperature=0)} == {GREEDY}
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [("", "has no tokens; at least one is needed"), ("w10", "has token 10; the model has 10")],
+    )
+    def test_prompts_and_conversations_are_of_the_models_tokens(self, content, said):
+        messages = [{"role": "user", "content": content}]
+        for name, changes in (
+            ("prompt", {"prompt": content}),
+            ("messages", {"messages": messages}),
+        ):
+            with pytest.raises(ApiError, match=f"^'{name}' {said}$") as caught:
+                self.texts(**changes)
+            assert (caught.value.status, caught.value.param) == (400, name)
+
+
+@pytest.mark.parametrize(("name", "what"), [(None, "the base model"), ("a", "the adapter 'a'")])
+def test_what_cannot_be_used_is_named(name, what):
+    error = refusal(name, OSError("secret"))
+    assert (error.status, error.message) == (
+        500,
+        f"{what} cannot be used; the server's log says why",
+    )
+
+
+def test_an_adapter_with_any_fault_does_not_keep_the_server_from_starting(tmp_path):
+    for name in ("odd", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ADAPTER).write_text("")
+    used = []
+
+    def fetch(name):
+        found = Future()
+        found.set_exception(TypeError("a scalar")) if name == "odd" else found.set_result(name)
+        return found
+
+    def acquire(name, loaded):
+        used.append((name, loaded))
+        return types.SimpleNamespace(release=lambda: None)
+
+    store = types.SimpleNamespace(fetch=fetch, acquire=acquire)
+    assemble._put_first(store, AdapterFolder(tmp_path), 2)
+    assert used == [("good", "good")]
 
 
 class TestFolder:

@@ -44,7 +44,7 @@ def tokenizer():
 
 
 def base():
-    shape = types.SimpleNamespace(vocab_size=WORDS, max_tokens=WORDS)
+    shape = types.SimpleNamespace(vocab_size=WORDS, max_tokens=WORDS, eos_token_id=())
     return BaseModel("base digest", shape, tokenizer(), None, print, print, WORDS)
 
 
