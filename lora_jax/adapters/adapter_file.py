@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.adapters.base_digest import base_digests, require_base
-from lora_jax.adapters.remade_constants import KEY, digest, made_again
+from lora_jax.adapters.remade_constants import IMPLEMENTATIONS, KEY, digest, made_again
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
 from lora_jax.transform.placement import (
@@ -91,6 +91,7 @@ def load_adapter(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
+    _check_keys(path, tree, frozen)
     here = {} if any_base else base_digests(frozen) if digests is None else digests
     tree = _completed(path, tree, meta, trainable, frozen, here)
     tree = {**tree, "shared": _keyed(tree["shared"], frozen)}
@@ -98,7 +99,7 @@ def load_adapter(
     found, _ = flatten(tree)
     for name in [*wanted, *found]:
         if name.rpartition("/")[2] == KEY and name in found and name in wanted:
-            continue  # keys of other kinds are of other sizes
+            continue  # `_check_keys` has checked it
         _check_shape(path, f"'{name}'", found.get(name), wanted.get(name))
         _check_kind(path, name, found[name], wanted[name])
     _check_base(path, meta, tree, trainable, here)
@@ -133,6 +134,7 @@ def start_from(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
+    _check_keys(path, tree, frozen)
     here = {} if any_base else base_digests(frozen)
     tree = _completed(path, tree, meta, trainable, frozen, here)
     wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
@@ -263,7 +265,7 @@ def _with_matrices(
         if (each.ndim - stack >= 2 or name in drawn) and name in theirs:
             found[name] = theirs[name]
             if name == KEY:
-                continue  # keys of other kinds are of other sizes
+                continue  # `_check_keys` has checked it
             _check_shape(path, f"the constant '{name}'", found[name], each)
             _check_kind(path, name, found[name], each)
     return found
@@ -283,6 +285,21 @@ def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     ):
         raise ValueError(f"{path} was not written by lora_jax.save_adapter")
     return tree, meta
+
+
+def _check_keys(path: str | os.PathLike, tree: Mapping[str, Any], frozen: Frozen) -> None:
+    """Raise a ValueError for a file's key that is none. Keys of other kinds are of other sizes."""
+    shared = {str(number): each for number, each in enumerate(frozen.shared)}
+    mine, _ = flatten({"constants": frozen.constants, "shared": shared})
+    theirs, _ = flatten({part: tree[part] for part in KEPT})
+    for name, data in theirs.items():
+        if name.rpartition("/")[2] == KEY:
+            stack = mine.get(name, data).shape[:-1]
+            shapes = [(*stack, size) for size in IMPLEMENTATIONS]
+            if data.dtype != jnp.uint32 or data.shape not in shapes:
+                raise ValueError(
+                    f"{path} has {data.dtype}{list(data.shape)} for '{name}', which is no key"
+                )
 
 
 def _check_shape(path: str | os.PathLike, what: str, there: Any, here: Any) -> None:

@@ -1,6 +1,7 @@
 """Constants that files leave out are made again as they were, or a line says otherwise."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import chex
@@ -11,6 +12,7 @@ import safetensors.numpy
 
 import lora_jax as lj
 from lora_jax.adapters.base_digest import OtherBaseError
+from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.variant import Factors, Variant, wide
 
 
@@ -112,6 +114,27 @@ def test_layers_that_differ_keep_theirs(tmp_path):
     saved = safetensors.numpy.load_file(path)
     assert "constants/stack/q" in saved and "constants/last/q" not in saved
     chex.assert_trees_all_equal(tuple(lj.load_adapter(path, *some(2))[:2]), first)
+
+
+def test_what_is_no_key_is_named(tmp_path):
+    """A file of somebody else's, with or without what is made again."""
+    first = made(1)
+    for whole in (False, True):
+        tree, meta = load_tree(lj.save_adapter(tmp_path, *first, whole=whole))
+        for part, where, data in (
+            ("constants", "last", jnp.zeros(3, jnp.uint32)),
+            ("constants", "last", jnp.zeros(2)),
+            ("constants", "last", jnp.zeros((), jnp.uint32)),
+            ("constants", "stack", jnp.zeros(2, jnp.uint32)),
+            ("constants", "stack", jnp.zeros((2, 4), jnp.uint32)),
+            ("shared", "0", jnp.zeros((1, 2), jnp.uint32)),
+        ):
+            changed = {**tree[part], where: {**tree[part][where], "init_key": data}}
+            path = save_tree(tmp_path / "changed", {**tree, part: changed}, meta)
+            said = f"{path} has {data.dtype}{list(data.shape)} for '{part}/{where}/init_key', "
+            for read in (lj.load_adapter, lj.start_from):
+                with pytest.raises(ValueError, match=f"^{re.escape(said)}which is no key$"):
+                    read(path, *first)
 
 
 def test_another_base_or_another_way_to_draw_is_a_line(tmp_path, monkeypatch):
