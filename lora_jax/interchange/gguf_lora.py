@@ -5,11 +5,13 @@ weights in its own layout (`gguf_weights`). Where that layout has the rows of qu
 another order, so has B. llama.cpp's convert_lora_to_gguf.py makes the same of a PEFT folder.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
 import numpy as np
 
+from lora_jax.files.atomic import replacing
 from lora_jax.interchange.peft_folder import MODEL, PeftFolder
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.models.published.gguf_file import library
@@ -29,7 +31,7 @@ def write_gguf_lora(
     """Write the adapter of a folder of `save_plain_lora` as one GGUF file, in float32.
 
     Args:
-      path: the file to write.
+      path: the file to write, whole or not at all; its folder is made.
       folder: what `save_plain_lora(..., served=None)` has written.
       config: the model's own, such as a `LlamaConfig`.
 
@@ -49,14 +51,17 @@ def write_gguf_lora(
             tensor = neighbours_turned(tensor, heads)
         stored = gguf_name(weight, config)
         tensors[f"{stored}.lora_{'a' if end == _A else 'b'}"] = np.ascontiguousarray(tensor)
-    writer = gguf.GGUFWriter(path, architecture(config))
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(source.config["lora_alpha"]))
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    arch = architecture(config)
+    with (
+        replacing(path) as temporary,
+        contextlib.closing(gguf.GGUFWriter(temporary, arch)) as writer,
+    ):
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(source.config["lora_alpha"]))
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     return path
