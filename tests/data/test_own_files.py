@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lora_jax.data import load_task
+from lora_jax.data.sources.rows import read_rows
 
 TEXTS = ["It 'is', so", "a\u2028b", "café", "four", "five", "six ", "seven", "eight"]
 
@@ -62,6 +63,18 @@ def test_csv_is_quoted_and_tsv_is_not(tmp_path):
 
     assert texts("t.csv") == ('a, "b"\nc', "d")
     assert texts("t.tsv") == ('"a', 'd"')
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_carriage_return_in_a_line_of_tsv_ends_no_row(tmp_path, end):
+    """It cut an example in two; at the end of a line it is the end, as Windows has it."""
+    lines = ["x\ty", "one\rtwo\t1", "", '"three\t0', ""]
+    (tmp_path / "t.tsv").write_text(end.join(lines), encoding="utf-8-sig", newline="")
+    found = [(row.line, row.values) for row in read_rows(tmp_path / "t.tsv")]
+    assert found == [(2, {"x": "one\rtwo", "y": "1"}), (4, {"x": '"three', "y": "0"})]
+    (tmp_path / "t.tsv").write_text(end.join(["x\ty", "one\ttwo\t1", ""]), newline="")
+    with pytest.raises(ValueError, match=r"line 2: 3 columns, the header has 2$"):
+        read_rows(tmp_path / "t.tsv")
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,39 @@ def shown(value: Any) -> str:
 
 
 def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[Row]:
-    is_tsv = path.suffix.lower() == ".tsv"
-    # Quoted CSV fields may contain line ends, which the reader must see unchanged.
-    with path.open(encoding="utf-8-sig", newline=None if is_tsv else "") as file:
-        quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
-        reader = csv.reader(file, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
-        names = list(header)
+    names = list(header)
+    for line, fields in _of_tsv(path) if path.suffix.lower() == ".tsv" else _of_csv(path):
+        if not fields:
+            continue
+        if not names:
+            names = fields
+            twice = [name for name, n in collections.Counter(names).items() if n > 1]
+            if twice and not any_width:
+                raise ValueError(f"{path}: two columns are called '{twice[0]}'")
+            continue
+        if len(fields) != len(names) and not any_width:
+            raise ValueError(
+                f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
+            )
+        yield Row(line, dict(zip(names, fields, strict=False)))
+
+
+def _of_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each line's number and fields; none for a blank line.
+
+    A carriage return inside a line is a part of its field. Python's csv would end the row there.
+    """
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for line, content in enumerate(file, 1):
+            content = content.rstrip("\r\n")
+            yield line, content.split("\t") if content else []
+
+
+def _of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line and fields; none for a blank line."""
+    # Quoted fields may contain line ends, which the reader must see unchanged.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
         while True:
             line = reader.line_num + 1
             try:
@@ -143,19 +170,7 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
                 raise ValueError(f"{path}, line {line}: {error}") from error
             if fields is None:
                 return
-            if not fields:
-                continue
-            if not names:
-                names = fields
-                twice = [name for name, n in collections.Counter(names).items() if n > 1]
-                if twice and not any_width:
-                    raise ValueError(f"{path}: two columns are called '{twice[0]}'")
-                continue
-            if len(fields) != len(names) and not any_width:
-                raise ValueError(
-                    f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
-                )
-            yield Row(line, dict(zip(names, fields, strict=False)))
+            yield line, fields
 
 
 def _objects(path: Path) -> Iterator[Row]:
