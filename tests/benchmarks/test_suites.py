@@ -82,6 +82,27 @@ def test_the_share_of_a_known_peak():
     assert "mfu" not in gpu.rates(case, 0.5, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_a_devices_kind_is_read_by_whole_words(kind, peak):
+    case = Case(model="tiny llama", rows=2, tokens=256)
+    useful = theory.step_flops(case, recomputed=False)
+    found = gpu.rates(case, 1.0, kind)
+    assert found.get("mfu") == (None if peak is None else pytest.approx(useful / peak))
+
+
 def test_the_shapes_of_llama():
     """About as many weights as the names say."""
     for name, billions in (("Llama 1B", 1.24), ("Llama 3B", 3.21), ("Llama 8B", 8.03)):

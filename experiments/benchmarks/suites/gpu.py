@@ -7,6 +7,7 @@ and 8B's full fine-tuning is left out: it needs more than 80 GB. MFU takes the o
 """
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Iterator
 
@@ -25,8 +26,13 @@ METHODS = {"full": {"method": "full"}, "LoRA": {}, "DoRA": {"method": "dora"}}
 METHODS |= {"QLoRA": {"storage": "nf4"}}
 WITH_FULL = ("Llama 1B", "Llama 3B")
 WITHOUT_FULL = ("Llama 8B",)
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense bfloat16 operations in a second, from data sheets, by a part of a device's kind."""
+PEAK = {
+    **{"H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12},
+    **{"H100": 989e12, "H200": 989e12, "A100": 312e12},
+    **{"L40S": 362e12, "L40": 181e12, "L4": 121e12},
+}
+"""Dense bfloat16 operations in a second, from data sheets, by whole words of a device's kind. The
+first that are in it count."""
 
 
 def run(plan: Plan) -> Iterator[Measured]:
@@ -64,7 +70,7 @@ def _group(model: str, names: tuple[str, ...]) -> Group:
 def rates(case: Case, seconds: float, kind: str) -> dict[str, float]:
     """Tokens in a second, and the share of the device's peak, if that is known (MFU)."""
     found = {"tokens_per_second": case.rows * case.tokens / seconds}
-    peak = next((each for name, each in PEAK.items() if name in kind), None)
+    peak = next((each for name, each in PEAK.items() if re.search(rf"\b{name}\b", kind)), None)
     if peak is not None:
         found["mfu"] = theory.step_flops(case, recomputed=False) / seconds / peak
     return found
