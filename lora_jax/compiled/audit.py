@@ -149,7 +149,7 @@ def compare(
     """The largest error of a jitted step's loss and gradients, and the seconds of the step itself.
 
     The error is the distance to the same operations done one by one, in their own dtypes. The
-    tolerance is the floor of the gradient's dtypes. For an error above it, it is `MULTIPLE` times
+    tolerance is the floor of the dtypes of what trains. For an error above it, it is `MULTIPLE` times
     the distance of those operations from float64, and `MOST` at most. A text in place of a finding
     says why there is none: the jaxpr cannot be evaluated here, or gives numbers that are not
     finite. All copies of an array on several devices are compared. Every process must call this,
@@ -183,7 +183,8 @@ def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None)
     if not any(name.startswith(GRADIENT) for name in names):
         raise ValueError("the optimiser keeps no first moment (mu), nor another: nothing to audit")
     arrays = [x for (_, x), use in zip(outputs, used, strict=True) if use]
-    floor = max(_floor(x.dtype) for x in arrays)
+    # The moment of a narrow gradient may be wide (master weights); the parameter is not.
+    floor = max(_floor(x.dtype) for _, x in outputs if _is_float(x))
     wholes = [to_host(x) for x in arrays]
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
 
