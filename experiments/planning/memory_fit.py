@@ -33,6 +33,7 @@ class Arrays:
     adapters: int
     """All trained arrays: factors of adapters, and weights that are trained in full."""
     optimizer: int
+    """The state of the optimiser, and the moving average of the trained arrays, if there is one."""
     other: int
     """Constants and shared arrays of adapters, the variants' state, the step, the batch."""
 
@@ -184,7 +185,7 @@ def arrays_of(found: AbstractStep) -> Arrays:
     return Arrays(
         weights=on_one_device(frozen.base),
         adapters=on_one_device(state.trainable),
-        optimizer=on_one_device(state.opt_state),
+        optimizer=on_one_device((state.opt_state, state.average)),
         other=on_one_device(rest),
     )
 

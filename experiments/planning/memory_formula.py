@@ -181,6 +181,6 @@ def as_compiled(experiment: Experiment) -> Memory:
         weights=memory.tree_bytes(experiment.frozen.base),
         trained=trained,
         gradients=trained,
-        optimizer=memory.tree_bytes(state.opt_state),
+        optimizer=memory.tree_bytes((state.opt_state, state.average)),
         temporaries=max(analysis.temp_size_in_bytes - trained, 0),
     )

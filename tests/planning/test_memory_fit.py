@@ -180,6 +180,15 @@ def test_arrays_of_a_classifier():
     assert 0 < found.optimizer - 2 * found.adapters < 64
 
 
+def test_an_average_is_as_large_as_what_it_is_the_average_of():
+    config = quickstart.get_config("size=smoke")
+    plain = arrays_of(step_of(config))
+    config.train.ema = 0.9
+    averaged = arrays_of(step_of(config))
+    assert averaged.adapters == plain.adapters
+    assert 0 <= averaged.optimizer - plain.optimizer - plain.adapters < 64
+
+
 def products(jaxpr):
     """Multiplications and additions of all the products in a trace, loops counted in full."""
     total = 0
