@@ -66,9 +66,10 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     argv = list(_located(argv))
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
-    files = [text.partition(":")[0] for name, text in _flag_texts(argv) if name == "config"]
-    for name in files:
-        _check_config_file(name)
+    given = [text.partition(":") for name, text in _flag_texts(argv) if name == "config"]
+    files = [name for name, _, _ in given]
+    for name, _, arguments in given:
+        _check_config_file(name, arguments)
     with config_errors.in_one_line(files):
         rest = _parsed(argv, values)
         if files and not is_text:
@@ -200,17 +201,26 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
                 raise FlagValueError(said, name, text, is_section=False)
 
 
-def _check_config_file(name: str) -> None:
-    """Raise a ValueError if a file is not a config, without executing it."""
-    file, _, arguments = name.partition(",")
-    if arguments and Path(file).is_file():
-        raise ValueError(f"--config={name}: arguments follow a colon: {file}:{arguments}")
+def _check_config_file(name: str, arguments: str) -> None:
+    """Raise a ValueError if a file is not a config, without executing it.
+
+    Args:
+      arguments: what follows the file's name and a colon.
+    """
+    file, _, rest = name.partition(",")
+    if rest and Path(file).is_file():
+        raise ValueError(f"--config={name}: arguments follow a colon: {file}:{rest}")
     if not Path(name).is_file():
         raise ValueError(
             f"no config file '{name}'; nearest: {nearest(name, config_files.config_paths())}"
         )
     if json_config.is_json(name):
         json_config.read(name)
+        if arguments:
+            raise ValueError(
+                f"--config={name}: a .json takes no arguments after a colon; its settings are "
+                "flags, such as --config.variant.name=dora"
+            )
         return
     if "get_config" not in config_errors.compiled(name):
         near = nearest(name, config_files.config_paths())

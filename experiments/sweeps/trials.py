@@ -13,7 +13,7 @@ from ml_collections.config_flags.config_path import get_type, get_value
 
 from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
-from experiments.setup import config_errors, variant_flags
+from experiments.setup import config_errors, json_config, variant_flags
 from experiments.setup.config import parse
 from experiments.setup.read_config import FlagValueError, read_config
 from experiments.setup.suggested import fill
@@ -55,6 +55,8 @@ def own_sweep(file: str) -> list[sweep_flag.Overrides]:
       ValueError: it yields something else than a dict, an invalid key or value, no trials, or too
         many.
     """
+    if json_config.is_json(file):  # it is no Python
+        return [{}]
     found = []
     with config_errors.in_one_line([file]):
         if (function := runpy.run_path(file).get("sweep")) is None:
@@ -103,8 +105,13 @@ def overrides_of(
         )
     if trials is None:
         return list(sweep_flag.times(own, sweep_flag.combine(axes, paired)))
-    if paired or not axes:
-        raise ValueError(f"--trials draws from what --sweep says, {'without --zip' * paired}")
+    if not axes:
+        raise ValueError(
+            f"--trials={trials} draws from what --sweep says, and there is no --sweep: leave "
+            "--trials out to train what the config's sweep() yields"
+        )
+    if paired:
+        raise ValueError(f"--trials={trials} draws from what --sweep says, without --zip")
     integer = integers(arguments, own, axes).__contains__
     return list(sweep_flag.times(own, sweep_flag.draw(axes, trials, seed, integer)))
 

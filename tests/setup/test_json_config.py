@@ -7,6 +7,7 @@ import pytest
 from configs import instruct, quickstart
 from experiments.setup.config import parse
 from experiments.setup.read_config import read_config
+from experiments.sweeps import trials
 from lora_jax.files.canonical_json import config_digest, plain
 
 
@@ -55,3 +56,19 @@ def test_files_that_are_no_config(tmp_path, content, said):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match=f"no config file '{path}x.json'"):
         read_config([f"--config={path}x.json"])
+
+
+def test_it_is_swept_by_its_settings(written):
+    settings, path = written
+    arguments = [f"--config={path}"]
+    overrides = trials.overrides_of(str(path), ["config.seed=3,4"], arguments=arguments)
+    found = trials.make(arguments, overrides)
+    assert [each.config.seed for each in found] == [3, 4]
+    assert [each.config.variant for each in found] == 2 * [settings.variant]
+    with pytest.raises(ValueError, match="every trial: .* a .json takes no arguments"):
+        trials.make(arguments, [{"variant": "lora"}, {"variant": "dora"}])
+
+
+def test_it_takes_no_arguments(written):
+    with pytest.raises(ValueError, match=r"a \.json takes .* such as --config.variant.name=dora$"):
+        read_config([f"--config={written[1]}:variant=dora"])
