@@ -204,6 +204,8 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
         combinations.
     """
     _once(axes)
+    if not axes:
+        return [{}]  # paired, no lists would make no trial
     lists: dict[str, tuple[str, ...]] = {}
     for axis in axes:
         if isinstance(axis, Range):

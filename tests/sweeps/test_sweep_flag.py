@@ -306,6 +306,9 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     config.update_from_flattened_dict(changes)
     assert found[-1].config.plain == fill(config.to_dict())
     assert len(made(arguments=arguments, file=str(file))) == 2
+    assert len(made(arguments=arguments, file=str(file), paired=True)) == 2
+    with pytest.raises(ValueError, match="--trials=5 draws .* no --sweep: leave --trials out"):
+        made(arguments=arguments, file=str(file), trials=5)
     with pytest.raises(ValueError, match=r"variant is swept by the config's sweep\(\) and by --"):
         made("variant=dora", arguments=arguments, file=str(file))
     file.write_text("def get_config():\n    pass\n\n\ndef sweep():\n    yield {'optimizer.b': 1}\n")
