@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,7 +33,8 @@ def initialize(
       found: let JAX find all of these, from Slurm, TPU pods, Open MPI or Kubernetes.
 
     Raises:
-      ValueError: one line on arguments that cannot work, or on why JAX finds nothing.
+      ValueError: one line on arguments that cannot work, on a port that process 0 cannot use, or
+        on why JAX finds nothing.
     """
     check_arguments(coordinator, processes, process, found)
     if found:
@@ -44,6 +46,8 @@ def initialize(
                 "give --coordinator, --processes and --process"
             ) from error
     elif coordinator is not None:
+        if process == 0:
+            _require_free_port(coordinator)
         # Without this, JAX would ask Slurm and others for the rest, such as each process's devices.
         jax.distributed.initialize(
             coordinator, processes, process, cluster_detection_method="deactivate"
@@ -72,6 +76,23 @@ def check_arguments(
         raise ValueError(
             f"--process={process}: expected 0 to {processes - 1} of --processes={processes}"
         )
+
+
+def _require_free_port(coordinator: str) -> None:
+    """Raise a ValueError if process 0 cannot wait for the others at this port.
+
+    JAX's own service ends the process with a segmentation fault then.
+    """
+    port, both = int(coordinator.rpartition(":")[2]), socket.has_dualstack_ipv6()
+    with socket.socket(socket.AF_INET6 if both else socket.AF_INET) as tried:
+        if both:  # all addresses, as JAX takes them
+            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # A port that the last run has just left is free.
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", port))
+        except OSError as error:
+            raise ValueError(f"--coordinator={coordinator}: {error.strerror}") from error
 
 
 def writes() -> bool:

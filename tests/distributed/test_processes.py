@@ -1,5 +1,7 @@
 """Processes of one run: what is asked of the command line, and who says what alone."""
 
+import socket
+
 import pytest
 
 from experiments.distributed import processes
@@ -41,3 +43,10 @@ def test_alone_a_process_writes_and_waits_for_nobody():
     assert processes.writes() and processes.whole(tree) is tree
     processes.together("here")
     assert processes.first(lambda: tree) is tree
+
+
+def test_a_port_in_use_is_a_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        coordinator = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"^--coordinator={coordinator}: Address already in "):
+            processes.initialize(coordinator, 2, 0)
