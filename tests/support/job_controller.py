@@ -65,12 +65,12 @@ def process(index: int, container: dict[str, Any]) -> list[str]:
     variables["JOB_COMPLETION_INDEX"] = str(index)
 
     def expanded(match: re.Match[str]) -> str:
-        if match[0].startswith("$$"):
-            return match[0][1:]
+        if match[0] == "$$":
+            return "$"
         return variables.get(match[1], match[0])
 
     line = container["command"] + container["args"]
-    return [re.sub(r"\$?\$\(([-._a-zA-Z0-9]+)\)", expanded, word) for word in line]
+    return [re.sub(r"\$\$|\$\(([-._a-zA-Z0-9]+)\)", expanded, word) for word in line]
 
 
 def pod(index: int, container: dict[str, Any]) -> Ended:

@@ -27,7 +27,7 @@ PODS = kubernetes.Pods("registry/lora:1", "claim", PurePosixPath("/v/cola"), Pur
 FULL = kubernetes.Pods(
     image="registry/lora:1",
     claim="claim",
-    folder=PurePosixPath("/v/$(HOME)/cola"),
+    folder=PurePosixPath("/v/$(HOME)/$$cola"),
     mount=PurePosixPath("/v"),
     command=("lora-jax", "worker"),
     directory="/src",
@@ -92,8 +92,8 @@ def test_each_pod_gets_what_was_asked_for():
     assert pod["terminationGracePeriodSeconds"] == 30
     assert container[0]["env"] == [{"name": "HF_HOME", "value": "/v/$$(hub)"}]
     assert job_controller.process(2, container[0]) == [
-        *("lora-jax", "worker", "--workdir=/v/$(HOME)/cola"),
-        *("--jobs=/v/$(HOME)/cola/jobs/name.json", "--job=2", "--lock_wait=120", "--retry"),
+        *("lora-jax", "worker", "--workdir=/v/$(HOME)/$$cola"),
+        *("--jobs=/v/$(HOME)/$$cola/jobs/name.json", "--job=2", "--lock_wait=120", "--retry"),
     ]
 
 

@@ -174,8 +174,8 @@ def _resources(pods: Pods, devices: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> str:
-    """A text in which Kubernetes expands no `$(VARIABLE)`."""
-    return text.replace("$(", "$$(")
+    """A text that Kubernetes leaves as it is: it expands `$(VARIABLE)`, and makes `$` of `$$`."""
+    return text.replace("$", "$$")
 
 
 def _new_name(folder: SweepFolder, pods: Pods, names: Sequence[Sequence[str]]) -> str:
