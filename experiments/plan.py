@@ -126,7 +126,8 @@ def cost() -> None:
     if _FORMAT.value == "csv":
         print(table_cost.as_csv(cells, device, efficiency), end="")
     else:
-        print(table_cost.text(cells, _DEVICE.value, device, efficiency), end="")
+        without = table_cost.left_out(str(_TABLE.value))
+        print(table_cost.text(cells, _DEVICE.value, device, efficiency, without), end="")
 
 
 def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:

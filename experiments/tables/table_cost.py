@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from configs.settings import RunConfig
 from experiments.planning.accelerators import Accelerator
 from experiments.planning.run_cost import RunCost, StepCost, step_cost, steps_of
@@ -57,15 +59,33 @@ def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
     seen = set()
     for values in itertools.product(*lists.values()):
         argument = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
-        try:
-            config = module.get_config(argument)
-        except ValueError:  # not in this combination
+        config = _config(module, argument)
+        if config is None:  # not in this combination
             continue
         parsed = parse(config.to_dict())
         place = (parsed.study.model, parsed.study.row, parsed.study.column)
         if place not in seen:
             seen.add(place)
             yield parsed
+
+
+def _config(module: Any, argument: str) -> ConfigDict | None:
+    """The config of an argument; None if it has no such run.
+
+    Some runs start from another one's adapter. Which one does not change what a run costs.
+    """
+    for start in ("", ",start_from=-") if "start_from" in module.ARGUMENTS else ("",):
+        try:
+            return module.get_config(argument + start)
+        except ValueError:
+            continue
+    return None
+
+
+def left_out(name: str) -> str:
+    """Which runs of a table its cells leave out, as a sentence; empty if there are none."""
+    has_study = hasattr(importlib.import_module(config_modules()[name]), "STUDY")
+    return "Runs that choose learning rates are left out." if has_study else ""
 
 
 def table_cost(name: str, model: str | None = None, tokens: int | None = None) -> list[CellCost]:
@@ -102,8 +122,14 @@ def _of_a_step(config: RunConfig) -> Mapping[str, Any]:
     }
 
 
-def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: float) -> str:
-    """The costs as a table, with the total of all cells and seeds, and what they leave out."""
+def text(
+    cells: list[CellCost], name: str, device: Accelerator, efficiency: float, without: str = ""
+) -> str:
+    """The costs as a table, with the total of all cells and seeds, and what they leave out.
+
+    Args:
+      without: a sentence on runs that are no cells (`left_out`).
+    """
     rows = [list(map(_shown, row)) for row in lines(cells, device, efficiency)]
     known = [(each, each.run.hours(device, efficiency)) for each in cells]
     total = sum(each.seeds * hours for each, hours in known if hours is not None)
@@ -117,6 +143,8 @@ def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: floa
         f"memory, each at {efficiency:.0%} of the device's peak. "
         "Evaluations, compilation and data are left out.",
     ]
+    if without:
+        said.append(without)
     if unknown:
         said.append(f"Not in the total: {unknown} cells whose data are of unknown size.")
     if tight := [each for each in cells if each.run.step.memory > device.memory]:
@@ -130,7 +158,7 @@ def text(cells: list[CellCost], name: str, device: Accelerator, efficiency: floa
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+        return f"{value:,.3g}" if value < 999.5 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value or "?"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.planning.accelerators import Accelerator
 from experiments.planning.run_cost import RunCost, StepCost
-from experiments.tables.table_cost import CellCost, as_csv, cell_configs, text
+from experiments.tables.table_cost import CellCost, as_csv, cell_configs, left_out, text
 
 DEVICE = Accelerator(narrow=2e12, wide=1e12, traffic=1e15, memory=5e9)
 SMALL, LARGE = StepCost(36e12, 1e9, 2e9, False), StepCost(36e12, 9e9, 18e9, True)
@@ -51,6 +51,23 @@ def test_a_table_has_a_cell_for_each_model_method_and_task():
         list(cell_configs("lora_table4"))
     with pytest.raises(ValueError, match="--model=bert: no model of lora_table2; nearest: 'robe"):
         list(cell_configs("lora_table2", "bert"))
+
+
+def test_runs_that_start_from_another_one_are_cells():
+    found = [each.study.column for each in cell_configs("domain_shift", "minilm")]
+    assert (found.count("source"), found.count("target")) == (4, 4)
+
+
+def test_a_study_says_that_its_choice_of_rates_is_not_counted():
+    assert left_out("lora_table2") == ""
+    sentence = "Runs that choose learning rates are left out."
+    assert left_out("against_lora") == sentence
+    assert sentence in text(CELLS, "gpu", DEVICE, 0.5, sentence).splitlines()
+
+
+def test_numbers_near_a_thousand_have_no_exponent():
+    cell = CellCost("bert", "lora", "cola", 1, RunCost(StepCost(999.7e12, 1e9, 2e9, False), 1))
+    assert text([cell], "gpu", DEVICE, 0.5).splitlines()[2].split()[5] == "1,000"
 
 
 @pytest.mark.parametrize(
