@@ -25,8 +25,11 @@ def plan(trials: int, steps: int, factor: int) -> list[Rung]:
     """The rungs of N trials; the last one is the end of training.
 
     Raises:
-      ValueError: there are too few trials, or too few steps for a rung of their own.
+      ValueError: the factor is below 2, or there are too few trials, or too few steps for a rung
+        of their own.
     """
+    if factor < 2:
+        raise ValueError(f"--halving={factor}: one of 2 trials or more goes on; 0 halves nothing")
     if trials < factor:
         raise ValueError(
             f"--search=halving lets one of {factor} trials go on: it needs {factor} trials or "

@@ -174,9 +174,12 @@ class Search:
         while budget is not None and self._cost(count) > budget:  # fewer trials may cost more
             count -= 1
         if known and count > len(known):
+            asked = f"--trials={count}"
+            if self._asked.trials is None:
+                asked = f"--budget={budget} has {count} trials"
             raise ValueError(
-                f"--trials={count}: a search by halving cannot grow; it has {len(known)} trials "
-                "already. Name another --workdir"
+                f"{asked}: a search by halving cannot grow; it has {len(known)} trials already. "
+                "Name another --workdir"
             )
         if known:
             return []

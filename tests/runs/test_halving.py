@@ -39,6 +39,12 @@ def test_too_few_trials_or_steps_are_refused(trials, steps, said):
         plan(trials, steps, 3)
 
 
+@pytest.mark.parametrize("factor", [1, 0, -2])
+def test_a_factor_that_takes_none_out_is_refused(factor):
+    with pytest.raises(ValueError, match=f"--halving={factor}: one of 2 trials or more"):
+        plan(4, 100, factor)
+
+
 def test_a_budget_has_the_most_trials_that_cost_no_more():
     costs = {trials: cost(plan(trials, 90, 3)) for trials in range(3, 243)}
     for budget in (149, 150, 210, 299):

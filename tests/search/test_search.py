@@ -390,6 +390,10 @@ def test_a_halving_goes_on_as_one_program_or_not_at_all(search, tmp_path, monkey
     folder = SweepFolder(tmp_path)
     with pytest.raises(Killed):
         run(search, folder, "halving", trials=6, most=2)
+    larger, _ = search(folder, "halving", trials=None, budget=40)
+    said = r"--budget=40 has \d+ trials: a search by halving cannot grow; it has 6 trials already"
+    with pytest.raises(ValueError, match=said):
+        larger.run(lambda *_: None)
     made, _ = search(folder, "halving", trials=6)
     monkeypatch.setattr("experiments.sweeps.jobs.make", lambda found, size: [found[:2], found[2:]])
     with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
