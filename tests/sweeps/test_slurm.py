@@ -1,11 +1,16 @@
 """Slurm gets the commands of jobs, and whoever has no Slurm is told so."""
 
+import contextlib
 import sys
 
+import launcher_contract
 import pytest
 from commands import ROOT
 
-from experiments.sweeps.launchers import slurm
+from experiments.runs.how import USUAL
+from experiments.sweeps import jobs
+from experiments.sweeps.folder import lock
+from experiments.sweeps.launchers import launch, slurm, slurm_flags
 
 
 def test_slurm_runs_commands(tmp_path, monkeypatch):
@@ -49,3 +54,29 @@ def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match=r'needs submitit: pip install "lora-jax\[slurm\]"'):
         slurm.submit([["true"]], tmp_path, {})
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):
+    folder, found = launcher_contract.sweep(tmp_path, "config.seed=0:4")
+    submitted = []
+    monkeypatch.setattr(slurm, "submit", lambda lines, *_: submitted.append(lines) or [])
+    for name in ("options", "cluster", "waits"):
+        monkeypatch.setattr(slurm_flags, name, lambda: None)
+
+    def again():
+        launch.launch("slurm", jobs.make(found, 2), folder, None, (), None, USUAL)
+
+    with contextlib.ExitStack() as held:
+        for trial in found[:2]:
+            folder.begin(trial.name)
+            held.enter_context(lock(folder.lock(trial.name)))
+        again()
+        [[line]] = submitted
+        assert [word for word in line if "--trial" in word] == ["--trial=seed=2", "--trial=seed=3"]
+        for trial in found[2:]:
+            folder.begin(trial.name)
+            held.enter_context(lock(folder.lock(trial.name)))
+        again()
+    assert len(submitted) == 1
+    assert capsys.readouterr().out.endswith("all jobs are running already: none is submitted\n")

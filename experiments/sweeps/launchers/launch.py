@@ -77,6 +77,9 @@ def launch(
             print("\n".join(said))
             return False
         case "slurm" if todo:
+            if not (todo := _not_running(todo, folder, how)):
+                print("all jobs are running already: none is submitted")
+                return False
             waits = f"--lock_wait={jobs.LOCK_WAIT}"
             lines = [[*command(folder, job), waits] for job in todo]
             submitted = slurm.submit(
@@ -97,3 +100,12 @@ def launch(
             with view.shown():
                 local.launch(todo, folder, machine, view.update, command)
     return True
+
+
+def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: How) -> list[jobs.Job]:
+    """The jobs with a trial that is to be trained and that no process holds.
+
+    A job that is queued twice would wait for the locks of the first, and take up its devices.
+    """
+    left = {*how.left, "running"}
+    return [job for job in todo if any(folder.state(trial).status not in left for trial in job)]
