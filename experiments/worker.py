@@ -56,7 +56,7 @@ _LEASH = flags.DEFINE_bool(
 def worker() -> None:
     if _LEASH.value:
         child_process.end_with(sys.stdin.fileno())
-    child_process.confine([int(core) for core in _CORES.value])
+    child_process.confine(cli.integers("cores", _CORES.value))
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = _names()
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
@@ -76,6 +76,9 @@ def _names() -> list[str]:
     if _JOBS.value is None and _JOB.value is None:
         if not _TRIAL.value:
             raise ValueError("--trial is missing: the name of a trial; repeat it for several")
+        for name in _TRIAL.value:
+            if name != Path(name).name:  # a file of this name would be elsewhere
+                raise ValueError(f"--trial={name}: expected the name of a folder in trials/")
         return list(_TRIAL.value)
     if _TRIAL.value:
         raise ValueError("--trial and --jobs both name trials: give one of them")

@@ -24,6 +24,16 @@ def end_with(descriptor: int) -> None:
 
 
 def confine(cores: Sequence[int]) -> None:
-    """Limit this process and its future threads to these cores; do nothing if the list is empty."""
+    """Limit this process and its future threads to these cores; do nothing if the list is empty.
+
+    Raises:
+      ValueError: this process cannot have any of them.
+    """
     if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+        try:
+            os.sched_setaffinity(0, cores)
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            said, some = ",".join(map(str, cores)), min(os.sched_getaffinity(0))
+            raise ValueError(
+                f"--cores={said}: expected numbers of cores of this machine, such as {some}"
+            ) from error

@@ -13,13 +13,17 @@ from lora_jax.files.atomic import write_atomically
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Write an error that leaves this context to a file, and let it go on."""
+    """Write an error that leaves this context to a file, and let it go on.
+
+    The process that reads it has made the file's folder. Without one, nobody reads it.
+    """
     try:
         yield
     except Exception as error:
         left = json.dumps({"process": os.getpid(), "error": first_line(error)})
         with contextlib.suppress(OSError):  # this error is not the one to report
-            write_atomically(path, f"{left}\n".encode())
+            if path.parent.is_dir():
+                write_atomically(path, f"{left}\n".encode())
         raise
 
 

@@ -64,10 +64,19 @@ def test_a_shard_without_a_job_says_so(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_worker_needs_a_trial(tmp_path):
-    done = commands.run("experiments.worker", f"--workdir={tmp_path}")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "--trial is missing: "),
+        (("--trial=../x",), "--trial=../x: expected the name of a folder in trials/"),
+        (("--trial=x", "--cores=a"), "--cores=a: expected whole numbers"),
+    ],
+)
+def test_mistakes_of_a_worker_are_a_line_and_leave_nothing(tmp_path, given, said):
+    done = commands.run("experiments.worker", f"--workdir={tmp_path / 'sweep'}", *given)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --trial is missing: ")
+    assert done.stderr.startswith(f"error: {said}") and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["sweep", "train", "tune"])

@@ -14,7 +14,7 @@ from launcher_contract import stub
 from quickstart_sweep import made, sweep
 
 from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
-from experiments.sweeps import jobs, process_error
+from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
 
@@ -66,13 +66,27 @@ def test_a_worker_leaves_the_error_that_ends_it_for_the_note(tmp_path):
 def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
     """Whatever the log says, and whatever an earlier process of the same name has left."""
     folder, [trial] = sweep(tmp_path, "config.seed=0")
+    log = folder.log("seed=0")
+    log.parent.mkdir()
     with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
         raise OSError("of an earlier process")
-    log = folder.log("seed=0")
+    assert folder.error("seed=0").exists()
     log.write_text("an Error that was dealt with\n")
     local.settle([trial], folder, os.getpid() + 1, -signal.SIGKILL)
     said = f"its process was ended by SIGKILL, as when memory runs out; {log}"
     assert folder.state(trial).note == said
+
+
+def test_an_error_is_left_only_where_a_launcher_reads_it(tmp_path):
+    folder = SweepFolder(tmp_path / "mistyped")
+    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
+        raise OSError("no such trial")
+    assert not folder.path.exists()
+
+
+def test_cores_that_there_are_not_are_a_line():
+    with pytest.raises(ValueError, match=r"^--cores=123456: expected numbers of cores"):
+        child_process.confine([123456])
 
 
 def test_trials_that_died_together_say_that_they_did(tmp_path):
