@@ -7,6 +7,7 @@ Runs that have ended are left as they are, so a study that was stopped goes on f
 """
 
 import dataclasses
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,10 @@ class Cell:
     @property
     def planned(self) -> Planned:
         return Planned(cell_digest(self.config()), self.middle)
+
+    def seeded(self, seed: int) -> dict[str, int]:
+        """The changes of a seed, which also draws training examples if not all are trained on."""
+        return {"seed": seed, "data__draw": seed} if self.config().data.train else {"seed": seed}
 
 
 def cell_digest(config: RunConfig) -> str:
@@ -100,7 +105,7 @@ class Trainer:
         held_out = {"data__validation": self.protocol.tuning.held_out}
         configs = {
             f"{rate:g}/{seed}": cell.config(
-                optimizer__learning_rate=rate, seed=seed, data__draw=seed, **held_out
+                optimizer__learning_rate=rate, **cell.seeded(seed), **held_out
             )
             for rate in self._rates(cell, places)
             for seed in self.protocol.tuning.seeds
@@ -121,7 +126,7 @@ class Trainer:
     def seeds(self, cell: Cell, rate: float) -> None:
         """Train a method with its best rate and every seed, scored on the development set."""
         configs = {
-            str(seed): cell.config(optimizer__learning_rate=rate, seed=seed, data__draw=seed)
+            str(seed): cell.config(optimizer__learning_rate=rate, **cell.seeded(seed))
             for seed in self.protocol.seeds
         }
         # Whoever sees scores before a study is complete can stop where they please.
@@ -145,6 +150,7 @@ class Trainer:
         for mine in _programs(configs):
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
+                self._clean(folders)  # the process that trained them may have been killed before
                 continue
             self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
@@ -153,8 +159,14 @@ class Trainer:
             records = [each for each in results if isinstance(each, run_record.Record)]
             seconds = statistics.fmean(each.seconds_total for each in records)
             self.say(f"{folder}: {len(records)} runs, {said(records)}, {seconds:.0f} s each")
-            for each in () if self.adapters else folders:
-                _remove_adapter(each)
+            self._clean(folders)
+
+    def _clean(self, folders: Sequence[Path]) -> None:
+        """Remove the adapters and checkpoints of runs that have ended, unless adapters stay."""
+        for folder in () if self.adapters else filter(_ended, folders):
+            for path in folder.glob("*.safetensors"):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
@@ -167,11 +179,6 @@ def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
 def _ended(folder: Path) -> bool:
     record = run_record.read(folder) if folder.exists() else None
     return record is not None and record.status in ENDED
-
-
-def _remove_adapter(folder: Path) -> None:
-    for path in (*folder.glob("adapter*.safetensors"), folder / "seen.safetensors"):
-        path.unlink(missing_ok=True)
 
 
 def _mean(results: Sequence[run_record.Record]) -> str:
