@@ -78,9 +78,16 @@ _CONFIG = flags.DEFINE_string(
 )
 _DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothing is timed.")
 
+OF_SUITES = (
+    "suite", "against", "cases", "turns", "size", "out", "sizes", "trials", "steps", "executions",
+    "config",
+)  # fmt: skip
+"""The flags that --documents would ignore."""
+
 
 def bench() -> None:
     if _DOCUMENTS.value:
+        cli.refuse_ignored(OF_SUITES, "--documents times nothing")
         marked_documents.update(_DOCUMENTS.value, tables.fill)
         return
     if _SUITE.value != "sweep":

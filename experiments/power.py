@@ -72,6 +72,8 @@ def main() -> None:
     if (_RESULTS.value is None) == (_SD.value is None):
         raise ValueError("expected either --results or --sd")
     if _SD.value is not None:
+        of_records = ("reference", "table", "size", "varies")
+        cli.refuse_ignored(of_records, "it goes with --results")
         print(_without_records(cli.numbers("sd", _SD.value)))
         return
     if _SEEDS.value is not None:

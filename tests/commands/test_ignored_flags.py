@@ -18,6 +18,10 @@ import pytest
         ("distance", ["--runs=a"], "--directions=4", "it compares two runs"),
         ("table", ["--documents=README.md"], "--table=glue", "--documents writes whole tables"),
         ("table", ["--documents=README.md"], "--size=smoke", "--documents writes whole tables"),
+        ("power", ["--sd=0.6"], "--reference=dora", "it goes with --results"),
+        ("power", ["--sd=0.6"], "--size=smoke", "it goes with --results"),
+        ("bench", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
+        ("methods", ["--documents=README.md"], "--format=csv", "the tables in documents are in Ma"),
     ],
 )
 def test_a_flag_that_would_be_ignored(command, given, flag, why):
