@@ -40,6 +40,8 @@ TABLE = common_tasks.table("Own data", spread="ci95")
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
+    if choice["validation"] and choice["held_out"]:
+        raise ValueError("validation is a file, and held_out takes its place: give one of them")
     config = common_tasks.experiment(
         "own_data",
         {**choice, "task": choice["name"], "source": "files"},

@@ -84,7 +84,7 @@ class ModelSettings:
 class EncoderSettings(ModelSettings):
     """An encoder with a classification head."""
 
-    pool: str = "cls"
+    pool: str = setting("cls", one_of("cls", "mean"))
     """What the head reads: `cls`, the first token, or `mean`, the average of the tokens."""
     head_dropout: float | None = setting(None, SINGLE_SHARE)
     """The dropout before the head; None: the rate in the model's config."""
@@ -121,7 +121,7 @@ class ExampleSettings:
     """The seed that chooses these examples."""
     unlabelled: bool = True
     """Whether parts without labels, such as GLUE's test sets, get predictions."""
-    max_length: int
+    max_length: int = setting(dataclasses.MISSING, POSITIVE)
     """The most tokens of a text; the model may allow fewer."""
     buckets: int
     """How many lengths batches are padded to."""
@@ -141,7 +141,7 @@ class DataSettings(ExampleSettings):
     """For `files`: the paths of the parts, and the names of the columns."""
     extra: str = ""
     """Another task with the same labels, to evaluate on too."""
-    max_length: int = 128
+    max_length: int = setting(128, POSITIVE)
     buckets: int = setting(6, POSITIVE)
 
 
@@ -161,7 +161,7 @@ class TextSettings(ExampleSettings):
     """`plain`: prompts as their source has them; `chat`: in the model's own chat template."""
     scored: int = setting(0, NOT_NEGATIVE)
     """How many examples of each part other than train are scored; 0 for all."""
-    max_length: int = 512
+    max_length: int = setting(512, POSITIVE)
     buckets: int = setting(4, POSITIVE)
 
 

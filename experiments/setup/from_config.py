@@ -40,7 +40,11 @@ def variants_of(
         inherited = {} if "name" in own else settings
         changed = {**inherited, **{k: v for k, v in own.items() if k not in ("layers", "name")}}
         given = {k: v for k, v in changed.items() if v is not None}
-        made[where] = variants.make(own.get("name", name), **given)
+        try:
+            made[where] = variants.make(own.get("name", name), **given)
+        except ValueError as error:
+            section = f"config.targets: '{pattern}'" if {*own} - {"layers"} else "config.variant"
+            raise ValueError(f"{section}: {error}") from error
     return made
 
 

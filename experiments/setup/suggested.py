@@ -36,7 +36,7 @@ def fill(config: Mapping[str, Any]) -> Mapping[str, Any]:
     # What these sections lack is said when they are parsed.
     if optimizer.get("learning_rate", 0) is None:
         rates = {"small": own.small, "large": own.large, "tried": own.tried[len(own.tried) // 2]}
-        require_known(asked["rate"], rates, f"config.suggested.rate '{asked['rate']}'")
+        require_known(asked["rate"], rates, f"unknown config.suggested.rate '{asked['rate']}'")
         filled["optimizer"] = {**optimizer, "learning_rate": rates[asked["rate"]]}
     filled["targets"] = config["targets"] or own.targets or asked["targets"]
     study, storage = config.get("study"), config["quantize"].get("storage", "none")

@@ -306,6 +306,8 @@ def test_own_data_by_its_columns():
     assert not own_data.get_config().data.files.regression
     with pytest.raises(ValueError, match="regression 'maybe': expected one of no, yes"):
         own_data.get_config("regression=maybe")
+    with pytest.raises(ValueError, match="validation is a file, and held_out takes its place"):
+        own_data.get_config("train=a.csv,validation=b.csv,held_out=9")
 
 
 def test_configs_are_loaded_without_jax():

@@ -220,7 +220,7 @@ def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
 def test_if_nothing_works_one_line_says_so(search, tmp_path):
     for ranks, said in (
         ("0,-1", f"no combination of --sweep works, such as {RANK}=.*: rank must be an integer"),
-        ("0", "every trial: rank must be an integer of at least 1, got 0"),
+        ("0", "every trial: config.variant: rank must be an integer of at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=said) as caught:
             search(SweepFolder(tmp_path), specs=[f"{RANK}={ranks}"])

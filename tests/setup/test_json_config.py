@@ -65,7 +65,7 @@ def test_it_is_swept_by_its_settings(written):
     found = trials.make(arguments, overrides)
     assert [each.config.seed for each in found] == [3, 4]
     assert [each.config.variant for each in found] == 2 * [settings.variant]
-    with pytest.raises(ValueError, match="every trial: .* a .json takes no arguments"):
+    with pytest.raises(ValueError, match=r"every trial: .* a \.json takes no arguments"):
         trials.make(arguments, [{"variant": "lora"}, {"variant": "dora"}])
 
 
