@@ -148,14 +148,18 @@ def out_folder(text: str) -> Path:
     return out
 
 
-def integers(name: str, values: Sequence[str] | None) -> list[int]:
+def integers(name: str, values: Sequence[str] | None, example: str = "") -> list[int]:
     """The values of a list flag as whole numbers.
+
+    Args:
+      example: a value of the flag, for the message.
 
     Raises:
       ValueError: a value is not a whole number.
     """
     if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in values or ()):
-        raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers")
+        such = f", such as {example}" if example else ""
+        raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers{such}")
     return [int(value) for value in values or ()]
 
 

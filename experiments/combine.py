@@ -115,7 +115,10 @@ def _method(count: int) -> Method:
     weights = [usual] * count if _WEIGHTS.value is None else cli.numbers("weights", _WEIGHTS.value)
     if len(weights) != count:
         raise ValueError(f"--weights has {len(weights)} numbers, and --runs has {count} folders")
-    method = Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+    try:
+        method = Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+    except ValueError as error:
+        raise ValueError(f"--by={_BY.value}: {error}") from error
     if method.by != "dare":
         cli.refuse_ignored(("seed",), "it goes with --by=dare")
     return method

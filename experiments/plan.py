@@ -98,7 +98,7 @@ def plan() -> None:
         ("device", "model", "tokens", "efficiency", "format"), "it goes with --table"
     )
     chosen = topology(str(_TOPOLOGY.value))
-    mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
+    mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices)
     check_device_count(chosen)
     prepare(_simulated(chosen))
     console = Console(soft_wrap=True)

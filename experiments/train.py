@@ -67,7 +67,7 @@ _MESH = flags.DEFINE_list(
 def train() -> None:
     initialize()
     try:
-        mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
+        mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value, "1,-1,1"))
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
         track = Track(track_flag.wanted())
         announce()

@@ -97,12 +97,13 @@ def topology(name: str) -> Topology:
     """
     kind, _, size = name.partition(":")
     if kind not in KINDS:
-        raise ValueError(f"no devices '{kind}'{nearest_or_all(kind, KINDS)}; as in v5e:4x4")
+        near = nearest_or_all(kind, KINDS)
+        raise ValueError(f"--topology={name}: no devices '{kind}'{near}; as in v5e:4x4")
     listed = KINDS[kind].listed
     axes = len(listed[-1].split("x"))
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{axes - 1}}}", size):
         raise ValueError(
-            f"topology '{name}': expected {kind}: and a size, such as {kind}:{listed[0]}"
+            f"--topology={name}: expected {kind}: and a size, such as {kind}:{listed[0]}"
         )
     return Topology(kind, tuple(map(int, size.split("x"))))
 

@@ -259,6 +259,8 @@ def test_whole_numbers_are_plain(text):
     with pytest.raises(ValueError, match=r"--mesh=.*: expected whole numbers"):
         cli.integers("mesh", text.split(","))
     assert cli.integers("mesh", ["-1", "4"]) == [-1, 4]
+    with pytest.raises(ValueError, match=r"^--mesh=0x2: expected whole numbers, such as 1,-1,1$"):
+        cli.integers("mesh", ["0x2"], "1,-1,1")
     with pytest.raises(ValueError, match="--shard="):
         jobs.parse_shard(f"{text}/12")
 

@@ -90,7 +90,11 @@ def test_a_combined_run_is_one_of_lora(root):
     [
         (["lora", "dora"], {"weights": "1"}, "--weights has 1 numbers, and --runs has 2 folders"),
         (["lora", "dora"], {"weights": "1,x"}, "--weights=1,x: expected numbers"),
-        (["lora"], {"by": "negat"}, "no way 'negat' to combine adapters; nearest: 'negate'"),
+        (
+            ["lora"],
+            {"by": "negat"},
+            "--by=negat: there is no way 'negat' to combine adapters; nearest: 'negate'",
+        ),
         (["lora", "none"], {}, "none: no such folder"),
     ],
 )

@@ -307,7 +307,7 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     assert found[-1].config.plain == fill(config.to_dict())
     assert len(made(arguments=arguments, file=str(file))) == 2
     assert len(made(arguments=arguments, file=str(file), paired=True)) == 2
-    with pytest.raises(ValueError, match="--trials=5 draws .* no --sweep: leave --trials out"):
+    with pytest.raises(ValueError, match=r"--trials=5 draws .* no --sweep: leave --trials out"):
         made(arguments=arguments, file=str(file), trials=5)
     with pytest.raises(ValueError, match=r"variant is swept by the config's sweep\(\) and by --"):
         made("variant=dora", arguments=arguments, file=str(file))
