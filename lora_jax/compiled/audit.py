@@ -149,10 +149,10 @@ def compare(
     """The largest error of a jitted step's loss and gradients, and the seconds of the step itself.
 
     The error is the distance to the same operations done one by one, in their own dtypes. The
-    tolerance is the floor of the dtypes of what trains. For an error above it, it is `MULTIPLE` times
-    the distance of those operations from float64, and `MOST` at most. A text in place of a finding
-    says why there is none: the jaxpr cannot be evaluated here, or gives numbers that are not
-    finite. All copies of an array on several devices are compared. Every process must call this,
+    tolerance is the floor of the dtypes of what trains. For an error above it, it is `MULTIPLE`
+    times the distance of those operations from float64, and `MOST` at most. A text in place of a
+    finding says why there is none: the jaxpr cannot be evaluated here, or gives numbers that are
+    not finite. All copies of an array on several devices are compared. Every process must call this,
     and all get the same answer.
     """
     began = time.perf_counter()
