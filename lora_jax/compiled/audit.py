@@ -152,8 +152,8 @@ def compare(
     tolerance is the floor of the dtypes of what trains. For an error above it, it is `MULTIPLE`
     times the distance of those operations from float64, and `MOST` at most. A text in place of a
     finding says why there is none: the jaxpr cannot be evaluated here, or gives numbers that are
-    not finite. All copies of an array on several devices are compared. Every process must call this,
-    and all get the same answer.
+    not finite. All copies of an array on several devices are compared. Every process must call
+    this, and all get the same answer.
     """
     began = time.perf_counter()
     traced = step.trace(*arguments)  # the step uses this trace, too
