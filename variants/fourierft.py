@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.methods.checks import require_count, require_nonzero
+from lora_jax.methods.checks import require_count, require_finite
 from lora_jax.methods.places import distinct_places
 from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Variant, wide
@@ -49,7 +49,7 @@ class FourierFT(Variant):
 
     def __post_init__(self) -> None:
         require_count("frequencies", self.frequencies)
-        require_nonzero("alpha", self.alpha)
+        require_finite("alpha", self.alpha)
 
     def validate(self, shape: tuple[int, int]) -> None:
         if self.frequencies > shape[0] * shape[1]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_nonzero, require_rank
+from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.peft_lora import number
 from lora_jax.methods.products import add, dropout, dropout_constants
 from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored, transposed
@@ -59,7 +59,7 @@ class LoKr(Variant):
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
-        require_nonzero("alpha", self.alpha)
+        require_finite("alpha", self.alpha)
         require_dropout(self.dropout)
         if type(self.factor) is not int or (self.factor != -1 and self.factor < 1):
             raise ValueError(f"factor must be -1 or an integer of at least 1, got {self.factor!r}")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_fit, require_nonzero, require_rank
+from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
 from lora_jax.methods.products import dropout_constants
 from lora_jax.methods.truncated_svd import truncated_svd
@@ -45,7 +45,7 @@ class LoRAXS(LowRankUpdate):
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
-        require_nonzero("alpha", self.alpha)
+        require_finite("alpha", self.alpha)
         require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_nonzero, require_rank
+from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.peft_lora import dropout_of, number
 from lora_jax.methods.products import add, dropout, dropout_constants, product
 from lora_jax.peft_format import (
@@ -67,7 +67,7 @@ class RandLoRA(Variant):
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
-        require_nonzero("alpha", self.alpha)
+        require_finite("alpha", self.alpha)
         require_dropout(self.dropout)
 
     def init_shared(

@@ -73,8 +73,11 @@ class Run:
 
     @property
     def number(self) -> tuple[int, int]:
-        """The seed and the draw of the examples, which identify the run in its cell."""
-        return self.record.seed, self.config.data.draw
+        """The seed and the draw of the examples, which identify the run in its cell.
+
+        Where all examples are trained on, none are drawn.
+        """
+        return self.record.seed, self.config.data.draw if self.config.data.train else 0
 
     @property
     def completed(self) -> bool:

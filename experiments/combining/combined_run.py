@@ -32,7 +32,7 @@ def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:
         or ["all-linear"],
         "also_train": [only(path) for path in combined.trainable["params"]],
     }
-    return parse({**first.plain, **changes}, made=True)
+    return parse({**first.plain, **changes})
 
 
 def experiment_of(first: Experiment, combined: lj.Combined) -> Experiment:

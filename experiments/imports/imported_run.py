@@ -59,7 +59,7 @@ def config_of(plain: Mapping[str, Any], found: Loaded) -> RunConfig:
         "targets": [_target(each, usual) for each in targets],
         "also_train": [only(path) for path in found.trainable["params"]],
     }
-    return parse({**suggested.fill({**plain, **changes}), "variant": own}, made=True)
+    return parse({**suggested.fill({**plain, **changes}), "variant": own})
 
 
 def _target(target: Target, usual: lj.Variant) -> Any:

@@ -9,7 +9,8 @@ with N weights, of which n are in linear layers of shapes (in, out):
 * trained: all N weights in their dtype, or r (in + out) parameters in float32 for each linear layer
   of a block. An untied head, which "all-linear" also adapts and quantises, is not counted. The
   gradients are as large, and AdamW's two moments twice as large (Kingma and Ba 2015,
-  arXiv:1412.6980);
+  arXiv:1412.6980). Weights of 2 bytes have a copy of 4 bytes beside these, and moments of 4 bytes
+  (`lora_jax.transform.master_weights`);
 * temporaries: what the backward pass keeps of every layer, what one layer holds while it is
   computed, and the logits that exist at one time. This is an estimate: a compiler may need more or
   less.
@@ -121,7 +122,7 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
         weights=stored,
         trained=width * trained,
         gradients=width * trained,
-        optimizer=2 * width * trained,
+        optimizer=(12 if width == 2 else 2 * width) * trained,
         temporaries=_temporaries(config, setting),
     )
 

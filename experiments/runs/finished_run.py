@@ -99,7 +99,7 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
     Raises:
       ValueError, FileNotFoundError: one line on what is not as it was in the run.
     """
-    alone = parse({**record.config, "start_from": None}, made=True)
+    alone = parse({**record.config, "start_from": None})
     experiment = build(alone, folder=folder)
     if record.reading_digest not in (None, experiment.reading_digest):
         warnings.warn(
@@ -108,5 +108,5 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
             stacklevel=2,
         )
     adapter = load_adapter(folder, experiment.trainable, experiment.frozen)
-    experiment = dataclasses.replace(experiment, config=parse(record.config, made=True))
+    experiment = dataclasses.replace(experiment, config=parse(record.config))
     return FinishedRun(folder, record, experiment, *adapter[:2])

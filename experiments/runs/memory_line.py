@@ -83,10 +83,12 @@ def announce(
     devices = 1 if mesh is None else mesh.size
     said = _said(held, trials)
     if room is not None and devices == 1 and held.total > room:
+        # What trains in bfloat16 has copies in float32.
+        narrower = "model.dtype bfloat16, " if held.weights else ""
         raise ValueError(
             f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
             f"and {memory.size(room)} of memory are available{_too_wide(step)}; take a smaller "
-            "model, model.dtype bfloat16, a method that trains less, or "
+            f"model, {narrower}a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
         )
     texts = read_texts(config)

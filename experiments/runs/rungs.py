@@ -29,7 +29,7 @@ def plan(trials: int, steps: int, factor: int) -> list[Rung]:
         of their own.
     """
     if factor < 2:
-        raise ValueError(f"--halving={factor}: one of 2 trials or more goes on; 0 halves nothing")
+        raise ValueError(f"--halving={factor}: expected 2 or more, of which one goes on")
     if trials < factor:
         raise ValueError(
             f"--search=halving lets one of {factor} trials go on: it needs {factor} trials or "

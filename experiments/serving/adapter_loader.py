@@ -89,7 +89,7 @@ class AdapterLoader:
 
         Nothing is drawn: the shapes of the adapter are enough to read the file.
         """
-        config = parse({**_config(folder), "start_from": None}, made=True)
+        config = parse({**_config(folder), "start_from": None})
         if config.quantize.storage != "none":
             raise ValueError(
                 f"{folder}: the adapter is of a base quantised as {config.quantize.storage}, and "

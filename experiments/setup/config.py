@@ -14,11 +14,8 @@ from experiments.setup.validate import validate
 from lora_jax.suggest import require_known
 
 
-def parse(config: Mapping[str, Any], made: bool = False) -> settings.RunConfig:
+def parse(config: Mapping[str, Any]) -> settings.RunConfig:
     """The settings of a config, checked before anything is loaded.
-
-    Args:
-      made: whether it is the config of a run that has been made (`validate`).
 
     Raises:
       ValueError: one line that names the first setting that is missing or invalid.
@@ -27,7 +24,7 @@ def parse(config: Mapping[str, Any], made: bool = False) -> settings.RunConfig:
     variants.find(config["variant"]["name"])
     config = suggested.fill(config)
     parsed = _make(config, _complete)
-    validate(parsed, made)
+    validate(parsed)
     return parsed
 
 

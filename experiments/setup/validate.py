@@ -21,21 +21,14 @@ LAYERS = "layers"
 """The value of `model.remat` that recomputes each layer; other values name policies."""
 
 
-def validate(config: RunConfig, made: bool = False) -> None:
-    """Raise a `ValueError` that names the first invalid setting.
-
-    Args:
-      made: whether it is the config of a run that has been made, perhaps by an earlier version:
-        settings without an effect are no error then.
-    """
+def validate(config: RunConfig) -> None:
+    """Raise a `ValueError` that names the first invalid setting."""
     _require_source(config)
     for name, (field, _) in fields_of(type(config)).items():
         for check in field.metadata.get("checks", ()):
             value = operator.attrgetter(name)(config)
             if (value is not None or field.default is not None) and (wrong := check(value)):
                 raise ValueError(f"config.{name}{wrong}")
-    if not made:
-        _require_effect(config)
     if isinstance(config, TextConfig):
         _validate_texts(config)
     for name in ("dtype", "compute_dtype"):
@@ -64,29 +57,6 @@ def validate(config: RunConfig, made: bool = False) -> None:
         raise ValueError(
             f"config.data.source files: your own data cannot stand under {study.column} of "
             f"{study.table}; use configs/own_data.py"
-        )
-
-
-def _require_effect(config: RunConfig) -> None:
-    """Raise a ValueError for a setting that nothing would read, as another one is as it is.
-
-    Runs that differ in nothing else would be the same run.
-    """
-    if config.data.draw and not config.data.train:
-        raise ValueError(
-            "config.data.draw chooses config.data.train examples, and that is 0 (all): set it, or "
-            "leave draw out"
-        )
-    if config.optimizer.head_learning_rate is not None and not config.also_train:
-        raise ValueError(
-            "config.optimizer.head_learning_rate is the rate of config.also_train, which is empty: "
-            "set it, or leave the rate out"
-        )
-    written = config.generate if isinstance(config, TextConfig) else GenerateSettings()
-    if written.beams == 1 and written.length_penalty != 1:
-        raise ValueError(
-            "config.generate.length_penalty acts in a search of 2 beams or more: set "
-            "config.generate.beams, or leave the penalty out"
         )
 
 

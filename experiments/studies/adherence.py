@@ -185,8 +185,7 @@ def _departure(registered: Registration, run: Run) -> str:
         return f"it holds out {run.config.data.validation} examples"
     if seed not in (protocol.tuning.seeds if run.config.data.validation else protocol.seeds):
         return f"seed {seed} is not registered"
-    # Where all examples are trained on, there is nothing to draw; earlier versions noted the seed.
-    if run.config.data.draw not in ({seed} if run.config.data.train else {0, seed}):
+    if run.config.data.draw != seed:
         return f"its examples are draw {run.config.data.draw}, not that of seed {seed}"
     if _place(planned, registered.protocol.rates.per_decade, run) is None:
         return f"learning rate {run.config.optimizer.learning_rate:g} is not in the grid"

@@ -47,10 +47,6 @@ class Cell:
     def planned(self) -> Planned:
         return Planned(cell_digest(self.config()), self.middle)
 
-    def seeded(self, seed: int) -> dict[str, int]:
-        """The changes of a seed, which also draws training examples if not all are trained on."""
-        return {"seed": seed, "data__draw": seed} if self.config().data.train else {"seed": seed}
-
 
 def cell_digest(config: RunConfig) -> str:
     """The digest of a run's settings but for its rate, seed, draw and held-out examples."""
@@ -105,7 +101,7 @@ class Trainer:
         held_out = {"data__validation": self.protocol.tuning.held_out}
         configs = {
             f"{rate:g}/{seed}": cell.config(
-                optimizer__learning_rate=rate, **cell.seeded(seed), **held_out
+                optimizer__learning_rate=rate, seed=seed, data__draw=seed, **held_out
             )
             for rate in self._rates(cell, places)
             for seed in self.protocol.tuning.seeds
@@ -126,7 +122,7 @@ class Trainer:
     def seeds(self, cell: Cell, rate: float) -> None:
         """Train a method with its best rate and every seed, scored on the development set."""
         configs = {
-            str(seed): cell.config(optimizer__learning_rate=rate, **cell.seeded(seed))
+            str(seed): cell.config(optimizer__learning_rate=rate, seed=seed, data__draw=seed)
             for seed in self.protocol.seeds
         }
         # Whoever sees scores before a study is complete can stop where they please.
@@ -150,7 +146,6 @@ class Trainer:
         for mine in _programs(configs):
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
-                self._clean(folders)  # the process that trained them may have been killed before
                 continue
             self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
@@ -164,7 +159,8 @@ class Trainer:
     def _clean(self, folders: Sequence[Path]) -> None:
         """Remove the adapters and checkpoints of runs that have ended, unless adapters stay."""
         for folder in () if self.adapters else filter(_ended, folders):
-            for path in folder.glob("*.safetensors"):
+            others = (folder / f"{name}.safetensors" for name in ("pruned", "seen"))
+            for path in (*folder.glob("adapter*.safetensors"), *others):
                 path.unlink(missing_ok=True)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

@@ -28,7 +28,7 @@ def require_finite(name: str, value: object) -> None:
 
 
 def require_nonzero(name: str, value: object) -> None:
-    """Of a factor of the whole update: at 0, no gradient ever moves anything."""
+    """Of what a method starts at: at 0, no gradient would ever move anything."""
     require_finite(name, value)
     if value == 0:
         raise ValueError(f"{name} must not be 0: nothing would train")

@@ -15,7 +15,7 @@ from lora_jax.methods import from_data, initialization, loftq, peft_lora, precon
 from lora_jax.methods.checks import (
     require_count,
     require_dropout,
-    require_nonzero,
+    require_finite,
     require_rank,
     require_ratio,
 )
@@ -122,7 +122,7 @@ class LowRank(LowRankUpdate):
                 f"scale '{self.scale}' is unknown; nearest: {nearest(self.scale, SCALES)}"
             )
         require_rank(self.rank)
-        require_nonzero("alpha", self.alpha)
+        require_finite("alpha", self.alpha)
         if self.max_rank is not None:
             require_count("max_rank", self.max_rank)
         if self.max_rank is not None and self.max_rank < self.rank:
@@ -130,7 +130,7 @@ class LowRank(LowRankUpdate):
         require_dropout(self.dropout)
         require_ratio(self.learning_rate_ratio)
         initialization.validate(self.initialization, self.rank, self.alpha)
-        preconditioning.validate(self.preconditioner, self.damping)
+        preconditioning.validate(self.preconditioner, self.damping, self.alpha)
         if not self.additive:
             self._refuse("initialization", initialization.needs_a_sum(self.initialization))
             self._refuse("preconditioner", self.preconditioner == preconditioning.LORA_PRO)

@@ -74,11 +74,13 @@ def precondition(
         return PRECONDITIONERS[name](gradients, a, b, scale, damping)
 
 
-def validate(name: str, damping: float) -> None:
+def validate(name: str, damping: float, alpha: float) -> None:
     """Raise a `ValueError` if a preconditioner is unknown or cannot work."""
     require_known(name, (NONE, *PRECONDITIONERS), f"preconditioner '{name}' is unknown")
     if not 0 < damping < math.inf:
         raise ValueError(f"damping must be finite and above 0, got {damping}")
+    if name == LORA_PRO and alpha == 0:
+        raise ValueError("preconditioner 'lora_pro' divides by the scale: alpha must not be 0")
 
 
 class _Gram(NamedTuple):

@@ -63,11 +63,9 @@ def evaluated(state: "TrainState") -> Trainable:
     """The trainables to evaluate and to save: an average if the state has one."""
     if state.average is not None:
         return _value(state.average, state.trainable)
-    opt_state, trainable = state.opt_state, state.trainable
-    if isinstance(opt_state, MasterState):
-        opt_state, trainable = opt_state.inner, at_masters(opt_state, trainable)
-    if isinstance(opt_state, optax_contrib.ScheduleFreeState):
-        return _eval_params(opt_state, trainable, state.trainable)
+    inner = state.opt_state.inner if isinstance(state.opt_state, MasterState) else state.opt_state
+    if isinstance(inner, optax_contrib.ScheduleFreeState):
+        return _eval_params(state.opt_state, state.trainable)
     return state.trainable
 
 
@@ -77,6 +75,9 @@ def _value(average: Average, trainable: Trainable) -> Trainable:
 
 
 @jax.jit
-def _eval_params(state: Any, trainable: Trainable, like: Trainable) -> Trainable:
-    found = optax_contrib.schedule_free_eval_params(state, trainable)
-    return jax.tree.map(lambda x, now: x.astype(now.dtype), found, like)
+def _eval_params(opt_state: Any, trainable: Trainable) -> Trainable:
+    exact = trainable
+    if isinstance(opt_state, MasterState):
+        opt_state, exact = opt_state.inner, at_masters(opt_state, trainable)
+    found = optax_contrib.schedule_free_eval_params(opt_state, exact)
+    return jax.tree.map(lambda x, now: x.astype(now.dtype), found, trainable)

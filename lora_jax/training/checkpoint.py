@@ -236,7 +236,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         body, where = self._body(step), f"checkpoint {self.folder / str(step)}"
         wanted = leaves_by_path(like)
-        require_same_leaves(body["leaves"], wanted, where)
+        try:
+            require_same_leaves(body["leaves"], wanted, where)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: go on with the settings and the version that saved it, or delete "
+                f"{self.folder} to start over"
+            ) from None
         digests = {name: saved[1] for name, saved in body["leaves"].items()}
         if any(len(each) != DIGITS for each in digests.values()):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Master weights: parameters that train in full in a narrow dtype, and their float32 copies."""
+"""Master weights: parameters that train in full in bfloat16, and their float32 copies."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax.base import wide
 from lora_jax.transform.placement import Trainable
 
 
@@ -17,24 +16,26 @@ class MasterState(NamedTuple):
 
     inner: Any
     masters: Trainable
-    """Of the trainables, those that are narrower than float32, in float32."""
+    """Of the trainables, those in bfloat16, in float32."""
 
 
 def with_master_weights(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` on float32 copies of narrow parameters, which become the roundings of these copies.
+    """`tx` on float32 copies of bfloat16 parameters, which become the roundings of these copies.
 
     A bfloat16 number has 8 significant bits: a step below 1/512 of it would be lost, and as a
     moment of Adam it would not decay by 0.999 (Micikevicius et al. 2018, arXiv 1710.03740, section
-    3.1). The state is that of `tx` where no parameter that trains in full is narrow; factors of
-    adapters never are.
+    3.1). The state is that of `tx` where no parameter that trains in full is in bfloat16; factors
+    of adapters never are. Updates are in bfloat16, too, for `optax.apply_updates`. So a parameter
+    that a step more than halves or doubles may miss its rounding, by 1/256 of the step, and goes on
+    from where it is.
     """
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> Any:
-        narrow = {p: x for p, x in params["params"].items() if x.dtype != wide(x.dtype)}
+        narrow = {p: x for p, x in params["params"].items() if x.dtype == jnp.bfloat16}
         if not narrow:
             return inner.init(params)
-        masters = {path: x.astype(wide(x.dtype)) for path, x in narrow.items()}
+        masters = {path: x.astype(jnp.float32) for path, x in narrow.items()}
         return MasterState(inner.init(_with(params, masters)), {"params": masters})
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -58,7 +59,7 @@ def at_masters(state: MasterState, trainable: Trainable) -> Trainable:
 
     def one(master: Array, x: Array) -> Array:
         now = x.astype(master.dtype)
-        return jnp.where(_rounded(master, x) == now, master, now)
+        return jnp.where(_rounded(master) == now, master, now)
 
     masters = state.masters["params"].items()
     return _with(trainable, {path: one(x, trainable["params"][path]) for path, x in masters})
@@ -66,13 +67,12 @@ def at_masters(state: MasterState, trainable: Trainable) -> Trainable:
 
 def _to(master: Array, x: Array) -> Array:
     """What `optax.apply_updates` adds to `x`, in its dtype, to make it the master's rounding."""
-    return (_rounded(master, x) - x.astype(master.dtype)).astype(x.dtype)
+    return (_rounded(master) - x.astype(master.dtype)).astype(x.dtype)
 
 
-def _rounded(x: Array, like: Array) -> Array:
-    """`x` rounded to the dtype of `like`. XLA may leave out a cast there and back, and not this."""
-    to = jnp.finfo(like.dtype)
-    return jax.lax.reduce_precision(x, exponent_bits=to.nexp, mantissa_bits=to.nmant)
+def _rounded(x: Array) -> Array:
+    """`x` rounded to bfloat16. XLA may leave out a cast there and back, and not this."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def _with(tree: Any, params: Mapping[str, Array]) -> Any:

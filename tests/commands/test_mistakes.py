@@ -91,14 +91,6 @@ def trained(flags, tmp_path_factory):
             {"targets": (("up/kernel", {"rank": 0}),)},
             "^config.targets: 'up/kernel': rank must be an integer of at least 1, got 0",
         ),
-        (
-            {"data__draw": 1, "data__train": 0},
-            "^config.data.draw chooses config.data.train examples, and that is 0",
-        ),
-        (
-            {"optimizer__head_learning_rate": 1e-3, "also_train": ()},
-            "^config.optimizer.head_learning_rate is the rate of config.also_train, which is empty",
-        ),
         ({"train__epochs": 0}, "epochs must be positive"),
         ({"train__batch_size": 0}, "batch_size must be positive"),
         ({"train__log_every": -1}, "log_every must be at least 0"),

@@ -289,13 +289,8 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     assert len({tuple(task.train.texts) for task, _ in final}) == 2  # each seed draws its own
     assert trained == [3, 2]  # two programs
     assert not list(tmp_path.rglob("*.safetensors"))
-    ended = tmp_path / "cola/runs/lora/0"
-    (ended / "checkpoints" / "8").mkdir(parents=True)  # as a process leaves it that is killed here
-    (ended / "pruned.safetensors").touch()
-    kept = {path.name for path in ended.iterdir()} - {"checkpoints", "pruned.safetensors"}
     trainer.task([cell])  # all are there: nothing trains again
     assert trained == [3, 2]
-    assert {path.name for path in ended.iterdir()} == kept > {"record.json", "predictions.npz"}
     shown = render_table("against_lora", tmp_path, "markdown", size="smoke")
     assert "3 runs left out: validated on a part of the training examples" in shown
     assert "(2)" in shown

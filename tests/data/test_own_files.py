@@ -75,6 +75,9 @@ def test_a_carriage_return_in_a_line_of_tsv_ends_no_row(tmp_path, end):
     (tmp_path / "t.tsv").write_text(end.join(["x\ty", "one\ttwo\t1", ""]), newline="")
     with pytest.raises(ValueError, match=r"line 2: 3 columns, the header has 2$"):
         read_rows(tmp_path / "t.tsv")
+    (tmp_path / "t.tsv").write_text("x\ty\rone\t1\r", newline="")
+    with pytest.raises(ValueError, match="lines end in carriage returns; write line feeds instead"):
+        read_rows(tmp_path / "t.tsv")
 
 
 @pytest.mark.parametrize(

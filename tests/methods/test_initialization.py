@@ -349,8 +349,8 @@ def test_every_low_rank_method_has_every_initialisation(name, start, x64):
             "initialization 'orthogonal' needs an even rank, got 3",
         ),
         (
-            {"initialization": "pissa", "alpha": -0.5},
-            "initialization 'pissa' needs a positive alpha, got -0.5",
+            {"initialization": "pissa", "alpha": 0.0},
+            "initialization 'pissa' needs a positive alpha, got 0.0",
         ),
         (
             {"initialization": "milora", "alpha": -1.0},

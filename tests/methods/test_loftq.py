@@ -141,4 +141,4 @@ def test_what_cannot_work_is_said():
     with pytest.raises(ValueError, match="'loftq_iter_0' is unknown; nearest: 'loftq_iter_5'"):
         lora("loftq_iter_0")
     with pytest.raises(ValueError, match="'loftq' needs a positive alpha"):
-        variants.make("lora", alpha=-1.0, initialization="loftq")
+        variants.make("lora", alpha=0.0, initialization="loftq")

@@ -41,7 +41,7 @@ def test_too_few_trials_or_steps_are_refused(trials, steps, said):
 
 @pytest.mark.parametrize("factor", [1, 0, -2])
 def test_a_factor_that_takes_none_out_is_refused(factor):
-    with pytest.raises(ValueError, match=f"--halving={factor}: one of 2 trials or more"):
+    with pytest.raises(ValueError, match=f"--halving={factor}: expected 2 or more"):
         plan(4, 100, factor)
 
 

@@ -38,8 +38,7 @@ OTHER = (
 
 
 def test_numbers_share_a_program(two_kinds):
-    made = [two_kinds(data__train=16, **each) for each in NUMBERS]
-    assert groups(made) == [[*range(len(NUMBERS))]]
+    assert groups([two_kinds(**each) for each in NUMBERS]) == [[*range(len(NUMBERS))]]
 
 
 def test_ranks_do_too(chosen):

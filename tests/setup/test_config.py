@@ -124,11 +124,3 @@ def test_a_record_that_lacks_a_setting_has_its_default(name):
         assert made == dataclasses.replace(getattr(whole, section), **{own: default})
         count += 1
     assert count > 30
-
-
-def test_a_run_that_was_made_may_have_a_setting_without_effect():
-    plain = quickstart.get_config().to_dict()
-    plain["data"] |= {"train": 0, "draw": 3}
-    with pytest.raises(ValueError, match=r"^config\.data\.draw chooses config\.data\.train"):
-        parse(plain)
-    assert parse(plain, made=True).data.draw == 3

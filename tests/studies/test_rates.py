@@ -6,11 +6,9 @@ import types
 import pytest
 
 from configs import quickstart
-from experiments.setup.config import parse
 from experiments.setup.suggested import fill
 from experiments.studies import rates
 from experiments.studies.protocol import Rates
-from experiments.studies.training import Cell
 
 RULE = Rates(per_decade=2, around=2, most_more=2)
 
@@ -79,11 +77,3 @@ def test_a_place_where_a_run_did_not_end_is_not_the_best(record):
     tried = {0: [record(0.5)], 1: [record(0.9), diverged], 2: [record(0.9), unscored]}
     assert rates.best_place(tried) == 0
     assert rates.best_place({1: [diverged]}) is None
-
-
-@pytest.mark.parametrize(
-    ("examples", "changes"), [(16, {"seed": 3, "data__draw": 3}), (0, {"seed": 3})]
-)
-def test_a_seed_draws_examples_where_not_all_are_trained_on(config, examples, changes):
-    settings = parse({**config, "data": {**config["data"], "train": examples}})
-    assert Cell("sst2", "lora", lambda: settings, 1e-3).seeded(3) == changes

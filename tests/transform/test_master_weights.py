@@ -69,6 +69,24 @@ def test_small_steps_add_up_as_in_float32(kind):
     np.testing.assert_array_equal(narrow.trainable["params"]["w"], masters.astype(jnp.bfloat16))
 
 
+def test_steps_through_zero_add_up_to_what_they_are_in_float32():
+    """There, a parameter may miss its master's rounding by 1/256 of the step."""
+    start = np.linspace(-1, 1, 257, dtype=np.float32).astype(jnp.bfloat16)
+    steps = np.random.default_rng(2).normal(0, 1, size=(40, 257)).astype(np.float32)
+    adapted = lj.adapt(lambda p, x: x * p["w"], None, {"w": variants.make("full")})
+    now, frozen = adapted.init(jax.random.key(0), {"w": jnp.asarray(start)}, jnp.ones(257))
+    tx = adapted.optimizer(optax.sgd(1.0), frozen)
+    state, size = tx.init(now), np.zeros(257)
+    for each in steps.astype(jnp.bfloat16):
+        grads = {"adapters": {}, "params": {"w": jnp.asarray(each)}}
+        updates, state = tx.update(grads, state, now)
+        now = optax.apply_updates(now, updates)
+        size += np.abs(each.astype(np.float64))
+    exact = start.astype(np.float64) - steps.astype(jnp.bfloat16).astype(np.float64).sum(0)
+    error = np.abs(np.asarray(now["params"]["w"], np.float64) - exact)
+    assert (error <= size / 256 + np.abs(exact) / 256).all()
+
+
 def test_moments_of_narrow_parameters_are_wide_and_factors_keep_theirs():
     adapted, trainable, frozen = _adapted(jnp.bfloat16)
     state = adapted.optimizer(optax.adam(RATE), frozen).init(trainable)

@@ -1,8 +1,8 @@
 """Training steps of Llama shapes with random bfloat16 weights on an accelerator, 2,048 tokens.
 
 Full fine-tuning, LoRA, DoRA and LoRA on NF4 with r=16 on the seven linear layers, each layer
-computed again in the backward pass. Moments are bfloat16 for full fine-tuning, as its parameters,
-and 8B's full fine-tuning is left out: it needs more than 80 GB. MFU takes the operations of
+computed again in the backward pass. Full fine-tuning has master weights and moments in float32,
+and that of 8B is left out: it needs more than 80 GB. MFU takes the operations of
 `theory` without recomputed ones: for LoRA about 4 (not 6) for each weight and token.
 """
 
@@ -28,7 +28,7 @@ WITH_FULL = ("Llama 1B", "Llama 3B")
 WITHOUT_FULL = ("Llama 8B",)
 PEAK = {
     **{"H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12},
-    **{"H100": 989e12, "H200": 989e12, "A100": 312e12},
+    **{"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12},
     **{"L40S": 362e12, "L40": 181e12, "L4": 121e12},
 }
 """Dense bfloat16 operations in a second, from data sheets, by whole words of a device's kind. The

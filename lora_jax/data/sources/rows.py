@@ -152,8 +152,10 @@ def _of_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
     A carriage return inside a line is a part of its field. Python's csv would end the row there.
     """
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line, content in enumerate(file, 1):
-            content = content.rstrip("\r\n")
+        for line, whole in enumerate(file, 1):
+            content = whole.rstrip("\r\n")
+            if line == 1 and not whole.endswith("\n") and "\r" in content:
+                raise ValueError(f"{path}: lines end in carriage returns; write line feeds instead")
             yield line, content.split("\t") if content else []
 
 
