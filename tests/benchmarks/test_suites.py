@@ -93,7 +93,7 @@ def test_the_share_of_a_known_peak():
         ("NVIDIA L4", 121e12),
         ("NVIDIA L40", 181e12),
         ("NVIDIA L40S", 362e12),
-        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GH200 480GB", 989e12),
     ],
 )
 def test_a_devices_kind_is_read_by_whole_words(kind, peak):
