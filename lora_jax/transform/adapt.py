@@ -225,7 +225,7 @@ class Adapted:
         """`tx` with what variants do to the gradients of their factors before it (LoRA-Pro), and
         to learning rates after it (LoRA+). What trains in full in bfloat16 has master weights.
         """
-        return with_master_weights(preconditioned(at_own_rates(tx, frozen), frozen))
+        return with_master_weights(preconditioned(at_own_rates(tx, frozen), frozen), frozen)
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
         """What the variants add to the loss; zero for most."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax.transform.placement import Trainable
+from lora_jax.transform.placement import Frozen, Trainable
 
 
 class MasterState(NamedTuple):
@@ -19,37 +19,37 @@ class MasterState(NamedTuple):
     """Of the trainables, those in bfloat16, in float32."""
 
 
-def with_master_weights(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def with_master_weights(
+    tx: optax.GradientTransformation, frozen: Frozen
+) -> optax.GradientTransformation:
     """`tx` on float32 copies of bfloat16 parameters, which become the roundings of these copies.
 
     A bfloat16 number has 8 significant bits: a step below 1/512 of it would be lost, and as a
     moment of Adam it would not decay by 0.999 (Micikevicius et al. 2018, arXiv 1710.03740, section
-    3.1). The state is that of `tx` where no parameter that trains in full is in bfloat16; factors
-    of adapters never are. Updates are in bfloat16, too, for `optax.apply_updates`. So a parameter
-    that a step more than halves or doubles may miss its rounding, by 1/256 of the step, and goes on
-    from where it is.
+    3.1). It is `tx` if no parameter that trains in full is in bfloat16; factors of adapters never
+    are. Updates are in bfloat16, too, for `optax.apply_updates`. So a parameter that a step more
+    than halves or doubles may miss its rounding, by 1/256 of the step, and goes on from where it
+    is.
     """
+    narrow = [use.path for use in frozen.spec.full if use.dtype == jnp.bfloat16]
+    if not narrow:
+        return tx
     inner = optax.with_extra_args_support(tx)
 
-    def init(params: Any) -> Any:
-        narrow = {p: x for p, x in params["params"].items() if x.dtype == jnp.bfloat16}
-        if not narrow:
-            return inner.init(params)
-        masters = {path: x.astype(jnp.float32) for path, x in narrow.items()}
+    def init(params: Any) -> MasterState:
+        masters = {path: params["params"][path].astype(jnp.float32) for path in narrow}
         return MasterState(inner.init(_with(params, masters)), {"params": masters})
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if not isinstance(state, MasterState):
-            return inner.update(updates, state, params, **extra)
         if params is None:
             raise ValueError("parameters are rounded here: call update(grads, state, trainable)")
         exact = at_masters(state, params)
         updates = jax.tree.map(lambda x, like: x.astype(like.dtype), updates, exact)
         steps: Any
         steps, new = inner.update(updates, state.inner, exact, **extra)
-        moved = {p: exact["params"][p] + steps["params"][p] for p in state.masters["params"]}
-        narrow = {path: _to(x, params["params"][path]) for path, x in moved.items()}
-        return _with(steps, narrow), MasterState(new, {"params": moved})
+        moved = {path: exact["params"][path] + steps["params"][path] for path in narrow}
+        rounded = {path: _to(x, params["params"][path]) for path, x in moved.items()}
+        return _with(steps, rounded), MasterState(new, {"params": moved})
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -113,17 +113,18 @@ class TestLimits:
 
     def test_of_the_queue(self, server):
         most, waits = asked(prompt=["w1"] * 4), asked(model="slow")
-        assert http_client.call(server, "POST", TEXT, most)[0] == 200
-        full = lambda: http_client.call(server, "POST", TEXT, most)[0] != 200  # noqa: E731
+        fits = lambda: http_client.call(server, "POST", TEXT, most)[0] == 200  # noqa: E731
+        assert fits()
 
         def refused():
-            http_client.until(full)
+            # Before it waits, `most` could come first, and it would be refused in its place.
+            http_client.until(lambda: http_client.counts(server)["waiting_sequences"] == 1)
             status, code, _, headers = error_of(server, most)
             assert (status, code, headers["Retry-After"]) == (429, "queue_full", "1")
             return True
 
         http_client.send_and_go(server, TEXT, waits, refused)
-        http_client.until(lambda: not full())
+        http_client.until(fits)
 
     def test_of_sequences_of_one_request(self, server):
         status, code, error, _ = error_of(server, asked(prompt=["w1"] * 5))
