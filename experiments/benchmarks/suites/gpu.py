@@ -32,7 +32,7 @@ PEAK = {
     **{"L40S": 362e12, "L40": 181e12, "L4": 121e12},
 }
 """Dense bfloat16 operations in a second, from data sheets, by whole words of a device's kind. The
-first that are in it count."""
+first name that is in it counts."""
 
 
 def run(plan: Plan) -> Iterator[Measured]:
