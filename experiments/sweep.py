@@ -233,12 +233,12 @@ def _trials() -> list[trials.Trial]:
 
 def _todo(mine: list[jobs.Job], folder: SweepFolder, how: How | None = None) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
-    left = (how or _how()).left
-    return [job for job in mine if any(folder.state(trial).status not in left for trial in job)]
+    final = (how or _how()).final
+    return [job for job in mine if any(folder.state(trial).status not in final for trial in job)]
 
 
 def _wanted(state: TrialState) -> bool:
-    return state.status not in _how().left
+    return state.status not in _how().final
 
 
 def _how(halving: int = 0) -> How:

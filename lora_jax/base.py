@@ -13,7 +13,7 @@ from lora_jax.statistics import Seen
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype of factors: the weight's own, or float32 where that is narrower."""
+    """The dtype itself, or float32 where it is narrower: that of a weight's factors."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 

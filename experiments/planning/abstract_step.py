@@ -11,7 +11,7 @@ import lora_jax as lj
 from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.planning.model_sizes import ENCODERS, ON_THE_HUB
 from experiments.setup import classification, completion, from_config
-from experiments.setup.experiment import predictor
+from experiments.setup.forward_pass import predictor
 from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.published import encoders
 from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
@@ -106,10 +106,16 @@ class AbstractStep:
 
     def traced(self, batch: Batch) -> Any:
         """The step as it is traced for a batch of this shape."""
-        shardings = self.layout and self.layout.like(self.state)
-        given = self.config.train.accumulate, self.config.optimizer.clip, shardings
-        model = self.adapted, self.tx, self.predict, self.loss
-        step: Any = make_train_step(*model, *given, self.config.train.ema or None)
+        step: Any = make_train_step(
+            self.adapted,
+            self.tx,
+            self.predict,
+            self.loss,
+            accumulate=self.config.train.accumulate,
+            clip=self.config.optimizer.clip,
+            shardings=self.layout and self.layout.like(self.state),
+            ema=self.config.train.ema or None,
+        )
         return step.trace(self.state, self.frozen, batch)
 
     @property

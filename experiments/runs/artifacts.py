@@ -25,7 +25,7 @@ from lora_jax.transform.summary import Summary, summary
 NOT_FINITE = "loss, gradient, weights or score not finite at step {}"
 
 
-class Left(NamedTuple):
+class Results(NamedTuple):
     """Results at the end of a run, other than its `Outcome`."""
 
     ranks: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ class Left(NamedTuple):
     """The pictures that were drawn, PNG files by name."""
 
 
-NOTHING = Left()
+NOTHING = Results()
 
 
 def save(
@@ -51,7 +51,7 @@ def save(
     workdir: Path,
     call: Callable[[Batch], Array],
     outputs: Mapping[str, np.ndarray],
-) -> Left:
+) -> Results:
     """Write the adapter and the predictions of a run, and return its other results.
 
     If a method has chosen ranks, also write the pruned adapter, and a picture of the ranks. With
@@ -70,18 +70,18 @@ def save(
     )
     lj.save_adapter(workdir, trainable, frozen, meta)
     save_predictions(experiment, workdir, call, outputs)
-    left = _written(experiment, state.trainable)
+    results = _written(experiment, state.trainable)
     pruned, smaller = lj.prune(trainable, frozen, variant_state)
     drops = smaller.spec != frozen.spec
     if not drops and not any(each and each.allots for _, each in experiment.adapted.rules):
-        return left
+        return results
     if drops:
         lj.save_adapter(workdir / "pruned.safetensors", pruned, smaller, meta)
     ranks = lj.ranks(trainable, frozen)
     picture = workdir / "ranks.png"
     drawn = {"ranks": picture} if processes.writes() and _draw(ranks, picture) else {}
     chosen = {path: each.tolist() for path, each in ranks.items()}
-    return left._replace(ranks=chosen, kept=summary(pruned, smaller), images=drawn)
+    return results._replace(ranks=chosen, kept=summary(pruned, smaller), images=drawn)
 
 
 def save_predictions(
@@ -113,22 +113,23 @@ def _draw(ranks: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
-def _written(experiment: Experiment, trainable: Any) -> Left:
+def _written(experiment: Experiment, trainable: Any) -> Results:
     """Generate and score texts of a language model, if the config asks for them."""
     if not isinstance(experiment.config, TextConfig):
         return NOTHING
     values, signatures = generated_texts.scores(experiment, trainable)
     found = generated_texts.samples(experiment, trainable)
-    return Left(samples=found or None, written=values, signatures=signatures)
+    return Results(samples=found or None, written=values, signatures=signatures)
 
 
 def record(
     experiment: Experiment,
     outcome: Outcome,
+    results: Results = NOTHING,
+    *,
     seconds: float,
-    status: Any,
-    note: str,
-    left: Left = NOTHING,
+    status: run_record.Status,
+    note: str = "",
     check: str | None = None,
     rungs: list[dict[str, Any]] | None = None,
     trackers: dict[str, str] | None = None,
@@ -163,9 +164,9 @@ def record(
         metrics_check=check,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
-        parameters_adapters=(left.kept or counted).trained - _head_size(experiment),
-        metrics_best={**outcome.metrics_best, **(left.written if best else {})},
-        metrics_last={**outcome.metrics_last, **({} if best else left.written)},
+        parameters_adapters=(results.kept or counted).trained - _head_size(experiment),
+        metrics_best={**outcome.metrics_best, **(results.written if best else {})},
+        metrics_last={**outcome.metrics_last, **({} if best else results.written)},
         rule=f"{loop.mode} validation {loop.metric} over evaluations{since}",
         metric=loop.metric,
         steps=outcome.steps,
@@ -175,12 +176,12 @@ def record(
         peak_memory_bytes=peak_memory_bytes(),
         status=status,
         note=note,
-        ranks=left.ranks,
+        ranks=results.ranks,
         target=None if loop.target is None else target,
         evaluations=outcome.evaluations,
         metrics_first=dict(outcome.metrics_first) or None,
-        samples=left.samples,
-        signatures=dict(left.signatures) or None,
+        samples=results.samples,
+        signatures=dict(results.signatures) or None,
         audit=outcome.audit,
         gathered=experiment.gathered and dict(experiment.gathered.said),
         tokenised_per_second=experiment.texts.examples_per_second,

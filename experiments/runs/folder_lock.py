@@ -30,7 +30,7 @@ def alone(folder: Path) -> Iterator[None]:
 
     Both the lock file and the folder are locked. So removing the lock file does not let a second
     process in. Removing the folder does; the first process then stops before its next line,
-    checkpoint or record (`lora_jax.records.metrics_log.Metrics`, `Place`).
+    checkpoint or record (`lora_jax.records.metrics_log.Metrics`, `HeldFolder`).
 
     Raises:
       ValueError: another process has the folder, or it is a file; nothing in it has been changed.
@@ -47,7 +47,7 @@ def alone(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-class Place:
+class HeldFolder:
     """A folder that this process holds with `alone`, to check that its path is still that folder.
 
     While the folder is held, no other folder gets its inode number.

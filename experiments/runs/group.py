@@ -15,11 +15,15 @@ import lora_jax as lj
 from configs.settings import RunConfig
 from experiments.runs.generated_texts import writes_samples
 from experiments.setup import from_config
-from experiments.setup.experiment import Experiment, separated
+from experiments.setup.experiment import Experiment
+from experiments.setup.forward_pass import separated
 from lora_jax.files.canonical_json import config_digest
+from lora_jax.records.metrics_log import Metrics
 from lora_jax.training import trial_program
 from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.loop import TrialRun
 from lora_jax.training.masking import narrow, union, widen
+from lora_jax.training.outcome import Outcome
 from lora_jax.training.saved_trials import ManyTrials, OneTrial
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_step
 from lora_jax.transform.init_shapes import init_shapes
@@ -168,8 +172,15 @@ def together(experiments: Sequence[Experiment]) -> Together:
     trainables, frozen = zip(*wide, strict=True)
     common = dataclasses.replace(first, adapted=adapted)
     halves = tuple(separated(first.config.model, *frozen))
-    given = adapted, common.predict, common.texts.loss, common.config, common.loop.steps
-    return Together(tuple(experiments), common, halves, trainables, traced_step(*given))
+    return Together(
+        experiments=tuple(experiments),
+        common=common,
+        frozen=halves,
+        trainables=trainables,
+        traced=traced_step(
+            adapted, common.predict, common.texts.loss, common.config, common.loop.steps
+        ),
+    )
 
 
 def with_batches_for(
@@ -187,6 +198,14 @@ def with_batches_for(
         dataclasses.replace(each, beside=(*plans[:number], *plans[number + 1 :]))
         for number, each in enumerate(experiments)
     ]
+
+
+def trial_runs(
+    experiments: Sequence[Experiment], metrics: Sequence[Metrics], outcomes: Sequence[Outcome]
+) -> list[TrialRun]:
+    """What the loop needs of the trials of a program, with the batches that they take in it."""
+    each = zip(experiments, metrics, outcomes, strict=True)
+    return [TrialRun(one.loop, one.batches, log, outcome) for one, log, outcome in each]
 
 
 def traced_step(

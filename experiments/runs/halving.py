@@ -13,11 +13,11 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.runs.group import Together, with_batches_for
+from experiments.runs.group import Together, trial_runs, with_batches_for
 from experiments.runs.rungs import Decision, Ledger, decide, plan
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
-from lora_jax.training.averages import evaluated
+from lora_jax.training.averages import eval_params
 from lora_jax.training.loop import Progress, fit
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.saved_trials import Continued, ManyTrials
@@ -27,7 +27,7 @@ from lora_jax.training.trial_program import Program
 LEDGER = "rungs.json"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Halving:
     """How the trials of a group are halved; its methods go through the rungs one by one."""
 
@@ -94,7 +94,7 @@ class Halving:
             if outcome.evaluations and outcome.evaluations[-1]["step"] == step:
                 values = outcome.metrics_last
             else:
-                values = self.group.evaluate(number, evaluated(state))
+                values = self.group.evaluate(number, eval_params(state))
             scores[number] = values[metric] if math.isfinite(values[metric]) else None
         return scores
 
@@ -131,17 +131,13 @@ class Halving:
                 saved = self._continued(saved, rung, sorted(decisions[rung - 1].scores), alive)
             metrics = [stack.enter_context(self.metrics(number)) for number in alive]
             made = program(group)
+            fed = with_batches_for(made.execution, group.experiments)
             states: Sequence[TrainState] = fit(
                 made,
                 group.start(),
-                loops=[each.loop for each in group.experiments],
-                batches=[
-                    each.batches for each in with_batches_for(made.execution, group.experiments)
-                ],
+                trial_runs(fed, metrics, outcomes),
                 evaluate=group.evaluate,
                 saved=saved,
-                metrics=metrics,
-                outcomes=outcomes,
                 progress=self.progress,
                 interrupted=self.interrupted,
                 audit=self.audit,

@@ -23,7 +23,7 @@ class How:
     """The trackers that get the metrics, too."""
 
     @property
-    def left(self) -> Collection[str]:
+    def final(self) -> Collection[str]:
         """The statuses of trials that are not trained again."""
         ended = ("completed",) if self.retry else ("completed", "diverged")
         return (*ended, "stopped") if self.halving else ended

@@ -38,14 +38,16 @@ def write(
     write_atomically(folder / origin, text.encode())
     outputs = artifacts.save_predictions(experiment, folder, experiment.adapted_call(trainable))
     scores = experiment.texts.score({part: outputs[part] for part in experiment.scored})
-    left = artifacts.NOTHING
+    results = artifacts.NOTHING
     if isinstance(experiment.config, TextConfig):
         written, signatures = generated_texts.scores(experiment, trainable)
-        left = artifacts.Left(written=written, signatures=signatures)
+        results = artifacts.Results(written=written, signatures=signatures)
     outcome = Outcome(metrics_last=scores, metrics_best=scores, best_step=0)
     status = "completed" if all_finite(scores) else "diverged"
     seconds = time.perf_counter() - began
-    record = artifacts.record(experiment, outcome, seconds, status, note, left)
+    record = artifacts.record(
+        experiment, outcome, results, seconds=seconds, status=status, note=note
+    )
     run_record.write(folder, record)
     return record
 

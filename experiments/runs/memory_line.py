@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.step_memory import Batches, least, stays
-from experiments.setup.experiment import check_ids
 from experiments.setup.load import read_texts
-from experiments.setup.out_of_memory import advice, asked
+from experiments.setup.out_of_memory import advice, asked, check_ids
 from experiments.setup.task_and_model import Texts
 from lora_jax.sharding import memory
 
@@ -71,7 +70,7 @@ def announce(
       at_once: how many of the trials have a batch in memory at a time.
 
     Returns:
-      The texts, for `load` or `build`.
+      The texts, for `load`.
 
     Raises:
       ValueError, FileNotFoundError: the config cannot work, the arrays need more memory than is

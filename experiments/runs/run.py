@@ -103,7 +103,7 @@ def run_together(
     started = time.perf_counter()
     if mesh is not None and len(configs) > 1:
         raise ValueError("only a single trial trains on a mesh")
-    if len(configs) == 1 and (ended := _ended(configs, folders, how.left)):
+    if len(configs) == 1 and (ended := _ended(configs, folders, how.final)):
         # This works in a read-only folder, too.
         if say is not None and processes.writes() and not _sealed(ended[0], folders[0]):
             say(UNSEALED)
@@ -113,7 +113,7 @@ def run_together(
         if len(configs) > 1 or how.halving:
             return _run_group(configs, folders, say, order, busy)
         # Another process may have completed the run in between.
-        ended = dict(busy) or _ended(configs, folders, how.left)
+        ended = dict(busy) or _ended(configs, folders, how.final)
         if not ended:
             experiments, ended = _build([0], configs, folders, say, mesh=mesh)
             if experiments:
@@ -130,7 +130,7 @@ def _run_group(
 ) -> list[Ended]:
     """As `run_together`, where the folders with the numbers in `busy` belong to other processes."""
     order = dataclasses.replace(order, started=time.perf_counter())
-    home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, order.how.left)
+    home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, order.how.final)
     home.path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in([home.path]) as common:
         if common:  # another process holds the checkpoints
@@ -231,38 +231,38 @@ def _claim(folder: Path, config: RunConfig) -> None:
 
 
 def _ended(
-    configs: Sequence[RunConfig], folders: Sequence[Path], left: Collection[str]
+    configs: Sequence[RunConfig], folders: Sequence[Path], final: Collection[str]
 ) -> dict[int, Ended]:
     """The records of trials that are not trained again, and errors of folders of other runs."""
     ended: dict[int, Ended] = {}
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
         try:
-            if (record := _agreed(config, folder, left)) is not None:
+            if (record := _agreed(config, folder, final)) is not None:
                 ended[number] = record
         except (ValueError, OSError) as error:
             ended[number] = error
     return ended
 
 
-def _agreed(config: RunConfig, folder: Path, left: Collection[str]) -> run_record.Record | None:
+def _agreed(config: RunConfig, folder: Path, final: Collection[str]) -> run_record.Record | None:
     """The record of a trial that is not trained again; if the first process sees it, all must.
 
     Raises:
       ValueError: the folder holds another run, or this process does not see that record.
     """
-    if not processes.first(lambda: _record(config, folder, left) is not None):
+    if not processes.first(lambda: _record(config, folder, final) is not None):
         return None
-    if (record := _record(config, folder, left)) is not None:
+    if (record := _record(config, folder, final)) is not None:
         return record
     raise ValueError(f"--workdir {folder} is not what the first process has there")
 
 
-def _record(config: RunConfig, folder: Path, left: Collection[str]) -> run_record.Record | None:
+def _record(config: RunConfig, folder: Path, final: Collection[str]) -> run_record.Record | None:
     if not (folder / "config.json").exists():
         return None
     run_record.claim(folder, config.plain)
     record = run_record.read(folder)
-    return record if record is not None and record.status in left else None
+    return record if record is not None and record.status in final else None
 
 
 def _sealed(ended: Ended, folder: Path) -> bool:

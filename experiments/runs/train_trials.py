@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.distributed import processes
 from experiments.runs import step_audit
-from experiments.runs.group import Alone, Together, together, with_batches_for
+from experiments.runs.group import Alone, Together, together, trial_runs, with_batches_for
 from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.halving import Halving
 from experiments.runs.how import How
@@ -107,15 +107,13 @@ def _fit(
     audit = functools.partial(step_audit.of_program, fed, program)
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(group.saved(home.path if home else records.folder(0)))
+        metrics = [stack.enter_context(records.metrics(each)) for each in range(len(outcomes))]
         states: Sequence[TrainState] = fit(
             program,
             group.start(),
-            loops=[each.loop for each in group.experiments],
-            batches=[each.batches for each in fed],
+            trial_runs(fed, metrics, outcomes),
             evaluate=group.evaluate,
             saved=saved,
-            metrics=[stack.enter_context(records.metrics(each)) for each in range(len(outcomes))],
-            outcomes=outcomes,
             progress=_progress(stack, group, order),
             interrupted=order.interrupted,
             audit=audit if order.how.audit else None,
@@ -137,15 +135,15 @@ def _halved(
     audit = functools.partial(step_audit.of_program, fed, first)
     with contextlib.ExitStack() as stack:
         halving = Halving(
-            group,
-            records.metrics,
-            home.path,
-            outcomes,
-            order.how.halving,
-            records.stopped,
-            order.interrupted,
-            _progress(stack, group, order),
-            audit if order.how.audit else None,
+            group=group,
+            metrics=records.metrics,
+            home=home.path,
+            outcomes=outcomes,
+            factor=order.how.halving,
+            stopped=records.stopped,
+            interrupted=order.interrupted,
+            progress=_progress(stack, group, order),
+            audit=audit if order.how.audit else None,
         )
         found = halving.train(
             lambda part: first if len(part.frozen) == len(group.frozen) else part.program(way)

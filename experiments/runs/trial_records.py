@@ -8,16 +8,15 @@ from pathlib import Path
 
 from experiments.distributed import processes
 from experiments.runs import artifacts
-from experiments.runs.folder_lock import Place
+from experiments.runs.folder_lock import HeldFolder
 from experiments.runs.group import Alone, Together
 from experiments.runs.rungs import Decision, of_trial
 from experiments.setup.experiment import Experiment
-from experiments.tracking.tracker import Status
 from experiments.tracking.tracking import Tracking
 from lora_jax.error_text import first_line
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics, last_check
-from lora_jax.training.averages import evaluated
+from lora_jax.training.averages import eval_params
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.step import TrainState
 
@@ -45,13 +44,13 @@ class TrialRecords:
         self.ended: dict[int, run_record.Record] = {}
         self._experiments, self._started, self._tracking = experiments, started, tracking
         self._folders = {number: folders[number] for number in experiments}
-        self._places = {n: Place(folder) for n, folder in self._folders.items() if n not in done}
+        self._held = {n: HeldFolder(each) for n, each in self._folders.items() if n not in done}
         self._decisions: list[Decision] = []
 
     @property
     def waiting(self) -> list[int]:
         """The numbers of the trials that have no record yet."""
-        return [number for number in self._places if number not in self.ended]
+        return [number for number in self._held if number not in self.ended]
 
     def folder(self, place: int) -> Path:
         """The folder of a trial by its place in the program."""
@@ -71,15 +70,15 @@ class TrialRecords:
           place: that of the trial in its group.
           state: the one to save.
         """
-        self._places[number].require()
-        state = dataclasses.replace(state, trainable=evaluated(state))
+        self._held[number].require()
+        state = dataclasses.replace(state, trainable=eval_params(state))
         call, own = group.call(place, state.trainable), group.own(place, state)
         mine = group.experiments[place]  # whose batches have the shapes that were scored
         is_last = int(state.step) == self.outcomes[number].steps
         scored = group.outputs.get(mine, {}) if is_last else {}
-        left = artifacts.save(mine, own, self._folders[number], call, scored)
-        self._tracking.write(number, self.outcomes[number].steps, left.written, left.images)
-        self._end(number, "completed", note, left)
+        results = artifacts.save(mine, own, self._folders[number], call, scored)
+        self._tracking.write(number, self.outcomes[number].steps, results.written, results.images)
+        self._end(number, "completed", note, results)
 
     def diverged(self, number: int) -> None:
         self._end(number, "diverged", artifacts.NOT_FINITE.format(self.outcomes[number].steps))
@@ -106,18 +105,30 @@ class TrialRecords:
             # Writing fails on a full disk or in a removed folder; the first error reports that.
             with contextlib.suppress(OSError, LostFolderError):
                 self._end(number, "failed", first_line(error))
-        for place in self._places.values():
-            place.require()
+        for held in self._held.values():
+            held.require()
 
     def _end(
-        self, number: int, status: Status, note: str, left: artifacts.Left = artifacts.NOTHING
+        self,
+        number: int,
+        status: run_record.Status,
+        note: str,
+        results: artifacts.Results = artifacts.NOTHING,
     ) -> None:
         seconds = (time.perf_counter() - self._started) / len(self._experiments)
         check = last_check(self._folders[number] / "metrics.jsonl")
-        given = self._experiments[number], self.outcomes[number], seconds, status, note, left, check
-        rungs = of_trial(self._decisions, list(self._experiments).index(number))
-        record = artifacts.record(*given, rungs=rungs, trackers=self._tracking.where(number))
-        self._places[number].require()
+        record = artifacts.record(
+            self._experiments[number],
+            self.outcomes[number],
+            results,
+            seconds=seconds,
+            status=status,
+            note=note,
+            check=check,
+            rungs=of_trial(self._decisions, list(self._experiments).index(number)),
+            trackers=self._tracking.where(number),
+        )
+        self._held[number].require()
         if processes.writes():
             run_record.write(self._folders[number], record)
         self.ended[number] = record

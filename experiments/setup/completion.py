@@ -167,9 +167,9 @@ def _loaded(
     longest = {part: int(each.labels.max()) for part, each in texts.encoded.items()}
     smoothing, chunk = config.train.label_smoothing, config.model.chunk
     forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
-    evaluated, _ = option_likelihoods(decoder, texts.options, max(longest.values()), chunk)
+    eval_forward, _ = option_likelihoods(decoder, texts.options, max(longest.values()), chunk)
     step, _ = cached_step(decoder)
-    return TaskAndModel(texts, lambda key: (forward, params), digest, reading, evaluated, step)
+    return TaskAndModel(texts, lambda key: (forward, params), digest, reading, eval_forward, step)
 
 
 def _check_cache(decoder: Decoder, generate: GenerateSettings) -> None:

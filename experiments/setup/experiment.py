@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +13,12 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import DecoderSettings, ModelSettings, RunConfig
+from configs.settings import RunConfig
 from experiments.setup import from_config
-from experiments.setup.from_data import Gathered, gathered
+from experiments.setup.forward_pass import model_inputs, predictor, separated, unroll_and_remat
+from experiments.setup.from_data import Gathered, gathered, placeholder
 from experiments.setup.load import load
-from experiments.setup.out_of_memory import advice, asked
+from experiments.setup.out_of_memory import check_ids
 from experiments.setup.sharded_batches import spread
 from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
@@ -26,13 +26,10 @@ from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.adapters.finite import require_finite
 from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.parts.separate_layers import separate, stacked
-from lora_jax.records.environment import multiplies_bfloat16
-from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.optimizers import Optimizer
 from lora_jax.training.step import Batch, Predict, Step, TrainState, make_train_step
-from lora_jax.transform.bfloat16_products import bfloat16_products
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +40,7 @@ class Experiment:
     texts: Texts
     weights_digest: str
     reading_digest: str
-    evaluated: Callable[..., Any] | None
+    eval_forward: Callable[..., Any] | None
     step: CachedStep | None
     """These four as in `TaskAndModel`, of which nothing else stays in memory."""
     adapted: lj.Adapted
@@ -87,7 +84,7 @@ class Experiment:
     @property
     def predict(self) -> Predict:
         """The outputs of a batch, with dropout in training (see `predictor`)."""
-        return predictor(self.adapted, self.config.model, self.evaluated)
+        return predictor(self.adapted, self.config.model, self.eval_forward)
 
     def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """The outputs of a jitted `call` for every row, (rows, outputs), in the data's order."""
@@ -126,13 +123,13 @@ class Experiment:
         """The base model with merged parameters, as a function of a batch."""
         params = self.adapted.merge(trainable, self.frozen)
         if self.layout is None:
-            params = separate(params, *_loop(self.config.model))
-        evaluated = self.evaluated or self.adapted.forward
+            params = separate(params, *unroll_and_remat(self.config.model))
+        eval_forward = self.eval_forward or self.adapted.forward
         forward = jax.jit(
-            lambda params, *inputs: evaluated(stacked(params), *inputs),
+            lambda params, *inputs: eval_forward(stacked(params), *inputs),
             out_shardings=self._everywhere,
         )
-        return lambda batch: forward(params, *_inputs(batch))
+        return lambda batch: forward(params, *model_inputs(batch))
 
     @cached_property
     def separated(self) -> lj.Frozen:
@@ -159,10 +156,16 @@ class Experiment:
         return jax.random.fold_in(jax.random.key(self.config.seed), 2)
 
     def make_step(self) -> Step:
-        accumulate, clip = self.config.train.accumulate, self.config.optimizer.clip
-        given = self.adapted, self.tx, self.predict, self.texts.loss
-        ema = self.hyper.get("ema")
-        return make_train_step(*given, accumulate, clip, self._state_shardings, ema)
+        return make_train_step(
+            self.adapted,
+            self.tx,
+            self.predict,
+            self.texts.loss,
+            accumulate=self.config.train.accumulate,
+            clip=self.config.optimizer.clip,
+            shardings=self._state_shardings,
+            ema=self.hyper.get("ema"),
+        )
 
     def start(self, keep: bool = True) -> TrainState:
         """The training state before the first step, in arrays of its own.
@@ -185,31 +188,30 @@ class Experiment:
         return self.layout.like(jax.eval_shape(self._start, self.trainable, self.frozen))
 
     def _start(self, trainable: Any, frozen: lj.Frozen) -> TrainState:
-        given = self.adapted, self.tx, trainable, frozen, self.rng
-        return TrainState.create(*given, averaged="ema" in self.hyper)
+        averaged = "ema" in self.hyper
+        return TrainState.create(self.adapted, self.tx, trainable, frozen, self.rng, averaged)
 
 
 def build(
     config: RunConfig,
     shared: TaskAndModel | None = None,
     mesh: Mesh | None = None,
-    texts: Texts | None = None,
     folder: Path | None = None,
-    gather: Callable[..., Gathered | None] = gathered,
+    placeholder_seen: bool = False,
 ) -> Experiment:
     """Make the experiment that a config describes.
 
     Args:
       shared: the loaded task and model of a config with the same data and model, if there is one.
       mesh: the devices that train together; by default one device trains alone.
-      texts: the result of `load.read_texts` for this config, if there is one.
       folder: the run's, which may have what an earlier process gathered (`from_data`).
-      gather: what finds, or makes, what initialisations from data need.
+      placeholder_seen: whether initialisations from data get ones in place of what they ask to
+        see, for a run of which only the time matters.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
-    loaded = shared or load(config, mesh, texts)
+    loaded = shared or load(config, mesh)
     texts = loaded.texts
     loop = from_config.make_loop(config.train, len(texts.encoded["train"]), texts.task.metric)
     hyper = from_config.make_hyper(config, loop.steps)
@@ -223,7 +225,10 @@ def build(
     example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
-    found = gather(config, loaded, adapted, adapter_key, inputs, mesh, folder)
+    if placeholder_seen:
+        found = placeholder(adapted, inputs)
+    else:
+        found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
     seen = found.seen if found else {}
     layout = None if mesh is None else lay_out(adapted, mesh, texts.rules, *inputs, seen=seen)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs, seen=seen)
@@ -237,7 +242,7 @@ def build(
         texts=texts,
         weights_digest=loaded.weights_digest,
         reading_digest=loaded.reading_digest,
-        evaluated=loaded.evaluated,
+        eval_forward=loaded.eval_forward,
         step=loaded.step,
         adapted=adapted,
         trainable=trainable,
@@ -265,57 +270,3 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
         raise ValueError(f"{error.problem}; {way_out}") from None
     require_finite(begun[0], f"config.start_from {path}")
     return begun
-
-
-def check_ids(config: RunConfig, tokens: int) -> None:
-    """Raise a ValueError if the ids, masks and types of a batch alone do not fit in memory.
-
-    The system gives memory to an array of zeros only on use, and may then kill the process.
-    """
-    needed, room = 3 * 4 * config.train.batch_size * tokens, memory.host_memory()
-    if room is not None and needed > room:
-        raise ValueError(
-            f"{asked(config)} does not fit into memory: its ids take {memory.size(needed)}, and "
-            f"{memory.size(room)} are available; {advice(config, math.inf)}"
-        )
-
-
-def separated(model: ModelSettings, *frozen: lj.Frozen) -> list[lj.Frozen]:
-    """Frozen halves on one device, in separate layers (see `separate_layers`)."""
-    bases = separate([each.base for each in frozen], *_loop(model))
-    return [dataclasses.replace(f, base=base) for f, base in zip(frozen, bases, strict=True)]
-
-
-def _loop(model: ModelSettings) -> tuple[int | None, str]:
-    """How a model loops over its layers: `unroll` and `remat`."""
-    return model.unroll, model.remat if isinstance(model, DecoderSettings) else ""
-
-
-def predictor(
-    adapted: lj.Adapted, model: ModelSettings, evaluated: Callable[..., Any] | None = None
-) -> Predict:
-    """Make the function from a batch to an adapted model's outputs, with dropout if it gets `rng`.
-
-    Args:
-      model: says whether the model has dropout, besides that of adapters, and how products round.
-      evaluated: the forward pass for calls without `rng`, if it is a different one.
-    """
-    scored = dataclasses.replace(adapted, forward=evaluated) if evaluated else adapted
-
-    def predict(trainable: Any, frozen: lj.Frozen, batch: Batch, rng: Array | None) -> Array:
-        frozen = stacked(frozen)
-        if rng is None:
-            return scored.apply(trainable, frozen, *_inputs(batch))
-        keys: dict[str, Array] = {}
-        model_key, keys["dropout_key"] = jax.random.split(rng)
-        if model.dropout:
-            keys["rng"] = model_key
-        return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
-
-    if model.products != "bfloat16":
-        return predict
-    return bfloat16_products(predict, has_unit=multiplies_bfloat16())
-
-
-def _inputs(batch: Batch) -> tuple[Any, Any, Any]:
-    return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]

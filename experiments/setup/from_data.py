@@ -118,15 +118,7 @@ def keep_newest(folder: Path, most: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def not_gathered(
-    config: RunConfig,
-    loaded: TaskAndModel,
-    adapted: lj.Adapted,
-    key: Array,
-    inputs: tuple[Any, ...],
-    mesh: Mesh | None,
-    folder: Path | None,
-) -> Gathered | None:
+def placeholder(adapted: lj.Adapted, inputs: tuple[Any, ...]) -> Gathered | None:
     """Ones in the shapes of what `gathered` gives, for a run of which only the time matters."""
     wanted = seen_shapes(adapted, *inputs)
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), wanted)

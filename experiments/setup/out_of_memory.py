@@ -1,4 +1,4 @@
-"""Explain an out-of-memory error in one line that says what to lower."""
+"""Say in one line what to lower where a run's memory is not enough."""
 
 import contextlib
 import math
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from configs.settings import RunConfig
+from lora_jax.sharding import memory
 
 _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 """Texts in XLA's and its devices' out-of-memory errors, which have no class of their own."""
@@ -51,3 +52,16 @@ def advice(config: RunConfig, times: float = 2.0) -> str:
             "parts), or lower config.train.batch_size"
         )
     return f"{lower}, or config.data.max_length {longest}"
+
+
+def check_ids(config: RunConfig, tokens: int) -> None:
+    """Raise a ValueError if the ids, masks and types of a batch alone do not fit in memory.
+
+    The system gives memory to an array of zeros only on use, and may then kill the process.
+    """
+    needed, room = 3 * 4 * config.train.batch_size * tokens, memory.host_memory()
+    if room is not None and needed > room:
+        raise ValueError(
+            f"{asked(config)} does not fit into memory: its ids take {memory.size(needed)}, and "
+            f"{memory.size(room)} are available; {advice(config, math.inf)}"
+        )

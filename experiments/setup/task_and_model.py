@@ -69,7 +69,7 @@ class TaskAndModel:
     """The digest of the weights; empty if the model has shapes in place of weights."""
     reading_digest: str = ""
     """The digest of the model's config and tokenizer files; empty where that of the weights is."""
-    evaluated: Callable[..., Any] | None = None
+    eval_forward: Callable[..., Any] | None = None
     """The forward pass in evaluation, with the same parameters; None if it is the same."""
     step: CachedStep | None = None
     """The same model, one token at a time, for generation; None if it cannot generate."""

@@ -26,7 +26,7 @@ from lora_jax.records import run_record
 Config = Callable[..., RunConfig]
 """`config(**changes)` gives a cell's settings with changes such as `data__validation=400`."""
 Say = Callable[[str], None]
-ENDED = USUAL.left
+ENDED = USUAL.final
 """The states of runs that are results of their settings: a failed run is trained again."""
 NO_RATE = "no learning rate trained to the end with each seed"
 AT_ONCE = 10

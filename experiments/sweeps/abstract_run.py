@@ -12,7 +12,7 @@ import lora_jax as lj
 from configs.settings import RunConfig
 from experiments.runs.group import traced_step
 from experiments.setup import from_config
-from experiments.setup.experiment import predictor
+from experiments.setup.forward_pass import predictor
 from experiments.setup.load import load_abstract
 from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
@@ -79,7 +79,7 @@ class AbstractRun:
     def _program(self, targets: Targets) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
-        predict = predictor(adapted, config.model, self.loaded.evaluated)
+        predict = predictor(adapted, config.model, self.loaded.eval_forward)
         step = traced_step(adapted, predict, self.loaded.texts.loss, config, self.steps)
         numbers, key = from_config.make_hyper(config, self.steps), jax.random.key(0)
         hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in numbers}

@@ -13,10 +13,7 @@ locks/                  locks of working processes; the system frees them when a
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import socket
-import time
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 
 from experiments.setup.read_config import read_config
 from experiments.setup.suggested import fill
+from experiments.sweeps.file_lock import lock, locked
 from experiments.sweeps.trials import Trial
 from lora_jax.error_text import said
 from lora_jax.files import json_text
@@ -34,10 +32,6 @@ ENDED = ("completed", "failed", "diverged", "killed", "stopped")
 _RECORDED = ("completed", "diverged", "stopped")  # noted only after the record was written
 VERSION = 1
 _WITHOUT = "delete this file, and the trial's folder says how it ended"
-
-
-class LockedError(OSError):
-    """Another process holds the lock."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +74,7 @@ class SweepFolder:
     def _state_file(self, name: str) -> Path:
         return self.path / "outcomes" / f"{name}.json"
 
-    def lock(self, name: str) -> Path:
+    def lock_file(self, name: str) -> Path:
         """The lock file of a trial, which the process that trains it holds."""
         return self.path / "locks" / f"{name}.lock"
 
@@ -133,7 +127,7 @@ class SweepFolder:
         hints = typing.get_type_hints(TrialState)
         if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
             attempt = TrialState(**found)
-            if attempt.status != "running" or locked(self.lock(name)):
+            if attempt.status != "running" or locked(self.lock_file(name)):
                 return attempt
             return dataclasses.replace(attempt, status="interrupted")
         raise ValueError(f"{path} is no outcome of a trial: {_WITHOUT}")
@@ -248,53 +242,4 @@ def _is_entry(entry: Any) -> bool:
         case {"name": str(name), "digest": str(), "overrides": {}, "arguments": [str(), *rest]}:
             is_name = name == Path(name).name and name not in ("", "..")
             return is_name and all(isinstance(each, str) for each in rest)
-    return False
-
-
-@contextlib.contextmanager
-def lock(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a file; the system frees it when the process dies.
-
-    Args:
-      shared: take a shared lock, which other shared locks allow.
-      wait: the seconds to wait for the lock.
-
-    Raises:
-      LockedError: another process holds it; the message names the process.
-      OSError: the file system has no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        until = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise LockedError(f"{holder} is working on {path.parent.parent}") from None
-            except OSError as error:
-                raise OSError(
-                    f"{path.parent.parent}: the file system has no locks ({error.strerror}), and "
-                    "two processes could train one trial; docs/guides/launchers.md says which has"
-                ) from error
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def locked(path: Path) -> bool:
-    """Whether a process holds the exclusive lock of a file; this holds the lock only to test it."""
-    try:
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
     return False

@@ -14,7 +14,8 @@ from experiments.command_names import command_line
 from experiments.runs.how import USUAL, How
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
-from experiments.sweeps.folder import LockedError, SweepFolder, lock
+from experiments.sweeps.file_lock import LockedError, lock
+from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import Track
@@ -143,7 +144,7 @@ def work(
         for name in names:
             try:
                 left = until - time.monotonic()
-                stack.enter_context(lock(folder.lock(name), wait=left))
+                stack.enter_context(lock(folder.lock_file(name), wait=left))
             except LockedError as error:
                 _require_none_missing(how, name, error)
                 print(f"{name}: {error}")
@@ -172,11 +173,11 @@ def _require_none_missing(how: How, name: str, error: Exception) -> None:
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
     """Train trials of one program, and note how each ended."""
-    left = {each.name for each in trials if folder.state(each).status in how.left}
-    if len(left) == len(trials):
+    done = {each.name for each in trials if folder.state(each).status in how.final}
+    if len(done) == len(trials):
         return
     for trial in trials:
-        if trial.name not in left:
+        if trial.name not in done:
             folder.begin(trial.name)
     folders = [folder.run(trial.name) for trial in trials]
     names = [trial.name for trial in trials]
@@ -187,7 +188,7 @@ def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
         ended = [error] * len(trials)
     for trial, result in zip(trials, ended, strict=True):
         if isinstance(result, Exception):
-            if trial.name not in left and folder.state(trial).status != "completed":
+            if trial.name not in done and folder.state(trial).status != "completed":
                 _failed(folder, trial.name, result)
         else:
             folder.end(trial.name, result.status, result.note)

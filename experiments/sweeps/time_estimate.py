@@ -13,7 +13,6 @@ import jax
 from configs.settings import RunConfig
 from experiments.command_names import command_line
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.from_data import not_gathered
 from experiments.setup.load import load
 from experiments.sweeps.grouping import program_key
 from experiments.sweeps.jobs import Job
@@ -85,7 +84,7 @@ def measure(config: RunConfig) -> Estimate:
     """
     began = time.perf_counter()
     loaded, read = load(config), time.perf_counter()
-    experiment = build(config, loaded, gather=not_gathered)
+    experiment = build(config, loaded, placeholder_seen=True)
     built = time.perf_counter() - read
     step = _cost(experiment, _trainer(experiment), "train", experiment.first_epoch())
     call = experiment.adapted_call(experiment.trainable)

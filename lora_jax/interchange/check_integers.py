@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lora_jax.interchange.source import Sorted, Source
+from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.transform.placement import Frozen, Trainable, variants_of
 
 
 def check_integers(
     source: Source,
-    found: Sorted,
+    found: TensorNames,
     trainable: Trainable,
     frozen: Frozen,
     read: Mapping[str, Any],

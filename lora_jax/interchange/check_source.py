@@ -1,5 +1,6 @@
 """What must hold of an adapter on disk beside the shapes of its tensors."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.fill_adapter import cut, each_row
 from lora_jax.interchange.names import Names
-from lora_jax.interchange.source import Sorted
+from lora_jax.interchange.source import TensorNames
 from lora_jax.interchange.tied_head import of_both
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.partition import flatten
@@ -18,7 +19,9 @@ from lora_jax.peft_format import Settings
 from lora_jax.transform.placement import Frozen, Trainable
 
 
-def refuse_tied(found: Sorted, settings: Mapping[str, Settings], tied: Collection[str]) -> None:
+def refuse_tied(
+    found: TensorNames, settings: Mapping[str, Settings], tied: Collection[str]
+) -> None:
     """PEFT changes a table alone, not a head tied to it; its trainable tokens change both.
 
     A table that trains in full, or has LoRA, is written twice where the head changes with it. A
@@ -40,7 +43,7 @@ def refuse_tied(found: Sorted, settings: Mapping[str, Settings], tied: Collectio
             raise ValueError(f"'{row.path}' is also the head, which {alone[name]} leaves as it is")
 
 
-def with_frozen_layers(found: Sorted) -> Sorted:
+def with_frozen_layers(found: TensorNames) -> TensorNames:
     """Weights saved whole, of stacks with adapters in other layers, as copies of the base.
 
     Here one stacked weight has adapters or trains in full. A module is saved whole for its bias,
@@ -54,11 +57,11 @@ def with_frozen_layers(found: Sorted) -> Sorted:
             copies[name] = beside
         if others := [row for row in several if row not in beside]:
             full[name] = others
-    return found._replace(full=full, copies=copies)
+    return dataclasses.replace(found, full=full, copies=copies)
 
 
 def check_copies(
-    found: Sorted, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
+    found: TensorNames, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
 ) -> None:
     """Raise a ValueError if a weight of the base that PEFT has saved is not that of the params."""
     for name, row in each_row(found.copies):
@@ -75,7 +78,7 @@ def check_copies(
             raise ValueError(said)
 
 
-def check_heads(found: Sorted, read: Mapping[str, Any]) -> None:
+def check_heads(found: TensorNames, read: Mapping[str, Any]) -> None:
     """Raise a ValueError if a table that is also the head has other numbers there."""
     for name, table in found.heads.items():
         transposed = table.rpartition(".")[2] in HEAD
@@ -98,7 +101,7 @@ def check_finite(trainable: Trainable, frozen: Frozen) -> None:
             raise ValueError(f"{path}: a number is too large for {x.dtype}")
 
 
-def check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
+def check_shared(found: TensorNames, trainable: Trainable, frozen: Frozen) -> None:
     """Raise a ValueError if a file has something for all modules that no variant here shares."""
     known: set[str] = set()
     shapes = [shape for each in frozen.spec.adapted for shape in each.matrices]

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from lora_jax.interchange.check_integers import check_integers
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
-from lora_jax.interchange.source import Sorted, Source
+from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
@@ -34,7 +34,7 @@ class _Contents:
     """A source with the tensors that were read of it."""
 
     source: Source
-    found: Sorted
+    found: TensorNames
     settings: Mapping[str, Settings]
     names: Names
     read: Mapping[str, Any]
@@ -57,7 +57,7 @@ class _Contents:
 
 def filled(
     source: Source,
-    found: Sorted,
+    found: TensorNames,
     settings: Mapping[str, Settings],
     names: Names,
     trainable: Trainable,
@@ -161,7 +161,7 @@ def cut(place: Place, tensor: Any) -> Any:
     return tensor if place.part is None else jnp.split(tensor, PARTS, axis=-1)[place.part]
 
 
-def lora_biases(found: Sorted) -> dict[str, list[Row]]:
+def lora_biases(found: TensorNames) -> dict[str, list[Row]]:
     """The biases of the layers whose adapters have one of their own, by module.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 from lora_jax.interchange.load_source import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, rows
 from lora_jax.interchange.peft_folder import PeftFolder, sort_tensors
-from lora_jax.interchange.source import Sorted
+from lora_jax.interchange.source import TensorNames
 from lora_jax.peft_format import Settings
 from lora_jax.quantization.quantize import Storage
 from lora_jax.variant import Variant
@@ -77,7 +77,7 @@ class PeftReader:
         return load_source(source, found, self._variant_of, onto)
 
 
-def _check_wrapped(source: PeftFolder, found: Sorted, names: Names) -> None:
+def _check_wrapped(source: PeftFolder, found: TensorNames, names: Names) -> None:
     """Raise a ValueError for an adapter that does nothing in PEFT."""
     for module in found.adapters:
         if module in names.unwrapped and module not in found.tokens:

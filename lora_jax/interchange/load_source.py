@@ -19,7 +19,7 @@ from lora_jax.interchange.check_source import (
 from lora_jax.interchange.fill_adapter import each_row, filled, lora_biases
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_config import of_tokens
-from lora_jax.interchange.source import Sorted, Source
+from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.interchange.tied_head import check_scales
 from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Settings
@@ -77,7 +77,7 @@ class Onto:
 
 @np.errstate(over="ignore")  # check_finite refuses what overflows
 def load_source(
-    source: Source, found: Sorted, variant_of: Callable[[Settings], Variant], onto: Onto
+    source: Source, found: TensorNames, variant_of: Callable[[Settings], Variant], onto: Onto
 ) -> Loaded:
     """`load_peft` of any source, whose tensors were found to be of these modules."""
     found = with_frozen_layers(found)
@@ -121,7 +121,7 @@ def load_source(
 
 
 def _settings(
-    source: Source, found: Sorted, abstract: Mapping[str, jax.ShapeDtypeStruct]
+    source: Source, found: TensorNames, abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, dict[str, Any]]:
     """What a source says of each module with an adapter."""
     if source.config.get("trainable_token_indices") and not found.tokens:
@@ -138,7 +138,7 @@ def _settings(
 
 
 def _targets(
-    found: Sorted,
+    found: TensorNames,
     settings: Mapping[str, Settings],
     variant_of: Callable[[Settings], Variant],
     names: Names,

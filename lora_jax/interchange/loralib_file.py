@@ -16,7 +16,7 @@ import numpy as np
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.loralib_layers import A, B, Factors, factors, of_part
 from lora_jax.interchange.names import Row
-from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
+from lora_jax.interchange.source import TensorFile, TensorNames, abstract, read
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.peft_format import Layouts, Peft
@@ -93,7 +93,7 @@ class LoralibFile:
         layer, _ = self._layers[place.name.removesuffix(".weight")]
         return of_part(peft, layer, place.part)
 
-    def sort(self, known: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> Sorted:
+    def sort(self, known: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> TensorNames:
         """What every tensor belongs to, among the parameters of a model that have a name.
 
         Args:
@@ -120,8 +120,8 @@ class LoralibFile:
             raise ValueError(f"{self.path}: {error}") from None
         return found
 
-    def _sorted(self, places: Mapping[str, list[Row]]) -> Sorted:
-        found = Sorted({}, {}, {}, {}, {}, {}, set(), {})
+    def _sorted(self, places: Mapping[str, list[Row]]) -> TensorNames:
+        found = TensorNames()
         every = self._file.names()
         parallel = not any(name.startswith(PARALLEL) for name in places)
         parallel = parallel and all(name.startswith(PARALLEL) for name in every)

@@ -17,7 +17,7 @@ from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.names import Row
 from lora_jax.interchange.peft_config import Compiled, check, compiled, of_module, selects
 from lora_jax.interchange.peft_targets import refusal_of
-from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
+from lora_jax.interchange.source import TensorFile, TensorNames, abstract, read
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.published.placed import Place
@@ -115,7 +115,9 @@ def cast(name: str, x: Any, dtype: Any) -> np.ndarray:
     return made
 
 
-def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str] = ()) -> Sorted:
+def sort_tensors(
+    source: PeftFolder, known: Iterable[Row], tied: Collection[str] = ()
+) -> TensorNames:
     """What every tensor of a folder belongs to, among the known parameters of a model.
 
     Args:
@@ -134,7 +136,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         if row.leaf in ("weight", "bias"):
             beside = modules if row.leaf == "weight" else biases
             beside.setdefault(row.module, []).append(row)
-    found, unknown = Sorted({}, {}, {}, {}, {}, biases, set(), {}), []
+    found, unknown = TensorNames(biases=biases), []
     first: dict[tuple[str, ...], str] = {}  # the name of each tensor, without what PEFT adds to it
     for name in source.names():
         if len(name) > LONGEST_NAME or not name.isprintable():  # messages have it as it is
@@ -190,7 +192,7 @@ def _once(
     first[what] = name
 
 
-def _check_named(config: Mapping[str, Any], found: Sorted) -> None:
+def _check_named(config: Mapping[str, Any], found: TensorNames) -> None:
     """Raise a ValueError if a tensor is of a module, or of a bias, that the config leaves out.
 
     Weights that train in full are not compared: PEFT puts such a tensor into the model whether
@@ -210,7 +212,7 @@ def _check_named(config: Mapping[str, Any], found: Sorted) -> None:
                 raise ValueError(f"bias is 'none', and there is a tensor '{name}'")
 
 
-def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None:
+def _of_the_table(name: str, found: TensorNames, tied: Collection[str]) -> str | None:
     """The tensor of a table that is also the head, which another of this name would repeat."""
     own = [(each, "base_layer.weight", rows) for each, rows in found.copies.items()]
     own += [(each, "weight", rows) for each, rows in found.full.items()]
@@ -223,7 +225,9 @@ def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None
     return None
 
 
-def _without_tensors(config: Mapping[str, Any], found: Sorted, known: Collection[str]) -> list[str]:
+def _without_tensors(
+    config: Mapping[str, Any], found: TensorNames, known: Collection[str]
+) -> list[str]:
     """The known modules that a list of `target_modules` names, and that have no adapter.
 
     Where other fields narrow the choice, or it is a regular expression, none is found.

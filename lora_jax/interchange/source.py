@@ -1,7 +1,8 @@
 """An adapter on disk, of whatever format, as PEFT would have it: modules, settings and tensors."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -72,22 +73,23 @@ def read(file: TensorFile, name: str) -> np.ndarray:
     return tensor
 
 
-class Sorted(NamedTuple):
-    """The names of a folder's tensors, by what they belong to."""
+@dataclasses.dataclass(frozen=True)
+class TensorNames:
+    """The names of an adapter's tensors, by what they belong to; who reads its file fills them."""
 
-    adapters: dict[str, dict[str, str]]
+    adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     """By module, and what follows its name."""
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     """What each of these modules is here; several parameters, where torch has joined them."""
-    shared: dict[str, str]
+    shared: dict[str, str] = dataclasses.field(default_factory=dict)
     """What all modules share, by what follows `base_model.`."""
-    full: dict[str, list[Row]]
+    full: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     """The parameters that were trained in full, by the tensor's name; several, where joined."""
-    copies: dict[str, list[Row]]
+    copies: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     """The weights of the base that PEFT has saved beside their adapters, by the tensor's name."""
-    biases: dict[str, list[Row]]
+    biases: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     """The biases beside each weight of the model that has some, by module."""
-    tokens: set[str]
+    tokens: set[str] = dataclasses.field(default_factory=set)
     """The modules whose tokens train beside adapters of others."""
-    heads: dict[str, str]
+    heads: dict[str, str] = dataclasses.field(default_factory=dict)
     """The tensors of a head that is also the table, each with the table's own, its equal."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from lora_jax.interchange.matrices import Matrix
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_folder import MODEL
-from lora_jax.interchange.source import Sorted, Source
+from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.peft_format import Peft, Settings
 
@@ -45,7 +45,7 @@ def of_both(tensors: Mapping[str, object]) -> bool:
     return tensors.keys() == HEAD.keys()
 
 
-def check_scales(source: Source, found: Sorted, settings: Mapping[str, Settings]) -> None:
+def check_scales(source: Source, found: TensorNames, settings: Mapping[str, Settings]) -> None:
     """Raise a ValueError if the adapter of a head has another scale than that of its table."""
     each = ((m, suffix, tensor) for m, x in found.adapters.items() for suffix, tensor in x.items())
     modules = {tensor: (module, HEAD[suffix]) for module, suffix, tensor in each if suffix in HEAD}

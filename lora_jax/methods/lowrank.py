@@ -132,17 +132,18 @@ class LowRank(LowRankUpdate):
         initialization.validate(self.initialization, self.rank, self.alpha)
         preconditioning.validate(self.preconditioner, self.damping, self.alpha)
         if not self.additive:
-            self._refuse("initialization", initialization.needs_a_sum(self.initialization))
-            self._refuse("preconditioner", self.preconditioner == preconditioning.LORA_PRO)
+            if initialization.needs_a_sum(self.initialization):
+                raise self._needs_a_sum("initialization")
+            if self.preconditioner == preconditioning.LORA_PRO:
+                raise self._needs_a_sum("preconditioner")
         if self.allots and self.max_rank is not None:
             raise ValueError(f"initialization '{self.initialization}' takes no max_rank")
 
-    def _refuse(self, field: str, additive: bool) -> None:
-        if additive:
-            raise ValueError(
-                f"{field} '{getattr(self, field)}' is for W + s A^T B, which "
-                f"{type(self).__name__} is not"
-            )
+    def _needs_a_sum(self, field: str) -> ValueError:
+        kind = type(self).__name__
+        return ValueError(
+            f"{field} '{getattr(self, field)}' is for W + s A^T B, which {kind} is not"
+        )
 
     @property
     def differs_at_init(self) -> str:
@@ -275,13 +276,15 @@ class LowRank(LowRankUpdate):
 
     def align(self, others: tuple[Variant, ...]) -> tuple[Variant, ...]:
         ranked = [each for each in others if type(each) is type(self)]
-        if len(ranked) == len(others):
-            free = {"rank": self.rank, "alpha": self.alpha, "max_rank": None}
-            if all(dataclasses.replace(v, **free) == dataclasses.replace(self, max_rank=None)
-                   for v in ranked):  # fmt: skip
-                rows = max(v.max_rank or v.rank for v in ranked)
-                return tuple(dataclasses.replace(v, max_rank=rows) for v in ranked)
-        return super().align(others)
+
+        def at_my_rank(each: LowRank) -> LowRank:
+            return dataclasses.replace(each, rank=self.rank, alpha=self.alpha, max_rank=None)
+
+        mine = at_my_rank(self)
+        if len(ranked) < len(others) or any(at_my_rank(each) != mine for each in ranked):
+            return super().align(others)
+        rows = max(each.max_rank or each.rank for each in ranked)
+        return tuple(dataclasses.replace(each, max_rank=rows) for each in ranked)
 
 
 def read(factors: Factors, name: str) -> Array:

@@ -21,6 +21,8 @@ from lora_jax.records import seal
 
 LOCK = ".lock"
 """The file in a run's folder that the training process holds locked."""
+Status = Literal["completed", "diverged", "failed", "stopped"]
+"""How a run ended."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Record:
     seconds: float
     seconds_total: float
     peak_memory_bytes: int
-    status: Literal["completed", "diverged", "failed", "stopped"]
+    status: Status
     note: str = ""
     # For a method that chooses ranks: the rank of each weight, or for a stack a list of its ranks.
     ranks: dict[str, Any] | None = None

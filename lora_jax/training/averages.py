@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from optax import contrib as optax_contrib
 
+from lora_jax.base import wide
 from lora_jax.transform.master_weights import MasterState, at_masters
 from lora_jax.transform.placement import Trainable
-from lora_jax.variant import wide
 
 if TYPE_CHECKING:
     from lora_jax.training.step import TrainState
@@ -59,13 +59,13 @@ class Average:
         return jax.tree.map(divided, self.sums, trainable)
 
 
-def evaluated(state: "TrainState") -> Trainable:
+def eval_params(state: "TrainState") -> Trainable:
     """The trainables to evaluate and to save: an average if the state has one."""
     if state.average is not None:
         return _value(state.average, state.trainable)
     inner = state.opt_state.inner if isinstance(state.opt_state, MasterState) else state.opt_state
     if isinstance(inner, optax_contrib.ScheduleFreeState):
-        return _eval_params(state.opt_state, state.trainable)
+        return _schedule_free(state.opt_state, state.trainable)
     return state.trainable
 
 
@@ -75,7 +75,7 @@ def _value(average: Average, trainable: Trainable) -> Trainable:
 
 
 @jax.jit
-def _eval_params(opt_state: Any, trainable: Trainable) -> Trainable:
+def _schedule_free(opt_state: Any, trainable: Trainable) -> Trainable:
     exact = trainable
     if isinstance(opt_state, MasterState):
         opt_state, exact = opt_state.inner, at_masters(opt_state, trainable)

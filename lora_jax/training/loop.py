@@ -1,5 +1,6 @@
 """The loop around a training step, which can be killed at any moment and continued."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from jax import Array
 
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
-from lora_jax.training.averages import evaluated
+from lora_jax.training.averages import eval_params
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome, all_finite
 from lora_jax.training.saved_trials import SavedTrials
@@ -23,16 +24,25 @@ Progress = Callable[[int, float, int], None]
 """`(step, loss, examples)`: the loop calls it at every step that it logs, as for a progress bar."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrialRun:
+    """One trial in the loop, besides its state."""
+
+    loop: Loop
+    batches: Callable[[int], Iterable[Batch]]
+    """Gives the batches from a step on."""
+    metrics: Metrics
+    outcome: Outcome
+    """Filled in during training, so that a caller that catches an error sees how far it came."""
+
+
 def fit(
     program: Program,
     states: Sequence[TrainState],
+    trials: Sequence[TrialRun],
     *,
-    loops: Sequence[Loop],
-    batches: Sequence[Callable[[int], Iterable[Batch]]],
     evaluate: Callable[[int, Trainable], dict[str, float]],
     saved: SavedTrials,
-    metrics: Sequence[Metrics],
-    outcomes: Sequence[Outcome],
     progress: Progress | None = None,
     interrupted: Callable[[int], bool] | None = None,
     audit: Callable[[Sequence[TrainState]], Audit | None] | None = None,
@@ -52,14 +62,10 @@ def fit(
 
     Args:
       states: the states before the first step; they are donated.
-      loops: one for each trial; all have as many steps, and log, evaluate and save at the same
-        ones.
-      batches: for each trial, gives the batches from a step on.
-      evaluate: gives the metrics of a trial's trainables (`averages.evaluated`); its first argument
-        is the trial's number.
+      trials: they have as many steps, and log, evaluate and save at the same ones.
+      evaluate: gives the metrics of a trial's trainables (`averages.eval_params`); its first
+        argument is the trial's number.
       saved: the checkpoints; restores and saves the states.
-      outcomes: filled in during training, so that a caller that catches an error can see how far
-        the trials came.
       progress: gets the mean loss of the trials that go on, and the examples of all.
       interrupted: called after each step, with its number. If true, that step is saved and the loop
         ends (`Outcome.interrupted`). It must tell all processes so at the same step.
@@ -74,14 +80,15 @@ def fit(
         were written before it are missing.
       LostFolderError: the file of the metrics was removed during the run; nothing more is saved.
     """
-    loop, count = loops[0], len(states)
+    outcomes = [trial.outcome for trial in trials]
+    loop, count = trials[0].loop, len(trials)
     states, done = saved.restore(states, outcomes)
-    for log, outcome in zip(metrics, outcomes, strict=True):
-        log.truncate(outcome.steps, outcome.metrics_checksum)
+    for trial in trials:
+        trial.metrics.truncate(trial.outcome.steps, trial.outcome.metrics_checksum)
     if audit is not None and not done:
         found = audit(states)
         for outcome in outcomes:
-            outcome.audited(found and found.shared(count))
+            outcome.record_audit(found and found.shared(count))
     if loop.evaluate_first and not done:
         for each, outcome in enumerate(outcomes):
             outcome.metrics_first = evaluate(each, states[each].trainable)
@@ -91,7 +98,7 @@ def fit(
     clock = time.perf_counter()
     weights: list[Any] = []
     examples = 0.0
-    sources = [iter(each(done)) for each in batches]
+    sources = [iter(trial.batches(done)) for trial in trials]
     active = _active(outcomes)
     last = loop.steps if until is None else until
     for number in range(done + 1, last + 1):
@@ -120,7 +127,7 @@ def fit(
                 saves and not leaves_finite(program.pick(population, each).trainable)
             )
             if logs or outcome.diverged:
-                metrics[each].write(number, read[each])
+                trials[each].metrics.write(number, read[each])
         if not (active := _active(outcomes)):
             break
         examples += sum(map(float, weights))
@@ -130,17 +137,17 @@ def fit(
             progress(number, loss, int(examples))
         for each in active if evaluates else ():
             state = program.pick(population, each)
-            scores = evaluate(each, evaluated(state))
-            metrics[each].write(number, scores)
-            outcomes[each].evaluated(loops[each], scores)
+            scores = evaluate(each, eval_params(state))
+            trials[each].metrics.write(number, scores)
+            outcomes[each].record_evaluation(trials[each].loop, scores)
             if outcomes[each].best_step == number:
                 saved.improved(each, state)
         if not (active := _active(outcomes)):
             break
         if saves:
-            for log, outcome in zip(metrics, outcomes, strict=True):
-                log.require()
-                outcome.metrics_checksum = log.checksum
+            for trial in trials:
+                trial.metrics.require()
+                trial.outcome.metrics_checksum = trial.metrics.checksum
             saved.save(number, program, population, outcomes, evaluates and loop.eligible(number))
         if stops:
             for outcome in outcomes:

@@ -36,12 +36,12 @@ class Outcome:
     audit: dict[str, Any] | None = None
     """What `lora_jax.compiled.audit` found before the first step; None if it compared nothing."""
 
-    def audited(self, found: Audit | None) -> None:
+    def record_audit(self, found: Audit | None) -> None:
         """Record an audit, and add its seconds of compilation, which training need not repeat."""
         if found is not None:
             self.audit, self.seconds = found.values(), self.seconds + found.compiling
 
-    def evaluated(self, loop: Loop, values: dict[str, float]) -> None:
+    def record_evaluation(self, loop: Loop, values: dict[str, float]) -> None:
         """Record the evaluation of the present step."""
         self.metrics_last = values
         self.diverged = not all_finite(values)

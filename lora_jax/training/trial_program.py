@@ -26,7 +26,7 @@ TracedStep = Callable[[Hyper, TrainState, Frozen, Batch], tuple[TrainState, dict
 """A step to trace, which makes its optimiser from a trial's numbers (see `step.make_step`)."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Program:
     """N trials that step together. How it holds their states depends on the execution."""
 
@@ -95,7 +95,16 @@ def _in_turn(jitted: Any, given: Callable[[int, TrainState, Any], tuple[Any, ...
     def read(values: list[dict[str, Array]]) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in each.items()} for each in values]
 
-    return Program("each", list, advance, read, operator.getitem, stack, jitted, arguments)
+    return Program(
+        execution="each",
+        start=list,
+        step=advance,
+        read=read,
+        pick=operator.getitem,
+        stacked=stack,
+        jitted=jitted,
+        arguments=arguments,
+    )
 
 
 def _at_once(
@@ -138,7 +147,17 @@ def _at_once(
         return states
 
     count = len(frozen)
-    return Program(execution, stack, advance, read, unstack, stacked, jitted, arguments, count)
+    return Program(
+        execution=execution,
+        start=stack,
+        step=advance,
+        read=read,
+        pick=unstack,
+        stacked=stacked,
+        jitted=jitted,
+        arguments=arguments,
+        at_once=count,
+    )
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ import jax
 
 from lora_jax.partition import flatten, is_array, split_arrays
 from lora_jax.transform import jaxprs
-from lora_jax.transform.follow_uses import Seen, Walk
+from lora_jax.transform.follow_uses import ObservedUse, UseRecorder
 from lora_jax.transform.tracked import Tracked, untracked
 from lora_jax.transform.views import View
 from lora_jax.uses import Use, Uses, WeightUse
@@ -41,16 +41,17 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
         return forward(treedef.unflatten(filled.values()), *some_args, **some_kwargs)
 
     jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
-    walk = Walk(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
+    recorder = UseRecorder(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
     given = [untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
-    for out in walk.run(jaxpr, [*tracked, *given]):
-        walk.other(out, "returned")
-    uses = {path: _conclude(path, leaf, walk.seen.get(path, [])) for path, leaf in arrays.items()}
+    for out in recorder.run(jaxpr, [*tracked, *given]):
+        recorder.record_other(out, "returned")
+    observed = recorder.uses
+    uses = {path: _conclude(path, leaf, observed.get(path, [])) for path, leaf in arrays.items()}
     return Uses(_mark_output_embeddings(uses))
 
 
-def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
+def _conclude(path: str, leaf: Any, observed: list[ObservedUse]) -> WeightUse:
     """Combine all uses of a parameter; the use that ranks first decides its axes.
 
     Mixed uses rank last. Then uses of more axes rank higher, as one of fewer axes may be of one
@@ -59,7 +60,7 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
     """
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
     use = WeightUse(path, tuple(leaf.shape), dtype)
-    shaped = [each for each in seen if each.contracted | each.free]
+    shaped = [each for each in observed if each.contracted | each.free]
     order = ("lookup", "product", "convolution", "mixed")
     main = min(
         shaped,
@@ -76,26 +77,27 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
         outputs = tuple(sorted(main.free - main.contracted))
         stack = tuple(a for a in range(len(use.shape)) if a not in (*inputs, *outputs))
         use = dataclasses.replace(use, stack=stack, inputs=inputs, outputs=outputs)
-    kinds = [_kind(each, use) for each in seen]
+    kinds = [_kind(each, use) for each in observed]
     return dataclasses.replace(
         use,
         uses=tuple(dict.fromkeys(kinds)),
-        activations=any(each.activations for each in seen),
-        constant_inputs=any(each.constant for each in seen),
-        output_embedding=any(each.final for each in seen),
+        activations=any(each.activations for each in observed),
+        constant_inputs=any(each.constant for each in observed),
+        output_embedding=any(each.final for each in observed),
     )
 
 
-def _kind(seen: Seen, use: WeightUse) -> Use:
+def _kind(observed: ObservedUse, use: WeightUse) -> Use:
     """The kind of a use, given the axes that were chosen for the parameter."""
-    if seen.kind not in ("product", "lookup"):
-        return Use(str(seen.merges) if seen.kind == "mixed" else seen.kind, seen.merges)
-    contracted, free = tuple(sorted(seen.contracted)), tuple(sorted(seen.free))
+    if observed.kind not in ("product", "lookup"):
+        kind = str(observed.merges) if observed.kind == "mixed" else observed.kind
+        return Use(kind, observed.merges)
+    contracted, free = tuple(sorted(observed.contracted)), tuple(sorted(observed.free))
     if (contracted, free) == (use.inputs, use.outputs):
-        return Use(seen.kind, seen.merges)
-    if (contracted, free) == (use.outputs, use.inputs) and seen.kind == "product":
-        return Use("transposed product", seen.merges)
-    return Use(seen.kind, seen.merges or "other axes")
+        return Use(observed.kind, observed.merges)
+    if (contracted, free) == (use.outputs, use.inputs) and observed.kind == "product":
+        return Use("transposed product", observed.merges)
+    return Use(observed.kind, observed.merges or "other axes")
 
 
 def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:

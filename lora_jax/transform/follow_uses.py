@@ -24,7 +24,7 @@ from lora_jax.transform.tracked import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class ObservedUse:
     """One use: its kind, the original axes that were contracted, and those left free."""
 
     kind: str
@@ -36,11 +36,11 @@ class Seen:
     final: bool = False
 
 
-class Walk:
+class UseRecorder:
     """Follows parameters through a jaxpr and records every use."""
 
     def __init__(self, final: set[int]):
-        self.seen: dict[str, list[Seen]] = {}
+        self.uses: dict[str, list[ObservedUse]] = {}
         self._final = final
         self._opaque: list[str] = []  # enclosing operations, inside which weights are merged
 
@@ -90,11 +90,11 @@ class Walk:
             if self._lookup(eqn, first):
                 return None
             if name == "broadcast_in_dim":
-                self.other(first, name)
+                self.record_other(first, name)
                 return [repeated(eqn, first)]
         outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands)
         for operand in operands:
-            self.other(operand, name) if DATA in operands else self._mixed(operand, name)
+            self.record_other(operand, name) if DATA in operands else self._mixed(operand, name)
         return outputs
 
     def _mixed(self, tracked: TraceValue, name: str) -> None:
@@ -113,7 +113,7 @@ class Walk:
         if len(real) > 1:
             self._record(tracked, "mixed", real[-2:-1], real[-1:], merges=name)
         else:
-            self.other(tracked, name)
+            self.record_other(tracked, name)
 
     def _inside(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """Look for products inside an operation that gets merged weights."""
@@ -199,7 +199,7 @@ class Walk:
         free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
         name, alone = "ragged_dot", not isinstance(left, Tracked)
         self._record(tracked, "product", contract, free, merges=name, activations=alone)
-        self.other(left, name)
+        self.record_other(left, name)
 
     def _cond(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         merging = ["cond"] if jaxprs.by_platform(eqn) else []
@@ -218,7 +218,7 @@ class Walk:
         kept = self._carried(body, operands[: consts + carry], rows, consts, "scan carry")
         outputs = self.run(body, [*operands[:consts], *kept, *rows])
         for out in outputs[carry:]:
-            self.other(out, "scan output")
+            self.record_other(out, "scan output")
         return [*kept, *[None] * (len(eqn.outvars) - carry)]
 
     def _while(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
@@ -245,7 +245,7 @@ class Walk:
                 self._mixed(kept[i], name)
                 kept[i] = self._as_merged(kept[i], name)
         while not all(stays or each is DATA for stays, each in zip(same, kept, strict=True)):
-            ends = Walk(self._final).run(body, [*fixed, *kept, *rows])
+            ends = UseRecorder(self._final).run(body, [*fixed, *kept, *rows])
             data = [i for i, each in enumerate(kept) if ends[i] is DATA and each is not DATA]
             if not data:
                 break
@@ -260,7 +260,7 @@ class Walk:
 
     def _merge(self, operand: TraceValue, name: str) -> TraceValue:
         """Record that an operation gets the merged weight, and follow its result."""
-        self.other(operand, name)
+        self.record_other(operand, name)
         return self._as_merged(operand, name)
 
     def _joined(self, ends: list[TraceValue]) -> TraceValue:
@@ -275,7 +275,7 @@ class Walk:
             return self._merge(first, "cond")
         return None
 
-    def other(self, tracked: TraceValue, name: str) -> None:
+    def record_other(self, tracked: TraceValue, name: str) -> None:
         """Record a use that says nothing about the axes."""
         if isinstance(tracked, Tracked):
             self._record(tracked, name, (), (), merges=name)
@@ -298,5 +298,5 @@ class Walk:
             merges = merges or "slice"
         if self._opaque:
             merges = self._opaque[0]
-        seen = Seen(kind, inputs, outputs, merges, **facts)
-        self.seen.setdefault(tracked.path, []).append(seen)
+        use = ObservedUse(kind, inputs, outputs, merges, **facts)
+        self.uses.setdefault(tracked.path, []).append(use)

@@ -41,7 +41,7 @@ def root(tmp_path_factory):
         lj.save_adapter(folder, noisy(made.trainable, number, 0.1), made.frozen)
         scores = {"accuracy": 0.5}
         outcome = Outcome(steps=1, best_step=1, metrics_last=scores, metrics_best=scores)
-        record = artifacts.record(made, outcome, 1.0, "completed", "")
+        record = artifacts.record(made, outcome, seconds=1.0, status="completed")
         run_record.write(folder, record)
     return root
 

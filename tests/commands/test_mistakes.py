@@ -23,7 +23,8 @@ from experiments.runs.finished_run import open_run
 from experiments.runs.group import Alone
 from experiments.setup import from_config
 from experiments.setup.config import parse
-from experiments.setup.experiment import build, predictor
+from experiments.setup.experiment import build
+from experiments.setup.forward_pass import predictor
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
 from lora_jax.files.canonical_json import config_digest

@@ -253,9 +253,9 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         seen.extend((build(config).texts.task, config) for config in configs)
         return true_train(configs, *more)
 
-    def counted(program, states, **more):
-        trained.append(len(states))
-        return true_fit(program, states, **more)
+    def counted(program, states, trials, **more):
+        trained.append(len(trials))
+        return true_fit(program, states, trials, **more)
 
     monkeypatch.setattr(jobs, "train", watched)
     monkeypatch.setattr(train_trials, "fit", counted)

@@ -13,7 +13,7 @@ import pytest
 
 from configs import glue
 from experiments.runs import run
-from experiments.runs.folder_lock import Place, alone, alone_in
+from experiments.runs.folder_lock import HeldFolder, alone, alone_in
 from experiments.runs.group_folder import GroupFolder
 from experiments.setup.config import parse
 from lora_jax.records import run_record
@@ -115,17 +115,17 @@ def test_who_removes_the_lock_lets_no_second_process_in(tmp_path):
 def test_who_removes_the_folder_ends_the_run_that_was_there(tmp_path):
     folder = tmp_path / "run"
     with alone(folder):
-        place = Place(folder)
-        place.require()
+        held = HeldFolder(folder)
+        held.require()
         (folder / ".lock").unlink()  # which lets nobody in
-        place.require()
+        held.require()
         shutil.rmtree(folder)
         for _ in range(2):
             with pytest.raises(LostFolderError, match="run was removed or replaced during its run"):
-                place.require()
+                held.require()
             folder.mkdir(exist_ok=True)
         with alone(folder):
-            Place(folder).require()
+            HeldFolder(folder).require()
 
 
 def test_a_file_system_without_locks_is_trained_on(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ def completed(config, folder, metrics=None, kept=None, **left):
     Args:
       metrics: its scores, last and best alike.
       kept: the predictions of its parts; None if it has saved none.
-      left: fields of `artifacts.Left`.
+      left: fields of `artifacts.Results`.
     """
     experiment, metrics = build(config), metrics or {"accuracy": 0.5}
     trainable = jax.tree.map(jnp.add, experiment.trainable, random_like(experiment.trainable, 1))
@@ -26,6 +26,7 @@ def completed(config, folder, metrics=None, kept=None, **left):
     if kept is not None:
         predictions.write(folder, kept)
     outcome = Outcome(steps=8, metrics_last=metrics, metrics_best=metrics)
-    ended = 1.0, "completed", "", artifacts.Left(**left)
-    run_record.write(folder, artifacts.record(experiment, outcome, *ended))
+    results = artifacts.Results(**left)
+    record = artifacts.record(experiment, outcome, results, seconds=1.0, status="completed")
+    run_record.write(folder, record)
     return folder, experiment, trainable

@@ -226,16 +226,13 @@ with (
     Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
     Metrics(given.folder, enabled=given.process == 0) as log,
 ):
-    outcome = Outcome()
+    outcome, settings = Outcome(), Loop(given.steps, 1, 20, 10, metric="score", mode="max")
     (state,) = loop.fit(
         trial_program.alone(step, frozen),
         [state],
-        loops=[Loop(given.steps, 1, 20, 10, metric="score", mode="max")],
-        batches=[batches],
+        [loop.TrialRun(settings, batches, log, outcome)],
         evaluate=lambda _, trainable: {"score": float(size(trainable))},
         saved=OneTrial(saved, {}),
-        metrics=[log],
-        outcomes=[outcome],
         progress=lambda number, loss, _: losses.update({number: loss}),
         interrupted=interrupted,
         audit=lambda states: audited(*states),

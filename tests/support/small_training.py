@@ -107,15 +107,13 @@ def fit(
         checkpoint.Checkpoints(folder / "checkpoints", best=("accuracy", "max")) as saved,
         metrics_log.Metrics(folder) as log,
     ):
+        settings = Loop(20, 3, evaluate_every, checkpoint_every, **loop)
         (state,) = training_loop.fit(
             trial_program.alone(make(adapted, tx), frozen),
             [TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))],
-            loops=[Loop(20, 3, evaluate_every, checkpoint_every, **loop)],
-            batches=[source],
+            [training_loop.TrialRun(settings, source, log, outcome)],
             evaluate=lambda _, trainable: evaluate(trainable),
             saved=OneTrial(saved, {}),
-            metrics=[log],
-            outcomes=[outcome],
             interrupted=interrupted,
             audit=None if audit is None else lambda states: audit(*states),
         )

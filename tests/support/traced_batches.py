@@ -33,7 +33,7 @@ def assert_are_those_of_the_run(config):
     assert shapes(params) == shapes(like)
     for mine, theirs in (
         (run.adapted.forward, forward),
-        (run.evaluated, traced.loaded.evaluated),
+        (run.eval_forward, traced.loaded.eval_forward),
     ):
         assert (mine is None) == (theirs is None)
         if mine is not None:

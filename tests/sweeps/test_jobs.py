@@ -12,7 +12,7 @@ from quickstart_sweep import made, sweep, trained
 
 from experiments.runs.how import How
 from experiments.sweeps import jobs
-from experiments.sweeps.folder import lock
+from experiments.sweeps.file_lock import lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -96,7 +96,7 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
     monkeypatch.setattr(jobs, "GRACE", 0.0)
     folder.begin("seed=0")
     assert folder.state(found[0]).status == "interrupted"
-    with lock(folder.lock("seed=0")):
+    with lock(folder.lock_file("seed=0")):
         assert folder.state(found[0]).status == "running"
         assert not jobs.work(folder, ["seed=0", "seed=3"], train=trained)
     assert f"process {os.getpid()} on " in capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_trials_that_are_halved_begin_all_together_or_not_at_all(tmp_path, why):
     with contextlib.ExitStack() as stack:
         said = "has no trial 'seed=9'"
         if why == "locked":
-            stack.enter_context(lock(folder.lock("seed=1")))
+            stack.enter_context(lock(folder.lock_file("seed=1")))
             said = f"process {os.getpid()} on .* is working on {folder.path}"
         names[1] = {"locked": "seed=1", "unknown": "seed=9"}[why]
         line = f"^a halving has all of its trials .*, and {names[1]} is missing: .*{said}"

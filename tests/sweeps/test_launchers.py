@@ -16,7 +16,8 @@ from absl.testing import flagsaver
 from commands import ROOT
 
 from experiments.sweeps import job_list, jobs
-from experiments.sweeps.folder import LockedError, SweepFolder, lock, locked
+from experiments.sweeps.file_lock import LockedError, lock, locked
+from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import (
     kubernetes,
     local,
@@ -164,7 +165,7 @@ def test_a_worker_waits_for_all_its_trials_together(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(jobs, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(jobs, "lock", waiting)
-    with lock(folder.lock("seed=0")), lock(folder.lock("seed=1")):
+    with lock(folder.lock_file("seed=0")), lock(folder.lock_file("seed=1")):
         assert not jobs.work(folder, [trial.name for trial in found], train=train, wait=100)
     assert waits == [100, 0, 0]
     assert begun == ["seed=2"]
@@ -175,7 +176,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("experiments.sweeps.folder.fcntl.flock", no_locks)
+    monkeypatch.setattr("experiments.sweeps.file_lock.fcntl.flock", no_locks)
     said = rf"^{tmp_path}: the file system has no locks \(No locks available\)"
     with pytest.raises(OSError, match=said) as caught:
         SweepFolder(tmp_path).held(None).__enter__()

@@ -9,7 +9,7 @@ from commands import ROOT
 
 from experiments.runs.how import USUAL
 from experiments.sweeps import jobs
-from experiments.sweeps.folder import lock
+from experiments.sweeps.file_lock import lock
 from experiments.sweeps.launchers import launch, slurm, slurm_flags
 
 
@@ -70,13 +70,13 @@ def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):
     with contextlib.ExitStack() as held:
         for trial in found[:2]:
             folder.begin(trial.name)
-            held.enter_context(lock(folder.lock(trial.name)))
+            held.enter_context(lock(folder.lock_file(trial.name)))
         again()
         [[line]] = submitted
         assert [word for word in line if "--trial" in word] == ["--trial=seed=2", "--trial=seed=3"]
         for trial in found[2:]:
             folder.begin(trial.name)
-            held.enter_context(lock(folder.lock(trial.name)))
+            held.enter_context(lock(folder.lock_file(trial.name)))
         again()
     assert len(submitted) == 1
     assert capsys.readouterr().out.endswith("all jobs are running already: none is submitted\n")

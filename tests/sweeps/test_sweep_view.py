@@ -6,7 +6,8 @@ import pytest
 from quickstart_sweep import sweep, trained_one
 from rich.console import Console
 
-from experiments.sweeps.folder import TrialState, lock
+from experiments.sweeps.file_lock import lock
+from experiments.sweeps.folder import TrialState
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training.loop_settings import Loop
@@ -20,7 +21,7 @@ def test_what_is_shown(tmp_path):
     told = io.StringIO()
     view = View(found, loops, folder, Console(file=told, width=100))
     folder.begin("seed=0")
-    with lock(folder.lock("seed=0")):
+    with lock(folder.lock_file("seed=0")):
         with Metrics(folder.run("seed=0")) as log:
             log.write(5, {"loss": 0.75})
             view.update(now=True)

@@ -70,12 +70,12 @@ def fit(
         states = loop.fit(
             run,
             states,
-            loops=[Loop(20, 3, 7, 5)] * len(chosen),
-            batches=[source(number) for number in range(len(chosen))],
+            [
+                loop.TrialRun(Loop(20, 3, 7, 5), source(number), log, outcome)
+                for number, (log, outcome) in enumerate(zip(logs, outcomes, strict=True))
+            ],
             evaluate=evaluate,
             saved=saved,
-            metrics=logs,
-            outcomes=outcomes,
             progress=progress,
             interrupted=interrupted,
         )

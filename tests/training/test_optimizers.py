@@ -11,7 +11,7 @@ import lora_jax as lj
 import variants
 from lora_jax.sharding.layout import lay_out
 from lora_jax.training import optimizers
-from lora_jax.training.averages import evaluated
+from lora_jax.training.averages import eval_params
 from lora_jax.training.optimizers import KINDS
 from lora_jax.training.step import TrainState, make_step, make_train_step
 from lora_jax.transform.matrices import axes_of_matrices
@@ -189,7 +189,7 @@ def test_schedule_free_is_the_authors_algorithm():
         x = jax.tree.map(lambda x, z, c=share: (1 - c) * x + c * z, x, z)
         y = jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, x, z)
     whole = TrainState(jnp.zeros(()), ours, state, (), jax.random.key(0))
-    for found, wanted in ((ours, y), (evaluated(whole), x)):
+    for found, wanted in ((ours, y), (eval_params(whole), x)):
         for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-6)
 
@@ -203,7 +203,7 @@ def test_schedule_free_averages_steps_at_the_rates_of_factors():
     for _ in range(3):
         updates, state = tx.update(jax.tree.map(jnp.ones_like, now), state, now)
         now = optax.apply_updates(now, updates)
-    ends = evaluated(TrainState(jnp.zeros(()), now, state, (), jax.random.key(0)))
+    ends = eval_params(TrainState(jnp.zeros(()), now, state, (), jax.random.key(0)))
     before, after = (each["adapters"]["first/kernel"] for each in (trainable, ends))
     # The steps end at 1, 2 and 3 times the rate, and all of them weigh the same.
     np.testing.assert_allclose(after["a"], before["a"] - 2 * RATE, atol=1e-5)
@@ -233,7 +233,8 @@ def test_a_step_lowers_the_loss_of_adapted_weights(name):
         seen.append(state.trainable)
     assert losses[2] < losses[1] < losses[0]
     means = jax.tree.map(lambda *x: (x[0] / 4 + x[1] / 2 + x[2]) / 1.75, *seen)
-    for mine, wanted in zip(jax.tree.leaves(evaluated(state)), jax.tree.leaves(means), strict=True):
+    found = jax.tree.leaves(eval_params(state))
+    for mine, wanted in zip(found, jax.tree.leaves(means), strict=True):
         np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -275,7 +276,7 @@ def test_steps_on_a_mesh_are_those_of_one_device(name):
         state = jax.jit(start, out_shardings=like)(trainable, frozen)
         for _ in range(2):
             state, _ = step(state, frozen, jax.device_put(batch, layout and layout.rows))
-        return state, evaluated(state)["params"]
+        return state, eval_params(state)["params"]
 
     rules = (("kernel", P("fsdp", "tensor")), ("head", P("tensor", "fsdp")))
     mesh = lj.make_mesh(2, 2, 2)

@@ -11,7 +11,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax.training.averages import evaluated
+from lora_jax.training.averages import eval_params
 from lora_jax.training.optimizers import KINDS
 from lora_jax.training.step import TrainState
 from lora_jax.transform.master_weights import MasterState
@@ -55,7 +55,7 @@ def test_small_steps_add_up_as_in_float32(kind):
 
         for each in gradients:
             state = step(state, jnp.asarray(each, dtype))
-        found[dtype] = state, evaluated(state)
+        found[dtype] = state, eval_params(state)
     (narrow, one), (whole, other) = found[jnp.bfloat16], found[jnp.float32]
     assert isinstance(narrow.opt_state, MasterState)
     assert not isinstance(whole.opt_state, MasterState)

@@ -12,7 +12,7 @@ from configs.settings import DecoderSettings
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import BUDGET, STEPS, Case
 from experiments.benchmarks.contenders.made import Made, stepping
-from experiments.setup.experiment import predictor, separated
+from experiments.setup.forward_pass import predictor, separated
 from experiments.setup.from_config import variants_of
 from experiments.setup.validate import LAYERS
 from lora_jax.training import optim

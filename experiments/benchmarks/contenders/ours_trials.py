@@ -9,7 +9,7 @@ from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders.made import Made, compiled
 from experiments.benchmarks.contenders.ours_step import adapt, optimizer, predict_of, settings_of
-from experiments.setup.experiment import separated
+from experiments.setup.forward_pass import separated
 from lora_jax.training.step import TrainState, make_step
 from lora_jax.training.trial_program import make_program
 

@@ -107,5 +107,5 @@ def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: How) -> lis
 
     A job that is queued twice would wait for the locks of the first, and take up its devices.
     """
-    left = {*how.left, "running"}
-    return [job for job in todo if any(folder.state(trial).status not in left for trial in job)]
+    busy = {*how.final, "running"}
+    return [job for job in todo if any(folder.state(trial).status not in busy for trial in job)]

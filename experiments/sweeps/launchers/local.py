@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, process_error
-from experiments.sweeps.folder import SweepFolder, locked
+from experiments.sweeps.file_lock import locked
+from experiments.sweeps.folder import SweepFolder
 
 SHARE = 4
 """The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""
@@ -217,7 +218,7 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: st
         for trial, state in states
         if trial not in begun
         and state.status not in ("completed", "diverged", "stopped")
-        and not locked(folder.lock(trial.name))  # another process trains it
+        and not locked(folder.lock_file(trial.name))  # another process trains it
     ]
     if not victims and left:
         victims = [left.pop(0)]  # else a process that cannot begin would restart for ever

@@ -21,12 +21,11 @@ from typing import Any
 
 from lora_jax.data.tokenizing.tokenizer_settings import read_settings, special_tokens
 from lora_jax.error_text import first_line
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.gguf_file import SPECIAL_TOKENS, GgufFile
 from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.suggest import require_known
 
 Message = Mapping[str, Any]
-_GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
     own = {name: file.value(f"{key}.{name}", None) for name in names}
     own["default"] = file.value(key, None)
     words = file.value("tokenizer.ggml.tokens", [])
-    ids = {k: file.value(f"tokenizer.ggml.{v}_token_id", None) for k, v in _GGUF_TOKENS.items()}
+    ids = {k: file.value(f"tokenizer.ggml.{v}_token_id", None) for k, v in SPECIAL_TOKENS.items()}
     tokens = {
         f"{k}_token": words[i] for k, i in ids.items() if i is not None and 0 <= i < len(words)
     }

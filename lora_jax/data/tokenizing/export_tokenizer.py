@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 from lora_jax.data.tokenizing.gguf_tokenizer import from_gguf, gguf_token_id
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.gguf_file import SPECIAL_TOKENS, GgufFile
 from lora_jax.models.published.reading_files import TOKENIZER_FILES
 from lora_jax.models.published.weight_files import find_gguf
 
 _WITH_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "tokenizer.model")
 _TEMPLATES = "additional_chat_templates"
-_GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def has_tokenizer(source: Path) -> bool:
@@ -41,7 +40,7 @@ def _write_gguf(file: GgufFile, folder: Path) -> None:
     backend = from_gguf(file)
     backend.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for name, theirs in _GGUF_TOKENS.items():
+    for name, theirs in SPECIAL_TOKENS.items():
         if (number := gguf_token_id(file, theirs)) is not None:
             settings[f"{name}_token"] = backend.id_to_token(number)
     if (template := file.value("tokenizer.chat_template", None)) is not None:

@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.base import wide
 from lora_jax.models.families.bert_config import BertConfig
 from lora_jax.models.parts.classifier import EncoderClassifier
 from lora_jax.models.parts.modules import (
@@ -32,7 +33,6 @@ from lora_jax.models.parts.modules import (
     dropout,
     over_layers,
     split_keys,
-    wide,
 )
 
 

@@ -14,6 +14,7 @@ from lora_jax.models.parts.config_checks import (
     check_plain,
     check_positive,
     check_rate,
+    family_defaults,
     settings,
     shown,
 )
@@ -46,7 +47,7 @@ class BertConfig:
     classifier_dropout: float | None = None
 
     def __post_init__(self):
-        _family_defaults(self.model_type)
+        family_defaults(self.model_type, _FAMILIES)
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
         check_heads(self.hidden_size, self.num_attention_heads)
@@ -63,7 +64,7 @@ class BertConfig:
         ValueError for another architecture, and for a feature that this encoder lacks: relative
         positions, a decoder, cross attention, pruned heads, quantised weights.
         """
-        defaults = _family_defaults(config.get("model_type"))
+        defaults = family_defaults(config.get("model_type"), _FAMILIES)
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(
@@ -94,14 +95,6 @@ class BertConfig:
         """The longest sequence; RoBERTa's positions start after the padding id."""
         offset = self.pad_token_id + 1 if self.model_type == "roberta" else 0
         return self.max_position_embeddings - offset
-
-
-def _family_defaults(model_type: Any) -> dict[str, int]:
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        raise ValueError(
-            f"model_type {shown(model_type)} is not supported; supported: {', '.join(_FAMILIES)}"
-        )
-    return _FAMILIES[model_type]
 
 
 def _check(name: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.base import wide
 from lora_jax.models.families.deberta_attention import Attention, Relative
 from lora_jax.models.families.deberta_config import DebertaConfig
 from lora_jax.models.parts.classifier import EncoderClassifier
@@ -38,7 +39,6 @@ from lora_jax.models.parts.modules import (
     like,
     over_layers,
     split_keys,
-    wide,
 )
 from lora_jax.models.parts.relative import relative_indices
 

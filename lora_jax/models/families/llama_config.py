@@ -16,6 +16,7 @@ from lora_jax.models.parts.config_checks import (
     check_positive,
     check_rate,
     check_token,
+    family_defaults,
     settings,
     shown,
     token_ids,
@@ -94,7 +95,7 @@ class LlamaConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self):
-        _family_defaults(self.model_type)
+        family_defaults(self.model_type, _FAMILIES)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
             check_integer(name, getattr(self, name), least=1)
         check_layers("num_hidden_layers", self.num_hidden_layers)
@@ -158,7 +159,7 @@ class LlamaConfig:
         ValueError for another architecture, and for a feature that this decoder lacks: another
         rotary scaling, cross attention, pruned heads, quantised weights.
         """
-        defaults = _family_defaults(config.get("model_type"))
+        defaults = family_defaults(config.get("model_type"), _FAMILIES)
         check_plain(config, "decoders")
         names = {field.name for field in dataclasses.fields(cls)} - {"rope"}
         given = settings(config, names, _NULLS)
@@ -211,14 +212,6 @@ class LlamaConfig:
     def norms_heads(self) -> bool:
         """Whether queries and keys are normalised, head by head, before they are rotated."""
         return self.model_type == "qwen3"
-
-
-def _family_defaults(model_type: Any) -> dict[str, Any]:
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        raise ValueError(
-            f"model_type {shown(model_type)} is not supported; supported: {', '.join(_FAMILIES)}"
-        )
-    return _FAMILIES[model_type]
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:

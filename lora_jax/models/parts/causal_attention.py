@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.models.parts.modules import dropout, split_keys, wide
+from lora_jax.base import wide
+from lora_jax.models.parts.modules import dropout, split_keys
 
 Implementation = Literal["xla", "cudnn"]
 """The backends of `jax.nn.dot_product_attention`, by its names; None lets it choose."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.variant import wide
+from lora_jax.base import wide
 
 
 def token_losses(

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.base import wide
 from lora_jax.models.parts.encoder_layer import EncoderLayer
 from lora_jax.models.parts.modules import (
     Linear,
@@ -17,7 +18,6 @@ from lora_jax.models.parts.modules import (
     masked_mean,
     split_keys,
     stack_layers,
-    wide,
 )
 
 

@@ -142,6 +142,17 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
     return ids
 
 
+def family_defaults(
+    model_type: Any, families: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """The defaults of a `model_type`, from those of all that are supported."""
+    if not isinstance(model_type, str) or model_type not in families:
+        raise ValueError(
+            f"model_type {shown(model_type)} is not supported; supported: {', '.join(families)}"
+        )
+    return families[model_type]
+
+
 def shown(value: Any) -> str:
     """A value for an error message, shortened: a file may hold a value of any length."""
     return reprlib.repr(value)

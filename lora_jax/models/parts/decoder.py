@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from lora_jax.base import wide
 from lora_jax.models.parts.activations import Activations
 from lora_jax.models.parts.causal_attention import (
     Implementation,
@@ -25,7 +26,6 @@ from lora_jax.models.parts.modules import (
     over_layers,
     split_keys,
     stack_layers,
-    wide,
 )
 from lora_jax.models.parts.rope import Rotation
 

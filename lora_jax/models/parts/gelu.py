@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.models.parts.modules import wide
+from lora_jax.base import wide
 
 
 @jax.custom_jvp

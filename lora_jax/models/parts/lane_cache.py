@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from lora_jax.base import wide
 from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.kv_cache import windows_of
-from lora_jax.models.parts.modules import layers_at_once, over_layers, wide
+from lora_jax.models.parts.modules import layers_at_once, over_layers
 from lora_jax.models.parts.separate_layers import Layers
 
 

@@ -10,6 +10,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.base import wide
+
 Pool = Literal["cls", "mean"]
 LayerT = TypeVar("LayerT")
 
@@ -31,11 +33,6 @@ def check_inputs(input_ids: Array, attention_mask: Array, max_tokens: int) -> No
         )
     if input_ids.shape[1] > max_tokens:
         raise ValueError(f"{input_ids.shape[1]} tokens; the model takes at most {max_tokens}")
-
-
-def wide(dtype: DTypeLike) -> DTypeLike:
-    """The dtype itself, or float32 if it is narrower."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def like(vector: Array, x: Array) -> Array:

@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.base import wide
 from lora_jax.models.parts.config_checks import check_flag, check_integer, check_positive, shown
-from lora_jax.models.parts.modules import wide
 
 # type -> the fields that it takes; those in `_NEEDED` are required.
 _FIELDS = {

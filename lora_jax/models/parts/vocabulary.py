@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from lora_jax.base import wide
 from lora_jax.models.parts.decoder import Decoder
-from lora_jax.models.parts.modules import wide
 
 
 def extend_vocabulary(decoder: Decoder, count: int) -> Decoder:

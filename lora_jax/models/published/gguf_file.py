@@ -11,6 +11,8 @@ import numpy as np
 
 from lora_jax.suggest import nearest
 
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""What the metadata calls each special token of transformers."""
 _GIVEN: Any = object()  # stands for "no default"
 _ARRAY = 9  # the format's number for metadata of type array
 _MOST = 5_000_000
