@@ -78,22 +78,20 @@ _CONFIG = flags.DEFINE_string(
 )
 _DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothing is timed.")
 
-OF_SUITES = (
-    "suite", "against", "cases", "turns", "size", "out", "sizes", "trials", "steps", "executions",
-    "config",
-)  # fmt: skip
+_OF_SWEEPS = (_SIZES, _TRIALS, _STEPS, _EXECUTIONS)
+_OF_SUITES = (_SUITE, _AGAINST, _CASES, _TURNS, _SIZE, _OUT, *_OF_SWEEPS, _CONFIG)
 """The flags that --documents would ignore."""
 
 
 def bench() -> None:
     if _DOCUMENTS.value:
-        cli.refuse_ignored(OF_SUITES, "--documents times nothing")
+        cli.refuse_ignored(_OF_SUITES, "--documents times nothing")
         marked_documents.update(_DOCUMENTS.value, tables.fill)
         return
     if _SUITE.value != "sweep":
-        cli.refuse_ignored(("sizes", "trials", "steps", "executions"), "it goes with --suite=sweep")
+        cli.refuse_ignored(_OF_SWEEPS, "it goes with --suite=sweep")
     if _SUITE.value not in ("sweep", "start"):
-        cli.refuse_ignored(("config",), "it goes with --suite=sweep and --suite=start")
+        cli.refuse_ignored((_CONFIG,), "it goes with --suite=sweep and --suite=start")
     # All processes share a GPU, which none may take whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     name, suite = _SUITE.value, suite_of(_SUITE.value)

@@ -122,15 +122,15 @@ def _meaning(flag: flags.Flag) -> str:
     return f"{said[0].lower()}{said[1:]}"
 
 
-def refuse_ignored(names: Sequence[str], why: str) -> None:
+def refuse_ignored(ignored: Sequence[flags.FlagHolder[Any]], why: str) -> None:
     """Raise a ValueError if one of these flags is given, which the command would ignore.
 
     Args:
       why: what the message says of it, such as `it goes with --table`.
     """
-    for name in names:
-        if flags.FLAGS[name].present:
-            raise ValueError(f"--{name} would be ignored: {why}")
+    for flag in ignored:
+        if flag.present:
+            raise ValueError(f"--{flag.name} would be ignored: {why}")
 
 
 def out_folder(text: str) -> Path:

@@ -120,7 +120,7 @@ def _method(count: int) -> Method:
     except ValueError as error:
         raise ValueError(f"--by={_BY.value}: {error}") from error
     if method.by != "dare":
-        cli.refuse_ignored(("seed",), "it goes with --by=dare")
+        cli.refuse_ignored((_SEED,), "it goes with --by=dare")
     return method
 
 

@@ -36,7 +36,7 @@ def distance() -> None:
     if len(folders) not in (1, 2):
         raise ValueError(f"--runs has {len(folders)} folders; expected one or two")
     if len(folders) == 1:
-        cli.refuse_ignored(("directions",), "it compares two runs")
+        cli.refuse_ignored((_DIRECTIONS,), "it compares two runs")
     plot = None if _PLOT.value is None else Path(_PLOT.value)
     if plot and plot.suffix != ".png":
         raise ValueError(f"--plot={plot}: expected a name that ends with .png")

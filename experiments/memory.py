@@ -34,14 +34,14 @@ _TOKENS = flags.DEFINE_integer(
 def memory() -> None:
     console = Console(width=120)
     if _CONFIG.value is None:
-        cli.refuse_ignored(("methods",), "it goes with --config")
+        cli.refuse_ignored((_METHODS,), "it goes with --config")
         console.print(published_sizes(_TOKENS.value))
         console.print(
             "By formula; GiB, but cards in GB: 80 GB are 74.5 GiB. Of a layer's activations, only "
             "its input is kept."
         )
         return
-    cli.refuse_ignored(("tokens",), "--config has a batch of its own")
+    cli.refuse_ignored((_TOKENS,), "--config has a batch of its own")
     console.print(side_by_side(str(_CONFIG.value), list(_METHODS.value)))
     console.print(
         "MiB. Temporaries are those beside the gradients; compiled ones as XLA assigns its buffers."

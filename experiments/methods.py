@@ -39,7 +39,7 @@ def methods() -> None:
                 "--documents: the tables in documents use the default; leave "
                 f"--{others[0].name} out"
             )
-        cli.refuse_ignored(("format",), "the tables in documents are in Markdown")
+        cli.refuse_ignored((_FORMAT,), "the tables in documents are in Markdown")
         shipped = catalogue.of_matrix(shape_of(SHAPE))
         marked_documents.update(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
         return

@@ -94,9 +94,7 @@ def plan() -> None:
         if value is None:
             said = str(flags.FLAGS[flag].help)
             raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
-    cli.refuse_ignored(
-        ("device", "model", "tokens", "efficiency", "format"), "it goes with --table"
-    )
+    cli.refuse_ignored((_DEVICE, _MODEL, _TOKENS, _EFFICIENCY, _FORMAT), "it goes with --table")
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices)
     check_device_count(chosen)
@@ -118,7 +116,7 @@ def cost() -> None:
     for other in (_CONFIG, _TOPOLOGY):
         if other.value is not None:
             raise ValueError(f"--table and --{other.name}: give one of them")
-    cli.refuse_ignored(("mesh", "rows", "search"), "it goes with --config")
+    cli.refuse_ignored((_MESH, _ROWS, _SEARCH), "it goes with --config")
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
     device, efficiency = accelerator(_DEVICE.value), float(_EFFICIENCY.value or 0)

@@ -72,7 +72,7 @@ def main() -> None:
     if (_RESULTS.value is None) == (_SD.value is None):
         raise ValueError("expected either --results or --sd")
     if _SD.value is not None:
-        of_records = ("reference", "table", "size", "varies")
+        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES)
         cli.refuse_ignored(of_records, "it goes with --results")
         print(_without_records(cli.numbers("sd", _SD.value)))
         return

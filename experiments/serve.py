@@ -163,7 +163,7 @@ def _loader(given: str, dtype: str) -> Callable[[], base_model.BaseModel]:
             raise ValueError(
                 f"--labels goes with an encoder, and --model={given} is a language model"
             )
-        cli.refuse_ignored(("pool",), f"--model={given} is a language model")
+        cli.refuse_ignored((_POOL,), f"--model={given} is a language model")
         return functools.partial(base_model.load_language_model, given, dtype)
     if not labels or len({*labels}) < max(2, len(labels)) or not all(labels):
         raise ValueError(

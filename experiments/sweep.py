@@ -132,7 +132,7 @@ def _sweep() -> None:
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
     asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
     if asked is None and _TRIALS.value is None:
-        cli.refuse_ignored(("sweep_seed",), "it goes with --trials and --search")
+        cli.refuse_ignored((_SEED,), "it goes with --trials and --search")
     if asked is not None:
         _search(asked, folder)
         return

@@ -80,10 +80,11 @@ class Findings:
     questions: tuple[Question, ...] = ()
     """Those that the study's table asks."""
     reference_key: str = ""
-    """The method that others are compared with, its model, and the metric of each task by name,
-    as the lines of contests have them; of registered studies alone."""
+    """The method that others are compared with, as contests name it. Of registered studies alone,
+    as are the two below."""
     model: str = ""
     metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The metric of each task, by its name in contests."""
     planned_tasks: int = 0
     """How many tasks the study has; 0 if it was not registered."""
     absent: tuple[str, ...] = ()
@@ -130,13 +131,21 @@ def of_gains(
         )
         for gain in gains
     ]
-    counts = [gain.over_tasks.n for gain in gains]
-    made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
     named = f"Gain over {reference}, all tasks together, {unit}"
     planned = max([tasks, *(len(gain.by_task) for gain in gains)])
     sheet = gain_sheet(gains, named, level, planned) if gains else None
-    return dataclasses.replace(
-        made, notes=tuple(notes), sheet=sheet, level=level, planned_tasks=planned
+    return Findings(
+        title=title,
+        reference=reference,
+        unit=unit,
+        margin=margin,
+        seeds=_ends([gain.over_tasks.n for gain in gains]),
+        how="paired by seed",
+        methods=_best_first(found),
+        notes=tuple(notes),
+        sheet=sheet,
+        level=level,
+        planned_tasks=planned,
     )
 
 
@@ -181,12 +190,21 @@ def of_pairs(
             (pair, said) for pair, said in decided if ours.get(id(pair.contest)) is pair.second
         ]
         if pairs:
-            counts = [pair.common for pair, _ in pairs]
             methods = _of_pairs(pairs, several=len({each.model for each, _ in places}) > 1)
             unit = units.pop() if len(units) == 1 else "points"
-            made = _sorted(contest.table, own.label, unit, None, counts, WIDEST, methods)
             registered = any(_registered(each) for each, _ in places)
-            found.append(dataclasses.replace(made, caveat=OTHER_VERDICTS * registered))
+            found.append(
+                Findings(
+                    title=contest.table,
+                    reference=own.label,
+                    unit=unit,
+                    margin=None,
+                    seeds=_ends([pair.common for pair, _ in pairs]),
+                    how=WIDEST,
+                    methods=_best_first(methods),
+                    caveat=OTHER_VERDICTS if registered else "",
+                )
+            )
     return found
 
 
@@ -223,16 +241,12 @@ def _unit(contest: Contest) -> str:
     return "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
 
 
-def _sorted(
-    title: str,
-    reference: str,
-    unit: str,
-    margin: float | None,
-    seeds: Sequence[int],
-    how: str,
-    found: Sequence[Finding],
-) -> Findings:
-    ends = min(seeds, default=0), max(seeds, default=0)
+def _ends(seeds: Sequence[int]) -> tuple[int, int]:
+    """The fewest and the most."""
+    return min(seeds, default=0), max(seeds, default=0)
+
+
+def _best_first(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The methods by their mean gain; those that lack a task come last."""
     tasks = {task for each in found for task in each.by_task}
-    best_first = sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -each.mean))
-    return Findings(title, reference, unit, margin, ends, how, tuple(best_first))
+    return tuple(sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -each.mean)))

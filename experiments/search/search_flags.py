@@ -34,9 +34,9 @@ def asked(trials: int | None, seed: int, launcher: str, unfit: dict[str, bool]) 
     """
     if _SEARCH.value is None and _BUDGET.value is not None:
         raise ValueError(f"--budget goes with --search, such as --search={METHODS[0]}")
-    for name, method in (("per_round", "tpe"), ("halving_factor", "halving")):
+    for flag, method in ((_PER_ROUND, "tpe"), (_FACTOR, "halving")):
         if _SEARCH.value != method:
-            refuse_ignored((name,), f"it goes with --search={method}")
+            refuse_ignored((flag,), f"it goes with --search={method}")
     if _SEARCH.value is None:
         return None
     for name, given in unfit.items():
