@@ -7,14 +7,13 @@ anything else, that is an error, and they are not compared.
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from configs.settings import RunConfig
 from experiments.analysis import collect_runs, comparable
-from experiments.analysis.labels import heading, in_order, method
+from experiments.analysis.labels import heading, in_order, method, told_apart
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import OF_ANY, Run, require_settings
+from experiments.analysis.recorded_runs import OF_ANY, Run, mean_score, require_settings
 from experiments.analysis.unfinished_runs import Unfinished
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 
@@ -168,9 +167,9 @@ def contests(
         comparable.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
-                raise ValueError(
-                    f"{task}: runs have different main metrics: {' and '.join(sorted(metrics))}"
-                )
+                by_metric = {run.record.metric: run.folder for run in same if run.completed}
+                said = " and ".join(f"{name} in {by_metric[name]}" for name in sorted(metrics))
+                raise ValueError(f"{task}: runs have different main metrics: {said}")
             if low := metrics & set(LOWER_IS_BETTER):
                 raise ValueError(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
@@ -198,7 +197,9 @@ def _methods(
     varies: Sequence[str],
     held_out: bool,
 ) -> tuple[Method, ...]:
-    labels = {comparable.method_key(each): _label(each, names) for each in (*runs, *lost)}
+    labels = told_apart(
+        {comparable.method_key(each): _label(each, names) for each in (*runs, *lost)}
+    )
     order = [key for key in names if key in labels] + in_order(labels)
     return tuple(
         _method(
@@ -231,6 +232,10 @@ def _method(
     phase = "held_out" if held else "development"
     tried = tuple(each for each in settings if each.of(phase) or each.lost(phase))
     chosen = best([(each, each.of(phase)) for each in tried])
+    if chosen is None and len(tried) == 1:
+        # Where nothing else was tried, runs that all diverged are its result.
+        (only,) = tried
+        chosen = only if any(r.record.status == "diverged" for r in only.of(phase)) else None
     scored = "held_out" if held_out else "development"
     chosen_on = "held-out" if phase != scored else "scored"
     if sum(bool(each.of(phase)) for each in tried) <= 1:
@@ -259,5 +264,5 @@ def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
     for setting, runs in tried:
         if scores := [score for _, score in saved_scores(runs)]:
             stable = all(run.record.status != "diverged" for run in runs)
-            ranks.append((stable, statistics.fmean(scores), setting))
+            ranks.append((stable, mean_score(scores), setting))
     return max(ranks, key=lambda rank: rank[:2])[2] if ranks else None

@@ -145,13 +145,15 @@ def one_of_each(runs: Sequence[Run]) -> list[Run]:
     """The runs of a cell, one for each seed and draw, a completed one if there is one.
 
     Raises:
-      ValueError: two completed runs with the same seed and draw have different results.
+      ValueError: two runs to the end, or until they diverged, with the same seed and draw have
+        different results.
     """
     chosen: dict[tuple[int, int], Run] = {}
     for run in sorted(runs, key=lambda run: (run.number, not run.completed, str(run.folder))):
         first = chosen.setdefault(run.number, run)
-        results = [(r.record.metrics_best, r.record.metrics_last) for r in (first, run)]
-        if first.completed and run.completed and results[0] != results[1]:
+        ended = [r.record for r in (first, run) if r.record.status in ("completed", "diverged")]
+        results = [(r.status, r.metrics_best, r.metrics_last) for r in ended]
+        if results[1:] and results[0] != results[1]:
             raise ValueError(
                 f"{first.folder} and {run.folder} are the same run (seed {run.record.seed}) with "
                 "different results: keep one"

@@ -129,7 +129,8 @@ def gains(
         if differences:
             found.append(_Method(key, label, differences, own))
         else:
-            notes += [f"{label} has no number on any task", *(f"{label} on {n}" for n in own)]
+            notes += [f"{label} has no number on any task"] if known else []
+            notes += [f"{label} on {each}" for each in own]
     made = _judged(found, len(tasks or known), margin, level, tests)
     return Gains(
         every[reference], reference, margin, level, tuple(known), tuple(made), tuple(notes)
@@ -172,12 +173,10 @@ def _judged(
     whole = [len(each.by_task) == tasks for each in found]
     family = power.family_level(level, max(sum(whole), tests))
     means = [each.over_tasks for each in found]
-    others = [1.0] * max(tests - sum(whole), 0)
     pairs = list(zip(means, whole, strict=True))
-    adjusted = holm([*(m.p if w else None for m, w in pairs), *others])
-    within = holm([*(equivalence.of_mean(m, margin) if w else None for m, w in pairs), *others])
-    # Those of the others come last, and are left out.
-    for each, mean, p, same in zip(found, means, adjusted, within, strict=False):
+    adjusted = _holm([m.p if w else None for m, w in pairs], tests)
+    within = _holm([equivalence.of_mean(m, margin) if w else None for m, w in pairs], tests)
+    for each, mean, p, same in zip(found, means, adjusted, within, strict=True):
         yield Gain(
             key=each.key,
             label=each.label,
@@ -191,6 +190,12 @@ def _judged(
             verdict=verdict(mean.mean, p, same, level),
             notes=tuple(each.notes),
         )
+
+
+def _holm(values: Sequence[float | None], tests: int) -> list[float | None]:
+    """Holm's p values in a family of so many tests at least; one without a value counts as 1."""
+    without = tests - sum(each is not None for each in values)
+    return holm([*values, *[1.0] * without])[: len(values)]
 
 
 def verdict(mean: float, p: float | None, equivalent: float | None, level: float) -> Verdict:

@@ -1,7 +1,8 @@
 """Readable names: the headings of columns, the names of methods, and both in natural order."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import variants
 from configs.common_tasks import STORAGES, TITLES, stored
@@ -23,6 +24,12 @@ def method(key: str) -> str:
         return key.replace("_", " ")
     title = vars(kind).get("title", kind.__name__)  # a subclass is another method
     return title if storage == "none" else f"{title} on {STORAGES[storage]}"
+
+
+def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Names by key; a name that several keys share is followed by the key."""
+    count = Counter(labels.values())
+    return {key: f"{name} ({key})" if count[name] > 1 else name for key, name in labels.items()}
 
 
 def in_order(keys: Iterable[str]) -> list[str]:

@@ -7,7 +7,9 @@ more. With fewer seeds, a task whose variance is small by chance makes them too 
 levels of Holm's first steps, tests then claim too much: with 14 methods and tasks of unequal noise,
 up to 1.7 times the level with 5 seeds and 3.3 times with 3, against 1.25 times with 10 and 1.05
 times with 20. So with fewer seeds they are those of the task with the fewest, seeds - 1, which
-never claims too much (Mickey and Brown, 1966), at the cost of wider intervals.
+never claims too much (Mickey and Brown, 1966), at the cost of wider intervals. Differences that are
+all equal by chance have no noise to add: with few seeds, such a task and a task with noise have no
+error together, unless its mean is 0.
 """
 
 import dataclasses
@@ -91,7 +93,10 @@ def over_seeds(first: np.ndarray, second: np.ndarray) -> MeanDifference:
 
 
 def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
-    """The mean over tasks of the same weight; it has no error if a task has one seed.
+    """The mean over tasks of the same weight.
+
+    It has no error if a task has one seed, or fewer than `TRUSTED` seeds with equal differences
+    that are not 0, beside a task whose differences vary.
 
     Raises:
       ValueError: no task.
@@ -102,7 +107,8 @@ def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
     if abs(mean) <= 1e-9 * max(abs(task.mean) for task in tasks):
         mean = 0.0  # but for roundings
     errors = [task.error for task in tasks if task.error is not None]
-    if len(errors) < len(tasks):
+    flat = any(each.error == 0 != each.mean and each.n < TRUSTED for each in tasks)
+    if len(errors) < len(tasks) or (flat and any(errors)):
         return MeanDifference(mean, None, 0.0, fewest)
     df = degrees([error**2 for error in errors], [task.n for task in tasks])
     return MeanDifference(mean, math.hypot(*errors) / len(tasks), df, fewest)

@@ -161,9 +161,9 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
     """The smallest number of seeds, 2 at least, that is enough, if all larger ones are as well."""
     low, high = 1, 2
     while not enough(high):
-        low, high = high, high * 2
-        if high > MOST_SEEDS:
+        if high == MOST_SEEDS:
             return None
+        low, high = high, min(high * 2, MOST_SEEDS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

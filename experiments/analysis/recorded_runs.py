@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def saved_metrics(record: run_record.Record) -> Mapping[str, float | None]:
     """The metrics of the adapter that a run saved: of its best evaluation, or of the last one."""
     best = of_record(record.config).train.select == "best"
     return record.metrics_best if best else record.metrics_last
+
+
+def mean_score(scores: Sequence[float]) -> float:
+    """The mean of scores, rounded so that sums that are equal but for roundings have one mean."""
+    return round(statistics.fmean(scores), 9)
 
 
 def held_out(config: RunConfig) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.analysis import pairing, power
+from experiments.analysis import pairing, power, significance
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.paired_scores import common, scored
 
@@ -32,7 +32,7 @@ def noise(contest: Contest, reference: str) -> Noise | None:
     known = [(first, second) for first, second in pairs if len(first) > 1]
     if not known:
         return None
-    deviations = [float(np.std(first - second, ddof=1)) for first, second in known]
+    deviations = [_deviation(first, second) for first, second in known]
     seeds = [len(first) for first, _ in known]
     return Noise(
         task=contest.task,
@@ -41,3 +41,11 @@ def noise(contest: Contest, reference: str) -> Noise | None:
         sd=power.pooled(deviations, [n - 1 for n in seeds]),
         pairing=pairing.together([pairing.bought(*each) for each in known]),
     )
+
+
+def _deviation(first: np.ndarray, second: np.ndarray) -> float:
+    """The standard deviation of differences; 0 if they are equal but for roundings."""
+    differences = first - second
+    if significance.constant(differences, max(np.abs(first).max(), np.abs(second).max())):
+        return 0.0
+    return float(np.std(differences, ddof=1))

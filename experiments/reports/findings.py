@@ -199,7 +199,7 @@ def of_pairs(
                     reference=own.label,
                     unit=unit,
                     margin=None,
-                    seeds=_ends([pair.common for pair, _ in pairs]),
+                    seeds=_ends([pair.common for pair, _ in pairs if any(pair.tests.values())]),
                     how=WIDEST,
                     methods=_best_first(methods),
                     caveat=OTHER_VERDICTS if registered else "",

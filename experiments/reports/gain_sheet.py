@@ -33,14 +33,15 @@ def gain_sheet(gains: Sequence[Gain], title: str, level: float, tasks: int) -> S
       tasks: how many the study has.
     """
     ordered = sorted(gains, key=lambda e: (len(e.by_task) < tasks, -e.over_tasks.mean))
+    confidence = f"{100 * (1 - level):g}%"
     heads = (
         "method",
         "verdict",
         "mean gain",
-        f"{1 - level:.0%} interval",
+        f"{confidence} interval",
         "p (Holm)",
         "p of equivalence",
-        f"{1 - level:.0%} upper bound",
+        f"{confidence} upper bound",
         "detectable",
         "such tasks",
         "seeds",

@@ -118,4 +118,6 @@ def _line(found: Finding, task: str | None) -> forest.Line:
 
 def _seeds(counts: Sequence[int]) -> str:
     fewest, most = min(counts), max(counts)
+    if most == 1:
+        return "1 seed"
     return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"

@@ -9,7 +9,7 @@ from configs import common_tasks
 from experiments.analysis import pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gains, gains
-from experiments.analysis.labels import method
+from experiments.analysis.labels import method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.reports import findings
@@ -38,7 +38,7 @@ def of_study(kept: Adherence) -> findings.Findings:
     """The findings of a study: of the runs that are as registered, at the rate of its rule."""
     protocol, name = kept.registered.protocol, kept.registered.study
     shown = config_tables.tables().get(name) or common_tasks.table(name)
-    labels = {row: shown["rows"].get(row) or method(row) for row in protocol.rows}
+    labels = told_apart({row: shown["rows"].get(row) or method(row) for row in protocol.rows})
     made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     compared = None

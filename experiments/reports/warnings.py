@@ -116,7 +116,7 @@ def _of_method(method: Method) -> list[str]:
         more = f" ({others} of its other settings have some)" if others else ""
         said.append(f"the chosen setting of {method.label} has no scored runs{more}")
     if how := ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items()):
-        said.append(f"{method.label}'s mean leaves out scored runs that did not complete: {how}")
+        said.append(f"the mean of {method.label} leaves out runs that did not complete: {how}")
     if equal(scores := list(method.scores().values())):
         said.append(
             f"all {len(scores)} scores of {method.label} are equal: they have no interval, because "

@@ -43,7 +43,7 @@ def of_record(config: Mapping[str, Any]) -> settings.RunConfig:
 
 
 def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> settings.RunConfig:
-    kind = _kind(config)
+    kind = kind_of(config)
     variant, study = config["variant"], config.get("study") or {}
     # A study may note more about its runs than tables read.
     known = {field.name for field in dataclasses.fields(settings.Study)}
@@ -64,7 +64,8 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> settings.Ru
     )
 
 
-def _kind(config: Mapping[str, Any]) -> type[settings.RunConfig]:
+def kind_of(config: Mapping[str, Any]) -> type[settings.RunConfig]:
+    """The class of a config's settings."""
     return settings.TextConfig if "generate" in config else settings.ClassifierConfig
 
 
@@ -95,7 +96,7 @@ def _require_sections(config: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first section that is missing or no section."""
     plain = ("experiment", "seed", "targets", "also_train", "start_from")
     given = ("study",) if config.get("study") else ()
-    for name in (*plain, "variant", *_sections(_kind(config)), *given):
+    for name in (*plain, "variant", *_sections(kind_of(config)), *given):
         if name not in config:
             like = "instruct" if "generate" in config else "quickstart"
             raise ValueError(

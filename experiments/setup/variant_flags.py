@@ -1,4 +1,4 @@
-"""Let flags set every field of the variant that a config names, with the field's type."""
+"""Let flags set every field of the variant that a config names, and fractions of whole numbers."""
 
 import dataclasses
 import re
@@ -12,17 +12,21 @@ from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 import variants
+from configs.settings import fields_of
 from experiments.setup import json_config
-from experiments.setup.config import is_a
+from experiments.setup.config import is_a, kind_of
 from lora_jax.suggest import nearest
 
 _PLAIN = {int, float, bool, str, tuple}
 _SETTING = re.compile(r"(?:no)?config\.variant\.(?!name$)(\w+)")
 """The name of a flag that sets a variant's setting; absl puts `no` before that of a bool."""
+_WHOLE = re.compile(r"[+-]?\d+")
 
 
 class ConfigFile(ConfigFileFlagParser):
-    """Load a config file, and give its variant's section the settings that flags will set.
+    """Load a config file, and make room for what flags will set.
+
+    The variant's section gets its settings, and a number that may be a fraction takes one.
 
     Args:
       texts: the text of each flag by its name, without dashes.
@@ -37,6 +41,7 @@ class ConfigFile(ConfigFileFlagParser):
             config = json_config.read(path).lock()
         else:
             config = super().parse(path)
+        _take_fractions(config, self._texts)
         section, given = _section(config), _settings(self._texts)
         if section is None or not given:
             return config
@@ -49,6 +54,25 @@ class ConfigFile(ConfigFileFlagParser):
                 raise flags.Error(f"variant '{name}' has no setting '{setting}'; nearest: {near}")
         _unset(section, {setting: known.get(setting, Any) for setting in given})
         return config
+
+
+def _take_fractions(config: Any, texts: Mapping[str, str]) -> None:
+    """Let the flags of fractions set settings that the config has as whole numbers."""
+    if not isinstance(config, ConfigDict):
+        return
+    for name in fractions(config):
+        place, _, key = name.rpartition(".")
+        section, text = config.get(place), texts.get(f"config.{name}", "0")
+        if not isinstance(section, ConfigDict) or _WHOLE.fullmatch(text.strip()):
+            continue
+        if type(section.get(key)) is int:
+            _unset(section, {key: float})
+
+
+def fractions(config: Mapping[str, Any]) -> set[str]:
+    """The settings of a config that may be fractions, such as `train.epochs`."""
+    found = fields_of(kind_of(config))
+    return {name for name, (_, hint) in found.items() if float in _alternatives(hint)}
 
 
 def unset(config: ConfigDict) -> None:

@@ -4,10 +4,9 @@ A method's grid lies around the middle rate that its file suggests. If the best 
 of a task lies at an edge, every method gets the next rate on that side, so that all have as many.
 """
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.analysis.recorded_runs import saved_metrics
+from experiments.analysis.recorded_runs import mean_score, saved_metrics
 from experiments.studies.protocol import Rates
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records.run_record import Record
@@ -53,7 +52,7 @@ def best_place(tried: Mapping[int, Sequence[Record]]) -> int | None:
     for place, records in sorted(tried.items()):
         scores = saved_scores(records)
         if len(scores) == len(records) and all(each.status == "completed" for each in records):
-            means[place] = statistics.fmean(scores)
+            means[place] = mean_score(scores)
             lower_is_better = records[0].metric in LOWER_IS_BETTER
     if not means:
         return None

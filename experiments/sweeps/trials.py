@@ -128,7 +128,8 @@ def integers(
         config = _with_unset(_arguments(arguments, row))
     except ValueError as error:
         raise ValueError(f"{written(row)}: {_with_hint(error, arguments, row)}") from error
-    return {f"config.{path}" for path in _paths(config) if get_type(path, config) is int}
+    whole = {path for path in _paths(config) if get_type(path, config) is int}
+    return {f"config.{path}" for path in whole - variant_flags.fractions(config)}
 
 
 def _with_unset(arguments: Sequence[str]) -> ConfigDict:

@@ -63,6 +63,22 @@ def test_with_few_seeds_the_fewest_count():
         over_tasks([])
 
 
+def test_few_equal_differences_are_not_without_noise():
+    """Two seeds that agree by chance would make those of another task certain."""
+    noisy = over_seeds(np.array([0.01, -0.01]), np.zeros(2))
+    flat, same = (over_seeds(np.full(2, value), np.zeros(2)) for value in (5.0, 0.0))
+    assert over_tasks([flat, noisy]) == MeanDifference(2.5, None, 0.0, 2)
+    assert over_tasks([flat, flat]).p == flat.p == 0.5
+    assert over_tasks([same, noisy]).p == noisy.p
+    rng, studies = np.random.default_rng(5), 4000
+    claims = 0
+    for _ in range(studies):  # scores of 20 examples: often, two seeds differ by as much
+        tasks = [over_seeds(*rng.binomial(20, 0.5, (2, 2)) / 20.0) for _ in range(2)]
+        p = over_tasks(tasks).p
+        claims += p is not None and p < 0.05
+    assert claims <= stats.binom.ppf(0.999, studies, 0.05)
+
+
 @pytest.mark.parametrize("noise", [(1, 1, 1, 1, 1), (3, 1, 1, 0.3, 0.3), (5, 0.2, 0.2)], ids=str)
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_intervals_over_tasks_cover_the_mean(noise, seeds):

@@ -82,4 +82,8 @@ def test_the_noise_of_a_task_is_pooled_over_methods():
     paired = (np.var([1, -1, 2], ddof=1) + np.var([-1, 1], ddof=1)) / 2
     assert found.pairing.paired == pytest.approx(paired)
     assert seed_noise.noise(made, "dora").methods == 2
+    # Differences that are equal but for roundings have none.
+    known = np.array([0.7, 0.8, 0.9])
+    equal = contest("cola", {"lora": 100 * known, "dora": 100 * (known + 5 / 872)})
+    assert seed_noise.noise(equal, "lora").sd == 0
     assert seed_noise.noise(made, "eva") is seed_noise.noise(made, "full") is None

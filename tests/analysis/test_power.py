@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from experiments.analysis import equivalence, power
 from experiments.analysis.mean_difference import over_seeds, over_tasks
@@ -88,6 +88,8 @@ def test_the_number_of_seeds_is_the_smallest_that_is_enough():
             assert powers[0] < 0.9 <= powers[1]
     assert power.seeds_to_detect(Design((0.6,)), 100.0, 0.05) == 2
     assert power.seeds_to_detect(Design((0.6,)), 1e-4, 0.05) is None
+    z = special.ndtri(0.975) + special.ndtri(0.8)  # of many seeds, where t is normal
+    assert power.seeds_to_detect(Design((300.0,)), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
     with pytest.raises(ValueError, match="a difference of 1 is not within a margin of 1"):
         power.seeds_to_show(Design((0.6,)), 1, 0.05, 0.8, 1)
 

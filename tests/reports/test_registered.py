@@ -160,6 +160,14 @@ def test_a_family_is_as_large_as_registered(study):
     (dora,) = part.methods
     assert dora.gain.adjusted == pytest.approx(3 * dora.over_tasks.p)
 
+    def one_seed_of_others(runs):
+        rest = {run.study.row for run in runs} - {"lora", "dora"}
+        return [run for run in runs if run.study.row not in rest or run.record.seed in (TUNING, 0)]
+
+    (part,) = found(study, one_seed_of_others)
+    assert [each.gain.adjusted for each in part.methods[1:]] == [None, None]
+    assert part.methods[0].gain.adjusted == pytest.approx(3 * part.methods[0].over_tasks.p)
+
 
 def test_a_study_without_its_reference_compares_nothing_and_says_so(study):
     def without(runs):
@@ -175,12 +183,17 @@ def test_runs_that_chose_a_rate_are_no_result(study):
     assert one.methods == () and "0 of 48 scored runs" in one.caveat
 
 
-def diverged(study, row, number, task=""):
-    """The study's runs, where those of a method with one seed diverged and left no score."""
-    runs = []
+def diverged(study, row, number, task="", left=None):
+    """The study's runs, where those of a method with these seeds diverged.
+
+    Args:
+      number: a seed, or several.
+      left: their last metrics; by default they left no score.
+    """
+    runs, numbers = [], (number,) if isinstance(number, int) else number
     for run in recorded_runs.find(study):
-        if (run.study.row, run.record.seed) == (row, number) and task in run.study.column:
-            lost = {"status": "diverged", "metrics_last": {}, "metrics_best": {}}
+        if run.study.row == row and run.record.seed in numbers and task in run.study.column:
+            lost = {"status": "diverged", "metrics_last": left or {}, "metrics_best": {}}
             run = dataclasses.replace(run, record=dataclasses.replace(run.record, **lost))
         runs.append(run)
     return runs
@@ -200,6 +213,15 @@ def test_a_method_that_lacks_a_task_has_no_bound_and_it_is_said(study):
     lines = csv_lines.lines([], [], [one]).splitlines()
     whole = [line.split(",")[3] for line in lines if " tasks" in line]
     assert sorted(whole) == ["1 of 2 tasks", "all tasks", "all tasks"]
+
+
+@pytest.mark.parametrize("seeds", [SEEDS[1:], SEEDS])
+def test_a_method_whose_runs_all_diverge_is_worse(study, seeds):
+    """As with one run to the end: a run that diverged counts with its last score."""
+    (one,) = registered.found(study, diverged(study, "dora", seeds, "rte", {"accuracy": 0.5}))
+    (dora,) = (each for each in one.methods if each.label == "DoRA")
+    assert (dora.verdict, set(dora.by_task)) == ("worse", {"RTE", "SST-2"})
+    assert any("diverged" in note and "last score" in note for note in dora.gain.notes)
 
 
 def test_a_method_that_no_rate_trains_is_compared_and_undecided(study):

@@ -60,6 +60,11 @@ def test_the_best_place_has_the_best_mean_and_is_the_lowest_of_equal_ones(record
     for metric, best in (("accuracy", 0), ("perplexity", -1)):
         tried = {place: [record(s, metric) for s in own] for place, own in scores.items()}
         assert rates.best_place(tried) == best
+    # Of 1,000 sentences each: equal sums, whose means differ by a rounding.
+    right = {0: (813, 815), 1: (812, 816)}
+    tried = {place: [record(n / 1000) for n in own] for place, own in right.items()}
+    assert len({sum(each.metrics_last["accuracy"] for each in own) for own in tried.values()}) == 2
+    assert rates.best_place(tried) == 0
 
 
 def test_the_score_is_that_of_the_adapter_that_a_run_saved(record):
