@@ -232,6 +232,18 @@ def test_without_a_validation_file_some_of_train_is_held_out(tmp_path, labels):
         assert np.bincount(task.validation.labels).tolist() == [3, 3]
 
 
+@pytest.mark.parametrize("label", ["ab", "01", "regression"])
+def test_texts_of_symbols_are_different_texts(tmp_path, label):
+    texts = [chr(0x1F600 + i) for i in range(20)]
+    labels = [str(i / 4) if label == "regression" else label[i % 2] for i in range(20)]
+    train = write(tmp_path / "t.csv", ["x", "y"], list(zip(texts, labels, strict=True)))
+    task = load_task(
+        "mine", "files", files={"train": train, "text": "x", "label": "y"}, validation=6
+    )
+    assert sorted(task.train.texts + task.validation.texts) == texts
+    assert len(set(task.few(6, 1).train.texts)) == len(task.few(6).train) == 6
+
+
 def refused(*args, **kwargs):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         task_of(*args, **kwargs)
