@@ -169,7 +169,9 @@ def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target)
 def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
     """Every target is Python's number for a text that JSON has too; all else names its line."""
     try:
-        task = task_of(tmp_path, ["0.5", text], held=["1", "2"], suffix=".jsonl", regression=True)
+        task = task_of(
+            tmp_path, ["0.5", text, "7"], held=["1", "2"], suffix=".jsonl", regression=True
+        )
     except ValueError as error:
         said = str(error)
         assert "train.jsonl, line 2: " in said and "\n" not in said
@@ -177,7 +179,7 @@ def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
             value = abs(json.loads(text, parse_float=Decimal))
             assert text != text.strip() or (value and not 1.2e-38 < value < 3.4e38)
     else:
-        assert task.train.labels.tolist() == [0.5, float(text)]
+        assert task.train.labels.tolist() == [0.5, float(text), 7]
         assert text.isascii()
         assert not set(text) & set("_ x")
 
