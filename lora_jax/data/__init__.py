@@ -22,7 +22,7 @@ from lora_jax.data.sources.load import SOURCES, TEXT_SOURCES, load_task, load_te
 from lora_jax.data.tasks.examples import Examples
 from lora_jax.data.tasks.glue import SPECS
 from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import normalise, plain_split, stratified_split
+from lora_jax.data.tasks.split import as_written, normalise, plain_split, stratified_split
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.data.tokenizing.cache import Tokenised, cache_folder, encode_cached
@@ -59,6 +59,7 @@ __all__ = [
     "Tokenised",
     "Tokenizer",
     "as_chat",
+    "as_written",
     "branched",
     "bucket_boundaries",
     "cache_folder",

@@ -6,7 +6,8 @@ are not here, and a score with a similar name is a different number:
 
 * ROUGE-L there is COCO's: an F-measure of the best precision and the best recall over the
   references, in which recall counts 1.44 times. `rouge_l` is Google's rouge-score: the mean over
-  texts of the F1 with the best reference.
+  texts of the F1 with the best reference. Its own tokenizer keeps only `a` to `z` and digits, so
+  that texts in other scripts score 0; `words` replaces it.
 * NIST is left out. nltk's `corpus_nist` takes the best single reference; mteval-v13a matches
   against all references at once and uses their mean length. With several references they differ.
 * METEOR 1.5 and CIDEr are left out. They are COCO's too, and need Java and a download.
@@ -16,6 +17,7 @@ import functools
 import importlib
 import importlib.metadata
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +41,13 @@ _MISSING = {
 }
 
 
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # ideographs
+)
+
+
 class Scored(NamedTuple):
     """A score, and a signature that says how it was computed; report both."""
 
@@ -50,6 +59,9 @@ def bleu(
     texts: Sequence[str], references: Sequence[Sequence[str]], lowercase: bool = False
 ) -> Scored:
     """Corpus BLEU-4 (Papineni et al., 2002) by sacreBLEU (Post, 2018), 0 to 100.
+
+    Its tokenizer `13a` splits words at spaces and punctuation. It does not split Chinese, Japanese
+    or Thai, where a whole sentence is one word; `chrf` suits these.
 
     Args:
       texts: (n,) generated texts.
@@ -76,16 +88,46 @@ def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
     """Mean F1 of the longest common subsequence (Lin, 2004) by rouge-score, 0 to 100; as `bleu`.
 
-    With several references, the largest F1 counts; no stemming.
+    With several references, the largest F1 counts; no stemming. The tokens are those of `words`.
     """
     _require_references(texts, references)
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
+    library = _library("rouge_score.rouge_scorer")
+    scorer = library.RougeScorer(["rougeL"], tokenizer=_Words())
     found = [
         scorer.score_multi(list(each), text)["rougeL"].fmeasure
         for text, each in zip(texts, references, strict=True)
     ]
     version = importlib.metadata.version("rouge-score")
-    return Scored(100 * float(np.mean(found)), f"rougeL|f1|best|stemmer:no|version:{version}")
+    signature = f"rougeL|f1|best|stemmer:no|tok:unicode|version:{version}"
+    return Scored(100 * float(np.mean(found)), signature)
+
+
+def words(text: str) -> list[str]:
+    """The lower-case words of a text in any script; of ASCII, those of rouge-score's tokenizer.
+
+    A word is a run of letters and digits, with their combining marks. In scripts without spaces
+    between words (Chinese characters, kana, Thai, Lao, Burmese, Khmer), each character is a word.
+    Everything else separates words.
+    """
+    found: list[str] = []
+    first = ""  # the first character of the word that goes on; empty between words
+    for char in unicodedata.normalize("NFC", text.lower()):
+        kind = unicodedata.category(char)[0]
+        if kind in "LN" and (not first or _SPACELESS.match(first) or _SPACELESS.match(char)):
+            found.append(char)
+            first = char
+        elif first and kind in "LNM":
+            found[-1] += char
+        else:
+            first = ""
+    return found
+
+
+class _Words:
+    """`words` as rouge-score takes a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lora_jax.data import Examples, normalise, rotten_tomatoes, stratified_split
+from lora_jax.data import Examples, as_written, normalise, rotten_tomatoes, stratified_split
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,23 @@ def test_normalise_keeps_apart(one, other):
     assert normalise(one) != normalise(other)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("A  Movie!", "a\tmovie!\n"), ("STRASSE", "straße"), ("ﬁne", "fine"), ("cafe\u0301", "café")],
+)
+def test_as_written_joins(one, other):
+    assert as_written(one) == as_written(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("3 + 4", "3 - 4"), ("C", "C++"), ("5", "-5"), ("🙂", "🙁"), ("काम", "किम"), ("กิน", "กัน")],
+)
+def test_as_written_keeps_apart_what_normalise_joins(one, other):
+    assert as_written(one) != as_written(other)
+    assert normalise(one) == normalise(other)
+
+
 @st.composite
 def labelled(draw):
     count = draw(st.integers(4, 60))
@@ -176,3 +193,11 @@ def test_split_refuses_a_class_of_duplicates_and_real_labels():
         stratified_split(Examples("toy", list("abcc"), np.array([0, 0, 1, 1])), 2, 0)
     with pytest.raises(ValueError, match="'toy': a stratified split needs class labels"):
         stratified_split(Examples("toy", list("abcd"), np.array([0.0, 0.5, 1.0, 1.5])), 2, 0)
+
+
+def test_split_compares_by_the_key_that_it_is_given():
+    examples = Examples("toy", list("+-*/"), np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="class 0 has 0 examples without a duplicate"):
+        stratified_split(examples, 2, 0)
+    rest, held_out = stratified_split(examples, 2, 0, key=as_written)
+    assert sorted(rest.texts + held_out.texts) == sorted("+-*/")

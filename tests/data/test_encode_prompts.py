@@ -1,5 +1,6 @@
 """Token ids of prompts: boundaries by hand and by other programs' rules, lengths, and the cache."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -174,12 +175,32 @@ def test_long_prompts_lose_their_start_and_completions_nothing():
         assert cut.labels.tolist() == [3, 4, 2]
         assert cut.ids.dtype == cut.type_ids.dtype == np.int32
     assert pieces(GPT2, encode_prompts(GPT2, prompts, 5, EOS, BOS), 1)[0] == ["<bos>"]
-    message = "'p', example 1: max_length 4 leaves no room for its completion of 4 tokens"
+    message = (
+        r"'p', example 1 \(counted from 0\): max_length 4 leaves no room for its completion of 4"
+    )
     for bos in (BOS, None):
         with pytest.raises(ValueError, match=message):
             encode_prompts(GPT2, prompts, 4, EOS, bos)
-    with pytest.raises(ValueError, match="'p', example 0: an empty prompt needs a model with"):
+    with pytest.raises(
+        ValueError, match=r"'p', example 0 \(counted from 0\): an empty prompt needs a model with"
+    ):
         encode_prompts(GPT2, Prompts("p", ["  "], ["x"]), 9, EOS)
+
+
+def test_too_long_completions_are_named_as_the_file_has_them_and_counted():
+    options = [["c", "x"], ["xxxx", "xxxxx"], ["x", "xxxx"]]
+    answers = np.zeros(3, np.int64)
+    prompts = Prompts("p", ["x"] * 3, ["c", "xxxx", "xxx"], options, answers, ids=["3", "17", "9"])
+    said = r"'p', example 17 \(counted from 0\): max_length 4 leaves no room .* of 5 tokens .*"
+    with pytest.raises(ValueError, match=said + r"\(2 of 3 examples are too long\)$"):
+        encode_prompts(GPT2, prompts, 4, EOS, BOS)
+    with pytest.raises(ValueError, match=r" of 5 .* \(1 of 3 examples is too long\)$"):
+        encode_prompts(GPT2, prompts, 5, EOS)
+    with pytest.raises(ValueError, match=r" of 4 .* \(2 of 3 examples are too long\)$"):
+        encode_options(GPT2, prompts, 4, BOS)
+    named = dataclasses.replace(prompts, ids=["boolq/3", "boolq/17", "boolq/9"])
+    with pytest.raises(ValueError, match="'p', example boolq/17: max_length 4 leaves"):
+        encode_prompts(GPT2, named, 4, EOS, BOS)
 
 
 def test_options_are_rows_without_an_end():

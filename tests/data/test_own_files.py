@@ -169,7 +169,9 @@ def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target)
 def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
     """Every target is Python's number for a text that JSON has too; all else names its line."""
     try:
-        task = task_of(tmp_path, ["0.5", text], held=["1", "2"], suffix=".jsonl", regression=True)
+        task = task_of(
+            tmp_path, ["0.5", text, "7"], held=["1", "2"], suffix=".jsonl", regression=True
+        )
     except ValueError as error:
         said = str(error)
         assert "train.jsonl, line 2: " in said and "\n" not in said
@@ -177,7 +179,7 @@ def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
             value = abs(json.loads(text, parse_float=Decimal))
             assert text != text.strip() or (value and not 1.2e-38 < value < 3.4e38)
     else:
-        assert task.train.labels.tolist() == [0.5, float(text)]
+        assert task.train.labels.tolist() == [0.5, float(text), 7]
         assert text.isascii()
         assert not set(text) & set("_ x")
 
@@ -230,6 +232,18 @@ def test_without_a_validation_file_some_of_train_is_held_out(tmp_path, labels):
     assert sorted(task.train.texts + task.validation.texts) == sorted(whole.train.texts)
     if task.label_names:
         assert np.bincount(task.validation.labels).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("label", ["ab", "01", "regression"])
+def test_texts_of_symbols_are_different_texts(tmp_path, label):
+    texts = [chr(0x1F600 + i) for i in range(20)]
+    labels = [str(i / 4) if label == "regression" else label[i % 2] for i in range(20)]
+    train = write(tmp_path / "t.csv", ["x", "y"], list(zip(texts, labels, strict=True)))
+    task = load_task(
+        "mine", "files", files={"train": train, "text": "x", "label": "y"}, validation=6
+    )
+    assert sorted(task.train.texts + task.validation.texts) == texts
+    assert len(set(task.few(6, 1).train.texts)) == len(task.few(6).train) == 6
 
 
 def refused(*args, **kwargs):

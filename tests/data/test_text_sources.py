@@ -198,6 +198,44 @@ def test_alpaca_has_two_prompts(tmp_path):
         load_text_task("own", "alpaca", tmp_path, {"train": "a.csv"})
 
 
+def write_instructions(path, instructions):
+    content = [{"instruction": each, "output": str(i)} for i, each in enumerate(instructions)]
+    path.write_text(json.dumps(content))
+    return {"train": str(path)}
+
+
+def test_own_instructions_differ_by_their_symbols(tmp_path):
+    asked = [f"What is {a} {o} {b}?" for a in range(5) for b in range(5) for o in "+-*/"]
+    files = write_instructions(tmp_path / "own.json", asked)
+    task = load_text_task("own", "alpaca", None, files, validation=20)  # a warning is an error
+    assert sorted(map(int, task.train.ids + task.validation.ids)) == list(range(100))
+    assert len(task.few(79).train) == 79
+    # The published file is split as before: four symbols are one prompt.
+    files = write_instructions(tmp_path / alpaca.OFFICIAL, asked)
+    with pytest.warns(UserWarning, match="60 of 100 examples are left out"):
+        task = load_text_task("own", "alpaca", None, files, validation=20)
+    assert (len(task.train), len(task.validation)) == (20, 20)
+
+
+def test_instructions_that_are_left_out_are_counted(tmp_path):
+    asked = [spelled for i in range(10) for spelled in (f"Say {i}!", f"say  {i}!")]
+    files = write_instructions(tmp_path / "own.json", asked)
+    said = "own.json: 3 of 20 examples are left out, because they have the same prompt as a held-"
+    with pytest.warns(UserWarning, match=said):
+        task = load_text_task("own", "alpaca", None, files, validation=3)
+    assert (len(task.train), len(task.validation)) == (14, 3)
+    places = [int(each) // 2 for each in task.train.ids + task.validation.ids]
+    assert sorted(set(places)) == list(range(10))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_half_of_a_surrogate_pair_is_named(tmp_path, name):
+    content = '{"instruction": "x", "output": "y \\ud83d"}'
+    (tmp_path / name).write_text(f"[{content}]" if name == "a.json" else content)
+    with pytest.raises(ValueError, match=r"(entry|line) 1: 'output' has half of a surrogate pair$"):
+        load_text_task("own", "alpaca", tmp_path, {"train": name}, validation=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

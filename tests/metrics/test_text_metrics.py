@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.metrics import text_metrics
@@ -16,6 +19,7 @@ from lora_jax.metrics.text_metrics import (
     extract_answer,
     rouge_l,
     score_texts,
+    words,
 )
 
 # README of sacreBLEU 2.
@@ -97,7 +101,40 @@ def test_rouge_l_by_hand_and_as_published():
     # The best reference counts, and the mean over texts.
     found = rouge_l([text, "a b"], [["nothing", target], ["c d"]])
     assert found.value == pytest.approx(100 * f1 / 2)
-    assert found.signature.startswith("rougeL|f1|best|stemmer:no|version:")
+    assert found.signature.startswith("rougeL|f1|best|stemmer:no|tok:unicode|version:")
+
+
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.sampled_from("aB 1_-\n")))
+def test_rouge_l_of_ascii_is_rouge_scores(text, other):
+    library = DefaultTokenizer(use_stemmer=False)
+    for each in (text, other):
+        assert words(each) == library.tokenize(each)
+    score = RougeScorer(["rougeL"], use_stemmer=False).score(other, text)["rougeL"]
+    assert rouge_l([text], [[other]]).value == 100 * score.fmeasure
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Привет, как дела?", "привет как дела"),
+        ("Zoe\u0308 isst Äpfel_2", "zoë isst äpfel 2"),
+        ("काम किया।", "काम किया"),
+        ("مَرْحَبًا بك", "مَرْحَبًا بك"),
+        ("한국어 문장", "한국어 문장"),
+        ("今天很好。GPT2很好", "今 天 很 好 gpt2 很 好"),
+        ("カタ\u3099 𠀀です", "カ ダ 𠀀 で す"),
+        ("กินน้ำ", "กิ น น้ ำ"),
+        ("❤\ufe0f a", "a"),
+    ],
+)
+def test_words_of_other_scripts(text, expected):
+    assert words(text) == expected.split()
+    assert rouge_l([text], [[text]]).value == 100
+
+
+def test_rouge_l_of_other_scripts_by_hand():
+    assert rouge_l(["как дела"], [["как твои дела"]]).value == pytest.approx(80)
+    assert rouge_l(["今天很好"], [["今天不好"]]).value == pytest.approx(75)
 
 
 @pytest.mark.parametrize("name", text_metrics.TEXT_METRICS)

@@ -7,13 +7,16 @@ successors. In LLM-Adapters and DoRA, every line but the first is indented by 16
 of their source code that is not repeated here.
 """
 
+import dataclasses
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_jax.data.sources import rows
 from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.split import as_written, normalise
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.files import json_text
 from lora_jax.suggest import nearest, require_known
@@ -47,7 +50,10 @@ def load(
       files: paths `train` (default: `alpaca_data.json`), `validation` and `extra` (another domain
         that is evaluated too); relative paths start from `folder`. Empty ones count as absent.
       validation: hold out this many examples of train as the validation part, instead of the
-        `validation` file. Without either, 2,000 are held out.
+        `validation` file. Without either, 2,000 are held out. Examples that share a prompt with a
+        held-out one are left out of train, with a warning that counts them. In your own files,
+        prompts differ if more than case or spacing differs; in `alpaca_data.json`, if their words
+        differ.
 
     Raises:
       FileNotFoundError: a file does not exist.
@@ -61,15 +67,23 @@ def load(
         paths.pop("validation", None)
     parts = {key: _examples(f"{name}/{key}", path) for key, path in paths.items()}
     extra = {"extra": parts["extra"]} if "extra" in parts else {}
+    key = normalise if paths["train"].name == OFFICIAL else as_written
     if "validation" in parts:
-        return TextTask(name, parts["train"], parts["validation"], extra)
+        return TextTask(name, parts["train"], parts["validation"], extra, key=key)
     if not validation and len(parts["train"]) <= HELD_OUT:
         raise ValueError(
             f"{paths['train']} has {len(parts['train'])} examples, and {HELD_OUT} are to be held "
             "out for validation: give data.files.validation, or a smaller data.validation"
         )
-    held = TextTask(name, parts["train"], parts["train"]).hold_out(validation or HELD_OUT)
-    return TextTask(name, held.train, held.validation, extra)
+    whole = TextTask(name, parts["train"], parts["train"], key=key)
+    held = whole.hold_out(validation or HELD_OUT)
+    if left := len(whole.train) - len(held.train) - len(held.validation):
+        warnings.warn(
+            f"{paths['train']}: {left} of {len(whole.train)} examples are left out, because they "
+            "have the same prompt as a held-out example",
+            stacklevel=2,
+        )
+    return dataclasses.replace(held, extra=extra)
 
 
 def _examples(name: str, path: Path) -> Prompts:
@@ -148,5 +162,6 @@ def _entry(
             raise ValueError(f"{where} has no '{name}'; nearest: {nearest(name, values)}")
         if not isinstance(value, str):
             raise ValueError(f"{where}: '{name}' is {value!r}, not a text")
+        rows.require_whole(where, name, value)
         found[name] = value
     return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_jax.data.sources import rows
 from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.split import plain_split, stratified_split
+from lora_jax.data.tasks.split import as_written, plain_split, stratified_split
 from lora_jax.data.tasks.task import Task
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest, require_known
@@ -90,7 +90,7 @@ def load(
         )
     if "validation" not in parts:
         split = plain_split if names is None else stratified_split
-        parts["train"], parts["validation"] = split(parts["train"], validation, 0)
+        parts["train"], parts["validation"] = split(parts["train"], validation, 0, key=as_written)
     return Task(
         name=name,
         train=parts["train"],
@@ -99,6 +99,7 @@ def load(
         extra={"extra": parts["extra"]} if "extra" in parts else {},
         unlabelled={"test": parts["test"]} if "test" in parts else {},
         metrics=("accuracy", "f1") if names else ("pearson", "spearman", "pearson_spearman"),
+        key=as_written,
     )
 
 

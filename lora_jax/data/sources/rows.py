@@ -70,13 +70,16 @@ def text(path: Path, row: Row, column: str) -> str:
     found = value(path, row, column)
     if not isinstance(found, str):
         raise ValueError(f"{path}, line {row.line}: '{column}' is {shown(found)}, not a text")
-    try:
-        found.encode()
-    except UnicodeEncodeError:  # JSON can escape half a pair, which no tokenizer accepts
-        raise ValueError(
-            f"{path}, line {row.line}: '{column}' has half of a surrogate pair"
-        ) from None
+    require_whole(f"{path}, line {row.line}", column, found)
     return found
+
+
+def require_whole(where: str, column: str, text: str) -> None:
+    """Raise a ValueError for a text with half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can escape half a pair, which no tokenizer accepts
+        raise ValueError(f"{where}: '{column}' has half of a surrogate pair") from None
 
 
 def written(path: Path, row: Row, column: str) -> str:

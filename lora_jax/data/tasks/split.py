@@ -3,6 +3,7 @@
 import collections
 import re
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,13 +16,26 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
+def as_written(text: str) -> str:
+    """A text without regard to case, width and spacing, for finding duplicates in your own files.
+
+    Unlike `normalise`, it keeps symbols and combining marks, so `3 + 4` and `3 - 4` differ.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def stratified_split(
-    examples: Examples, size: int, seed: int, choices: int = 1
+    examples: Examples,
+    size: int,
+    seed: int,
+    choices: int = 1,
+    key: Callable[[str], str] = normalise,
 ) -> tuple[Examples, Examples]:
     """Hold out `size` examples, classes in proportion; returns `(rest, held_out)`.
 
-    A text (or pair) that occurs more than once after `normalise` stays in the rest, so no text is
-    in both parts and the held-out part has no duplicates. Both parts keep the order of `examples`,
+    Two texts are the same if `key` returns the same for both. A text (or pair) that occurs more
+    than once stays in the rest, so no text is in both parts and the held-out part has no
+    duplicates. Both parts keep the order of `examples`,
     and depend only on the examples and the seed. With `choices` above 1, this many consecutive
     examples are one question: `size` counts questions, and a question's class is the index of its
     right choice. Raises `ValueError` for labels that are not classes, and for a size that the
@@ -32,24 +46,31 @@ def stratified_split(
         raise ValueError(f"data set {examples.name!r}: a stratified split needs class labels")
     if choices > 1:
         labels = labels.reshape(-1, choices).argmax(1)
-    return _split(examples, labels, size, seed, choices)
+    return _split(examples, labels, size, seed, choices, key)
 
 
-def plain_split(examples: Examples, size: int, seed: int) -> tuple[Examples, Examples]:
+def plain_split(
+    examples: Examples, size: int, seed: int, key: Callable[[str], str] = normalise
+) -> tuple[Examples, Examples]:
     """Hold out `size` examples regardless of labels; otherwise as `stratified_split`."""
-    return _split(examples, np.zeros(len(examples), np.int64), size, seed, 1)
+    return _split(examples, np.zeros(len(examples), np.int64), size, seed, 1, key)
 
 
 def _split(
-    examples: Examples, strata: np.ndarray, size: int, seed: int, choices: int
+    examples: Examples,
+    strata: np.ndarray,
+    size: int,
+    seed: int,
+    choices: int,
+    key: Callable[[str], str],
 ) -> tuple[Examples, Examples]:
     if not 0 < size < len(strata):
         raise ValueError(
             f"data set {examples.name!r}: cannot hold out {size} of {len(strata)} examples"
         )
-    keys = _keys(examples, choices)
+    keys = _keys(examples, choices, key)
     occurrences = collections.Counter(keys)
-    unique = np.array([occurrences[key] == 1 for key in keys])
+    unique = np.array([occurrences[each] == 1 for each in keys])
 
     held_out = np.zeros(len(strata), bool)
     order = permutation(len(strata), seed)
@@ -68,11 +89,11 @@ def _split(
     )
 
 
-def _keys(examples: Examples, choices: int) -> list[tuple[str, ...]]:
-    """The key of each question: the words of all its texts. Equal keys mean duplicates."""
-    columns = [[normalise(text) for text in examples.texts]]
+def _keys(examples: Examples, choices: int, key: Callable[[str], str]) -> list[tuple[str, ...]]:
+    """The keys of all texts of each question. Equal keys mean duplicates."""
+    columns = [[key(text) for text in examples.texts]]
     if examples.second_texts is not None:
-        columns.append([normalise(text) for text in examples.second_texts])
+        columns.append([key(text) for text in examples.second_texts])
     rows = list(zip(*columns, strict=True))
     return [sum(rows[i : i + choices], ()) for i in range(0, len(rows), choices)]
 

@@ -1,13 +1,13 @@
 """A task: the data to train on, the data to evaluate on, and the metrics."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lora_jax.data.tasks.examples import Examples, main_metric, sha256_of
-from lora_jax.data.tasks.split import plain_split, stratified_split
+from lora_jax.data.tasks.split import normalise, plain_split, stratified_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class Task:
     is the main one, by default the first. `extra_metrics` are the metrics of extra parts that have
     their own. With `choices` above 1, this many consecutive examples are the choices of one
     question; exactly one of them has label 1, and a part is only ever split between questions.
+    `hold_out` and `few` take two texts for the same if `key` returns the same for both.
 
     Raises `ValueError` for a train or validation part with only one class (or one target value),
     for labels that do not fit `label_names`, and if only some parts are pairs.
@@ -36,6 +37,7 @@ class Task:
     metric: str = ""
     choices: int = 1
     extra_metrics: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    key: Callable[[str], str] = normalise
 
     def __post_init__(self):
         names = self.label_names
@@ -171,5 +173,5 @@ class Task:
 
     def _split(self, size: int, seed: int) -> tuple[Examples, Examples]:
         if self.label_names is None:
-            return plain_split(self.train, size, seed)
-        return stratified_split(self.train, size, seed, self.choices)
+            return plain_split(self.train, size, seed, self.key)
+        return stratified_split(self.train, size, seed, self.choices, self.key)

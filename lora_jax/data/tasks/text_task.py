@@ -1,7 +1,7 @@
 """A text-to-text task: the data a decoder trains on, the data to evaluate on, and the metrics."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -21,7 +21,8 @@ class TextTask:
     are parts that only get predictions. `metrics` are names that
     `lora_jax.metrics.label_metrics.score_parts` gives for the validation part; by default accuracy
     and the loss over options if the validation part has options, else the loss per token and
-    perplexity. `metric` is the main one, by default the first.
+    perplexity. `metric` is the main one, by default the first. `hold_out` and `few` take two
+    prompts for the same if `key` returns the same for both.
 
     Raises `ValueError` for a main metric that is not in `metrics`, for a train part without
     completions, and for a part to evaluate on that has neither options nor completions.
@@ -34,6 +35,7 @@ class TextTask:
     unlabelled: Mapping[str, Prompts] = dataclasses.field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     metric: str = ""
+    key: Callable[[str], str] = normalise
 
     def __post_init__(self):
         if not self.metrics:
@@ -91,7 +93,7 @@ class TextTask:
                 f"{self.train.name!r} has none to hold out for validation"
             )
         held = _draw(self, size, seed)
-        together = _together(self.train)
+        together = _together(self)
         rest = np.flatnonzero(~np.isin(together, together[held]))
         if not len(rest):
             raise ValueError(
@@ -100,8 +102,8 @@ class TextTask:
             )
         held_out = self.train.take(held)
         if self.validation.references is not None and held_out.references is None:
-            found = _completions(self.train)
-            references = [found[normalise(prompt)] for prompt in held_out.prompts]
+            found = _completions(self)
+            references = [found[self.key(prompt)] for prompt in held_out.prompts]
             held_out = dataclasses.replace(held_out, references=references)
         validation = dataclasses.replace(held_out, name=f"{self.train.name} (held out)")
         train = self.train.take(rest)
@@ -121,7 +123,7 @@ class TextTask:
 def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:
     """The indices of `size` examples of train, ascending; at most one per prompt and group."""
     part = task.train
-    first = np.unique(_together(part), return_index=True)[1]
+    first = np.unique(_together(task), return_index=True)[1]
     if not 0 < size <= len(first):
         raise ValueError(
             f"task {task.name!r}: cannot draw {size} of {len(first)} different examples "
@@ -137,9 +139,10 @@ def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:
     return candidates[np.sort(np.concatenate(chosen))]
 
 
-def _together(part: Prompts) -> np.ndarray:
-    """A number for each example; equal for examples linked by shared prompts or groups."""
-    keys = [[("prompt", normalise(prompt)) for prompt in part.prompts]]
+def _together(task: TextTask) -> np.ndarray:
+    """A number for each example of train; equal for those linked by shared prompts or groups."""
+    part = task.train
+    keys = [[("prompt", task.key(prompt)) for prompt in part.prompts]]
     if part.groups is not None:
         keys.append([("group", group) for group in part.groups])
     numbers: dict[tuple[str, str], int] = {}
@@ -154,9 +157,10 @@ def _together(part: Prompts) -> np.ndarray:
     return connected_components(links, directed=False)[1][:count]
 
 
-def _completions(part: Prompts) -> dict[str, list[str]]:
-    """The distinct stripped completions of each prompt in order; keys are normalised prompts."""
+def _completions(task: TextTask) -> dict[str, list[str]]:
+    """The distinct stripped completions in train of each prompt's key, in order."""
+    part = task.train
     found: dict[str, dict[str, None]] = {}
     for prompt, completion in zip(part.prompts, part.completions or (), strict=True):
-        found.setdefault(normalise(prompt), {})[completion.strip()] = None
+        found.setdefault(task.key(prompt), {})[completion.strip()] = None
     return {key: list(each) for key, each in found.items()}

@@ -49,8 +49,10 @@ def encode_prompts(
       bos_id: the token that begins every text, or None for a model without one.
 
     Raises:
-      NoRoomError: `max_length` has no room for an example's completion and one token before it.
-      ValueError: an empty prompt and no `bos_id`. Both messages are one line and name the example.
+      NoRoomError: `max_length` has no room for an example's completion and one token before it; the
+        message counts these examples.
+      ValueError: an empty prompt and no `bos_id`. Both messages are one line and name the example
+        by its id, or by its place if the examples have no ids.
     """
     counts = np.ones(len(prompts), np.int64)
     learned = prompts.completions or [""] * len(prompts)
@@ -199,18 +201,14 @@ def _rows(
     rows, types = [], []
     truncated = 0
     owners = np.repeat(np.arange(len(counts)), counts).tolist()
+    _require_room(prompts, owners, follow_ids, max_length)
     for owner, follow in zip(owners, follow_ids, strict=True):
         before = prompt_ids[owner]
         room = max_length - len(start) - len(follow)
-        if room < 0 or (room == 0 and not start):
-            raise NoRoomError(
-                f"data set {prompts.name!r}, example {owner}: max_length {max_length} leaves "
-                f"no room for its completion of {len(follow)} tokens and a token before it"
-            )
         if not start and not before:
             raise ValueError(
-                f"data set {prompts.name!r}, example {owner}: an empty prompt needs a model "
-                "with a token that begins every text"
+                f"{_named(prompts, owner)}: an empty prompt needs a model with a token that begins "
+                "every text"
             )
         truncated += len(before) > room
         context = [*start, *before[max(len(before) - room, 0) :]]
@@ -224,6 +222,28 @@ def _rows(
         pad_id=tokenizer.pad_id,
         truncated=truncated,
     )
+
+
+def _require_room(
+    prompts: Prompts, owners: Sequence[int], follow_ids: Sequence[Sequence[int]], max_length: int
+) -> None:
+    """Raise a NoRoomError for completions that `max_length` has no room for with a token before."""
+    lengths = [len(each) for each in follow_ids]
+    too_long = [row for row, length in enumerate(lengths) if length >= max_length]
+    if too_long:
+        first, count = too_long[0], len({owners[row] for row in too_long})
+        raise NoRoomError(
+            f"{_named(prompts, owners[first])}: max_length {max_length} leaves no room for its "
+            f"completion of {lengths[first]} tokens and a token before it ({count} of "
+            f"{len(prompts)} examples {'is' if count == 1 else 'are'} too long)"
+        )
+
+
+def _named(prompts: Prompts, place: int) -> str:
+    """An example as messages name it: by its id, which says where it is in its source."""
+    name = str(place) if prompts.ids is None else prompts.ids[place]
+    counted = " (counted from 0)" if name.isdecimal() else ""
+    return f"data set {prompts.name!r}, example {name}{counted}"
 
 
 def _with_counts(made: Tokenised) -> Tokenised:
