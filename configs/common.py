@@ -33,9 +33,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
     Raises:
       UnknownArgumentError: an unknown key; the message lists the known ones.
-      ValueError: a value of another type.
+      ValueError: a value of another type, or a key that is given twice.
     """
-    values = dict(defaults)
+    values, given = dict(defaults), set[str]()
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults or not equals:
@@ -44,8 +44,13 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
                 "are flags, as in --config.seed=0"
             )
             raise UnknownArgumentError(said, key, tuple(defaults))
+        if key in given:
+            raise ValueError(f"config argument '{item}': {key} is given twice")
+        given.add(key)
         kind = type(defaults[key])
         try:
+            if kind in (int, float) and "_" in text:  # which Python would read over
+                raise ValueError
             values[key] = kind(text)
         except ValueError as error:
             raise ValueError(

@@ -108,11 +108,13 @@ def _help(argv: Sequence[str]) -> str:
 
 
 def _require_texts(values: flags.FlagValues) -> None:
-    """Raise a ValueError for an empty text, or one in a list, of a flag without a default."""
+    """Raise a ValueError for an empty text of a flag without a default, or an empty list."""
     for name in values:
         flag = values[name]
         if flag.present and flag.default is None and flag.value in ("", []):
             raise ValueError(f"--{name} is empty: {_meaning(flag)}")
+        if flag.present and flag.value == [] and flag.default:
+            raise ValueError(f"--{name} is empty: leave it out for {','.join(flag.default)}")
         if flag.present and isinstance(flag.value, list) and "" in flag.value:
             raise ValueError(f"--{name}={','.join(flag.value)} has an empty entry")
 

@@ -39,17 +39,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed import processes
 from experiments.distributed.devices import announce
 from experiments.distributed.flags import initialize
 from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
-from experiments.runs.finished_run import require_adapter
+from experiments.runs.finished_run import changed_data, require_adapter
 from experiments.runs.run import run, summarise
 from experiments.setup.config import parse
 from experiments.tracking import track_flag
 from experiments.tracking.tracking import Track
+from lora_jax.records.run_record import Record
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config that says what to train.", lock_config=True
@@ -75,6 +77,7 @@ def train() -> None:
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted(), track=track)
         if ended and record.status == "completed":
             processes.first(functools.partial(require_adapter, workdir))
+            _say_what_is_not_done(config, record, track)
     except Exception as error:
         processes.leave(error)
         raise
@@ -85,6 +88,19 @@ def train() -> None:
         print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")
     if not completed:
         sys.exit(1)
+
+
+def _say_what_is_not_done(config: RunConfig, record: Record, track: Track) -> None:
+    """Print what a run that had ended before leaves undone, though it was asked for."""
+    if not processes.writes():
+        return
+    if changed_data(config, record):
+        print(
+            "the run had ended, and its data has changed since: it is not trained again; name "
+            "another --workdir to train on the new data"
+        )
+    if track.names:
+        print(f"the run had ended: nothing is sent to {', '.join(track.names)}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import lora_jax as lj
 from configs.settings import ClassifierConfig, RunConfig
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
+from experiments.setup.from_config import make_any_task
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.files.tree_file import load_tree
 from lora_jax.models.published.location import locate
@@ -16,6 +17,8 @@ from lora_jax.records import run_record
 from lora_jax.suggest import nearest_path
 
 ADAPTER = "adapter.safetensors"
+OWN_FILES = ("files", "alpaca")
+"""The sources whose files are one's own."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +92,19 @@ def require_adapter(folder: Path) -> None:
         raise ValueError(
             f"--workdir={folder}: its run has ended, but {error}; train it again in a new folder"
         ) from error
+
+
+def changed_data(config: RunConfig, record: run_record.Record) -> bool:
+    """Whether the files of one's own that a run has trained on are others by now.
+
+    False where they are gone, as a run that has ended does not need them, and for shipped tasks.
+    """
+    if config.data.source not in OWN_FILES:
+        return False
+    try:
+        return make_any_task(config).digest() != record.data_digest
+    except (ValueError, OSError):
+        return False
 
 
 def open_run(folder: Path, record: run_record.Record) -> FinishedRun:

@@ -51,6 +51,8 @@ _OF_PYTHON = {
     r"invalid literal for int\(\) with base 10: .*": "expected a whole number, such as 8",
     r"\('Non-boolean argument to boolean flag', .*": "expected true or false",
     r"could not convert string to float: .*": "expected a number, such as 3e-4",
+    r"Failed to parse .* as a ConfigDict: .*": "it is a section, whose settings have flags",
+    r"The flag 'config\..*' is defined twice.*": "two --config flags are given: leave one out",
 }
 """Errors of Python in a flag's text, and what they mean."""
 _MISSING = r"flag --(\w+)=None: Flag --\1 must have a value other than None"
@@ -63,7 +65,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
       FlagValueError: one line on a flag whose text is not a value of its type.
       ValueError: one line on what else is wrong with a flag or the config file.
     """
-    argv = list(_located(argv))
+    argv = list(_located(_with_flag_files(argv, values)))
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
     given = [text.partition(":") for name, text in _flag_texts(argv) if name == "config"]
@@ -76,8 +78,17 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
     if "config" in values and not is_text:
-        variant_flags.require_types(values["config"].value, _texts(argv, values))
+        variant_flags.require_types(values["config"].value, dict(_flag_texts(argv)))
     return rest
+
+
+def _with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """The command line, with the flags of each --flagfile in its place."""
+    program, *given = argv
+    try:
+        return [program, *values.read_flags_from_files(given, force_gnu=False)]
+    except flags.Error as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _located(argv: Sequence[str]) -> Iterator[str]:
@@ -87,11 +98,6 @@ def _located(argv: Sequence[str]) -> Iterator[str]:
         if found and (found[1] or before in ("--config", "-config")):
             argument = f"{found[1]}{config_files.located(found[2])}{found[3]}"
         yield argument
-
-
-def _texts(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
-    """The text of each flag by its name, also of those in a file that --flagfile names."""
-    return dict(_flag_texts(values.read_flags_from_files(list(argv), force_gnu=False)))
 
 
 def _unknown_setting(error: Exception) -> str:
@@ -105,7 +111,7 @@ def _unknown_setting(error: Exception) -> str:
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
         if "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser):
-            values["config"].parser = variant_flags.ConfigFile(_texts(argv, values))
+            values["config"].parser = variant_flags.ConfigFile(dict(_flag_texts(argv)))
         return values(argv)
     except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
         if isinstance(error, TypeError) or "does not support indexing" in str(error):

@@ -72,7 +72,8 @@ def render_table(
     notes += _given_models(collected.runs)
     if table["published"]:
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
-    notes += [*left, *collected.notes] if made else ["Nothing has been run."]
+    notes += [] if made else ["Nothing has been run."]
+    notes += [*left, *collected.notes]
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
     return formats.write(form, made, title, notes, table["decimals"])
 

@@ -184,6 +184,14 @@ GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n
             "def get_config():\n    common.parse_arg('a=x', a=1)\n",
             "config argument 'a=x': a must be a whole number, got 'x'",
         ),
+        (
+            "def get_config():\n    common.parse_arg('a=1_0', a=1)\n",
+            "config argument 'a=1_0': a must be a whole number, got '1_0'",
+        ),
+        (
+            "def get_config():\n    common.parse_arg('a=1,a=2', a=1)\n",
+            "config argument 'a=2': a is given twice",
+        ),
         ("def get_config():\n    return ConfigDict(3)\n", "{}, line 8: .*"),
         (
             "def get_config():\n    pass\n",
@@ -271,12 +279,14 @@ def test_whole_numbers_are_plain(text):
         ("--run=", "--run is empty: a folder"),
         ("--runs=", "--runs is empty: folders"),
         ("--runs=a,,", "--runs=a,, has an empty entry"),
+        ("--methods=", "--methods is empty: leave it out for full,lora"),
     ],
 )
 def test_a_flag_that_is_empty(monkeypatch, argument, said):
     values = flags.FlagValues()
     flags.DEFINE_string("run", None, "A folder.", flag_values=values)
     flags.DEFINE_list("runs", None, "Folders.", flag_values=values)
+    flags.DEFINE_list("methods", ["full", "lora"], "Methods.", flag_values=values)
     monkeypatch.setattr(cli.flags, "FLAGS", values)
     with pytest.raises(SystemExit, match=f"^error: {said}$"):
         cli.parse(["command", argument])

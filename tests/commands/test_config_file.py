@@ -43,6 +43,29 @@ def test_what_is_no_config_file(monkeypatch, arguments, said):
     assert re.fullmatch(f"error: {said}.*", str(caught.value.code))
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["--config=nope.py"], "no config file 'nope.py'; nearest: .*"),
+        (["--config=configs/glue.py:tusk=rte"], "config argument 'tusk=rte': expected .*"),
+        (
+            ["--config=configs/glue.py", "--config.variant=dora"],
+            "flag --config.variant=dora: it is .*",
+        ),
+        (
+            ["--config=configs/glue.py", "--config=configs/glue.py", "--config.seed=1"],
+            "two --config flags are given: leave one out",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_of_flags_is_the_one_of_the_command_line(tmp_path, lines, said):
+    file = tmp_path / "flags"
+    file.write_text("\n".join(lines))
+    for given in (lines, [f"--flagfile={file}"]):
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            read_config(given)
+
+
 def test_a_config_of_this_project_is_found_in_any_folder(tmp_path, monkeypatch):
     """Unless there is a file of that name."""
     monkeypatch.chdir(tmp_path)

@@ -174,6 +174,20 @@ def made(*specs, arguments=(SMOKE, OWN), **how):
     return trials.make(arguments, overrides)
 
 
+@pytest.mark.parametrize(("text", "epochs"), [("0.5", 0.5), ("2", 2), ("2.0", 2.0), ("3e-1", 0.3)])
+def test_a_setting_that_may_be_a_fraction_takes_one(text, epochs):
+    """Also where the file has it as a whole number, whose digest stays."""
+    found = read_config([SMOKE, f"--config.train.epochs={text}"]).train.epochs
+    assert (found, type(found)) == (epochs, type(epochs))
+
+
+def test_fractions_of_a_config_are_drawn():
+    drawn = made("config.train.epochs=uniform:0.5:3", arguments=[SMOKE], trials=4)
+    assert all(trial.config.train.epochs % 1 for trial in drawn)
+    given = made("config.train.epochs=0.5,2", arguments=[SMOKE])
+    assert [trial.config.train.epochs for trial in given] == [0.5, 2]
+
+
 def test_a_field_is_swept():
     found = made("config.variant.times=2,3", "config.variant.bands=(1,),(1,2)")
     chosen = [trial.config.variant.settings for trial in found]
