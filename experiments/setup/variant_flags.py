@@ -69,9 +69,9 @@ def _take_fractions(config: Any, texts: Mapping[str, str]) -> None:
             _unset(section, {key: float})
 
 
-def fractions(config: Mapping[str, Any]) -> set[str]:
+def fractions(config: ConfigDict) -> set[str]:
     """The settings of a config that may be fractions, such as `train.epochs`."""
-    found = fields_of(kind_of(config))
+    found = fields_of(kind_of(dict(config)))
     return {name for name, (_, hint) in found.items() if float in _alternatives(hint)}
 
 
