@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from configs.settings import RunConfig
 from experiments.distributed import processes
+from experiments.runs import data_line
 from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.how import USUAL, How
@@ -57,8 +58,8 @@ def run(
     writes.
 
     Args:
-      say: called with a line on the memory that the run will take, before it takes any, or with a
-        line that the existing record has no seal.
+      say: called with a line on the memory that the run will take, before it takes any, and one on
+        its data; or with a line that the existing record has no seal.
       audit: whether to compare the compiled step with NumPy's before it trains.
       track: the trackers that get the metrics, too.
 
@@ -204,6 +205,7 @@ def _build(
         try:
             if loaded is None and say is not None and processes.writes():
                 texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
+                say(data_line.describe(config, texts))
                 if config.model.products and not multiplies_bfloat16():
                     say(NO_GAIN)
             with explained(config):

@@ -29,9 +29,9 @@ from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
 from lora_jax.training.step import cross_entropy, squared_error
 
 
-def read_texts(config: ClassifierConfig) -> Texts:
+def read_texts(config: ClassifierConfig, task: data.Task | None = None) -> Texts:
     """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
-    task = from_config.make_task(config.data)
+    task = task or from_config.make_task(config.data)
     folder = locate(config.model.name)
     shape = encoders.read_encoder_config(folder)
     # Check the model first, as reading the texts may take a while.

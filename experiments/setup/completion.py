@@ -88,13 +88,13 @@ def collate(
     return {**batch, "weight": batch["weight"] * tokens}
 
 
-def read_texts(config: TextConfig) -> Texts:
+def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Texts:
     """Read the examples of a config as tokens of its model (see `load.read_texts`).
 
     A model's outputs are log-likelihoods of completions. The loss is the mean cross-entropy over
     the tokens of the completions.
     """
-    task = from_config.make_text_task(config.data)
+    task = task or from_config.make_text_task(config.data)
     check_written(config.generate, task)
     where = locate(config.model.name)
     # Check this first: a model that is no decoder has no chat template either.

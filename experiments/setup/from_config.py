@@ -1,13 +1,15 @@
 """Make objects from the settings of a config; only this module turns names into objects."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import lora_jax as lj
 import variants
 from configs import settings
 from lora_jax import data
+from lora_jax.data.tasks.split import TooFewError
 from lora_jax.metrics import label_metrics
 from lora_jax.suggest import require_known
 from lora_jax.training import optim
@@ -113,7 +115,8 @@ def make_task(section: settings.DataSettings) -> data.Task:
         where = section.folder or None, section.files
         return data.load_task(name, section.source, *where, validation=validation)
 
-    task = load(section.name, section.validation)
+    with _named("validation", section.validation):
+        task = load(section.name, section.validation)
     if section.extra:
         if section.source == "files":
             raise ValueError("data.extra: of source 'files' it is a file, data.files.extra")
@@ -129,7 +132,10 @@ def make_task(section: settings.DataSettings) -> data.Task:
 def make_text_task(section: settings.TextSettings) -> data.TextTask:
     """The text-to-text task that a config names, with fewer examples if the config says so."""
     where = section.folder or None, section.files
-    task = data.load_text_task(section.name, section.source, *where, validation=section.validation)
+    with _named("validation", section.validation):
+        task = data.load_text_task(
+            section.name, section.source, *where, validation=section.validation
+        )
     if section.scored:
         task = task.scored(section.scored)
     return _limited(task, section)
@@ -139,7 +145,19 @@ def _limited(task: _Task, section: settings.ExampleSettings) -> _Task:
     """The task with as many training examples, and with the parts, that a config asks for."""
     if not section.unlabelled:
         task = dataclasses.replace(task, unlabelled={})
-    return task.few(section.train, section.draw) if section.train else task
+    with _named("train", section.train, "; 0 takes all"):
+        return task.few(section.train, section.draw) if section.train else task
+
+
+@contextlib.contextmanager
+def _named(key: str, size: int, way_out: str = "") -> Iterator[None]:
+    """Name a setting of `data` in the error of a task with fewer examples than its `size`."""
+    try:
+        yield
+    except TooFewError as error:
+        if not size:  # it is the source's own number
+            raise
+        raise ValueError(f"config.data.{key} {size}: {error}{way_out}") from error
 
 
 def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Loop:

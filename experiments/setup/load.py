@@ -7,16 +7,20 @@ from jax.sharding import Mesh
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import classification, completion
 from experiments.setup.task_and_model import TaskAndModel, Texts
+from lora_jax import data
 from lora_jax.sharding.mesh import ROWS, part_count
 
 
-def read_texts(config: RunConfig) -> Texts:
+def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None) -> Texts:
     """Read the examples of a config as tokens of its model, without reading weights.
+
+    Args:
+      task: the result of `from_config.make_any_task` for this config, if there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
-    return _kind(config).read_texts(config)
+    return _kind(config).read_texts(config, task)
 
 
 def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None) -> TaskAndModel:

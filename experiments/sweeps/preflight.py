@@ -8,7 +8,7 @@ import numpy as np
 
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
-from experiments.setup.load import abstract_model
+from experiments.setup.load import abstract_model, read_texts
 from experiments.setup.validate import check_written
 from experiments.sweeps.trials import Trial, refuse
 from lora_jax import data
@@ -79,6 +79,8 @@ def check(config: RunConfig, once: Once) -> Loop:
     if config.start_from:
         path, _ = from_config.make_start(config.start_from)
         once(path, tree_file.load_tree, path)
+    new_tokens = config.generate.max_new_tokens if isinstance(config, TextConfig) else 0
+    once((config.data, config.model.name, new_tokens), _read_texts, config, task)
     return loop
 
 
@@ -88,3 +90,8 @@ def _trace(config: RunConfig, outputs: int, steps: int) -> None:
     adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
     example = np.zeros((2, 2), np.int32)
     init_shapes(adapted, jax.random.key(0), params, example, example, example)
+
+
+def _read_texts(config: RunConfig, task: data.Task | data.TextTask) -> None:
+    """Check that the texts fit the model; the runs find the token ids in the cache."""
+    read_texts(config, task)

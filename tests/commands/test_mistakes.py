@@ -77,7 +77,8 @@ def trained(flags, tmp_path_factory):
         ({"model__dtype": "float31"}, "nearest: 'float32'"),
         ({"data__name": "rotten_tomatos"}, "nearest: 'rotten_tomatoes'"),
         ({"data__train": 1}, "nothing to tell apart"),
-        ({"data__validation": 90000}, "cannot hold out 90000"),
+        ({"data__validation": 90000}, "^config.data.validation 90000: .*cannot hold out 90000"),
+        ({"data__train": 500}, "^config.data.train 500: .*cannot draw 500 of 64 .*; 0 takes all$"),
         ({"targets": ("quary/kernel",)}, "nearest: 'layers/attention/query/kernel'"),
         ({"targets": ("norm/scale",)}, "never multiplies by it"),
         ({"also_train": ("clasifier/.*",)}, "nearest: 'classifier/bias'"),
@@ -157,8 +158,9 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         content["max_position_embeddings"] = positions
         (folder / "config.json").write_text(json.dumps(content))
         config = smoke(model__name=str(folder))
-        preflight.check_trials([Trial("one", (), {}, config.plain)])
+        trials = [Trial("one", (), {}, config.plain)]
         if positions == 4:
+            preflight.check_trials(trials)
             said = []
             texts = memory_line.announce(config, said.append)
             assert said
@@ -167,8 +169,9 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         said = (
             r"max_length 2 leaves no .*; config\.data\.max_length is 24, and .*model/config\.json t"
         )
-        with pytest.raises(ValueError, match=said):
-            build(config)
+        for call, given in ((build, config), (preflight.check_trials, trials)):
+            with pytest.raises(ValueError, match=said):
+                call(given)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lora_jax.data import Examples, as_written, normalise, rotten_tomatoes, stratified_split
+from lora_jax.data import Examples, Task, as_written, normalise, rotten_tomatoes, stratified_split
+from lora_jax.data.tasks.split import TooFewError
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +190,11 @@ def test_split_refuses_sizes(size):
 
 
 def test_split_refuses_a_class_of_duplicates_and_real_labels():
-    with pytest.raises(ValueError, match="'toy': class 1 has 0 examples without a duplicate"):
-        stratified_split(Examples("toy", list("abcc"), np.array([0, 0, 1, 1])), 2, 0)
+    part = Examples("toy", list("abcc"), np.array([0, 0, 1, 1]))
+    with pytest.raises(TooFewError, match="'toy': class 1 has 0 examples without a duplicate"):
+        stratified_split(part, 2, 0)
+    with pytest.raises(TooFewError, match="'toy': class 'yes' has 0 examples without a duplicate"):
+        Task("toy", part, part, ("no", "yes")).few(2)
     with pytest.raises(ValueError, match="'toy': a stratified split needs class labels"):
         stratified_split(Examples("toy", list("abcd"), np.array([0.0, 0.5, 1.0, 1.5])), 2, 0)
 

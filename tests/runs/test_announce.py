@@ -11,7 +11,7 @@ from experiments.distributed.mesh import mesh_of
 from experiments.planning import step_memory
 from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.step_memory import Batches, stays
-from experiments.runs import run
+from experiments.runs import data_line, run
 from experiments.runs.how import How
 from experiments.runs.memory_line import Held, announce
 from experiments.runs.run import run_together
@@ -86,10 +86,11 @@ def test_a_run_says_it_before_it_begins(smoke, tmp_path, room):
     room(2**40)
     with pytest.raises(AssertionError, match="weights were read"):
         run.run(smoke(), tmp_path / "run", say=said.append)
-    (begins,) = said
+    begins, then = said
     assert begins.startswith(f"memory: {memory.size(held.weights)} of weights, ")
     assert re.search(r"about \d\.\d MiB for gradients and a batch of 8 x 24 tokens; ", begins)
     assert begins.endswith("; 1,024.0 GiB are available")
+    assert then == data_line.describe(smoke(), read_texts(smoke()))
 
 
 def test_weights_that_do_not_fit_are_refused_before_texts_are_read(
@@ -174,7 +175,7 @@ def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room
     room(total + EACH * 8 * 24)
     ended = run_together(configs, folders, say=said.append)
     assert [str(each) for each in ended] == ["weights were read"] * 3
-    assert said == [line(configs[0], trials=3)] * 3  # each begins anew
+    assert said[::2] == [line(configs[0], trials=3)] * 3  # each begins anew
     assert f", {memory.size(3 * one.trained)} for what is trained" in said[0]
     assert "gradients and a batch of 8 x 24 tokens; " in said[0]
     room(total - 1)

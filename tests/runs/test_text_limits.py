@@ -47,6 +47,9 @@ def test_trials_of_text_to_text_configs_are_checked_without_weights(places):
     wrong = Trial("wrong", (), {}, unscored.plain)
     with pytest.raises(ValueError, match="task 'openbookqa' has no further parts"):
         preflight.check_trials([wrong])
+    short = Trial("short", (), {}, config(places, data__max_length=2).plain)
+    with pytest.raises(ValueError, match="max_length 2 leaves no room for its completion"):
+        preflight.check_trials([short])
 
 
 def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(places, tmp_path):

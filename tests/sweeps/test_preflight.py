@@ -31,9 +31,26 @@ def test_all_that_is_wrong_is_said_before_anything_starts():
     assert "matches no weight; nearest: 'layers/attention/query/kernel'" in only
     (only,) = said("config.optimizer.warmup_steps=8,2")
     assert "warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps" in only
+    (only,) = said("config.data.max_length=2,8")
+    assert only.startswith("max_length=2: data set 'rotten_tomatoes/train': max_length 2 leaves no")
     found = made("config.train.max_steps=0,3")
     loops = preflight.check_trials(found)
     assert [(loop.steps, loop.metric) for loop in loops] == [(8, "accuracy"), (3, "accuracy")]
+
+
+def test_trials_share_the_reading_of_texts_and_keep_none(monkeypatch):
+    read, texts = [], object()
+
+    def read_texts(config, task):
+        read.append(config.data.max_length)
+        return texts
+
+    monkeypatch.setattr(preflight, "read_texts", read_texts)
+    once = preflight.Once()
+    for trial in made("config.data.max_length=8,16", "config.seed=0:2"):
+        preflight.check(trial.config, once)
+    assert read == [8, 16]
+    assert all(each is not texts for each in once._found.values())
 
 
 def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):

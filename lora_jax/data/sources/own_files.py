@@ -89,8 +89,12 @@ def load(
             "there is nothing to tell apart"
         )
     if "validation" not in parts:
-        split = plain_split if names is None else stratified_split
-        parts["train"], parts["validation"] = split(parts["train"], validation, 0, key=as_written)
+        train = parts["train"]
+        parts["train"], parts["validation"] = (
+            plain_split(train, validation, 0, key=as_written)
+            if names is None
+            else stratified_split(train, validation, 0, key=as_written, names=names)
+        )
     return Task(
         name=name,
         train=parts["train"],

@@ -3,7 +3,7 @@
 import collections
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from lora_jax.data.tasks.shuffle import permutation
 def normalise(text: str) -> str:
     """The words of a text, lower-cased and joined by single spaces, for finding duplicates."""
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+class TooFewError(ValueError):
+    """A part, or one of its classes, has fewer examples than are to be drawn."""
 
 
 def as_written(text: str) -> str:
@@ -30,6 +34,7 @@ def stratified_split(
     seed: int,
     choices: int = 1,
     key: Callable[[str], str] = normalise,
+    names: Sequence[str] | None = None,
 ) -> tuple[Examples, Examples]:
     """Hold out `size` examples, classes in proportion; returns `(rest, held_out)`.
 
@@ -38,15 +43,15 @@ def stratified_split(
     duplicates. Both parts keep the order of `examples`,
     and depend only on the examples and the seed. With `choices` above 1, this many consecutive
     examples are one question: `size` counts questions, and a question's class is the index of its
-    right choice. Raises `ValueError` for labels that are not classes, and for a size that the
-    classes cannot fill.
+    right choice. `names` are those of the classes, for messages. Raises `ValueError` for labels
+    that are not classes, and `TooFewError` for a size that the classes cannot fill.
     """
     labels = examples.labels
     if labels is None or labels.dtype.kind != "i":
         raise ValueError(f"data set {examples.name!r}: a stratified split needs class labels")
     if choices > 1:
-        labels = labels.reshape(-1, choices).argmax(1)
-    return _split(examples, labels, size, seed, choices, key)
+        labels, names = labels.reshape(-1, choices).argmax(1), None
+    return _split(examples, labels, size, seed, choices, key, names)
 
 
 def plain_split(
@@ -63,9 +68,10 @@ def _split(
     seed: int,
     choices: int,
     key: Callable[[str], str],
+    names: Sequence[str] | None = None,
 ) -> tuple[Examples, Examples]:
     if not 0 < size < len(strata):
-        raise ValueError(
+        raise TooFewError(
             f"data set {examples.name!r}: cannot hold out {size} of {len(strata)} examples"
         )
     keys = _keys(examples, choices, key)
@@ -77,9 +83,10 @@ def _split(
     for stratum, quota in quotas(strata, size).items():
         chosen = order[(strata == stratum)[order] & unique[order]][:quota]
         if len(chosen) < quota:
-            raise ValueError(
-                f"data set {examples.name!r}: class {stratum} has {len(chosen)} examples "
-                f"without a duplicate, but {quota} are to be held out"
+            name = repr(names[stratum]) if names else stratum
+            raise TooFewError(
+                f"data set {examples.name!r}: class {name} has {len(chosen)} examples "
+                f"without a duplicate, but {quota} are to be drawn"
             )
         held_out[chosen] = True
     held_out = np.repeat(held_out, choices)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lora_jax.data.tasks.examples import Examples, main_metric, sha256_of
-from lora_jax.data.tasks.split import normalise, plain_split, stratified_split
+from lora_jax.data.tasks.split import TooFewError, normalise, plain_split, stratified_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class Task:
         """
         count = len(self.train) // self.choices
         if not 0 < size <= count:
-            raise ValueError(
+            raise TooFewError(
                 f"task {self.name!r}: cannot draw {size} of {count} examples of {self.train.name!r}"
             )
         if size == count:
@@ -174,4 +174,4 @@ class Task:
     def _split(self, size: int, seed: int) -> tuple[Examples, Examples]:
         if self.label_names is None:
             return plain_split(self.train, size, seed, self.key)
-        return stratified_split(self.train, size, seed, self.choices, self.key)
+        return stratified_split(self.train, size, seed, self.choices, self.key, self.label_names)

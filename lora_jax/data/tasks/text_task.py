@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from lora_jax.data.tasks.examples import main_metric, sha256_of
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.shuffle import permutation
-from lora_jax.data.tasks.split import normalise, quotas
+from lora_jax.data.tasks.split import TooFewError, normalise, quotas
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class TextTask:
         together = _together(self)
         rest = np.flatnonzero(~np.isin(together, together[held]))
         if not len(rest):
-            raise ValueError(
+            raise TooFewError(
                 f"task {self.name!r}: holding out {size} examples of {self.train.name!r} "
                 "leaves none"
             )
@@ -125,7 +125,7 @@ def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:
     part = task.train
     first = np.unique(_together(task), return_index=True)[1]
     if not 0 < size <= len(first):
-        raise ValueError(
+        raise TooFewError(
             f"task {task.name!r}: cannot draw {size} of {len(first)} different examples "
             f"of {part.name!r}"
         )
