@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.files.arrays import is_key, type_name
 from lora_jax.partition import is_array
 from lora_jax.quantization.quantize import Quantized, Storage
 from lora_jax.transform import jaxprs, target_patterns
@@ -240,6 +241,9 @@ def aligned(assigned: tuple[Variant | None, ...]) -> tuple[Variant, ...]:
 
 def fold_path(key: Array, path: str) -> Array:
     """A key for this path, the same whatever other paths there are."""
+    if not is_key(key) and getattr(key, "dtype", None) != jnp.uint32:
+        given = type_name(key) if hasattr(key, "dtype") else repr(key)
+        raise ValueError(f"a random key is needed, such as jax.random.key(0), not {given}")
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
