@@ -309,8 +309,9 @@ def adapt(
         raise ValueError(
             "targets maps patterns to variants: leave out variant, or add it to the mapping"
         )
-    also = [also_train] if isinstance(also_train, str) else also_train
-    if not isinstance(also, Iterable) or not all(isinstance(each, str) for each in also):
+    also = (also_train,) if isinstance(also_train, str) else also_train
+    also = tuple(also) if isinstance(also, Iterable) else (also,)
+    if not all(isinstance(each, str) for each in also):
         raise ValueError(f"also_train takes patterns (regular expressions), not {also_train!r}")
     if not isinstance(quantize, Mapping | None):
         raise ValueError(
@@ -322,4 +323,4 @@ def adapt(
             raise ValueError(
                 f"quantize: '{pattern}' must map to lj.NF4() or lj.Int8(), not {each!r}"
             )
-    return Adapted(forward, rules, tuple(also), storage)
+    return Adapted(forward, rules, also, storage)
