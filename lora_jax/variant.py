@@ -139,15 +139,15 @@ class Variant:
 
     def init(self, key: Array, base: Base) -> Factors:
         """The starting factors; at least float32, whatever the base's dtype."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define init")
 
     def weight(self, base: Base, factors: Factors) -> Array:
         """The definition: the dense (in, out) effective weight, in the dtype of the factors."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define weight")
 
     def count(self, shape: tuple[int, int]) -> int:
         """How many numbers are trained for an (in, out) matrix, beside shared ones."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define count")
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

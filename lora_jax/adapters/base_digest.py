@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax.files.arrays import type_name
+from lora_jax.files.arrays import is_key, type_name
 from lora_jax.files.canonical_json import canonical
 from lora_jax.files.checksum import checksum, hexadecimal
 from lora_jax.transform.placement import Frozen
@@ -31,14 +31,17 @@ class OtherBaseError(ValueError):
 def base_digests(frozen: Frozen) -> dict[str, str]:
     """A digest of sixteen digits for every frozen parameter, by its path.
 
+    The state of random generators (`random_state`) has none: another seed is not another base.
     Every process must call this. Empty if only the shapes of the base are known.
     """
     leaves = jax.tree.leaves(frozen.base)
     if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
         return {}
+    left_out = random_state(frozen.base)
     parts = {
         path: value if isinstance(value, Mapping) else {"": value}
         for path, value in frozen.base.items()
+        if path not in left_out
     }
     # Start all sums before waiting for the first.
     sums = {
@@ -49,6 +52,14 @@ def base_digests(frozen: Frozen) -> dict[str, str]:
         said = {n: [type_name(each), hexadecimal(sums[path][n])] for n, each in part.items()}
         digests[path] = hashlib.sha256(canonical(said).encode()).hexdigest()[:16]
     return digests
+
+
+def random_state(base: Mapping[str, Any]) -> set[str]:
+    """The paths of keys (`jax.random.key`), and of the counters that NNX keeps beside its keys."""
+    keys = {path for path, value in base.items() if is_key(value)}
+    beside = (path.rpartition("/") for path in keys)
+    counters = {f"{folder}{slash}count" for folder, slash, name in beside if name == "key"}
+    return keys | (counters & base.keys())
 
 
 def require_base(

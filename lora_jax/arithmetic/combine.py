@@ -17,7 +17,7 @@ from lora_jax.arithmetic.plain_lora import as_adapter
 from lora_jax.arithmetic.updates import Adapter, Factored, Update, in_float64, updates
 from lora_jax.methods.checks import require_rank
 from lora_jax.partition import select_paths
-from lora_jax.transform.placement import Frozen, Placement, Trainable
+from lora_jax.transform.placement import Frozen, Placement, Trainable, require_order
 from lora_jax.variant import Variant
 
 
@@ -75,10 +75,18 @@ def combine_adapters(
       ValueError: the bases differ, a setting cannot work, an update has no rank and none is given,
         or a parameter has different shapes.
     """
+    if not isinstance(adapters, Sequence) or any(
+        not isinstance(each, Sequence) or len(each) != 2 for each in adapters
+    ):
+        raise ValueError("adapters must be a list of (trainable, frozen), a pair for each adapter")
+    for trainable, frozen in adapters:
+        require_order(trainable, frozen)
     if not adapters:
         raise ValueError("there are no adapters to combine")
     usual = 0.5 if by == "interpolate" else 1.0
     weights = [usual] * len(adapters) if weights is None else weights
+    if np.ndim(weights) != 1:
+        raise ValueError(f"weights must be a list, a number for each adapter, not {weights!r}")
     if len(weights) != len(adapters):
         raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters")
     starts = start if isinstance(start, Sequence) else [start or {}] * len(adapters)

@@ -46,12 +46,13 @@ def clauses(variant: Variant) -> tuple[Clause, ...]:
     return CLAUSES if variant.adapts else (*OF_A_MODEL, *OF_TRAINING)
 
 
-def check(variant: Variant, *, checks: Sequence[str] | None = None) -> Report:
+def check(variant: Variant, *, checks: Sequence[str] | str | None = None) -> Report:
     """Check that a variant keeps the contract, in float64 and on the devices that there are.
 
     Args:
       variant: yours, for example `MyVariant(rank=4)`.
-      checks: the names of some clauses; all of them by default, and then `dot` is timed, too.
+      checks: the names of some clauses, or of one; all of them by default, and then `dot` is
+        timed, too.
 
     Returns:
       A table of the clauses, and how long `dot` takes beside the product with a dense weight.
@@ -60,6 +61,7 @@ def check(variant: Variant, *, checks: Sequence[str] | None = None) -> Report:
       ContractError: one line that names the first clause that is broken, and by how much.
       ValueError: an unknown name in `checks`.
     """
+    checks = [checks] if isinstance(checks, str) else checks
     names = [each.__name__ for each in CLAUSES]
     for name in checks or ():
         require_known(name, names, f"unknown clause '{name}'")

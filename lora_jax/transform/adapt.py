@@ -288,7 +288,8 @@ def adapt(
       targets: which weights: one or more patterns (regular expressions that match a whole path or
         its tail after a `/`), `lj.layers(pattern, slice)` for some layers, `"all-linear"` for every
         weight that activations are multiplied by except a tied or output embedding, or a mapping
-        of these to variants. The first key that matches a weight decides; None leaves it as it is.
+        of these to variants, without `variant`. The first key that matches a weight decides; None
+        leaves it as it is.
       also_train: patterns of parameters to train in full, for example a new head.
       quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), whether targets or
         not. The first pattern that matches decides. `init` refuses numbers that are not finite (or
@@ -304,7 +305,18 @@ def adapt(
             raise ValueError(f"{each!r} is not a variant; make one: variants.make('lora', rank=8)")
     if variant is None and not isinstance(targets, Mapping):
         raise ValueError("adapt needs a variant, or targets that map patterns to variants")
-    also = (also_train,) if isinstance(also_train, str) else tuple(also_train)
+    if variant is not None and isinstance(targets, Mapping):
+        raise ValueError(
+            "targets maps patterns to variants: leave out variant, or add it to the mapping"
+        )
+    also = (also_train,) if isinstance(also_train, str) else also_train
+    also = tuple(also) if isinstance(also, Iterable) else (also,)
+    if not all(isinstance(each, str) for each in also):
+        raise ValueError(f"also_train takes patterns (regular expressions), not {also_train!r}")
+    if not isinstance(quantize, Mapping | None):
+        raise ValueError(
+            f"quantize maps patterns to storages, {{'all-linear': lj.NF4()}}, not {quantize!r}"
+        )
     storage = tuple((quantize or {}).items())
     for pattern, each in storage:
         if not isinstance(each, Storage):

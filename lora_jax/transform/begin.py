@@ -50,7 +50,8 @@ def init_factors(
     base = dataclasses.replace(base_of(placement, value), seen=seen, original=original)
     keys = jax.random.split(key, use.stack_shape) if use.stack else key
     if not isinstance(placement.layers, tuple):
-        return over_stack(placement.variant.init, len(use.stack))(keys, base)
+        whole = over_stack(placement.variant.init, len(use.stack))(keys, base)
+        return _checked(placement.variant, whole)
     # Layers differ: their factors are made one by one, then stacked.
     like = aligned(placement.layers)
     remaining = iter(like)
@@ -58,10 +59,21 @@ def init_factors(
     for index, variant in enumerate(placement.layers):
         wanted = like[0] if variant is None else next(remaining)
         factors = over_stack(wanted.init, len(use.stack) - 1)(keys[index], _row(base, index))
+        factors = _checked(wanted, factors)
         if None in placement.layers:
             factors.constants["active"] = jnp.full(use.stack_shape[1:], variant is not None)
         each.append(factors)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _checked(variant: Variant, factors: Any) -> Factors:
+    """What a variant's `init` gave, if that is what it has to give."""
+    if not isinstance(factors, Factors):
+        given = type(factors).__name__
+        raise ValueError(
+            f"{type(variant).__name__}.init must give Factors(trainable, constants), not {given}"
+        )
+    return factors
 
 
 def _row(base: Base, index: int) -> Base:

@@ -10,6 +10,7 @@ from lora_jax.transform.layer_bias import effective_biases
 from lora_jax.transform.placement import (
     Frozen,
     Trainable,
+    require_order,
     warn_of_doubts,
     weight_of,
 )
@@ -20,6 +21,7 @@ def merged_parts(trainable: Trainable, frozen: Frozen) -> Parts:
 
     Adapted weights are of float32 at least. Warns if training seems to have left something out.
     """
+    require_order(trainable, frozen)
     warn_of_doubts(trainable, frozen)
     return _parts(trainable, frozen)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.files.arrays import is_key, type_name
 from lora_jax.partition import is_array
 from lora_jax.quantization.quantize import Quantized, Storage
 from lora_jax.transform import jaxprs, target_patterns
@@ -128,10 +129,23 @@ class AdaptedSpec:
 
 
 def require_order(trainable: Any, frozen: Any) -> None:
-    """Raise a ValueError unless these are what `init` gives, in its order."""
-    if not isinstance(frozen, Frozen) or isinstance(trainable, Frozen):
+    """Raise a ValueError unless these are what one `init` gives, in its order.
+
+    Only structures are compared, so that this costs a compiled program nothing.
+    """
+    if not isinstance(frozen, Frozen) or not isinstance(trainable, Mapping):
         given = f"{type(trainable).__name__}, {type(frozen).__name__}"
         raise ValueError(f"expected (trainable, frozen), in the order of `init`, got ({given})")
+    if lacking := [part for part in ("adapters", "params") if part not in trainable]:
+        raise ValueError(f"trainable has no '{lacking[0]}': give all of what `init` gives")
+    trained, fixed = trainable["adapters"].keys(), frozen.constants.keys()
+    for path in (*trained, *fixed):
+        if path not in trained or path not in fixed:
+            where = ("trainable", "frozen") if path in trained else ("frozen", "trainable")
+            raise ValueError(
+                f"'{path}' has an adapter in {where[0]} and none in {where[1]}: both must come "
+                "from one `init`"
+            )
 
 
 def settings_of(leaves: Mapping[str, Any]) -> tuple[tuple[str, type, Any], ...]:
@@ -227,6 +241,9 @@ def aligned(assigned: tuple[Variant | None, ...]) -> tuple[Variant, ...]:
 
 def fold_path(key: Array, path: str) -> Array:
     """A key for this path, the same whatever other paths there are."""
+    if not is_key(key) and getattr(key, "dtype", None) != jnp.uint32:
+        given = type_name(key) if hasattr(key, "dtype") else repr(key)
+        raise ValueError(f"a random key is needed, such as jax.random.key(0), not {given}")
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,9 +49,10 @@ def layers(pattern: str, which: slice | int) -> Layers:
     Layers are counted along the first stacked axis of a stacked weight, and otherwise by the first
     number in the path (`blocks/3/mlp/kernel`).
     """
-    if isinstance(which, slice):
-        return Layers(pattern, (which.start, which.stop, which.step))
-    return Layers(pattern, (which,))
+    parts = (which.start, which.stop, which.step) if isinstance(which, slice) else (which,)
+    if not all(isinstance(each, Integral) or (each is None and len(parts) == 3) for each in parts):
+        raise ValueError(f"layers('{pattern}', ...) takes an integer or a slice, not {which!r}")
+    return Layers(pattern, parts)
 
 
 def as_rules(variant: Variant | None, targets: Targets) -> tuple[Rule, ...]:
@@ -82,7 +84,8 @@ def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
     free = "free"
     for pattern, variant in rules:
         claimed = False
-        for path, which in _matching(pattern, uses).items():
+        whole = {path for path, slots in taken.items() if free not in slots}
+        for path, which in _matching(pattern, uses, whole).items():
             slots = taken.setdefault(path, [free] * _count(uses[path]))
             for index in which:
                 if slots[index] is free:
@@ -110,8 +113,11 @@ def _count(use: WeightUse) -> int:
     return use.stack_shape[0] if use.stack else 1
 
 
-def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
-    """The paths that a pattern selects, and the selected layers of each."""
+def _matching(pattern: Pattern, uses: Uses, taken: Collection[str]) -> dict[str, Sequence[int]]:
+    """The paths that a pattern selects, and the selected layers of each.
+
+    A path that earlier patterns have `taken` whole is passed over if it has no layer number.
+    """
     name = pattern if isinstance(pattern, str) else pattern.pattern
     if name != ALL_LINEAR:
         paths = select_paths([name], uses, "weight", [ALL_LINEAR])
@@ -120,7 +126,13 @@ def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
     if isinstance(pattern, str):
         return {path: range(_count(uses[path])) for path in paths}
     numbers = {path: _layer_number(path) for path in paths if not uses[path].stack}
-    deepest = max(numbers.values(), default=0) + 1
+    for path, number in numbers.items():
+        if number is None and path not in taken:
+            raise ValueError(
+                f"'{path}' is neither a stack of layers nor has a layer number in its path; to "
+                f"leave it out, map it to None before {pattern}"
+            )
+    deepest = max((each for each in numbers.values() if each is not None), default=0) + 1
     chosen: dict[str, Sequence[int]] = {}
     for path in paths:
         if uses[path].stack:
@@ -132,14 +144,10 @@ def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
     return chosen
 
 
-def _layer_number(path: str) -> int:
+def _layer_number(path: str) -> int | None:
     # A component that is a number (`blocks/3`), or else one that ends in it (`block_3`).
     number = re.search(r"(?:^|/)(\d+)(?:/|$)", path) or re.search(r"(\d+)(?:/|$)", path)
-    if number is None:
-        raise ValueError(
-            f"'{path}' is neither a stack of layers nor has a layer number in its path"
-        )
-    return int(number[1])
+    return None if number is None else int(number[1])
 
 
 @dataclasses.dataclass(frozen=True)

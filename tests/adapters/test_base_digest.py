@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lora_jax as lj
@@ -134,6 +135,43 @@ def test_quantised_weights_have_digests_of_their_own(tmp_path):
         lj.load_adapter(path, *made())
     with pytest.raises(OtherBaseError, match=SAID):
         lj.load_adapter(path, *made(quantize={"v": lj.Int8()}))
+
+
+class WithDropout(nnx.Module):
+    def __init__(self, kernels, masks):
+        self.up = nnx.Linear(8, 6, rngs=nnx.Rngs(kernels))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(masks))
+
+    def __call__(self, x):
+        return self.dropout(self.up(x))
+
+
+def with_dropout(kernels=0, masks=0, calls=0):
+    """An adapter of an NNX model that keeps a key and a count of its calls in train mode."""
+    model, x = WithDropout(kernels, masks), jnp.ones((2, 8))
+    for _ in range(calls):
+        model(x)
+    forward, params = lj.from_nnx(model)
+    trainable, frozen = lj.adapt(forward, LORA).init(jax.random.key(0), params, x)
+    return jax.tree.map(lambda leaf: leaf + 1, trainable), frozen
+
+
+def test_the_state_of_random_generators_is_no_part_of_a_base(tmp_path):
+    one, other = with_dropout(), with_dropout(masks=1, calls=2)
+    assert {"dropout/rngs/key", "dropout/rngs/count"} < one[1].base.keys()
+    assert base_digests(one[1]) == base_digests(other[1])
+    assert base_digests(one[1]).keys() == {"up/bias", "up/kernel"}
+    path = lj.save_adapter(tmp_path / "a", *one)
+    for adapter in (one, other):
+        loaded, *_ = lj.load_adapter(path, *adapter)
+        chex.assert_trees_all_equal(loaded, one[0])
+    trainable, frozen, _ = lj.combine_adapters([one, other], variants.make("lora"))
+    twice, once = (lj.distance.norms(each)["up/kernel"] for each in ((trainable, frozen), one))
+    assert 0 < 2 * once.update == pytest.approx(twice.update, rel=1e-5)
+    with pytest.raises(OtherBaseError, match="'up/kernel' has other"):
+        lj.load_adapter(path, *with_dropout(kernels=1))
+    no_counter = with_base(made()[1], count=np.ones(3, np.float32))
+    assert "count" in base_digests(no_counter)
 
 
 def test_a_file_of_an_earlier_version_is_loaded_onto_any_base(saved, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 import lora_jax as lj
 import variants
+from lora_jax.transform.merge_parts import merged_parts
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 6))
@@ -111,6 +112,32 @@ def test_the_order_of_trainable_and_frozen_is_said(name, tmp_path):
     with pytest.raises(ValueError, match=r"expected \(trainable, frozen\), .*got \(Frozen, dict\)"):
         calls[name](frozen, trainable)
     calls[name](trainable, frozen)
+
+
+@pytest.mark.parametrize("name", ["apply", "jitted", "merge", "merged_parts", "disable", "save"])
+def test_parts_of_two_inits_are_told_apart(name, tmp_path):
+    def made(targets):
+        adapted = lj.adapt(lambda p, x: x @ p["w"] @ p["v"], variants.make("lora", rank=2), targets)
+        return adapted, *adapted.init(KEY, {"w": W, "v": W.T}, X)
+
+    (adapted, one, frozen_one), (_, both, frozen_both) = made("w"), made(["w", "v"])
+    call = {
+        "apply": lambda *both: adapted.apply(*both, X),
+        "jitted": lambda *both: jax.jit(adapted.apply)(*both, X),
+        "merge": adapted.merge,
+        "merged_parts": merged_parts,
+        "disable": adapted.disable,
+        "save": lambda *both: lj.save_adapter(tmp_path / "adapter", *both),
+    }[name]
+    with pytest.raises(ValueError, match=r"^'v' has an adapter in trainable and none in frozen: b"):
+        call(both, frozen_one)
+    with pytest.raises(ValueError, match=r"^'v' has an adapter in frozen and none in trainable: b"):
+        call(one, frozen_both)
+    with pytest.raises(ValueError, match=r"^trainable has no 'adapters': give all of what"):
+        call(one["adapters"], frozen_one)
+    with pytest.raises(ValueError, match=r"^trainable has no 'params'"):
+        call({"adapters": one["adapters"]}, frozen_one)
+    call(one, frozen_one)
 
 
 def test_an_empty_weight_is_named():

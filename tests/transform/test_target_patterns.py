@@ -8,7 +8,7 @@ from jax import lax
 
 import lora_jax as lj
 from lora_jax.transform.target_patterns import SomeLayers
-from lora_jax.variant import Base
+from lora_jax.variant import Base, Variant
 from variants.head_only import HeadOnly
 from variants.lora import LoRA
 
@@ -178,8 +178,10 @@ def test_the_first_pattern_that_matches_decides():
 
 
 def test_targets_may_be_one_pattern_or_several():
-    for targets in ("head", ["head"], ("head",), {"head": LoRA(rank=1)}):
-        _, trainable, _ = init(stacked, STACKED, targets, LoRA(rank=1))
+    lora = LoRA(rank=1)
+    for targets in ("head", ["head"], ("head",), {"head": lora}):
+        variant = None if isinstance(targets, dict) else lora
+        _, trainable, _ = init(stacked, STACKED, targets, variant)
         assert list(trainable["adapters"]) == ["head"]
 
 
@@ -227,7 +229,17 @@ def test_the_summary_is_readable():
         (lj.layers("up", 5), {}, r"layers\('up', 5\): there are 5 layers"),
         (lj.layers("up", -6), {}, r"layers\('up', -6\): there are 5 layers"),
         (lj.layers("up", slice(7, 9)), {}, r"layers\('up', \[7:9.*\]\) selects no layer"),
-        (lj.layers("head", 0), {}, r"'head' is neither a stack of layers nor has a layer number"),
+        (
+            lj.layers("head", 0),
+            {},
+            r"'head' is neither a stack of layers nor .*, map it to None before layers\('head',",
+        ),
+        ({"up": LoRA(rank=2)}, {"variant": LoRA()}, "leave out variant, or add it to the mapping"),
+        ("up", {"quantize": lj.NF4()}, r"quantize maps patterns to storages, .*, not NF4\("),
+        ("up", {"quantize": "nf4"}, r"quantize maps patterns to storages, .*, not 'nf4'"),
+        ("up", {"also_train": None}, r"also_train takes patterns .*, not None"),
+        ("up", {"also_train": lj.layers("up", 0)}, r"also_train takes patterns .*, not Layers"),
+        ("up", {"also_train": [lj.layers("up", 0)]}, r"also_train takes patterns .*, not \[Lay"),
         (lj.layers("uq", 0), {}, r"'uq' matches no weight; nearest: 'layers/up'"),
         ("(", {}, r"'\(' is not a regular expression"),
         ("all_linear", {}, r"'all_linear' matches no weight; nearest: 'all-linear'"),
@@ -249,10 +261,51 @@ def test_the_summary_is_readable():
     ],
 )
 def test_bad_targets(targets, options, message):
-    options = {"variant": LoRA(rank=2), **options}
+    options = {"variant": None if isinstance(targets, dict) else LoRA(rank=2), **options}
     with pytest.raises(ValueError, match=message) as error:
         init(stacked, STACKED, targets, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("which", [[0, 1], range(2), None, 1.0, slice(0, 1.5)])
+def test_layers_are_a_number_or_a_slice(which):
+    with pytest.raises(ValueError, match=r"layers\('up', \.\.\.\) takes an integer or a slice"):
+        lj.layers("up", which)
+
+
+def test_layers_pass_over_what_earlier_patterns_have_taken():
+    """A head without a number may be left out; numbers of what is taken still count."""
+    lora = LoRA(rank=1)
+    rules = {"head": None, lj.layers("all-linear", slice(0, 1)): lora}
+    for forward, params, paths in (
+        (stacked, STACKED, {"layers/up", "layers/down"}),
+        (unrolled, UNROLLED, {"layers/0/up", "layers/0/down"}),
+    ):
+        _, trainable, _ = init(forward, params, rules)
+        assert set(trainable["adapters"]) == paths
+    rules = {"head": None, "4/up": None, lj.layers("all-linear", -1): lora}
+    _, trainable, _ = init(unrolled, UNROLLED, rules)
+    assert set(trainable["adapters"]) == {"layers/4/down"}
+
+
+@pytest.mark.parametrize("key", [0, None, np.zeros(2)])
+def test_what_is_no_key_is_refused(key):
+    adapted = lj.adapt(stacked, LoRA(rank=2), "up")
+    with pytest.raises(ValueError, match=r"a random key is needed, such as jax\.random\.key\(0\)"):
+        adapted.init(key, STACKED, X)
+
+
+def test_a_variant_that_lacks_something_is_named():
+    class Lacking(Variant):
+        def init(self, key, base):
+            return {"a": jnp.ones(3)}
+
+    params = {"w": normal(D, D)}
+    with pytest.raises(ValueError, match=r"'w': Lacking\.init must give Factors\(tr.*\), not dict"):
+        lj.adapt(lambda p, x: x @ p["w"], Lacking()).init(KEY, params, X)
+    for name, given in (("init", (KEY, None)), ("weight", (None, None)), ("count", ((2, 3),))):
+        with pytest.raises(NotImplementedError, match=f"^Variant must define {name}$"):
+            getattr(Variant(), name)(*given)
 
 
 def test_no_variant():
