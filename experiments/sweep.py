@@ -138,7 +138,7 @@ def _sweep() -> None:
         return
     launcher, found = str(_LAUNCHER.value), folder.known(_trials())
     if not _DRY_RUN.value:
-        # The workers need the devices; this process only traces shapes.
+        # The workers need the devices; this process traces shapes and reads texts.
         jax.config.update("jax_platforms", "cpu")
         launch.require(launcher, folder)
     machine = local.slots(_PROCESSES.value, len(found)) if launcher == "local" else []

@@ -96,8 +96,9 @@ def _say_what_is_not_done(config: RunConfig, record: Record, track: Track) -> No
         return
     if changed_data(config, record):
         print(
-            "the run had ended, and its data has changed since: it is not trained again; name "
-            "another --workdir to train on the new data"
+            "the run had ended, and is not trained again; its examples are not those of its files "
+            "now, which have changed or are split in another way: name another --workdir to train "
+            "on them"
         )
     if track.names:
         print(f"the run had ended: nothing is sent to {', '.join(track.names)}")

@@ -149,16 +149,17 @@ def one_of_each(runs: Sequence[Run]) -> list[Run]:
         different results.
     """
     chosen: dict[tuple[int, int], Run] = {}
-    for run in sorted(runs, key=lambda run: (run.number, not run.completed, str(run.folder))):
+    order = {"completed": 0, "diverged": 1}
+    for run in sorted(runs, key=lambda r: (order.get(r.record.status, 2), str(r.folder))):
         first = chosen.setdefault(run.number, run)
         ended = [r.record for r in (first, run) if r.record.status in ("completed", "diverged")]
         results = [(r.status, r.metrics_best, r.metrics_last) for r in ended]
         if results[1:] and results[0] != results[1]:
             raise ValueError(
                 f"{first.folder} and {run.folder} are the same run (seed {run.record.seed}) with "
-                "different results: keep one"
+                f"different results ({first.record.status}, {run.record.status}): keep one"
             )
-    return list(chosen.values())
+    return [chosen[number] for number in sorted(chosen)]
 
 
 def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:

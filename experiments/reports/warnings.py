@@ -115,7 +115,10 @@ def _of_method(method: Method) -> list[str]:
         others = sum(bool(each.of("development")) for each in method.settings)
         more = f" ({others} of its other settings have some)" if others else ""
         said.append(f"the chosen setting of {method.label} has no scored runs{more}")
-    if how := ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items()):
+    how = ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items())
+    if how and not method.scores():
+        said.append(f"no run of {method.label} completed, so it has no mean: {how}")
+    elif how:
         said.append(f"the mean of {method.label} leaves out runs that did not complete: {how}")
     if equal(scores := list(method.scores().values())):
         said.append(

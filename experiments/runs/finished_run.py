@@ -9,7 +9,7 @@ import lora_jax as lj
 from configs.settings import ClassifierConfig, RunConfig
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.from_config import make_any_task
+from experiments.setup.load import read_texts
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.files.tree_file import load_tree
 from lora_jax.models.published.location import locate
@@ -95,14 +95,15 @@ def require_adapter(folder: Path) -> None:
 
 
 def changed_data(config: RunConfig, record: run_record.Record) -> bool:
-    """Whether the files of one's own that a run has trained on are others by now.
+    """Whether a run's examples are not those that its files, where they are one's own, have now.
 
-    False where they are gone, as a run that has ended does not need them, and for shipped tasks.
+    False where files are gone, as a run that has ended does not need them, and for shipped tasks.
     """
     if config.data.source not in OWN_FILES:
         return False
     try:
-        return make_any_task(config).digest() != record.data_digest
+        with warnings.catch_warnings(action="ignore"):
+            return read_texts(config).task.digest() != record.data_digest
     except (ValueError, OSError):
         return False
 
@@ -121,6 +122,13 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
         warnings.warn(
             f"{record.config['model']['name']}: its config.json or its tokenizer has changed since "
             f"the run in {folder}; what the model computes here may differ from its scores",
+            stacklevel=2,
+        )
+    own = alone.data.source in OWN_FILES
+    if own and experiment.texts.task.digest() != record.data_digest:
+        warnings.warn(
+            f"the examples of the run in {folder} are not those of its files now: the files have "
+            "changed, or are split in another way; it may be scored on what it was trained on",
             stacklevel=2,
         )
     adapter = load_adapter(folder, experiment.trainable, experiment.frozen)

@@ -1,5 +1,6 @@
 """Check all trials before any of them starts, without loading weights."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,7 +81,9 @@ def check(config: RunConfig, once: Once) -> Loop:
         path, _ = from_config.make_start(config.start_from)
         once(path, tree_file.load_tree, path)
     new_tokens = config.generate.max_new_tokens if isinstance(config, TextConfig) else 0
-    once((config.data, config.model.name, new_tokens), _read_texts, config, task)
+    # The texts of one draw stand for those of others.
+    any_draw = dataclasses.replace(config.data, draw=0)
+    once((any_draw, config.model.name, new_tokens), _read_texts, config, task)
     return loop
 
 

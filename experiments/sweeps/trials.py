@@ -121,6 +121,7 @@ def integers(
 ) -> set[str]:
     """The keys of settings whose type is integer, set or not, in the config of the first values.
 
+    One that may be a fraction is none where a range has ends that are fractions.
     The values may choose the variant. Every trial has the drawn settings, so any trial will do.
     """
     row = own[0] | {a.key: a.texts[0] for a in axes if isinstance(a, sweep_flag.Values)}
@@ -128,8 +129,10 @@ def integers(
         config = _with_unset(_arguments(arguments, row))
     except ValueError as error:
         raise ValueError(f"{written(row)}: {_with_hint(error, arguments, row)}") from error
-    whole = {path for path in _paths(config) if get_type(path, config) is int}
-    return {f"config.{path}" for path in whole - variant_flags.fractions(config)}
+    whole = {f"config.{path}" for path in _paths(config) if get_type(path, config) is int}
+    ends = {a.key: (a.low, a.high) for a in axes if isinstance(a, sweep_flag.Range)}
+    fractions = {f"config.{path}" for path in variant_flags.fractions(config)}
+    return whole - {key for key in fractions & ends.keys() if any(end % 1 for end in ends[key])}
 
 
 def _with_unset(arguments: Sequence[str]) -> ConfigDict:

@@ -112,7 +112,10 @@ def words(text: str) -> list[str]:
     found: list[str] = []
     first = ""  # the first character of the word that goes on; empty between words
     for char in unicodedata.normalize("NFC", text.lower()):
-        kind = unicodedata.category(char)[0]
+        kind = unicodedata.category(char)
+        if kind == "Cf":  # joiners and soft hyphens, within words
+            continue
+        kind = kind[0]
         if kind in "LN" and (not first or _SPACELESS.match(first) or _SPACELESS.match(char)):
             found.append(char)
             first = char

@@ -129,8 +129,8 @@ def _matching(pattern: Pattern, uses: Uses, taken: Collection[str]) -> dict[str,
     for path, number in numbers.items():
         if number is None and path not in taken:
             raise ValueError(
-                f"'{path}' is neither a stack of layers nor has a layer number in its path; to "
-                f"leave it out, map it to None before {pattern}"
+                f"'{path}' is neither a stack of layers nor has a layer number in its path; name "
+                f"it without layers, or leave it out: {{'{path}': None, {pattern}: variant}}"
             )
     deepest = max((each for each in numbers.values() if each is not None), default=0) + 1
     chosen: dict[str, Sequence[int]] = {}

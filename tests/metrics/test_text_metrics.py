@@ -102,6 +102,10 @@ def test_rouge_l_by_hand_and_as_published():
     found = rouge_l([text, "a b"], [["nothing", target], ["c d"]])
     assert found.value == pytest.approx(100 * f1 / 2)
     assert found.signature.startswith("rougeL|f1|best|stemmer:no|tok:unicode|version:")
+    assert words("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 co\u00adop") == [
+        "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645",
+        "coop",
+    ]  # a joiner and a soft hyphen are within words
 
 
 @given(st.text(st.characters(max_codepoint=127)), st.text(st.sampled_from("aB 1_-\n")))

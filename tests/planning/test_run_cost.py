@@ -51,7 +51,7 @@ def test_a_step_has_the_flops_and_the_traffic_that_xla_counts(name, flags, traff
     FLOPs are of products alone, and of a head with two outputs.
     """
     # As on the machine of the benchmark.
-    monkeypatch.setattr("experiments.setup.experiment.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("experiments.setup.forward_pass.multiplies_bfloat16", lambda: True)
     path = ROOT / "experiments" / "results" / "bench" / "train.json"
     groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
     (facts,) = [each["facts"]["ours"] for each in groups if each["name"] == f"minilm, {name}"]

@@ -184,6 +184,8 @@ def test_a_setting_that_may_be_a_fraction_takes_one(text, epochs):
 def test_fractions_of_a_config_are_drawn():
     drawn = made("config.train.epochs=uniform:0.5:3", arguments=[SMOKE], trials=4)
     assert all(trial.config.train.epochs % 1 for trial in drawn)
+    drawn = made("config.train.epochs=uniform:1:4", arguments=[SMOKE], trials=3)
+    assert not any(trial.config.train.epochs % 1 for trial in drawn)
     given = made("config.train.epochs=0.5,2", arguments=[SMOKE])
     assert [trial.config.train.epochs for trial in given] == [0.5, 2]
 

@@ -232,7 +232,7 @@ def test_the_summary_is_readable():
         (
             lj.layers("head", 0),
             {},
-            r"'head' is neither a stack of layers nor .*, map it to None before layers\('head',",
+            r"'head' is neither a stack of layers nor .*leave it out: {'head': None, layers\(",
         ),
         ({"up": LoRA(rank=2)}, {"variant": LoRA()}, "leave out variant, or add it to the mapping"),
         ("up", {"quantize": lj.NF4()}, r"quantize maps patterns to storages, .*, not NF4\("),
