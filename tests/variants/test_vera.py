@@ -49,7 +49,8 @@ def setup(targets=".*", dtype=jnp.float64, **options):
     """The model with its matrices adapted, and trainables away from their start."""
     params = check.random_like({n: jnp.zeros(shape, dtype) for n, shape in SHAPES.items()}, 0)
     x = check.random_like(jnp.zeros((3, 8), dtype), 1)
-    adapted = lj.adapt(forward, VeRA(rank=RANK), targets, **options)
+    variant = None if isinstance(targets, dict) else VeRA(rank=RANK)
+    adapted = lj.adapt(forward, variant, targets, **options)
     trainable, frozen = init(adapted, KEY, params, x)
     moved = jax.tree.map(np.add, trainable, check.random_like(trainable, 2))
     return adapted, params, x, trainable, moved, frozen
