@@ -79,13 +79,11 @@ _CONFIG = flags.DEFINE_string(
 _DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothing is timed.")
 
 _OF_SWEEPS = (_SIZES, _TRIALS, _STEPS, _EXECUTIONS)
-_OF_SUITES = (_SUITE, _AGAINST, _CASES, _TURNS, _SIZE, _OUT, *_OF_SWEEPS, _CONFIG)
-"""The flags that --documents would ignore."""
 
 
 def bench() -> None:
     if _DOCUMENTS.value:
-        cli.refuse_ignored(_OF_SUITES, "--documents times nothing")
+        cli.refuse_all_but((_DOCUMENTS,), "--documents times nothing")
         marked_documents.update(_DOCUMENTS.value, tables.fill)
         return
     if _SUITE.value != "sweep":

@@ -135,6 +135,14 @@ def refuse_ignored(ignored: Sequence[flags.FlagHolder[Any]], why: str) -> None:
             raise ValueError(f"--{flag.name} would be ignored: {why}")
 
 
+def refuse_all_but(used: Sequence[flags.FlagHolder[Any]], why: str) -> None:
+    """As `refuse_ignored`, for all flags of the command but those that are used."""
+    names = {flag.name for flag in used}
+    for flag in own_flags(flags.FLAGS, sys.argv[0]):
+        if flag.present and flag.name not in names:
+            raise ValueError(f"--{flag.name} would be ignored: {why}")
+
+
 def out_folder(text: str) -> Path:
     """The folder that --out names.
 

@@ -69,24 +69,10 @@ _DOCUMENTS = flags.DEFINE_list(
     "documents", [], f"{marked_documents.HELP} They are of the committed studies."
 )
 
-_OF_RUNS = (
-    _RESULTS,
-    _FORMAT,
-    _OUT,
-    _TABLE,
-    _SIZE,
-    _REFERENCE,
-    _VARIES,
-    _FIGURES,
-    _RESAMPLES,
-    _SEED,
-)
-"""The flags that --documents would ignore."""
-
 
 def report() -> None:
     if _DOCUMENTS.value:
-        cli.refuse_ignored(_OF_RUNS, "--documents writes what committed studies found")
+        cli.refuse_all_but((_DOCUMENTS,), "--documents writes what committed studies found")
         marked_documents.update(_DOCUMENTS.value, study_blocks.fill)
         return
     if _RESULTS.value is None:

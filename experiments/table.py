@@ -34,7 +34,7 @@ _DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 def show() -> None:
     results = Path(str(_RESULTS.value))
     if _DOCUMENTS.value:
-        cli.refuse_ignored((_TABLE, _FORMAT, _MODEL, _SIZE), "--documents writes whole tables")
+        cli.refuse_all_but((_DOCUMENTS, _RESULTS), "--documents writes whole tables")
         make = functools.partial(render_table, results=results, form="markdown")
         marked_documents.update(
             _DOCUMENTS.value, lambda text: marked_documents.fill_blocks(text, "table", make)

@@ -21,6 +21,8 @@ import pytest
         ("power", ["--sd=0.6"], "--reference=dora", "it goes with --results"),
         ("power", ["--sd=0.6"], "--size=smoke", "it goes with --results"),
         ("bench", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
+        ("bench", ["--documents=README.md"], "--config=configs/glue.py", "--documents times no"),
+        ("report", ["--documents=README.md"], "--results=runs", "--documents writes what committ"),
         ("methods", ["--documents=README.md"], "--format=csv", "the tables in documents are in Ma"),
     ],
 )
