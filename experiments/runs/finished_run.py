@@ -17,8 +17,6 @@ from lora_jax.records import run_record
 from lora_jax.suggest import nearest_path
 
 ADAPTER = "adapter.safetensors"
-OWN_FILES = ("files", "alpaca")
-"""The sources whose files are one's own."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,11 +93,12 @@ def require_adapter(folder: Path) -> None:
 
 
 def changed_data(config: RunConfig, record: run_record.Record) -> bool:
-    """Whether a run's examples are not those that its files, where they are one's own, have now.
+    """Whether a run's examples are not those that the files of its config have now.
 
-    False where files are gone, as a run that has ended does not need them, and for shipped tasks.
+    False where files are gone, as a run that has ended does not need them, and where the config
+    names none.
     """
-    if config.data.source not in OWN_FILES:
+    if not config.data.files.get("train"):
         return False
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -124,8 +123,8 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
             f"the run in {folder}; what the model computes here may differ from its scores",
             stacklevel=2,
         )
-    own = alone.data.source in OWN_FILES
-    if own and experiment.texts.task.digest() != record.data_digest:
+    named = alone.data.files.get("train")
+    if named and experiment.texts.task.digest() != record.data_digest:
         warnings.warn(
             f"the examples of the run in {folder} are not those of its files now: the files have "
             "changed, or are split in another way; it may be scored on what it was trained on",

@@ -11,6 +11,7 @@ from text_runs import config, followed, own_scores
 
 import lora_jax as lj
 from experiments.runs import generated_texts, predictions, run
+from experiments.runs.finished_run import changed_data, open_run
 from experiments.runs.how import How
 from experiments.setup.experiment import build
 from lora_jax.models.published.decoders import load_decoder
@@ -152,3 +153,19 @@ def test_a_misspelt_metric_of_texts_ends_before_training(places):
         build(config(places, data__template="caht"))
     with pytest.raises(ValueError, match=r"unknown model.remat 'layer'; nearest: 'layers'"):
         build(config(places, model__remat="layer"))
+
+
+def test_instructions_that_changed_after_a_run_are_noticed(places, tmp_path):
+    """The record has the digest of prompts in the form of the chat template."""
+    file, folder = tmp_path / "own.json", tmp_path / "run"
+    entries = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(8)]
+    file.write_text(json.dumps(entries))
+    own = {"data__source": "alpaca", "data__template": "chat", "data__validation": 2}
+    settings = config(places, **own, data__files__train=str(file), generate__samples=0)
+    record = run.run(settings, folder, audit=False)
+    assert not changed_data(settings, record)
+    open_run(folder, record)  # warns of nothing, as warnings are errors here
+    file.write_text(json.dumps([*entries, {"instruction": "Say more.", "output": "more"}]))
+    assert changed_data(settings, record)
+    with pytest.warns(UserWarning, match="are not those of its files now"):
+        open_run(folder, record)
