@@ -242,10 +242,13 @@ def _wanted(state: TrialState) -> bool:
 
 
 def _how(halving: int = 0) -> How:
-    retry = bool(_RETRY.value)
-    track = jobs.tracked(_folder(), track_flag.wanted())
-    given = _EXECUTION.value, retry, audit_flag.wanted(), halving, track
-    return How(*given)  # type: ignore[arg-type]
+    return How(
+        execution=_EXECUTION.value,  # type: ignore[arg-type]
+        retry=bool(_RETRY.value),
+        audit=audit_flag.wanted(),
+        halving=halving,
+        track=jobs.tracked(_folder(), track_flag.wanted()),
+    )
 
 
 def _finish(view: View, folder: SweepFolder) -> None:

@@ -63,7 +63,13 @@ def worker() -> None:
     halving = int(_HALVING.value or 0)
     with process_error.written(folder.error(names[0])):
         track = jobs.tracked(folder, track_flag.wanted())
-        how = How(_EXECUTION.value, retry, audit, halving, track)  # type: ignore[arg-type]
+        how = How(
+            execution=_EXECUTION.value,  # type: ignore[arg-type]
+            retry=retry,
+            audit=audit,
+            halving=halving,
+            track=track,
+        )
         folder.require(names)  # an unknown name is an error before any training
         announce()
         completed = jobs.work(folder, names, how, wait=_LOCK_WAIT.value)

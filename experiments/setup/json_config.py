@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.settings import ClassifierConfig, TextConfig, fields_of
+from configs.settings import fields_of
+from experiments.setup.config import kind_of
 from lora_jax.files import json_text
 
 
@@ -28,8 +29,7 @@ def read(path: str) -> ConfigDict:
     content = json_text.read_object(Path(path))
     if not {"experiment", "seed", "model", "data", "variant"} <= content.keys():
         raise ValueError(f"'{path}' is not the config of a run, such as config.json in its folder")
-    kind = TextConfig if "generate" in content else ClassifierConfig
-    hints = {name: hint for name, (_, hint) in fields_of(kind).items()}
+    hints = {name: hint for name, (_, hint) in fields_of(kind_of(content)).items()}
     return ConfigDict(_typed(content, hints))
 
 

@@ -51,7 +51,7 @@ _OF_PYTHON = {
     r"invalid literal for int\(\) with base 10: .*": "expected a whole number, such as 8",
     r"\('Non-boolean argument to boolean flag', .*": "expected true or false",
     r"could not convert string to float: .*": "expected a number, such as 3e-4",
-    r"Failed to parse .* as a ConfigDict: .*": "it is a section, whose settings have flags",
+    r"Failed to parse .* as a ConfigDict: .*": "it is a section, not a setting",
     r"The flag 'config\..*' is defined twice.*": "two --config flags are given: leave one out",
 }
 """Errors of Python in a flag's text, and what they mean."""
@@ -134,6 +134,9 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             if str(error).startswith(f"flag --{name}={text}: "):
                 section, dot, path = name.partition(".")
                 kind = config_path.get_type(path, values[section].value) if dot else None
+                if kind is ConfigDict:
+                    first = first_setting(config_path.get_value(path, values[section].value))
+                    said += f"; nearest: --{name}.{first}"
                 raise FlagValueError(said, name, text, kind is ConfigDict) from error
         raise ValueError(said) from error
 
@@ -162,6 +165,11 @@ def settings_of(section: Mapping[str, Any] | ConfigDict, prefix: str = "") -> di
         nested = isinstance(value, Mapping | ConfigDict)
         found |= settings_of(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
+
+
+def first_setting(section: ConfigDict) -> str:
+    """The setting of a section that a flag of the whole section most likely means."""
+    return "name" if "name" in section else next(iter(section))
 
 
 def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

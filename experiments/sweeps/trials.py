@@ -15,7 +15,7 @@ from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
 from experiments.setup import config_errors, json_config, variant_flags
 from experiments.setup.config import parse
-from experiments.setup.read_config import FlagValueError, read_config
+from experiments.setup.read_config import FlagValueError, first_setting, read_config
 from experiments.setup.suggested import fill
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.trial_names import labels_of, name_of
@@ -251,7 +251,7 @@ def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str
 def _no_setting(arguments: Sequence[str], key: str) -> str:
     """A message that a key is a section, and which setting or argument may be meant."""
     section: Any = get_value(key.removeprefix("config."), read_config(arguments))
-    near = f"{key}.{'name' if 'name' in section else next(iter(section))}"
+    near = f"{key}.{first_setting(section)}"
     argument = key.rpartition(".")[2]
     try:
         read_config(_arguments(arguments, {argument: ""}))

@@ -50,7 +50,8 @@ def test_what_is_no_config_file(monkeypatch, arguments, said):
         (["--config=configs/glue.py:tusk=rte"], "config argument 'tusk=rte': expected .*"),
         (
             ["--config=configs/glue.py", "--config.variant=dora"],
-            "flag --config.variant=dora: it is .*",
+            "flag --config.variant=dora: it is a section, not a setting; "
+            "nearest: --config.variant.name",
         ),
         (
             ["--config=configs/glue.py", "--config=configs/glue.py", "--config.seed=1"],
