@@ -232,10 +232,6 @@ def _method(
     phase = "held_out" if held else "development"
     tried = tuple(each for each in settings if each.of(phase) or each.lost(phase))
     chosen = best([(each, each.of(phase)) for each in tried])
-    if chosen is None and len(tried) == 1:
-        # Where nothing else was tried, runs that all diverged are its result.
-        (only,) = tried
-        chosen = only if any(r.record.status == "diverged" for r in only.of(phase)) else None
     scored = "held_out" if held_out else "development"
     chosen_on = "held-out" if phase != scored else "scored"
     if sum(bool(each.of(phase)) for each in tried) <= 1:
@@ -259,7 +255,10 @@ def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
     """The setting with the best mean score, the first if several are equal; None without scores.
 
     A setting that diverged with any seed ranks below all that did not. Other failures do not count.
+    A single setting needs no score if it diverged: nothing is chosen among others.
     """
+    if len(tried) == 1 and any(run.record.status == "diverged" for run in tried[0][1]):
+        return tried[0][0]
     ranks = []
     for setting, runs in tried:
         if scores := [score for _, score in saved_scores(runs)]:

@@ -107,7 +107,7 @@ def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
     if abs(mean) <= 1e-9 * max(abs(task.mean) for task in tasks):
         mean = 0.0  # but for roundings
     errors = [task.error for task in tasks if task.error is not None]
-    flat = any(each.error == 0 != each.mean and each.n < TRUSTED for each in tasks)
+    flat = any(each.error == 0 and each.mean and each.n < TRUSTED for each in tasks)
     if len(errors) < len(tasks) or (flat and any(errors)):
         return MeanDifference(mean, None, 0.0, fewest)
     df = degrees([error**2 for error in errors], [task.n for task in tasks])

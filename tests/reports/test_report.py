@@ -294,6 +294,17 @@ def test_a_method_without_a_completed_run_has_no_rate(study):
     assert rates[2] == NONE and is_numeric(rates)  # so it is sorted by number
 
 
+def test_a_method_whose_runs_all_diverged_has_a_setting_and_no_mean(tmp_path):
+    for seed in range(2):
+        planted(tmp_path / f"lora{seed}", "lora", seed, LABELS, wrong(0.2, seed), rate=1e-3)
+        how = {"status": "diverged", "best_step": None}
+        planted(tmp_path / f"dora{seed}", "dora", seed, LABELS, wrong(0.5, seed), rate=1e-3, **how)
+    assert methods(tmp_path)["dora"].chosen is not None
+    found = said(tmp_path)
+    assert "No run of DoRA completed, so it has no mean: 2 diverged." in found
+    assert "leaves out" not in found
+
+
 def test_equal_scores_have_no_interval(study):
     for seed in range(3):
         shutil.rmtree(study / "vera" / str(seed))

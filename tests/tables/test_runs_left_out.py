@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+import types
 
 import pytest
 from fake_records import write
 from rendered_tables import markdown, notes
 
+from experiments.analysis import collect_runs
 from experiments.tables import config_tables
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import seal
@@ -41,6 +43,24 @@ def test_copies_are_one_run_and_contradictions_an_error(base):
     write(results / "moved", "lora_table2", arg, {"accuracy": 0.5})
     with pytest.raises(ValueError, match=r"are the same run \(seed 0\) with different results"):
         markdown("lora_table2", results)
+    shutil.rmtree(results / "moved")
+    how = {"status": "diverged", "best_step": None}
+    write(results / "moved", "lora_table2", arg, {"accuracy": 0.5}, **how)
+    with pytest.raises(ValueError, match=r"different results \(completed, diverged\): keep one"):
+        markdown("lora_table2", results)
+
+
+def test_a_run_that_diverged_counts_before_one_that_failed():
+    """Whatever their folders are called."""
+
+    def run(status, folder):
+        record = types.SimpleNamespace(status=status, metrics_best={}, metrics_last={}, seed=0)
+        return types.SimpleNamespace(number=(0, 0), folder=folder, record=record)
+
+    for folders in (("a", "b"), ("b", "a")):
+        both = [run("failed", folders[0]), run("diverged", folders[1])]
+        (kept,) = collect_runs.one_of_each(both)
+        assert kept.record.status == "diverged"
 
 
 def test_a_failed_attempt_with_other_settings_is_left_out(base):

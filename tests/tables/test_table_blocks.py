@@ -5,7 +5,7 @@ from fake_records import write
 from rendered_tables import markdown, notes
 
 from experiments.analysis import published
-from experiments.analysis.labels import natural
+from experiments.analysis.labels import natural, told_apart
 from experiments.tables import config_tables
 
 
@@ -128,6 +128,12 @@ def test_names_are_in_order_of_their_numbers():
     ]
     rates = ["rate_2e-4_ratio_4", "rate_1e-5_ratio_16", "rate_1e-5_ratio_4"]
     assert natural(rates) == [rates[2], rates[1], rates[0]]
+
+
+def test_names_that_several_keys_share_are_told_apart():
+    names = {"lora": "LoRA", "one.mine": "Mine", "two.mine": "Mine"}
+    told = {"lora": "LoRA", "one.mine": "Mine (one.mine)", "two.mine": "Mine (two.mine)"}
+    assert told_apart(names) == told
 
 
 def test_every_table_renders_before_anything_is_run(tmp_path):
