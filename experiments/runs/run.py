@@ -205,8 +205,9 @@ def _build(
         try:
             if loaded is None and say is not None and processes.writes():
                 texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
-                several = any(configs[each].data != config.data for each in numbers)
-                say(data_line.describe(config, texts) + " (of the first trial)" * several)
+                line = data_line.describe(config, texts)
+                alike = all(configs[each].data == config.data for each in numbers)
+                say(line if alike else f"{line} (of the first trial)")
                 if config.model.products and not multiplies_bfloat16():
                     say(NO_GAIN)
             with explained(config):

@@ -107,15 +107,15 @@ def words(text: str) -> list[str]:
 
     A word is a run of letters and digits, with their combining marks. In scripts without spaces
     between words (Chinese characters, kana, Thai, Lao, Burmese, Khmer), each character is a word.
-    Everything else separates words.
+    Joiners and soft hyphens are left out. Everything else separates words.
     """
     found: list[str] = []
     first = ""  # the first character of the word that goes on; empty between words
     for char in unicodedata.normalize("NFC", text.lower()):
-        kind = unicodedata.category(char)
-        if kind == "Cf":  # joiners and soft hyphens, within words
+        category = unicodedata.category(char)
+        if category == "Cf":  # joiners and soft hyphens, within words
             continue
-        kind = kind[0]
+        kind = category[0]
         if kind in "LN" and (not first or _SPACELESS.match(first) or _SPACELESS.match(char)):
             found.append(char)
             first = char

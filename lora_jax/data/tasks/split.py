@@ -40,11 +40,11 @@ def stratified_split(
 
     Two texts are the same if `key` returns the same for both. A text (or pair) that occurs more
     than once stays in the rest, so no text is in both parts and the held-out part has no
-    duplicates. Both parts keep the order of `examples`,
-    and depend only on the examples and the seed. With `choices` above 1, this many consecutive
-    examples are one question: `size` counts questions, and a question's class is the index of its
-    right choice. `names` are those of the classes, for messages. Raises `ValueError` for labels
-    that are not classes, and `TooFewError` for a size that the classes cannot fill.
+    duplicates. Both parts keep the order of `examples`, and depend only on the examples and the
+    seed. With `choices` above 1, this many consecutive examples are one question: `size` counts
+    questions, and a question's class is the index of its right choice. `names` are those of the
+    classes, for messages. Raises `ValueError` for labels that are not classes, and `TooFewError`
+    for a size that the classes cannot fill.
     """
     labels = examples.labels
     if labels is None or labels.dtype.kind != "i":
