@@ -16,10 +16,10 @@ from commands import ROOT
 
 import lora_jax as lj
 import variants
-from configs import glue, own_data
+from configs import glue
 from configs.settings import ModelSettings
 from experiments.runs import memory_line, run
-from experiments.runs.finished_run import changed_data, open_run
+from experiments.runs.finished_run import open_run
 from experiments.runs.group import Alone
 from experiments.setup import from_config
 from experiments.setup.config import parse
@@ -382,18 +382,6 @@ def test_an_ended_run_whose_adapter_is_lost_is_not_called_complete(
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert said.startswith(f"error: --workdir={workdir}: its run has ended, but ")
     assert str(adapter) in said and said.endswith("; train it again in a new folder")
-
-
-def test_files_that_have_changed_since_a_run_ended_are_noticed(tmp_path):
-    file = tmp_path / "own.csv"
-    file.write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(8)))
-    config = parse(own_data.get_config(f"train={file},held_out=2,size=smoke").to_dict())
-    record = types.SimpleNamespace(data_digest=from_config.make_any_task(config).digest())
-    assert not changed_data(config, record)
-    file.write_text(file.read_text() + "one more,1\n")
-    assert changed_data(config, record)
-    file.unlink()  # which a run that has ended does not need
-    assert not changed_data(config, record)
 
 
 @pytest.mark.slow

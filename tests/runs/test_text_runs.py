@@ -169,3 +169,5 @@ def test_instructions_that_changed_after_a_run_are_noticed(places, tmp_path):
     assert changed_data(settings, record)
     with pytest.warns(UserWarning, match="are not those of its files now"):
         open_run(folder, record)
+    file.unlink()  # which a run that has ended does not need
+    assert not changed_data(settings, record)
