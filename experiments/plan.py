@@ -41,6 +41,7 @@ from experiments.planning.topologies import (
     prepare,
     topology,
 )
+from experiments.plurals import count
 from experiments.setup.config import parse
 from experiments.tables import table_cost
 from lora_jax.sharding.mesh import mesh_sizes
@@ -129,7 +130,7 @@ def cost() -> None:
 
 
 def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:
-    kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
+    kind, rows = found.topology.kind, f"{count(found.rows, 'row')} a shard"
     console.print()
     least = topology_search.smallest(config, found, say)
     if least is None:

@@ -26,6 +26,7 @@ from experiments import cli, marked_documents
 from experiments.analysis import collect_runs, recorded_runs, select_runs, unfinished_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
+from experiments.plurals import count
 from experiments.reports import file, origin, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.studies import adherence
@@ -162,7 +163,7 @@ def apart(lost: Sequence[unfinished_runs.Unfinished]) -> list[str]:
     """A note on the runs without a record that belong to no contest; nothing if there are none."""
     if not lost:
         return []
-    runs = f"{len(lost)} {'run' if len(lost) == 1 else 'runs'}"
+    runs = count(len(lost), "run")
     folders = ", ".join(str(each.folder) for each in lost[:3]) + ", ..." * (len(lost) > 3)
     return [f"{runs} without a record, and no run with the same settings has one: {folders}"]
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from configs.settings import RunConfig, fields_of, free_names
 from experiments.analysis.recorded_runs import Run
+from experiments.plurals import agree, count
 from lora_jax.files.canonical_json import canonical
 
 
@@ -72,16 +73,13 @@ def elsewhere(runs: Iterable[Run], size: str) -> str:
     """The end of an error message: the number of completed runs of other sizes, or nothing."""
     completed = [run.study.size for run in runs if run.completed]
     sizes = Counter(other for other in completed if other != size)
-    said = [
-        f"{count} {'run' if count == 1 else 'runs'} of --size={other}"
-        for other, count in sorted(sizes.items())
-    ]
-    return f"; there {'is' if [*sizes.values()] == [1] else 'are'} {', '.join(said)}" * bool(said)
+    said = [f"{count(number, 'run')} of --size={other}" for other, number in sorted(sizes.items())]
+    return f"; there {agree(sizes.total(), 'is', 'are')} {', '.join(said)}" * bool(said)
 
 
-def left_out(count: int, why: str) -> str:
+def left_out(number: int, why: str) -> str:
     """A note on runs that are left out; empty if there are none."""
-    return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""
+    return f"{count(number, 'run')} left out: {why}" if number else ""
 
 
 def without_strays(runs: Sequence[Run], settings: Callable[[Run], Mapping[str, str]]) -> list[Run]:

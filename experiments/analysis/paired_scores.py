@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from experiments.analysis.choose_methods import Contest, Method
+from experiments.plurals import agree
 
 Number = tuple[int, int]
 """A seed and its draw of the examples."""
@@ -47,7 +48,8 @@ def scored(method: Method, metric: str) -> Scored:
         said = f"{_seeds(lost)} diverged and left no score, so it has no number"
         return Scored(method.key, method.label, {}, (said,))
     if diverged:
-        notes.append(f"{_seeds(diverged)} diverged and {_count(diverged)} with the last score")
+        they = agree(len(diverged), "counts", "count")
+        notes.append(f"{_seeds(diverged)} diverged and {they} with the last score")
     failed = [run.number for run in method.runs if run.record.status == "failed"]
     if failed:
         notes.append(f"{_seeds(failed)} failed")
@@ -101,8 +103,4 @@ def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
 
 def _seeds(numbers: Iterable[Number]) -> str:
     seeds = [str(seed) for seed, _ in sorted(numbers)]
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
-
-
-def _count(numbers: Mapping[Number, object]) -> str:
-    return "counts" if len(numbers) == 1 else "count"
+    return f"{agree(len(seeds), 'seed', 'seeds')} {', '.join(seeds)}"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from experiments.distributed import processes
+from experiments.plurals import count
 from lora_jax.sharding import memory
 
 
@@ -29,7 +30,7 @@ def described(devices: Sequence[Any], process_count: int = 1) -> str:
     if devices[0].platform == "cpu":
         room, cores = memory.host_memory(), len(os.sched_getaffinity(0))
         free = "" if room is None else f", {memory.size(room)} of memory are available"
-        said = f"{_count(len(devices), 'CPU device')} on {_count(cores, 'core')}{free}"
+        said = f"{count(len(devices), 'CPU device')} on {count(cores, 'core')}{free}"
     else:
         kinds = Counter(each.device_kind for each in devices)
         rooms = {each.device_kind: room for each in devices if (room := _bytes(each))}
@@ -49,7 +50,3 @@ def _bytes(device: Any) -> int | None:
     if device.process_index != jax.process_index():
         return None
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

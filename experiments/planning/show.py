@@ -5,6 +5,7 @@ from rich.table import Table
 
 from experiments.planning.memory_fit import Fit
 from experiments.planning.topologies import GIB
+from experiments.plurals import count
 from lora_jax.compiled.collectives import by_kind
 from lora_jax.sharding.mesh import AXES
 
@@ -30,7 +31,7 @@ def heading(found: Fit) -> str:
     compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
     return "\n".join(
         (
-            f"{chosen}: {chosen.devices} device{'s' * (chosen.devices > 1)} of "
+            f"{chosen}: {count(chosen.devices, 'device')} of "
             f"{chosen.capacity / GIB:.2f} GiB, compiled {compiled}",
             f"mesh: {mesh}",
             f"batch: {rows(found)}",
@@ -43,8 +44,8 @@ def rows(found: Fit) -> str:
     shards = found.mesh[0] * found.mesh[1]
     batch = found.rows * shards * found.accumulate
     times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
-    parts = f"{shards} shard{'s' * (shards > 1)} by data x fsdp"
-    each = f"{found.rows} row{'s' * (found.rows > 1)} a shard, {parts}{times}"
+    parts = f"{count(shards, 'shard')} by data x fsdp"
+    each = f"{count(found.rows, 'row')} a shard, {parts}{times}"
     own = ""
     if found.asked not in (0, batch):
         own = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from configs.settings import RunConfig
 from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.topologies import Topology, listed
+from experiments.plurals import count
 
 MOST_SIMULATED = 64
 """The most devices that a search simulates."""
@@ -65,7 +66,7 @@ def largest_batch(
         if least - best <= 1:
             break
         rows = _next(fits, best, least, misses)
-        say(f"compiling with {rows} row{'s' * (rows > 1)} a shard")
+        say(f"compiling with {count(rows, 'row')} a shard")
         found = fit(config, known.topology, known.mesh, rows)
         if found.fits:
             fits[rows], misses = found, 0

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.analysis.choose_methods import Contest
+from experiments.plurals import agree, count
 from lora_jax.records.run_record import Record
 
 VERSIONS = ("lora_jax", "jax", "jaxlib", "python")
@@ -35,10 +36,11 @@ class Origin:
         elif at or self.date:
             made.append((f"{when}{at}.", ""))
         if self.runs:
-            of = f"{self.runs} {'run' if self.runs == 1 else 'runs'}"
+            of = count(self.runs, "run")
             more = f" and {len(self.run_commits) - MOST} more"
             commits = ", ".join(self.run_commits[:MOST]) + more * (len(self.run_commits) > MOST)
-            where = f" at commit{'s' * (len(self.run_commits) > 1)} {commits}" if commits else ""
+            noun = agree(len(self.run_commits), "commit", "commits")
+            where = f" at {noun} {commits}" * bool(commits)
             versions = [
                 f"{name} {' and '.join(own)}" for name, own in self.run_versions.items() if own
             ]

@@ -12,6 +12,7 @@ from experiments.analysis.gains import Gains, gains
 from experiments.analysis.labels import method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
+from experiments.plurals import agree, count
 from experiments.reports import findings
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
@@ -100,9 +101,8 @@ def _caveat(kept: Adherence) -> str:
 
 
 def _left_out(kept: Adherence) -> str:
-    count = len(kept.left_out)
-    is_are = "is" if count == 1 else "are"
-    return f"{_count(count, 'run')} {is_are} not as registered and left out"
+    out = len(kept.left_out)
+    return f"{count(out, 'run')} {agree(out, 'is', 'are')} not as registered and left out"
 
 
 def _kept(kept: Adherence) -> Iterator[str]:
@@ -138,20 +138,17 @@ def _of_bounds(compared: Gains, others: Mapping[str, str]) -> Iterator[str]:
         above = [others[key] for key, bound in bounds.items() if bound >= compared.margin]
         yield (
             f"The largest one-sided upper bound of a gain over {compared.reference} is "
-            f"{bounds[largest]:+z.2f}, of {others[largest]}. Of {_count(len(bounds), 'bound')}, "
-            f"{len(above)} {'is' if len(above) == 1 else 'are'} the margin or more"
+            f"{bounds[largest]:+z.2f}, of {others[largest]}. Of {count(len(bounds), 'bound')}, "
+            f"{len(above)} {agree(len(above), 'is', 'are')} the margin or more"
             f"{': ' * bool(above)}{', '.join(above)}."
         )
     if without := [label for key, label in others.items() if key not in bounds]:
+        has = agree(len(without), "has", "have")
         yield (
-            f"{_count(len(without), 'method')} of {len(others)} {_has(without)} no upper bound "
+            f"{count(len(without), 'method')} of {len(others)} {has} no upper bound "
             f"over all tasks: {', '.join(without)}. Nothing is shown about the bounds of all "
             "methods."
         )
-
-
-def _has(names: Sequence[str]) -> str:
-    return "has" if len(names) == 1 else "have"
 
 
 def _of_methods(compared: Gains) -> Iterator[str]:
@@ -172,19 +169,19 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
         yield "The order of methods is not resampled: too few have scores of the same seeds."
         return
     shares = [
-        f"{_share(share)} of pairs of sets of {size} {'seed' if size == 1 else 'seeds'}"
+        f"{_share(share)} of pairs of sets of {count(size, 'seed')}"
         for size in (1, 3)
         if 2 * size <= seeds
         for share in [rank_stability.disjoint(known.scores, size)]
     ]
     yield (
         f"Two sets of these {seeds} seeds that share none agree on which of {methods} methods has "
-        f"the best mean over {_count(len(own), 'task')}: in {' and '.join(shares)}."
+        f"the best mean over {count(len(own), 'task')}: in {' and '.join(shares)}."
     )
     resampled = rank_stability.stability(known.scores, range(1, seeds + 1))
     whole = resampled[-1].with_another
     enough = rank_stability.settles(resampled)
-    repeats = f"from {_count(enough, 'seed')} on" if enough else f"with none of up to {seeds} seeds"
+    repeats = f"from {count(enough, 'seed')} on" if enough else f"with none of up to {seeds} seeds"
     yield (
         f"With resampled seeds, the whole order repeats in {whole.order:.0%} and the first place "
         f"in {whole.first:.0%} of pairs of studies of {seeds} seeds; the first place repeats in "
@@ -214,7 +211,3 @@ def _share(found: rank_stability.Share) -> str:
 def _first(lines: Sequence[str]) -> str:
     more = f"; and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
     return "; ".join(lines[:SHOWN]) + more
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

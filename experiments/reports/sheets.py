@@ -15,6 +15,7 @@ from experiments.analysis import (
     significance,
 )
 from experiments.analysis.choose_methods import Contest, Method, Setting
+from experiments.plurals import count
 from experiments.tables.cells import NONE, score_text
 from experiments.tables.text_formats import Sheet
 
@@ -126,7 +127,7 @@ def _method_row(method: Method, metric: str) -> list[str]:
         (spent and parameters.text(spent.parameters)) or NONE,
         chosen,
         CHOSEN_ON[method.chosen_on],
-        f"{settings} ({runs} {'run' if runs == 1 else 'runs'})",
+        f"{settings} ({count(runs, 'run')})",
         not_completed(method.settings) or "0",
         NONE if spent is None else f"{spent.seconds:.0f}",
         NONE if spent is None else f"{spent.memory / 2**30:.2f} GiB",
@@ -225,7 +226,7 @@ def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sh
         own = counts.get(key, {})
         cells = [NONE if o == key else text(own.get(o, Counter())) for o in labels]
         rows.append([label, text(sum(own.values(), Counter())), *cells])
-    size = f"{len(contests)} {'contest' if len(contests) == 1 else 'contests'}"
+    size = count(len(contests), "contest")
     name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart)"
     return Sheet(
         f"{name}, in the family of all pairs, {size}", ["method", "all", *labels.values()], rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from experiments.plurals import agree, count
 from experiments.reports.findings import Finding, Findings
 
 MOST_NAMES = 6
@@ -27,11 +28,11 @@ def _decided(found: Findings) -> str:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
     methods = len(found.methods) + len(found.absent)
     to_compare = "to compare" if found.absent else "compared"
-    begin = f"Of {_count(methods, 'method')} {to_compare} with {found.reference} {where}"
+    begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
     parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
     parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
     if absent := len(found.absent):
-        has = "has" if absent == 1 else "have"
+        has = agree(absent, "has", "have")
         parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
     said = _list([part for part in parts if part])
     return f"{begin}, with {_seeds(found)}, {said}.{_no_margin(found)}"
@@ -49,8 +50,8 @@ def _of_tasks(found: Findings) -> str:
     """The sentence where each task was decided by itself."""
     said = [verdict for each in found.methods for verdict in each.verdict_of_task.values()]
     begin = (
-        f"In {_count(len(said), 'comparison')} with {found.reference} "
-        f"({_count(len(found.methods), 'method')} on {len(found.tasks)} tasks), with "
+        f"In {count(len(said), 'comparison')} with {found.reference} "
+        f"({count(len(found.methods), 'method')} on {len(found.tasks)} tasks), with "
         f"{_seeds(found)}"
     )
     parts = [f"{said.count('better')} found the other method better"]
@@ -63,11 +64,10 @@ def _of_tasks(found: Findings) -> str:
 def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:
     if not names:
         return {"better": "none is better", "worse": "none is worse"}.get(verdict, "")
-    is_are = "is" if len(names) == 1 else "are"
     what = verdict
     if verdict == "equivalent" and margin is not None:
         what = f"equivalent within ±{_points(margin)}"
-    text = f"{len(names)} {is_are} {what}"
+    text = f"{len(names)} {agree(len(names), 'is', 'are')} {what}"
     if verdict != "undecided" and len(names) <= MOST_NAMES:
         text += f" ({', '.join(names)})"
     return text
@@ -88,11 +88,7 @@ def _no_margin(found: Findings) -> str:
 
 def _seeds(found: Findings) -> str:
     fewest, most = found.seeds
-    return _count(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun if number == 1 else f'{noun}s'}"
+    return count(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
 
 
 def _list(texts: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import statuses
 from experiments.analysis.halved_runs import any_stopped
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
+from experiments.plurals import count
 from experiments.reports.sheets import equal, machines
 
 
@@ -28,7 +29,7 @@ def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
         steps = method.steps if stopped else 0
         budgets.setdefault((*method.budget, steps), []).append(method.label)
     if len(budgets) > 1:
-        texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
+        texts = [f"{_budget(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
         said.append(f"budgets differ: {'; '.join(texts)}")
     lost = [text for method in contest.methods if (text := _lost_text(method))]
     if lost:
@@ -87,7 +88,7 @@ def _other_settings_seen(contest: Contest) -> list[str]:
             }
             if total := sum(counts.values()):
                 rates = ", ".join(f"{rate:g}" for rate in counts)
-                seen.append(f"{method.label} {total} {'run' if total == 1 else 'runs'} ({rates})")
+                seen.append(f"{method.label} {count(total, 'run')} ({rates})")
     if not seen:
         return []
     return [
@@ -128,10 +129,9 @@ def _of_method(method: Method) -> list[str]:
     return said
 
 
-def _count(settings: int, runs: int, steps: int) -> str:
+def _budget(settings: int, runs: int, steps: int) -> str:
     """A budget; its steps are 0 where they go without saying, as all runs have as many."""
-    first = "setting" if settings == 1 else "settings"
-    said = f"{settings} {first} in {runs} {'run' if runs == 1 else 'runs'}"
+    said = f"{count(settings, 'setting')} in {count(runs, 'run')}"
     return f"{said} of {steps:,} steps together" if steps else said
 
 

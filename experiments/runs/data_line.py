@@ -3,6 +3,7 @@
 import numpy as np
 
 from configs.settings import RunConfig
+from experiments.plurals import agree
 from experiments.setup.task_and_model import Texts
 from lora_jax import data
 
@@ -59,7 +60,7 @@ def _cut(config: RunConfig, texts: Texts) -> str:
     count = len(task.train) + sum(map(_rows, parts.values()))
     limit = f"config.data.max_length {own}" if own <= most else f"the model's limit of {most}"
     where = ", at the beginning of the prompt" if isinstance(task, data.TextTask) else ""
-    are = "is" if cut == 1 else "are"
+    are = agree(cut, "is", "are")
     return f"; {cut:,} of {count:,} texts {are} cut to {limit} tokens{where}"
 
 

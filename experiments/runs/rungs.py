@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.plurals import agree
 from lora_jax.records import sealed_file
 from lora_jax.training.loop_settings import Loop
 
@@ -96,7 +97,7 @@ class Decision:
         """Why a trial was taken out."""
         score = self.scores[number]
         got = "no score" if score is None else f"{metric} {score:.4g}"
-        go = "goes" if self.kept == 1 else "go"
+        go = agree(self.kept, "goes", "go")
         return (
             f"at rung {rung + 1}, step {self.step}: {got}, place {self.place(number)} of "
             f"{len(self.scores)}; {self.kept} {go} on"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
+from experiments.plurals import count
 from experiments.runs.how import USUAL, How
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
@@ -46,11 +47,11 @@ def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> 
     programs = groups([trial.config for trial in trials])
     parts = [1] * len(programs)
     while size is None and sum(parts) < min(workers, len(trials)):
-        largest = [len(each) / count for each, count in zip(programs, parts, strict=True)]
+        largest = [len(each) / pieces for each, pieces in zip(programs, parts, strict=True)]
         parts[largest.index(max(largest))] += 1
     jobs: list[Job] = []
-    for numbers, count in zip(programs, parts, strict=True):
-        ends = [len(numbers) * part // count for part in range(count + 1)]
+    for numbers, pieces in zip(programs, parts, strict=True):
+        ends = [len(numbers) * part // pieces for part in range(pieces + 1)]
         if size:
             ends = [*range(0, len(numbers), size), len(numbers)]
         jobs += [[trials[n] for n in numbers[a:b]] for a, b in itertools.pairwise(ends)]
@@ -60,9 +61,9 @@ def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> 
 def no_job(jobs: Sequence[Job], part: tuple[int, int]) -> str:
     """The message for a shard that has no job."""
     trials = sum(map(len, jobs))
-    one = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     hint = "; see --per_job" if trials > len(jobs) else ""
-    return f"shard {part[0]}/{part[1]} has no job: {one} of {trials} trials in all{hint}"
+    of = f"{count(len(jobs), 'job')} of {trials} trials"
+    return f"shard {part[0]}/{part[1]} has no job: {of} in all{hint}"
 
 
 def shard(jobs: Sequence[Job], part: tuple[int, int] | None) -> list[Job]:

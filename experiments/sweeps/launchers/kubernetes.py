@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from experiments.plurals import count
 from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import job_list, jobs
 from experiments.sweeps.folder import SweepFolder
@@ -84,9 +85,8 @@ def write(
     path = folder.path / "kubernetes" / f"{name}.yaml"
     text = yaml.safe_dump(manifest(name, len(todo), pods, options), sort_keys=False)
     write_atomically(path, text.encode())
-    count = "1 job" if len(todo) == 1 else f"{len(todo)} jobs"
     return [
-        f"wrote {path}: {count} of {sum(map(len, todo))} trials",
+        f"wrote {path}: {count(len(todo), 'job')} of {sum(map(len, todo))} trials",
         f"kubectl apply -f {path}",
         "the same command with --dry_run tells how far they are",
     ]

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, process_error
 from experiments.sweeps.file_lock import locked
@@ -79,9 +80,9 @@ def described(machine: Sequence[Slot]) -> str:
     """What the processes compute on, in one line: `2 processes, with GPU 0, GPU 1`."""
     gpus = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in machine if slot.environment]
     shares = sorted({len(slot.cores) for slot in machine})
-    cores = f"{' or '.join(map(str, shares))} {'core' if shares == [1] else 'cores'} each"
+    cores = f"{' or '.join(map(str, shares))} {agree(max(shares), 'core', 'cores')} each"
     what = ", ".join(f"GPU {each}" for each in dict.fromkeys(gpus)) or cores
-    return f"{len(machine)} {'process' if len(machine) == 1 else 'processes'}, with {what}"
+    return f"{count(len(machine), 'process', 'processes')}, with {what}"
 
 
 def _devices() -> tuple[str, int]:
