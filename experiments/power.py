@@ -24,9 +24,15 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import collect_runs, power, recorded_runs, select_runs, significance
+from experiments.analysis import (
+    collect_runs,
+    comparable,
+    power,
+    recorded_runs,
+    select_runs,
+    significance,
+)
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.analysis.labels import heading
 from experiments.analysis.seed_noise import noise
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
@@ -112,11 +118,11 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     """
     runs = recorded_runs.find(folder)
     sized, notes = select_runs.select(runs, _TABLE.value, _SIZE.value)
+    comparable.require_settings_of(_VARIES.value, sized)
     notes += adherence.elsewhere(known, sized)
     sized, left = adherence.as_registered(folder, sized, runs)
-    names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
-    if made := contests(sized, names, varies):
+    if made := contests(sized, config_tables.titles(), varies):
         return made, [*notes, *left]
     others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
@@ -132,9 +138,9 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     labels = {method.key: method.label for contest in made for method in contest.methods}
     require_known(reference, labels, f"no method --reference={reference}")
     # The noise of scores on held-out examples is not that of the scores that a study compares.
-    tuned = [heading(each.task) for each in made if each.held_out and protocol]
+    tuned = [each.task_title for each in made if each.held_out and protocol]
     found = {
-        contest.task: noise(contest, reference)
+        contest.task_title: noise(contest, reference)
         for contest in made
         if not (contest.held_out and protocol)
     }
@@ -145,16 +151,15 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         raise ValueError(f"no method has two seeds in common with {labels[reference]}")
     asked = _question(protocol, len(protocol.rows if protocol else labels) - 1)
     rows = [
-        Row(heading(each.task), power.Design((each.sd,)), each.seeds, each.pairing.ratio)
-        for each in known
+        Row(each.task, power.Design((each.sd,)), each.seeds, each.pairing.ratio) for each in known
     ]
-    constant = [heading(each.task) for each in known if each.sd == 0]
+    constant = [each.task for each in known if each.sd == 0]
     if len(known) > 1 and not constant:
         design = power.Design(tuple(each.sd for each in known))
         rows.append(Row("mean over tasks", design, min(each.seeds for each in known)))
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
     lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
-    missing = [heading(task) for task, each in found.items() if each is None]
+    missing = [task for task, each in found.items() if each is None]
     lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []
     lines += [f"Tuned, but not scored yet: {', '.join(tuned)}"] if tuned else []
     if constant:

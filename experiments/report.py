@@ -23,7 +23,13 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, marked_documents
-from experiments.analysis import collect_runs, recorded_runs, select_runs, unfinished_runs
+from experiments.analysis import (
+    collect_runs,
+    comparable,
+    recorded_runs,
+    select_runs,
+    unfinished_runs,
+)
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.plurals import count
@@ -81,6 +87,9 @@ def report() -> None:
     out = None if _OUT.value is None else Path(_OUT.value)
     if out is not None:
         file.require_replaceable(out, _FORMAT.value)
+    pictures = None if _FIGURES.value is None else Path(_FIGURES.value)
+    if pictures is not None and pictures.is_file():
+        raise ValueError(f"--figures={pictures} is a file: name a folder")
     folder = Path(str(_RESULTS.value))
     lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
     found = recorded_runs.find(folder)
@@ -103,8 +112,8 @@ def report() -> None:
     )
     start = Path.cwd() if out is None else out.parent
     text = document.render(_FORMAT.value, notes, _origin(made), start)
-    if _FIGURES.value is not None:
-        document.write_pictures(Path(_FIGURES.value))
+    if pictures is not None:
+        document.write_pictures(pictures)
     if out is None:
         print(text, end="")
         return
@@ -137,12 +146,12 @@ def compared(
     """
     own, notes = select_runs.select(found, table, size)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
+    comparable.require_settings_of(varies, own)
     kept = adherence.of_folder(folder, own, found)
     notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
-    names = {name: table["rows"] for name, table in config_tables.tables().items()}
     varies = [*varies, *config_tables.varied({run.study.table for run in own})]
-    if made := contests(own, names, varies, lost):
+    if made := contests(own, config_tables.titles(), varies, lost):
         return made, kept, notes
     others = collect_runs.elsewhere(found, size)
     if departures := [said for each in kept for said in each.departures]:

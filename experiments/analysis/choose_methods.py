@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from configs.settings import RunConfig
 from experiments.analysis import collect_runs, comparable
-from experiments.analysis.labels import heading, in_order, method, told_apart
+from experiments.analysis.labels import UNTITLED, Titles, in_order, method, told_apart
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import OF_ANY, Run, mean_score, require_settings
 from experiments.analysis.unfinished_runs import Unfinished
@@ -111,6 +111,7 @@ class Contest:
     table: str
     model: str
     task: str
+    task_title: str
     metric: str
     held_out: bool
     """Whether scores are on held-out training examples, as no run has the development set."""
@@ -120,7 +121,7 @@ class Contest:
 
     @property
     def title(self) -> str:
-        return f"{MODEL_TITLES.get(self.model, self.model)}, {heading(self.task)} ({self.table})"
+        return f"{MODEL_TITLES.get(self.model, self.model)}, {self.task_title} ({self.table})"
 
 
 def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
@@ -135,14 +136,14 @@ def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
 
 def contests(
     runs: Iterable[Run],
-    names: Mapping[str, Mapping[str, str]],
+    titles: Mapping[str, Titles],
     varies: Sequence[str] = (),
     unfinished: Sequence[Unfinished] = (),
 ) -> list[Contest]:
     """Group runs into contests by study, model and task.
 
     Args:
-      names: for each study, the labels of its rows by key, in order.
+      titles: for each study, those of its rows, in order, and of its columns.
       varies: settings that a study varies besides the sections `comparable.VARIED`, such as
         `train.batch_size`.
       unfinished: runs without a record; one belongs to a contest if it differs from the contest's
@@ -178,10 +179,13 @@ def contests(
             ours = fixed(same[0].config)
             mine = [each for each in lost if each.config and fixed(each.config) == ours]
             lost = [each for each in lost if each not in mine]
-            known = names.get(table, {})
+            known = titles.get(table, UNTITLED)
+            title = known.column(task)
             held_out = all(run.held_out for run in same)
-            methods = _methods(same, mine, known, varies, held_out)
-            made.append(Contest(table, model, task, metrics.pop(), held_out, methods, tuple(mine)))
+            methods = _methods(same, mine, known.rows, varies, held_out)
+            made.append(
+                Contest(table, model, task, title, metrics.pop(), held_out, methods, tuple(mine))
+            )
     return made
 
 

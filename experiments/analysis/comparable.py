@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from configs.settings import RunConfig
+from configs.settings import RunConfig, fields_of
 from experiments.analysis import collect_runs
 from experiments.analysis.recorded_runs import Run
 from experiments.analysis.unfinished_runs import Unfinished
+from lora_jax.suggest import require_known
 
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings may vary."""
@@ -50,6 +51,15 @@ def varied_and_fixed(
         elif key not in BESIDE:
             fixed[key] = value
     return varied, fixed
+
+
+def require_settings_of(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Raise a ValueError if `--varies` has a name that is no setting of the runs."""
+    kinds = {type(run.config) for run in runs}
+    known = {name for kind in kinds for name in fields_of(kind)}
+    known |= {name for run in runs for name in collect_runs.settings_of(run.config)}
+    for name in names:
+        require_known(name, known, f"--varies={name}: no run has this setting")
 
 
 def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:

@@ -113,6 +113,7 @@ def gains(
         contest.task: {m.key: scored(m, contest.metric) for m in contest.methods}
         for contest in contests
     }
+    titles = {contest.task: contest.task_title for contest in contests}
     every = {key: each.label for methods in by_task.values() for key, each in methods.items()}
     known, notes = [], []
     for task, methods in by_task.items():
@@ -120,17 +121,18 @@ def gains(
         if own is not None and own.scores:
             known.append(task)
         said = ("has no scored run",) if own is None else own.notes
-        notes += [f"{every[reference]} on {task}: {each}" for each in said]
+        notes += [f"{every[reference]} on {titles[task]}: {each}" for each in said]
     found = []
     for key, label in every.items():
         if key == reference:
             continue
         differences, own = _differences({task: by_task[task] for task in known}, key, reference)
+        said = [f"{titles[task]}: {each}" for task, each in own]
         if differences:
-            found.append(_Method(key, label, differences, own))
+            found.append(_Method(key, label, differences, said))
         else:
             notes += [f"{label} has no number on any task"] if known else []
-            notes += [f"{label} on {each}" for each in own]
+            notes += [f"{label} on {each}" for each in said]
     made = _judged(found, len(tasks or known), margin, level, tests)
     return Gains(
         every[reference], reference, margin, level, tuple(known), tuple(made), tuple(notes)
@@ -151,16 +153,16 @@ class _Method:
 
 def _differences(
     by_task: Mapping[str, Mapping[str, Scored]], key: str, reference: str
-) -> tuple[dict[str, MeanDifference], list[str]]:
-    """A method's differences from the reference on each task, and notes that begin with a task."""
+) -> tuple[dict[str, MeanDifference], list[tuple[str, str]]]:
+    """A method's differences from the reference on each task, and notes, each with its task."""
     differences, notes = {}, []
     for task, methods in by_task.items():
         if key not in methods:
-            notes.append(f"{task}: has no scored run")
+            notes.append((task, "has no scored run"))
             continue
         ours, theirs, said = common(methods[key], methods[reference])
         own = methods[key].notes + ((said,) if methods[key].scores and said else ())
-        notes += [f"{task}: {each}" for each in own]
+        notes += [(task, each) for each in own]
         if len(ours):
             differences[task] = over_seeds(ours, theirs)
     return differences, notes

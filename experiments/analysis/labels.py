@@ -1,5 +1,6 @@
 """Readable names: the headings of columns, the names of methods, and both in natural order."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,6 +8,21 @@ from collections.abc import Iterable, Mapping
 import variants
 from configs.common_tasks import STORAGES, TITLES, stored
 from lora_jax.variant import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Titles:
+    """What the rows and the columns of a table are called, by key."""
+
+    rows: Mapping[str, str]
+    columns: Mapping[str, str]
+
+    def column(self, key: str) -> str:
+        """The title of a column, or the usual heading of its key."""
+        return self.columns.get(key) or heading(key)
+
+
+UNTITLED = Titles({}, {})
 
 
 def heading(name: str) -> str:

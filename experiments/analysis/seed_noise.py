@@ -35,7 +35,7 @@ def noise(contest: Contest, reference: str) -> Noise | None:
     deviations = [_deviation(first, second) for first, second in known]
     seeds = [len(first) for first, _ in known]
     return Noise(
-        task=contest.task,
+        task=contest.task_title,
         methods=len(known),
         seeds=min(seeds),
         sd=power.pooled(deviations, [n - 1 for n in seeds]),

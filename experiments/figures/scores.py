@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from configs import common_tasks
 from experiments.analysis import parameters as counted, score_check
 from experiments.analysis.collect_runs import Summary, collect, elsewhere, summarise
-from experiments.analysis.labels import heading, in_order, method, natural
+from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, scale
 from experiments.analysis.select_runs import select
@@ -80,11 +80,13 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         model, _, column = run.place
         held = "held-out" * run.held_out
         groups.setdefault((run.study.table, model, column, held), []).append(run)
-    made, known = [], config_tables.tables()
+    made, known, titles = [], config_tables.tables(), config_tables.titles()
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
         if metrics:
-            title = f"{MODEL_TITLES.get(model, model)}, {heading(column)}"
+            title = (
+                f"{MODEL_TITLES.get(model, model)}, {titles.get(table, UNTITLED).column(column)}"
+            )
             title += f", {held} training examples" if held else ""
             shown = known.get(table) or common_tasks.table(table)
             made.append(Panel(title, natural(metrics)[0], tuple(own), shown))

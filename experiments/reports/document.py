@@ -138,8 +138,10 @@ class Document:
             registered = any(contest.table == each.title for each in self.studies)
             shown.append(reference_sheet(contest, own, self.family, registered))
         links = [] if start is None else [folders.links(contest, start)]
+        several = len({(each.table, each.model) for each in self.made}) > 1
+        title = contest.title if several else contest.task_title
         drawn = _plots(contest, own, self.size) if form == "html" else ()
-        return html_page.Section(contest.title, said, self._sized(shown), drawn, links)
+        return html_page.Section(title, said, self._sized(shown), drawn, links)
 
     def _gains(self, found: Findings, form: str) -> html_page.Section:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""

@@ -218,7 +218,7 @@ def _of_pairs(pairs: Sequence[tuple[Pair, str]], several: bool) -> list[Finding]
     for pair, verdict in pairs:
         test = pair.tests.get(pair.decided_by) or next(filter(None, pair.tests.values()), None)
         if test is not None:
-            task = heading(pair.contest.task)
+            task = pair.contest.task_title
             task += f", {pair.contest.model}" if several else ""
             estimates.setdefault(pair.first.label, {})[task] = _estimate(test, pair.common)
             said.setdefault(pair.first.label, {})[task] = OF_PAIR[verdict]

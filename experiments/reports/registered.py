@@ -9,7 +9,7 @@ from configs import common_tasks
 from experiments.analysis import pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gains, gains
-from experiments.analysis.labels import method, told_apart
+from experiments.analysis.labels import UNTITLED, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
@@ -40,7 +40,8 @@ def of_study(kept: Adherence) -> findings.Findings:
     protocol, name = kept.registered.protocol, kept.registered.study
     shown = config_tables.tables().get(name) or common_tasks.table(name)
     labels = told_apart({row: shown["rows"].get(row) or method(row) for row in protocol.rows})
-    made = contests(kept.counted, {name: labels}, config_tables.varied([name]))
+    titles = dataclasses.replace(config_tables.titles().get(name, UNTITLED), rows=labels)
+    made = contests(kept.counted, {name: titles}, config_tables.varied([name]))
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     compared = None
     if known:
@@ -69,7 +70,7 @@ def of_study(kept: Adherence) -> findings.Findings:
         level=protocol.level,
         unit=" and ".join(sorted(units)) or "points",
         notes=notes,
-        headings={task: title for title, task, _ in shown["columns"]},
+        headings=titles.columns,
         tasks=len(protocol.columns),
     )
     asked = findings.questions(shown["questions"], said, protocol.reference)

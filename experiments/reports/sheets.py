@@ -210,14 +210,14 @@ def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sh
             (pair.first, pair.second, verdict),
             (pair.second, pair.first, turned.get(verdict, verdict)),
         ):
-            count = counts.setdefault(one.key, {}).setdefault(other.key, Counter())
-            count[own] += 1
+            told = counts.setdefault(one.key, {}).setdefault(other.key, Counter())
+            told[own] += 1
             if own:
-                count[pairwise.MARKS.get(pair.decided_by, "")] += 1
+                told[pairwise.MARKS.get(pair.decided_by, "")] += 1
 
-    def text(count: Counter[str]) -> str:
-        three = [count["win"], count["tie"], count["loss"]]
-        marked = [f"{count[mark]}{mark}" for mark in pairwise.MARKS.values() if count[mark]]
+    def text(told: Counter[str]) -> str:
+        three = [told["win"], told["tie"], told["loss"]]
+        marked = [f"{told[mark]}{mark}" for mark in pairwise.MARKS.values() if told[mark]]
         less = f" ({', '.join(marked)})" if marked else ""
         return "-".join(map(str, three)) + less if sum(three) else "not measured"
 

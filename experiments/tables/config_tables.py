@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
 from experiments.analysis import collect_runs, published, recorded_runs, score_check, select_runs
+from experiments.analysis.labels import Titles
 from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill as filled
@@ -34,6 +36,16 @@ def tables() -> dict[str, Mapping[str, Any]]:
     """The `TABLE` of each config by name: how to show its runs (`configs.common_tasks.table`)."""
     modules = {name: importlib.import_module(each) for name, each in config_modules().items()}
     return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
+
+
+def titles() -> dict[str, Titles]:
+    """What each config's table calls its rows and columns; one of several metrics has no title."""
+    found = {}
+    for name, table in tables().items():
+        count = Counter(column for _, column, _ in table["columns"])
+        columns = {key: title for title, key, _ in table["columns"] if count[key] == 1}
+        found[name] = Titles(table["rows"], columns)
+    return found
 
 
 def varied(names: Collection[str]) -> list[str]:

@@ -175,4 +175,6 @@ def csv_lines(heads: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(each, each) for each in text)
+    """The text with its symbols escaped, and a minus sign before a negative number."""
+    escaped = "".join(LATEX.get(each, each) for each in text)
+    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", "$-$", escaped)

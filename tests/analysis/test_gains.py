@@ -114,7 +114,7 @@ def test_only_common_seeds_count_and_missing_ones_are_said():
     late = {"dora": [run(3, 87.0), run(1, 82.0)]}
     _, methods = of([contest("cola", {"lora": [80.0, 81, 82, 85], "dora": []}, late)])
     assert methods["dora"].by_task["cola"].mean == 1.5 and methods["dora"].over_tasks.n == 2
-    assert methods["dora"].notes == ("cola: 2 of 4 seeds in common",)
+    assert methods["dora"].notes == ("CoLA: 2 of 4 seeds in common",)
     one = of([contest("cola", {"lora": [80.0, 81], "dora": [81.0]})])[1]["dora"]
     assert one.by_task["cola"].low is one.adjusted is one.equivalent is None
     assert one.verdict == "undecided"
@@ -125,7 +125,7 @@ def test_a_diverged_run_counts_with_its_last_score():
     runs = {"dora": [run(2, 50.0, "diverged")]}
     _, methods = of([contest("cola", scores, runs)])
     assert methods["dora"].by_task["cola"].mean == pytest.approx((1 + 1 - 32) / 3)
-    assert methods["dora"].notes == ("cola: seed 2 diverged and counts with the last score",)
+    assert methods["dora"].notes == ("CoLA: seed 2 diverged and counts with the last score",)
 
 
 def test_a_diverged_run_without_a_score_leaves_the_method_without_a_number():
@@ -137,20 +137,20 @@ def test_a_diverged_run_without_a_score_leaves_the_method_without_a_number():
     own = methods["dora"]
     assert list(own.by_task) == ["mrpc"] and own.over_tasks.p < 0.001
     said = "seeds 2, 3 diverged and left no score, so it has no number"
-    assert own.notes == (f"cola: {said}",)
+    assert own.notes == (f"CoLA: {said}",)
     # It is in no family, so there the other one is alone.
     assert own.adjusted is own.equivalent is None and own.verdict == "undecided"
     assert methods["vera"].adjusted == methods["vera"].over_tasks.p
     found, methods = of([contest("cola", scores, runs)])
     assert list(methods) == ["vera"]
-    assert found.notes == ("DORA has no number on any task", f"DORA on cola: {said}")
+    assert found.notes == ("DORA has no number on any task", f"DORA on CoLA: {said}")
 
 
 def test_failed_runs_are_missing_and_said_to_be():
     scores = {"lora": [80.0, 81, 82], "dora": [81.0, 82.5]}
     _, methods = of([contest("cola", scores, {"dora": [run(2, None, "failed")]})])
     assert methods["dora"].over_tasks.n == 2
-    assert methods["dora"].notes == ("cola: seed 2 failed", "cola: 2 of 3 seeds in common")
+    assert methods["dora"].notes == ("CoLA: seed 2 failed", "CoLA: 2 of 3 seeds in common")
 
 
 def test_methods_and_references_that_lack_a_task():
@@ -159,8 +159,8 @@ def test_methods_and_references_that_lack_a_task():
     made.append(contest("sst2", {"dora": [90.0, 91.0]}))
     found, methods = of(made)
     assert found.tasks == ("cola", "mrpc", "rte")
-    assert found.notes == ("LORA on sst2: has no scored run",)
-    assert methods["dora"].notes == ("rte: has no scored run",)
+    assert found.notes == ("LORA on SST-2: has no scored run",)
+    assert methods["dora"].notes == ("RTE: has no scored run",)
     assert methods["dora"].verdict == "undecided" and methods["dora"].over_tasks.low > 0
 
 

@@ -78,7 +78,7 @@ def test_the_noise_of_a_task_is_pooled_over_methods():
     found = seed_noise.noise(made, "lora")
     squares = np.var([1, -1, 2], ddof=1) * 2 + np.var([-1, 1], ddof=1)
     assert found.sd == pytest.approx(np.sqrt(squares / 3))
-    assert (found.task, found.methods, found.seeds) == ("cola", 2, 2)
+    assert (found.task, found.methods, found.seeds) == ("CoLA", 2, 2)
     paired = (np.var([1, -1, 2], ddof=1) + np.var([-1, 1], ddof=1)) / 2
     assert found.pairing.paired == pytest.approx(paired)
     assert seed_noise.noise(made, "dora").methods == 2

@@ -110,7 +110,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
 
     body = re.findall(r"\\toprule\n(.*?)\\bottomrule", text["latex"], re.DOTALL)
     rows = [line.removesuffix(" \\\\") for part in body for line in part.splitlines()]
-    back = {code: sign for sign, code in text_formats.LATEX.items()}
+    back = {"$-$": "-"} | {code: sign for sign, code in text_formats.LATEX.items()}
     pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
     plain = [
         [re.sub(pattern, lambda m: back[m[0]], cell) for cell in re.split(r"(?<!\\) & ", row)]
@@ -130,7 +130,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}{l"
     assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 5
     for form in ("rich", "markdown", "latex"):
-        assert "Warning, MiniLM" in text[form] and "same examples" in text[form]
+        assert "Warning, CoLA: " in text[form] and "same examples" in text[form]
 
 
 def test_the_page_refers_to_nothing_outside_and_repeats_no_id(page):
@@ -273,6 +273,11 @@ def test_the_command(results, tmp_path):
     for form, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
         files = list((tmp_path / "figures").glob(f"*.{form}"))
         assert len(files) == 10 and all(each.read_bytes().startswith(begins) for each in files)
+    done = run("--varies=train.bach_size", f"--figures={out}")
+    assert done.stderr == f"error: --figures={out} is a file: name a folder\n"
+    done = run("--varies=train.bach_size", "--table=glue")
+    said = "error: --varies=train.bach_size: no run has this setting; nearest: 'train.batch_size'"
+    assert done.stderr.startswith(said)
     done = run(f"--results={tmp_path / 'nowhere'}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert re.match("error: --results .*nowhere: no such folder", done.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.analysis.choose_methods import Contest, Method, Setting
+from experiments.analysis.labels import heading
 
 
 def run(number, score, status="completed"):
@@ -35,7 +36,7 @@ def contest(
         setting = Setting({}, tuple(runs)) if runs else None
         made = Method(key, key.upper(), (), (), setting, "held-out", tuple(runs), "held_out")
         methods.append(made)
-    return Contest("planted", model, task, "accuracy", False, tuple(methods))
+    return Contest("planted", model, task, heading(task), "accuracy", False, tuple(methods))
 
 
 def study(rng, noise, seeds, effects, shared=1.0, tasks=("cola", "mrpc", "rte")):

@@ -43,9 +43,8 @@ def tuned(root, method, shares, finals, best, **how):
 
 
 def made(root, varies=()):
-    names = {name: table["rows"] for name, table in config_tables.tables().items()}
     return choose_methods.contests(
-        recorded_runs.find(root), names, varies, unfinished_runs.find(root)
+        recorded_runs.find(root), config_tables.titles(), varies, unfinished_runs.find(root)
     )
 
 

@@ -16,7 +16,7 @@ SHEETS = [
         [NASTY, "not run", "–", "–"],
         ["* third", "<0.001", "[-1.0, +2.0]", "none"],
     ]),
-    Sheet("One: 50% of 1!", ("method", "score"), [["a", "1"]]),
+    Sheet("One: 50% of 1!", ("method", "score"), [["a", "3-0-1"]]),
 ]  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def test_a_table_has_a_caption_and_a_label_of_its_own():
     assert re.findall(r"\\label\{(.*)\}", text) == ["tab:one-50-of-1", "tab:one-50-of-1-2"]
     assert re.findall(r"\\begin\{tabular\}\{(\w+)\}", text) == ["lrrl", "lr"]
     assert text.index(r"First 100\%.") < text.index(r"\begin{table}")
+    assert "[$-$1.0, +2.0]" in text and "3-0-1" in text
     plain = re.sub(r"\\[{}]", "", text)  # escaped braces of a text need not pair
     assert plain.count("{") == plain.count("}")
 
