@@ -203,9 +203,7 @@ def forge(path, arrays, body, seal=True, **more):
     return path
 
 
-SHARED = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SHARED = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "w", "adapters/w/a"]),
     lambda each: (

@@ -194,7 +194,7 @@ def test_over_both_keeps_its_level_whatever_share_of_the_noise_is_of_seeds(seeds
 
 
 @given(st.integers(2, 6), st.integers(0, 10_000), st.floats(0.0, 1.0), st.floats(0.0, 9.0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_over_both_never_has_a_smaller_p_value_than_over_seeds(seeds, seed, share, effect):
     observed, drawn = crossed(np.random.default_rng(seed), 1, seeds, share, effect)
     narrow = over_seeds(observed[0], np.zeros(seeds))
@@ -219,7 +219,7 @@ def test_holm_by_hand():
 P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(P_VALUES, st.floats(0.001, 0.5))
 def test_holm_rejects_what_its_step_down_procedure_does(values, level):
     adjusted = significance.holm(values)

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from lora_jax.data import (
     BatchPlan,
@@ -28,7 +28,6 @@ def padded_tokens(lengths, boundaries):
     return sum(min(b for b in boundaries if b >= length) for length in lengths)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 64), min_size=1, max_size=30),
     st.integers(1, 4),
@@ -78,7 +77,6 @@ def test_bad_boundaries_are_refused(args, message):
         bucket_boundaries(*args)
 
 
-@settings(deadline=None)
 @given(some_lengths, batch_sizes, max_buckets, seeds, st.integers(0, 1000))
 def test_an_epoch_has_each_example_once(lengths, batch_size, buckets, seed, epoch):
     boundaries = bucket_boundaries(lengths, buckets)
@@ -95,7 +93,6 @@ def test_an_epoch_has_each_example_once(lengths, batch_size, buckets, seed, epoc
             assert max(lengths[i] for i in indices) <= padded_length
 
 
-@settings(deadline=None)
 @given(some_lengths, batch_sizes, max_buckets, seeds, seeds, st.integers(0, 1000))
 def test_shapes_do_not_depend_on_the_seed(lengths, batch_size, buckets, seed, other, epoch):
     boundaries = bucket_boundaries(lengths, buckets)
@@ -107,7 +104,6 @@ def test_shapes_do_not_depend_on_the_seed(lengths, batch_size, buckets, seed, ot
     assert shapes(seed) == shapes(other)
 
 
-@settings(deadline=None)
 @given(some_lengths, batch_sizes, max_buckets, seeds)
 def test_buckets_never_pad_more_than_one_bucket(lengths, batch_size, buckets, seed):
     def tokens(boundaries):
@@ -181,7 +177,6 @@ def test_the_step_alone_locates_a_batch():
                 np.testing.assert_array_equal(found.indices, expected.indices)
 
 
-@settings(deadline=None)
 @given(some_lengths, batch_sizes, max_buckets)
 def test_in_order_undoes_the_evaluation_plan(lengths, batch_size, buckets):
     plan = eval_plan(lengths, batch_size, bucket_boundaries(lengths, buckets))
@@ -240,7 +235,6 @@ def test_collate_by_hand():
     assert (real_valued.dtype, real_valued.tolist()) == (np.float32, [4.0])
 
 
-@settings(deadline=None)
 @given(some_lengths, batch_sizes, max_buckets)
 def test_the_batches_hold_the_data(lengths, batch_size, buckets):
     rng = np.random.default_rng(len(lengths))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from lora_jax.data import Examples, Task, as_written, normalise, rotten_tomatoes, stratified_split
 from lora_jax.data.tasks.split import TooFewError
@@ -150,7 +150,6 @@ def labelled(draw):
     return Examples("drawn", texts, np.array(labels), ids=[str(i) for i in range(count)])
 
 
-@settings(deadline=None)
 @given(labelled(), st.integers(1, 59), st.integers(0, 2**40))
 def test_split_properties(examples, size, seed):
     def words(part):

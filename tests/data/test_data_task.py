@@ -76,7 +76,7 @@ def test_hold_out_takes_from_train_and_leaves_the_development_parts(classes, see
         assert abs(counts - 9 * np.bincount(task.train.labels) / 40).max() < 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 12), min_size=4, max_size=40), st.integers(1, 39), st.integers(0, 9))
 def test_a_plain_split_has_no_text_in_both_parts(words, size, seed):
     styles = ["w{}", "W{} !"]

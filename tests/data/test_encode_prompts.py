@@ -107,7 +107,7 @@ def test_boundaries_by_hand(tokenizer, prompt, completion, before, after):
 TEXTS = st.text(st.sampled_from("abcx:. \n\té"), max_size=12)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.sampled_from([GPT2, LLAMA]))
 def test_the_text_stays_whole(pairs, tokenizer):
     """Both halves together say prompt and completion, and the prompt is as generation has it."""
@@ -122,7 +122,7 @@ def test_the_text_stays_whole(pairs, tokenizer):
         assert (ids[-1], types[-1]) == (EOS, 1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(TEXTS.filter(lambda text: text.strip()), TEXTS.filter(str.strip))
 def test_as_lm_evaluation_harness_where_no_token_reaches_over_the_boundary(prompt, option):
     """Its rule, for a prompt that ends in no line end: `TemplateLM._encode_pair` of version 0.4."""

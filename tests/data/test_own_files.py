@@ -159,9 +159,7 @@ def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target)
     assert "dev.tsv, line 3: label '" in said and said.endswith("not a number that a float32 holds")
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text("0123456789_.eE+-x٣ ,", min_size=1, max_size=6)
     | st.sampled_from(["inf", "-Infinity", "nan", "1e999", "1e-9999", "１.５", "1.5\u2028"])

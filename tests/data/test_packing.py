@@ -25,7 +25,7 @@ def first_fit(lengths, capacity):
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, spare=st.integers(0, 8))
 def test_every_token_once_in_the_first_row_with_room(lengths, spare):
     length, offset = 9 + spare, np.cumsum([0, *lengths])

@@ -141,7 +141,7 @@ def test_digest_sees_all_that_changes_a_result():
     assert unlabelled.digest() == task.digest()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=4, max_size=30),
     st.integers(1, 6),

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from scipy import optimize
@@ -21,7 +21,7 @@ POINTS = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=7))
 def test_places_are_the_nearest_that_are_far_enough_apart(targets):
     """Least squares of all places in the order of the targets, by SciPy."""

@@ -12,9 +12,7 @@ from hypothesis.extra import numpy as hnp
 from experiments.runs import predictions
 from lora_jax.files import archives
 
-SHARED = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SHARED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def written(path, header, data=b"", compression=zipfile.ZIP_DEFLATED, version=b"\x01\x00"):

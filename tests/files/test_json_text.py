@@ -26,7 +26,7 @@ def refused(content):
     return str(error.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(VALUES, st.booleans(), st.booleans())
 def test_what_was_written_is_read(value, ascii_only, marked):
     text = json.dumps(value, ensure_ascii=ascii_only)
@@ -34,7 +34,7 @@ def test_what_was_written_is_read(value, ascii_only, marked):
     assert repr(json_text.loads(content, "a.json")) == repr(value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(VALUES, st.binary(max_size=4), st.integers(0, 200), st.integers(0, 4))
 def test_any_damage_is_read_as_the_standard_has_it_or_is_one_line(value, put, place, gone):
     whole = json.dumps(value).encode()
@@ -51,7 +51,7 @@ def test_any_damage_is_read_as_the_standard_has_it_or_is_one_line(value, put, pl
 
 
 @given(st.lists(st.sampled_from(["[", '{"a":']), max_size=140))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_depth_is_counted_in_lists_and_objects(opened):
     closing = {"[": "]", '{"a":': "}"}
     content = "".join(opened) + '"[["' + "".join(closing[each] for each in reversed(opened))
@@ -99,7 +99,7 @@ def test_equal_keys_with_one_value_lose_nothing():
     assert json_text.loads('{"a": 1, "b": null, "a": 1, "b": null}', "x") == {"a": 1, "b": None}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30))
 def test_exact_numbers_keep_every_digit(number):
     found = json_text.loads(f"[{number:f}, {number:e}]", "x", exact=True)

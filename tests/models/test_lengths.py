@@ -67,7 +67,7 @@ def test_any_number_of_a_gguf_file_may_be_wrong(whole, tmp_path):
     path, seen = tmp_path / "model.gguf", []
     numbers = st.sampled_from([2**31, 2**40, 2**62, 2**64 - 1, 3, 200])
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.integers(0, len(whole) - 8), numbers)
     def check(at, number):
         path.write_bytes(whole[:at] + struct.pack("<Q", number) + whole[at + 8 :])

@@ -189,9 +189,7 @@ def test_an_error_does_not_write_out_all_of_a_pickle(tmp_path):
         assert len(str(error.value)) < 2000
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 700), st.binary(min_size=1, max_size=4), st.integers(0, 4))
 @example(481, b"\0", 0)  # it seeks to a place before the file
 def test_any_damage_to_an_archive_is_one_line(tmp_path, place, put, gone):

@@ -18,7 +18,7 @@ json_values = st.recursive(
 configs = st.dictionaries(st.text(), json_values, max_size=5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(configs, st.booleans())
 def test_equal_configs_have_equal_digests(config, as_tuple):
     digest = config_digest(config)
@@ -26,7 +26,6 @@ def test_equal_configs_have_equal_digests(config, as_tuple):
     assert digest == config_digest(json.loads(canonical(config)))
 
 
-@settings(deadline=None)
 @given(configs, configs)
 def test_different_configs_have_different_digests(a, b):
     as_text = [repr(reordered(reordered(sorted_keys(c), False), False)) for c in (a, b)]

@@ -18,7 +18,7 @@ numbers = st.floats(allow_nan=True) | st.integers(-100, 100)
 histories = st.lists(st.tuples(st.integers(0, 9), numbers), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(histories, st.integers(-1, 10), st.binary(max_size=8).filter(lambda b: b"\n" not in b))
 def test_truncation_keeps_the_rows_up_to_a_step_and_drops_a_torn_line(
     tmp_path_factory, rows, step, torn

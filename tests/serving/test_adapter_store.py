@@ -94,7 +94,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(STEPS, min_size=10, max_size=50))
 def test_any_order_of_uses(start, steps):
     """Against lists and dicts: digests, evictions, loads, and the numbers in the bank's slots."""

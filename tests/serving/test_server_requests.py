@@ -45,7 +45,7 @@ OTHERS = (
 
 
 class TestRequests:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.dictionaries(st.sampled_from(FIELDS), PLAIN, max_size=4), st.booleans())
     def test_any_object_is_read_or_refused_by_name(self, changes, chat):
         read, usual = (read_chat, CHAT) if chat else (read_completion, TEXT)
@@ -119,7 +119,7 @@ def backend(tmp_path_factory):
 
 
 class TestText:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.data())
     def test_it_is_that_of_all_tokens(self, backend, data):
         ids = data.draw(st.lists(st.integers(3, backend.get_vocab_size() - 1), max_size=20))
@@ -164,7 +164,7 @@ def pieces():
 class TestTextAfterAPrompt:
     """Of a tokenizer whose decoder drops the space at the beginning, as Llama's."""
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.data())
     def test_it_is_what_follows_in_the_text_of_both(self, pieces, data):
         backend, ids_of = pieces

@@ -57,7 +57,7 @@ def test_drawn_configs_are_read_or_refused_in_a_line(kind):
     names = st.sampled_from([*PUBLISHED[kind], "rope_scaling", "layer_types", "classifier_dropout"])
     seen = {"read": 0, "refused": 0}
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.dictionaries(names.filter(lambda name: name != "model_type"), VALUES, max_size=2))
     def check(changes):
         changes = {name: value for name, value in changes.items() if value is not AS_PUBLISHED}

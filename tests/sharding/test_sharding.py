@@ -127,7 +127,7 @@ MESHES = [lj.make_mesh(*each) for each in ((1, 4, 2), (2, 2, 2), (1, 1, 8), (8, 
 ENTRIES = st.sampled_from((None, "data", "fsdp", "tensor", ("data", "fsdp"), ("fsdp", "tensor")))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(ENTRIES, SIZES), max_size=4), st.sampled_from(MESHES), st.data())
 def test_what_fits_is_as_much_of_every_entry_as_divides_its_axis(axes, mesh, data):
     spec, shape = tuple(entry for entry, _ in axes), tuple(size for _, size in axes)
@@ -156,7 +156,7 @@ def weight_uses(draw):
     return WeightUse("w", shape, np.dtype("float32"), axes["s"], axes["i"], axes["o"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(weight_uses(), st.sampled_from(MESHES))
 def test_automatic_specs_divide_and_name_no_mesh_axis_twice(use, mesh):
     spec = automatic({"w": use}, mesh)["w"]
@@ -170,7 +170,7 @@ def test_automatic_specs_divide_and_name_no_mesh_axis_twice(use, mesh):
         assert spec[axis] is None or not (use.inputs and use.outputs)  # matrices of a stack: whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SIZES, SIZES, st.sampled_from(MESHES), st.booleans())
 def test_large_matrices_are_cut_by_all_that_fits(inputs, outputs, mesh, stacked):
     """What widens by outputs over `tensor`, what narrows by inputs; a square one is cut by both."""

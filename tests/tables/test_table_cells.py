@@ -129,7 +129,7 @@ def test_draws_and_seeds_share_a_cell_and_sizes_do_not(tmp_path):
     assert row["RTE 100"].startswith("15.0 ± ") and row["RTE 1000"].startswith("60.0 ± ")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
 def test_statistics_are_the_textbook_s(scores):
     quantile = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645, 6: 2.57058, 7: 2.44691, 8: 2.36462}

@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 LAYOUTS = [[(7,)], [(2, 4), (3,), (1, 2, 5)]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shapes=st.sampled_from(LAYOUTS),
     distinct=st.integers(1, 5),

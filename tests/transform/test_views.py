@@ -45,7 +45,7 @@ def run(array, steps):
     return array
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(programs())
 def test_a_view_says_where_every_entry_went(program):
     shape, steps = program
@@ -63,7 +63,7 @@ def test_a_view_says_where_every_entry_went(program):
         assert truth[place] == np.ravel_multi_index(original, shape)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(programs(), st.randoms())
 def test_arrange_lays_atoms_out_as_the_program_did(program, random):
     shape, steps = program

@@ -206,7 +206,7 @@ def test_a_stack_trains_as_its_layers_alone(mode, layers, x64):
 # -- budgets, scores, penalty ------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ranks=st.integers(1, 20).flatmap(lambda r: st.tuples(st.just(r), st.integers(1, r))),
     total=st.integers(3, 90),
