@@ -77,5 +77,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         storage=storage,
     )
     config.update({"suggested": {"rate": "tried"}, "model": {"products": "bfloat16"}})
-    config.update({"data": {"draw": choice["seed"]}, "train": {"checkpoint_every": 0}})
+    config.update({"data": {"draw": choice["seed"]}})
+    config.update({"train": {"evaluations": 1, "checkpoint_every": 0}})
     return config
