@@ -9,6 +9,7 @@ import functools
 import math
 import typing
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from configs.setting_checks import (
@@ -42,7 +43,8 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+@functools.cache
+def fields_of(kind: type) -> Mapping[str, tuple[dataclasses.Field, Any]]:
     """The settings of a config's class, and their types, by name, such as `data.draw`."""
     found, hints = {}, typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -51,7 +53,7 @@ def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
             found |= {f"{field.name}.{name}": each for name, each in fields_of(hint).items()}
         else:
             found[field.name] = field, hint
-    return found
+    return MappingProxyType(found)
 
 
 @functools.cache
