@@ -55,6 +55,7 @@ ROOMS = (
     "experiments.closed_output",
     "experiments.help_text",
     "experiments.marked_documents",
+    "experiments.plurals",
     "experiments.compilation_cache",
     "experiments.distributed",
     "experiments.setup",
