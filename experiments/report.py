@@ -155,8 +155,8 @@ def compared(
         return made, kept, notes
     others = collect_runs.elsewhere(found, size)
     if departures := [said for each in kept for said in each.departures]:
-        count = sum(len(each.left_out) for each in kept)
-        others = f"; {collect_runs.left_out(count, f'not as registered ({departures[0]})')}"
+        number = sum(len(each.left_out) for each in kept)
+        others = f"; {collect_runs.left_out(number, f'not as registered ({departures[0]})')}"
     raise ValueError(
         f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"
     )

@@ -44,7 +44,7 @@ def _limit(length: int, asked: Asked, most: int) -> int:
         raise ApiError(
             422,
             f"the prompt has {length} tokens{follows}; together there may be {most}",
-            param="max_tokens" if room >= 1 else "prompt",
+            param="max_tokens" if room >= 1 else _param(asked),
             code="context_length_exceeded",
         )
     if given is not None:
@@ -52,8 +52,13 @@ def _limit(length: int, asked: Asked, most: int) -> int:
     return room if asked.usual_tokens is None else min(asked.usual_tokens, room)
 
 
+def _param(asked: Asked) -> str:
+    """The field of a request that says what to continue."""
+    return "messages" if asked.messages else "prompt"
+
+
 def _prompts(base: BaseModel, asked: Asked) -> list[tuple[int, ...]]:
-    backend, param = base.tokenizer.backend, "messages" if asked.messages else "prompt"
+    backend, param = base.tokenizer.backend, _param(asked)
     if asked.messages:
         found = [tuple(backend.encode(_rendered(base, asked), add_special_tokens=False).ids)]
     else:

@@ -27,13 +27,14 @@ def confine(cores: Sequence[int]) -> None:
     """Limit this process and its future threads to these cores; do nothing if the list is empty.
 
     Raises:
-      ValueError: this process cannot have any of them.
+      ValueError: this process cannot have all of them.
     """
     if cores and hasattr(os, "sched_setaffinity"):
-        try:
+        with contextlib.suppress(OSError, ValueError, OverflowError, MemoryError):
             os.sched_setaffinity(0, cores)
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
-            said, some = ",".join(map(str, cores)), min(os.sched_getaffinity(0))
+        given = os.sched_getaffinity(0)  # Linux leaves out cores that the machine has not
+        if given != set(cores):
+            said, some = ",".join(map(str, cores)), min(given)
             raise ValueError(
                 f"--cores={said}: expected numbers of cores of this machine, such as {some}"
-            ) from error
+            )

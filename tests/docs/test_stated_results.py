@@ -33,6 +33,21 @@ def test_the_quickstart_is_as_good_as_it_says(tmp_path):
     assert ended.stdout.count("before (trained head only): ") == 3
 
 
+def test_readme_shows_what_the_study_s_block_says():
+    """Tests of reports compare that block with the records."""
+    claims = (ROOT / "docs/project/claims.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- study: against_lora -->\n(.*?)<!-- /study -->", claims, re.DOTALL)
+    verdict, *_ = block.splitlines()
+    assert verdict in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = re.findall(r"^\| ([^|]+) \| \w+ \| (\S+) \| (\[.*?\]) \|", block, re.MULTILINE)
+    assert rows
+    drawn = (ROOT / "docs/pictures/against_lora.svg").read_text(encoding="utf-8")
+    texts = re.findall("<!-- (.*?) -->", drawn)
+    names, numbers = [row[0] for row in rows], [f"{mean} {ends}" for _, mean, ends in rows]
+    assert [each for each in texts if each in numbers] == numbers
+    assert [each for each in texts if each in names] == names
+
+
 @pytest.mark.slow
 def test_the_example_variant(tmp_path, monkeypatch):
     """It is whole, and keeps the contract as a file of one's own."""

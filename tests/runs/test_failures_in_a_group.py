@@ -1,7 +1,8 @@
 """A trial that fails in a group leaves the other trials to be trained, at once or later."""
 
 import pytest
-from group_trials import Killed, assert_scored, folders
+from group_trials import assert_scored, folders
+from killed import Killed
 
 from experiments.runs import run
 from experiments.runs.group import Together

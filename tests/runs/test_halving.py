@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_model
+from killed import Killed
 
 from experiments.runs import halving, run
 from experiments.runs.folder_lock import alone
@@ -69,10 +70,6 @@ def without_time(record):
     own = {*times, "metrics_check", "evaluations"}
     kept = {name: value for name, value in vars(record).items() if name not in own}
     return kept | {"scores": [(each["step"], each["score"]) for each in record.evaluations]}
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

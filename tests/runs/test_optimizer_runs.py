@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_model
+from killed import Killed
 
 from experiments.runs import predictions, run
 from experiments.setup.experiment import Experiment
@@ -18,10 +19,6 @@ SLOW = [
     {"train__optimizer": "adafactor"},
     {"train__optimizer": "muon", "variant__name": "full"},
 ]
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from group_trials import QUERY, Killed, assert_alike, assert_scored, folders, without_time
+from group_trials import QUERY, assert_alike, assert_scored, folders, without_time
+from killed import Killed
 
 from experiments.runs import predictions, run
 from experiments.runs.group import Alone, Together, with_batches_for

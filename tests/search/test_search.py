@@ -11,6 +11,7 @@ import commands
 import fake_records
 import pytest
 import small_model
+from killed import Killed
 
 from experiments.search import ask
 from experiments.search.search import Asked, Search
@@ -32,10 +33,6 @@ def quality(overrides):
     """Best at a rate of 1e-2, and not at rank 2."""
     away = abs(math.log10(float(overrides.get(RATE, BEST)) / BEST))
     return 0.9 - away / 10 - 0.05 * (overrides.get(RANK) == "2")
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

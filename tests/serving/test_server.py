@@ -235,6 +235,10 @@ def test_mistakes_are_the_clients_errors(client):
         call(model="dave")
     with pytest.raises(openai.UnprocessableEntityError, match="together there may be 64"):
         call(model="alice", max_tokens=64)
+    long = [{"role": "user", "content": "a " * 100}]
+    with pytest.raises(openai.UnprocessableEntityError, match="together there may be 64") as raised:
+        client.chat.completions.create(model="alice", messages=long)
+    assert raised.value.param == "messages"
     with pytest.raises(openai.BadRequestError, match="'n' is not supported"):
         call(model="alice", n=2)
     with pytest.raises(openai.UnprocessableEntityError, match="24 sequences; at most 23 may"):

@@ -14,10 +14,6 @@ from lora_jax.records import metrics_log, run_record
 QUERY = (("query/kernel", {"rank": 4}), "value/kernel")
 
 
-class Killed(BaseException):
-    """As a signal: nothing of it is handled on the way."""
-
-
 def config(model="minilm", variant="lora", **changes):
     made = quickstart.get_config(f"variant={variant},size=smoke")
     settings = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from killed import Killed
 
 import lora_jax as lj
 import variants
@@ -64,10 +65,6 @@ merge = jax.jit(lambda adapted, *given: adapted.merge(*given), static_argnums=0)
 
 def own(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), tree)
-
-
-class Killed(Exception):
-    pass
 
 
 def fit(

@@ -85,8 +85,14 @@ def test_an_error_is_left_only_where_a_launcher_reads_it(tmp_path):
 
 
 def test_cores_that_there_are_not_are_a_line():
-    with pytest.raises(ValueError, match=r"^--cores=123456: expected numbers of cores"):
-        child_process.confine([123456])
+    own = os.sched_getaffinity(0)
+    try:
+        for cores in ([123456], [min(own), 123456]):
+            said = ",".join(map(str, cores))
+            with pytest.raises(ValueError, match=f"^--cores={said}: expected numbers of cores"):
+                child_process.confine(cores)
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def test_trials_that_died_together_say_that_they_did(tmp_path):

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from small_training import Killed, fit
+from killed import Killed
+from small_training import fit
 
 from lora_jax.records import metrics_log
 from lora_jax.training import checkpoint

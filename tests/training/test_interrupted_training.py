@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import ADAM, Killed, batches, fit, make, own, problem
+from killed import Killed
+from small_training import ADAM, batches, fit, make, own, problem
 
 from lora_jax.compiled.audit import Audit, Finding
 from lora_jax.files import full_disk

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from killed import Killed
 from small_trials import TRIALS, Trial, adam, assert_close, batches, build, built
 
 from lora_jax.records import metrics_log
@@ -19,10 +20,6 @@ from lora_jax.training.outcome import Outcome
 from lora_jax.training.saved_trials import ManyTrials
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-
-class Killed(Exception):
-    pass
 
 
 def fit(
