@@ -59,8 +59,13 @@ class Seen:
     right: np.ndarray | None = None
 
 
-def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
+def pairs(
+    contest: Contest, resamples: int, seed: int, reference: Method | None = None
+) -> list[Pair]:
     """Test all pairs of the methods of a contest, in the order of the methods.
+
+    Args:
+      reference: if it is given, only its pairs are tested.
 
     Raises:
       ValueError: the predictions of two runs are of different examples, or predictions do not give
@@ -79,6 +84,7 @@ def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
             [said for key in (first.key, second.key) for said in unknown[key]],
         )
         for first, second in itertools.combinations(contest.methods, 2)
+        if reference is None or reference.key in (first.key, second.key)
     ]
 
 

@@ -67,7 +67,7 @@ COLUMNS = (
 `line` is `method`, `test`, or for registered studies `gain`; columns that a line does not use are
 empty. `low` and `high` are the ends of the 95% interval of the mean, or of the difference `method`
 minus `other`. The test that `decides` has the verdict, and Holm's p value in the family of all
-deciding tests.
+deciding tests; where a registered study has the verdicts, it has none.
 
 The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks some. That gain has
 `p_holm` in another family, that of all methods against the reference; so has `p_equivalent`, of two
@@ -83,17 +83,19 @@ def lines(
     family: Sequence[Pair],
     studies: Sequence[Findings] = (),
     size: str = "full",
+    judged: bool = True,
 ) -> str:
     """The whole CSV text.
 
     Args:
-      family: all pairs; in pairs with a reference, it is the second method.
+      family: all pairs, or those with a reference, which is then the second method.
       studies: what registered studies found over all their tasks.
       size: that of the runs.
+      judged: whether to give verdicts on pairs.
     """
     found = [_method_line(contest, method) for contest in made for method in contest.methods]
     for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
-        found += _test_lines(pair, holm, verdict)
+        found += _test_lines(pair, *((holm, verdict) if judged else (None, "")))
     found += [line for each in studies for line in _gain_lines(each)]
     return csv_lines(COLUMNS, [{**each, "size": size} for each in found])
 

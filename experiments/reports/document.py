@@ -56,17 +56,19 @@ class Document:
           resamples, seed: of the bootstrap.
           size: that of the runs, which is said of all but full ones.
           studies: what registered studies found over all their tasks, in place of what pairs show.
-            `Findings.title` is the name of the study's table.
+            `Findings.title` is the name of the study's table. If all contests are of such studies,
+            no verdicts are given on pairs.
         """
         self.made, self.reference, self.resamples, self.size = made, reference, resamples, size
         self.references = refer(made, reference, {e.title: e.reference_key for e in studies})
+        self.studies = studies
+        told = {each.title for each in studies}
+        self.judges_pairs = any(contest.table not in told for contest in made)
         self.family = [
             swapped(pair) if pair.first is own else pair
             for contest, own in zip(made, self.references, strict=True)
-            for pair in pairs(contest, resamples, seed)
+            for pair in pairs(contest, resamples, seed, None if self.judges_pairs else own)
         ]
-        self.studies = studies
-        told = {each.title for each in studies}
         others = findings.of_pairs(made, self.references, self.family)
         self.findings = [*studies, *(each for each in others if each.title not in told)]
 
@@ -85,19 +87,21 @@ class Document:
           start: the folder of the page, from which it links to the runs; None for no links.
         """
         if form == "csv":
-            return csv_lines.lines(self.made, self.family, self.studies, self.size)
+            return csv_lines.lines(
+                self.made, self.family, self.studies, self.size, self.judges_pairs
+            )
         sections = [
             self._section(contest, own, start, form)
             for contest, own in zip(self.made, self.references, strict=True)
         ]
-        if self.family:
+        if self.family and self.judges_pairs:
             sections.append(
                 html_page.Section("All pairs", (), self._sized(wins_sheets(self.family)))
             )
         referred = any(pair.second is own for pair in self.family for own in self.references)
         explained = [
             *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
-            *warnings.explain(self.made, self.family, self.resamples, referred, bool(self.studies)),
+            *warnings.explain(self.made, self.family, self.resamples, referred, self.judges_pairs),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
@@ -135,8 +139,7 @@ class Document:
         if own is None:
             said.append(f"The reference, {self.reference}, was not run here.")
         elif len(contest.methods) > 1:
-            registered = any(contest.table == each.title for each in self.studies)
-            shown.append(reference_sheet(contest, own, self.family, registered))
+            shown.append(reference_sheet(contest, own, self.family, self.judges_pairs))
         links = [] if start is None else [folders.links(contest, start)]
         several = len({(each.table, each.model) for each in self.made}) > 1
         title = contest.title if several else contest.task_title

@@ -12,17 +12,14 @@ from experiments.figures import labelled_points, small_multiples
 from experiments.figures.scores import metric_label
 from experiments.reports import searched
 from experiments.reports.pictures import Picture
-from experiments.reports.sheets import Costs, costs, interval, machines
+from experiments.reports.sheets import Costs, costs, interval, unlike
 
+TIME = "training time (s)"
 AXES: Mapping[str, Callable[[Costs], float]] = {
     parameters.HEADING: lambda spent: max(spent.parameters, default=0),
-    "training time (s)": lambda spent: spent.seconds,
-    "peak memory of the process (GiB),\nwhich trials of one program share": lambda spent: (
-        spent.memory / 2**30
-    ),
+    TIME: lambda spent: spent.seconds,
 }
-MACHINE_AXES = tuple(AXES)[1:]
-"""The costs that depend on the machine."""
+"""The costs of methods. Memory is none: that of a process is the peak of all that it did."""
 
 
 def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]:
@@ -33,7 +30,7 @@ def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]
     """
     made = []
     for name, of in AXES.items():
-        short = name.partition(",")[0].partition(" (")[0]
+        short = name.partition(" (")[0]
         if (drawn := by_cost(contest, name, of, reference)) is not None:
             title = f"Scores against {short}"
             said = cost_caption(contest, of, reference)
@@ -121,13 +118,14 @@ def by_cost(
 ) -> Figure | None:
     """Draw mean scores against a cost, with the Pareto front.
 
-    Time or memory from different machines has no front. The result is None without data.
+    The result is None without data, and of time that is not all of one machine.
 
     Args:
       name: the label of the axis, in AXES.
       of: gives the cost.
     """
-    alike = name not in MACHINE_AXES or len(machines(contest)) < 2
+    if name == TIME and unlike(contest):
+        return None
     points = []
     for method in contest.methods:
         scores, spent = list(method.scores().values()), costs(method)
@@ -141,9 +139,9 @@ def by_cost(
     return labelled_points.draw(
         points,
         title=contest.title,
-        axis=name if alike else f"{name}\nof DIFFERENT MACHINES",
+        axis=name,
         scores=metric_label(contest.metric),
-        front=front if alike else (),
+        front=front,
         bar=typical(contest),
     )
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from configs import common_tasks
-from experiments.analysis import pairing, rank_stability, recorded_runs
+from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.analysis.gains import Gains, gains
+from experiments.analysis.gains import Gain, Gains, gains
 from experiments.analysis.labels import UNTITLED, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
@@ -56,7 +56,8 @@ def of_study(kept: Adherence) -> findings.Findings:
     notes = [*_kept(kept)]
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
-        notes += [*_of_bounds(compared, others), *_of_methods(compared), *_of_seeds(made)]
+        notes += [*_of_bounds(compared, others), *_of_methods(compared)]
+        notes += [*_of_left_out_tasks(made, compared, len(others)), *_of_seeds(made)]
     units = {"points" if recorded_runs.scale(each.metric) != 1 else each.metric for each in made}
     if len(units) > 1:
         notes.append(
@@ -113,6 +114,11 @@ def _kept(kept: Adherence) -> Iterator[str]:
         yield f"{begin}. All runs are as registered."
     else:
         yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
+    if not registered.budgets:
+        yield (
+            "The registration is of an earlier version, which says nothing of metrics, budgets and "
+            "families of tests. So it cannot show that these were chosen before the runs."
+        )
     if kept.missing:
         yield f"Still missing: {_first(kept.missing)}."
     if kept.untrained:
@@ -158,6 +164,26 @@ def _of_methods(compared: Gains) -> Iterator[str]:
     for each in compared.methods:
         for note in each.notes:
             yield f"{each.label}: {note}."
+
+
+def _of_left_out_tasks(made: Sequence[Contest], compared: Gains, tests: int) -> Iterator[str]:
+    """Which verdicts depend on one task."""
+    changes = left_out_tasks.changed(made, compared, tests)
+    if changes is None:
+        return
+    titles = {contest.task: contest.task_title for contest in made}
+    said = [f"without {titles[task]}: {_verdicts(own)}" for task, own in changes.items() if own]
+    begin = "Not registered: where one task is left out,"
+    if said:
+        yield f"{begin} some verdicts change. {'; '.join(said)}."
+    else:
+        yield f"{begin} no verdict changes."
+
+
+def _verdicts(found: Sequence[Gain]) -> str:
+    return ", ".join(
+        f"{each.label} {each.verdict} ({each.over_tasks.mean:+z.2f})" for each in found
+    )
 
 
 def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:

@@ -20,10 +20,11 @@ from experiments.tables.cells import NONE, score_text
 from experiments.tables.text_formats import Sheet
 
 DECIMALS = 2
+UNNAMED = "processor not named"
 CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
 WIDEST_FIRST = ("both", "seeds", "examples")
 VERDICTS = {"win": "better", "tie": "not told apart", "loss": "worse", "": "not measured"}
-WIDER = "decided among all pairs, a wider family than that of the study's verdicts"
+ALONE = "each p is of one comparison alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +79,22 @@ def machines(contest: Contest) -> dict[str, list[str]]:
             text = ", ".join(
                 f"{key} {versions[key]}" for key in ("jax", "jaxlib") if versions.get(key)
             )
-            where = f"{device.get('count')} {device.get('platform')} ({device.get('kind')})"
+            kind = device.get("processor", UNNAMED) if device["kind"] == "cpu" else device["kind"]
+            where = f"{device.get('count')} {device.get('platform')} ({kind})"
             labels = found.setdefault(f"{where}, {text}" if text else where, [])
             if run.completed and method.label not in labels:
                 labels.append(method.label)
     return {where: labels for where, labels in found.items() if labels}
+
+
+def unlike(contest: Contest) -> str:
+    """Why seconds and memory of a contest cannot be compared; empty if they can.
+
+    Records did not always name the processor, so those without it may be of any machine.
+    """
+    if len(where := machines(contest)) > 1:
+        return "different machines or versions of JAX"
+    return "machines that the records do not name" if any(UNNAMED in each for each in where) else ""
 
 
 def full_title(contest: Contest) -> str:
@@ -143,29 +155,30 @@ def not_completed(settings: Iterable[Setting]) -> str:
 
 
 def reference_sheet(
-    contest: Contest, reference: Method, family: Sequence[pairwise.Pair], registered: bool = False
+    contest: Contest, reference: Method, family: Sequence[pairwise.Pair], judged: bool = True
 ) -> Sheet:
     """A table of the differences between the methods of a contest and the reference.
 
     Args:
       family: all pairs of the report; in pairs with the reference, it is the second method.
-      registered: whether the study has verdicts of its own, in a narrower family.
+      judged: whether to give their verdicts.
     """
     tests = [head for kind in WIDEST_FIRST for head in (f"over {kind}", "p")]
-    heads = ["method", "verdict (all pairs)", "p (Holm, all pairs)", *tests, "common seeds"]
+    of_family = ["verdict (all pairs)", "p (Holm, all pairs)"] * judged
+    heads = ["method", *of_family, *tests, "common seeds"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
     rows = []
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
         if pair.contest is contest and pair.second is reference:
             said = f"{VERDICTS[verdict]} {pairwise.MARKS.get(pair.decided_by, '')}".strip()
-            row = [pair.first.label, said, p_text(holm)]
+            row = [pair.first.label, *[said, p_text(holm)] * judged]
             for kind in WIDEST_FIRST:
                 test = pair.tests[kind]
                 row += [_untested(pair, kind), NONE] if test is None else _test(test)
             rows.append([*row, str(pair.common)])
     unit = "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
     title = f"{contest.title}: difference from {reference.label}, {unit}"
-    title += f", {WIDER}" * registered
+    title += f", {ALONE}" * (not judged)
     return Sheet(title, heads, rows)
 
 

@@ -2,16 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
 from scipy import stats
 
-from experiments.analysis import parameters, significance
+from experiments.analysis import chance, parameters, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import statuses
 from experiments.analysis.halved_runs import any_stopped
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.plurals import count
-from experiments.reports.sheets import equal, machines
+from experiments.reports.sheets import equal, machines, unlike
 
 
 def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
@@ -51,6 +52,7 @@ def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     for method in contest.methods:
         said += _of_method(method)
     said += _unlike(contest)
+    said += _of_chance(contest)
     if any(run.config.train.select == "best" for m in contest.methods for run in m.runs):
         said.append("each run kept the evaluation that was best on the examples it is scored on")
     reasons: dict[str, list[str]] = {}
@@ -98,13 +100,23 @@ def _other_settings_seen(contest: Contest) -> list[str]:
 
 
 def _unlike(contest: Contest) -> list[str]:
-    """A warning if times and memory are from different machines or JAX versions."""
-    if len(where := machines(contest)) < 2:
+    """A warning if times and memory are, or may be, of different machines or JAX versions."""
+    if not (why := unlike(contest)):
         return []
-    texts = [f"{_list(labels)} on {machine}" for machine, labels in where.items()]
+    texts = [f"{_list(labels)} on {machine}" for machine, labels in machines(contest).items()]
+    where = f": {'; '.join(texts)}" * (len(texts) > 1)
+    return [f"seconds and memory are of {why} and cannot be compared{where}"]
+
+
+def _of_chance(contest: Contest) -> list[str]:
+    """A warning if no method is better than who always gives the same answer."""
+    share = chance.most_frequent(contest)
+    means = [fmean(scores) for each in contest.methods if (scores := each.scores().values())]
+    if share is None or not means or max(means) > share:
+        return []
     return [
-        "seconds and memory are of different machines or versions of JAX and cannot be compared: "
-        + "; ".join(texts)
+        f"no mean is above {share:.2f}, the score of who always gives the most frequent answer: "
+        "nothing shows that any method learnt this task, and differences may be noise"
     ]
 
 
@@ -145,14 +157,14 @@ def explain(
     family: Sequence[Pair],
     resamples: int,
     referred: bool,
-    registered: bool = False,
+    judged: bool = True,
 ) -> list[str]:
     """Notes on what the numbers are, and what each test generalises to.
 
     Args:
-      family: all pairs of the report.
+      family: all pairs of the report, or those with a reference.
       referred: whether the report compares methods with a reference.
-      registered: whether a study has verdicts of its own, over all its tasks.
+      judged: whether the report gives verdicts on pairs.
     """
     notes = [
         "The setting of a method is the one with the best mean score on held-out training "
@@ -177,6 +189,13 @@ def explain(
         + " A run that diverged counts with its last score; without one, its method has no number."
         + " Each interval, and the p beside it, is of one comparison alone." * referred
     )
+    if not judged:
+        notes.append(
+            "The verdicts of a registered study are those over all its tasks, in its table of "
+            "gains. On single tasks it has none: among so many tests, some p are small by chance. "
+            "--reference gives verdicts on all pairs of methods, without those of the study."
+        )
+        return notes
     least = 2 / (resamples + 1)
     by_bootstrap = any(
         pair.decided_by == "examples" and pair.contest.metric != "accuracy" for pair in family
@@ -195,12 +214,6 @@ def explain(
         "that was not told apart, which does not say that the two are equal. A contest is a model "
         "and a task of a study: a task with two models, or in two studies, is two contests."
     )
-    if registered:
-        notes.append(
-            "The verdicts of a registered study are those over all its tasks, in its table of "
-            "gains. Their family is each method against the reference. All pairs are another, "
-            "wider family: their verdicts on single tasks may differ, and are not the study's."
-        )
     if (errors := least_win(family)) > 10:
         notes.append(
             f"With so few seeds, the first win among {len(decided)} tests needs a difference of "

@@ -22,6 +22,7 @@ def environment() -> dict[str, Any]:
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
+            "processor": processor_model(),
         },
         "git": _git(),
     }
@@ -43,6 +44,12 @@ def multiplies_bfloat16() -> bool:
     if jax.default_backend() != "cpu" or not words:
         return True
     return "amx_bf16" in words or words >= {"AuthenticAMD", "avx512_bf16"}
+
+
+def processor_model() -> str:
+    """The model of the machine's processor, as the system calls it; empty where it does not say."""
+    models = [line.partition(":")[2].strip() for line in processor("model name")]
+    return ", ".join(models) or platform.processor()
 
 
 def processor(*fields: str) -> list[str]:

@@ -222,6 +222,8 @@ def test_the_environment_fits_a_record(tmp_path):
     found = environment.environment()
     record = run_record.validate(GOOD | found)
     assert record.versions["jax"] == jax.__version__
-    assert record.device == {"platform": "cpu", "kind": jax.devices()[0].device_kind, "count": 8}
+    kind = jax.devices()[0].device_kind
+    where = {"platform": "cpu", "kind": kind, "count": 8}
+    assert record.device == {**where, "processor": environment.processor_model()}
     used = np.ones(1 << 24)
     assert environment.peak_memory_bytes() > used.nbytes

@@ -139,16 +139,20 @@ def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
     assert [line["method"] for line in lines[::3]] == ["b", "c", "d", "a"]
 
 
-def test_verdicts_of_all_pairs_are_told_from_those_of_a_study(tmp_path):
+def test_a_registered_study_has_no_verdicts_on_pairs(tmp_path):
     contests = made(make_study(tmp_path))
-    said = "decided among all pairs, a wider family than that of the study's verdicts**"
-    for studies in ([study()], [study(), dataclasses.replace(study(), title="x")], []):
-        text = Document(contests, resamples=100, studies=studies).render("markdown")
-        assert (
-            text.count(said) == text.count("All pairs are another, wider family") == bool(studies)
-        )
-        assert "| method | verdict (all pairs) | p (Holm, all pairs) |" in text
-        assert ", in the family of all pairs, 1 contest**" in text
+    other = dataclasses.replace(study(), title="x")
+    for studies, judged in (([study()], False), ([study(), other], False), ([other], True)):
+        document = Document(contests, resamples=100, studies=studies)
+        text = document.render("markdown")
+        assert ("| method | verdict (all pairs) | p (Holm, all pairs) |" in text) == judged
+        assert (", in the family of all pairs, 1 contest**" in text) == judged
+        assert (", each p is of one comparison alone**" in text) != judged
+        assert ("On single tasks it has none" in text) != judged
+        lines = list(csv.DictReader(io.StringIO(document.render("csv"))))
+        tests = [line for line in lines if line["line"] == "test"]
+        assert len(tests) == 3 * (3 if judged else 2)
+        assert any(line["verdict"] or line["p_holm"] for line in tests) == judged
 
 
 def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
@@ -184,7 +188,7 @@ def test_tables_and_pictures_of_smoke_runs_are_marked(tmp_path):
         for form, pattern in titles.items():
             found = re.findall(pattern, document.render(form))
             begin = [each.startswith("smoke runs: ") for each in found]
-            assert len(found) >= 4 and set(begin) == {bool(mark)}, (form, found)
+            assert len(found) >= 3 and set(begin) == {bool(mark)}, (form, found)
     (plain, *_), drawn = forests(study()), forests(study())
     assert "smoke runs" not in [text.get_text() for text in plain.figure.texts]
     for each in drawn:

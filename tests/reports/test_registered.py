@@ -39,7 +39,9 @@ def study(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
     cells = tune.make_cells(MODULE, PROTOCOL, "size=smoke")
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
-    digest = registration.register(folder, "against_lora", PROTOCOL, planned).digest
+    budget = registration.Budget("accuracy", examples=0, epochs=1, max_steps=2, batch_size=4)
+    budgets = dict.fromkeys(TASKS, budget)
+    digest = registration.register(folder, "against_lora", PROTOCOL, planned, budgets).digest
     for task in TASKS:
         shared = {seed: 3 * rng.normal() for seed in SEEDS}
         for row, effect in EFFECTS.items():
@@ -222,6 +224,14 @@ def test_a_method_whose_runs_all_diverge_is_worse(study, seeds):
     (dora,) = (each for each in one.methods if each.label == "DoRA")
     assert (dora.verdict, set(dora.by_task)) == ("worse", {"RTE", "SST-2"})
     assert any("diverged" in note and "last score" in note for note in dora.gain.notes)
+
+
+def test_what_an_earlier_registration_lacks_is_said(study):
+    _, (kept,), _ = report.compared(study, recorded_runs.find(study), None, "smoke", (), [])
+    assert "earlier version" not in " ".join(registered.of_study(kept).notes)
+    earlier = dataclasses.replace(kept.registered, budgets={})
+    told = registered.of_study(dataclasses.replace(kept, registered=earlier))
+    assert "earlier version, which says nothing of metrics, budgets and families" in told.notes[1]
 
 
 def test_a_method_that_no_rate_trains_is_compared_and_undecided(study):

@@ -214,8 +214,9 @@ def test_the_development_set_seen_with_other_settings_is_warned_of(study):
     assert "should choose a setting: VeRA 2 runs (0.003)." in said(study)
 
 
-def test_unlike_machines_are_warned_of_and_have_no_front(study):
+def test_unlike_machines_are_warned_of_and_times_are_not_drawn(study):
     assert "different machines" not in said(study)
+    assert plots.by_cost(made(study)[0], plots.TIME, plots.AXES[plots.TIME]) is not None
     shutil.rmtree(study / "vera" / "0")
     how = {"device": {"platform": "gpu", "kind": "H100", "count": 1}, "rate": 1e-3}
     planted(study / "vera" / "0", "vera", 0, LABELS, wrong(0.45, 0), **how)
@@ -223,17 +224,33 @@ def test_unlike_machines_are_warned_of_and_have_no_front(study):
     assert "Seconds and memory are of different machines or versions of JAX" in text
     assert "VeRA on 1 gpu (H100)" in text
     (contest,) = made(study)
-    for name, of in plots.AXES.items():
-        (axes,) = plots.by_cost(contest, name, of).axes
-        drawn = [line.get_label() for line in axes.lines]
-        assert ("Pareto front" in drawn) == (name not in plots.MACHINE_AXES)
-        assert ("DIFFERENT MACHINES" in axes.get_xlabel()) == (name in plots.MACHINE_AXES)
+    assert plots.TIME not in {each.figure.axes[0].get_xlabel() for each in plots.pictures(contest)}
+
+
+def test_times_of_records_that_name_no_processor_are_not_compared(tmp_path):
+    for method in ("lora", "vera"):
+        for seed in range(2):
+            device = {"platform": "cpu", "kind": "cpu", "count": 1}
+            folder = tmp_path / method / str(seed)
+            planted(folder, method, seed, LABELS, wrong(0.2, seed), device=device)
+    assert "Seconds and memory are of machines that the records do not name" in said(tmp_path)
+    (contest,) = made(tmp_path)
+    assert plots.by_cost(contest, plots.TIME, plots.AXES[plots.TIME]) is None
+
+
+def test_a_task_that_no_method_learnt_is_warned_of(tmp_path):
+    """Scores of the most frequent answer, or below: 60 and 55 of 100."""
+    labels = np.repeat([0, 1], [60, 40])
+    warning = "No mean is above 60.00, the score of who always gives the most frequent answer"
+    for name, best in (("chance", 60), ("learnt", 61)):
+        for method, right in (("lora", best), ("vera", 55)):
+            planted(tmp_path / name / method, method, 0, labels, np.arange(100) >= right)
+        assert (warning in said(tmp_path / name)) == (name == "chance")
 
 
 def test_memory_is_said_to_be_that_of_all_trials_of_a_program(study):
     text = rendered(made(study), "markdown", resamples=100)
     assert "share a program have the peak of all of them together" in text
-    assert any("memory" in name and "trials of one program share" in name for name in plots.AXES)
 
 
 @pytest.mark.parametrize("how", ["short", "text", "array", "other", "shape"])

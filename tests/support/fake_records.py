@@ -19,7 +19,7 @@ from lora_jax.records.metrics_log import Metrics
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 ENVIRONMENT = {
     "versions": {"python": "3.11.7"},
-    "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+    "device": {"platform": "cpu", "kind": "cpu", "count": 1, "processor": "one"},
     "git": None,
 }
 
