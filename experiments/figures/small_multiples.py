@@ -56,7 +56,7 @@ def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figu
         _draw(axes, curve)
         most = 72 * WIDTH / columns - 40
         axes.set_title(plain(shortened(curve.label, SMALL, most)), fontsize=SMALL, pad=3)
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(labelsize=SMALL, length=2)
         axes.tick_params(labelbottom=number + columns >= len(curves))

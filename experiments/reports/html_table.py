@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 
 from experiments.tables.numbers import is_numeric, value
-from experiments.tables.text_formats import Sheet
+from experiments.tables.text_formats import Sheet, with_minus
 
 Links = Sequence[Sequence[tuple[str, str]]]
 """For each row, texts with the addresses that they lead to."""
@@ -40,11 +40,12 @@ def _head(text: str, numeric: bool) -> str:
 
 
 def _cell(text: str, numeric: bool) -> str:
+    shown = with_minus(html.escape(text), "&minus;")
     if not numeric:
-        return f"<td>{html.escape(text)}</td>"
+        return f"<td>{shown}</td>"
     found = value(text)
     data = "" if found is None else f' data-value="{found:.12g}"'
-    return f'<td class="number"{data}>{html.escape(text)}</td>'
+    return f'<td class="number"{data}>{shown}</td>'
 
 
 def _link(text: str, address: str) -> str:

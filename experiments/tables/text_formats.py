@@ -176,5 +176,9 @@ def csv_lines(heads: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _latex(text: str) -> str:
     """The text with its symbols escaped, and a minus sign before a negative number."""
-    escaped = "".join(LATEX.get(each, each) for each in text)
-    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", "$-$", escaped)
+    return with_minus("".join(LATEX.get(each, each) for each in text), "$-$")
+
+
+def with_minus(text: str, sign: str) -> str:
+    """The text with this sign in place of the hyphen before each negative number."""
+    return re.sub(r"(?<![\w.)-])-(?=\.?\d)", sign, text)
