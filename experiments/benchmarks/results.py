@@ -5,13 +5,12 @@ import importlib.metadata
 import importlib.util
 import math
 import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.benchmarks.cases import Goal, Group, Ratio
-from lora_jax.records.environment import environment, processor
+from lora_jax.records.environment import environment, processor_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +138,12 @@ def machine() -> dict[str, Any]:
     """What the times depend on beside the code."""
     names = ("MALLOC_", "GLIBC_TUNABLES", "XLA_", "JAX_", "OMP_", "LD_PRELOAD")
     own = {name: value for name, value in sorted(os.environ.items()) if name.startswith(names)}
-    models = [line.partition(":")[2].strip() for line in processor("model name")]
     known = environment()
     others = (name for name in OTHERS if importlib.util.find_spec(name) is not None)
     known["versions"] |= {name: importlib.metadata.version(name) for name in others}
     return {
         **known,
-        "processor": ", ".join(models) or platform.processor(),
+        "processor": processor_model(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg(),
         "settings": own,

@@ -172,12 +172,9 @@ def _of_left_out_tasks(made: Sequence[Contest], compared: Gains, tests: int) -> 
     if changes is None:
         return
     titles = {contest.task: contest.task_title for contest in made}
-    said = [f"without {titles[task]}: {_verdicts(own)}" for task, own in changes.items() if own]
-    begin = "Not registered: where one task is left out,"
-    if said:
-        yield f"{begin} some verdicts change. {'; '.join(said)}."
-    else:
-        yield f"{begin} no verdict changes."
+    said = [f"Without {titles[task]}: {_verdicts(own)}." for task, own in changes.items() if own]
+    some = "some verdicts change" if said else "no verdict changes"
+    yield " ".join([f"Where one task is left out, which was not registered, {some}.", *said])
 
 
 def _verdicts(found: Sequence[Gain]) -> str:

@@ -79,7 +79,9 @@ def machines(contest: Contest) -> dict[str, list[str]]:
             text = ", ".join(
                 f"{key} {versions[key]}" for key in ("jax", "jaxlib") if versions.get(key)
             )
-            kind = device.get("processor", UNNAMED) if device["kind"] == "cpu" else device["kind"]
+            kind = device.get("kind")
+            if kind == "cpu":  # what JAX calls every processor
+                kind = device.get("processor", UNNAMED)
             where = f"{device.get('count')} {device.get('platform')} ({kind})"
             labels = found.setdefault(f"{where}, {text}" if text else where, [])
             if run.completed and method.label not in labels:
