@@ -42,11 +42,21 @@ def start_again() -> None:
 
 
 def _said_in_a_word(kind: type[BaseException], error: BaseException, where: Any) -> None:
-    """Ctrl-C while a command imports, before `cli.main`, is no fault with a traceback either."""
+    """What ends a command while it imports, before `cli.main`, and is no fault of the code."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif kind.__name__ == "CantOpenFlagFileError":  # read where the flag --config is defined
+        print(f"error: {flag_file(error)}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, where)
+
+
+def flag_file(error: BaseException) -> str:
+    """What absl's error on a --flagfile that it cannot open means."""
+    cause = error.__context__
+    if isinstance(cause, OSError):
+        return f"--flagfile={cause.filename}: {cause.strerror}"
+    return str(error)
 
 
 def asks_for_help(argument: str) -> bool:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from experiments.command_environment import flag_file
 from experiments.setup import config_errors, config_files, json_config, variant_flags
 from lora_jax.error_text import first_line
 from lora_jax.files import number_text
@@ -39,7 +40,7 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
       ValueError: one line on what is wrong with a flag or the config file.
     """
     values = flags.FlagValues()
-    argv = ["sweep", *arguments]
+    argv = _with_flag_files(["sweep", *arguments], values)
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     read(argv, values)
     return values["config"].value  # type: ignore[return-value]
@@ -87,6 +88,8 @@ def _with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]
     program, *given = argv
     try:
         return [program, *values.read_flags_from_files(given, force_gnu=False)]
+    except flags.CantOpenFlagFileError as error:
+        raise ValueError(flag_file(error)) from error
     except flags.Error as error:
         raise ValueError(first_line(error)) from error
 

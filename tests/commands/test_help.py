@@ -13,8 +13,10 @@ import commands
 import pytest
 from absl import flags
 from commands import ROOT
+from ml_collections import config_flags
 
 from experiments import command_environment, command_names, help_text
+from experiments.setup.read_config import read_config
 
 FILES = [
     path
@@ -131,6 +133,23 @@ def test_ctrl_c_during_imports_is_a_word_and_a_fault_is_a_traceback(monkeypatch,
     assert capsys.readouterr().err == "interrupted\n"
     sys.excepthook(ValueError, ValueError("no"), None)
     assert capsys.readouterr().err.endswith("ValueError: no\n")
+
+
+def test_a_missing_file_of_flags_is_one_line(monkeypatch, capsys, tmp_path):
+    """A command with a config meets it while it imports."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(command_environment, "missing", lambda _: {})
+    command_environment.start_again()
+    argument = f"--flagfile={tmp_path / 'none'}"
+    with pytest.raises(flags.CantOpenFlagFileError) as found:
+        config_flags.DEFINE_config_file(
+            "config", flag_values=flags.FlagValues(), sys_argv=["", argument]
+        )
+    sys.excepthook(found.type, found.value, None)
+    said = f"{argument}: No such file or directory"
+    assert capsys.readouterr().err == f"error: {said}\n"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        read_config(["--config=configs/glue.py", argument])
 
 
 def test_the_version():
