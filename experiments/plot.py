@@ -3,7 +3,7 @@
     python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
 
 Kinds: `parameters`, score against parameters; `training`, loss and score by step;
-`learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA chose in one run.
+`learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA or EVA chose in one run.
 """
 
 from pathlib import Path
@@ -32,6 +32,8 @@ def show() -> None:
 
     kind = str(_KIND.value)
     require_known(kind, [*FIGURES, "ranks"], f"--kind={kind}: unknown picture")
+    if kind == "ranks":
+        cli.refuse_ignored((_TABLE, _SIZE), "--kind=ranks draws the one run of --results")
     out = Path(str(_OUT.value))
     if out.suffix != ".png":
         raise ValueError(f"--out {out}: expected a name that ends with .png")

@@ -86,10 +86,10 @@ def main() -> None:
         raise ValueError("--seeds belongs to --sd: with --results, the records are counted")
     folder = Path(str(_RESULTS.value))
     found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
-    known = {each.study: each.protocol for each in found if each is not None}
-    made, notes = _contests(folder, {each.digest for each in found if each is not None})
-    studies = itertools.groupby(made, lambda each: (each.table, each.model))
-    print("\n\n".join(_study(list(own), known.get(table)) for (table, _), own in studies))
+    known = {each.digest: each.protocol for each in found if each is not None}
+    made, notes = _contests(folder, set(known))
+    studies = [list(own) for _, own in itertools.groupby(made, lambda e: (e.table, e.model))]
+    print("\n\n".join(_study(own, known.get(_registration(own))) for own in studies))
     for note in notes:
         print(note)
 
@@ -126,6 +126,12 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
         return made, [*notes, *left]
     others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
+
+
+def _registration(made: Sequence[Contest]) -> str:
+    """The digest of the study that the runs are of, which is one; empty if they are of none."""
+    runs = (run for contest in made for method in contest.methods for run in method.runs)
+    return next(runs).study.registration
 
 
 def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
@@ -180,8 +186,8 @@ def _question(protocol: Protocol | None, tests: int) -> Question:
     difference = _DIFFERENCE.value
     if difference is None:
         difference = protocol.margin if protocol else 1.0
-    if not 0 < level < 1:
-        raise ValueError(f"--level={level:g}: expected a number between 0 and 1")
+    if not 0 < level < 0.5:
+        raise ValueError(f"--level={level:g}: expected a number between 0 and 0.5")
     if not level < _POWER.value < 1:
         raise ValueError(
             f"--power={_POWER.value:g}: expected a number between the level, {level:g}, and 1"

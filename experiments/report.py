@@ -71,7 +71,7 @@ _FIGURES = flags.DEFINE_string(
 _RESAMPLES = flags.DEFINE_integer(
     "resamples", RESAMPLES, "How many bootstrap resamples to draw.", lower_bound=100
 )
-_SEED = flags.DEFINE_integer("seed", 0, "The seed of the bootstrap resamples.")
+_SEED = flags.DEFINE_integer("seed", 0, "The seed of the bootstrap resamples.", lower_bound=0)
 _DOCUMENTS = flags.DEFINE_list(
     "documents", [], f"{marked_documents.HELP} They are of the committed studies."
 )

@@ -50,7 +50,7 @@ from experiments.runs.how import How
 from experiments.search import search_flags
 from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
-from experiments.sweeps.folder import SweepFolder, TrialState
+from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import launch, local
 from experiments.sweeps.launchers.names import LAUNCHERS, require_own_flags
 from experiments.sweeps.launchers.stopping import stopped_by_signals
@@ -153,11 +153,11 @@ def _sweep() -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     view = View([trial for trial, _ in pairs], [loop for _, loop in pairs], folder, console)
     if _DRY_RUN.value:
-        _list(view, _todo(mine, folder))
+        _list(view, _todo(mine, folder, _how()), _how())
         return
-    with launch.cluster(launcher, _todo(mine, folder)) as ray, folder.held(part):
+    with launch.cluster(launcher, _todo(mine, folder, _how())) as ray, folder.held(part):
         folder.write_list(found)
-        todo = _todo(mine, folder)
+        todo = _todo(mine, folder, _how())
         if launch.launch(launcher, todo, folder, view, machine, ray, _how()):
             _finish(view, folder)
 
@@ -170,7 +170,8 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     if _DRY_RUN.value:
         found, loops = search.first()
-        _list(View(found, loops, folder, console), jobs.make(found, 0))
+        how = _how(asked.halving)
+        _list(View(found, loops, folder, console), _todo(jobs.make(found, 0), folder, how), how)
         print(search.outlook(loops))
         return
     trained: list[trials.Trial] = []
@@ -231,14 +232,11 @@ def _trials() -> list[trials.Trial]:
     return trials.make(arguments, overrides)
 
 
-def _todo(mine: list[jobs.Job], folder: SweepFolder, how: How | None = None) -> list[jobs.Job]:
+def _todo(mine: list[jobs.Job], folder: SweepFolder, how: How) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
-    final = (how or _how()).final
-    return [job for job in mine if any(folder.state(trial).status not in final for trial in job)]
-
-
-def _wanted(state: TrialState) -> bool:
-    return state.status not in _how().final
+    return [
+        job for job in mine if any(folder.state(trial).status not in how.final for trial in job)
+    ]
 
 
 def _how(halving: int = 0) -> How:
@@ -260,12 +258,12 @@ def _finish(view: View, folder: SweepFolder) -> None:
         sys.exit(1)
 
 
-def _list(view: View, todo: list[jobs.Job]) -> None:
+def _list(view: View, todo: list[jobs.Job], how: How) -> None:
     """Print every trial with its digest and status, and an estimate of the time to train."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
         print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.state.status}")
-    names = {row.trial.name for row in view.rows if _wanted(row.state)}
+    names = {row.trial.name for row in view.rows if row.state.status not in how.final}
     print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
     if not todo:
         return

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from configs.settings import TextConfig
 from experiments.analysis import score_check
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.recorded_runs import scale
@@ -14,9 +15,9 @@ def most_frequent(contest: Contest) -> float | None:
     None if the metric is not the accuracy, if an example is a choice among several texts, or if no
     run kept its predictions, which hold the labels.
     """
-    if contest.metric != "accuracy":
+    runs = [run for method in contest.methods for run in method.runs if run.completed]
+    if contest.metric != "accuracy" or any(isinstance(run.config, TextConfig) for run in runs):
         return None
-    runs = (run for method in contest.methods for run in method.runs if run.completed)
     for run in runs:
         part = predictions.read(run.folder).get("validation")
         if part is not None and part.labels is not None:

@@ -10,23 +10,23 @@ FEWEST = 3
 
 
 def changed(
-    contests: Sequence[Contest], found: Gains, tests: int
+    contests: Sequence[Contest], found: Gains, tests: int, tasks: int
 ) -> Mapping[str, Sequence[Gain]] | None:
     """By left-out task, the gains over the others whose verdicts are not those over all tasks.
 
     The rules are those of the study. Nothing is tested (None) if it has fewer than `FEWEST` tasks,
-    or if any method lacks a task.
+    or while any method lacks one of them.
 
     Args:
       contests: of which `found` was made.
       tests: how many members each family of tests has at least.
+      tasks: how many tasks the study has.
     """
-    tasks = found.tasks
-    if len(tasks) < FEWEST or any(len(each.by_task) < len(tasks) for each in found.methods):
+    if tasks < FEWEST or any(len(each.by_task) < tasks for each in found.methods):
         return None
     verdicts = {each.key: each.verdict for each in found.methods}
     changes = {}
-    for task in tasks:
+    for task in found.tasks:
         others = gains(
             [contest for contest in contests if contest.task != task],
             reference=found.reference_key,

@@ -119,6 +119,11 @@ def scale(metric: str) -> float:
     return 100.0 if metric.removesuffix("_extra") in PERCENT else 1.0
 
 
+def unit(metric: str) -> str:
+    """The unit of a difference between two scores."""
+    return "points" if scale(metric) != 1 else metric
+
+
 def find(results: Path) -> list[Run]:
     """All records under a folder, validated, in the order of their paths.
 

@@ -39,7 +39,7 @@ class Unfinished:
     def number(self) -> tuple[int, int]:
         """The seed and the draw of the examples, as for a `recorded_runs.Run`."""
         assert self.config is not None
-        return self.config.seed, self.config.data.draw
+        return self.config.seed, self.config.data.draw if self.config.data.train else 0
 
     @property
     def held_out(self) -> bool:

@@ -82,7 +82,7 @@ def forest(
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.tick_params(labelsize=NORMAL, length=2)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(axis, fontsize=NORMAL)
+    axes.set_xlabel(plain(axis), fontsize=NORMAL)
     axes.set_title(plain(title), fontsize=NORMAL, loc="left")
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)

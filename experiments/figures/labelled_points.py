@@ -67,9 +67,8 @@ def draw(
     wide, tall = 72 * SIZE[0], 72 * SIZE[1]
     left, bottom, top = 48 / wide, 44 / tall, 1 - 24 / tall
     axes = figure.add_axes((left, bottom, 1 - left - column / wide, top - bottom))
-    known = [each.cost for each in points if each.cost > 0]
-    logarithmic = bool(known) and max(known) > WIDE * min(known)
-    if logarithmic:
+    is_logarithmic = logarithmic([each.cost for each in points])
+    if is_logarithmic:
         axes.set_xscale("log")
     else:
         axes.locator_params(axis="x", nbins=4)
@@ -79,8 +78,8 @@ def draw(
     points = [dataclasses.replace(e, score=min(max(e.score, low), high)) for e in points]
     for number, each in enumerate(points):
         arrow = "" if is_near[number] else "v" if each.score == low else "^"
-        _mark(axes, each, number in front, logarithmic, arrow)
-    line = [points[number] for number in front if points[number].cost > 0 or not logarithmic]
+        _mark(axes, each, number in front, is_logarithmic, arrow)
+    line = [points[number] for number in front if points[number].cost > 0 or not is_logarithmic]
     if len(points) > 1 and line:
         costs = [each.cost for each in line]
         tops = [each.score for each in line]
@@ -90,7 +89,7 @@ def draw(
     tall *= top - bottom
     targets = [tall * (each.score - ends[0]) / (ends[1] - ends[0]) for each in points]
     for each, text, place in zip(points, texts, spread(targets, GAP, tall), strict=True):
-        _name(axes, each, text, place / tall, logarithmic)
+        _name(axes, each, text, place / tall, is_logarithmic)
     if bar is not None:
         _bar(axes, bar)
     axes.set_xlabel(axis, fontsize=NORMAL)
@@ -102,6 +101,12 @@ def draw(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure
+
+
+def logarithmic(costs: Sequence[float]) -> bool:
+    """Whether the axis of these costs is; a cost of 0 is a line across it then."""
+    known = [each for each in costs if each > 0]
+    return bool(known) and max(known) > WIDE * min(known)
 
 
 def near(scores: Sequence[float]) -> list[bool]:

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 
 from configs import common_tasks
 from experiments.analysis import parameters as counted, score_check
-from experiments.analysis.collect_runs import Summary, collect, elsewhere, summarise
+from experiments.analysis.collect_runs import (
+    Summary,
+    collect,
+    elsewhere,
+    one_of_each,
+    settings_of,
+    summarise,
+)
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, scale
@@ -21,6 +28,7 @@ from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
 from experiments.tables import config_tables
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.suggest import require_known
 
@@ -57,6 +65,15 @@ class Panel:
         scores = [run.score(self.metric, self.table["choose"]) for run in runs]
         found = [score for score in scores if score is not None]
         return summarise(found, self.table["report"], self.table["spread"]) if found else None
+
+    def best(self, runs: Sequence[Run]) -> Summary | None:
+        """The summary of the runs of one setting, that with the best; None without scores."""
+        settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+        for run in runs:
+            settings.setdefault(tuple(settings_of(run.config).items()), []).append(run)
+        scores = [self.score(one_of_each(own)) for own in settings.values()]
+        better = min if self.metric in LOWER_IS_BETTER else max
+        return better(filter(None, scores), key=lambda each: each.centre, default=None)
 
     def protocol(self) -> str:
         """A description of `score` in words."""
@@ -106,9 +123,10 @@ def parameters(runs: Sequence[Run]) -> Figure:
             panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
         ):
             found = panel.score(own)
-            count = max(counted.counts(run.record for run in own), default=0)
-            if found is None:
+            counts = counted.counts(run.record for run in own)
+            if found is None or not counts:
                 continue
+            count = max(counts)
             label = panel.name(row)
             if count == 0:
                 axes.axhline(found.centre, color=colour, linestyle="--", label=label)
@@ -163,6 +181,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
     """Draw scores, as in the tables, by learning rate, with a line for each method.
 
     If a row's name begins with the rate (`rate_1e-4_ratio_4`), the rest of the name is the method.
+    If several settings share a rate, the best is drawn.
     """
 
     def rate(run: Run) -> float:
@@ -173,7 +192,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
         for (row, own), (marker, colour, dashes) in zip(rows.items(), styles(), strict=False):
             points = []
             for x in sorted({rate(run) for run in own}):
-                found = panel.score([run for run in own if rate(run) == x])
+                found = panel.best([run for run in own if rate(run) == x])
                 if found is not None:
                     points.append((x, found.centre, found.spread or 0.0))
             if points:
@@ -219,7 +238,7 @@ def draw(
     runs = [run for run in found if run.study.table]
     tables = sorted({run.study.table for run in runs})
     if table is not None:
-        require_known(table, tables, f"no runs of '{table}' in {results}")
+        require_known(table, tables, f"--table={table}: no runs of it in {results}")
     own = [run for run in runs if table in (None, run.study.table)]
     chosen, left = select(own, None, size)
     chosen, departed = adherence.as_registered(results, chosen, own)

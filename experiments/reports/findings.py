@@ -184,7 +184,7 @@ def of_pairs(
     found = []
     for places in by_study.values():
         contest, own = places[0]
-        units = {_unit(each) for each, _ in places}
+        units = {recorded_runs.unit(each.metric) for each, _ in places}
         ours = {id(each): reference for each, reference in places}
         pairs = [
             (pair, said) for pair, said in decided if ours.get(id(pair.contest)) is pair.second
@@ -235,10 +235,6 @@ def _estimate(test: significance.Difference, seeds: int) -> Estimate:
 def _single(said: Mapping[str, str]) -> str:
     """The verdict of a method that was compared on one task alone."""
     return next(iter(said.values())) if len(said) == 1 else ""
-
-
-def _unit(contest: Contest) -> str:
-    return "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
 
 
 def _ends(seeds: Sequence[int]) -> tuple[int, int]:

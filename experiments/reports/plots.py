@@ -15,11 +15,14 @@ from experiments.reports.pictures import Picture
 from experiments.reports.sheets import Costs, costs, interval, unlike
 
 TIME = "training time (s)"
-AXES: Mapping[str, Callable[[Costs], float]] = {
-    parameters.HEADING: lambda spent: max(spent.parameters, default=0),
+AXES: Mapping[str, Callable[[Costs], float | None]] = {
+    parameters.HEADING: lambda spent: max(spent.parameters, default=None),
     TIME: lambda spent: spent.seconds,
 }
-"""The costs of methods. Memory is none: that of a process is the peak of all that it did."""
+"""The costs of methods, None where records lack them.
+
+Memory is not one of them: that of a process is the peak of all that it did.
+"""
 
 
 def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]:
@@ -78,7 +81,9 @@ def rate_caption(contest: Contest) -> str:
     )
 
 
-def cost_caption(contest: Contest, of: Callable[[Costs], float], reference: Method | None) -> str:
+def cost_caption(
+    contest: Contest, of: Callable[[Costs], float | None], reference: Method | None
+) -> str:
     known = [scores.values() for method in contest.methods if (scores := method.scores())]
     said = f"Means over seeds, n = {_range([len(each) for each in known])}." if known else ""
     if typical(contest) is not None:
@@ -91,8 +96,9 @@ def cost_caption(contest: Contest, of: Callable[[Costs], float], reference: Meth
     if not all(labelled_points.near([statistics.fmean(scores) for scores in known])):
         said += " A score beyond the axis is drawn at its edge; its name gives it."
     spent = [found for method in contest.methods if (found := costs(method)) is not None]
-    free = any(of(each) == 0 for each in spent)
-    return said + " A dashed line is a method without an adapter." * free
+    drawn = [cost for each in spent if (cost := of(each)) is not None]
+    line = 0 in drawn and labelled_points.logarithmic(drawn)
+    return said + " A dashed line is a method without an adapter." * line
 
 
 def typical(contest: Contest) -> float | None:
@@ -114,7 +120,10 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
 
 
 def by_cost(
-    contest: Contest, name: str, of: Callable[[Costs], float], reference: Method | None = None
+    contest: Contest,
+    name: str,
+    of: Callable[[Costs], float | None],
+    reference: Method | None = None,
 ) -> Figure | None:
     """Draw mean scores against a cost, with the Pareto front.
 
@@ -129,10 +138,11 @@ def by_cost(
     points = []
     for method in contest.methods:
         scores, spent = list(method.scores().values()), costs(method)
-        if scores and spent is not None:
+        cost = None if spent is None else of(spent)
+        if scores and cost is not None:
             mean = statistics.fmean(scores)
             own = method is reference
-            points.append(labelled_points.Point(method.label, of(spent), mean, own))
+            points.append(labelled_points.Point(method.label, cost, mean, own))
     if not points:
         return None
     front = pareto([each.cost for each in points], [each.score for each in points])

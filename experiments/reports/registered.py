@@ -16,6 +16,7 @@ from experiments.plurals import agree, count
 from experiments.reports import findings
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
+from experiments.studies.protocol import Protocol
 from experiments.studies.training import NO_RATE
 from experiments.tables import config_tables
 
@@ -57,8 +58,8 @@ def of_study(kept: Adherence) -> findings.Findings:
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
         notes += [*_of_bounds(compared, others), *_of_methods(compared)]
-        notes += [*_of_left_out_tasks(made, compared, len(others)), *_of_seeds(made)]
-    units = {"points" if recorded_runs.scale(each.metric) != 1 else each.metric for each in made}
+        notes += [*_of_left_out_tasks(made, compared, protocol), *_of_seeds(made)]
+    units = {recorded_runs.unit(each.metric) for each in made}
     if len(units) > 1:
         notes.append(
             f"The mean over tasks has no unit: scores are in {' and '.join(sorted(units))}."
@@ -166,9 +167,12 @@ def _of_methods(compared: Gains) -> Iterator[str]:
             yield f"{each.label}: {note}."
 
 
-def _of_left_out_tasks(made: Sequence[Contest], compared: Gains, tests: int) -> Iterator[str]:
+def _of_left_out_tasks(
+    made: Sequence[Contest], compared: Gains, protocol: Protocol
+) -> Iterator[str]:
     """Which verdicts depend on one task."""
-    changes = left_out_tasks.changed(made, compared, tests)
+    tests, tasks = len(protocol.rows) - 1, len(protocol.columns)
+    changes = left_out_tasks.changed(made, compared, tests, tasks)
     if changes is None:
         return
     titles = {contest.task: contest.task_title for contest in made}

@@ -1,5 +1,7 @@
 """What successive halving leaves in a report: the trials that were stopped, and when."""
 
+from collections import Counter
+
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.halved_runs import halved
 from experiments.analysis.recorded_runs import Run, scale
@@ -11,18 +13,23 @@ from experiments.reports.pictures import Picture
 def picture(contest: Contest) -> Picture | None:
     """Scores at the rungs, for the trials of all methods; None if none were halved."""
     runs = [run for method in contest.methods for run in halved(method)]
-    paths = [path for run in runs if (path := _path(run, contest.metric))]
-    if not paths:
+    drawn = [(run, path) for run in runs if (path := _path(run, contest.metric))]
+    if not drawn:
         return None
-    ended = sum(path.completed for path in paths)
+    statuses = Counter(run.record.status for run, _ in drawn)
+    ended, diverged = statuses["completed"], statuses["diverged"]
+    stopped = f"{len(drawn) - ended - diverged} were stopped"
+    if diverged:
+        stopped += f" or {diverged} diverged"
     steps = sum(run.record.steps for run in runs)
     said = (
-        f"Scores on held-out examples at each rung, n = {len(paths)} trials, of which {ended} "
-        f"trained to the end (blue) and {len(paths) - ended} were stopped (grey, a cross at the "
-        f"last rung); {steps:,} training steps in all."
+        f"Scores on held-out examples at each rung, n = {len(drawn)} trials, of which {ended} "
+        f"trained to the end (blue) and {stopped} (grey, a cross at the last rung); {steps:,} "
+        "training steps in all."
     )
-    drawn = halving.draw(paths, title=contest.title, scores=metric_label(contest.metric))
-    return Picture("halving", "Trials that were stopped early", said, drawn)
+    paths = [path for _, path in drawn]
+    figure = halving.draw(paths, title=contest.title, scores=metric_label(contest.metric))
+    return Picture("halving", "Trials that were stopped early", said, figure)
 
 
 def _path(run: Run, metric: str) -> halving.Path | None:

@@ -178,7 +178,7 @@ def reference_sheet(
                 test = pair.tests[kind]
                 row += [_untested(pair, kind), NONE] if test is None else _test(test)
             rows.append([*row, str(pair.common)])
-    unit = "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
+    unit = recorded_runs.unit(contest.metric)
     title = f"{contest.title}: difference from {reference.label}, {unit}"
     title += f", {ALONE}" * (not judged)
     return Sheet(title, heads, rows)

@@ -83,13 +83,11 @@ def _other_settings_seen(contest: Contest) -> list[str]:
     for method in contest.methods:
         if method.phase == "held_out" and not contest.held_out and method.chosen is not None:
             others = [each for each in method.settings if each is not method.chosen]
-            counts = {
-                each.rate: len(each.of("development")) + len(each.lost("development"))
-                for each in others
-                if each.of("development") or each.lost("development")
-            }
-            if total := sum(counts.values()):
-                rates = ", ".join(f"{rate:g}" for rate in counts)
+            counts = Counter[float]()
+            for each in others:
+                counts[each.rate] += len(each.of("development")) + len(each.lost("development"))
+            if total := counts.total():
+                rates = ", ".join(f"{rate:g}" for rate, number in counts.items() if number)
                 seen.append(f"{method.label} {count(total, 'run')} ({rates})")
     if not seen:
         return []
@@ -236,7 +234,7 @@ def explain(
 def _training_sets(contests: Sequence[Contest]) -> str:
     """What tests say of other training sets: only where seeds draw their own is there anything."""
     drawn = [
-        len({run.config.data.draw for m in contest.methods for run in m.runs}) > 1
+        len({draw for m in contest.methods for run in m.runs for _, draw in [run.number]}) > 1
         for contest in contests
     ]
     if not any(drawn):

@@ -94,7 +94,6 @@ def _opened(path: Path) -> dict[str, Any]:
         values, found = seal.opened(json_text.read_object(path))
         seal.require_unchanged(values, found)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged: {error}; delete {path.parent} to start over"
-        ) from None
+        whole = path if path.parent.name == _PROGRAMS else path.parent  # with its checkpoints
+        raise ValueError(f"{path} is damaged: {error}; delete {whole} to start over") from None
     return values

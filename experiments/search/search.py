@@ -44,6 +44,11 @@ class Asked:
     factor: int
     """Of how many trials one goes on at a rung of `halving`."""
 
+    @property
+    def halving(self) -> int:
+        """Of how many trials one goes on; 0 if none is stopped."""
+        return self.factor if self.method == "halving" else 0
+
     def settings(self, specs: Sequence[str]) -> dict[str, Any]:
         """The flags that a search must keep; the numbers of trials and steps may grow."""
         kept = {"search": self.method, "sweep": list(specs), "sweep_seed": self.seed}
@@ -130,7 +135,7 @@ class Search:
         return self._result()
 
     def _train(self, found: list[Overrides], train: Train) -> None:
-        halving = self._asked.factor if self._asked.method == "halving" else 0
+        halving = self._asked.halving
         train(self._space.named(found), [self._space.loop(each) for each in found], halving)
 
     def _next(self) -> list[Overrides]:

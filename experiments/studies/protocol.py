@@ -7,6 +7,9 @@ from typing import Any
 
 from lora_jax.suggest import require_known
 
+MOST_PER_DECADE = 20
+"""Rates have two digits: with many more to a decade, two of them would be one."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -77,10 +80,12 @@ class Protocol:
             raise ValueError(f"{where}: seed {min(shared)} both chooses a rate and is scored")
         if not self.tuning.seeds or self.tuning.held_out < 1:
             raise ValueError(f"{where}: tuning needs seeds and held-out examples")
-        if self.rates.per_decade < 1 or self.rates.around < 0 or self.rates.most_more < 0:
-            raise ValueError(f"{where}: rates need per_decade of 1 or more, and no negative number")
-        if not (self.margin > 0 and 0 < self.level < 1):
-            raise ValueError(f"{where}: margin must be above 0, and level between 0 and 1")
+        if not 1 <= self.rates.per_decade <= MOST_PER_DECADE:
+            raise ValueError(f"{where}: rates need per_decade from 1 to {MOST_PER_DECADE}")
+        if self.rates.around < 0 or self.rates.most_more < 0:
+            raise ValueError(f"{where}: rates must have no negative number")
+        if not (self.margin > 0 and 0 < self.level < 0.5):
+            raise ValueError(f"{where}: margin must be above 0, and level between 0 and 0.5")
 
 
 def typed(kind: type, plain: Mapping[str, Any], where: str) -> Any:

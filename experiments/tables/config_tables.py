@@ -64,7 +64,7 @@ def render_table(
         contradict.
     """
     known = tables()
-    require_known(name, known, f"unknown table '{name}'")
+    require_known(name, known, f"--table={name}: unknown table")
     table = known[name]
     found = recorded_runs.find(results)
     chosen, left = _selected(results, found, name, size)
@@ -75,7 +75,7 @@ def render_table(
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
         models = [block.model for block in made]
-        require_known(model, models, f"{name}: nothing run or published with model '{model}'")
+        require_known(model, models, f"--model={model}: nothing run or published in {name}")
         made = [block for block in made if block.model == model]
         own = [run for run in chosen if run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only

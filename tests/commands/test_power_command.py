@@ -1,5 +1,6 @@
 """`experiments.power`: its tables against the functions behind them, and mistakes in one line."""
 
+import dataclasses
 import shutil
 
 import commands
@@ -95,6 +96,16 @@ def test_a_registered_study(study):
     other = said(f"--results={study}", "--reference=lora", "--tests=3", "--difference=1")
     assert "differences from LoRA. Power 80%, level 0.05 for 3 tests" in other
     assert "seeds to find 1 " in other
+
+
+def test_a_study_without_runs_is_not_that_of_others(study, tmp_path):
+    """Two of one name: the margin and the reference are those of the one whose runs these are."""
+    shutil.copytree(study / "study", tmp_path / "b")
+    known = registration.read(tmp_path / "b")
+    for name in ("a", "c"):
+        wider = dataclasses.replace(known.protocol, margin=3.0, level=0.01, reference="lora")
+        registration.register(tmp_path / name, "against_lora", wider, known.cells)
+    assert said(f"--results={tmp_path}") == said(f"--results={study}")
 
 
 def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_path):

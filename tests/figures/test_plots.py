@@ -8,7 +8,7 @@ from fake_records import write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
-from experiments.analysis import recorded_runs
+from experiments.analysis import collect_runs, recorded_runs
 from experiments.figures.scores import FIGURES, draw, learning_rate, parameters, training
 from experiments.runs.rank_map import rank_grid, rank_map
 
@@ -123,6 +123,22 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
     assert held.get_title().endswith("SST-2, held-out training examples")
 
 
+def test_a_rate_has_its_best_setting_and_each_run_once(tmp_path):
+    for rank, scores in ((2, (0.5, 0.6)), (4, (0.7, 0.8))):
+        for seed, score in enumerate(scores):
+            for copy in ("", "_copy"):
+                arg, changes = f"task=sst2,variant=lora,seed={seed}", {"variant.rank": rank}
+                folder = tmp_path / f"{rank}_{seed}{copy}"
+                write(folder, "glue", arg, {"accuracy": score}, changes=changes)
+    (axes,) = learning_rate(recorded_runs.find(tmp_path)).axes
+    ((_, scores),) = series(axes).values()
+    assert scores == [75.0]
+    (bars,) = axes.containers[0][2]
+    (low, high) = bars.get_segments()[0][:, 1]
+    spread = collect_runs.summarise([70.0, 80.0], "mean", "ci95").spread
+    assert (high - low) / 2 == pytest.approx(spread)
+
+
 def test_the_ranks_of_one_run_are_drawn(tmp_path):
     ranks = {"layers/query/kernel": [3, 0, 2], "layers/value/kernel": [1, 2, 3]}
     write(tmp_path / "a", "glue", "variant=adalora", {"matthews": 0.4}, ranks=ranks)
@@ -139,7 +155,7 @@ def test_nothing_to_draw_is_said(tmp_path):
     write(tmp_path / "a", "glue", "", {"matthews": None}, status="failed")
     with pytest.raises(ValueError, match="no run of a study has completed"):
         draw(tmp_path, "training", tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"no runs of 'glu' in .*; nearest: 'glue'"):
+    with pytest.raises(ValueError, match=r"--table=glu: no runs of it in .*; nearest: 'glue'"):
         draw(tmp_path, "training", tmp_path / "x.png", table="glu")
     assert not (tmp_path / "x.png").exists()
 

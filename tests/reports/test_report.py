@@ -263,20 +263,20 @@ def test_verdicts_are_of_one_family_in_both_tables(study):
 
 
 def test_tests_cover_other_training_sets_where_each_seed_draws_its_own(tmp_path):
-    def add(task, draws):
+    def add(task, train):
         for method in ("lora", "vera"):
             for seed in range(2):
-                changes = {"data.draw": seed * draws}
+                changes = {"data.draw": seed, "data.train": train}
                 folder = tmp_path / task / method / str(seed)
                 mask = wrong(0.2, seed)
                 planted(folder, method, seed, LABELS, mask, task=task, changes=changes)
         return rendered(made(tmp_path), "markdown", resamples=100)
 
     none, some = "No test covers another training set.", "Seeds draw their own training sentences"
-    text = add("sst2", draws=True)
+    text = add("sst2", train=100)
     assert f"{some}, so tests over seeds cover other training sets drawn" in text
     assert none not in text
-    text = add("rte", draws=False)
+    text = add("rte", train=0)  # all examples: none are drawn
     assert f"{some} in 1 of 2 contests, so" in text and none not in text
     shutil.rmtree(tmp_path / "sst2")
     text = rendered(made(tmp_path), "markdown", resamples=100)

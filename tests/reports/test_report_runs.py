@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fake_records import planted
+from fake_records import planted, write
 from report_study import (
     LABELS,
     RATES,
@@ -21,7 +21,7 @@ from report_study import (
 )
 
 from experiments import report
-from experiments.analysis import unfinished_runs
+from experiments.analysis import chance, unfinished_runs
 from experiments.reports import file, plots
 from experiments.runs import predictions
 from experiments.setup.read_config import read_config
@@ -151,6 +151,16 @@ def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
         (tmp_path / "outcomes" / f"{name}.json").write_text(json.dumps(outcome))
     one, two = sorted(unfinished_runs.find(tmp_path), key=lambda each: each.status)
     assert (one.status, one.number, one.config.variant.name) == ("failed", (3, 0), "lora")
+    for train, draw in ((0, 0), (8, 4)):  # no draw where all examples are trained on
+        listed[0]["arguments"] = [
+            *arguments,
+            f"--config.data.train={train}",
+            "--config.data.draw=4",
+        ]
+        config = fill(read_config(listed[0]["arguments"]).to_dict())
+        listed[0]["digest"] = config_digest(plain(config))
+        (tmp_path / "trials.json").write_text(json.dumps({"version": 1, "trials": listed}))
+        assert (3, draw) in [each.number for each in unfinished_runs.find(tmp_path) if each.config]
     assert (two.status, two.config) == ("interrupted", None)
     assert "2 runs without a record" in report.apart([one, two])[0]
 
@@ -212,6 +222,10 @@ def test_the_development_set_seen_with_other_settings_is_warned_of(study):
         study
     )
     assert "should choose a setting: VeRA 2 runs (0.003)." in said(study)
+    for seed in (0, 1):  # another setting with the same rate
+        how = {"rate": 3e-3, "changes": {"variant.rank": 3}}
+        planted(study / f"rank{seed}", "vera", seed, LABELS, wrong(0.3, seed), **how)
+    assert "should choose a setting: VeRA 4 runs (0.003)." in said(study)
 
 
 def test_unlike_machines_are_warned_of_and_times_are_not_drawn(study):
@@ -246,6 +260,28 @@ def test_a_task_that_no_method_learnt_is_warned_of(tmp_path):
         for method, right in (("lora", best), ("vera", 55)):
             planted(tmp_path / name / method, method, 0, labels, np.arange(100) >= right)
         assert (warning in said(tmp_path / name)) == (name == "chance")
+
+
+def test_a_choice_among_texts_has_no_most_frequent_answer(tmp_path):
+    arg = "task=commonsense_qa_texts,row=lora"
+    labels, outputs = np.repeat([0, 1], [60, 40]), np.eye(5)[np.zeros(100, int)]
+    how = {"labels": labels, "outputs": outputs}
+    write(tmp_path, "studies.against_lora_smollm2", arg, {"accuracy": 0.6}, **how)
+    (contest,) = made(tmp_path)
+    assert chance.most_frequent(contest) is None
+
+
+def test_the_caption_speaks_of_a_line_only_where_one_is_drawn(tmp_path):
+    """A method without an adapter is a line where costs are logarithmic, and else a point at 0."""
+    for name, counts in (("near", {"lora": 100, "vera": 0}), ("far", {"lora": 9, "vera": 0})):
+        counts = counts | {"dora": 1000 if name == "far" else 200}
+        for method, count in counts.items():
+            how = {"parameters": count}
+            planted(tmp_path / name / method, method, 0, LABELS, wrong(0.2, 0), **how)
+        (contest,) = made(tmp_path / name)
+        drawn = next(each for each in plots.pictures(contest) if "parameters" in each.stem)
+        dashed = [line for line in drawn.figure.axes[0].lines if line.get_linestyle() == "--"]
+        assert bool(dashed) == ("A dashed line" in drawn.caption) == (name == "far")
 
 
 def test_memory_is_said_to_be_that_of_all_trials_of_a_program(study):

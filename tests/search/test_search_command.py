@@ -82,6 +82,8 @@ def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
     assert "best: learning_rate=" in said
     best = json.loads((tmp_path / "whole" / "search.json").read_text())["best"]
     assert whole[best["name"]][0] == "completed"
+    code, said, error = run(*flags, f"--workdir={tmp_path / 'whole'}", "--dry_run")
+    assert (code, "6 trials, 0 to train, in 0 jobs" in said) == (0, True), error
 
     killed = tmp_path / "killed"
     line = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={killed}"]

@@ -36,6 +36,8 @@ def test_the_committed_study_is_a_protocol():
         ({"seeds": [0, 0]}, r"seeds must be different"),
         ({"seeds": [0, 100]}, r"seed 100 both chooses a rate and is scored"),
         ({"margin": 0}, r"margin must be above 0"),
+        ({"level": 0.5}, r"level between 0 and 0\.5"),
+        ({"rates": {"per_decade": 40, "around": 2, "most_more": 1}}, r"per_decade from 1 to 20"),
         ({"margin": "1"}, r"margin must be of type float, got '1'"),
         ({"rates": {"per_decade": 2, "around": 2}}, r"rates: most_more is missing"),
         ({"rates": [1, 2]}, r"rates must be a mapping"),

@@ -45,13 +45,14 @@ def write(
     config.update_from_flattened_dict(changes or {})
     plain = canonical_json.plain(fill(config.to_dict()))
     task = plain["data"]["name"].partition("/")[2]
+    draw = plain["data"]["draw"] if plain["data"]["train"] else 0  # of all examples none are drawn
     values = {
         "experiment": name,
         "config": plain,
         "config_digest": config_digest(plain),
         **ENVIRONMENT,
         "seed": plain["seed"],
-        "data_digest": f"{plain['data']['name']} {plain['data']['draw']}",
+        "data_digest": f"{plain['data']['name']} {draw}",
         "weights_digest": plain["model"]["name"],
         "parameters_trained": (parameters or 0) + 770,
         "parameters_total": int(SIZES.get(plain.get("study", {}).get("model"), 22_713_986)),

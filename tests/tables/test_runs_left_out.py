@@ -123,9 +123,9 @@ def test_smoke_runs_and_tuning_runs_are_left_out_and_counted(tmp_path):
 
 def test_mistakes_are_named(base):
     results, _ = base
-    with pytest.raises(ValueError, match="unknown table 'lora_tabel2'; nearest: 'lora_table2'"):
+    with pytest.raises(ValueError, match="--table=lora_tabel2: unknown table; nearest: 'lora_ta"):
         config_tables.render_table("lora_tabel2", results, "rich")
-    with pytest.raises(ValueError, match="with model 'roberta_bse'; nearest: 'roberta_base'"):
+    with pytest.raises(ValueError, match=r"--model=roberta_bse: nothing .* 'roberta_base'"):
         config_tables.render_table("lora_table2", results, "rich", model="roberta_bse")
     with pytest.raises(FileNotFoundError, match=r"--results .*nowhere: no such folder"):
         config_tables.render_table("lora_table2", results / "nowhere", "rich")

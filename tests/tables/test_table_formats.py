@@ -121,4 +121,4 @@ def test_the_command(base, tmp_path):
     assert drawn.stderr.startswith("warning: 1 of ") and len(drawn.stderr.splitlines()) == 1
     done = run("--table=lora_table4", f"--results={base[0]}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith("error: unknown table 'lora_table4'; nearest: ")
+    assert done.stderr.startswith("error: --table=lora_table4: unknown table; nearest: ")
