@@ -102,8 +102,8 @@ def test_a_study_without_runs_is_not_that_of_others(study, tmp_path):
     """Two of one name: the margin and the reference are those of the one whose runs these are."""
     shutil.copytree(study / "study", tmp_path / "b")
     known = registration.read(tmp_path / "b")
-    for name in ("a", "c"):
-        wider = dataclasses.replace(known.protocol, margin=3.0, level=0.01, reference="lora")
+    for name, margin in (("a", 3.0), ("c", 4.0)):
+        wider = dataclasses.replace(known.protocol, margin=margin, reference="lora")
         registration.register(tmp_path / name, "against_lora", wider, known.cells)
     assert said(f"--results={tmp_path}") == said(f"--results={study}")
 
@@ -135,7 +135,8 @@ def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_pa
         ((), "expected either --results or --sd"),
         (("--results=nowhere", "--seeds=3"), "--seeds belongs to --sd"),
         (("--sd=0",), "--sd=0: expected numbers above 0"),
-        (("--sd=1", "--level=1"), "--level=1: expected a number between 0 and 1"),
+        (("--sd=1", "--level=1"), "--level=1: expected a number between 0 and 0.5"),
+        (("--sd=1", "--level=0.5"), "--level=0.5: expected a number between 0 and 0.5"),
         (("--sd=1", "--power=0.05"), "--power=0.05: expected a number between the level, 0.05"),
         (("--sd=1", "--difference=0"), "--difference=0: expected a number of points above 0"),
         (("--results=STUDY", "--reference=dorra"), "no method --reference=dorra; nearest: 'dora'"),
