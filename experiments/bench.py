@@ -28,7 +28,6 @@ writes the committed results, those of `experiments/results/bench`, into Markdow
 """
 
 import os
-from pathlib import Path
 
 from absl import flags
 
@@ -104,14 +103,14 @@ def bench() -> None:
         executions=tuple(_EXECUTIONS.value),
         config=str(_CONFIG.value),
     )
-    found = []
+    out, found = None if _OUT.value is None else cli.out_folder(_OUT.value), []
     for measured in suite.run(plan):
         found.append(measured)
         print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)
-        if _OUT.value is not None:  # now: what follows may take hours
-            write(Path(_OUT.value), name, plan, found)
-    if _OUT.value is not None:
-        print(f"results: {_OUT.value}")
+        if out is not None:  # now: what follows may take hours
+            write(out, name, plan, found)
+    if out is not None:
+        print(f"results: {out}")
 
 
 if __name__ == "__main__":

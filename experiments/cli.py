@@ -150,12 +150,23 @@ def out_folder(text: str) -> Path:
       ValueError: it cannot be made, as far as this can be known before it is tried.
     """
     out = Path(text)
-    there = next(each for each in out.absolute().parents if os.path.lexists(each))
+    there = next(each for each in (*out.absolute().parents, Path("/")) if os.path.lexists(each))
     if not there.is_dir():
         raise ValueError(f"--out={out}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--out={out}: {there} cannot be written to")
     return out
+
+
+def run_folder(text: str) -> Path:
+    """The folder that --out names for a run, whose config will be given in --config.
+
+    Raises:
+      ValueError: as `out_folder`, or --config could not name a file in it.
+    """
+    if ":" in text:
+        raise ValueError(f"--out={text}: --config cannot name a file below a folder with a colon")
+    return out_folder(text)
 
 
 def integers(name: str, values: Sequence[str] | None, example: str = "") -> list[int]:

@@ -34,7 +34,7 @@ from experiments.combining.trained_runs import open_runs, origin, params_before
 from experiments.distributed.devices import announce
 from experiments.runs import made_run
 from experiments.runs.run import summarise
-from lora_jax.arithmetic.merging import BY, Method
+from lora_jax.arithmetic.merging import BY, KEPT, Method
 from lora_jax.files.new_folder import new_folder
 from lora_jax.text_table import text_table
 
@@ -69,7 +69,7 @@ _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exi
 
 def combine() -> None:
     folders = [Path(each) for each in _RUNS.value or ()]
-    out, rank = cli.out_folder(str(_OUT.value)), _RANK.value
+    out, rank = cli.run_folder(str(_OUT.value)), _RANK.value
     method = _method(len(folders))
     if out.exists():
         raise ValueError(f"--out={out} exists; name a new folder")
@@ -119,6 +119,8 @@ def _method(count: int) -> Method:
         method = Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
     except ValueError as error:
         raise ValueError(f"--by={_BY.value}: {error}") from error
+    if method.by in KEPT and _RANK.value is None:
+        raise ValueError(f"--by={method.by} needs --rank, as its update has no rank of its own")
     if method.by != "dare":
         cli.refuse_ignored((_SEED,), "it goes with --by=dare")
     return method

@@ -42,6 +42,8 @@ def distance() -> None:
         raise ValueError(f"--plot={plot}: expected a name that ends with .png")
     if plot:
         require_matplotlib()
+        if not plot.parent.is_dir():
+            raise ValueError(f"--plot={plot}: there is no folder {plot.parent}")
     announce()
     runs = open_runs(folders)
     adapters = [(each.trainable, each.frozen) for each in runs]

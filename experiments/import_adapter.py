@@ -55,7 +55,7 @@ OF_THE_ADAPTER = ("variant", "targets", "also_train", "start_from")
 
 
 def import_adapter() -> None:
-    out = cli.out_folder(str(_OUT.value))
+    out = cli.run_folder(str(_OUT.value))
     if out.exists():
         raise ValueError(f"--out={out} exists; name a new folder")
     for name in config_flags.get_override_values(flags.FLAGS["config"]):

@@ -55,7 +55,7 @@ def teach() -> None:
     console.print(table(found))
     for line in samples(found):
         console.print(line)
-    console.print(f"records and adapters: {_WORKDIR.value}")
+    console.print(f"records and adapters: {_WORKDIR.value}", markup=False, soft_wrap=True)
 
 
 def _folder(method: str) -> Path:

@@ -52,7 +52,7 @@ def compare() -> None:
     console = Console()
     rows = show(head, lora, console)
     for what, file in (("record: ", "record.json"), ("adapter:", "adapter.safetensors")):
-        console.print(f"{what} {_folder('lora') / file}", soft_wrap=True)
+        console.print(f"{what} {_folder('lora') / file}", markup=False, soft_wrap=True)
     if _DOCUMENTS.value:
         marked_documents.update(_DOCUMENTS.value, lambda text: fill(text, rows))
 

@@ -19,6 +19,7 @@ everything is written below `--scratch`. Exit code 0 means that nothing was lost
 or reported in other than one clear line.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -60,6 +61,8 @@ _SCRATCH = flags.DEFINE_string(
 def soak() -> None:
     for name in _PARTS.value:
         require_known(name, parts.PARTS, f"--parts={name}: no such part")
+    if "malformed" in _PARTS.value and importlib.util.find_spec("hypothesis") is None:
+        raise ValueError("--parts=malformed needs hypothesis, which is there for tests alone")
     out = cli.out_folder(str(_OUT.value))
     scratch = Path(_SCRATCH.value or tempfile.mkdtemp(prefix="soak-"))
     counts = _KILLS.value, _FLIPS.value, _EXAMPLES.value

@@ -49,9 +49,14 @@ def initialize(
         if process == 0:
             _require_free_port(coordinator)
         # Without this, JAX would ask Slurm and others for the rest, such as each process's devices.
-        jax.distributed.initialize(
-            coordinator, processes, process, cluster_detection_method="deactivate"
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator, processes, process, cluster_detection_method="deactivate"
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--coordinator={coordinator}: JAX cannot join the other processes ({said(error)})"
+            ) from error
 
 
 def check_arguments(

@@ -30,8 +30,6 @@ from lora_jax.training.step import (
 )
 from lora_jax.transform.init_shapes import init_shapes
 
-PLACEHOLDER_STEPS = 1000
-"""Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""
 
@@ -67,15 +65,13 @@ class AbstractStep:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
         forward, params, rules, tokens, loss = model_of(config, mesh)
-        adapted = from_config.adapt(
-            config, forward, from_config.make_run_targets(config, PLACEHOLDER_STEPS)
-        )
+        # The steps of a run are known only once its data are read; no size depends on them.
+        steps = from_config.placeholder_steps(config)
+        adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
         # The warm-up may take more steps than that.
         own = dataclasses.replace(config.optimizer, warmup_steps=0)
-        hyper = from_config.make_hyper(
-            dataclasses.replace(config, optimizer=own), PLACEHOLDER_STEPS
-        )
-        tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
+        hyper = from_config.make_hyper(dataclasses.replace(config, optimizer=own), steps)
+        tx = from_config.make_optimizer(config, hyper, steps)
 
         def create(trainable: Any, frozen: lj.Frozen) -> TrainState:
             averaged = bool(config.train.ema)

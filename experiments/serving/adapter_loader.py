@@ -23,6 +23,7 @@ from lora_jax.interchange.families import names_of, of_class_with_head
 from lora_jax.interchange.peft_folder import PeftFolder
 from lora_jax.models.published.weight_files import read_json
 from lora_jax.partition import flatten
+from lora_jax.records import run_record
 from lora_jax.serving.entries import Adapter
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import AdaptedSpec, Frozen
@@ -100,7 +101,15 @@ class AdapterLoader:
             raise ValueError(f"{folder}: the adapter is of another kind of model than the server's")
         if isinstance(config, ClassifierConfig):
             self._require_pool(folder, config.model.pool)
-        adapted = from_config.adapt(config, base.train, from_config.make_targets(config))
+        record = run_record.read(folder)  # an adapter without one has no steps of its own
+        steps = record.steps if record else from_config.FEW_STEPS
+        targets = from_config.make_run_targets(config, steps)
+        if any(each.allots for each in targets.values()):
+            raise ValueError(
+                f"{folder}: its ranks were chosen from data, so its config does not tell them: "
+                "export it with --as=peft, and serve that folder"
+            )
+        adapted = from_config.adapt(config, base.train, targets)
         if (shapes := self._shapes.get(adapted)) is None:
             shapes = init_shapes(adapted, jax.random.key(0), base.params, *base.inputs)
             self._shapes[adapted] = shapes

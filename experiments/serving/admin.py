@@ -32,13 +32,14 @@ class Admin:
     async def load(self, request: Request) -> Response:
         name = self._name(request)
         store = self._state.thread.store
-        loaded = await self._done(name, asyncio.wrap_future(store.fetch(name)))
+        loading = await asyncio.to_thread(store.fetch, name)
+        loaded = await self._done(name, asyncio.wrap_future(loading))
         lease = await self._done(name, self._put(name, loaded))
         return JSONResponse({"name": name, "digest": lease.digest, "slot": lease.slot})
 
     async def unload(self, request: Request) -> Response:
         name = self._name(request)
-        unloaded = self._state.thread.store.unload(name)
+        unloaded = await asyncio.to_thread(self._state.thread.store.unload, name)
         if not unloaded:
             await self._done(name, asyncio.to_thread(self._state.folder.files, name))
         return JSONResponse({"name": name, "unloaded": unloaded})

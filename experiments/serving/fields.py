@@ -1,6 +1,5 @@
 """The fields of a request's JSON object, read strictly: what is wrong is named."""
 
-import math
 from typing import Any
 
 from experiments.serving.errors import ApiError, wrong
@@ -88,7 +87,7 @@ class Fields:
         if value is None:
             return usual
         real = isinstance(value, int | float) and not isinstance(value, bool)
-        if not real or not math.isfinite(value) or not least <= value <= most:
+        if not real or not least <= value <= most:
             raise self.wrong(name, f"must be a number from {least:g} to {most:g}")
         return float(value)
 

@@ -34,7 +34,7 @@ class Routes:
         state = self._state
         state.require_ready()
         names = await asyncio.to_thread(state.folder.names)
-        held = state.thread.store.held()
+        held = await asyncio.to_thread(state.thread.store.held)
         found = [_model(state.name, None, state.base.digest)]
         found += [_model(name, state.name, held.get(name)) for name in names if name != state.name]
         return JSONResponse({"object": "list", "data": found})

@@ -97,7 +97,8 @@ async def _in_memory(state: State, adapter: str | None, ends: float) -> Version 
         return None
     if not is_name(adapter):
         raise unknown_model(adapter)
-    loading = asyncio.wrap_future(state.thread.store.fetch(adapter))
+    # In a thread, as the store's lock may be held while an adapter is put into a slot.
+    loading = asyncio.wrap_future(await asyncio.to_thread(state.thread.store.fetch, adapter))
     try:
         async with asyncio.timeout_at(ends):
             return await asyncio.shield(loading)

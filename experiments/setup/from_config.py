@@ -10,6 +10,7 @@ import variants
 from configs import settings
 from lora_jax import data
 from lora_jax.data.tasks.split import TooFewError
+from lora_jax.methods.rank_budget import MOST_STEPS
 from lora_jax.metrics import label_metrics
 from lora_jax.suggest import require_known
 from lora_jax.training import optim
@@ -18,22 +19,40 @@ from lora_jax.training.optimizers import KINDS, Kind, Optimizer, scaled
 
 ANY_BASE = "any_base:"
 """A prefix of the folder in a config's `start_from`, which allows an adapter of another base."""
+FEW_STEPS = 1000
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 _Task = TypeVar("_Task", data.Task, data.TextTask)
 
 
 def make_targets(config: settings.RunConfig) -> dict[Any, lj.Variant]:
-    """The variant of each target, as the config has it (`make_run_targets` adds a run's steps)."""
-    return variants_of(config.targets, config.variant.name, config.variant.settings)
+    """As `make_run_targets`, of a run whose steps are not known: as many as a variant takes."""
+    return make_run_targets(config, MOST_STEPS)
+
+
+def make_run_targets(config: settings.RunConfig, steps: int) -> dict[Any, lj.Variant]:
+    """The variant of each target; its `total_steps`, unless the config sets them, are `steps`."""
+    return variants_of(config.targets, config.variant.name, config.variant.settings, steps)
+
+
+def placeholder_steps(config: settings.RunConfig) -> int:
+    """Steps that suit a config's variants, where those of the run are not known."""
+    try:
+        make_run_targets(config, FEW_STEPS)
+    except ValueError:  # for example AdaLoRA's schedule, which takes more
+        return MOST_STEPS
+    return FEW_STEPS
 
 
 def variants_of(
-    targets: Sequence[Any], name: str, settings: Mapping[str, Any]
+    targets: Sequence[Any], name: str, settings: Mapping[str, Any], steps: int | None = None
 ) -> dict[Any, lj.Variant]:
     """The variant of each target, which is the one of this name unless the target says otherwise.
 
     A target is a pattern, or (pattern, settings). Its settings change those of the variant.
     `layers` is (start, stop, step). `name` names another variant, which takes none of `settings`.
+
+    Args:
+      steps: the `total_steps` of variants that have any and are not given them.
     """
     made: dict[Any, lj.Variant] = {}
     for each in targets:
@@ -43,6 +62,9 @@ def variants_of(
         changed = {**inherited, **{k: v for k, v in own.items() if k not in ("layers", "name")}}
         given = {k: v for k, v in changed.items() if v is not None}
         try:
+            kind = variants.find(own.get("name", name))
+            if steps is not None and hasattr(kind, "total_steps"):
+                given.setdefault("total_steps", steps)
             made[where] = variants.make(own.get("name", name), **given)
         except ValueError as error:
             section = f"config.targets: '{pattern}'" if {*own} - {"layers"} else "config.variant"
@@ -70,16 +92,6 @@ def make_start(start_from: str) -> tuple[str, bool]:
     """The path of the adapter that a run starts from, and whether any base model is allowed."""
     path = start_from.removeprefix(ANY_BASE)
     return path, path != start_from
-
-
-def make_run_targets(config: settings.RunConfig, steps: int) -> dict[Any, lj.Variant]:
-    """The variant of each target; its `total_steps`, unless the config sets them, are `steps`."""
-    made = make_targets(config)
-    if config.variant.settings.get("total_steps") is None:
-        for where, each in made.items():
-            if hasattr(each, "total_steps"):
-                made[where] = dataclasses.replace(each, total_steps=steps)  # type: ignore[call-arg]
-    return made
 
 
 def make_storage(section: settings.QuantizeSettings) -> dict[str, Any]:

@@ -164,10 +164,8 @@ def _not_finite(order: Order) -> Done:
 
 
 def _malformed(order: Order) -> Done:
-    try:
-        from experiments.soaking import malformed  # hypothesis is only there for tests
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--parts=malformed needs hypothesis: {error}") from None
+    from experiments.soaking import malformed  # it needs hypothesis
+
     found = malformed.soak(order.examples, order.seed)
     settings = {"examples": order.examples, "seed": order.seed}
     counts = malformed.counts(found)

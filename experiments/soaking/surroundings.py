@@ -66,10 +66,13 @@ def _full_disks(
             grown = subprocess.run(
                 ["mount", "-o", f"remount,size={ENOUGH}k", str(folder)], capture_output=True
             )
-            second = start(folder / "run")
             case = f"full disk of {size} KiB"
-            problem = same(folder / "run") if not grown.returncode and not second.code else ""
-            if first.code == 0:
+            if grown.returncode:
+                yield Met(case, "not tried", "the disk could not be made larger")
+                continue
+            second = start(folder / "run")
+            problem = "" if second.code else same(folder / "run")
+            if first.code == 0 and second.code == 0:
                 yield _at_once(case, first, problem)
             elif first.one_error_line and second.code == 0 and not problem:
                 yield Met(case, "one line, then the same", first.line)

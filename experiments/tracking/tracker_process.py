@@ -31,7 +31,7 @@ class _Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, name],
+                [sys.executable, "-P", "-c", _COMMAND, name],  # not from the working folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -101,22 +101,25 @@ class TrackerProcess:
         self._wait(lambda: number in self._where or number in self._failed, until)
         return self._where.get(number)
 
-    def close(self, until: float) -> None:
-        """Let the child end by itself; end it at a time (see `where`)."""
+    def finish(self, until: float) -> None:
+        """Say that no more orders come, once all are sent; end the child at a time (`where`)."""
         self._wait(lambda: not self._unsent, until)
         if self._child is not None:
             self._child.orders.close()
-            self._wait(lambda: False, until)
+
+    def close(self, until: float) -> None:
+        """Let the child end by itself, after `finish`; end it at a time (see `where`)."""
+        self._wait(lambda: False, until)
 
     def _wait(self, done: Callable[[], bool], until: float) -> None:
         while self._child is not None and not done():
-            if time.monotonic() >= until:
-                self._end("it was too slow at the end of the run, and was ended")
-                return
+            late = time.monotonic() >= until
             pipe = select.poll()  # `select.select` fails where a process has 1024 files open
             pipe.register(self._child.answers, select.POLLIN)
             pipe.poll(1000 * _TICK)
-            self._exchange()
+            self._exchange()  # an answer may have been there before the time was up
+            if late and self._child is not None and not done():
+                self._end("it was too slow at the end of the run, and was ended")
 
     def _exchange(self) -> None:
         """Write what the pipe has room for, and read what the child has said."""

@@ -119,6 +119,8 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
             self.end(number, "preempted" if preempted else "failed" if failed else "killed")
         until = time.monotonic() + (SHORT_WAIT if preempted else WAIT)
         for each in self._processes:
+            each.finish(until)
+        for each in self._processes:
             each.close(until)
 
     def _begin(self, number: int, step: int) -> None:

@@ -1,6 +1,7 @@
 """peft: the adapter alone, as a folder of Hugging Face PEFT, or for a server (`--for`)."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,13 @@ _SERVERS = {
 """What comes before the base model, and before the adapter."""
 
 
+def _named(loader: str, place: Place) -> str:
+    """The adapter's name and folder, as a server takes them."""
+    if loader == VLLM and {*"=,"} & {*place.name, *place.files}:  # which separate otherwise
+        return json.dumps({"name": place.name, "path": place.files})
+    return f"{place.name.replace('=', '-')}={place.files}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Peft(Format):
     """adapter_config.json, adapter_model.safetensors and the tokenizer."""
@@ -65,7 +73,7 @@ class Peft(Format):
     def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
         if self.loader != PEFT:
             start, adapters = _SERVERS[self.loader]
-            given = ["--enable-lora", adapters, f"{place.name}={place.files}"]
+            given = ["--enable-lora", adapters, _named(self.loader, place)]
             given += ["--max-lora-rank", str(content["max_lora_rank"])]
             return Use(f"{start} {shlex.join([place.base(run), *given])}", "bash")
         task, kind = _class(run)
