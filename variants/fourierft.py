@@ -8,6 +8,7 @@ trained real coefficients c at fixed random places,
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from lora_jax.methods.places import distinct_places
 from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Variant, wide
 
+LARGEST = (2**32 - 1) // 20
+"""The entries from which on PyTorch shuffles in another way."""
 SEED = 777
 """PEFT's default for `random_loc_seed`."""
 
@@ -69,8 +72,10 @@ class FourierFT(Variant):
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
         """Only for the places of PEFT's default seed: its files hold none."""
+        if lookup or math.prod(base.shape) >= LARGEST:
+            return None
         theirs = _places_in_peft(SEED, base.shape, self.frequencies)
-        if lookup or not np.array_equal(factors.constants["places"], theirs):
+        if not np.array_equal(factors.constants["places"], theirs):
             return None
         settings = {"peft_type": "FOURIERFT", "n_frequency": self.frequencies}
         settings |= {"scaling": float(factors.constants["scale"]), "random_loc_seed": SEED}
@@ -102,9 +107,14 @@ def _places_in_peft(seed: int, shape: tuple[int, int], count: int) -> np.ndarray
     """The places (2, count) that PEFT draws by `torch.randperm` of all entries, and does not save.
 
     That is Fisher and Yates's shuffle of a W stored as (out, in), by a Mersenne twister.
+
+    Raises:
+      ValueError: PyTorch shuffles a matrix of this size in another way.
     """
     inputs, outputs = shape
     size, moved, chosen = inputs * outputs, {}, []
+    if size >= LARGEST:
+        raise ValueError(f"FOURIERFT: the places of PEFT in a matrix of {shape} are not known")
     draws = np.random.RandomState(seed).randint(0, 2**32, count, np.uint32)
     for step, draw in enumerate(draws.tolist()):
         other = step + draw % (size - step)

@@ -40,6 +40,7 @@ class GraLoRA(LowRank):
     title: ClassVar[str] = "GraLoRA"
     peft: ClassVar[str] = "GraloraConfig"
     additive: ClassVar[bool] = False
+    rows_are_terms: ClassVar[bool] = False
 
     blocks: int = 2
     """k; the authors advise 2 for ranks up to 32, and 4 from 64. It divides rank, in and out."""

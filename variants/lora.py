@@ -19,8 +19,9 @@ class LoRA(LowRank):
     """y = x W + s (x A^T) B with s = alpha / rank, A random and B zero at the start.
 
     The paper's text draws A from a Gaussian; the authors' code and PEFT draw it uniformly, which is
-    the default here (`initialization="gaussian"` for the other). All of it is in `LowRank`, which
-    the other A/B methods change; their docstrings list how.
+    the default here (`initialization="gaussian"` for the other). On a lookup table, theirs start A
+    at zero and draw B from N(0, 1); here a table starts as a matrix does. All of it is in
+    `LowRank`, which the other A/B methods change; their docstrings list how.
     """
 
     peft: ClassVar[str] = "LoraConfig"

@@ -20,7 +20,8 @@ class PiSSA(LowRank):
 
     Differences from plain LoRA: both factors start from the weight's largest singular values.
     Difference from the paper and PEFT, which replace W by a residual W - s A0^T B0: here W stays,
-    and A0 and B0 are constants. The function and its gradients are the same. But leaving the
+    and A0 and B0 are constants. The function and its gradients are the same, except with dropout:
+    it acts on the difference from the start, and there on s A^T B. But leaving the
     adapter out gives W back bit by bit, and a bf16 weight is not rounded anew; a product costs rank
     2r. On a quantised base it starts from what is stored. The paper's QPiSSA, which quantises the
     residual to lose less, is a different method. The initialisation is a setting of every A/B

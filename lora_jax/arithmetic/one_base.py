@@ -40,4 +40,5 @@ def whole_base(frozen: Sequence[Frozen]) -> Frozen:
         placed |= {one.use.path: one for one in each.spec.adapted}
     spec = frozen[0].spec
     inside = tuple(placed[path] for path in spec.paths if path in placed)
-    return Frozen(base, {}, dataclasses.replace(spec, placements=inside))
+    full = {use.path: use for each in frozen for use in each.spec.full}
+    return Frozen(base, {}, dataclasses.replace(spec, placements=inside, full=(*full.values(),)))

@@ -108,8 +108,9 @@ class Scheduler:
     @bank.setter
     def bank(self, bank: Bank) -> None:
         same = bank.base.base is self._bank.base.base
-        self._bank, known = bank, self._separate.base.base if same else None
-        self._separate = separate_bank(bank, known)
+        known = self._separate.base.base if same else None
+        separate = separate_bank(bank, known)  # it may fail, and then the old one stays
+        self._bank, self._separate = bank, separate
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter into a slot of the bank, without a copy of the others.

@@ -42,8 +42,9 @@ def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, 
     dtype = wide(base.dtype)
     turn, left, right = jax.random.split(key, 3)
     q, _ = qr(jax.random.normal(turn, (rank, rank), dtype))
-    a = q[0::2].T @ jax.random.normal(left, (rank // 2, base.shape[0]), dtype)
-    b = q[1::2].T @ jax.random.normal(right, (rank // 2, base.shape[1]), dtype)
+    with jax.default_matmul_precision("highest"):  # A^T B is zero to the rounding of these
+        a = q[0::2].T @ jax.random.normal(left, (rank // 2, base.shape[0]), dtype)
+        b = q[1::2].T @ jax.random.normal(right, (rank // 2, base.shape[1]), dtype)
     return a / 10, b / 10
 
 

@@ -103,8 +103,8 @@ def _of_one_rank(kind: str, parts: Mapping[int, Peft]) -> Mapping[int, Peft]:
         a, b = (LINEAR[name].name for name in "ab")
         each = [_times(one, b, one.settings["lora_alpha"] / one.settings["r"]) for one in each]
         each = _of_one_a(each, (a,), b)
-        rank, dropout = len(each[0].tensors[a]), each[0].settings["lora_dropout"]
-        settings = {"r": rank, "lora_alpha": rank, "lora_dropout": dropout}
+        rank = len(each[0].tensors[a])
+        settings = {"r": rank, "lora_alpha": rank}
     elif kind == peft_adalora.KIND and not _alike(each, rows := ("lora_A", "lora_E")):
         settings = peft_adalora.summed([one.settings for one in each])
         each = [_times(one, "lora_E", peft_adalora.scale(one.settings)) for one in each]

@@ -134,15 +134,22 @@ def _entry(
     mine, method = jax.tree.map(to_host, factors), Method(variant)
     parts: list[dict[str, Any]] = [dict(mine.trainable), _served(mine.constants)]
     if isinstance(variant, LowRank):
-        if max_rank is not None:
-            mask = parts[1].pop(MASK, np.ones(1))[..., None]
+        rank = variant.rank
+        if max_rank is not None and variant.rows_are_terms:
+            rank, mask = max_rank, parts[1].pop(MASK, None)
             parts = [
-                {n: _rows(x * mask, max_rank, path) if n in ROWS else x for n, x in part.items()}
+                {n: _masked_rows(x, mask, rank, path) if n in ROWS else x for n, x in part.items()}
                 for part in parts
             ]
         rows = {n: x.shape[-2] if n in ROWS else 0 for part in parts for n, x in part.items()}
-        method = Method(_as_served(variant, max_rank or variant.rank), tuple(sorted(rows.items())))
+        if max_rank is not None:
+            _require_rank(max(rows.values()), max_rank, path)
+        method = Method(_as_served(variant, rank), tuple(sorted(rows.items())))
     return method, Factors(parts[0], parts[1] | present)
+
+
+def _masked_rows(x: Any, mask: np.ndarray | None, rank: int, path: str) -> np.ndarray:
+    return _rows(x if mask is None else x * mask[..., None], rank, path)
 
 
 def _served(constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,15 +186,19 @@ def _both(
 
 def _rows(x: Any, max_rank: int, path: str) -> np.ndarray:
     """Factors with zeros up to `max_rank` rows."""
-    if (missing := max_rank - x.shape[-2]) < 0:
-        raise ValueError(
-            f"'{path}' has rank {x.shape[-2]}, and the bank max_rank={max_rank}: make it larger"
-        )
-    if not missing:
+    _require_rank(x.shape[-2], max_rank, path)
+    if x.shape[-2] == max_rank:
         return x
     padded = np.zeros((*x.shape[:-2], max_rank, x.shape[-1]), x.dtype)
     padded[..., : x.shape[-2], :] = x
     return padded
+
+
+def _require_rank(rank: int, max_rank: int, path: str) -> None:
+    if rank > max_rank:
+        raise ValueError(
+            f"'{path}' has rank {rank}, and the bank max_rank={max_rank}: make it larger"
+        )
 
 
 def _where(active: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ restored by any other number of them.
 
 import concurrent.futures
 import contextlib
+import errno
 import os
 import warnings
 from collections.abc import Mapping
@@ -217,6 +218,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             if sha256 != config_digest(body) or body["step"] != step:
                 problem = "its meta differs from what was saved"
         except Exception as error:  # Orbax may raise anything on a damaged file
+            _require_damage(error)
             problem = f"its meta cannot be read ({first_line(error)})"
         self._agree(problem)
         return body
@@ -256,6 +258,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             args = ocp.args.StandardRestore(saved)
             arrays = self._load(ocp.StandardCheckpointHandler(), step, "state", args)
         except Exception as error:
+            _require_damage(error)
             problem = first_line(error)
         self._agree(problem)
         restored = {
@@ -265,6 +268,24 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         bad = [name for name, each in sums.items() if not holds(each, digests[name])]
         self._agree(f"leaf {bad[0]} differs from what was saved" if bad else "")
         return jax.tree.unflatten(jax.tree.structure(like), restored.values()), body["meta"]
+
+
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOMEM, errno.ETIMEDOUT),
+}
+"""Errors of reading that may be over the next time."""
+
+
+def _require_damage(error: BaseException) -> None:
+    """Raise an error again that does not say that the files are damaged, so that they stay."""
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, OSError) and each.errno in _OF_THE_MACHINE:
+            raise each
+        if isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each):
+            raise error
+        each = each.__cause__ or each.__context__
 
 
 class _DamagedError(Exception):

@@ -47,7 +47,7 @@ def layers(pattern: str, which: slice | int) -> Layers:
     """Targets in some layers: `layers("attention/.*/kernel", slice(-4, None))` for the last four.
 
     Layers are counted along the first stacked axis of a stacked weight, and otherwise by the first
-    number in the path (`blocks/3/mlp/kernel`).
+    part of the path that is a number or ends in one (`blocks/3/mlp/kernel`, `block_3/mlp/kernel`).
     """
     parts = (which.start, which.stop, which.step) if isinstance(which, slice) else (which,)
     if not all(isinstance(each, Integral) or (each is None and len(parts) == 3) for each in parts):
@@ -145,8 +145,7 @@ def _matching(pattern: Pattern, uses: Uses, taken: Collection[str]) -> dict[str,
 
 
 def _layer_number(path: str) -> int | None:
-    # A component that is a number (`blocks/3`), or else one that ends in it (`block_3`).
-    number = re.search(r"(?:^|/)(\d+)(?:/|$)", path) or re.search(r"(\d+)(?:/|$)", path)
+    number = re.search(r"(\d+)(?:/|$)", path)
     return None if number is None else int(number[1])
 
 

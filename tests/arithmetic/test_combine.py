@@ -112,6 +112,14 @@ RANKS = {
 }
 
 
+def test_what_any_of_them_trains_in_full_is_known_to_be_so():
+    """An optimiser keeps master weights of these, and Muon takes their matrices."""
+    runs = [run(seed, {"layers": LORA}, also) for seed, also in enumerate(((), ["last"]))]
+    for each in (runs, runs[::-1]):
+        combined = lj.combine_adapters([one[1:3] for one in each], LORA, rank=2)
+        assert [use.path for use in combined.frozen.spec.full] == ["last"]
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("quantize", [None, NF4])
 def test_different_methods_ranks_layers_and_weights(quantize, tmp_path):

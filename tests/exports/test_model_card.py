@@ -164,6 +164,8 @@ def test_the_card_of_a_language_model(tmp_path):
     line = "vllm serve BASE --enable-lora --lora-modules 'my lora=my lora' --max-lora-rank 8"
     said = f"```bash\n# my lora: this folder\n# BASE: the base model, model\n{line}\n```"
     assert said in text
+    line = '--lora-modules \'{"name": "a=b,c", "path": "a=b,c"}\' --max-lora-rank 8'
+    assert line in card(made, Peft(loader="vllm"), "a=b,c", content=served)
     line = "--model-path BASE --enable-lora --lora-paths lora=ada/lora --max-lora-rank 8"
     assert line in card(made, Peft(loader="sglang"), "ada/lora", content=served)
     line = (

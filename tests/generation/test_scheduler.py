@@ -13,7 +13,7 @@ from zoo.check import random_like
 
 import lora_jax as lj
 import variants
-from lora_jax.generation import lanes as programs
+from lora_jax.generation import lanes as programs, scheduler as scheduling
 from lora_jax.generation.choose_token import Sampling
 from lora_jax.generation.generate import generate
 from lora_jax.generation.scheduler import Request, Scheduler
@@ -226,9 +226,24 @@ def test_an_adapter_that_is_no_number_ends_its_own_text_alone(served, started):
     }
     held = dataclasses.replace(bank.held, arrays=bank.held.arrays | broken)
     scheduler.bank = dataclasses.replace(bank, held=held)
-    asked = [Request(slot, [1, 2], 4) for slot in (4, 1, 4, 4)]
+    long = Request(4, [1, 2] * 12, 4)  # it leaves more behind in its lane than the next one takes
+    asked = [long, *(Request(slot, [1, 2], 4) for slot in (1, 4, 4, 2, 3))]
     found = finished(scheduler, *asked)
-    assert found == [([], "error"), alone(served, asked[1], {}), ([], "error"), ([], "error")]
+    error, good = ([], "error"), {n: alone(served, asked[n], {}) for n in (1, 4, 5)}
+    assert found == [error, good[1], error, error, good[4], good[5]]
+
+
+def test_a_bank_that_cannot_be_taken_is_not_taken(served, started, monkeypatch):
+    scheduler, other = started(lanes=1), served.bank.put(4, served.adapters[0])
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduling, "separate_bank", fail)
+        with pytest.raises(MemoryError):
+            scheduler.bank = other
+    assert scheduler.bank is served.bank
 
 
 def test_after_an_error_texts_that_wait_go_on(served, started, monkeypatch):

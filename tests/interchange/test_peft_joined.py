@@ -72,6 +72,10 @@ def test_queries_alone_leave_the_other_thirds(tmp_path):
     [
         ({"(q|k)": ("ia3", {"scales": "inputs"})}, "IA3 takes .* of one weight, or none of them"),
         ({"(q|k)": ("dora", {"rank": 1})}, "LORA takes .* of one weight, or none of them"),
+        (
+            {"q": ("lora", {"dropout": 0.1}), "(k|v)": ("lora", {})},
+            "has one lora_dropout .*, and not 0.1 and 0.0",
+        ),
         ({"(q|k)": ("vera", {"rank": 2})}, "VERA of them is not written"),
         (
             {"(q|k|v)": ("vblora", {"vector_length": 3})},

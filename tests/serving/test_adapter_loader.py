@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,10 +18,14 @@ from experiments.runs.head_file import HEAD_FILE, save_head
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.adapter_loader import AdapterLoader
 from experiments.serving.base_model import load_encoder
+from experiments.setup import from_config
+from experiments.setup.config import parse
+from experiments.setup.suggested import fill
 from lora_jax.files.canonical_json import plain
 from lora_jax.files.tree_file import save_tree
 from lora_jax.interchange.families import names_of
 from lora_jax.partition import flatten
+from lora_jax.records import run_record
 
 EXAMPLE = (np.zeros((1, 8), np.int32),) * 3
 
@@ -104,6 +109,31 @@ def test_a_file_alone_imports_nothing(loader, tmp_path, monkeypatch, changes, sa
     other = AdapterLoader(loader._base, AdapterFolder(tmp_path / "adapters"))
     with pytest.raises(ValueError, match=said):
         other("stranger")
+
+
+def test_a_run_of_adalora_has_the_steps_of_its_record(loader, tmp_path, monkeypatch):
+    steps, base, folder = 9, loader._base, tmp_path / "adapters" / "run"
+    config = fill(quickstart.get_config("variant=adalora,size=smoke").to_dict())
+    config |= {"targets": ["query/kernel"], "also_train": ["classifier/.*"]}
+    config["model"]["pool"] = base.pool
+    targets = from_config.make_run_targets(parse(config), steps)
+    adapted = lj.adapt(base.train, None, targets, also_train="classifier/.*")
+    trainable, frozen = adapted.init(jax.random.key(1), base.params, *EXAMPLE)
+    lj.save_adapter(folder, trainable, frozen, {"config": plain(config)})
+    monkeypatch.setattr(run_record, "read", lambda where: SimpleNamespace(steps=steps))
+    (_, again), _ = AdapterLoader(base, AdapterFolder(folder.parent))("run")
+    (shared,) = again.shared_by_group(trainable).values()
+    assert shared.constants["budget"].shape == (steps + 1,)
+
+
+def test_ranks_that_were_chosen_from_data_are_refused(loader, tmp_path):
+    config = plain(fill(quickstart.get_config("variant=eva,size=smoke").to_dict()))
+    config["model"]["pool"] = loader._base.pool
+    save_tree(tmp_path / "adapters" / "eva", {"a": np.ones(1)}, {"config": config})
+    with pytest.raises(
+        ValueError, match=r"ranks were chosen from data, .* export it with --as=peft"
+    ):
+        AdapterLoader(loader._base, AdapterFolder(tmp_path / "adapters"))("eva")
 
 
 @pytest.mark.parametrize("name", ["none", "adapted"])

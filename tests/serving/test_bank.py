@@ -88,6 +88,14 @@ class TestRows:
         assert len(bank.held.methods) == 2
         assert_rows_are_those_alone(bank, [params, *merged(found)], [2, 0, 1, 2])
 
+    def test_a_method_whose_rows_belong_to_blocks(self, params):
+        """GraLoRA of rank 4 is plain LoRA of rank 8; rows at its end would be of other blocks."""
+        found = [trained(params, variants.make("gralora", rank=4, blocks=2), [STACK, "head"], 1)]
+        bank = filled(params, found, max_rank=6)
+        assert_rows_are_those_alone(bank, [params, *merged(found)], [1, 0, 1])
+        with pytest.raises(ValueError, match="has rank 4, and the bank max_rank=2: make it larger"):
+            filled(params, found, max_rank=2)
+
     def test_a_quantised_base(self, params):
         lora = variants.make("lora", rank=2)
         quantize = {STACK: lj.NF4(block=8)}

@@ -8,7 +8,7 @@ import official
 import pytest
 import small_model
 
-from configs import glue, instruct, quickstart
+from configs import adalora_table1, glue, instruct, quickstart
 from experiments.analysis.collect_runs import settings_of
 from experiments.setup import from_config
 from experiments.setup.config import parse
@@ -113,6 +113,19 @@ def test_a_variant_may_say_its_steps():
         ValueError, match="total_steps must be at most 1,000,000, got 1,000,000,000"
     ):
         targets(10**9)
+
+
+@pytest.mark.parametrize("task", adalora_table1.ARGUMENTS["task"])
+def test_a_schedule_may_be_longer_than_any_placeholder(task):
+    """AdaLoRA's phases, 600 to 58,000 steps in the paper, are known before the steps of a run."""
+    arg = f"model=deberta_v3_base,method=adalora_b576,task={task}"
+    config = parse(fill(adalora_table1.get_config(arg).to_dict()))
+    start, end = (config.variant.settings[name] for name in ("t_init", "t_final"))
+    assert from_config.placeholder_steps(config) > start + end > from_config.FEW_STEPS
+    made = from_config.make_run_targets(config, start + end + 1)
+    assert {each.total_steps for each in made.values()} == {start + end + 1}
+    with pytest.raises(ValueError, match=f"must be below total_steps = {start + end}"):
+        from_config.make_run_targets(config, start + end)
 
 
 def test_parts_without_labels_can_be_left_out(tmp_path):

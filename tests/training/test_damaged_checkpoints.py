@@ -1,5 +1,6 @@
 """A damaged checkpoint is noticed, and the one before it or the next best takes its place."""
 
+import errno
 import json
 import random
 import shutil
@@ -48,6 +49,33 @@ def test_a_flipped_bit_never_changes_what_is_restored(two_steps, tmp_path):
             assert saved.steps() == ([1] if step == 1 else [1, 2])
         found += step == 1
     assert found >= 10
+
+
+@pytest.mark.parametrize("item", ["meta", "state"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+        ValueError("RESOURCE_EXHAUSTED: 8"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(two_steps, tmp_path, monkeypatch, item, error):
+    """A good step is not deleted because of the machine, nor passed over for an older one."""
+    source, states = two_steps
+    folder, load = shutil.copytree(source, tmp_path / "run"), Checkpoints._load
+
+    def fail(self, handler, step, of, args):
+        if (step, of) == (2, item):
+            raise RuntimeError("orbax") from error
+        return load(self, handler, step, of, args)
+
+    with Checkpoints(folder) as saved:
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoints, "_load", fail)
+            with pytest.raises((OSError, RuntimeError)):
+                saved.restore(states[0])
+        assert saved.steps() == [1, 2] and saved.restore(states[0])[2] == 2
 
 
 def damage(step, name):

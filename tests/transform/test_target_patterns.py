@@ -57,6 +57,20 @@ def random_like(tree, seed=4):
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape)), tree)
 
 
+@pytest.mark.parametrize("name", ["block_{}/mlp/0", "{}/mlp/1", "blocks/{}/mlp/0", "up{}/down9"])
+def test_a_layer_is_the_first_number_in_the_path(name):
+    paths = [name.format(number) for number in range(3)]
+    params = {path: normal(D, D, seed=number) for number, path in enumerate(paths)}
+
+    def forward(p, x):
+        for path in paths:
+            x = x @ p[path]
+        return x
+
+    _, trainable, _ = init(forward, params, lj.layers(".*", slice(1, 3)), LoRA(rank=1))
+    assert [*trainable["adapters"]] == paths[1:]
+
+
 PER_LAYER = [LoRA(rank=1, alpha=3.0), None, LoRA(rank=4, alpha=8.0), LoRA(rank=2, alpha=1.0), None]
 
 

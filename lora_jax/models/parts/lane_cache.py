@@ -146,7 +146,10 @@ def written(cache: LaneCache, keys: Array, values: Array) -> LaneCache:
 
 
 def begun(cache: LaneCache, row: Array, keys: Array, values: Array, padding: Array) -> LaneCache:
-    """The cache with a prompt in one row, in the place of what was there.
+    """The cache with a prompt in one row, in the place of all that was there.
+
+    What an earlier text has left behind the prompt is cleared: attention multiplies it by 0, which
+    takes only finite numbers away.
 
     Args:
         row: () integer.
@@ -161,6 +164,10 @@ def begun(cache: LaneCache, row: Array, keys: Array, values: Array, padding: Arr
 
     def all(whole: Array | Layers, new: Array) -> Array | Layers:
         new = jnp.roll(new, -padding, axis=2).swapaxes(2, 3)
+        places = (whole.each[0] if isinstance(whole, Layers) else whole).shape[-2]
+        new = jnp.pad(
+            new, [(0, places - n if axis == 3 else 0) for axis, n in enumerate(new.shape)]
+        )
         if isinstance(whole, Layers):
             return Layers(tuple(one(x, new[i]) for i, x in enumerate(whole.each)))
         return jax.vmap(one)(whole, new)
