@@ -298,3 +298,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(ValueError, match=said):
         cli.out_folder(f"{tmp_path}/file/x/y")
     assert cli.out_folder(f"{tmp_path}/new/x") == tmp_path / "new/x"
+    with pytest.raises(ValueError, match=r"^--out=a:b: --config cannot name a file below a folder"):
+        cli.run_folder("a:b")  # what is after a colon is an argument of a config
+
+
+def test_the_root_is_a_folder(monkeypatch):
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"^--out=/: / cannot be written to$"):
+        cli.out_folder("/")

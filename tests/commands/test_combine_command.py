@@ -128,6 +128,12 @@ def test_a_run_is_opened_when_what_it_started_from_is_gone(root, tmp_path):
         params_before(again)
 
 
+def test_what_needs_a_rank_says_so_before_it_reads_runs(root):
+    ended = combine(root, "none", "neither", by="ties", out=str(root / "ties"))
+    said = "error: --by=ties needs --rank, as its update has no rank of its own\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+
+
 def test_how_far_apart_two_runs_are(root):
     folders, plot = [str(root / each) for each in ("lora", "dora")], root / "distance.png"
     ended = commands.run("experiments.distance", f"--runs={','.join(folders)}", f"--plot={plot}")

@@ -26,7 +26,12 @@ from lora_jax.serving.adapter_store import UnknownAdapterError
 TEXT = {"model": "m", "prompt": "a"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)  # no float holds it
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
     lambda each: (
         st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=5), each, max_size=3)
     ),

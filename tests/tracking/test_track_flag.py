@@ -73,6 +73,11 @@ def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     )
 
 
+def test_a_package_may_be_inside_another():
+    assert not find.is_installed("no_such_package.inside")
+    assert find.is_installed("email.message") and find.is_installed("")
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -381,6 +381,17 @@ def test_places_of_a_longer_spectrum_than_the_files_are_not_drawn():
         variant.factors_from_peft(base, peft, Factors({}, {}))
 
 
+def test_places_that_pytorch_draws_in_another_way_are_not_guessed():
+    """From (2^32 - 1) / 20 entries on, `randperm` is another shuffle."""
+    variant = variants.make("fourierft", frequencies=3)
+    base = Base(np.broadcast_to(np.float32(1), (8192, 28672)), "io")
+    peft = Peft({}, {"fourierft_spectrum": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"matrix of \(8192, 28672\) are not known"):
+        variant.factors_from_peft(base, peft, Factors({}, {}))
+    places = {"places": np.zeros((2, 3), int), "scale": np.float32(1)}
+    assert variant.to_peft(base, Factors({"c": np.zeros(3)}, places)) is None
+
+
 def test_a_block_is_the_largest_divisor_of_the_inputs():
     variant = variants.make("oft", block_size=4)
     shapes = {n: variant.init(KEY, Base(jnp.ones((n, 2)), "io")).trainable["q"].shape
