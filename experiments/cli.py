@@ -150,7 +150,8 @@ def out_folder(text: str) -> Path:
       ValueError: it cannot be made, as far as this can be known before it is tried.
     """
     out = Path(text)
-    there = next(each for each in (*out.absolute().parents, Path("/")) if os.path.lexists(each))
+    whole = out.absolute()
+    there = next(each for each in (whole, *whole.parents) if os.path.lexists(each))
     if not there.is_dir():
         raise ValueError(f"--out={out}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -16,7 +16,6 @@ study, its protocol gives the reference, the level, the margin as --difference, 
 tests, unless flags do.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,8 +87,10 @@ def main() -> None:
     found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
     known = {each.digest: each.protocol for each in found if each is not None}
     made, notes = _contests(folder, set(known))
-    studies = [list(own) for _, own in itertools.groupby(made, lambda e: (e.table, e.model))]
-    print("\n\n".join(_study(own, known.get(_registration(own))) for own in studies))
+    studies: dict[tuple[str, str, str], list[Contest]] = {}
+    for each in made:
+        studies.setdefault((each.table, each.model, _registration(each)), []).append(each)
+    print("\n\n".join(_study(own, known.get(key[-1])) for key, own in studies.items()))
     for note in notes:
         print(note)
 
@@ -128,10 +129,10 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
 
 
-def _registration(made: Sequence[Contest]) -> str:
-    """The digest of the study that the runs are of, which is one; empty if they are of none."""
-    runs = (run for contest in made for method in contest.methods for run in method.runs)
-    return next(runs).study.registration
+def _registration(contest: Contest) -> str:
+    """The digest of the study that a contest's runs are of; empty if they are of none."""
+    runs = (run for method in contest.methods for run in method.runs)
+    return next((run.study.registration for run in runs), "")
 
 
 def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:

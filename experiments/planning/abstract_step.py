@@ -65,7 +65,7 @@ class AbstractStep:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
         forward, params, rules, tokens, loss = model_of(config, mesh)
-        # The steps of a run are known only once its data are read; no size depends on them.
+        # The steps of a run are known only once its data are read. Only schedules depend on them.
         steps = from_config.placeholder_steps(config)
         adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
         # The warm-up may take more steps than that.

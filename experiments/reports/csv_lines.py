@@ -81,21 +81,23 @@ gains are at the level of the study's protocol.
 def lines(
     made: Sequence[Contest],
     family: Sequence[Pair],
+    apart: Sequence[Pair] = (),
     studies: Sequence[Findings] = (),
     size: str = "full",
-    judged: bool = True,
 ) -> str:
     """The whole CSV text.
 
     Args:
-      family: all pairs, or those with a reference, which is then the second method.
+      family: all pairs that get a verdict.
+      apart: pairs that get none.
       studies: what registered studies found over all their tasks.
       size: that of the runs.
-      judged: whether to give verdicts on pairs.
     """
     found = [_method_line(contest, method) for contest in made for method in contest.methods]
     for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
-        found += _test_lines(pair, *((holm, verdict) if judged else (None, "")))
+        found += _test_lines(pair, holm, verdict)
+    for pair in apart:
+        found += _test_lines(pair, None, "")
     found += [line for each in studies for line in _gain_lines(each)]
     return csv_lines(COLUMNS, [{**each, "size": size} for each in found])
 

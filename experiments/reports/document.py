@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.pairwise import pairs, swapped
+from experiments.analysis.pairwise import Pair, pairs, swapped
 from experiments.figures.installed import require_matplotlib
 from experiments.reports import (
     csv_lines,
@@ -56,21 +56,22 @@ class Document:
           resamples, seed: of the bootstrap.
           size: that of the runs, which is said of all but full ones.
           studies: what registered studies found over all their tasks, in place of what pairs show.
-            `Findings.title` is the name of the study's table. If all contests are of such studies,
-            no verdicts are given on pairs.
+            `Findings.title` is the name of the study's table. No verdicts are given on pairs of its
+            contests.
         """
         self.made, self.reference, self.resamples, self.size = made, reference, resamples, size
         self.references = refer(made, reference, {e.title: e.reference_key for e in studies})
         self.studies = studies
-        told = {each.title for each in studies}
-        self.judges_pairs = any(contest.table not in told for contest in made)
-        self.family = [
-            swapped(pair) if pair.first is own else pair
-            for contest, own in zip(made, self.references, strict=True)
-            for pair in pairs(contest, resamples, seed, None if self.judges_pairs else own)
-        ]
+        self.told = {each.title for each in studies}
+        self.family: list[Pair] = []
+        self.apart: list[Pair] = []
+        for contest, own in zip(made, self.references, strict=True):
+            told = contest.table in self.told
+            found = pairs(contest, resamples, seed, own if told else None)
+            ordered = [swapped(pair) if pair.first is own else pair for pair in found]
+            (self.apart if told else self.family).extend(ordered)
         others = findings.of_pairs(made, self.references, self.family)
-        self.findings = [*studies, *(each for each in others if each.title not in told)]
+        self.findings = [*studies, *(each for each in others if each.title not in self.told)]
 
     def render(
         self,
@@ -87,21 +88,20 @@ class Document:
           start: the folder of the page, from which it links to the runs; None for no links.
         """
         if form == "csv":
-            return csv_lines.lines(
-                self.made, self.family, self.studies, self.size, self.judges_pairs
-            )
+            return csv_lines.lines(self.made, self.family, self.apart, self.studies, self.size)
         sections = [
             self._section(contest, own, start, form)
             for contest, own in zip(self.made, self.references, strict=True)
         ]
-        if self.family and self.judges_pairs:
+        if self.family:
             sections.append(
                 html_page.Section("All pairs", (), self._sized(wins_sheets(self.family)))
             )
-        referred = any(pair.second is own for pair in self.family for own in self.references)
+        every = [*self.family, *self.apart]
+        referred = any(pair.second is own for pair in every for own in self.references)
         explained = [
             *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
-            *warnings.explain(self.made, self.family, self.resamples, referred, self.judges_pairs),
+            *warnings.explain(self.made, self.family, self.apart, self.resamples, referred),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
@@ -135,11 +135,13 @@ class Document:
         self, contest: Contest, own: Method | None, start: Path | None, form: str
     ) -> html_page.Section:
         shown = [methods_sheet(contest)]
-        said = warnings.contest_warnings(contest, self.family)
+        judged = contest.table not in self.told
+        family = self.family if judged else self.apart
+        said = warnings.contest_warnings(contest, family)
         if own is None:
             said.append(f"The reference, {self.reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(reference_sheet(contest, own, self.family, self.judges_pairs))
+            shown.append(reference_sheet(contest, own, family, judged))
         links = [] if start is None else [folders.links(contest, start)]
         several = len({(each.table, each.model) for each in self.made}) > 1
         title = contest.title if several else contest.task_title

@@ -58,7 +58,9 @@ def of_study(kept: Adherence) -> findings.Findings:
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
         notes += [*_of_bounds(compared, others), *_of_methods(compared)]
-        notes += [*_of_left_out_tasks(made, compared, protocol), *_of_seeds(made)]
+        if not kept.missing:
+            notes += _of_left_out_tasks(made, compared, protocol)
+        notes += _of_seeds(made)
     units = {recorded_runs.unit(each.metric) for each in made}
     if len(units) > 1:
         notes.append(

@@ -19,8 +19,7 @@ def picture(contest: Contest) -> Picture | None:
     statuses = Counter(run.record.status for run, _ in drawn)
     ended, diverged = statuses["completed"], statuses["diverged"]
     stopped = f"{len(drawn) - ended - diverged} were stopped"
-    if diverged:
-        stopped += f" or {diverged} diverged"
+    stopped += f" and {diverged} diverged" * bool(diverged)
     steps = sum(run.record.steps for run in runs)
     said = (
         f"Scores on held-out examples at each rung, n = {len(drawn)} trials, of which {ended} "

@@ -81,7 +81,7 @@ def machines(contest: Contest) -> dict[str, list[str]]:
             )
             kind = device.get("kind")
             if kind == "cpu":  # what JAX calls every processor
-                kind = device.get("processor", UNNAMED)
+                kind = device.get("processor") or UNNAMED
             where = f"{device.get('count')} {device.get('platform')} ({kind})"
             labels = found.setdefault(f"{where}, {text}" if text else where, [])
             if run.completed and method.label not in labels:

@@ -106,11 +106,15 @@ def _unlike(contest: Contest) -> list[str]:
     return [f"seconds and memory are of {why} and cannot be compared{where}"]
 
 
+ROUNDING = 1e-9
+"""What a mean of shares may exceed an equal share by."""
+
+
 def _of_chance(contest: Contest) -> list[str]:
     """A warning if no method is better than who always gives the same answer."""
     share = chance.most_frequent(contest)
     means = [fmean(scores) for each in contest.methods if (scores := each.scores().values())]
-    if share is None or not means or max(means) > share:
+    if share is None or not means or max(means) > share + ROUNDING:
         return []
     return [
         f"no mean is above {share:.2f}, the score of who always gives the most frequent answer: "
@@ -153,16 +157,16 @@ def _list(names: Sequence[str], most: int = 4) -> str:
 def explain(
     contests: Sequence[Contest],
     family: Sequence[Pair],
+    apart: Sequence[Pair],
     resamples: int,
     referred: bool,
-    judged: bool = True,
 ) -> list[str]:
     """Notes on what the numbers are, and what each test generalises to.
 
     Args:
-      family: all pairs of the report, or those with a reference.
+      family: all pairs that get a verdict.
+      apart: pairs of registered studies, which get none.
       referred: whether the report compares methods with a reference.
-      judged: whether the report gives verdicts on pairs.
     """
     notes = [
         "The setting of a method is the one with the best mean score on held-out training "
@@ -174,7 +178,7 @@ def explain(
         "is the peak of the process, including all runs that it did before; trials that share a "
         "program have the peak of all of them together."
     ]
-    if not family:
+    if not family and not apart:
         return notes
     exact = any(contest.metric == "accuracy" for contest in contests)
     notes.append(
@@ -187,12 +191,13 @@ def explain(
         + " A run that diverged counts with its last score; without one, its method has no number."
         + " Each interval, and the p beside it, is of one comparison alone." * referred
     )
-    if not judged:
+    if apart:
         notes.append(
             "The verdicts of a registered study are those over all its tasks, in its table of "
             "gains. On single tasks it has none: among so many tests, some p are small by chance. "
             "--reference gives verdicts on all pairs of methods, without those of the study."
         )
+    if not family:
         return notes
     least = 2 / (resamples + 1)
     by_bootstrap = any(

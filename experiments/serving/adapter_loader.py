@@ -18,12 +18,13 @@ from experiments.serving.base_model import BaseModel
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from lora_jax.adapters.base_digest import base_digests
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.files.tree_file import load_tree
 from lora_jax.interchange.families import names_of, of_class_with_head
 from lora_jax.interchange.peft_folder import PeftFolder
+from lora_jax.methods.rank_budget import BUDGET
 from lora_jax.models.published.weight_files import read_json
 from lora_jax.partition import flatten
-from lora_jax.records import run_record
 from lora_jax.serving.entries import Adapter
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import AdaptedSpec, Frozen
@@ -101,9 +102,7 @@ class AdapterLoader:
             raise ValueError(f"{folder}: the adapter is of another kind of model than the server's")
         if isinstance(config, ClassifierConfig):
             self._require_pool(folder, config.model.pool)
-        record = run_record.read(folder)  # an adapter without one has no steps of its own
-        steps = record.steps if record else from_config.FEW_STEPS
-        targets = from_config.make_run_targets(config, steps)
+        targets = from_config.make_run_targets(config, _steps(folder))
         if any(each.allots for each in targets.values()):
             raise ValueError(
                 f"{folder}: its ranks were chosen from data, so its config does not tell them: "
@@ -132,6 +131,13 @@ class AdapterLoader:
     def _digests(self) -> dict[str, str]:
         """Those of all parameters of the base, which is read once for all adapters."""
         return base_digests(Frozen(self._arrays, {}, AdaptedSpec(None, (), (), ())))
+
+
+def _steps(folder: Path) -> int:
+    """The steps of the run that trained an adapter, if it has a budget of ranks by step."""
+    file = SafetensorsBytes(folder / ADAPTER)
+    budgets = [file.shape(name) for name in file.names() if name.endswith(f"/{BUDGET}")]
+    return budgets[0][0] - 1 if budgets else from_config.FEW_STEPS
 
 
 def _config(folder: Path) -> dict[str, Any]:

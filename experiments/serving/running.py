@@ -97,11 +97,11 @@ async def _in_memory(state: State, adapter: str | None, ends: float) -> Version 
         return None
     if not is_name(adapter):
         raise unknown_model(adapter)
-    # In a thread, as the store's lock may be held while an adapter is put into a slot.
-    loading = asyncio.wrap_future(await asyncio.to_thread(state.thread.store.fetch, adapter))
     try:
         async with asyncio.timeout_at(ends):
-            return await asyncio.shield(loading)
+            # In a thread, as the store's lock may be held while an adapter is put into a slot.
+            loading = await asyncio.to_thread(state.thread.store.fetch, adapter)
+            return await asyncio.shield(asyncio.wrap_future(loading))
     except TimeoutError:
         raise unavailable("the adapter took too long to load", "timeout") from None
     except ApiError:

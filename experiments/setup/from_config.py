@@ -36,11 +36,11 @@ def make_run_targets(config: settings.RunConfig, steps: int) -> dict[Any, lj.Var
 
 def placeholder_steps(config: settings.RunConfig) -> int:
     """Steps that suit a config's variants, where those of the run are not known."""
-    try:
-        make_run_targets(config, FEW_STEPS)
-    except ValueError:  # for example AdaLoRA's schedule, which takes more
-        return MOST_STEPS
-    return FEW_STEPS
+    for steps in (FEW_STEPS, 10_000, 100_000):
+        with contextlib.suppress(ValueError):  # of AdaLoRA's schedule, which takes more
+            make_run_targets(config, steps)
+            return steps
+    return MOST_STEPS
 
 
 def variants_of(

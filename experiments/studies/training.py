@@ -146,7 +146,6 @@ class Trainer:
         for mine in _programs(configs):
             folders = [folder / name for name in mine]
             if all(_ended(each) for each in folders):
-                self._clean(folders)  # an earlier command may have been killed before it did
                 continue
             self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)

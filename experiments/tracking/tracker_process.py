@@ -16,7 +16,7 @@ from typing import IO, Any
 from experiments.cli import warn
 
 _COMMAND = "from experiments.tracking.child import main; main()"
-_TICK = 0.05  # seconds between looks at a child that is waited for
+TICK = 0.05  # seconds between looks at a child that is waited for
 _LAST_BREATH = 1.0  # seconds for a child to end that has closed its pipe
 
 
@@ -101,11 +101,14 @@ class TrackerProcess:
         self._wait(lambda: number in self._where or number in self._failed, until)
         return self._where.get(number)
 
-    def finish(self, until: float) -> None:
-        """Say that no more orders come, once all are sent; end the child at a time (`where`)."""
-        self._wait(lambda: not self._unsent, until)
+    def finish(self) -> bool:
+        """Say that no more orders come, if all are sent; whether this has been said."""
+        self._exchange()
+        if self._unsent:
+            return False
         if self._child is not None:
             self._child.orders.close()
+        return True
 
     def close(self, until: float) -> None:
         """Let the child end by itself, after `finish`; end it at a time (see `where`)."""
@@ -116,7 +119,7 @@ class TrackerProcess:
             late = time.monotonic() >= until
             pipe = select.poll()  # `select.select` fails where a process has 1024 files open
             pipe.register(self._child.answers, select.POLLIN)
-            pipe.poll(1000 * _TICK)
+            pipe.poll(1000 * TICK)
             self._exchange()  # an answer may have been there before the time was up
             if late and self._child is not None and not done():
                 self._end("it was too slow at the end of the run, and was ended")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.tracking.tracker import NO_IMAGES, Status, plain_name
-from experiments.tracking.tracker_process import TrackerProcess
+from experiments.tracking.tracker_process import TICK, TrackerProcess
 from lora_jax.files.canonical_json import plain
 from lora_jax.records.metrics_log import Metrics
 
@@ -118,8 +118,11 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         for number in sorted(self._begun):
             self.end(number, "preempted" if preempted else "failed" if failed else "killed")
         until = time.monotonic() + (SHORT_WAIT if preempted else WAIT)
-        for each in self._processes:
-            each.finish(until)
+        waiting = self._processes  # side by side: one that hangs takes no time from the others
+        while (waiting := [each for each in waiting if not each.finish()]) and (
+            time.monotonic() < until
+        ):
+            time.sleep(TICK)
         for each in self._processes:
             each.close(until)
 

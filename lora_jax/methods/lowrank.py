@@ -88,9 +88,9 @@ class LowRank(LowRankUpdate):
     """
 
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8, "alpha": 16.0})
-    additive: ClassVar[bool] = True
     rows_are_terms: ClassVar[bool] = True
     """Whether each row of A and B adds a term of its own, so that rows of zeros change nothing."""
+    additive: ClassVar[bool] = True
     """Whether W' = W + scale * A^T B, which LoftQ, LoRA-One and LoRA-Pro need."""
 
     rank: int = 8

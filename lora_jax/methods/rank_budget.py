@@ -15,6 +15,8 @@ from lora_jax.peft_format import quoted
 from lora_jax.variant import Factors, Pruned
 
 PyTree = Any
+BUDGET = "budget"
+"""The constant with the number of rows to keep after 0 ... total_steps steps."""
 MOST_STEPS = 1_000_000
 """The most steps of a schedule, which stores a number for each step."""
 
@@ -82,7 +84,7 @@ class Schedule:
         passed = [min(max(t - self.start, 0), falling) for t in range(self.total_steps + 1)]
         budget = [integer((first - last) * (1 - t / falling) ** 3 + last) for t in passed]
         steps = {"start": self.start, "fixed": self.fixed, "delta_t": self.delta_t}
-        numbers = steps | {"budget": budget}
+        numbers = steps | {BUDGET: budget}
         return {name: jnp.asarray(value, jnp.int32) for name, value in numbers.items()}
 
 
@@ -92,7 +94,7 @@ def phase(arrays: Mapping[str, Array], step: Array) -> tuple[Array, Array, Array
     Returns:
       Whether rows still compete, whether rows are chosen after this step, and how many are kept.
     """
-    t, budget = jnp.asarray(step + 1, jnp.int32), arrays["budget"]
+    t, budget = jnp.asarray(step + 1, jnp.int32), arrays[BUDGET]
     competing = t < arrays["fixed"]
     due = competing & (t > arrays["start"]) & (t % arrays["delta_t"] == 0)
     return competing, due | (t == arrays["fixed"]), budget[jnp.minimum(t, budget.size - 1)]

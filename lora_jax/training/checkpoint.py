@@ -211,27 +211,34 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return None
 
     def _body(self, step: int) -> dict[str, Any]:
-        body, problem = {}, ""
+        body, problem, cause = {}, "", None
         try:
             saved = self._load(ocp.JsonCheckpointHandler(), step, "meta", ocp.args.JsonRestore())
             body, sha256 = saved["body"], saved["sha256"]
             if sha256 != config_digest(body) or body["step"] != step:
                 problem = "its meta differs from what was saved"
         except Exception as error:  # Orbax may raise anything on a damaged file
-            _require_damage(error)
-            problem = f"its meta cannot be read ({first_line(error)})"
-        self._agree(problem)
+            problem, cause = f"its meta cannot be read ({first_line(error)})", error
+        self._agree(step, problem, cause)
         return body
 
     def _load(self, handler: Any, step: int, item: str, args: Any) -> Any:
         """Load without Orbax's manager: a process that meets damage does not reach its barriers."""
         return handler.restore(self._manager.directory / str(step) / item, args=args)
 
-    def _agree(self, problem: str) -> None:
-        """Raise a _DamagedError if this process, or another one, has found a problem."""
+    def _agree(self, step: int, problem: str, cause: Exception | None = None) -> None:
+        """Raise an error if this process, or another one, has found a problem.
+
+        It is a _DamagedError, or an OSError if the cause is one of the machine: then the files may
+        be good, and stay.
+        """
+        kind = int(bool(problem)) + _is_of_the_machine(cause)
         if not self._alone:
-            found = multihost_utils.process_allgather(np.array(bool(problem)))
-            problem = problem or (f"found by process {found.argmax()}" if found.any() else "")
+            found = multihost_utils.process_allgather(np.array(kind))
+            if found.max() > kind:
+                kind, problem = int(found.max()), f"found by process {found.argmax()}"
+        if kind > 1:
+            raise OSError(f"checkpoint {self.folder / str(step)} cannot be read now: {problem}")
         if problem:
             raise _DamagedError(problem)
 
@@ -253,39 +260,39 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             )
         templates = {name: template(leaf, self._alone) for name, leaf in wanted.items()}
         saved = {name: each for name, each in templates.items() if each.size}
-        arrays, problem = {}, ""
+        arrays, problem, cause = {}, "", None
         try:
             args = ocp.args.StandardRestore(saved)
             arrays = self._load(ocp.StandardCheckpointHandler(), step, "state", args)
         except Exception as error:
-            _require_damage(error)
-            problem = first_line(error)
-        self._agree(problem)
+            problem, cause = first_line(error), error
+        self._agree(step, problem, cause)
         restored = {
             name: restored_like((templates | arrays)[name], leaf) for name, leaf in wanted.items()
         }
         sums = {name: checksum(bare(leaf)) for name, leaf in restored.items()}
         bad = [name for name, each in sums.items() if not holds(each, digests[name])]
-        self._agree(f"leaf {bad[0]} differs from what was saved" if bad else "")
+        self._agree(step, f"leaf {bad[0]} differs from what was saved" if bad else "")
         return jax.tree.unflatten(jax.tree.structure(like), restored.values()), body["meta"]
 
 
-_OF_THE_MACHINE = {
+_OF_THE_MACHINE = (
     *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
-    *(errno.ENOMEM, errno.ETIMEDOUT),
-}
+    *(errno.ENOMEM, errno.ETIMEDOUT, errno.ENETDOWN, errno.EHOSTDOWN, errno.ECONNRESET),
+)
 """Errors of reading that may be over the next time."""
+_TEXTS = (*map(os.strerror, _OF_THE_MACHINE), "RESOURCE_EXHAUSTED")
+"""What libraries that are not written in Python quote in their errors."""
 
 
-def _require_damage(error: BaseException) -> None:
-    """Raise an error again that does not say that the files are damaged, so that they stay."""
-    each: BaseException | None = error
-    while each is not None:
-        if isinstance(each, OSError) and each.errno in _OF_THE_MACHINE:
-            raise each
-        if isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each):
-            raise error
-        each = each.__cause__ or each.__context__
+def _is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether an error of reading does not say that the files are damaged."""
+    while error is not None:
+        known = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+        if known or isinstance(error, MemoryError) or any(text in str(error) for text in _TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _DamagedError(Exception):

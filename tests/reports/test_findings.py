@@ -155,6 +155,23 @@ def test_a_registered_study_has_no_verdicts_on_pairs(tmp_path):
         assert any(line["verdict"] or line["p_holm"] for line in tests) == judged
 
 
+def test_contests_beside_a_registered_study_have_verdicts_of_their_own(tmp_path):
+    """The family is of their pairs alone."""
+    contests = made(make_study(tmp_path))
+    other = [dataclasses.replace(each, table="other") for each in contests]
+    document = Document([*contests, *other], resamples=100, studies=[study()])
+    lines = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    tests = [line for line in lines if line["line"] == "test"]
+    by_table = {table: [e for e in tests if e["table"] == table] for table in ("other", "glue")}
+    assert not any(each["verdict"] or each["p_holm"] for each in by_table["glue"])
+    alone = Document(other, resamples=100).render("csv")
+    expected = [e for e in csv.DictReader(io.StringIO(alone)) if e["line"] == "test"]
+    assert by_table["other"] == expected and expected
+    text = document.render("markdown")
+    assert "On single tasks it has none" in text
+    assert text.count("| method | verdict (all pairs) |") == len(other)
+
+
 def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
     contests = made(make_study(tmp_path))
     document = Document(contests, resamples=1000)

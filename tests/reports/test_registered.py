@@ -212,7 +212,7 @@ def test_a_method_that_lacks_a_task_has_no_bound_and_it_is_said(study):
         "of all methods."
     ) in one.notes
     assert [row[0] for row in one.sheet.rows] == ["PiSSA", "VeRA", "DoRA (1 of 2 tasks)"]
-    lines = csv_lines.lines([], [], [one]).splitlines()
+    lines = csv_lines.lines([], [], [], [one]).splitlines()
     whole = [line.split(",")[3] for line in lines if " tasks" in line]
     assert sorted(whole) == ["1 of 2 tasks", "all tasks", "all tasks"]
 

@@ -232,7 +232,7 @@ def test_verdicts_of_one_seed_are_marked_and_explained(study):
         dataclasses.replace(pair, contest=dataclasses.replace(pair.contest, metric="matthews"))
         for pair in family
     ]
-    assert few in " ".join(warnings.explain(contests, matthews, 20, True))
+    assert few in " ".join(warnings.explain(contests, matthews, [], 20, True))
     assert "| worse † |" in text and "| better † |" in text
     assert "†: decided over examples alone" in text and "not for their methods" in text
     assert "$\\dagger$" in rendered(contests, "latex", resamples=200)

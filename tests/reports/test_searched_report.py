@@ -41,7 +41,7 @@ def test_a_stopped_trial_is_never_chosen_and_budgets_are_counted_in_steps(tmp_pa
 
     how = {"rungs": [rung(10, 0.9, 1, 1)], "steps": 20, "best_step": None, "status": "diverged"}
     tuning(tmp_path / "lora" / "more", "lora", 1e-1, 0.1, **how)
-    assert "2 were stopped or 1 diverged (grey" in searched.picture(made(tmp_path)[0]).caption
+    assert "2 were stopped and 1 diverged (grey" in searched.picture(made(tmp_path)[0]).caption
 
 
 def test_without_halving_there_is_no_such_picture(tmp_path):
