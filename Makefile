@@ -10,11 +10,13 @@ endif
 # Each platform has an environment of its own. One without its devices is an error, not a CPU's run.
 VENV ?= .venv$(addprefix -,$(EXTRA))
 COMMA = ,
+EMPTY =
 DEVICES = $(patsubst cuda%,cuda,$(PLATFORM))$(if $(EXTRA),$(COMMA)cpu)
 BIN = $(VENV)/bin
-# The installer, pinned, in an environment of its own; where pip finds wheels, it finds them too.
+# The installer, pinned, in an environment of its own; where pip finds wheels (places with spaces
+# between them, where it takes commas), it finds them too.
 UV = .venv-uv/bin/uv
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_FIND_LINKS ?= $(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(PIP_FIND_LINKS)))
 # Else each process compiles what it imports, for 6 seconds, where Python may not keep that. Of this
 # repository's own modules it may, here.
 export UV_COMPILE_BYTECODE = 1
@@ -68,7 +70,7 @@ wheel: export JAX_PLATFORMS = cpu
 wheel: export PATH := $(CURDIR)/build/wheel/venv/bin:$(PATH)
 # The built wheel, installed elsewhere, must work without the repository around it, commands too.
 wheel: $(UV)
-	rm -rf build/wheel && $(UV) build --quiet --wheel --out-dir build/wheel .
+	rm -rf build/wheel build/lib build/bdist.* && $(UV) build --quiet --wheel --out-dir build/wheel .
 	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
 	$(INSTALL) build/wheel/venv $(LOCKED) build/wheel/*.whl
 	$(INSTALL) build/wheel/venv $(HASHED) --requirement requirements/assets.txt
@@ -113,8 +115,12 @@ build/constraints_tpu.txt: requirements/constraints.txt
 	$(INSTALL) $* $(HASHED) --requirement requirements/assets_decoders.txt
 	touch $@
 
-%/parity: %/decoders requirements/parity.txt requirements/overrides.txt
-	$(INSTALL) $* $(LOCKED) --override requirements/overrides.txt --requirement requirements/parity.txt
+# PyTorch asks for other libraries of NVIDIA than those that are locked for JAX on GPUs.
+build/constraints_parity.txt: requirements/constraints.txt
+	mkdir -p build && grep -v '^nvidia-' $< > $@
+
+%/parity: %/decoders requirements/parity.txt requirements/overrides.txt build/constraints_parity.txt
+	$(INSTALL) $* --constraint build/constraints_parity.txt --override requirements/overrides.txt --requirement requirements/parity.txt
 	touch $@
 
 .PRECIOUS: %/installed %/decoders

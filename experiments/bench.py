@@ -89,6 +89,10 @@ def bench() -> None:
         cli.refuse_ignored(_OF_SWEEPS, "it goes with --suite=sweep")
     if _SUITE.value not in ("sweep", "start"):
         cli.refuse_ignored((_CONFIG,), "it goes with --suite=sweep and --suite=start")
+    else:
+        cli.refuse_ignored((_CASES,), f"--suite={_SUITE.value} has no cases")
+    if _SUITE.value == "start":
+        cli.refuse_ignored((_SIZE,), "--suite=start takes what --config trains")
     # All processes share a GPU, which none may take whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     name, suite = _SUITE.value, suite_of(_SUITE.value)

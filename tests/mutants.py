@@ -206,9 +206,11 @@ def draw(count: int, seed: int) -> Iterator[Fault]:
     files: dict[str, list[str]] = collections.defaultdict(list)
     for path in sorted(each for top in SOURCES for each in (ROOT / top).rglob("*.py")):
         files[str(path.parent.relative_to(ROOT))].append(str(path.relative_to(ROOT)))
-    folders, seen = rng.sample(sorted(files), len(files)), set()
-    while len(seen) < count:
-        file = rng.choice(files[folders[len(seen) % len(folders)]])
+    seen: set[tuple[str, ...]] = set()
+    for folder in itertools.cycle(rng.sample(sorted(files), len(files))):
+        if len(seen) == count:
+            return
+        file = rng.choice(files[folder])
         source = (ROOT / file).read_text(encoding="utf-8")
         faults = [(b, a) for b, a in changes(source) if source.count(b) == 1]
         if faults and (chosen := (file, *rng.choice(faults))) not in seen:

@@ -3,7 +3,7 @@
 Bhardwaj et al. 2024, "Sparse High Rank Adapters", arXiv 2406.13175, with its mask "SHiRA-Rand".
 For W of shape (in, out), used as x @ W,
 
-    W'[i, o] = W[i, o] + v_j where (i, o) is the j-th chosen place,    W' = W elsewhere.
+    W'[i, o] = W[i, o] + v_j where (i, o) is place j,    W' = W elsewhere.
 """
 
 import dataclasses

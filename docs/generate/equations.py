@@ -60,7 +60,7 @@ def _token(found: re.Match[str], equation: str) -> str:
 
 def _name(found: re.Match[str], equation: str) -> str:
     name, sub = found["name"], found["digits"] + _inside(found["sub"] or "")
-    if name == "sum":
+    if name == "sum" and sub:
         name = r"\sum"
     elif name in OPERATORS:
         name = OPERATORS[name]

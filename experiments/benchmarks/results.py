@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.benchmarks.cases import Goal, Group, Ratio
+from experiments.distributed.devices import core_count
 from lora_jax.records.environment import environment, processor_model
 
 
@@ -144,7 +145,7 @@ def machine() -> dict[str, Any]:
     return {
         **known,
         "processor": processor_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": core_count(),
         "load": os.getloadavg(),
         "settings": own,
     }

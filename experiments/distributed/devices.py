@@ -22,13 +22,25 @@ def announce() -> None:
         print(f"devices: {described(jax.devices(), jax.process_count())}", file=sys.stderr)
 
 
+def cores() -> list[int]:
+    """The numbers of the processor's cores that this process may use; none where unknown."""
+    if hasattr(os, "sched_getaffinity"):  # which macOS lacks
+        return sorted(os.sched_getaffinity(0))
+    return []
+
+
+def core_count() -> int:
+    """How many of the processor's cores this process may use."""
+    return len(cores()) or os.cpu_count() or 1
+
+
 def described(devices: Sequence[Any], process_count: int = 1) -> str:
     """The number and the kind of devices, with the memory of one if it is known.
 
     A CPU is described by its cores and by the memory that this process may still take.
     """
     if devices[0].platform == "cpu":
-        room, cores = memory.host_memory(), len(os.sched_getaffinity(0))
+        room, cores = memory.host_memory(), core_count()
         free = "" if room is None else f", {memory.size(room)} of memory are available"
         said = f"{count(len(devices), 'CPU device')} on {count(cores, 'core')}{free}"
     else:

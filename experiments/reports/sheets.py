@@ -16,7 +16,7 @@ from experiments.analysis import (
 )
 from experiments.analysis.choose_methods import Contest, Method, Setting
 from experiments.plurals import count
-from experiments.tables.cells import NONE, score_text
+from experiments.tables.cells import NONE, is_raw, score_text, spread_text
 from experiments.tables.text_formats import Sheet
 
 DECIMALS = 2
@@ -131,7 +131,7 @@ def _method_row(method: Method, metric: str) -> list[str]:
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None
     score = "not run" if found is None else score_text(found.centre, metric, DECIMALS)
     if found is not None and found.spread is not None:
-        score += f" ± {found.spread:.{DECIMALS}f}"
+        score += f" ± {spread_text(found.spread, metric, DECIMALS)}"
     spent, ends = costs(method), interval(method)
     return [
         method.label,
@@ -169,14 +169,14 @@ def reference_sheet(
     of_family = ["verdict (all pairs)", "p (Holm, all pairs)"] * judged
     heads = ["method", *of_family, *tests, "common seeds"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
-    rows = []
+    rows, raw = [], is_raw(contest.metric)
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
         if pair.contest is contest and pair.second is reference:
             said = f"{VERDICTS[verdict]} {pairwise.MARKS.get(pair.decided_by, '')}".strip()
             row = [pair.first.label, *[said, p_text(holm)] * judged]
             for kind in WIDEST_FIRST:
                 test = pair.tests[kind]
-                row += [_untested(pair, kind), NONE] if test is None else _test(test)
+                row += [_untested(pair, kind), NONE] if test is None else _test(test, raw)
             rows.append([*row, str(pair.common)])
     unit = recorded_runs.unit(contest.metric)
     title = f"{contest.title}: difference from {reference.label}, {unit}"
@@ -184,10 +184,11 @@ def reference_sheet(
     return Sheet(title, heads, rows)
 
 
-def _test(test: significance.Difference) -> list[str]:
-    text = f"{test.difference:+z.{DECIMALS}f}"
+def _test(test: significance.Difference, raw: bool) -> list[str]:
+    form = "+.2g" if raw else f"+z.{DECIMALS}f"
+    text = f"{test.difference:{form}}"
     if test.low is not None and test.high is not None:
-        text += f" [{test.low:+z.{DECIMALS}f}, {test.high:+z.{DECIMALS}f}]"
+        text += f" [{test.low:{form}}, {test.high:{form}}]"
     return [text, p_text(test.p)]
 
 

@@ -162,7 +162,7 @@ def _row(
             failed["not measured"] = len(scores) - len(found)
         cells.append(Cell(ours, paper, failed, runnable and asked))
     if columns and columns[-1].task == "average":
-        cells[-1] = dataclasses.replace(cells[-1], ours=_average(columns, cells), runnable=runnable)
+        cells[-1] = dataclasses.replace(cells[-1], ours=average(columns, cells), runnable=runnable)
     for _, plus, minus in table["differences"]:
         cells.append(Cell(_difference(runs, plus, minus, table)))
     label = published[0].method if published else table["rows"].get(key) or method(key)
@@ -175,7 +175,7 @@ def _row(
     )
 
 
-def _average(columns: Sequence[Column], cells: Sequence[Cell]) -> Summary | None:
+def average(columns: Sequence[Column], cells: Sequence[Cell]) -> Summary | None:
     """The mean over tasks of the mean of a task's columns; None if a runnable one has no score."""
     tasks: dict[str, list[float]] = {}
     for column, cell in zip(columns, cells, strict=True):
@@ -208,9 +208,17 @@ def score_text(value: float, metric: str, decimals: int) -> str:
     """A score as tables print it; a difference (empty `metric`) has a sign."""
     if not metric:
         return f"{value:+.{decimals}f}"
-    if metric.removesuffix("_extra") in PERCENT or metric in POINTS:
-        return f"{value:.{decimals}f}"
-    return f"{value:.5g}"
+    return f"{value:.5g}" if is_raw(metric) else f"{value:.{decimals}f}"
+
+
+def spread_text(value: float, metric: str, decimals: int) -> str:
+    """A spread of scores as tables print it, with as many digits as its scores can show."""
+    return f"{value:.2g}" if is_raw(metric) else f"{value:.{decimals}f}"
+
+
+def is_raw(metric: str) -> bool:
+    """Whether a score is in no points, such as a loss: a few digits matter, wherever they are."""
+    return bool(metric) and metric.removesuffix("_extra") not in PERCENT and metric not in POINTS
 
 
 def ours_text(cell: Cell, metric: str, decimals: int) -> str:
@@ -223,7 +231,7 @@ def ours_text(cell: Cell, metric: str, decimals: int) -> str:
         return failed or ("not run" if cell.runnable else NONE)
     text = score_text(cell.ours.centre, metric, decimals)
     if cell.ours.spread is not None:
-        text += f" ± {cell.ours.spread:.{decimals}f}"
+        text += f" ± {spread_text(cell.ours.spread, metric, decimals)}"
     inside = ", ".join(filter(None, [str(cell.ours.n or ""), failed]))
     return f"{text} ({inside})" if inside else text
 

@@ -11,6 +11,8 @@ import pytest
         ("memory", [], "--methods=lora", "it goes with --config"),
         ("bench", [], "--trials=8", "it goes with --suite=sweep"),
         ("bench", ["--suite=start"], "--sizes=8x16", "it goes with --suite=sweep"),
+        ("bench", ["--suite=start"], "--size=smoke", "--suite=start takes what --config trains"),
+        ("bench", ["--suite=sweep"], "--cases=minilm", "--suite=sweep has no cases"),
         ("bench", ["--suite=scale"], "--steps=20", "it goes with --suite=sweep"),
         ("bench", [], "--executions=each", "it goes with --suite=sweep"),
         ("bench", [], "--config=configs/glue.py", "it goes with --suite=sweep and --suite=start"),

@@ -27,7 +27,7 @@ from experiments.setup.experiment import build
 from experiments.setup.forward_pass import predictor
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.canonical_json import canonical, plain
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError
 
@@ -365,7 +365,7 @@ def test_every_config_is_plain_data_and_takes_its_arguments():
         assert "python -m experiments." in module.__doc__
         for size in ("full", "smoke"):
             config = module.get_config(f"size={size}").to_dict()
-            assert config_digest(config) == config_digest(dict(config))
+            assert json.loads(canonical(plain(config))) == plain(config)
 
 
 @pytest.mark.parametrize("damaged", [True, False])

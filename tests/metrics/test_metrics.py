@@ -7,6 +7,8 @@ import paper_averages
 import pytest
 import sklearn.metrics
 
+from experiments.analysis.collect_runs import Summary
+from experiments.tables import cells
 from lora_jax.data import Examples, Task
 from lora_jax.metrics import label_metrics
 
@@ -193,33 +195,29 @@ PRINTED = [
 ]
 
 
-def scores_of(name, numbers):
-    cells = [(task, each) for task, ms in paper_averages.AVERAGES[name].items() for each in ms]
-    scores = {}
-    for (task, metric), number in zip(cells, numbers, strict=True):
-        scores.setdefault(task, {})[metric] = number
-    return scores
+def row_of(name, numbers):
+    """The columns of a table's average, and their cells; a number that is None was not run."""
+    names = [(task, metric) for task, ms in paper_averages.AVERAGES[name].items() for metric in ms]
+    columns = [cells.Column("", task, metric) for task, metric in names]
+    own = [None if each is None else Summary(each, None, 1) for each in numbers]
+    return columns, [cells.Cell(each) for each in own]
 
 
 @pytest.mark.parametrize(("name", "printed", "numbers"), PRINTED)
 def test_averages_are_those_that_the_papers_print(name, printed, numbers):
-    found = paper_averages.average(paper_averages.AVERAGES[name], scores_of(name, numbers))
+    columns, own = row_of(name, numbers)
+    found = cells.average(columns, own).centre
     digits = len(str(printed).split(".")[1])
     half = 0.5 * 10 ** -(1 if name in ("lora_table2", "vera_table2") else max(2, digits))
     assert abs(found - printed) <= half + 1e-9
-    scores = scores_of(name, numbers)
-    more = {**scores, "glue/wnli": {"accuracy": 0.0}, "glue/rte": {**scores["glue/rte"], "f1": 0}}
-    assert (
-        paper_averages.average(paper_averages.AVERAGES[name], more) == found
-    )  # nothing else counts
+    more = [cells.Column("Average", "average", ""), cells.Column("", "glue/wnli", "accuracy")]
+    beside = [cells.Cell(Summary(0.0, None, 1)), cells.Cell(runnable=False)]
+    assert cells.average([*columns, *more], [*own, *beside]).centre == found  # nothing else counts
 
 
 @pytest.mark.parametrize(("name", "printed", "numbers"), PRINTED)
 def test_an_average_with_a_gap_is_none(name, printed, numbers):
-    for task, names in paper_averages.AVERAGES[name].items():
-        for metric in names:
-            scores = scores_of(name, numbers)
-            del scores[task][metric]
-            assert paper_averages.average(paper_averages.AVERAGES[name], scores) is None
-        assert paper_averages.average(paper_averages.AVERAGES[name], {**scores, task: {}}) is None
-    assert paper_averages.average(paper_averages.AVERAGES[name], {}) is None
+    """A mean over fewer tasks is not comparable."""
+    for place in range(len(numbers)):
+        with_gap = [*numbers[:place], None, *numbers[place + 1 :]]
+        assert cells.average(*row_of(name, with_gap)) is None

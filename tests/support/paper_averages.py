@@ -52,20 +52,3 @@ AVERAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "glue/stsb": ("pearson",),
     },
 }
-
-
-def average(
-    tasks: Mapping[str, tuple[str, ...]], scores: Mapping[str, Mapping[str, float]]
-) -> float | None:
-    """The mean over `tasks` (one of `AVERAGES`) of the mean of each task's metrics.
-
-    `scores` is `{task: {metric: value}}`. The result is None if any score is missing, since a mean
-    over fewer tasks is not comparable.
-    """
-    means = []
-    for task, metrics in tasks.items():
-        values = [scores[task][metric] for metric in metrics if metric in scores.get(task, {})]
-        if len(values) < len(metrics):
-            return None
-        means.append(sum(values) / len(values))
-    return sum(means) / len(means)

@@ -10,6 +10,7 @@ from rendered_tables import markdown, notes
 
 from experiments.analysis import collect_runs, published
 from experiments.analysis.collect_runs import Summary
+from experiments.tables import cells
 
 
 def test_a_cell_has_the_protocol_s_statistic_beside_the_published_one(base):
@@ -28,6 +29,14 @@ def test_a_cell_has_the_protocol_s_statistic_beside_the_published_one(base):
 
 
 PAPER_ROW = ("LoRA", "Table 2", "roberta_base", "lora")
+
+
+def test_a_spread_of_losses_has_digits_of_its_own():
+    """Points have as many decimals as their table."""
+    loss, points = Summary(1.20117, 0.00221, 3), Summary(87.43, 0.31, 3)
+    assert cells.ours_text(cells.Cell(loss), "token_loss", 1) == "1.2012 ± 0.0022 (3)"
+    assert cells.ours_text(cells.Cell(points), "accuracy", 1) == "87.4 ± 0.3 (3)"
+    assert cells.ours_text(cells.Cell(points), "", 1) == "+87.4 ± 0.3 (3)"  # a difference
 
 
 def test_nothing_run_is_said_and_bottleneck_adapters_are_published_only(base):

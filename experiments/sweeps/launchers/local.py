@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from experiments.distributed.devices import cores
 from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, process_error
@@ -62,10 +63,10 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     if processes is not None and processes > MOST:
         raise ValueError(f"--processes must be at most {MOST:,}, got {processes:,}")
     platform, devices = _devices()
-    cores = _cores()
+    own = cores()
     if platform == "cpu":
-        devices = max(1, min(len(cores), trials // SHARE))
-    shares = _divide(cores, processes or devices)
+        devices = max(1, min(len(own), trials // SHARE))
+    shares = _divide(own, processes or devices)
     if platform != "gpu":  # a TPU's chips take one process
         return [Slot({}, share) for share in shares]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices))))
@@ -99,12 +100,6 @@ def _devices() -> tuple[str, int]:
         raise ValueError(f"JAX finds no device: {last}")
     platform, count = done.stdout.split()[-2:]
     return platform, int(count) if platform == "gpu" else 1
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return []
 
 
 def _divide(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:

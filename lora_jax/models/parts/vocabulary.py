@@ -16,9 +16,10 @@ def extend_vocabulary(decoder: Decoder, count: int) -> Decoder:
     A new token's row is the mean of all existing rows, in the embedding and in an untied head. Its
     logits then start at an average level and disturb the other tokens least (Hewitt, 2021,
     "Initializing New Word Embeddings for Pretrained Language Models"; transformers'
-    `mean_resizing` without its noise). Train the new rows with `variants.make("trainable_tokens",
-    last=count)`, or adapt the whole embedding by any method; both also affect a tied head. An
-    untied head has a column per token, not a row: adapt it with low rank, or train all of it.
+    `mean_resizing` without its noise). Train the new rows with
+    `variants.make("trainable_tokens", last=count)`, or adapt the whole embedding by any method;
+    both also affect a tied head. An untied head has a column per token, not a row: adapt it with
+    low rank, or train all of it.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
