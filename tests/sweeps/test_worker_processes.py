@@ -175,7 +175,7 @@ def state(process):
 
 def test_cores_are_divided(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setattr(local, "_cores", lambda: [0, 1, 2, 5, 6])
+    monkeypatch.setattr(local, "cores", lambda: [0, 1, 2, 5, 6])
     assert local.slots(None) == [local.Slot({}, (0, 1, 2, 5, 6))]
     assert [slot.cores for slot in local.slots(None, 11)] == [(0, 1), (2, 5, 6)]
     assert [slot.cores for slot in local.slots(None, 20)] == [(0,), (1,), (2,), (5,), (6,)]
