@@ -6,7 +6,6 @@ Its own digest is a setting of each run (`study.registration`), so a run that wa
 cannot have it, and the file cannot be changed after.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -154,10 +153,14 @@ def _write_once(path: Path, content: Any) -> None:
     mine = path.with_name(f".{path.name}.{os.getpid()}")
     write_atomically(mine, (json.dumps(content, indent=1) + "\n").encode())
     try:
-        with contextlib.suppress(FileExistsError):
-            os.link(mine, path)
+        os.link(mine, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links, such as exFAT or a mounted bucket
+        if not path.exists():
+            os.replace(mine, path)
     finally:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
 
 
 def _difference(known: Registration, protocol: Protocol, cells: Cells) -> str:

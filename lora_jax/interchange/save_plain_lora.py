@@ -6,7 +6,7 @@ a part of B, `lora_alpha` is `r`, and all matrices have that rank, filled up wit
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from lora_jax.arithmetic.low_rank import of_rank
 from lora_jax.arithmetic.updates import Factored, dense, update_of, widened
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import Matrix, by_module, matrices
-from lora_jax.interchange.names import Names
+from lora_jax.interchange.names import Names, rows
 from lora_jax.interchange.peft_folder import MODEL, write_folder
 from lora_jax.methods.peft_lora import LINEAR, as_peft
 from lora_jax.peft_format import Peft, stored
@@ -75,7 +75,11 @@ def save_plain_lora(
         for module, peft in found.items()
         for name, x in peft.tensors.items()
     }
-    path = write_folder(folder, _config(found, rank, base_model), tensors, dtype)
+    config = _config(found, rank, base_model)
+    config["target_modules"] = _target_modules(
+        found, {row.module for row in rows(names, frozen.base)}
+    )
+    path = write_folder(folder, config, tensors, dtype)
     return PlainLora(path, rank, largest, errors)
 
 
@@ -143,8 +147,17 @@ def _config(found: Mapping[str, Peft], rank: int, base_model: str | None) -> dic
         **{key: value for key, value in first.items() if not key.endswith("_pattern")},
         **{"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"},
         **{"base_model_name_or_path": base_model, "inference_mode": True},
-        "target_modules": sorted({module.rpartition(".")[2] for module in found}),
     }
+
+
+def _target_modules(found: Collection[str], known: Collection[str]) -> list[str]:
+    """The last names of the modules; a whole name where one without an adapter ends alike.
+
+    PEFT would put an adapter into that one, too, and miss its tensors.
+    """
+    last = {module: module.rpartition(".")[2] for module in (*found, *known)}
+    others = {name for module, name in last.items() if module not in found}
+    return sorted({module if last[module] in others else last[module] for module in found})
 
 
 def _factors(each: Matrix, svd_rank: int | None) -> tuple[Factored, float]:

@@ -84,6 +84,22 @@ def test_all_loaders_compute_alike(loader, uneven, params, tmp_path):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("up/kernel", ["up_proj"]), (lj.layers("up/kernel", 1), ["model.layers.1.mlp.up_proj"])],
+    ids=["all layers", "one layer"],
+)
+def test_readers_that_know_the_model_find_all_tensors(path, named, params, tmp_path):
+    """PEFT wraps each module that ends in a name of `target_modules`, so no other may."""
+    adapted, trainable, frozen = trained(params, {path: variants.make("lora", rank=2)})
+    lj.save_plain_lora(tmp_path, trainable, frozen, NAMES)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == named
+    back = lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, params, X)
+    expected = adapted.apply(trainable, frozen, X)
+    np.testing.assert_allclose(back.adapted.apply(back.trainable, back.frozen, X), expected, atol=1e-5)
+
+
 def test_pefts_own_format_is_not_for_servers(uneven, params, tmp_path):
     """Why there is another: a loader without patterns computes something else."""
     adapted, trainable, frozen = uneven

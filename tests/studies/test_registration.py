@@ -1,7 +1,9 @@
 """A study is registered once, as a whole, and cannot be changed afterwards."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import pytest
 
@@ -50,7 +52,13 @@ def test_a_wrong_protocol_is_refused_by_name(changes, said):
         Protocol.of({**PLAIN, **changes}, "STUDY")
 
 
-def test_a_registration_is_written_once_and_read_as_it_was(tmp_path):
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_registration_is_written_once_and_read_as_it_was(hard_links, tmp_path, monkeypatch):
+    def no_link(*_):
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_link)
     budgets = {"cola": registration.Budget("matthews", 2000, 8.0, 0, 16)}
     first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets)
     written = (tmp_path / registration.FILE).read_bytes()
