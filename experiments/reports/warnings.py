@@ -14,6 +14,9 @@ from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.plurals import count
 from experiments.reports.sheets import equal, machines, unlike
 
+ROUNDING = 1e-9
+"""What a mean of shares may exceed an equal share by."""
+
 
 def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     """Warnings that a reader needs before trusting a table, the most serious first."""
@@ -104,10 +107,6 @@ def _unlike(contest: Contest) -> list[str]:
     texts = [f"{_list(labels)} on {machine}" for machine, labels in machines(contest).items()]
     where = f": {'; '.join(texts)}" * (len(texts) > 1)
     return [f"seconds and memory are of {why} and cannot be compared{where}"]
-
-
-ROUNDING = 1e-9
-"""What a mean of shares may exceed an equal share by."""
 
 
 def _of_chance(contest: Contest) -> list[str]:

@@ -20,6 +20,7 @@ from lora_jax.training.optimizers import KINDS, Kind, Optimizer, scaled
 ANY_BASE = "any_base:"
 """A prefix of the folder in a config's `start_from`, which allows an adapter of another base."""
 FEW_STEPS = 1000
+"""What stands for the steps of a run where they are not known, if its variants take so few."""
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 _Task = TypeVar("_Task", data.Task, data.TextTask)
 

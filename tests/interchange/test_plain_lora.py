@@ -97,7 +97,9 @@ def test_readers_that_know_the_model_find_all_tensors(path, named, params, tmp_p
     assert config["target_modules"] == named
     back = lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, params, X)
     expected = adapted.apply(trainable, frozen, X)
-    np.testing.assert_allclose(back.adapted.apply(back.trainable, back.frozen, X), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        back.adapted.apply(back.trainable, back.frozen, X), expected, atol=1e-5
+    )
 
 
 def test_pefts_own_format_is_not_for_servers(uneven, params, tmp_path):
