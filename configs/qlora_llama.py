@@ -13,7 +13,8 @@ perplexity of 2,000 held-out instructions of the same file.
 must make it: `[{"instruction": ..., "output": ...}, ...]`). `:model=smollm2`, the default, runs on
 a laptop; its numbers cannot be compared with the paper's. LLaMA-33B and 65B, and FP4, are only
 published; LoRA on Int8 is only ours. The paper's table has NF4 only with double quantisation. It
-prints a mean of 53.1 for this, but its cells give 53.0.
+prints a mean of 53.1 for this, but its cells give 53.0. An output that alone has no room in 512
+tokens is an error: raise `--config.data.max_length`, or remove it from the file.
 """
 
 from typing import Any

@@ -25,6 +25,7 @@ published runs of large models, and reaches less with small ones.
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -118,6 +119,7 @@ def cost() -> None:
         if other.value is not None:
             raise ValueError(f"--table and --{other.name}: give one of them")
     cli.refuse_ignored((_MESH, _ROWS, _SEARCH), "it goes with --config")
+    jax.config.update("jax_platforms", "cpu")  # steps are traced, and the CPU may be measured
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
     device, efficiency = accelerator(_DEVICE.value), float(_EFFICIENCY.value or 0)

@@ -61,6 +61,9 @@ _SCRATCH = flags.DEFINE_string(
 def soak() -> None:
     for name in _PARTS.value:
         require_known(name, parts.PARTS, f"--parts={name}: no such part")
+    own = {"kills": (_KILLS, _COMMANDS), "damage": (_FLIPS, _FILES), "malformed": (_EXAMPLES,)}
+    for name in own.keys() - set(_PARTS.value):
+        cli.refuse_ignored(own[name], f"it goes with --parts={name}")
     if "malformed" in _PARTS.value and importlib.util.find_spec("hypothesis") is None:
         raise ValueError("--parts=malformed needs hypothesis, which is there for tests alone")
     out = cli.out_folder(str(_OUT.value))

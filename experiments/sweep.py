@@ -129,6 +129,8 @@ def _sweep() -> None:
     track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
     require_own_flags(str(_LAUNCHER.value), flags.FLAGS)
+    if _LAUNCHER.value != "local" and _PER_JOB.value is not None:
+        cli.refuse_ignored((_PROCESSES,), "--per_job says how many trials a job has")
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
     asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
     if asked is None and _TRIALS.value is None:

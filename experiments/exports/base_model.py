@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 
-from experiments.exports.place import Place
+from experiments.exports.place import Place, published
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.data.tokenizing.export_tokenizer import has_tokenizer
 from lora_jax.methods import loftq
 from lora_jax.models.published.any_family import changed_from
+from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.transform.merge_parts import base_parts
 from lora_jax.transform.placement import variants_of
 
@@ -61,6 +62,17 @@ def quantised_lines(run: FinishedRun, errors: Mapping[str, float]) -> list[str]:
     said = f"the adapter was trained on a base quantised as {run.config.quantize.storage}"
     far = "how far each stored weight is from the published one, relative Frobenius errors"
     return [f"{said}; {far}:", *by_kind(errors)]
+
+
+def file_lines(run: FinishedRun) -> list[str]:
+    """What users of an adapter must know of a base with a published name that a file was read for.
+
+    SmolLM2, for one, comes from a GGUF file of 4-bit weights.
+    """
+    file, name = find_gguf(run.source), published(run)
+    if file is None or name is None:
+        return []
+    return [f"the adapter was trained on the weights of {file.name}; those of {name} may differ"]
 
 
 def require_published_base(run: FinishedRun) -> None:

@@ -5,7 +5,8 @@ The numbers of GPUs are those of dense products with sums in float32:
 * H100 SXM: NVIDIA H100 data sheet (half of the numbers "with sparsity").
 * A100 80GB SXM: NVIDIA A100 data sheet.
 * RTX 4090: NVIDIA Ada GPU architecture white paper, appendix A.
-* TPU v5e, v5p: https://cloud.google.com/tpu/docs/v5e and /v5p.
+* TPU v5e, v5p: https://cloud.google.com/tpu/docs/v5e and /v5p; their memory is what libtpu lets
+  a program use (`experiments.planning.topologies`).
 
 JAX multiplies float32 as TF32 on these GPUs, and as one product of bfloat16 on TPUs, by default.
 """
@@ -47,8 +48,8 @@ ACCELERATORS = {
     "h100": Accelerator(989e12, 494.5e12, 3.35e12, 80e9),
     "a100": Accelerator(312e12, 156e12, 2.039e12, 80e9),
     "rtx4090": Accelerator(165.2e12, 82.6e12, 1.008e12, 24e9),
-    "v5e": Accelerator(197e12, 197e12, 0.819e12, 16e9),
-    "v5p": Accelerator(459e12, 459e12, 2.765e12, 95e9),
+    "v5e": Accelerator(197e12, 197e12, 0.819e12, 15.75 * 2**30),
+    "v5p": Accelerator(459e12, 459e12, 2.765e12, 95.74 * 2**30),
 }
 CPU = "cpu"
 """The name of this machine's own processor, which is measured."""

@@ -15,7 +15,7 @@ SIZES = {
     # Wang et al. 2019, arXiv 1905.00537, Table 1, exactly as in the official files.
     "super_glue/boolq": 9427,
     "super_glue/cb": 250,
-    "super_glue/copa": 400,
+    "super_glue/copa": 800,  # 400 questions, each with two choices
     "super_glue/wic": 5428,
     "super_glue/rte": 2490,
     # Novikova et al. 2017, arXiv 1706.09254: 42,061 texts to train on.

@@ -123,8 +123,13 @@ class Search:
         """Train all rounds, those of an earlier process first; return lines on the result.
 
         Raises:
-          ValueError: no trial has a score.
+          ValueError: no trial has a score, or another command has gone on with the search.
         """
+        if self._ledger.read() != (self._rounds, self._left_out):
+            raise ValueError(
+                f"{self._folder.path}: another command has gone on with this search; give the "
+                "command again"
+            )
         for each in self._rounds:  # one by one, as before: trials of a round share checkpoints
             self._require_one_program(each)
             self._train(each, train)
@@ -173,8 +178,12 @@ class Search:
     def _halved(self) -> list[Overrides]:
         """The trials of a search by halving, which has one round; none if it has begun."""
         known, budget = self._known(), self._asked.budget
-        found = Round(self._space, [], self._left_out, self._most, math.inf)
-        self._fill(found)
+        if known:  # drawn as the first time: a combination that is left out counts as one
+            found = Round(self._space, [], [], self._most, math.inf)
+            found.draw()
+        else:
+            found = Round(self._space, [], self._left_out, self._most, math.inf)
+            self._fill(found)
         count = len(found.found)
         while budget is not None and self._cost(count) > budget:  # fewer trials may cost more
             count -= 1

@@ -75,6 +75,7 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndMo
             pool=pool,
             key=jax.random.key(0),
             dtype=config.model.dtype,
+            param_dtype=config.model.dtype,
             head_dropout=config.model.head_dropout,
             unroll=config.model.unroll,
             shardings=shardings,
@@ -100,7 +101,7 @@ def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:
     """The classifier of a config's `model`, with shapes in place of weights."""
     classifier: Any = FAMILIES[shape.model_type].classifier
     given = shape, outputs, model.pool
-    options = {"dtype": model.dtype, "unroll": model.unroll}
+    options = {"dtype": model.dtype, "param_dtype": model.dtype, "unroll": model.unroll}
     return nnx.eval_shape(lambda: classifier(*given, **options, rngs=nnx.Rngs(0)))
 
 

@@ -22,6 +22,8 @@ ANY_BASE = "any_base:"
 FEW_STEPS = 1000
 """What stands for the steps of a run where they are not known, if its variants take so few."""
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
+_MOST_STEPS = 2**31 - 1
+"""What an optimiser counts to."""
 _Task = TypeVar("_Task", data.Task, data.TextTask)
 
 
@@ -84,7 +86,7 @@ def _with_settings(target: Any) -> tuple[str, Mapping[str, Any]]:
 
 def _slice(layers: Any) -> slice:
     match layers:
-        case [int() | None, int() | None, int() | None]:
+        case [int() | None, int() | None, int() | None] if layers[2] != 0:
             return slice(*layers)
     raise ValueError(f"config.targets: layers {layers!r} is not (start, stop, step)")
 
@@ -138,6 +140,9 @@ def make_task(section: settings.DataSettings) -> data.Task:
         if len(set(both.values())) > 1:  # names may differ, as equivalent and duplicate do
             said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
             raise ValueError(f"data.extra must have as many classes: {said}")
+        if task.choices != other.choices:
+            texts = " and ".join(f"'{each.name}'" for each in (task, other))
+            raise ValueError(f"data.extra: of {texts}, one alone asks which of its texts is right")
         task = task.with_extra("extra", other.validation, other.label_names)
     return _limited(task, section)
 
@@ -175,9 +180,13 @@ def _named(key: str, size: int, way_out: str = "") -> Iterator[None]:
 
 def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Loop:
     """The training loop: its steps, and how often to log, evaluate and save."""
-    steps = max(1, round(-(-examples // section.batch_size) * section.epochs))
-    if section.max_steps:
-        steps = min(steps, section.max_steps)
+    wanted = -(-examples // section.batch_size) * section.epochs
+    wanted = min(wanted, section.max_steps or wanted)
+    if wanted > _MOST_STEPS:
+        raise ValueError(
+            f"config.train.epochs {section.epochs:g}: a run has at most {_MOST_STEPS:,} steps"
+        )
+    steps = max(1, round(wanted))
     return Loop(
         steps=steps,
         mode="min" if metric in label_metrics.LOWER_IS_BETTER else "max",

@@ -4,7 +4,13 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
-from configs.settings import GenerateSettings, RunConfig, TextConfig, fields_of
+from configs.settings import (
+    ClassifierConfig,
+    GenerateSettings,
+    RunConfig,
+    TextConfig,
+    fields_of,
+)
 from experiments.setup import from_config
 from lora_jax import data
 from lora_jax.metrics import text_metrics
@@ -29,8 +35,22 @@ def validate(config: RunConfig) -> None:
             value = operator.attrgetter(name)(config)
             if (value is not None or field.default is not None) and (wrong := check(value)):
                 raise ValueError(f"config.{name}{wrong}")
+    for key, value in config.data.files.items():
+        kind, said = (bool, "True or False") if key == "regression" else (str, "a text")
+        if value and not isinstance(value, kind):
+            raise ValueError(f"config.data.files.{key} must be {said}, got {value!r}")
     if isinstance(config, TextConfig):
         _validate_texts(config)
+    if (
+        isinstance(config, ClassifierConfig)
+        and config.model.head_dropout
+        and not config.model.dropout
+    ):
+        raise ValueError("config.model.head_dropout acts with config.model.dropout=True")
+    if config.optimizer.head_learning_rate is not None and not config.also_train:
+        raise ValueError(
+            "config.optimizer.head_learning_rate is the rate of config.also_train, which is empty"
+        )
     for name in ("dtype", "compute_dtype"):
         dtype = getattr(config.model, name, None)
         if dtype is not None:
@@ -106,6 +126,10 @@ def _validate_texts(config: TextConfig) -> None:
     """Raise a ValueError for settings that only a language model's config has."""
     if config.generate.no_repeat_ngram and config.generate.beams == 1:
         raise ValueError("config.generate.no_repeat_ngram acts in a search of 2 beams or more")
+    if config.generate.length_penalty != 1 and config.generate.beams == 1:
+        raise ValueError("config.generate.length_penalty acts in a search of 2 beams or more")
+    if not (config.generate.prompt_ngrams or config.generate.no_repeat_ngram):
+        raise ValueError("config.generate.prompt_ngrams acts with no_repeat_ngram above 0")
     text_metrics.check_names(config.generate.metrics, FROM_OPTIONS)
     if remat := config.model.remat:
         require_known(remat, (LAYERS, *POLICIES), f"unknown model.remat '{remat}'")

@@ -42,6 +42,7 @@ class ConfigFile(ConfigFileFlagParser):
         else:
             config = super().parse(path)
         _take_fractions(config, self._texts)
+        _take_optional(config, self._texts)
         section, given = _section(config), _settings(self._texts)
         if section is None or not given:
             return config
@@ -67,6 +68,19 @@ def _take_fractions(config: Any, texts: Mapping[str, str]) -> None:
             continue
         if type(section.get(key)) is int:
             _unset(section, {key: float})
+
+
+def _take_optional(config: Any, texts: Mapping[str, str]) -> None:
+    """Let flags set settings that a config may leave out, as their defaults change no digest."""
+    if not isinstance(config, ConfigDict):
+        return
+    for name, (field, hint) in fields_of(kind_of(dict(config))).items():
+        place, _, key = name.rpartition(".")
+        section = config.get(place) if place else None
+        if not (field.metadata.get("optional") and isinstance(section, ConfigDict)):
+            continue
+        if key not in section and {f"config.{name}", f"noconfig.{name}"} & texts.keys():
+            _unset(section, {key: hint})
 
 
 def fractions(config: ConfigDict) -> set[str]:

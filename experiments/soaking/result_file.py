@@ -29,7 +29,7 @@ def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, An
     """The rows of an earlier soak with the same settings; empty if there is none.
 
     Raises:
-      ValueError: the file is not JSON, or has no rows.
+      ValueError: the file is not JSON, has no rows, or has those of other code.
     """
     path = out / f"{part}.json"
     if not path.exists():
@@ -37,7 +37,12 @@ def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, An
     content = json_text.read_object(path)
     if not isinstance(content.get("rows"), list):
         raise ValueError(f"{path} has no rows: delete it to start over")
-    return content["rows"] if content.get("settings") == dict(settings) else []
+    if content.get("settings") != dict(settings):
+        return []
+    now = environment()
+    if any(content.get(name) != now[name] for name in ("versions", "git")):
+        raise ValueError(f"{path} has results of other code: name another --out, or delete it")
+    return content["rows"]
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs.settings import RunConfig
 from experiments.planning.accelerators import Accelerator
 from experiments.planning.run_cost import RunCost, StepCost, step_cost, steps_of
+from experiments.plurals import count
 from experiments.setup.config import parse
 from experiments.setup.config_files import config_modules
 from experiments.tables.config_tables import tables
@@ -134,11 +135,12 @@ def text(
     known = [(each, each.run.hours(device, efficiency)) for each in cells]
     total = sum(each.seeds * hours for each, hours in known if hours is not None)
     unknown = sum(hours is None for _, hours in known)
-    runs = sum(each.seeds for each in cells)
+    runs = sum(each.seeds for each, hours in known if hours is not None)
     said = [
         text_table(HEADS, rows),
         "",
-        f"About {_shown(float(total))} hours on one {name} for all {runs} runs.",
+        f"About {_shown(float(total))} hours on one {name} for {'' if unknown else 'all '}"
+        f"{count(runs, 'run')}.",
         "This is an estimate by a roofline: the slower of a step's products and its traffic with",
         f"memory, each at {efficiency:.0%} of the device's peak. "
         "Evaluations, compilation and data are left out.",

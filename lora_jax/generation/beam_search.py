@@ -85,7 +85,7 @@ def beam_search(
     check_integer("no_repeat_ngram_size", no_repeat_ngram_size, least=0)
     if not isinstance(length_penalty, int | float) or not math.isfinite(length_penalty):
         raise ValueError(f"length_penalty must be a number, got {length_penalty!r}")
-    if early_stopping not in (True, False, "never"):
+    if not (isinstance(early_stopping, bool) or early_stopping == "never"):
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     return _search(
         apply,

@@ -109,7 +109,7 @@ def fit(
         for each in active:
             outcomes[each].steps = number
         # These sums are waited for below, if they are JAX arrays.
-        weights += [batch["weight"].sum() for batch in given if batch is not None]
+        weights += [(batch["weight"] > 0).sum() for batch in given if batch is not None]
         evaluates = loop.evaluates(number)
         stops = interrupted is not None and interrupted(number)
         saves = stops or evaluates or loop.due(loop.checkpoint_every, number)

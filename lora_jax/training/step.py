@@ -91,9 +91,16 @@ def make_train_step(
         `metrics["grad_norm"]` is the norm before clipping.
       shardings: those of the state on a mesh, before and after (`Layout.like`).
       ema: the decay of the moving average of the trainables, of a state that has one.
+
+    Raises:
+      ValueError: a number out of its range; later, a batch that `accumulate` does not divide.
     """
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be above 0, got {clip}; None does not clip")
+    if type(accumulate) is not int or accumulate < 1:
+        raise ValueError(f"accumulate must be an integer of at least 1, got {accumulate!r}")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema must be at least 0 and below 1, got {ema}; None takes no average")
     step = make_step(adapted, predict, loss, accumulate)
 
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
@@ -127,6 +134,8 @@ def make_step(
             result = gradient(trainable, frozen, *part_and_rng, total)
             return jax.tree.map(lambda x, y: x + y.astype(x.dtype), sums, result), None
 
+        if (rows := len(batch["weight"])) % accumulate:
+            raise ValueError(f"a batch of {rows} rows has no {accumulate} equal parts (accumulate)")
         # A part has every `accumulate`-th row: neighbours are on one device of a mesh, so that each
         # part is on all devices.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]), batch)

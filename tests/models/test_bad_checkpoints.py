@@ -32,7 +32,11 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         ({QUERY: np.ones((16, 16), np.int8)}, f"'{QUERY}' is I8, expected one of .*F32"),
         ({"bert.embeddings.word_embeddings.weight": None}, "no tensor 'bert.embeddings.word_emb"),
         ({"config": {**BERT, "num_hidden_layers": 3}}, "no tensor 'bert.encoder.layer.2.attention"),
-        ({"config": {**BERT, "num_hidden_layers": 1}}, "more layers than the 1 that config.json"),
+        ({"config": {**BERT, "num_hidden_layers": 1}}, r"does not use tensor 'bert.*layer\.1\."),
+        (
+            {QUERY.replace("weight", "lora_A"): np.ones((2, 16))},
+            r"not use tensor '.*query\.lora_A'",
+        ),
         (
             {"config": {**BERT, "vocab_size": 60}},
             r"has shape \(50, 16\), config.json asks for \(60",

@@ -26,7 +26,7 @@ def test_the_total_is_over_cells_and_seeds():
     assert rows[0] == ["bert", "lora", "cola", "3", "200", "36", "1", "4"]
     assert rows[1] == ["bert", "lora", "own", "3", "?", "36", "1", "?"]
     assert rows[2] == ["bert", "full", "cola", "2", "1,000", "36", "9", "10"]
-    assert "About 32 hours on one gpu for all 8 runs." in said  # 3 * 4 + 2 * 10
+    assert "About 32 hours on one gpu for 5 runs." in said  # 3 * 4 + 2 * 10
     assert "estimate" in said and "50% of the device's peak" in said
     assert "Not in the total: 1 cells" in said
     assert "Too large for 5 GB: 1 cells, such as bert, full, cola;" in said

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from configs.settings import TextConfig
 from experiments.exports.base_model import (
+    file_lines,
     loading,
     quantised_lines,
     quantization_error,
@@ -66,7 +67,7 @@ class Peft(Format):
         export_tokenizer(run.source, folder)
         errors = quantization_error(run)
         on_base = [] if served else _on_base(run, here)
-        said = [*content.pop("said"), *quantised_lines(run, errors), *on_base]
+        said = [*content.pop("said"), *quantised_lines(run, errors), *file_lines(run), *on_base]
         first = {"for": self.loader, "base_model_name_or_path": base}
         return first | content | {"quantization_error": errors, "said": said}
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.distributed.devices import cores
+from experiments.distributed.devices import core_count, cores
 from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, process_error
@@ -65,7 +65,7 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     platform, devices = _devices()
     own = cores()
     if platform == "cpu":
-        devices = max(1, min(len(own), trials // SHARE))
+        devices = max(1, min(core_count(), trials // SHARE))
     shares = _divide(own, processes or devices)
     if platform != "gpu":  # a TPU's chips take one process
         return [Slot({}, share) for share in shares]
@@ -81,9 +81,10 @@ def described(machine: Sequence[Slot]) -> str:
     """What the processes compute on, in one line: `2 processes, with GPU 0, GPU 1`."""
     gpus = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in machine if slot.environment]
     shares = sorted({len(slot.cores) for slot in machine})
-    cores = f"{' or '.join(map(str, shares))} {agree(max(shares), 'core', 'cores')} each"
-    what = ", ".join(f"GPU {each}" for each in dict.fromkeys(gpus)) or cores
-    return f"{count(len(machine), 'process', 'processes')}, with {what}"
+    what = ", ".join(f"GPU {each}" for each in dict.fromkeys(gpus))
+    if not what and any(shares):  # macOS says of no process which cores it has
+        what = f"{' or '.join(map(str, shares))} {agree(max(shares), 'core', 'cores')} each"
+    return count(len(machine), "process", "processes") + (f", with {what}" if what else "")
 
 
 def _devices() -> tuple[str, int]:

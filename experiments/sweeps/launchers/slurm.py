@@ -83,7 +83,7 @@ def submit(
       cluster: `local` for processes on this machine; otherwise Slurm, which must be installed.
 
     Raises:
-      ValueError: submitit or Slurm is not installed, or an option is unknown.
+      ValueError: submitit or Slurm is not installed, an option is unknown, or Slurm refuses.
     """
     submitit = require(cluster)
     try:
@@ -100,8 +100,13 @@ def submit(
         raise ValueError(f"--launcher=slurm: {said}") from error
     # Jobs unpickle it where `experiments` may be installed under another name, or not known at all.
     importlib.import_module("cloudpickle").register_pickle_by_value(sys.modules[__name__])
-    with executor.batch():
-        return [executor.submit(Command(tuple(line))) for line in commands]
+    try:
+        with executor.batch():
+            submitted = [executor.submit(Command(tuple(line))) for line in commands]
+    except RuntimeError as error:  # what sbatch said
+        said = " ".join(str(error).split())
+        raise ValueError(f"--launcher=slurm: no job was submitted: {said}") from error
+    return submitted
 
 
 def require(cluster: str | None = None) -> Any:

@@ -9,22 +9,37 @@ _OPTIONS = {
         "slurm_partition", None, "The partition of Slurm for the jobs. The default is Slurm's own."
     ),
     "timeout_min": flags.DEFINE_integer(
-        "slurm_time", None, "The minutes that each job may take. The default is submitit's own."
+        "slurm_time",
+        None,
+        "The minutes that each job may take. The default is submitit's own.",
+        lower_bound=1,
     ),
     "gpus_per_node": flags.DEFINE_integer(
-        "slurm_gpus", None, "How many GPUs each job gets. The default is none."
+        "slurm_gpus",
+        None,
+        "How many GPUs each job gets. The default is none.",
+        lower_bound=0,
     ),
     "cpus_per_task": flags.DEFINE_integer(
-        "slurm_cpus", None, "How many cores each job gets. The default is Slurm's own."
+        "slurm_cpus",
+        None,
+        "How many cores each job gets. The default is Slurm's own.",
+        lower_bound=1,
     ),
     "mem_gb": flags.DEFINE_integer(
-        "slurm_memory", None, "How many GB of memory each job gets. The default is Slurm's own."
+        "slurm_memory",
+        None,
+        "How many GB of memory each job gets. The default is Slurm's own.",
+        lower_bound=1,
     ),
     "slurm_account": flags.DEFINE_string(
         "slurm_account", None, "The account of Slurm for the jobs. The default is Slurm's own."
     ),
     "slurm_array_parallelism": flags.DEFINE_integer(
-        "slurm_parallel", None, "How many jobs may run at a time. The default is all."
+        "slurm_parallel",
+        None,
+        "How many jobs may run at a time. The default is all.",
+        lower_bound=1,
     ),
 }
 _CLUSTER = flags.DEFINE_enum(

@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_jax.data.sources import rows
 from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import as_written, normalise
+from lora_jax.data.tasks.split import TooFewError, as_written, normalise
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.files import json_text
 from lora_jax.suggest import nearest, require_known
@@ -65,6 +65,7 @@ def load(
     paths = {key: Path(folder) / each for key, each in ({"train": OFFICIAL} | given).items()}
     if validation:
         paths.pop("validation", None)
+    rows.require_two_files(paths)
     parts = {key: _examples(f"{name}/{key}", path) for key, path in paths.items()}
     extra = {"extra": parts["extra"]} if "extra" in parts else {}
     key = normalise if paths["train"].name == OFFICIAL else as_written
@@ -76,7 +77,14 @@ def load(
             "out for validation: give data.files.validation, or a smaller data.validation"
         )
     whole = TextTask(name, parts["train"], parts["train"], key=key)
-    held = whole.hold_out(validation or HELD_OUT)
+    try:
+        held = whole.hold_out(validation or HELD_OUT)
+    except TooFewError as error:
+        if validation:
+            raise
+        raise ValueError(
+            f"{error}: give data.files.validation, or a smaller data.validation"
+        ) from None
     if left := len(whole.train) - len(held.train) - len(held.validation):
         warnings.warn(
             f"{paths['train']}: {left} of {len(whole.train)} examples are left out, because they "

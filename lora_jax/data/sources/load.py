@@ -50,6 +50,13 @@ def load_task(
     if (name == _DEMO) != (source == "demo"):
         other = "demo" if name == _DEMO else "tsv' or 'tfds"
         raise ValueError(f"data '{name}' is not of source '{source}' but of '{other}'")
+    if given := [key for key, each in (files or {}).items() if each]:
+        raise ValueError(
+            f"data.files.{given[0]}: source '{source}' reads no files of your own; take the source "
+            "'files', as configs/own_data.py does"
+        )
+    if source == "demo" and folder:
+        raise ValueError("data.folder: source 'demo' is a wheel, which has its own files")
     if source == "demo":
         return rotten_tomatoes(validation=validation) if validation else rotten_tomatoes()
     if source == "tsv":

@@ -52,10 +52,10 @@ def load(
     for key in ("train", "text", "label"):
         if key not in given:
             raise ValueError(f"data.files needs '{key}'")
-    for key in ("label", "second_text"):
-        if given["text"] == given.get(key):
+    for one, other in (("text", "label"), ("text", "second_text"), ("second_text", "label")):
+        if one in given and given[one] == given.get(other):
             raise ValueError(
-                f"data.files.text and data.files.{key} are the same column, {given[key]!r}"
+                f"data.files.{one} and data.files.{other} are the same column, {given[one]!r}"
             )
     if "validation" not in given and not validation:
         raise ValueError(
@@ -66,6 +66,7 @@ def load(
         for part in PARTS
         if part in given and not (part == "validation" and validation)
     }
+    rows.require_two_files(paths)
     read = {part: rows.read_rows(path) for part, path in paths.items()}
     for part, path in paths.items():
         if not read[part]:

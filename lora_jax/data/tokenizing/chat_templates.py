@@ -33,15 +33,17 @@ class ChatTemplate:
     """A template's source, and the special tokens that it may use, such as `bos_token: "<s>"`.
 
     Raises a one-line ValueError if it is not a Jinja program; `origin` names its source there.
+    `now` is what the template takes for the time; None is the clock's.
     """
 
     source: str
     tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: str = "chat template"
+    now: datetime.datetime | None = None
     _compiled: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "_compiled", _compile(self.source, self.origin))
+        object.__setattr__(self, "_compiled", _compile(self.source, self.origin, self.now))
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any
@@ -183,7 +185,7 @@ def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
     return {name: text for name, text in own.items() if text is not None}, tokens
 
 
-def _compile(source: str, origin: str) -> Any:
+def _compile(source: str, origin: str, now: datetime.datetime | None) -> Any:
     try:
         from jinja2 import TemplateError, TemplateSyntaxError, nodes
         from jinja2.ext import Extension, loopcontrols
@@ -215,7 +217,8 @@ def _compile(source: str, origin: str) -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    clock = datetime.datetime.now if now is None else lambda: now
+    environment.globals["strftime_now"] = lambda form: clock().strftime(form)
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:

@@ -101,9 +101,9 @@ def attend(
     probabilities is dropped.
     """
     drops = rng is not None and dropout_rate > 0
-    # jax.nn's function has no dropout, computes softmax in float32 even for float64, and on CPUs
-    # takes two to three times as long.
-    if drops or query.dtype == jnp.float64 or _on_cpu(sight):
+    # jax.nn's function has no dropout, and computes softmax in float32 even for float64. Its "xla"
+    # computes the scores of later keys, too, and takes two to three times as long on CPUs.
+    if drops or query.dtype == jnp.float64 or sight.implementation is None:
         return _attend(query, key, value, sight, dropout_rate, rng)
     window = None if sight.window is None else (sight.window - 1, 0)
     own = sight.mask is None
@@ -117,10 +117,6 @@ def attend(
             local_window_size=window if own else None,
             implementation=sight.implementation,
         )
-
-
-def _on_cpu(sight: Sight) -> bool:
-    return sight.implementation is None and jax.default_backend() == "cpu"
 
 
 def _attend(

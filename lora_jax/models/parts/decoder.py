@@ -161,10 +161,12 @@ class Decoder(nnx.Module):
         self._check(input_ids, attention_mask, positions, segments, branches)
         tokens, dtype = input_ids.shape[1], self.dtype or self.embedding.embedding.dtype
         if positions is None and branches is not None:
+            counts = jnp.ones_like(branches) if attention_mask is None else attention_mask
+            counts = counts.astype(bool).astype(jnp.int32)
             shared = (branches == 0).astype(jnp.int32).cumprod(axis=1)
-            stem = shared.sum(axis=1, keepdims=True, dtype=jnp.int32)
-            index = jnp.arange(tokens, dtype=jnp.int32)[None]
-            positions = jnp.where(index < stem, index, stem + restarting(branches))
+            stem = (shared * counts).sum(axis=1, keepdims=True, dtype=jnp.int32)
+            own = jnp.maximum(jnp.cumsum(counts, axis=1, dtype=jnp.int32) - 1, 0)
+            positions = jnp.where(shared > 0, own, stem + restarting(branches, attention_mask))
             positions = jnp.minimum(positions, self.config.max_tokens - 1)  # for padding at the end
         elif positions is None and segments is not None:
             positions = restarting(segments, attention_mask)

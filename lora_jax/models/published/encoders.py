@@ -26,7 +26,6 @@ from lora_jax.models.published.tensor_files import SHARD_BYTES, replaced, write_
 from lora_jax.models.published.torch_names import (
     filled,
     prefix,
-    torch_name,
     torch_names,
     torch_places,
     torch_shape,
@@ -35,6 +34,7 @@ from lora_jax.models.published.weight_files import Weights, find_gguf, read_conf
 from lora_jax.models.published.written_config import write_config
 from lora_jax.partition import flatten, parts_of
 from lora_jax.sharding.memory import check_fits
+from lora_jax.suggest import nearest
 
 
 class Loaded(NamedTuple):
@@ -133,11 +133,7 @@ def load_classifier(
     for path in (each for each in shapes if each not in fresh):
         for name in torch_names(path, config):
             weights.check(name, torch_shape(path, shapes[path]))
-    if torch_name("layers/down/kernel", config, config.num_hidden_layers) in weights:
-        raise ValueError(
-            f"{folder}: the weights have more layers than "
-            f"the {config.num_hidden_layers} that config.json names"
-        )
+    _check_no_others(weights, [path for path in shapes if path not in fresh], config)
 
     check_fits(str(folder), leaves, shardings)
 
@@ -149,6 +145,24 @@ def load_classifier(
         return parameter(weights, torch_places(path, config), path, leaf, sharding)
 
     return Loaded(filled(abstract, value), tuple(fresh))
+
+
+def _check_no_others(weights: Weights, paths: Sequence[str], config: Config) -> None:
+    """Raise a ValueError for a tensor in a layer that the model would not use.
+
+    Without it, the model would compute wrongly: it belongs to a layer beyond the number in
+    config.json, or to an adapter that is not merged.
+    """
+    known = [name for path in paths for name in torch_names(path, config)]
+    bare = {name.removeprefix(prefix(config)) for name in known}
+    for name in weights.names():
+        own = name.removeprefix(prefix(config))
+        if own.startswith("encoder.layer.") and own not in bare:
+            raise ValueError(
+                f"{weights.folder}: a {config.model_type} with the {config.num_hidden_layers} "
+                f"layers of config.json does not use tensor {name!r}; nearest that it uses: "
+                f"{nearest(name, known)}"
+            )
 
 
 def _spread(array: Array, sharding: Sharding) -> Array:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def replaced(folder: str | Path, source: str | Path | None = None) -> Iterator[P
     if source is not None and Path(source).resolve() == folder.resolve():
         raise ValueError(f"{folder} is the model that this is made from: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{os.getpid()}.tmp"
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
     temporary.mkdir()
     try:
         shutil.copymode(folder, temporary)
