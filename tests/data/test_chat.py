@@ -8,6 +8,9 @@ import pytest
 from chat_templates import ANSWER, CONVERSATIONS, SYSTEM, TEMPLATES, USER, message
 
 pytest.importorskip("jinja2")
+from lora_jax.data.sources.chat_task import as_chat
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.data.tokenizing.chat_templates import (
     ChatTemplate,
     load_chat_template,
@@ -78,6 +81,13 @@ def test_what_a_template_is_given():
     assert blocks.render([USER]) == "a\nb\nc"  # lines of blocks leave nothing
     names = ChatTemplate("{{ messages[0].thinking }} {{ messages[0].reasoning_content }}")
     assert names.render([message("assistant", "", reasoning="r", thinking=None)]) == "r r"
+
+
+def test_what_is_trained_on_has_the_same_date_on_any_day():
+    part = Prompts("one", ["Hi"], ["Hello!"])
+    dated = ChatTemplate("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}")
+    task = as_chat(TextTask("t", part, part), dated)
+    assert task.train.prompts == task.validation.prompts == ("26 Jul 2024: Hi",)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -291,12 +291,20 @@ def test_a_label_is_what_stands_there(tmp_path, name, label, expected):
         ("glue/cola", "demo", None, "'glue/cola' is not of source 'demo' but of 'tsv' or 'tfds'"),
         ("rotten_tomatoes", "tsv", "x", "'rotten_tomatoes' is not of source 'tsv' but of 'demo'"),
         ("glue/cola", "tsv", None, "data.source 'tsv' needs data.folder"),
+        ("rotten_tomatoes", "demo", "x", "data.folder: source 'demo' is a wheel"),
     ],
 )
 def test_unknown_names_get_the_nearest(name, source, folder, message):
     with pytest.raises(ValueError, match=message) as error:
         load_task(name, source, folder)
     one_line(error)
+
+
+def test_files_of_a_source_that_reads_none_are_refused():
+    with pytest.raises(
+        ValueError, match=r"^data.files.train: source 'tsv' reads no files of your own"
+    ):
+        load_task("glue/cola", "tsv", "x", {"train": "mine.tsv", "text": ""})
 
 
 def test_validation_can_be_held_out_of_train(layout):

@@ -358,6 +358,10 @@ def test_lines_are_counted_over_quoted_line_ends(tmp_path):
             {"train": "x", "text": "t", "label": "t"},
             r"data\.files\.text and data\.files\.label are the same column, 't'",
         ),
+        (
+            {"train": "x", "text": "t", "second_text": "y", "label": "y"},
+            r"data\.files\.second_text and data\.files\.label are the same column, 'y'",
+        ),
         ({"trian": "x"}, "data.files has no 'trian'; nearest: 'train'"),
         (
             {"train": "x.tsv", "validation": "x.tsv", "text": "t", "label": "y"},

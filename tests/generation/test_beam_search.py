@@ -189,6 +189,7 @@ def test_weights_are_there_once():
         ({"beams": 0}, "beams must be an integer >= 1, got 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be an integer >= 0, got -1"),
         ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never', got 'soon'"),
+        ({"early_stopping": 1}, "early_stopping must be True, False or 'never', got 1"),
         ({"eos_ids": (0, 1, 2, 3, 4)}, "5 eos_ids leave no other token in a vocabulary of 5"),
         ({"length_penalty": "long"}, "length_penalty must be a number, got 'long'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer >= 1, got 0"),

@@ -138,3 +138,12 @@ def test_config_defaults_and_round_trip():
         assert GPT2Config.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="33 tokens; the model takes at most 32"):
         random_decoder("gpt2")(jnp.zeros((1, 33), jnp.int32))
+
+
+def test_padding_on_the_left_moves_no_position_of_a_branch():
+    model = random_decoder("gpt2")
+    ids, branches = random_ids(1, 5), jnp.asarray([[0, 0, 1, 1, 2]])
+    padded = [jnp.pad(each, ((0, 0), (3, 0))) for each in (ids, branches, jnp.ones_like(ids))]
+    alone = model.hidden(ids, branches=branches)
+    beside = model.hidden(padded[0], padded[2], branches=padded[1])
+    np.testing.assert_allclose(beside[:, 3:], alone, rtol=1e-4, atol=1e-5)

@@ -169,6 +169,7 @@ def test_the_command_for_the_best_trial_holds_nothing_out(search, tmp_path):
 def test_the_command_says_so_where_examples_must_be_held_out(search, tmp_path):
     """The demonstration's data have no part of their own to score on."""
     more = {"data.source": "demo", "data.name": "rotten_tomatoes", "data.train": 64}
+    more["data.folder"] = ""
     said = run(search, SweepFolder(tmp_path), "random", 2, **more)
     assert printed(said[1])["data"]["validation"] == 40
     assert said[1].startswith("to train it again, without the 40 held-out examples, which score it")
@@ -381,6 +382,15 @@ def test_halving_needs_one_program_and_says_so_before_it_begins(search, tmp_path
         with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
             begin()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("seed", "count"), [(1, 6), (4, 4)])
+def test_a_halving_that_finds_few_combinations_ends_with_a_result(seed, count, search, tmp_path):
+    """Of these warm-ups 2% fit a run of 8 steps, and all of 100 draws in turn did not."""
+    folder, specs = SweepFolder(tmp_path), ["config.optimizer.warmup_steps=uniform:0:400"]
+    said = run(search, folder, "halving", trials=7, seed=seed, specs=specs)
+    (asked,) = ledger(folder)["rounds"]
+    assert len(asked) == count and said[0].startswith("best: ")
 
 
 def test_a_halving_goes_on_as_one_program_or_not_at_all(search, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The soak itself, in small: a few kills, flipped bits and places."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.soaking import forked, parts, small_study
+from experiments.soaking import forked, parts, result_file, small_study
 from experiments.soaking.forked import Plan
 from lora_jax.files import json_text
 
@@ -40,6 +41,17 @@ def test_a_process_is_killed_at_a_change_of_a_file(tmp_path, monkeypatch):
         left[number] = sorted(path.name for path in folder.glob("*")) if folder.exists() else None
     assert left == {1: None, 2: [], 3: ["a"], 4: ["b"]}
     assert (tmp_path / "count").read_text() == "3"
+
+
+def test_results_of_other_code_are_not_gone_on_with(tmp_path):
+    result_file.write(tmp_path, "kills-train", {"seed": 0}, [{"kills": 1}])
+    assert result_file.read(tmp_path, "kills-train", {"seed": 0}) == [{"kills": 1}]
+    assert result_file.read(tmp_path, "kills-train", {"seed": 1}) == []
+    path = tmp_path / "kills-train.json"
+    content = json_text.read_object(path)
+    path.write_text(json.dumps({**content, "versions": {"jax": "0.1"}}))
+    with pytest.raises(ValueError, match=r"kills-train\.json has results of other code: name anot"):
+        result_file.read(tmp_path, "kills-train", {"seed": 0})
 
 
 def test_the_small_study_s_runs_name_its_table():

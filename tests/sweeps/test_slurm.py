@@ -28,6 +28,20 @@ def test_slurm_runs_commands(tmp_path, monkeypatch):
         slurm.submit([line], tmp_path / "slurm", {"no_such_option": 1}, "local")
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_what_slurm_refuses_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    refuses = "#!/bin/sh\necho 'sbatch: error: invalid partition specified: nope' >&2\nexit 1\n"
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(refuses)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    said = "^--launcher=slurm: no job was submitted: .*invalid partition specified: nope"
+    with pytest.raises(ValueError, match=said) as caught:
+        slurm.submit([["true"]], tmp_path / "slurm", {"slurm_partition": "nope"})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_job_of_slurm_fails_where_its_command_does():
     slurm.Command((sys.executable, "-c", ""))()
     with pytest.raises(RuntimeError, match=r"not all trials .* ended with code 3"):

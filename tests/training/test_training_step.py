@@ -85,10 +85,17 @@ def test_a_clip_and_a_decay_that_cannot_work_are_refused():
     adapted, trainable, frozen = problem()
     with pytest.raises(ValueError, match=r"clip must be above 0, got -1\.0"):
         make_train_step(adapted, SGD, None, None, clip=-1.0)
+    with pytest.raises(ValueError, match="accumulate must be an integer of at least 1, got 0"):
+        make_train_step(adapted, SGD, None, None, accumulate=0)
+    with pytest.raises(ValueError, match="ema must be at least 0 and below 1, got 1"):
+        make_train_step(adapted, SGD, None, None, ema=1.0)
     state = TrainState.create(adapted, SGD, own(trainable), frozen, jax.random.key(1))
     step = make_train_step(adapted, SGD, lambda *_: jnp.zeros(()), lambda *_: jnp.zeros(1), ema=0.9)
     with pytest.raises(ValueError, match="ema is for a state with averaged=True"):
         step(state, frozen, {"weight": jnp.ones(1)})
+    parts = make_train_step(adapted, SGD, lambda *_: jnp.zeros(()), lambda *_: jnp.zeros(1), 2)
+    with pytest.raises(ValueError, match="a batch of 3 rows has no 2 equal parts"):
+        parts(state, frozen, {"weight": jnp.ones(3)})
 
 
 def test_parts_of_a_batch_have_keys_of_their_own_and_one_penalty():

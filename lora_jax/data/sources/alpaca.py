@@ -65,7 +65,6 @@ def load(
     paths = {key: Path(folder) / each for key, each in ({"train": OFFICIAL} | given).items()}
     if validation:
         paths.pop("validation", None)
-    rows.require_two_files(paths)
     parts = {key: _examples(f"{name}/{key}", path) for key, path in paths.items()}
     extra = {"extra": parts["extra"]} if "extra" in parts else {}
     key = normalise if paths["train"].name == OFFICIAL else as_written

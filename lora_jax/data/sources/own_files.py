@@ -66,7 +66,6 @@ def load(
         for part in PARTS
         if part in given and not (part == "validation" and validation)
     }
-    rows.require_two_files(paths)
     read = {part: rows.read_rows(path) for part, path in paths.items()}
     for part, path in paths.items():
         if not read[part]:

@@ -7,7 +7,7 @@ import collections
 import csv
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,13 +187,3 @@ def _objects(path: Path) -> Iterator[Row]:
             if not isinstance(values, dict):
                 raise ValueError(f"{path}, line {line} is not a JSON object")
             yield Row(line, values)
-
-
-def require_two_files(paths: Mapping[str, Path]) -> None:
-    """Raise a ValueError if what is trained on is also what scores."""
-    train, validation = paths["train"], paths.get("validation")
-    if validation is not None and validation.resolve() == train.resolve():
-        raise ValueError(
-            f"{train} is both data.files.train and data.files.validation: with data.validation, "
-            "a number of its examples is held out"
-        )
