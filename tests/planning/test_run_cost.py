@@ -78,6 +78,9 @@ def test_the_steps_of_a_run():
     assert steps_of(config(cola, "--config.data.train=320")) == 80 * 10
     assert steps_of(config(cola, "--config.train.max_steps=7")) == 7
     assert steps_of(config("--config=configs/quickstart.py")) is None
+    copa = "--config=configs/glue.py:task=copa,model=roberta_base,source=tsv,folder=x"
+    chosen = config(copa)  # each of 400 questions has two choices, and each is an example
+    assert steps_of(chosen) == chosen.train.epochs * -(-800 // chosen.train.batch_size)
     assert examples("unheard_of") is None
     assert examples("unheard_of", 5) == examples("glue/rte", 5) == 5
 

@@ -101,6 +101,16 @@ def test_a_plain_variant_is_that_with_its_defaults(smoke):
     jax.tree.map(np.testing.assert_array_equal, one.trainable, other.trainable)
 
 
+def test_all_parameters_have_the_dtype_of_a_config(smoke):
+    """Those of adapters stay in float32."""
+    config = smoke("variant=lora")
+    narrow = {**config, "model": {**config["model"], "dtype": "bfloat16"}}
+    made = build(parse(narrow))
+    leaves = jax.tree.leaves((made.frozen.base, made.trainable["params"]))
+    assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(made.trainable["adapters"])} == {"float32"}
+
+
 def test_a_variant_may_say_its_steps():
     def targets(steps, **given):
         variant = {"name": "adalora", **given}

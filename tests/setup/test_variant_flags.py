@@ -181,6 +181,14 @@ def test_a_setting_that_may_be_a_fraction_takes_one(text, epochs):
     assert (found, type(found)) == (epochs, type(epochs))
 
 
+@pytest.mark.parametrize(("flag", "expected"), [("=true", True), ("=false", False), ("", True)])
+def test_a_flag_sets_what_a_config_may_leave_out(flag, expected):
+    assert "evaluate_first" not in read_config([SMOKE]).train
+    found = read_config([SMOKE, f"--config.train.evaluate_first{flag}"])
+    assert found.train.evaluate_first is expected
+    assert parse(found.to_dict()).train.evaluate_first is expected
+
+
 def test_fractions_of_a_config_are_drawn():
     drawn = made("config.train.epochs=uniform:0.5:3", arguments=[SMOKE], trials=4)
     assert all(trial.config.train.epochs % 1 for trial in drawn)

@@ -10,7 +10,7 @@ from lora_jax.base import wide
 from lora_jax.models.parts.modules import dropout, split_keys
 
 Implementation = Literal["xla", "cudnn"]
-"""The backends of `jax.nn.dot_product_attention`, by its names; None lets it choose."""
+"""The backends of `jax.nn.dot_product_attention`, by its names; None is the code of this file."""
 
 
 BLOCKS, BLOCK = 4, 64

@@ -84,7 +84,7 @@ class Decoder(nnx.Module):
     logits are in float32 at least. `remat` recomputes each layer in the backward pass instead of
     keeping its activations; the name of a policy of `jax.checkpoint_policies` (see `POLICIES`)
     keeps some. `unroll` is that of `modules.over_layers`, `implementation` that of
-    `jax.nn.dot_product_attention`. Activations are sharded over `mesh` (see `Activations`). The
+    `causal_attention.attend`. Activations are sharded over `mesh` (see `Activations`). The
     model holds no random state: pass `rng` to a call for dropout.
 
     A family defines `layer_type`, `make_norm` and, if needed, `embed` and `rotation`.
