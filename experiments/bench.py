@@ -34,7 +34,7 @@ from absl import flags
 from experiments import cli, marked_documents
 from experiments.benchmarks import tables
 from experiments.benchmarks.plan import Plan, sides
-from experiments.benchmarks.result_files import content, write
+from experiments.benchmarks.result_files import content, require_kept, write
 from experiments.benchmarks.suites import suite_of
 
 _SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
@@ -108,6 +108,8 @@ def bench() -> None:
         config=str(_CONFIG.value),
     )
     out, found = None if _OUT.value is None else cli.out_folder(_OUT.value), []
+    if out is not None:
+        require_kept(out, name, plan)
     for measured in suite.run(plan):
         found.append(measured)
         print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)

@@ -17,7 +17,7 @@ from experiments.command_names import shown
 from experiments.compilation_cache import keep_programs
 from experiments.help_text import help_text, own_flags, settings_text, takes_config
 from experiments.setup import variant_flags
-from experiments.setup.read_config import read, read_config, settings_of
+from experiments.setup.read_config import flag_texts, read, read_config, settings_of
 from lora_jax.files import number_text
 
 
@@ -85,6 +85,7 @@ def parse(argv: Sequence[str]) -> list[str]:
             sys.exit(0)
         rest = read(argv, flags.FLAGS)
         _require_texts(flags.FLAGS)
+        _require_home(argv)
         return rest
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -99,10 +100,12 @@ def _help(argv: Sequence[str]) -> str:
     own = own_flags(flags.FLAGS, sys.argv[0])
     doc = str(sys.modules["__main__"].__doc__)
     said = help_text(doc, own)
-    configs = [each for each in argv if re.match("--?config[.=]", each)]
-    if any(map(takes_config, own)) and configs:
-        settings = settings_of(variant_flags.with_all(read_config(configs)))
-        said += f"\n\n{settings_text(configs[0].partition('=')[2], settings)}"
+    given = [each for each in flag_texts(argv[1:]) if re.match(r"config(\.|$)", each[0])]
+    files = [text for name, text in given if name == "config"]
+    if any(map(takes_config, own)) and files:
+        config = read_config([f"--{name}={text}" for name, text in given])
+        settings = settings_of(variant_flags.with_all(config))
+        said += f"\n\n{settings_text(files[-1], settings)}"
     example = shown("")
     return said.replace("python -m experiments.", example)
 
@@ -115,8 +118,20 @@ def _require_texts(values: flags.FlagValues) -> None:
             raise ValueError(f"--{name} is empty: {_meaning(flag)}")
         if flag.present and flag.value == [] and flag.default:
             raise ValueError(f"--{name} is empty: leave it out for {','.join(flag.default)}")
+        if flag.present and (flag.value == [] or (flag.value == "" and flag.default)):
+            raise ValueError(f"--{name} is empty: {_meaning(flag)}")
         if flag.present and isinstance(flag.value, list) and "" in flag.value:
             raise ValueError(f"--{name}={','.join(flag.value)} has an empty entry")
+
+
+def _require_home(argv: Sequence[str]) -> None:
+    """Raise a ValueError for a path in the home folder that the shell has not written out."""
+    for name, text in flag_texts(argv[1:]):
+        if re.match(r"~[\w.-]*/", text):
+            raise ValueError(
+                f"--{name}={text}: after '=', the shell leaves ~ as it is: write --{name} {text}, "
+                "or $HOME"
+            )
 
 
 def _meaning(flag: flags.Flag) -> str:

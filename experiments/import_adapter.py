@@ -97,6 +97,8 @@ def import_adapter() -> None:
     for line in summarise(record):
         print(line)
     print(f"record and adapter: {out}")
+    if record.status != "completed":
+        raise ValueError(f"its scores are not finite, so the record says {record.status}: {out}")
     print(made_run.to_train_on(out))
 
 

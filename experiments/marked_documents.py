@@ -71,8 +71,8 @@ def rewrite(paths: Iterable[Path | str], fill: Callable[[str], str]) -> list[Pat
     """
     new: dict[Path, str] = {}
     for path in files(paths):
-        old = path.read_text(encoding="utf-8")
         try:
+            old = path.read_text(encoding="utf-8")
             text = fill(old)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

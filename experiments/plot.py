@@ -3,7 +3,8 @@
     python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
 
 Kinds: `parameters`, score against parameters; `training`, loss and score by step;
-`learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA or EVA chose in one run.
+`learning_rate`, score by learning rate; `examples`, score by the number of training examples;
+`ranks`, the ranks that AdaLoRA or EVA chose in one run.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from lora_jax.suggest import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
 _KIND = flags.DEFINE_string(
-    "kind", "parameters", "What to draw: parameters, training, learning_rate or ranks."
+    "kind", "parameters", "What to draw: parameters, training, learning_rate, examples or ranks."
 )
 _OUT = flags.DEFINE_string("out", None, "The PNG file to write.")
 _TABLE = flags.DEFINE_string(

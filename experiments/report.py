@@ -32,6 +32,7 @@ from experiments.analysis import (
 )
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
+from experiments.command_names import shown
 from experiments.plurals import count
 from experiments.reports import file, origin, registered, study_blocks
 from experiments.reports.document import Document
@@ -123,7 +124,7 @@ def report() -> None:
 
 def _origin(made: list[Contest]) -> origin.Origin:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    command = f"python -m experiments.report {shlex.join(sys.argv[1:])}"
+    command = f"{shown('report')} {shlex.join(sys.argv[1:])}"
     commit = origin.commit(environment()["git"])
     return origin.of_runs(made, date=today, command=command, commit=commit)
 

@@ -10,6 +10,7 @@ from typing import Any
 from experiments.benchmarks import results, tables
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.results import Measured
+from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 
 
@@ -39,6 +40,27 @@ def write(folder: Path, suite: str, plan: Plan, found: Sequence[Measured]) -> No
     picture = plot.draw(found, f"{suite}, {plan.turns} turns")
     if picture is not None:
         write_atomically(folder / f"{suite}.png", picture)
+
+
+def require_kept(folder: Path, suite: str, plan: Plan) -> None:
+    """Raise a ValueError if a folder has results of the suite that new ones would replace.
+
+    They were timed in another way, on another machine, or against more sides.
+    """
+    path = folder / f"{suite}.json"
+    if not path.exists():
+        return
+    old, new = json_text.read_object(path), json.loads(json.dumps(content(suite, plan, [])))
+    there, here = _conditions(old), _conditions(new)
+    for key in sorted(there | here):
+        if there.get(key) != here.get(key):
+            raise ValueError(
+                f"{path} was timed with another {key}: name another --out, or delete it"
+            )
+    if lost := sorted({*old["against"]} - {*plan.against}):
+        raise ValueError(
+            f"{path} is against {lost[0]}, too: name another --out, or add it to --against"
+        )
 
 
 def _before(folder: Path, whole: Mapping[str, Any]) -> list[Measured]:

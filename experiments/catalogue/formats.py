@@ -9,6 +9,7 @@ from typing import Any
 from experiments.catalogue.abilities import BY_DATA
 from experiments.catalogue.catalogue import Catalogue
 from experiments.catalogue.method import MOST_RANKS, Method
+from experiments.command_names import shown
 from experiments.marked_documents import fill_blocks
 from experiments.tables import text_formats
 from experiments.tables.text_formats import Sheet
@@ -115,9 +116,9 @@ def notes(catalogue: Catalogue) -> list[str]:
         f"Parameters: those that the adapter of {catalogue.of} begins with, by default settings; "
         "no head.",
         "Step: the time of a training step of MiniLM (32 x 48 tokens) over that of a step with "
-        f"LoRA, by python -m experiments.bench --suite=methods{where}.",
+        f"LoRA, by {shown('bench')} --suite=methods{where}.",
         "vLLM: the rank of the plain LoRA that is equal (`as_lora`), if it is at most "
-        f"{MOST_RANKS}, as vLLM serves; python -m experiments.export --as=peft --for=vllm writes "
+        f"{MOST_RANKS}, as vLLM serves; {shown('export')} --as=peft --for=vllm writes "
         "it. Merged (--as=merged), every method is a plain model, which any server loads.",
         "PEFT: the method there; the file's docstring says where the two differ.",
         "Abilities are found by tracing the code. Product, embedding (lookups) and tied head: yes "

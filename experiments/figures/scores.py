@@ -1,6 +1,5 @@
-"""Draw many runs: scores by parameters, training curves, and scores by learning rate."""
+"""Draw many runs: scores by parameters, training curves, scores by learning rate or examples."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,104 +11,19 @@ from matplotlib.figure import Figure
 
 from configs import common_tasks
 from experiments.analysis import parameters as counted, score_check
-from experiments.analysis.collect_runs import (
-    Summary,
-    collect,
-    elsewhere,
-    one_of_each,
-    settings_of,
-    summarise,
-)
-from experiments.analysis.labels import UNTITLED, in_order, method, natural
-from experiments.analysis.published import MODEL_TITLES
+from experiments.analysis.collect_runs import collect, elsewhere
 from experiments.analysis.recorded_runs import Run, find, scale
 from experiments.analysis.select_runs import select
+from experiments.figures.panels import Panel, figure_of, metric_label, panels, scored
 from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
-from experiments.tables import config_tables
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.suggest import require_known
 
-LEGEND = 14
-"""The most names in a column of a legend."""
-SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """The content of one pair of axes: runs of one model and task, scored on the same examples.
-
-    `table` is the `TABLE` of their config (`configs.common_tasks.table`).
-    """
-
-    title: str
-    metric: str
-    runs: tuple[Run, ...]
-    table: Mapping[str, Any]
-
-    def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
-        """The completed runs by name: names of table rows in the table's order, then all others."""
-        done = [run for run in self.runs if run.completed]
-        found = in_order(name(run) for run in done)
-        keys = [*(key for key in self.table["rows"] if key in found), *found]
-        return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
-
-    def name(self, row: str) -> str:
-        """The label of a row in the table."""
-        return self.table["rows"].get(row) or method(row)
-
-    def score(self, runs: Sequence[Run]) -> Summary | None:
-        """The summary of some runs, computed as in the table; None without scores."""
-        scores = [run.score(self.metric, self.table["choose"]) for run in runs]
-        found = [score for score in scores if score is not None]
-        return summarise(found, self.table["report"], self.table["spread"]) if found else None
-
-    def best(self, runs: Sequence[Run]) -> Summary | None:
-        """The summary of the runs of one setting, that with the best; None without scores."""
-        settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-        for run in runs:
-            settings.setdefault(tuple(settings_of(run.config).items()), []).append(run)
-        scores = [self.score(one_of_each(own)) for own in settings.values()]
-        better = min if self.metric in LOWER_IS_BETTER else max
-        return better(filter(None, scores), key=lambda each: each.centre, default=None)
-
-    def protocol(self) -> str:
-        """A description of `score` in words."""
-        report, choose = self.table["report"], self.table["choose"]
-        return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
-
-
-def metric_label(metric: str) -> str:
-    """The label of an axis with a metric."""
-    return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
-
-
-def panels(runs: Sequence[Run]) -> list[Panel]:
-    """Group runs into panels by table, model, task and the examples they were scored on.
-
-    Raises:
-      ValueError: no run has completed.
-    """
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        model, _, column = run.place
-        held = "held-out" * run.held_out
-        groups.setdefault((run.study.table, model, column, held), []).append(run)
-    made, known, titles = [], config_tables.tables(), config_tables.titles()
-    for (table, model, column, held), own in groups.items():
-        metrics = {run.record.metric for run in own if run.completed}
-        if metrics:
-            title = (
-                f"{MODEL_TITLES.get(model, model)}, {titles.get(table, UNTITLED).column(column)}"
-            )
-            title += f", {held} training examples" if held else ""
-            shown = known.get(table) or common_tasks.table(table)
-            made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
-    if not made:
-        raise ValueError("no run of a study has completed: nothing to draw")
-    return made
+METRICS = "metrics.jsonl"
+APART = 1.04
+"""The factor between the places of two methods at one number of examples."""
 
 
 def parameters(runs: Sequence[Run]) -> Figure:
@@ -144,7 +58,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
         axes.set_xlabel(counted.HEADING)
         axes.set_ylabel(metric_label(panel.metric))
 
-    return _scored(panels(runs), draw)
+    return scored(panels(runs), draw)
 
 
 def training(runs: Sequence[Run]) -> Figure:
@@ -152,6 +66,8 @@ def training(runs: Sequence[Run]) -> Figure:
 
     The steps are those that all runs of a row have reported.
     """
+    if not any((run.folder / METRICS).exists() for run in runs):
+        raise ValueError(f"no run has a {METRICS}: there are no curves to draw")
 
     drawings = [
         lambda axes, panel: _curves(axes, panel, "loss", 1.0, "Training loss"),
@@ -159,14 +75,14 @@ def training(runs: Sequence[Run]) -> Figure:
             axes, panel, panel.metric, scale(panel.metric), metric_label(panel.metric)
         ),
     ]
-    return _figure(panels(runs), drawings, "means of runs, and their range")
+    return figure_of(panels(runs), drawings, "means of runs, and their range")
 
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> None:
     rows = panel.rows(lambda run: run.place[1])
     for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
-        curves = [_curve(run, name) for run in own]
-        steps = sorted(set.intersection(*map(set, curves)))
+        curves = [curve for run in own if (curve := _curve(run, name))]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
         if not steps:
             continue
         values = times * np.array([[curve[step] for step in steps] for curve in curves])
@@ -189,29 +105,70 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes, panel: Panel) -> None:
         rows = panel.rows(lambda run: re.sub(r"^rate_[^_]+_", "", run.place[1]))
-        for (row, own), (marker, colour, dashes) in zip(rows.items(), styles(), strict=False):
+        for (row, own), style in zip(rows.items(), styles(), strict=False):
             points = []
             for x in sorted({rate(run) for run in own}):
                 found = panel.best([run for run in own if rate(run) == x])
                 if found is not None:
                     points.append((x, found.centre, found.spread or 0.0))
             if points:
-                x, y, bars = zip(*points, strict=True)
-                label = panel.name(row)
-                axes.errorbar(
-                    x, y, bars, fmt=marker, linestyle=dashes, color=colour, capsize=3, label=label
-                )
+                _line(axes, points, style, panel.name(row))
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel(metric_label(panel.metric))
 
-    return _scored(panels(runs), draw)
+    return scored(panels(runs), draw)
+
+
+def examples(runs: Sequence[Run]) -> Figure:
+    """Draw scores, as in the tables, by the number of training examples, with a line a method.
+
+    A number of 0 in a config, which means all, is not drawn. If several settings of a method have
+    the same number, the best is drawn.
+    """
+
+    def task(run: Run) -> str:
+        name = run.config.data.name.rpartition("/")[2]
+        return common_tasks.TITLES.get(name, name)
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        rows = panel.rows(lambda run: run.place[1])
+        counts = sorted({run.config.data.train for run in panel.runs})
+        places = APART ** (np.arange(len(rows)) - (len(rows) - 1) / 2)
+        for (row, own), place, style in zip(rows.items(), places, styles(), strict=False):
+            points = []
+            for count in counts:
+                found = panel.best([run for run in own if run.config.data.train == count])
+                if found is not None:  # a little apart, so that bars do not hide one another
+                    points.append((count * place, found.centre, found.spread or 0.0))
+            if points:
+                _line(axes, points, style, panel.name(row))
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("training examples")
+        axes.set_ylabel(metric_label(panel.metric))
+
+    limited = [run for run in runs if run.config.data.train]
+    if not limited:
+        raise ValueError("no run has a number of training examples, config.data.train")
+    return scored(panels(limited, task), draw)
+
+
+def _line(
+    axes: Axes, points: Sequence[tuple[float, float, float]], style: Sequence[Any], label: str
+) -> None:
+    """A line through points (x, y, half of an interval), each with its bar."""
+    marker, colour, dashes = style
+    x, y, bars = zip(*points, strict=True)
+    axes.errorbar(x, y, bars, fmt=marker, linestyle=dashes, color=colour, capsize=3, label=label)
 
 
 FIGURES: Mapping[str, Callable[..., Figure]] = {
     "parameters": parameters,
     "training": training,
     "learning_rate": learning_rate,
+    "examples": examples,
 }
 
 
@@ -240,10 +197,16 @@ def draw(
     if table is not None:
         require_known(table, tables, f"--table={table}: no runs of it in {results}")
     own = [run for run in runs if table in (None, run.study.table)]
-    chosen, left = select(own, None, size)
-    chosen, departed = adherence.as_registered(results, chosen, own)
-    if kind != "learning_rate":  # whose runs differ in settings, and may be on held-out examples
-        chosen = [run for each in tables for run in collect(chosen, each, size).runs]
+    chosen: list[Run] = []
+    notes: list[str] = []
+    for part in _parts(own, kind):
+        kept, left = select(part, None, size)
+        kept, departed = adherence.as_registered(results, kept, own)
+        if kind != "learning_rate":  # whose settings differ, and may be scored on held-out examples
+            tables = sorted({run.study.table for run in kept})
+            kept = [run for each in tables for run in collect(kept, each, size).runs]
+        chosen += kept
+        notes += [*left, *departed]
     if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
         raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
     for run in chosen:
@@ -253,9 +216,16 @@ def draw(
         figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
-    for note in (*left, *departed):
+    for note in dict.fromkeys(notes):
         say(note)
     return chosen
+
+
+def _parts(runs: Sequence[Run], kind: str) -> list[list[Run]]:
+    """Runs that are selected together: each number of examples may be a study of its own."""
+    digests = sorted({run.study.registration for run in runs} - {""}) if kind == "examples" else []
+    parts = [[run for run in runs if run.study.registration == each] for each in digests]
+    return parts or [list(runs)]
 
 
 def _ranks(found: list[Run], out: Path) -> Run:
@@ -273,46 +243,6 @@ def _ranks(found: list[Run], out: Path) -> Run:
 
 def _curve(run: Run, name: str) -> dict[int, float]:
     """The values that a run logged under a name, by step; empty if there is no log."""
-    path = run.folder / "metrics.jsonl"
+    path = run.folder / METRICS
     rows = read_metrics(path, run.sealed, run.record.metrics_check) if path.exists() else []
     return {row["step"]: row[name] for row in rows if name in row}
-
-
-def _scored(made: Sequence[Panel], draw: Callable[[Axes, Panel], None]) -> Figure:
-    """A figure of scores, with the protocol of its tables below."""
-    return _figure(made, [draw], "; ".join(dict.fromkeys(panel.protocol() for panel in made)))
-
-
-def _figure(
-    made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], None]], said: str
-) -> Figure:
-    """A figure with axes for each panel and drawing, a legend beside each panel, `said` below."""
-    columns = min(2, len(made))
-    lines = -(-len(made) // columns) * len(drawings)
-    names = max(len({run.place[1] for run in panel.runs}) for panel in made)
-    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # room for a legend of several columns
-    figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
-    figure.supxlabel(said, fontsize="small")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_visible(False)
-    for number, panel in enumerate(made):
-        line, column = divmod(number, columns)
-        for offset, draw in enumerate(drawings):
-            axes = grid[line * len(drawings) + offset, column]
-            axes.set_visible(True)
-            if offset:  # drawings of one panel have the same steps
-                axes.sharex(grid[line * len(drawings), column])
-            draw(axes, panel)
-            axes.grid(alpha=0.3)
-            axes.margins(0.08)
-            if offset == 0:
-                axes.set_title(panel.title)
-            if offset == 0 and (count := len(axes.get_legend_handles_labels()[0])):
-                axes.legend(
-                    loc="center left",
-                    bbox_to_anchor=(1.01, 0.5),
-                    fontsize="small",
-                    ncols=-(-count // LEGEND),
-                )
-    return figure

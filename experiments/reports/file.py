@@ -14,7 +14,7 @@ BEGINNINGS = {
 }
 """The beginnings of reports in text formats."""
 _SIGNS = BEGINNINGS | {"html": f"<title>{TITLE}</title>", "csv": ",".join(COLUMNS[:4])}
-"""A text near the beginning of a report in each format, which other files hardly have."""
+"""What a report in each format begins with; HTML has it near the beginning."""
 
 
 def require_replaceable(path: Path, form: str) -> None:
@@ -29,7 +29,9 @@ def require_replaceable(path: Path, form: str) -> None:
         return
     with path.open("rb") as file:
         begins = file.read(4096)
-    if begins and _SIGNS[form].strip().encode() not in begins:
+    sign = _SIGNS[form].strip().encode()
+    of_form = sign in begins if form == "html" else begins.startswith(sign)
+    if begins and not of_form:
         raise ValueError(
             f"--out {path} exists and is not a report with --format={form}: name another file, or "
             "remove this one"

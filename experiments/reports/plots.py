@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.analysis import collect_runs, parameters
 from experiments.analysis.choose_methods import Contest, Method, saved_scores
 from experiments.figures import labelled_points, small_multiples
-from experiments.figures.scores import metric_label
+from experiments.figures.panels import metric_label
 from experiments.reports import searched
 from experiments.reports.pictures import Picture
 from experiments.reports.sheets import Costs, costs, interval, unlike

@@ -6,7 +6,7 @@ from experiments.analysis.choose_methods import Contest
 from experiments.analysis.halved_runs import halved
 from experiments.analysis.recorded_runs import Run, scale
 from experiments.figures import halving
-from experiments.figures.scores import metric_label
+from experiments.figures.panels import metric_label
 from experiments.reports.pictures import Picture
 
 

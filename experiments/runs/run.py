@@ -287,7 +287,7 @@ def summarise(record: run_record.Record) -> list[str]:
         lines.insert(0, record.note)
     ended = f"{record.status} after {record.steps} steps" if record.steps else "not trained here"
     if record.status != "completed":
-        return [ended, *lines]
+        return [ended if record.steps else record.status, *lines]
     scores, saved = record.metrics_last, ""
     if of_record(record.config).train.select == "best":
         scores, saved = record.metrics_best, f", saved as of step {record.best_step}, the best"

@@ -301,7 +301,9 @@ class Search:
             then = "with no example held out, scored on the development set"
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
         self._ledger.write(self._rounds, self._left_out, best)
-        workdir = f"--workdir={self._folder.path}_best"  # outside the search's own folder
+        own = self._folder.path
+        own = own.resolve() if own.name in ("", "..") else own  # the new one must not be inside it
+        workdir = f"--workdir={own}_best"
         return [
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} ({steps})",
             f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",

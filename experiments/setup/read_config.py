@@ -69,7 +69,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     argv = list(_located(_with_flag_files(argv, values)))
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
-    given = [text.partition(":") for name, text in _flag_texts(argv) if name == "config"]
+    given = [text.partition(":") for name, text in flag_texts(argv) if name == "config"]
     files = [name for name, _, _ in given]
     for name, _, arguments in given:
         _check_config_file(name, arguments)
@@ -79,7 +79,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
     if "config" in values and not is_text:
-        variant_flags.require_types(values["config"].value, dict(_flag_texts(argv)))
+        variant_flags.require_types(values["config"].value, dict(flag_texts(argv)))
     return rest
 
 
@@ -114,7 +114,7 @@ def _unknown_setting(error: Exception) -> str:
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
         if "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser):
-            values["config"].parser = variant_flags.ConfigFile(dict(_flag_texts(argv)))
+            values["config"].parser = variant_flags.ConfigFile(dict(flag_texts(argv)))
         return values(argv)
     except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
         if isinstance(error, TypeError) or "does not support indexing" in str(error):
@@ -133,7 +133,7 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             raise ValueError(
                 f"--{missing[1]} is missing: {meaning[0].lower()}{meaning[1:]}"
             ) from error
-        for name, text in _flag_texts(argv):  # absl's error names the flag in its text only
+        for name, text in flag_texts(argv):  # absl's error names the flag in its text only
             if str(error).startswith(f"flag --{name}={text}: "):
                 section, dot, path = name.partition(".")
                 kind = config_path.get_type(path, values[section].value) if dot else None
@@ -175,7 +175,7 @@ def first_setting(section: ConfigDict) -> str:
     return "name" if "name" in section else next(iter(section))
 
 
-def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+def flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The name and text of each flag, written as `--name=text` or `--name text`."""
     for argument, following in itertools.pairwise([*argv, ""]):
         if found := re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL):
@@ -184,7 +184,7 @@ def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _inside_a_setting(argv: Sequence[str]) -> str:
     """What is wrong with the first flag of a setting within a setting that is no section."""
-    given = list(_flag_texts(argv))
+    given = list(flag_texts(argv))
     config = read_config([f"--config={text}" for name, text in given if name == "config"])
     for name, text in given:
         first, *path = name.split(".")
@@ -199,7 +199,7 @@ def _inside_a_setting(argv: Sequence[str]) -> str:
 
 def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
     """Raise a ValueError if a flag was read as a number, but is not plainly written as one."""
-    for name, text in _flag_texts(argv):
+    for name, text in flag_texts(argv):
         if name not in values:
             continue
         match values[name].value:

@@ -26,10 +26,10 @@ def write(out: Path, part: str, settings: Mapping[str, Any], rows: Sequence[Any]
 
 
 def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an earlier soak with the same settings; empty if there is none.
+    """The rows of an earlier soak; empty if there is none.
 
     Raises:
-      ValueError: the file is not JSON, has no rows, or has those of other code.
+      ValueError: the file is not JSON, has no rows, or has those of other settings or code.
     """
     path = out / f"{part}.json"
     if not path.exists():
@@ -37,11 +37,12 @@ def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, An
     content = json_text.read_object(path)
     if not isinstance(content.get("rows"), list):
         raise ValueError(f"{path} has no rows: delete it to start over")
-    if content.get("settings") != dict(settings):
-        return []
-    now = environment()
-    if any(content.get(name) != now[name] for name in ("versions", "git")):
-        raise ValueError(f"{path} has results of other code: name another --out, or delete it")
+    now = {**environment(), "settings": dict(settings)}
+    for name, said in (("settings", "settings"), ("versions", "code"), ("git", "code")):
+        if content.get(name) != now[name]:
+            raise ValueError(
+                f"{path} has results of other {said}: name another --out, or delete it"
+            )
     return content["rows"]
 
 

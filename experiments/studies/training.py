@@ -145,6 +145,9 @@ class Trainer:
         """
         for mine in _programs(configs):
             folders = [folder / name for name in mine]
+            for name, each in zip(mine, folders, strict=True):
+                if (each / "config.json").exists():  # which may be of another study
+                    run_record.claim(each, configs[name].plain)
             if all(_ended(each) for each in folders):
                 continue
             self.begin()

@@ -9,7 +9,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
 from experiments.analysis import collect_runs, recorded_runs
-from experiments.figures.scores import FIGURES, draw, learning_rate, parameters, training
+from experiments.figures.scores import (
+    FIGURES,
+    draw,
+    examples,
+    learning_rate,
+    parameters,
+    training,
+)
 from experiments.runs.rank_map import rank_grid, rank_map
 
 STACKED = {
@@ -121,6 +128,28 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
     }
     assert series(held) == {"ratio 1": ([4e-4], [90.0])}
     assert held.get_title().endswith("SST-2, held-out training examples")
+
+
+def test_examples_make_a_line_a_method_and_a_panel_a_task(tmp_path):
+    """Each number of examples may be a study of its own; one of 0, all examples, is not drawn."""
+    drawn = {"sst2_32": (0.5, 0.6), "sst2_128": (0.8, 0.8), "stsb_32": (0.3,)}
+    for column, scores in drawn.items():
+        metric = "pearson" if "stsb" in column else "accuracy"
+        for row in ("lora", "full"):
+            for seed, score in enumerate(scores):
+                arg = f"task={column},row={row},seed={seed},rate=0.001,source=tsv,folder=x"
+                folder = tmp_path / column / row / str(seed)
+                write(folder, "studies.few_examples", arg, {metric: score})
+    figure = examples(recorded_runs.find(tmp_path))
+    found = {axes.get_title(): series(axes) for axes in figure.axes if axes.get_visible()}
+    assert set(found) == {"MiniLM (all-MiniLM-L6-v2), SST-2", "MiniLM (all-MiniLM-L6-v2), STS-B"}
+    lora, full = found["MiniLM (all-MiniLM-L6-v2), SST-2"].values()
+    assert lora[1] == [55, 80] and full[1] == [55, 80]
+    assert lora[0] == pytest.approx([32 / 1.02, 128 / 1.02], rel=0.01)
+    assert full[0] == pytest.approx([32 * 1.02, 128 * 1.02], rel=0.01)
+    write(tmp_path / "all", "glue", "variant=lora", {"matthews": 0.5}, changes={"data.train": 0})
+    with pytest.raises(ValueError, match="no run has a number of training examples"):
+        examples(recorded_runs.find(tmp_path / "all"))
 
 
 def test_a_rate_has_its_best_setting_and_each_run_once(tmp_path):

@@ -43,10 +43,11 @@ def test_a_process_is_killed_at_a_change_of_a_file(tmp_path, monkeypatch):
     assert (tmp_path / "count").read_text() == "3"
 
 
-def test_results_of_other_code_are_not_gone_on_with(tmp_path):
+def test_results_of_other_settings_or_code_are_not_replaced(tmp_path):
     result_file.write(tmp_path, "kills-train", {"seed": 0}, [{"kills": 1}])
     assert result_file.read(tmp_path, "kills-train", {"seed": 0}) == [{"kills": 1}]
-    assert result_file.read(tmp_path, "kills-train", {"seed": 1}) == []
+    with pytest.raises(ValueError, match="has results of other settings: name another --out"):
+        result_file.read(tmp_path, "kills-train", {"seed": 1})
     path = tmp_path / "kills-train.json"
     content = json_text.read_object(path)
     path.write_text(json.dumps({**content, "versions": {"jax": "0.1"}}))
