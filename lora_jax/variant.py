@@ -105,6 +105,9 @@ class Variant:
     keeps that. What does not come out the same, bit by bit, is saved.
     """
 
+    of_base: ClassVar[tuple[str, ...]] = ()
+    """Constants that say something of the base alone, so that another base has its own."""
+
     shared_trainable: ClassVar[tuple[str, ...]] = ()
     """Arrays of `init_shared` that train; they are among the trainables of every matrix."""
 

@@ -37,7 +37,7 @@ def make(name: str, **settings: Any) -> Variant:
             raise ValueError(f"variant '{name}' has no settings, so none named '{setting}'")
         require_known(setting, fields, f"variant '{name}' has no setting '{setting}'")
         kinds = {fields[setting], *typing.get_args(fields[setting])}
-        if kinds & {int, float} and isinstance(value, bool | str):
+        if kinds & {int, float} and isinstance(value, bool | str) and type(value) not in kinds:
             raise ValueError(f"variant '{name}': {setting} must be a number, got {value!r}")
         if fields[setting] is bool and not isinstance(value, bool | np.bool_):
             raise ValueError(f"variant '{name}': {setting} must be true or false, got {value!r}")

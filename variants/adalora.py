@@ -19,6 +19,7 @@ from jax.core import Tracer
 
 from lora_jax.files.arrays import to_host
 from lora_jax.methods import initialization, peft_adalora, peft_lora
+from lora_jax.methods.checks import require_finite
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
 from lora_jax.peft_format import Layouts, Peft, Settings, same, transposed, vector
@@ -93,6 +94,8 @@ class AdaLoRA(LowRank):
             raise ValueError("AdaLoRA chooses ranks itself: initialization='eva' takes no rho")
         if self.preconditions:
             raise ValueError("AdaLoRA's update has a factor e that no preconditioner knows of")
+        for name in ("beta1", "beta2", "orthogonality"):
+            require_finite(name, getattr(self, name))
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"betas must be in [0, 1), got {self.beta1} and {self.beta2}")
         if not self.orthogonality >= 0:

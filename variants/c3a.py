@@ -79,7 +79,7 @@ class C3A(Variant):
         w = (factors.trainable["w"] / base.shape[0]).astype(base.dtype)
         size = w.shape[2]
         places = lax.broadcasted_iota(rows.dtype, (*rows.shape, size), rows.ndim)
-        places = ((rows % size)[..., None] - places) % size
+        places = ((rows % size)[..., None] + (size - places)) % size  # never below 0
         kernels = jnp.take(w, rows // size, axis=1, mode="clip")  # (out / b, *rows, b)
         update = jnp.moveaxis(jnp.take_along_axis(kernels, places[None], -1, mode="clip"), 0, -2)
         return base.take(rows) + update.reshape(*rows.shape, base.shape[1])

@@ -40,6 +40,7 @@ class DoRA(LowRank):
 
     peft: ClassVar[str] = "LoraConfig(use_dora=True)"
     additive: ClassVar[bool] = False
+    of_base: ClassVar[tuple[str, ...]] = ("squares",)
 
     detach_norm: bool = True
     """Whether the norm is a constant for reverse mode, as in the paper's experiments."""

@@ -26,8 +26,9 @@ class EVA(LowRank):
     everywhere. Differences from PEFT, whose incremental SVD stops at directions that hardly change:
     here all batches count, by a randomised SVD of the covariance; matrices with equal inputs may
     get their ranks in another order. As in PEFT, the mean of the inputs is subtracted. Where
-    several axes are stacked, ranks can differ along the first only. The initialisation is a setting
-    of every A/B method but GraLoRA ("eva" keeps the ranks); AdaLoRA takes no rho.
+    several axes are stacked, ranks can differ along the first only. An embedding, also one that is
+    the head, has no inputs of its own and is refused. The initialisation is a setting of every A/B
+    method but GraLoRA ("eva" keeps the ranks); AdaLoRA takes no rho.
     """
 
     peft: ClassVar[str] = 'LoraConfig(init_lora_weights="eva")'

@@ -65,6 +65,7 @@ def abilities(variant: Variant) -> Abilities:
     size = unit * -(-LARGE // unit)
     numbers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     need = variant.needs
+    blind = need is not None and need.of == "inputs"  # which only a product of rows shows
     seen = None if need is None else need.shapes((size, size), jnp.float32)
     shape: Any = numbers((size, size))
     base = Base(shape, "io", seen=seen)
@@ -77,8 +78,8 @@ def abilities(variant: Variant) -> Abilities:
     state = functools.partial(_carried, variant)
     return Abilities(
         product=_way(size**2, variant.dot, x, base, factors),
-        embedding=_way(size**2, variant.take, rows, base, factors),
-        tied_head=_way(size**2, variant.dot_t, x, base, factors),
+        embedding=NO if blind else _way(size**2, variant.take, rows, base, factors),
+        tied_head=NO if blind else _way(size**2, variant.dot_t, x, base, factors),
         merge=_way(math.inf, variant.weight, base, factors),
         quantized=_way(math.inf, variant.dot, x, stored, factors),
         layer_ranks=_layer_ranks(variant),

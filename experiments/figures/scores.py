@@ -66,6 +66,7 @@ def training(runs: Sequence[Run]) -> Figure:
 
     The steps are those that all runs of a row have reported.
     """
+    made = panels(runs)
     if not any((run.folder / METRICS).exists() for run in runs):
         raise ValueError(f"no run has a {METRICS}: there are no curves to draw")
 
@@ -75,7 +76,7 @@ def training(runs: Sequence[Run]) -> Figure:
             axes, panel, panel.metric, scale(panel.metric), metric_label(panel.metric)
         ),
     ]
-    return figure_of(panels(runs), drawings, "means of runs, and their range")
+    return figure_of(made, drawings, "means of runs, and their range")
 
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> None:

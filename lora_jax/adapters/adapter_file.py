@@ -82,7 +82,8 @@ def load_adapter(
     Args:
       trainable: what `init` gave; only its structure and shapes matter.
       frozen: what `init` gave, which holds the base.
-      any_base: whether to accept another base than the adapter was trained on. Files of earlier
+      any_base: whether to accept another base than the adapter was trained on; constants that say
+        something of the base alone (`Variant.of_base`) are then those of `frozen`. Files of earlier
         versions do not say which base that was, and load onto any.
       digests: what `base_digests(frozen)` gave; for many files, the base is read once for all.
 
@@ -107,7 +108,14 @@ def load_adapter(
         shared_factors(variant, tree["shared"].get(str(number), {}))
         for number, variant in enumerate(frozen.spec.groups())
     ]
-    frozen = dataclasses.replace(frozen, constants=tree["constants"])
+    constants = tree["constants"]
+    if any_base:
+        of_base = {each.use.path: group_of(each).of_base for each in frozen.spec.adapted}
+        constants = {
+            where: {**read, **{name: frozen.constants[where][name] for name in of_base[where]}}
+            for where, read in constants.items()
+        }
+    frozen = dataclasses.replace(frozen, constants=constants)
     own = {"adapters": tree["adapters"], "params": tree["params"]}
     values = {name: each for name, each in meta.items() if name not in (BASE, REMADE)}
     return *with_shared_arrays(own, frozen, shared), values

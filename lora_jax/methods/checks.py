@@ -23,7 +23,11 @@ def require_count(name: str, value: object, least: int = 1) -> None:
 
 
 def require_finite(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        fits = isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        raise ValueError(f"{name} must be a finite number, got one of too many digits") from None
+    if not fits:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 

@@ -4,7 +4,6 @@ For W' = W + s A^T B, with A (rank, in), B (rank, out) and the gradient G (in, o
 the factors are g_A = s B G^T and g_B = s A G. M^-1 stands for (M + d I)^-1, as B may be zero.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.checks import require_finite
 from lora_jax.methods.factorizations import eigh
 from lora_jax.suggest import require_known
 
@@ -77,8 +77,9 @@ def precondition(
 def validate(name: str, damping: float, alpha: float) -> None:
     """Raise a `ValueError` if a preconditioner is unknown or cannot work."""
     require_known(name, (NONE, *PRECONDITIONERS), f"preconditioner '{name}' is unknown")
-    if not 0 < damping < math.inf:
-        raise ValueError(f"damping must be finite and above 0, got {damping}")
+    require_finite("damping", damping)
+    if damping < jnp.finfo(jnp.float32).tiny:
+        raise ValueError(f"damping must be above 0 in float32, got {damping}")
     if name == LORA_PRO and alpha == 0:
         raise ValueError("preconditioner 'lora_pro' divides by the scale: alpha must not be 0")
 

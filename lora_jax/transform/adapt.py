@@ -202,7 +202,8 @@ class Adapted:
         shared = frozen.shared_by(trainable)
         for each in frozen.spec.placements:
             weight = weight_of(each, trainable, frozen, None)
-            arrays[each.use.path] = weight.dense(shared[each.variant])
+            with jax.default_matmul_precision("highest"):  # accelerators round operands otherwise
+                arrays[each.use.path] = weight.dense(shared[each.variant])
         return frozen.spec.tree(arrays)
 
     def disable(self, trainable: Trainable, frozen: Frozen) -> PyTree:

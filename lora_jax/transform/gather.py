@@ -143,7 +143,9 @@ def _shared(spec: AdaptedSpec, counts: Array | None) -> tuple[dict[str, Array], 
 
 def _probe(placement: Placement, need: Need) -> GradientProbe | InputProbe:
     use = placement.use
-    size, dtype = min(WIDTH * need.directions, *use.matrix), wide(jnp.dtype(use.dtype))
+    # The covariance of inputs is a matrix of inputs by inputs, however few outputs there are.
+    most = use.matrix if need.of == "gradient" else use.matrix[:1]
+    size, dtype = min(WIDTH * need.directions, *most), wide(jnp.dtype(use.dtype))
     given = {"directions": need.count(use.matrix), "shape": use.matrix, "dtype": dtype}
     if need.of == "gradient":
         return GradientProbe(rank=size, **given)

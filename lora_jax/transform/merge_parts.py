@@ -47,7 +47,8 @@ def _parts(trainable: Trainable, frozen: Frozen) -> Parts:
         within = layer is not None and weight.is_stacked(0)
         if within:
             weight = jax.tree.map(lambda leaf: leaf[layer], weight.lead(0)).without_lead(0)
-        array = dataclasses.replace(weight, dtypes=()).dense(shared[placement.variant])
+        with jax.default_matmul_precision("highest"):  # accelerators round operands otherwise
+            array = dataclasses.replace(weight, dtypes=()).dense(shared[placement.variant])
         return array if within or layer is None else array[layer]
 
     shapes = {path: each for path, each in arrays.items() if path not in placements}

@@ -92,6 +92,26 @@ def test_another_base_is_refused_unless_any_will_do(saved, other):
         assert onto.base is frozen.base
 
 
+@pytest.mark.parametrize("quantize", [None, {"w": lj.NF4()}])
+def test_numbers_that_say_something_of_the_base_are_those_of_the_new_one(quantize, tmp_path):
+    """DoRA's norm has those of W's columns; a merged adapter computes it from W itself."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (64, 64), "v": (64, 4), "head": (4, 3)}
+    params = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.standard_normal((5, 64)).astype(np.float32)
+    dora = variants.make("dora", rank=2)
+    trainable, frozen = lj.adapt(forward, dora, "w", (), quantize).init(
+        jax.random.key(0), params, x
+    )
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, trainable)
+    path = lj.save_adapter(tmp_path / "a", moved, frozen)
+    adapted = lj.adapt(forward, dora, "w")
+    other = adapted.init(jax.random.key(0), {**params, "w": 1.2 * params["w"]}, x)
+    loaded, onto, _ = lj.load_adapter(path, *other, any_base=True)
+    merged = forward(adapted.merge(loaded, onto), x)
+    np.testing.assert_allclose(adapted.apply(loaded, onto, x), merged, rtol=1e-4, atol=1e-3)
+
+
 def test_its_own_base_is_taken_whatever_is_trained_beside_the_adapters(saved):
     path, moved = saved
     *read, meta = lj.load_adapter(path, *made())

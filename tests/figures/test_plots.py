@@ -137,7 +137,7 @@ def test_examples_make_a_line_a_method_and_a_panel_a_task(tmp_path):
         metric = "pearson" if "stsb" in column else "accuracy"
         for row in ("lora", "full"):
             for seed, score in enumerate(scores):
-                arg = f"task={column},row={row},seed={seed},rate=0.001,source=tsv,folder=x"
+                arg = f"task={column},row={row},seed={seed},source=tsv,folder=x"
                 folder = tmp_path / column / row / str(seed)
                 write(folder, "studies.few_examples", arg, {metric: score})
     figure = examples(recorded_runs.find(tmp_path))

@@ -258,7 +258,9 @@ def test_the_optimisers_state_is_its_own_and_it_asks_for_the_trainables():
     "name, settings, message",
     [
         ("lora", {"preconditioner": "rieman"}, "'rieman' is unknown; nearest: 'riemannian'"),
-        ("riemannian", {"damping": 0.0}, "damping must be finite and above 0, got 0.0"),
+        ("riemannian", {"damping": 0.0}, r"damping must be above 0 in float32, got 0\.0"),
+        ("riemannian", {"damping": 1e-50}, "damping must be above 0 in float32, got 1e-50"),
+        ("riemannian", {"damping": None}, "damping must be a finite number, got None"),
         ("lora_pro", {"alpha": 0.0}, "alpha must not be 0"),
         ("adalora", {"preconditioner": "riemannian"}, "a factor e that no preconditioner"),
         ("dora", {"preconditioner": "lora_pro"}, r"for W \+ s A\^T B, which DoRA is not"),

@@ -17,6 +17,7 @@ from variants.lora import LoRA
         ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
         ({"rank": 2.5}, "rank must be an integer of at least 1, got 2.5"),
         ({"alpha": float("inf")}, "alpha must be a finite number, got inf"),
+        ({"alpha": 10**400}, "alpha must be a finite number, got one of too many digits"),
         ({"rank": 4, "max_rank": 3}, "max_rank 3 is below rank 4"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),

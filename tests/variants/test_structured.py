@@ -216,7 +216,11 @@ def test_gralora_is_a_lora_of_each_block(settings, x64):
 @pytest.mark.parametrize("shape, size", [((6, 9), 3), ((8, 4), 2)])
 def test_c3a_is_a_grid_of_circulant_matrices(shape, size, x64):
     variant = variants.make("c3a", block_size=3)
-    w, (each, _), weight = setup(variant, shape)
+    w, (each, constants), weight = setup(variant, shape)
+    rows, base = jnp.arange(shape[0], dtype=jnp.uint32), Base(jnp.asarray(w), "io")
+    np.testing.assert_allclose(
+        variant.take(rows, base, Factors(each, constants)), weight, atol=1e-12
+    )
     update = np.zeros(shape)
     for (m, n, turn), value in np.ndenumerate(each["w"]):
         columns = np.arange(size)
