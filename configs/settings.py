@@ -89,7 +89,7 @@ class EncoderSettings(ModelSettings):
     pool: str = setting("cls", one_of("cls", "mean"))
     """What the head reads: `cls`, the first token, or `mean`, the average of the tokens."""
     head_dropout: float | None = setting(None, SINGLE_SHARE)
-    """The dropout before the head; None: the rate in the model's config."""
+    """The dropout before the head, where `dropout` acts; None: the rate in the model's config."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

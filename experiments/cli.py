@@ -1,5 +1,6 @@
 """Helpers of all commands: run one, and report a mistake in one clear line."""
 
+import itertools
 import os
 import re
 import signal
@@ -100,14 +101,23 @@ def _help(argv: Sequence[str]) -> str:
     own = own_flags(flags.FLAGS, sys.argv[0])
     doc = str(sys.modules["__main__"].__doc__)
     said = help_text(doc, own)
-    given = [each for each in flag_texts(argv[1:]) if re.match(r"config(\.|$)", each[0])]
-    files = [text for name, text in given if name == "config"]
+    given = _config_flags(argv[1:])
+    files = [each.partition("=")[2] for each in given if re.match("--?config=", each)]
     if any(map(takes_config, own)) and files:
-        config = read_config([f"--{name}={text}" for name, text in given])
-        settings = settings_of(variant_flags.with_all(config))
+        settings = settings_of(variant_flags.with_all(read_config(given)))
         said += f"\n\n{settings_text(files[-1], settings)}"
     example = shown("")
     return said.replace("python -m experiments.", example)
+
+
+def _config_flags(argv: Sequence[str]) -> list[str]:
+    """The flags of a config, each as one argument, such as `--config=FILE` for `--config FILE`."""
+    found = []
+    for each, following in itertools.pairwise([*argv, ""]):
+        takes_next = re.fullmatch(r"--?config(\.[\w.]+)?", each) and following[:1] not in ("", "-")
+        if takes_next or re.match("--?config[.=]", each):
+            found.append(f"{each}={following}" if takes_next else each)
+    return found
 
 
 def _require_texts(values: flags.FlagValues) -> None:
@@ -118,7 +128,8 @@ def _require_texts(values: flags.FlagValues) -> None:
             raise ValueError(f"--{name} is empty: {_meaning(flag)}")
         if flag.present and flag.value == [] and flag.default:
             raise ValueError(f"--{name} is empty: leave it out for {','.join(flag.default)}")
-        if flag.present and (flag.value == [] or (flag.value == "" and flag.default)):
+        empty = flag.value == [] or (flag.value == "" and flag.default)
+        if flag.present and empty and not name.startswith("config."):  # an empty setting is one
             raise ValueError(f"--{name} is empty: {_meaning(flag)}")
         if flag.present and isinstance(flag.value, list) and "" in flag.value:
             raise ValueError(f"--{name}={','.join(flag.value)} has an empty entry")
@@ -127,11 +138,8 @@ def _require_texts(values: flags.FlagValues) -> None:
 def _require_home(argv: Sequence[str]) -> None:
     """Raise a ValueError for a path in the home folder that the shell has not written out."""
     for name, text in flag_texts(argv[1:]):
-        if re.match(r"~[\w.-]*/", text):
-            raise ValueError(
-                f"--{name}={text}: after '=', the shell leaves ~ as it is: write --{name} {text}, "
-                "or $HOME"
-            )
+        if re.search(r"(^|[=,:])~[\w.-]*/", text) or text == "~":
+            raise ValueError(f"--{name}={text}: the shell leaves ~ as it is here: write $HOME")
 
 
 def _meaning(flag: flags.Flag) -> str:

@@ -226,7 +226,9 @@ def _parts(runs: Sequence[Run], kind: str) -> list[list[Run]]:
     """Runs that are selected together: each number of examples may be a study of its own."""
     digests = sorted({run.study.registration for run in runs} - {""}) if kind == "examples" else []
     parts = [[run for run in runs if run.study.registration == each] for each in digests]
-    return parts or [list(runs)]
+    tables = {run.study.table for part in parts for run in part}
+    others = [run for run in runs if run.study.table not in tables]
+    return [*parts, *([others] if others else [])]
 
 
 def _ranks(found: list[Run], out: Path) -> Run:

@@ -5,7 +5,6 @@ import operator
 from collections.abc import Sequence
 
 from configs.settings import (
-    ClassifierConfig,
     GenerateSettings,
     RunConfig,
     TextConfig,
@@ -41,12 +40,6 @@ def validate(config: RunConfig) -> None:
             raise ValueError(f"config.data.files.{key} must be {said}, got {value!r}")
     if isinstance(config, TextConfig):
         _validate_texts(config)
-    if (
-        isinstance(config, ClassifierConfig)
-        and config.model.head_dropout
-        and not config.model.dropout
-    ):
-        raise ValueError("config.model.head_dropout acts with config.model.dropout=True")
     if config.optimizer.head_learning_rate is not None and not config.also_train:
         raise ValueError(
             "config.optimizer.head_learning_rate is the rate of config.also_train, which is empty"

@@ -96,19 +96,23 @@ def _finished(order: Order, given: inputs.Inputs) -> Path:
 
 
 def _kills(order: Order) -> Done:
+    works, settings = _works(order), {"kills": order.kills, "seed": order.seed}
+    before = {
+        work.name: result_file.read(order.out, f"kills-{work.name}", settings)
+        for work in works
+        if not order.commands or work.name in order.commands
+    }
     _finished(order, _inputs(order))
-    works = _works(order)
-    shares, settings = [work.share for work in works], {"kills": order.kills, "seed": order.seed}
     found = []
-    for work, count in zip(works, divided(order.kills, shares), strict=True):
-        name = f"kills-{work.name}"
-        rows = result_file.read(order.out, name, settings)
+    for work, count in zip(works, divided(order.kills, [w.share for w in works]), strict=True):
+        if work.name not in before:
+            continue
+        name, rows = f"kills-{work.name}", before[work.name]
         known = kills.Killed(**rows[0]) if rows else None
-        if not order.commands or work.name in order.commands:
-            scratch = order.scratch / name
-            for each in kills.soak(work, count, order.seed, scratch, order.environment, known):
-                known = each
-                result_file.write(order.out, name, settings, [dataclasses.asdict(each)])
+        scratch = order.scratch / name
+        for each in kills.soak(work, count, order.seed, scratch, order.environment, known):
+            known = each
+            result_file.write(order.out, name, settings, [dataclasses.asdict(each)])
         if known is not None:
             found.append(known)
     columns = ("work", "kills", "by_time", "by_change", "of_worker", "rounds", "missed")
@@ -117,20 +121,26 @@ def _kills(order: Order) -> Done:
 
 
 def _damage(order: Order) -> Done:
+    subjects, settings = _subjects(order), {"flips": order.flips, "seed": order.seed}
+    before = {
+        each.name: result_file.read(order.out, f"damage-{each.name}", settings)
+        for each in subjects
+        if not order.files or each.name in order.files
+    }
     _finished(order, _inputs(order))
     scratch = _scratch_of_damage(order)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     subjects = _subjects(order)
-    settings = {"flips": order.flips, "seed": order.seed}
     os.environ.update(order.environment)  # this process goes on with runs, and finds programs there
     counts = divided(order.flips, [each.share for each in subjects])
     found = []
     for subject, count in zip(subjects, counts, strict=True):
+        if subject.name not in before:
+            continue
         name = f"damage-{subject.name}"
-        rows = result_file.read(order.out, name, settings)
-        mine = [damage.Damage(**each) for each in rows]
-        if not mine and (not order.files or subject.name in order.files):
+        mine = [damage.Damage(**each) for each in before[subject.name]]
+        if not mine:
             mine = damage.soak(subject, count, order.seed, scratch / "tried")
             kept = [dataclasses.asdict(each) for each in mine]
             result_file.write(order.out, name, settings, kept)
@@ -140,6 +150,7 @@ def _damage(order: Order) -> Done:
 
 
 def _surroundings(order: Order) -> Done:
+    result_file.read(order.out, "surroundings", {})  # others' results are not replaced
     given = _inputs(order)
     finished, scratch = _finished(order, given), order.scratch / "surroundings"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -154,6 +165,7 @@ def _surroundings(order: Order) -> Done:
 
 
 def _not_finite(order: Order) -> Done:
+    result_file.read(order.out, "not_finite", {})
     scratch = order.scratch / "not_finite"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -166,8 +178,9 @@ def _not_finite(order: Order) -> Done:
 def _malformed(order: Order) -> Done:
     from experiments.soaking import malformed  # it needs hypothesis
 
-    found = malformed.soak(order.examples, order.seed)
     settings = {"examples": order.examples, "seed": order.seed}
+    result_file.read(order.out, "malformed", settings)
+    found = malformed.soak(order.examples, order.seed)
     counts = malformed.counts(found)
     said = [each for each in found if each.outcome in ("unclear", "executed")]
     rows = [*counts, *(dataclasses.asdict(each) for each in said)]

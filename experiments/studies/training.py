@@ -20,6 +20,7 @@ from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
 from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
+from lora_jax.files import json_text
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import run_record
 
@@ -146,8 +147,8 @@ class Trainer:
         for mine in _programs(configs):
             folders = [folder / name for name in mine]
             for name, each in zip(mine, folders, strict=True):
-                if (each / "config.json").exists():  # which may be of another study
-                    run_record.claim(each, configs[name].plain)
+                if _of_another(each, configs[name]):
+                    run_record.claim(each, configs[name].plain)  # it says what differs
             if all(_ended(each) for each in folders):
                 continue
             self.begin()
@@ -173,6 +174,15 @@ def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
     names = list(configs)
     programs = [[names[number] for number in each] for each in groups(list(configs.values()))]
     return [part[at : at + AT_ONCE] for part in programs for at in range(0, len(part), AT_ONCE)]
+
+
+def _of_another(folder: Path, config: RunConfig) -> bool:
+    """Whether a folder has a run of another study, or of none."""
+    path = folder / "config.json"
+    if not path.exists():
+        return False
+    there = json_text.read_object(path).get("study") or {}
+    return there.get("registration", "") != config.study.registration
 
 
 def _ended(folder: Path) -> bool:

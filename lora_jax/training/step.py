@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -97,7 +98,7 @@ def make_train_step(
     """
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be above 0, got {clip}; None does not clip")
-    if type(accumulate) is not int or accumulate < 1:
+    if isinstance(accumulate, bool) or not isinstance(accumulate, Integral) or accumulate < 1:
         raise ValueError(f"accumulate must be an integer of at least 1, got {accumulate!r}")
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema must be at least 0 and below 1, got {ema}; None takes no average")

@@ -47,7 +47,8 @@ def test_tables_and_pictures_take_the_runs_of_one_registration(tmp_path):
         size = ",size=smoke" * (name == "smoke")
         changes = {"study.registration": registration}
         where = tmp_path / "runs" / name
-        write(where, "glue", f"seed={seed}{size}", {"matthews": 0.4}, changes=changes)
+        scored = {"matthews": 0.4}
+        write(where, "glue", f"seed={seed}{size}", scored, changes=changes, losses=(1.0,))
     said = [
         "1 run left out: of another size",
         "1 run left out: of no registration, though their study has one",

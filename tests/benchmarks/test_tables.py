@@ -9,7 +9,7 @@ from experiments import marked_documents
 from experiments.benchmarks import tables
 from experiments.benchmarks.cases import Case, Contender, Goal
 from experiments.benchmarks.plan import Plan
-from experiments.benchmarks.result_files import write
+from experiments.benchmarks.result_files import require_kept, write
 from experiments.benchmarks.results import Curve, Found, Measured
 
 MEASURED = Measured(
@@ -64,6 +64,16 @@ def test_a_suite_may_be_timed_in_pieces(tmp_path):
     assert names() == ["another", "a group"]
     write(tmp_path, "train", Plan(turns=4), [MEASURED])  # timed otherwise
     assert names() == ["a group"]
+
+
+def test_results_that_would_be_replaced_are_an_error(tmp_path):
+    write(tmp_path, "train", Plan(turns=3, against=("hand", "peft")), [MEASURED])
+    require_kept(tmp_path, "train", Plan(turns=3, against=("hand", "peft"), cases=("another",)))
+    require_kept(tmp_path, "memory", Plan(turns=4))
+    with pytest.raises(ValueError, match=r"train\.json was timed with another turns: name another"):
+        require_kept(tmp_path, "train", Plan(turns=4, against=("hand", "peft")))
+    with pytest.raises(ValueError, match=r"train\.json is against peft, too: name another --out"):
+        require_kept(tmp_path, "train", Plan(turns=3, against=("hand",)))
 
 
 def test_a_document_gets_the_tables_of_its_markers(tmp_path):

@@ -273,6 +273,19 @@ def test_whole_numbers_are_plain(text):
         jobs.parse_shard(f"{text}/12")
 
 
+@pytest.fixture
+def some_flags(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string("run", None, "A folder.", flag_values=values)
+    flags.DEFINE_list("runs", None, "Folders.", flag_values=values)
+    flags.DEFINE_list("methods", ["full", "lora"], "Methods.", flag_values=values)
+    flags.DEFINE_list("tasks", [], "Tasks.", flag_values=values)
+    flags.DEFINE_string("kind", "best", "A kind.", flag_values=values)
+    flags.DEFINE_string("shard", "", "A shard.", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    return values
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -280,16 +293,20 @@ def test_whole_numbers_are_plain(text):
         ("--runs=", "--runs is empty: folders"),
         ("--runs=a,,", "--runs=a,, has an empty entry"),
         ("--methods=", "--methods is empty: leave it out for full,lora"),
+        ("--tasks=", "--tasks is empty: tasks"),
+        ("--kind=", "--kind is empty: a kind"),
+        ("--run=~/x", "--run=~/x: the shell leaves ~ as it is here: write .HOME"),
+        ("--run=folder=~me/x", "--run=folder=~me/x: the shell leaves ~ as it is here: write .HOME"),
     ],
 )
-def test_a_flag_that_is_empty(monkeypatch, argument, said):
-    values = flags.FlagValues()
-    flags.DEFINE_string("run", None, "A folder.", flag_values=values)
-    flags.DEFINE_list("runs", None, "Folders.", flag_values=values)
-    flags.DEFINE_list("methods", ["full", "lora"], "Methods.", flag_values=values)
-    monkeypatch.setattr(cli.flags, "FLAGS", values)
+def test_a_flag_that_is_empty_or_no_path(some_flags, argument, said):
     with pytest.raises(SystemExit, match=f"^error: {said}$"):
         cli.parse(["command", argument])
+
+
+def test_texts_that_are_no_mistake(some_flags):
+    cli.parse(["command", "--shard=", "--run=a~/x"])
+    assert (some_flags.shard, some_flags.run) == ("", "a~/x")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -95,7 +95,6 @@ def trained(flags, tmp_path_factory):
         ),
         ({"train__epochs": 0}, "epochs must be positive"),
         ({"train__epochs": 10**300}, "epochs 1e\\+300: a run has at most 2,147,483,647 steps"),
-        ({"model__head_dropout": 0.3}, "head_dropout acts with config.model.dropout=True"),
         (
             {"optimizer__head_learning_rate": 1e-2, "also_train": ()},
             "head_learning_rate is the rate of config.also_train, which is empty",

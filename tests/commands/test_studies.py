@@ -291,6 +291,9 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     assert not list(tmp_path.rglob("*.safetensors"))
     trainer.task([cell])  # all are there: nothing trains again
     assert trained == [3, 2]
+    other = Cell("cola", "lora", lambda **each: config(**each, study__registration="x"), 1e-3)
+    with pytest.raises(ValueError, match=r"another configuration: config\.study\.registration is"):
+        trainer.task([other])
     shown = render_table("against_lora", tmp_path, "markdown", size="smoke")
     assert "3 runs left out: validated on a part of the training examples" in shown
     assert "(2)" in shown

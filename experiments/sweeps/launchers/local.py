@@ -65,7 +65,7 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     platform, devices = _devices()
     own = cores()
     if platform == "cpu":
-        devices = max(1, min(core_count(), trials // SHARE))
+        devices = max(1, min(len(own) or core_count(), trials // SHARE))
     shares = _divide(own, processes or devices)
     if platform != "gpu":  # a TPU's chips take one process
         return [Slot({}, share) for share in shares]

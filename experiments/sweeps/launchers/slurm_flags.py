@@ -12,7 +12,7 @@ _OPTIONS = {
         "slurm_time",
         None,
         "The minutes that each job may take. The default is submitit's own.",
-        lower_bound=1,
+        lower_bound=0,
     ),
     "gpus_per_node": flags.DEFINE_integer(
         "slurm_gpus",
@@ -30,7 +30,7 @@ _OPTIONS = {
         "slurm_memory",
         None,
         "How many GB of memory each job gets. The default is Slurm's own.",
-        lower_bound=1,
+        lower_bound=0,
     ),
     "slurm_account": flags.DEFINE_string(
         "slurm_account", None, "The account of Slurm for the jobs. The default is Slurm's own."
