@@ -6,13 +6,15 @@ from pathlib import Path
 def workers(workdir: Path) -> list[int]:
     """The processes that train trials of a sweep."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
         try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
             continue
         if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
-            found.append(int(path.parent.name))
+            found.append(int(path.name))
     return found
 
 
