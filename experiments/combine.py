@@ -33,7 +33,6 @@ from experiments.combining import combined_run
 from experiments.combining.trained_runs import open_runs, origin, params_before
 from experiments.distributed.devices import announce
 from experiments.runs import made_run
-from experiments.runs.run import summarise
 from lora_jax.arithmetic.merging import BY, KEPT, Method
 from lora_jax.files.new_folder import new_folder
 from lora_jax.text_table import text_table
@@ -103,12 +102,7 @@ def combine() -> None:
         record = made_run.write(folder, experiment, combined_run.FILE, made_of, note)
     if combined.errors:
         print(_table(combined))
-    for line in summarise(record):
-        print(line)
-    print(f"record and adapter: {out}")
-    if record.status != "completed":
-        raise ValueError(f"its scores are not finite, so the record says {record.status}: {out}")
-    print(made_run.to_train_on(out))
+    made_run.say(record, out)
 
 
 def _method(count: int) -> Method:

@@ -27,7 +27,6 @@ from experiments.distributed.devices import announce
 from experiments.imports import about, adapter_source, imported_run
 from experiments.imports.read_adapter import read_adapter
 from experiments.runs import made_run
-from experiments.runs.run import summarise
 from experiments.setup.config import parse
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained
@@ -94,12 +93,7 @@ def import_adapter() -> None:
             note = f"imported from {source.given}"
             note += f", with {', '.join(drawn)} drawn anew" if drawn else ""
             record = made_run.write(folder, experiment, imported_run.FILE, made_of, note)
-    for line in summarise(record):
-        print(line)
-    print(f"record and adapter: {out}")
-    if record.status != "completed":
-        raise ValueError(f"its scores are not finite, so the record says {record.status}: {out}")
-    print(made_run.to_train_on(out))
+    made_run.say(record, out)
 
 
 def _enabled(words: list[str] | None) -> list[bool] | None:

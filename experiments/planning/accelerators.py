@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.planning.topologies import GIB, KINDS
 from lora_jax.sharding import memory
 from lora_jax.suggest import nearest_or_all
 
@@ -48,8 +49,8 @@ ACCELERATORS = {
     "h100": Accelerator(989e12, 494.5e12, 3.35e12, 80e9),
     "a100": Accelerator(312e12, 156e12, 2.039e12, 80e9),
     "rtx4090": Accelerator(165.2e12, 82.6e12, 1.008e12, 24e9),
-    "v5e": Accelerator(197e12, 197e12, 0.819e12, 15.75 * 2**30),
-    "v5p": Accelerator(459e12, 459e12, 2.765e12, 95.74 * 2**30),
+    "v5e": Accelerator(197e12, 197e12, 0.819e12, KINDS["v5e"].gib * GIB),
+    "v5p": Accelerator(459e12, 459e12, 2.765e12, KINDS["v5p"].gib * GIB),
 }
 CPU = "cpu"
 """The name of this machine's own processor, which is measured."""

@@ -11,6 +11,7 @@ import lora_jax as lj
 from configs.settings import TextConfig
 from experiments.command_names import shown
 from experiments.runs import artifacts, generated_texts
+from experiments.runs.run import summarise
 from experiments.setup.experiment import Experiment
 from lora_jax.files.atomic import write_atomically
 from lora_jax.records import run_record
@@ -52,9 +53,18 @@ def write(
     return record
 
 
-def to_train_on(folder: Path) -> str:
-    """The command of a run that starts from the adapter, with the config of its folder."""
+def say(record: run_record.Record, folder: Path) -> None:
+    """Print the scores of an adapter, where it is, and the command of a run that starts from it.
+
+    Raises:
+      ValueError: scores are not finite.
+    """
+    for line in summarise(record):
+        print(line)
+    print(f"record and adapter: {folder}")
+    if record.status != "completed":
+        raise ValueError(f"scores are not finite, so the record says {record.status}: {folder}")
     given = {"config": folder / "config.json", "config.start_from": folder}
     given["workdir"] = folder.with_name(f"{folder.name}_trained")
     line = [f"--{name}={value}" for name, value in given.items()]
-    return f"to continue training: {shown('train')} {shlex.join(line)}"
+    print(f"to continue training: {shown('train')} {shlex.join(line)}")

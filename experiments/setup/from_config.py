@@ -22,7 +22,7 @@ ANY_BASE = "any_base:"
 FEW_STEPS = 1000
 """What stands for the steps of a run where they are not known, if its variants take so few."""
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
-_MOST_STEPS = 2**31 - 1
+_LARGEST_COUNT = 2**31 - 1
 """What an optimiser counts to."""
 _Task = TypeVar("_Task", data.Task, data.TextTask)
 
@@ -182,9 +182,9 @@ def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Lo
     """The training loop: its steps, and how often to log, evaluate and save."""
     wanted = -(-examples // section.batch_size) * section.epochs
     wanted = min(wanted, section.max_steps or wanted)
-    if wanted > _MOST_STEPS:
+    if wanted > _LARGEST_COUNT:
         raise ValueError(
-            f"config.train.epochs {section.epochs:g}: a run has at most {_MOST_STEPS:,} steps"
+            f"config.train.epochs {section.epochs:g}: a run has at most {_LARGEST_COUNT:,} steps"
         )
     steps = max(1, round(wanted))
     return Loop(

@@ -4,12 +4,7 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
-from configs.settings import (
-    GenerateSettings,
-    RunConfig,
-    TextConfig,
-    fields_of,
-)
+from configs.settings import GenerateSettings, RunConfig, TextConfig, fields_of
 from experiments.setup import from_config
 from lora_jax import data
 from lora_jax.metrics import text_metrics

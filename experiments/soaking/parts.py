@@ -131,7 +131,6 @@ def _damage(order: Order) -> Done:
     scratch = _scratch_of_damage(order)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    subjects = _subjects(order)
     os.environ.update(order.environment)  # this process goes on with runs, and finds programs there
     counts = divided(order.flips, [each.share for each in subjects])
     found = []

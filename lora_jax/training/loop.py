@@ -96,7 +96,7 @@ def fit(
     del states  # the population has them now: otherwise copies of all trainables would stay
 
     clock = time.perf_counter()
-    weights: list[Any] = []
+    counted: list[Any] = []
     examples = 0.0
     sources = [iter(trial.batches(done)) for trial in trials]
     active = _active(outcomes)
@@ -109,7 +109,7 @@ def fit(
         for each in active:
             outcomes[each].steps = number
         # These sums are waited for below, if they are JAX arrays.
-        weights += [(batch["weight"] > 0).sum() for batch in given if batch is not None]
+        counted += [(batch["weight"] > 0).sum() for batch in given if batch is not None]
         evaluates = loop.evaluates(number)
         stops = interrupted is not None and interrupted(number)
         saves = stops or evaluates or loop.due(loop.checkpoint_every, number)
@@ -130,8 +130,8 @@ def fit(
                 trials[each].metrics.write(number, read[each])
         if not (active := _active(outcomes)):
             break
-        examples += sum(map(float, weights))
-        weights.clear()
+        examples += sum(map(float, counted))
+        counted.clear()
         if progress is not None:
             loss = statistics.fmean(read[each]["loss"] for each in active)
             progress(number, loss, int(examples))

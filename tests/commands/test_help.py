@@ -94,9 +94,12 @@ def test_help_has_an_example_and_every_flag_with_its_default():
                 assert not sentence.startswith("Of "), f"{path}: --{name}: {sentence}"
 
 
-def test_help_beside_a_config_lists_its_settings():
-    config = "--config=configs/quickstart.py:size=smoke"
-    done = commands.run("experiments.train", "--help", config, "--config.seed=3")
+@pytest.mark.parametrize("between", ["=", " "])
+def test_help_beside_a_config_lists_its_settings(between):
+    config = f"--config{between}configs/quickstart.py:size=smoke".split(" ")
+    given = [*config, "--config.seed=3", "--config.model.dropout"]
+    done = commands.run("experiments.train", *given, "--help")
+    assert "Settings of configs/quickstart.py:size=smoke:" in done.stdout, done.stderr
     for line in ("config.seed=3", "config.data.train=256", "config.variant.rank=None"):
         assert f"    --{line}\n" in done.stdout
 

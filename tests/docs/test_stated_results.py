@@ -1,7 +1,9 @@
-"""What README and CONTRIBUTING say works: the quickstart, and the example of a variant."""
+"""What documents say: the quickstart works, the example of a variant too, and results are so."""
 
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 import lora_jax as lj
 import variants
+from configs.common_tasks import TITLES
 from lora_jax.records import run_record
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,36 @@ def test_readme_shows_what_the_study_s_block_says():
     names, numbers = [row[0] for row in rows], [f"{mean} {ends}" for _, mean, ends in rows]
     assert [each for each in texts if each in numbers] == numbers
     assert [each for each in texts if each in names] == names
+
+
+def test_best_practice_has_the_rates_that_studies_chose():
+    """In the rows of one task, only the first names it."""
+    text = (ROOT / "docs/project/best-practice.md").read_text(encoding="utf-8")
+    table = text.partition("| task | examples | LoRA | full fine-tuning | ratio |")[2]
+    rows, task, ratios = [], "", []
+    for line in table.splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        named, *cells = [each.strip() for each in line.strip("|").split("|")]
+        task = named or task
+        rows.append((task, *cells))
+    for task, examples, lora, full, ratio in rows:
+        name = next(key for key, title in TITLES.items() if title == task.partition(" (")[0])
+        count = int(examples.replace(",", ""))
+        own = f"few_examples/{count}/{name}_{count}"
+        folder = ROOT / "experiments/results" / own
+        folder = folder if folder.exists() else folder.parents[2] / "against_lora" / name
+        chosen = []
+        for method in ("lora", "full"):
+            config = json.loads((folder / "runs" / method / "0/config.json").read_text("utf-8"))
+            assert config["data"]["train"] == count
+            chosen.append(config["optimizer"]["learning_rate"])
+        assert (float(lora), float(full)) == (pytest.approx(chosen[0]), pytest.approx(chosen[1]))
+        assert int(ratio) == round(chosen[0] / chosen[1])
+        ratios += [chosen[0] / chosen[1]] * ("nothing" not in task)
+    assert len(rows) == 11
+    (stated,) = re.findall(r"geometric mean of the ratios is (\d+)", text)
+    assert int(stated) == round(statistics.geometric_mean(ratios))
 
 
 @pytest.mark.slow

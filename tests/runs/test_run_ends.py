@@ -12,7 +12,7 @@ import small_model
 from rich.console import Console
 
 from experiments.analysis import unfinished_runs
-from experiments.runs import quickstart_table, run
+from experiments.runs import made_run, quickstart_table, run
 from experiments.runs.group import Alone
 from experiments.setup import experiment
 from lora_jax import data
@@ -126,6 +126,17 @@ def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
     assert said("best") == ["completed after 9 steps, saved as of step 6, the best: accuracy 0.75"]
     assert said(note="of step 6 instead")[1:] == ["of step 6 instead"]
     assert said(status="diverged", note="at step 9") == ["diverged after 9 steps", "at step 9"]
+
+
+def test_an_adapter_whose_scores_are_not_finite_is_an_error(tmp_path, capsys):
+    fields = {"steps": 0, "best_step": 0, "status": "diverged", "note": "combined by sum"}
+    folder = tmp_path / "made"
+    record = fake_records.write(folder, "quickstart", "size=smoke", {"accuracy": 0.5}, **fields)
+    with pytest.raises(ValueError, match=f"scores are not finite, .* says diverged: {folder}$"):
+        made_run.say(record, folder)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["diverged", "combined by sum"]
+    assert printed[-1] == f"record and adapter: {folder}"
 
 
 def test_only_adapters_of_the_final_budget_may_be_the_best(smoke):

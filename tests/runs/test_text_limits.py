@@ -87,6 +87,8 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
         ({"data__source": "comonsense"}, "unknown data.source 'comonsense'; nearest: 'commonsense"),
         ({"data__source": "tsv"}, "config.data.source 'tsv' belongs to classifiers"),
         ({"generate__no_repeat_ngram": 4}, "no_repeat_ngram acts in a search of 2 beams or more"),
+        ({"generate__length_penalty": 0.5}, "length_penalty acts in a search of 2 beams or more"),
+        ({"generate__prompt_ngrams": False}, "prompt_ngrams acts with no_repeat_ngram above 0"),
         ({"generate__part": "extra"}, "config.generate.part extra: task 'openbookqa' has no"),
     ),
 )

@@ -384,6 +384,16 @@ def test_halving_needs_one_program_and_says_so_before_it_begins(search, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_search_that_another_command_has_gone_on_with_is_not_overwritten(search, tmp_path):
+    folder = SweepFolder(tmp_path)
+    late, train = search(folder, "random", trials=3)
+    run(search, folder, "random", trials=2)
+    before = ledger(folder)
+    with pytest.raises(ValueError, match="another command has gone on with this search"):
+        late.run(train)
+    assert ledger(folder) == before
+
+
 @pytest.mark.parametrize(("seed", "count"), [(1, 6), (4, 4)])
 def test_a_halving_that_finds_few_combinations_ends_with_a_result(seed, count, search, tmp_path):
     """Of these warm-ups 2% fit a run of 8 steps, and all of 100 draws in turn did not."""

@@ -9,6 +9,7 @@ import pytest
 import small_model
 
 from configs import adalora_table1, glue, instruct, quickstart
+from configs.settings import DataSettings
 from experiments.analysis.collect_runs import settings_of
 from experiments.setup import from_config
 from experiments.setup.config import parse
@@ -136,6 +137,15 @@ def test_a_schedule_may_be_longer_than_any_placeholder(task):
     assert {each.total_steps for each in made.values()} == {start + end + 1}
     with pytest.raises(ValueError, match=f"must be below total_steps = {start + end}"):
         from_config.make_run_targets(config, start + end)
+
+
+def test_a_second_domain_asks_as_the_first_does(tmp_path):
+    """Both have pairs and two classes, but COPA asks which of two texts is right."""
+    official.write(tmp_path, official.super_glue("RTE") | official.super_glue("COPA"))
+    given = {"name": "super_glue/rte", "source": "tsv", "folder": str(tmp_path), "train": 0}
+    section = DataSettings(**given, extra="super_glue/copa")
+    with pytest.raises(ValueError, match="and 'super_glue/copa', one alone asks which of its"):
+        from_config.make_task(section)
 
 
 def test_parts_without_labels_can_be_left_out(tmp_path):
