@@ -270,11 +270,11 @@ class GenerateSettings:
     beams: int = setting(1, at_least(1))
     """How many beams the search keeps; 1 takes the likeliest token each time."""
     length_penalty: float = setting(1.0, FINITE)
-    """The power of its length that a beam's score is divided by."""
+    """The power of its length that a beam's score is divided by, in a search of 2 beams or more."""
     no_repeat_ngram: int = setting(0, NOT_NEGATIVE)
-    """Runs of this many tokens occur once; 0 allows any."""
+    """Runs of this many tokens occur once, in a search of 2 beams or more; 0 allows any."""
     prompt_ngrams: bool = True
-    """Whether n-grams of the prompt count as repeated."""
+    """Whether n-grams of the prompt count as repeated, for `no_repeat_ngram`."""
     batch_size: int = setting(8, at_least(1))
     """How many texts are generated at once."""
 

@@ -7,7 +7,7 @@ A measured difference may be due to chance in three ways: the examples it was sc
 * new seeds, scored on the same examples: `mean_difference.over_seeds`;
 * both at once: `over_both`, which should decide if there are several seeds.
 
-No test generalises to another training set (Dietterich, 1998), since all seeds share one. All are
+No test generalises to another training set (Dietterich, 1998) where all seeds share one. All are
 two-sided and paired, so they need the same examples in the same order, and the same seeds. Dror et
 al., 2018 (ACL, P18-1128) say which test fits which metric. `holm` keeps the probability of any
 false claim in a family of tests below the level of a single test.

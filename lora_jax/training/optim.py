@@ -57,8 +57,9 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW on clipped gradients, over trainables; biases and norms do not decay.
 
-    Loshchilov and Hutter 2019, arXiv 1711.05101. AdaLoRA's `update` should get clipped gradients
-    too: for AdaLoRA, clip in `make_train_step(..., clip=)` instead of here.
+    Loshchilov and Hutter 2019, arXiv 1711.05101. `clip=None` leaves clipping to
+    `make_train_step(..., clip=)`, as the commands do: AdaLoRA's `update` should get clipped
+    gradients, and LoRA-Pro and Riemannian LoRA should be clipped before they precondition.
     """
     adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)

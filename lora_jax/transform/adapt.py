@@ -298,7 +298,7 @@ def adapt(
 
     Returns:
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
-      `penalty` and `update`.
+      `penalty`, `init_state` and `update`.
     """
     rules = target_patterns.as_rules(variant, targets)
     for _, each in rules:
