@@ -29,7 +29,7 @@ from experiments.imports.read_adapter import read_adapter
 from experiments.runs import made_run
 from experiments.setup.config import parse
 from experiments.setup.load import load
-from experiments.setup.out_of_memory import explained
+from experiments.setup.out_of_memory import explained, of_evaluation
 from lora_jax.files.new_folder import new_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -68,7 +68,7 @@ def import_adapter() -> None:
                              "is of PEFT")  # fmt: skip
     enabled = _enabled(_ENABLE_LORA.value)
     announce()
-    with explained(config):
+    with explained(of_evaluation(config)):
         model = load(config)
         found = read_adapter(source, config, model, _ALPHA.value, enabled)
         print(about.table(found))

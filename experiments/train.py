@@ -46,7 +46,7 @@ from experiments.distributed.devices import announce
 from experiments.distributed.flags import initialize
 from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
-from experiments.runs.finished_run import changed_data, require_adapter
+from experiments.runs.finished_run import changed_data, is_completed, require_adapter
 from experiments.runs.run import run, summarise
 from experiments.setup.config import parse
 from experiments.tracking import track_flag
@@ -73,9 +73,9 @@ def train() -> None:
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
         track = Track(track_flag.wanted())
         announce()
-        ended = (workdir / "record.json").exists()
+        ended = is_completed(workdir)
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted(), track=track)
-        if ended and record.status == "completed":
+        if ended:
             processes.first(functools.partial(require_adapter, workdir))
             _say_what_is_not_done(config, record, track)
     except Exception as error:

@@ -82,6 +82,15 @@ def read_record(folder: Path, flag: str = "run") -> run_record.Record:
     return record
 
 
+def is_completed(folder: Path) -> bool:
+    """Whether a folder has the record of a completed run; a damaged record is none."""
+    try:
+        record = run_record.read(folder)
+    except (OSError, ValueError):
+        return False
+    return record is not None and record.status == "completed"
+
+
 def require_adapter(folder: Path) -> None:
     """Raise a ValueError if the adapter of a run that has ended is gone or damaged."""
     try:

@@ -10,6 +10,7 @@ import numpy as np
 from configs.settings import GenerateSettings, RunConfig, TextConfig
 from experiments.setup.completion import begin
 from experiments.setup.experiment import Experiment
+from experiments.setup.out_of_memory import explained, of_texts
 from experiments.setup.validate import FROM_OPTIONS
 from lora_jax import data
 from lora_jax.data.tokenizing.encode_prompts import encode_prompts
@@ -44,17 +45,18 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
         weights = (experiment.adapted.merge(*weights),)
     else:
         apply = dataclasses.replace(experiment.adapted, forward=step).apply
-    return generate_texts(
-        search,
-        apply,
-        weights,
-        tokenizer,
-        encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
-        eos_ids=tokenizer.eos_id,
-        limit=limit,
-        batch_size=section.batch_size,
-        max_new_tokens=section.max_new_tokens,
-    )
+    with explained(of_texts(section)):
+        return generate_texts(
+            search,
+            apply,
+            weights,
+            tokenizer,
+            encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
+            eos_ids=tokenizer.eos_id,
+            limit=limit,
+            batch_size=section.batch_size,
+            max_new_tokens=section.max_new_tokens,
+        )
 
 
 def writes_samples(config: RunConfig) -> bool:

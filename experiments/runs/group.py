@@ -17,6 +17,7 @@ from experiments.runs.generated_texts import writes_samples
 from experiments.setup import from_config
 from experiments.setup.experiment import Experiment
 from experiments.setup.forward_pass import separated
+from experiments.setup.out_of_memory import explained, of_evaluation
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training import trial_program
@@ -70,7 +71,7 @@ class Alone:
         """The checkpoints of the trials in a folder."""
         loop = self.experiment.loop
         with Checkpoints(folder / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints:
-            yield OneTrial(checkpoints, _identity(self.experiment))
+            yield OneTrial(checkpoints, _identity([self.experiment]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ class Together:
     @contextlib.contextmanager
     def saved(self, folder: Path) -> Iterator[ManyTrials]:
         digests = [config_digest(each.config.plain) for each in self.experiments]
-        identity = {"trials": config_digest({"trials": digests}), **_identity(self.experiments[0])}
+        identity = {"trials": config_digest({"trials": digests}), **_identity(self.experiments)}
         keep_best = self.experiments[0].config.train.select == "best"
         with Checkpoints(folder / "checkpoints") as checkpoints:
             yield ManyTrials(checkpoints, identity, keep_best)
@@ -143,17 +144,23 @@ class Together:
 
 def _evaluate(group: Alone | Together, number: int, trainable: Trainable) -> dict[str, float]:
     mine = group.experiments[number]
-    outputs = mine.predictions(group.call(number, trainable), *mine.scored)
+    with explained(of_evaluation(mine.config)):
+        outputs = mine.predictions(group.call(number, trainable), *mine.scored)
     group.outputs[mine] = outputs
     return mine.texts.score(outputs)
 
 
-def _identity(experiment: Experiment) -> dict[str, str]:
-    """Digests of what a trial depends on besides its state."""
+def _identity(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Digests of what trials of one program depend on besides their states."""
+    first, texts = experiments[0], dict.fromkeys(each.texts for each in experiments)
+    data = [each.task.digest() for each in texts]
     return {
-        "weights": experiment.weights_digest,
-        "files of config and tokenizer": experiment.reading_digest,
-        "data": experiment.texts.task.digest(),
+        "weights": first.weights_digest,
+        "files of config and tokenizer": first.reading_digest,
+        "data": data[0],
+        "data of a trial": config_digest({"trials": sorted(set(data))}),
+        # They decide which examples share a batch, and come from texts without labels, too.
+        "lengths of texts": config_digest({"trials": sorted({each.boundaries for each in texts})}),
     }
 
 

@@ -22,8 +22,8 @@ from experiments.runs.train_trials import Order, train
 from experiments.setup import from_data
 from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.load import load, read_texts
-from experiments.setup.out_of_memory import explained
+from experiments.setup.load import load, read_texts, with_room
+from experiments.setup.out_of_memory import explained, of_a_step, of_loading
 from experiments.tracking.tracking import NONE as NO_TRACKERS, Track
 from lora_jax.records import run_record
 from lora_jax.records.environment import multiplies_bfloat16
@@ -210,8 +210,11 @@ def _build(
                 say(line if alike else f"{line} (of the first trial)")
                 if config.model.products and not multiplies_bfloat16():
                     say(NO_GAIN)
-            with explained(config):
-                loaded = loaded or load(config, mesh, texts)
+            if loaded is None:
+                texts = with_room(texts or read_texts(config), configs)
+                with explained(of_loading(config)):
+                    loaded = load(config, mesh, texts)
+            with explained(of_a_step(config)):
                 if read is not None and read != config.data:  # another draw of the examples
                     loaded = dataclasses.replace(loaded, texts=read_texts(config))
                 read = config.data

@@ -17,7 +17,7 @@ from experiments.runs.interruption import Interrupted
 from experiments.runs.progress_bar import bar
 from experiments.runs.trial_records import TrialRecords
 from experiments.setup.experiment import Experiment
-from experiments.setup.out_of_memory import explained
+from experiments.setup.out_of_memory import explained, of_a_step
 from experiments.tracking.tracking import Tracking
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
@@ -83,7 +83,7 @@ def _train(
 ) -> None:
     """Train the trials of a program, and write their records."""
     group = together(experiments) if home else Alone(experiments[0])
-    with explained(group.experiments[0].config):
+    with explained(of_a_step(group.experiments[0].config)):
         if isinstance(group, Together) and home is not None and order.how.halving:
             found = _halved(group, home, records, order)
         else:

@@ -136,6 +136,7 @@ def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Texts:
         ),
         rules=DECODER,
         options=max(part.options for part in parts.values()),
+        completion=int(train.encoded.labels.max()),
         prompt_limit=min(limit, most - new),
     )
 
@@ -164,10 +165,10 @@ def load_abstract(config: TextConfig) -> TaskAndModel:
 def _loaded(
     config: TextConfig, texts: Texts, decoder: Decoder, digest: str = "", reading: str = ""
 ) -> TaskAndModel:
-    longest = {part: int(each.labels.max()) for part, each in texts.encoded.items()}
+    longest = max(int(each.labels.max()) for each in texts.encoded.values())
     smoothing, chunk = config.train.label_smoothing, config.model.chunk
-    forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
-    eval_forward, _ = option_likelihoods(decoder, texts.options, max(longest.values()), chunk)
+    forward, params = completion_likelihood(decoder, texts.completion, chunk, smoothing)
+    eval_forward, _ = option_likelihoods(decoder, texts.options, longest, chunk)
     step, _ = cached_step(decoder)
     return TaskAndModel(texts, lambda key: (forward, params), digest, reading, eval_forward, step)
 

@@ -64,6 +64,8 @@ def variants_of(
         inherited = {} if "name" in own else settings
         changed = {**inherited, **{k: v for k, v in own.items() if k not in ("layers", "name")}}
         given = {k: v for k, v in changed.items() if v is not None}
+        if where in made:  # the first would decide, and this one be lost
+            raise ValueError(f"config.targets names '{pattern}' twice")
         try:
             kind = variants.find(own.get("name", name))
             if steps is not None and hasattr(kind, "total_steps"):

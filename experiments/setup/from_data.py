@@ -47,7 +47,10 @@ class Gathered:
 
     seen: Mapping[str, Seen]
     said: Mapping[str, Any]
-    """`batches` and `examples`, the first of training; `seconds`; `digest` of what it is of."""
+    """`batches` and `examples`, the first of training; `seconds`; `digest` of what it is of.
+
+    `data` and `weights` are the digests of these, which a run that goes on must still have.
+    """
 
     def save(self, path: Path) -> None:
         """Write it, unless it is there. With several processes, all call this, and one writes."""
@@ -78,15 +81,20 @@ def gathered(
     if config.start_from:  # it replaces the factors, and must find their ranks
         start = Path(from_config.make_start(config.start_from)[0])
         known.insert(0, (start.parent if start.suffix == ".safetensors" else start) / FILE)
+    made_of = {"data": loaded.texts.task.digest(), "weights": loaded.weights_digest}
     for path in known:
         if all(said_by_all(path.exists())):  # the cache of another machine may be another one
             try:
-                return Gathered(*lj.load_seen(path))
+                found = Gathered(*lj.load_seen(path))
             except ValueError as error:
                 # Only the cache's file can be made again, and all processes would have to do so.
                 if path != cached or jax.process_count() > 1:
                     raise
                 warnings.warn(f"it is made again: {error}", stacklevel=2)
+                continue
+            if folder is not None and path == folder / FILE:
+                _require_same(path, found.said, made_of)
+            return found
     began = time.perf_counter()
     planned = _planned(config, loaded.texts)
     batches = list(_batches(config, loaded.texts, mesh, planned))
@@ -98,6 +106,7 @@ def gathered(
         "examples": sum(len(batch.indices) for batch in planned),
         "seconds": time.perf_counter() - began,
         "digest": digest,
+        **made_of,
     }
     try:
         lj.save_seen(cached, seen, said)
@@ -106,6 +115,13 @@ def gathered(
     except OSError as error:
         warnings.warn(f"cannot keep what was gathered in {cached.parent}: {error}", stacklevel=2)
     return Gathered(seen, said)
+
+
+def _require_same(path: Path, said: Mapping[str, Any], made_of: Mapping[str, str]) -> None:
+    """Raise a ValueError if a run's file is of other data or weights than the run has now."""
+    for name, digest in made_of.items():
+        if said.get(name, digest) != digest:  # files of earlier versions do not say
+            raise ValueError(f"{path} belongs to a run with other {name}; name another folder")
 
 
 def keep_newest(folder: Path, most: int) -> None:

@@ -1,5 +1,8 @@
 """Load the data and the model of a config, for a classifier or a language model."""
 
+import contextlib
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -21,6 +24,20 @@ def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None)
       ValueError, FileNotFoundError: one line on what is wrong.
     """
     return _kind(config).read_texts(config, task)
+
+
+def with_room(texts: Texts, configs: Sequence[RunConfig]) -> Texts:
+    """The texts of one trial, for a model that all of these trials share.
+
+    Trials may draw other examples. Their model takes completions as long as the longest of all.
+    """
+    sections = [config.data for config in configs]
+    others = [config for n, config in enumerate(configs) if config.data not in sections[:n]][1:]
+    lengths = [texts.completion]
+    for config in others if texts.completion else ():  # a classifier learns no completions
+        with contextlib.suppress(ValueError, OSError):  # its trial says so itself
+            lengths.append(read_texts(config).completion)
+    return dataclasses.replace(texts, completion=max(lengths))
 
 
 def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None) -> TaskAndModel:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import jax
 
-from configs.settings import RunConfig
+from configs.settings import GenerateSettings, RunConfig
+from lora_jax.error_text import said
 from lora_jax.sharding import memory
 
 _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
@@ -14,19 +15,45 @@ _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
 @contextlib.contextmanager
-def explained(config: RunConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into a ValueError of one line; other errors pass unchanged."""
+def explained(advised: str) -> Iterator[None]:
+    """Turn an out-of-memory error into a ValueError of one line; other errors pass unchanged.
+
+    Args:
+      advised: what takes the memory, and what to lower.
+    """
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SAID):
             raise
-        raise ValueError(_line(config, error)) from error
+        raise ValueError(f"out of memory: {advised} ({said(error)[:200]})") from error
 
 
-def _line(config: RunConfig, error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return f"out of memory: {asked(config)}; {advice(config)} ({said})"
+def of_a_step(config: RunConfig) -> str:
+    """For `explained`: what a step of training takes."""
+    return f"{asked(config)}; {advice(config)}"
+
+
+def of_evaluation(config: RunConfig) -> str:
+    """For `explained`: what an evaluation takes, whose batches have no parts."""
+    size = config.train.batch_size
+    return f"config.train.batch_size {size} in evaluation; {advice(config, math.inf)}"
+
+
+def of_texts(section: GenerateSettings) -> str:
+    """For `explained`: what generating texts takes."""
+    return (
+        f"config.generate.batch_size {section.batch_size} with {section.beams} beams; lower one of "
+        f"these, or config.generate.max_new_tokens {section.max_new_tokens}"
+    )
+
+
+def of_loading(config: RunConfig) -> str:
+    """For `explained`: what a model's weights take."""
+    return (
+        f"config.model.name {config.model.name}, with parameters of {config.model.dtype}; take a "
+        "smaller config.model.dtype or model, or divide the weights over devices (--mesh)"
+    )
 
 
 def asked(config: RunConfig) -> str:

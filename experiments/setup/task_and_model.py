@@ -48,6 +48,8 @@ class Texts:
     """The sharding rules of the model's own weights on a mesh."""
     options: int = 1
     """The most completions that a row of a language model has."""
+    completion: int = 0
+    """The most tokens of a completion that a language model learns."""
     prompt_limit: int = 0
     """The most tokens of a prompt for generation; a longer prompt loses its beginning."""
 

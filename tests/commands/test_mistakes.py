@@ -106,6 +106,7 @@ def trained(flags, tmp_path_factory):
         ({"seed": 2**32}, r"seed must be below 2\*\*32"),
         ({"seed": 10**30}, r"seed must be below 2\*\*32"),
         ({"targets": (5,)}, r"targets: 5 is neither a pattern nor \(pattern, settings\)"),
+        ({"targets": (("up", {"rank": 4}), "up")}, r"config\.targets names 'up' twice"),
         ({"targets": (("up/kernel", 5),)}, r"targets: \('up/kernel', 5\) is neither a pattern"),
         ({"targets": (("up/kernel",),)}, r"targets: \('up/kernel',\) is neither a pattern"),
         ({"targets": (("up/kernel", {"layers": 2}),)}, "layers 2 is not .start, stop, step"),

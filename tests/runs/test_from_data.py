@@ -17,6 +17,7 @@ from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.load import load
 from experiments.sweeps import time_estimate
+from lora_jax import data
 
 MATRICES = 12
 """Six in each of two layers."""
@@ -63,7 +64,7 @@ def once(monkeypatch, tmp_path):
     return calls
 
 
-def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_path):
+def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_path, monkeypatch):
     config = config_of("lora_ga")
     record = run(config, tmp_path / "first", audit=False)
     said: Any = record.gathered
@@ -84,6 +85,10 @@ def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_pa
 
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "first" / "record.json").unlink()
+    other = r"seen\.safetensors belongs to a run with other data; name another folder"
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=other):
+        patch.setattr(data.Task, "digest", lambda self: "of other data")
+        run(config, tmp_path / "first", audit=False)
     assert run(config, tmp_path / "first", audit=False).gathered == said
     assert not once  # the run goes on with what it has in its folder
 

@@ -22,7 +22,13 @@ from experiments.runs.memory_line import Held
 from experiments.setup import completion
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.setup.out_of_memory import _line, explained
+from experiments.setup.out_of_memory import (
+    explained,
+    of_a_step,
+    of_evaluation,
+    of_loading,
+    of_texts,
+)
 from lora_jax.models.published.decoders import export_decoder, load_decoder, read_abstract_decoder
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.models.published.torch_names import path_of
@@ -196,7 +202,8 @@ def in_parts(batch_size, accumulate):
 def test_xla_has_no_memory_left_in_a_line():
     with pytest.raises(jax.errors.JaxRuntimeError):
         xla_out_of_memory()
-    with pytest.raises(ValueError, match=r"^out of memory") as caught, explained(in_parts(12, 2)):
+    advised = of_a_step(in_parts(12, 2))
+    with pytest.raises(ValueError, match=r"^out of memory") as caught, explained(advised):
         xla_out_of_memory()
     said = str(caught.value)
     assert said.startswith("out of memory: config.train.batch_size 12 in parts of 6 rows; raise")
@@ -207,17 +214,27 @@ def test_xla_has_no_memory_left_in_a_line():
 
 def test_a_row_at_a_time_cannot_be_cut():
     one = in_parts(4, 4)
-    assert "accumulate" not in _line(one, MemoryError())
+    assert "accumulate" not in of_a_step(one)
     # a prime number of rows, too many to look for what divides it
-    assert "accumulate" not in _line(in_parts(2**61 - 1, 1), MemoryError())
+    assert "accumulate" not in of_a_step(in_parts(2**61 - 1, 1))
     lower = r"of 1 rows; lower config\.train\.batch_size"
-    with pytest.raises(ValueError, match=lower), explained(one):
+    with pytest.raises(ValueError, match=lower), explained(of_a_step(one)):
         raise MemoryError
+
+
+def test_each_phase_names_what_it_can_lower():
+    """Of a batch of 12 in parts of 6: an evaluation has no parts, and texts are no batch at all."""
+    config = in_parts(12, 2)
+    assert "accumulate" not in of_evaluation(config)
+    assert "config.train.batch_size 12 in evaluation; lower" in of_evaluation(config)
+    texts = of_texts(GenerateSettings(batch_size=64, beams=5))
+    assert "generate.batch_size 64 with 5 beams" in texts and "train" not in texts
+    assert "train" not in of_loading(config) and "config.model.dtype" in of_loading(config)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), jax.errors.JaxRuntimeError("INTERNAL: x")])
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as caught, explained(in_parts(12, 2)):
+    with pytest.raises(type(error)) as caught, explained("what to lower"):
         raise error
     assert caught.value is error
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from experiments.analysis import unfinished_runs
 from experiments.runs import made_run, quickstart_table, run
+from experiments.runs.finished_run import is_completed
 from experiments.runs.group import Alone
-from experiments.setup import experiment
+from experiments.setup import classification, experiment
 from lora_jax import data
 from lora_jax.records import run_record
 from lora_jax.training.checkpoint import Checkpoints
@@ -50,12 +51,20 @@ def test_a_run_that_fails_says_so_in_its_record(failed):
     assert (record.status, record.note) == ("failed", "RuntimeError: the disk is full")
     assert record.steps == 8
     assert record.seconds > 0
+    assert not is_completed(failed)
 
 
-def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch):
-    monkeypatch.setattr(data.Task, "digest", lambda self: "of other data")
+@pytest.mark.parametrize(
+    ("place", "name", "value", "said"),
+    [
+        (data.Task, "digest", lambda self: "of other data", "data"),
+        (classification, "boundaries", lambda *_: (20, 24), "lengths of texts"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch, place, name, value, said):
+    monkeypatch.setattr(place, name, value)
     with (
-        pytest.raises(ValueError, match="belongs to a run with other data"),
+        pytest.raises(ValueError, match=f"belongs to a run with other {said}; name"),
         jax.numpy_dtype_promotion("standard"),
     ):
         run.run(smoke(), failed)
@@ -85,6 +94,7 @@ def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, m
     with jax.numpy_dtype_promotion("standard"):
         record = run.run(config, tmp_path / "run")
     assert (record.status, record.steps) == ("completed", 3)
+    assert is_completed(tmp_path / "run")
 
 
 def test_a_run_whose_last_step_diverges(smoke, tmp_path):

@@ -14,6 +14,7 @@ from experiments.runs import generated_texts, predictions, run
 from experiments.runs.finished_run import changed_data, open_run
 from experiments.runs.how import How
 from experiments.setup.experiment import build
+from experiments.setup.load import read_texts
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
 
@@ -129,6 +130,26 @@ def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
     assert first.metrics_last["eval_loss"] != pytest.approx(
         record.metrics_last["eval_loss"], rel=1e-3
     )
+
+
+def test_trials_that_draw_other_examples_learn_the_whole_of_their_completions(places, tmp_path):
+    """Though the first of them drew shorter ones. A loss is a mean over the tokens that count."""
+    file = tmp_path / "own.json"
+    entries = [{"instruction": f"Say {n}.", "output": "go " * (n + 1)} for n in range(8)]
+    file.write_text(json.dumps(entries))
+    own = {"data__source": "alpaca", "data__files__train": str(file), "data__validation": 2}
+    short = {"data__train": 2, "train__max_steps": 1, "generate__samples": 0, "seed": 3}
+    drawn = [config(places, **own, **short, data__draw=draw) for draw in range(4)]
+    drawn.sort(key=lambda each: read_texts(each).completion)
+    configs, folders = [drawn[0], drawn[-1]], [tmp_path / "first", tmp_path / "last"]
+    assert read_texts(configs[0]).completion < read_texts(configs[1]).completion
+    run.run_together(configs, folders, How("each", audit=False))
+    run.run(configs[1], tmp_path / "alone", audit=False)
+    losses = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        for folder in (folders[1], tmp_path / "alone")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_run_that_goes_on_keeps_the_scores_before_it_began(places, whole, tmp_path):
