@@ -35,18 +35,14 @@ def paragraph(block: str) -> str:
     return "\n".join(f"* {escaped(' '.join(item.split()))}" for item in items)
 
 
-def prose(docstring: str, maths: bool = False) -> str:
-    """A docstring without sections; papers become links.
-
-    Args:
-      maths: whether an indented paragraph is an equation, if it can be one.
-    """
+def prose(docstring: str) -> str:
+    """A docstring without sections; papers become links, and indented paragraphs equations."""
     blocks = []
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         if not block.startswith(" "):
             said = paragraph(block)
             blocks.append(ARXIV.sub(r"`\1 \2 <https://arxiv.org/abs/\2>`__", said))
-        elif maths and '"' not in block:
+        elif '"' not in block:
             blocks += [maths_block(line) for line in block.splitlines()]
         else:
             blocks.append("::\n\n" + textwrap.indent(textwrap.dedent(block), "   "))

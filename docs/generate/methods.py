@@ -43,8 +43,8 @@ def page(method: Method) -> str:
     kind = variants.find(method.name)
     parts = [
         heading(method.title, "="),
-        prose(_without_name(sys.modules[kind.__module__].__doc__ or ""), maths=True),
-        prose(kind.__doc__ or "", maths=True),
+        prose(_without_name(sys.modules[kind.__module__].__doc__ or "")),
+        prose(kind.__doc__ or ""),
         _elsewhere(method),
         heading("Example", "-"),
         fenced("python", snippets.snippet(method.name)),

@@ -21,9 +21,7 @@ Take = Callable[[int], list[float]]
 Facts = dict[str, float]
 
 
-def time_in_turns(
-    group: Group, turns: int, pause: float = PAUSE
-) -> tuple[dict[str, list[float]], dict[str, Facts]]:
+def time_in_turns(group: Group, turns: int) -> tuple[dict[str, list[float]], dict[str, Facts]]:
     """Time the contenders of a group, each in a process of its own.
 
     Returns:
@@ -37,7 +35,7 @@ def time_in_turns(
             name: stack.enter_context(process(each)) for name, each in group.contenders.items()
         }
         takes = {name: take for name, (take, _) in started.items()}
-        seconds = in_turns(takes, turns, group.repeats, pause)
+        seconds = in_turns(takes, turns, group.repeats)
         return seconds, {name: facts for name, (_, facts) in started.items()}
 
 

@@ -8,15 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.extend.core import Jaxpr
 
 from lora_jax.contract import toy_matrices
 from lora_jax.quantization.quantize import NF4, quantized
 from lora_jax.transform import jaxprs
-from lora_jax.transform.adapted_weight import with_shared
-from lora_jax.transform.shared_arrays import shared_factors
-from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.variant import Base, Factors, Variant
 
 YES, DENSE, NO = "yes", "dense", "no"
 """`dense`: by forming a matrix as large as the weight, which takes more time and memory."""
@@ -70,7 +67,7 @@ def abilities(variant: Variant) -> Abilities:
     shape: Any = numbers((size, size))
     base = Base(shape, "io", seen=seen)
     stored = jax.eval_shape(functools.partial(quantized, NF4()), shape)
-    factors = jax.eval_shape(functools.partial(_start, variant), jax.random.key(0), base)
+    factors = jax.eval_shape(functools.partial(toy_matrices.init, variant), 0, base)
     several = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), factors)
     x, rows = numbers((1, size)), jax.ShapeDtypeStruct((1,), jnp.int32)
     plain = jax.eval_shape(variant.as_lora, base, factors)
@@ -90,11 +87,6 @@ def abilities(variant: Variant) -> Abilities:
         data=need.of if need else "",
         lora_rank=plain and plain[0].shape[0],
     )
-
-
-def _start(variant: Variant, key: Array, base: Base) -> Factors:
-    shared = variant.init_shared(key, [base.shape], wide(base.dtype))
-    return with_shared(variant.init(key, base), shared_factors(variant, shared))
 
 
 def _carried(variant: Variant, factors: Factors) -> Any:

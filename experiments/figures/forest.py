@@ -84,8 +84,7 @@ def forest(
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(plain(axis), fontsize=NORMAL)
     axes.set_title(plain(title), fontsize=NORMAL, loc="left")
-    for side in ("top", "left", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "left", "right"]].set_visible(False)
     axes.grid(axis="x", color=GREY, alpha=0.3, linewidth=0.5)
     axes.set_axisbelow(True)
     keys = _keys(lines, margin)

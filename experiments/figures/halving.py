@@ -41,6 +41,5 @@ def draw(paths: Sequence[Path], *, title: str, scores: str) -> Figure:
     axes.set_xlabel("training steps", fontsize=NORMAL)
     axes.set_ylabel(plain(scores), fontsize=NORMAL)
     axes.set_title(plain(title), fontsize=NORMAL)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure

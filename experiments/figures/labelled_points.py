@@ -98,8 +98,7 @@ def draw(
     axes.tick_params(labelsize=SMALL)
     axes.grid(color=GREY, alpha=0.3, linewidth=0.5)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

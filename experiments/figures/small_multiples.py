@@ -61,8 +61,7 @@ def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figu
         axes.tick_params(labelsize=SMALL, length=2)
         axes.tick_params(labelbottom=number + columns >= len(curves))
         axes.grid(color=GREY, alpha=0.3, linewidth=0.5)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(axis, fontsize=NORMAL)
     figure.supylabel(scores, fontsize=NORMAL)
     figure.suptitle(plain(title), fontsize=NORMAL)

@@ -71,7 +71,11 @@ def _label(given: inputs.Inputs, number: float) -> Iterator[list[str]]:
 
 def _weight(given: inputs.Inputs, number: float) -> Iterator[list[str]]:
     """An entry of the base model's weights."""
-    _in_tensor(given.model / "model.safetensors", "query.weight", number)
+    path = given.model / "model.safetensors"
+    tensors = {name: x.copy() for name, x in safetensors.numpy.load_file(path).items()}
+    name = next(each for each in tensors if each.endswith("query.weight"))
+    tensors[name].flat[0] = number
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     yield given.config
 
 
@@ -99,13 +103,6 @@ def _loss(given: inputs.Inputs, number: float) -> Iterator[list[str]]:
         f"--config.optimizer.learning_rate={rate}",
         "--config.optimizer.warmup_ratio=0.0",
     ]
-
-
-def _in_tensor(path: Path, ending: str, number: float) -> None:
-    tensors = {name: x.copy() for name, x in safetensors.numpy.load_file(path).items()}
-    name = next(each for each in tensors if each.endswith(ending))
-    tensors[name].flat[0] = number
-    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 PLACES: dict[str, Callable[[inputs.Inputs, float], Iterator[list[str]]]] = {

@@ -105,9 +105,6 @@ class View:
         if self._live is not None:
             self._live.update(self.table(self._console.height), refresh=True)
 
-    def ended(self) -> bool:
-        return all(row.state.ended for row in self.rows)
-
     def _say(self, row: Row) -> None:
         self._console.print(escape(self._said(row)), soft_wrap=True, highlight=False)
 

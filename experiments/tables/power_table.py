@@ -51,8 +51,8 @@ def power_table(rows: Sequence[Row], asked: Question) -> str:
         "sd": [_sd(row.design) for row in rows],
         "variance with pairs": [_number(row.variance) for row in rows],
         "seeds": [str(row.seeds or "") for row in rows],
-        "smallest found": [_number(_detectable(row, asked)) for row in rows],
-        "smallest margin": [_number(_showable(row, asked)) for row in rows],
+        "smallest found": [_number(_smallest(power.detectable, row, asked)) for row in rows],
+        "smallest margin": [_number(_smallest(power.showable, row, asked)) for row in rows],
         f"seeds to find {asked.difference:g}": [
             _seeds(power.seeds_to_detect, row, asked) for row in rows
         ],
@@ -72,18 +72,11 @@ def _varies(row: Row) -> bool:
     return any(row.design.deviations)
 
 
-def _detectable(row: Row, asked: Question) -> float | None:
+def _smallest(find: Callable[..., float | None], row: Row, asked: Question) -> float | None:
     if row.seeds is None or not _varies(row):
         return None
     error, df = row.design.error(row.seeds), row.design.df(row.seeds)
-    return power.detectable(error, df, asked.first, asked.power)
-
-
-def _showable(row: Row, asked: Question) -> float | None:
-    if row.seeds is None or not _varies(row):
-        return None
-    error, df = row.design.error(row.seeds), row.design.df(row.seeds)
-    return power.showable(error, df, asked.first, asked.power)
+    return find(error, df, asked.first, asked.power)
 
 
 def _number(value: float | None) -> str:

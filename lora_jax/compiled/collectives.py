@@ -56,11 +56,6 @@ class Collective:
     groups: Groups
     op_name: str
 
-    @property
-    def group_size(self) -> int:
-        """Devices in the largest group."""
-        return max(map(len, self.groups), default=1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Total:

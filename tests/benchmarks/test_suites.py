@@ -43,7 +43,7 @@ def in_this_process(monkeypatch, standard_promotion):
         seconds = in_turns(takes, turns, group.repeats, pause=0)
         return seconds, {name: dict(known[each]) for name, each in own}
 
-    for module in (bank, gpu, plan, scale):
+    for module in (gpu, plan, scale):
         monkeypatch.setattr(module, "time_in_turns", time_in_turns)
 
 

@@ -104,8 +104,7 @@ def test_other_signs_have_no_latex(wrong):
 
 def test_prose_keeps_signs_that_markup_would_take():
     said = prose(
-        "Of `x*` and a * b_ (arXiv 2106.09685).\n\n    W' = 2 W\n\n    {no: maths}\n\nEnd.",
-        maths=True,
+        "Of `x*` and a * b_ (arXiv 2106.09685).\n\n    W' = 2 W\n\n    {no: maths}\n\nEnd."
     )
     assert (
         r"Of ``x*`` and a \* b\_ (`arXiv 2106.09685 <https://arxiv.org/abs/2106.09685>`__)." in said

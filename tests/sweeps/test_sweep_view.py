@@ -50,7 +50,7 @@ def test_what_is_shown(tmp_path):
         "seed=0: completed, accuracy 0.6250 (1 of 3)",
         "seed=1: failed, ValueError: [so] it is (2 of 3)",
     ]
-    assert not view.ended()
+    assert not all(row.state.ended for row in view.rows)
     assert summary(view.rows, folder) == [
         "3 trials: 1 completed, 1 failed, 1 waiting",
         "seed=1: failed, ValueError: [so] it is",

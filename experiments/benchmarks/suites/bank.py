@@ -13,9 +13,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from experiments.benchmarks.cases import Case, Contender, Goal, Group, Ratio
-from experiments.benchmarks.plan import Plan, chosen, smaller
+from experiments.benchmarks.plan import Plan, measure
 from experiments.benchmarks.results import Found, Measured
-from experiments.benchmarks.turns import time_in_turns
 
 AGAINST = ("lora", "peft")
 TURNS = 10
@@ -32,18 +31,17 @@ CLIENTS = Goal(3.0, 6.0)
 
 
 def run(plan: Plan) -> Iterator[Measured]:
-    for group in chosen(groups(), plan):
-        small = smaller(group) if plan.smoke else group
-        seconds, facts = time_in_turns(small, plan.turns)
-        measured = Measured.of(small, seconds, facts)
+    for measured in measure(groups(), plan):
         extra = [
-            Found.of(f"{name}, milliseconds", goal, [1000 * each for each in seconds[name]])
+            Found.of(
+                f"{name}, milliseconds", goal, [1000 * each for each in measured.seconds[name]]
+            )
             for name, goal in MILLISECONDS.items()
-            if name in seconds
+            if name in measured.seconds
         ]
         extra += [
             Found.of(f"{name}, compilations", COMPILATIONS, [each["compilations"]])
-            for name, each in facts.items()
+            for name, each in measured.facts.items()
             if "compilations" in each
         ]
         yield dataclasses.replace(measured, ratios=[*measured.ratios, *extra])
