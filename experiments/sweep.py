@@ -92,7 +92,8 @@ _PROCESSES = flags.DEFINE_integer(
     None,
     "For how many processes to make jobs; the local launcher also runs so many at a time. The "
     "default is one for each GPU, and one for all TPU chips. Without accelerators it is one for "
-    "each core, or fewer, so that each has at least four trials.",
+    "each core, or fewer, so that each has at least four trials. With --shard it is one for each "
+    "shard, whatever devices its machine has.",
     lower_bound=1,
 )
 _PER_JOB = flags.DEFINE_integer(
@@ -113,7 +114,7 @@ _SHARD = flags.DEFINE_string(
     "shard",
     "",
     "Given as i/n: train only every n-th job, from job i on. The first job is 0. By default, all "
-    "are trained.",
+    "are trained. Where a shard's machine has several GPUs, give --processes, too.",
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 

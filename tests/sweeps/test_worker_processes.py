@@ -129,6 +129,18 @@ def test_what_each_process_gets(tmp_path):
     assert {(cores, device) for *_, cores, device in calls} == {("0,2", "0"), ("1,3", "1")}
 
 
+def test_jobs_that_are_fewer_than_slots_leave_no_core_idle(tmp_path):
+    """As of a shard, with `--per_job`, or where one trial is left; each keeps a device."""
+    machine = [local.Slot({"CUDA_VISIBLE_DEVICES": str(n)}, (n, n + 3)) for n in range(3)]
+    for count in (3, 4, 99):
+        assert local.fitted(machine, count) == machine
+    assert [slot.cores for slot in local.fitted(machine, 2)] == [(0, 1, 2), (3, 4, 5)]
+    assert local.fitted([local.Slot({}, ())] * 3, 1) == [local.Slot({}, ())]  # as on macOS
+    assert local.fitted(machine, 0) == local.fitted([], 4) == []
+    _, _, calls = launched(tmp_path, ["config.seed=3,4"], machine, size=2)
+    assert {(cores, device) for *_, cores, device in calls} == {("0,1,2,3,4,5", "0")}
+
+
 def test_what_ends_the_launcher_ends_its_processes(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=9")
 

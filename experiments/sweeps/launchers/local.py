@@ -77,6 +77,17 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     ]
 
 
+def fitted(machine: Sequence[Slot], count: int) -> list[Slot]:
+    """The slots for so many jobs: if there are fewer jobs than slots, they share all the cores."""
+    if count >= len(machine):
+        return list(machine)
+    own = sorted({core for slot in machine for core in slot.cores})
+    shares = _divide(own, count)
+    return [
+        dataclasses.replace(slot, cores=share) for slot, share in zip(machine, shares, strict=False)
+    ]
+
+
 def described(machine: Sequence[Slot]) -> str:
     """What the processes compute on, in one line: `2 processes, with GPU 0, GPU 1`."""
     gpus = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in machine if slot.environment]
@@ -130,6 +141,8 @@ def launch(
 ) -> None:
     """Run all jobs, one at a time in each slot, and return when all have ended.
 
+    With fewer jobs than slots, no core is left idle (`fitted`).
+
     If a process dies, the trials that it was training are noted as killed. The other trials of its
     job get a new process. When this function ends, even with an error, it ends the processes too:
     with `Terminated`, by SIGTERM, which lets them save; otherwise at once.
@@ -139,7 +152,7 @@ def launch(
       command: gives the command line that trains a job.
       whole: whether a job trains with all of its trials only, so that none gets a new process.
     """
-    waiting, free, running = deque(todo), list(machine), list[_Running]()
+    waiting, free, running = deque(todo), fitted(machine, len(todo)), list[_Running]()
     try:
         while waiting or running:
             while waiting and free:
