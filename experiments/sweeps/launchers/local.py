@@ -79,7 +79,7 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
 
 def fitted(machine: Sequence[Slot], count: int) -> list[Slot]:
     """The slots for so many jobs: if there are fewer jobs than slots, they share all the cores."""
-    if count >= len(machine):
+    if not 0 < count < len(machine):
         return list(machine)
     own = sorted({core for slot in machine for core in slot.cores})
     shares = _divide(own, count)
@@ -214,10 +214,11 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: st
     """Note the killed trials of a job whose process has ended, and return its remaining trials.
 
     Args:
+      process: its id; 0 if none has begun a trial, which is also that of trials that never began.
       said: what ended the process, where its exit code does not say it.
     """
     states = [(trial, folder.state(trial)) for trial in job]
-    begun = [trial for trial, state in states if state.process == process]
+    begun = [trial for trial, state in states if process and state.process == process]
     victims = [
         trial
         for trial, state in states
