@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.distributed.devices import core_count, cores
 from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
-from experiments.sweeps import jobs, process_error
+from experiments.sweeps import jobs, open_files, process_error
 from experiments.sweeps.file_lock import locked
 from experiments.sweeps.folder import SweepFolder
 
@@ -151,7 +151,11 @@ def launch(
       watch: called often, to show the progress of the trials.
       command: gives the command line that trains a job.
       whole: whether a job trains with all of its trials only, so that none gets a new process.
+
+    Raises:
+      ValueError: a job has so many trials that a process cannot open their files; none has begun.
     """
+    open_files.limit(max(map(len, todo), default=0), *open_files.own())
     waiting, free, running = deque(todo), fitted(machine, len(todo)), list[_Running]()
     try:
         while waiting or running:
