@@ -270,13 +270,16 @@ def _list(view: View, todo: list[jobs.Job], how: How) -> None:
     print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
     if not todo:
         return
-    open_ones = [[trial for trial in job if trial.name in names] for job in todo]
-    times = time_estimate.seconds(open_ones)
+    # Which rung the open ones of a halving have reached, only its process knows.
+    open_ones = [[each for each in job if how.halving or each.name in names] for job in todo]
+    times = time_estimate.seconds(open_ones, how.halving)
     start = time_estimate.start_up() * len(todo)
     print(
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
         f"of processes; the longest job {clock(max(times))}"
     )
+    if any(time_estimate.writes(trial.config) for job in open_ones for trial in job):
+        print("not counted: the texts that models write at the end of a run (config.generate)")
 
 
 if __name__ == "__main__":
