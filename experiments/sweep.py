@@ -19,16 +19,16 @@ failure.
 the first values of all keys make a trial, then the second ones, and so on. With --trials=N, N
 combinations are drawn at random. KEY is `config.` and a setting, or an argument of the config file;
 `experiments.sweeps.sweep_flag` describes VALUES. If the config file has a function `sweep()` that
-yields dicts of keys and values, each dict is combined with each combination from --sweep. No key
-may be in both.
+yields dicts of keys and values, each dict is combined with each combination from --sweep, also with
+each that is drawn. No key may be in both.
 
 With --search, trials are chosen one after another, or taken out while they train, to find the best
 values of --sweep; `docs/guides/search.md` describes it.
 
 Each job runs in one process and holds trials that share a program. --per_job limits their number;
-by default, a program's trials are divided until every process and shard has a job. Checkpoints
-belong to all trials of a job, so give every shard, and a repeated command, the same --processes or
---per_job.
+by default, a program's trials are divided until every process and shard has a job. A shard counts
+as one process unless --processes says more. Checkpoints belong to all trials of a job, so give
+every shard, and a repeated command, the same --processes or --per_job.
 
 With --track=NAMES, every trial is a run of the group WORKDIR in these trackers
 (docs/guides/tracking.md).
@@ -72,7 +72,10 @@ _SWEEP = flags.DEFINE_multi_string(
 )
 _ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep flags; do not combine them.")
 _TRIALS = flags.DEFINE_integer(
-    "trials", None, "How many trials: drawn at random from --sweep, or chosen by --search."
+    "trials",
+    None,
+    "How many trials: drawn at random from --sweep, for each trial of a config's own sweep(); or "
+    "chosen by --search.",
 )
 _SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of --search.")
 _DRY_RUN = flags.DEFINE_bool(

@@ -163,7 +163,7 @@ class Trainer:
             self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if any(isinstance(each, TooManyTrialsError) for each in results):
-                self.say(f"{folder}: {len(mine)} runs do not fit into memory together: they part")
+                self.say(f"{folder}: {len(mine)} runs do not fit into memory at once; halves may")
                 programs[:0] = _halves(mine)
                 continue
             if errors := [each for each in results if isinstance(each, Exception)]:
