@@ -19,16 +19,16 @@ failure.
 the first values of all keys make a trial, then the second ones, and so on. With --trials=N, N
 combinations are drawn at random. KEY is `config.` and a setting, or an argument of the config file;
 `experiments.sweeps.sweep_flag` describes VALUES. If the config file has a function `sweep()` that
-yields dicts of keys and values, each dict is combined with each combination from --sweep. No key
-may be in both.
+yields dicts of keys and values, each dict is combined with each combination from --sweep, also with
+each that is drawn. No key may be in both.
 
 With --search, trials are chosen one after another, or taken out while they train, to find the best
 values of --sweep; `docs/guides/search.md` describes it.
 
 Each job runs in one process and holds trials that share a program. --per_job limits their number;
-by default, a program's trials are divided until every process and shard has a job. Checkpoints
-belong to all trials of a job, so give every shard, and a repeated command, the same --processes or
---per_job.
+by default, a program's trials are divided until every process and shard has a job. A shard counts
+as one process unless --processes says more. Checkpoints belong to all trials of a job, so give
+every shard, and a repeated command, the same --processes or --per_job.
 
 With --track=NAMES, every trial is a run of the group WORKDIR in these trackers
 (docs/guides/tracking.md).
@@ -72,7 +72,10 @@ _SWEEP = flags.DEFINE_multi_string(
 )
 _ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep flags; do not combine them.")
 _TRIALS = flags.DEFINE_integer(
-    "trials", None, "How many trials: drawn at random from --sweep, or chosen by --search."
+    "trials",
+    None,
+    "How many trials: drawn at random from --sweep, for each trial of a config's own sweep(); or "
+    "chosen by --search.",
 )
 _SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of --search.")
 _DRY_RUN = flags.DEFINE_bool(
@@ -92,7 +95,8 @@ _PROCESSES = flags.DEFINE_integer(
     None,
     "For how many processes to make jobs; the local launcher also runs so many at a time. The "
     "default is one for each GPU, and one for all TPU chips. Without accelerators it is one for "
-    "each core, or fewer, so that each has at least four trials.",
+    "each core, or fewer, so that each has at least four trials. With --shard it is one for each "
+    "shard, whatever devices its machine has.",
     lower_bound=1,
 )
 _PER_JOB = flags.DEFINE_integer(
@@ -113,7 +117,7 @@ _SHARD = flags.DEFINE_string(
     "shard",
     "",
     "Given as i/n: train only every n-th job, from job i on. The first job is 0. By default, all "
-    "are trained.",
+    "are trained. Where a shard's machine has several GPUs, give --processes, too.",
 )
 _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 
@@ -269,13 +273,16 @@ def _list(view: View, todo: list[jobs.Job], how: How) -> None:
     print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
     if not todo:
         return
-    open_ones = [[trial for trial in job if trial.name in names] for job in todo]
-    times = time_estimate.seconds(open_ones)
+    # Which rung the open ones of a halving have reached, only its process knows.
+    open_ones = [[each for each in job if how.halving or each.name in names] for job in todo]
+    times = time_estimate.seconds(open_ones, how.halving)
     start = time_estimate.start_up() * len(todo)
     print(
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
         f"of processes; the longest job {clock(max(times))}"
     )
+    if any(time_estimate.writes(trial.config) for job in open_ones for trial in job):
+        print("not counted: the texts that models write at the end of a run (config.generate)")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
 from experiments.runs.how import How
-from experiments.sweeps import child_process, job_list, jobs, process_error
+from experiments.sweeps import child_process, job_list, jobs, open_files, process_error
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
@@ -71,6 +71,7 @@ def worker() -> None:
             track=track,
         )
         folder.require(names)  # an unknown name is an error before any training
+        open_files.allow(len(names))
         announce()
         completed = jobs.work(folder, names, how, wait=_LOCK_WAIT.value)
     if not completed:

@@ -15,6 +15,12 @@ from experiments.setup.out_of_memory import advice, asked, check_ids
 from experiments.setup.task_and_model import Texts
 from lora_jax.sharding import memory
 
+FEWER = "fewer trials at a time (--per_job; with --search, --per_round or fewer --trials)"
+
+
+class TooManyTrialsError(ValueError):
+    """Trials do not fit into memory together; fewer of them may. Nothing has been trained."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Held:
@@ -74,8 +80,10 @@ def announce(
 
     Raises:
       ValueError, FileNotFoundError: the config cannot work, the arrays need more memory than is
-        available, or the batches surely take more than the arrays leave.
+        available, or the batches surely take more than the arrays leave. Of several trials, the
+        error on memory is a TooManyTrialsError.
     """
+    too_large = ValueError if trials == 1 else TooManyTrialsError
     step = AbstractStep.of(config)
     one, room = Held.of(step), memory.available()
     held = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
@@ -84,11 +92,11 @@ def announce(
     if room is not None and devices == 1 and held.total > room:
         # What trains in bfloat16 has copies in float32.
         narrower = "model.dtype bfloat16, " if held.weights else ""
-        raise ValueError(
+        raise too_large(
             f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
             f"and {memory.size(room)} of memory are available{_too_wide(step)}; take a smaller "
             f"model, {narrower}a method that trains less, or "
-            + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
+            + ("more devices (--mesh)" if trials == 1 else FEWER)
         )
     texts = read_texts(config)
     check_ids(config, texts.boundaries[-1])
@@ -109,7 +117,8 @@ def announce(
     parts_help = left > 0 and batches.evaluation <= left
     lower = advice(config, max(2.0, batches.training / left) if parts_help else math.inf)
     if least(batches.most) > left:
-        raise ValueError(f"{asked(config)} does not fit into memory: {said}; {lower}")
+        lower += "" if trials == 1 else f", or train {FEWER}"
+        raise too_large(f"{asked(config)} does not fit into memory: {said}; {lower}")
     say(f"memory: {said}, which may not be enough: if so, {lower}")
     return texts
 

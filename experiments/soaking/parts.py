@@ -149,28 +149,31 @@ def _damage(order: Order) -> Done:
 
 
 def _surroundings(order: Order) -> Done:
-    result_file.read(order.out, "surroundings", {})  # others' results are not replaced
-    given = _inputs(order)
-    finished, scratch = _finished(order, given), order.scratch / "surroundings"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    found = []
-    for each in surroundings.soak(given, finished, scratch, order.environment):
-        found.append(each)
-        rows = [dataclasses.asdict(met) for met in found]
-        result_file.write(order.out, "surroundings", {}, rows)
+    before = result_file.read(order.out, "surroundings", {})  # others' results are not replaced
+    found = [surroundings.Met(**each) for each in before]
+    if not surroundings.complete(found):
+        given = _inputs(order)
+        finished, scratch = _finished(order, given), order.scratch / "surroundings"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        found = []
+        for each in surroundings.soak(given, finished, scratch, order.environment):
+            found.append(each)
+            rows = [dataclasses.asdict(met) for met in found]
+            result_file.write(order.out, "surroundings", {}, rows)
     table = result_file.table([dataclasses.asdict(each) for each in found], ("case", "outcome"))
     return Done(table, surroundings.wrong(found))
 
 
 def _not_finite(order: Order) -> Done:
-    result_file.read(order.out, "not_finite", {})
-    scratch = order.scratch / "not_finite"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    found = not_finite.soak(_inputs(order), scratch)
-    rows = [dataclasses.asdict(each) for each in found]
-    result_file.write(order.out, "not_finite", {}, rows)
+    rows = result_file.read(order.out, "not_finite", {})
+    if not rows:
+        scratch = order.scratch / "not_finite"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        rows = [dataclasses.asdict(each) for each in not_finite.soak(_inputs(order), scratch)]
+        result_file.write(order.out, "not_finite", {}, rows)
+    found = [not_finite.Planted(**each) for each in rows]
     return Done(result_file.table(rows, ("where", "number", "outcome")), not_finite.wrong(found))
 
 
@@ -178,12 +181,14 @@ def _malformed(order: Order) -> Done:
     from experiments.soaking import malformed  # it needs hypothesis
 
     settings = {"examples": order.examples, "seed": order.seed}
-    result_file.read(order.out, "malformed", settings)
-    found = malformed.soak(order.examples, order.seed)
-    counts = malformed.counts(found)
-    said = [each for each in found if each.outcome in ("unclear", "executed")]
-    rows = [*counts, *(dataclasses.asdict(each) for each in said)]
-    result_file.write(order.out, "malformed", settings, rows)
+    rows = result_file.read(order.out, "malformed", settings)
+    if not rows:
+        tried = malformed.soak(order.examples, order.seed)
+        bad = [each for each in tried if each.outcome in ("unclear", "executed")]
+        rows = [*malformed.counts(tried), *(dataclasses.asdict(each) for each in bad)]
+        result_file.write(order.out, "malformed", settings, rows)
+    counts = [each for each in rows if "tried" in each]
+    found = [malformed.Tried(**each) for each in rows if "tried" not in each]
     columns = ("kind", "tried", "taken", "refused", "unclear", "executed")
     return Done(result_file.table(counts, columns), malformed.wrong(found))
 

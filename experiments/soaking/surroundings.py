@@ -167,6 +167,11 @@ def _state(folder: Path) -> dict[str, int]:
     return {str(each): each.stat().st_mtime_ns for each in sorted(folder.rglob("*"))}
 
 
+def complete(found: list[Met]) -> bool:
+    """Whether the last case has been tried, or could not be."""
+    return bool(found) and found[-1].case in ("full disk", f"full disk of {SIZES[-1]} KiB")
+
+
 def wrong(found: list[Met]) -> list[str]:
     """One line for each case in which something was lost, or not said in one line."""
     return [f"{each.case}: {each.said}" for each in found if each.outcome == "wrong"]

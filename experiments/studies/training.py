@@ -14,7 +14,9 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.analysis.collect_runs import settings_of
+from experiments.runs.group_folder import GroupFolder
 from experiments.runs.how import USUAL, How
+from experiments.runs.memory_line import TooManyTrialsError
 from experiments.studies import rates
 from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
@@ -141,18 +143,29 @@ class Trainer:
     ) -> None:
         """Train runs, each in a folder of its name; runs that share a program train together.
 
+        Runs that do not fit into memory together train as two programs, one after the other.
+
         Args:
           said: what to say of the records of a program.
         """
-        for mine in _programs(configs):
+        programs = _programs(configs)
+        while programs:
+            mine = programs.pop(0)
             folders = [folder / name for name in mine]
             for name, each in zip(mine, folders, strict=True):
                 if _of_another(each, configs[name]):
                     run_record.claim(each, configs[name].plain)  # it says what differs
             if all(_ended(each) for each in folders):
                 continue
+            if _begun_apart(mine, configs, folder):
+                programs[:0] = _halves(mine)
+                continue
             self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
+            if any(isinstance(each, TooManyTrialsError) for each in results):
+                self.say(f"{folder}: {len(mine)} runs do not fit into memory at once; halves may")
+                programs[:0] = _halves(mine)
+                continue
             if errors := [each for each in results if isinstance(each, Exception)]:
                 raise errors[0]
             records = [each for each in results if isinstance(each, run_record.Record)]
@@ -174,6 +187,25 @@ def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
     names = list(configs)
     programs = [[names[number] for number in each] for each in groups(list(configs.values()))]
     return [part[at : at + AT_ONCE] for part in programs for at in range(0, len(part), AT_ONCE)]
+
+
+def _halves(names: list[str]) -> list[list[str]]:
+    return [names[: len(names) // 2], names[len(names) // 2 :]]
+
+
+def _begun_apart(names: list[str], configs: Mapping[str, RunConfig], folder: Path) -> bool:
+    """Whether half of the runs has checkpoints, which belong to the runs that trained together.
+
+    Only where these did not fit into memory; now they might, and the checkpoints would be lost.
+    """
+    if len(names) == 1:
+        return False
+    for half in _halves(names):
+        mine = [configs[name] for name in half], [folder / name for name in half]
+        alone = len(half) == 1 and (mine[1][0] / "checkpoints").exists()
+        if alone or GroupFolder.of(*mine).trials or _begun_apart(half, configs, folder):
+            return True
+    return False
 
 
 def _of_another(folder: Path, config: RunConfig) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from configs.settings import RunConfig
+from configs.settings import RunConfig, TextConfig
 from experiments.command_names import command_line
+from experiments.runs import rungs
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import load
 from experiments.sweeps.grouping import program_key
@@ -43,14 +44,26 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The seconds that all trials of a program share, and the seconds of each trial."""
+    """The seconds of a program and its trials."""
 
     program: float
-    trial: float
+    """Those that all trials share."""
+    built: float
+    """Those in which a trial is made."""
+    trained: float
+    """Those in which a trial trains to its last step and is evaluated."""
+    steps: int
 
-    def of(self, trials: int) -> float:
-        """The seconds of `trials` trials, one after another in one program."""
-        return self.program + trials * self.trial
+    def of(self, trials: int, halving: int = 0) -> float:
+        """The seconds of `trials` trials, one after another in one program.
+
+        Args:
+          halving: at each rung, one of so many trials goes on; 0 trains all to the end.
+        """
+        whole = float(trials)
+        if halving:
+            whole = rungs.cost(rungs.plan(trials, self.steps, halving)) / self.steps
+        return self.program + trials * self.built + whole * self.trained
 
 
 def start_up() -> float:
@@ -61,10 +74,15 @@ def start_up() -> float:
     return time.perf_counter() - began
 
 
-def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[float]:
+def seconds(
+    jobs: Sequence[Job], halving: int = 0, tell: Callable[[str], None] = print
+) -> list[float]:
     """The seconds of each job, with compilation, if nothing else uses the machine.
 
     Nothing is written, except the caches that all runs use.
+
+    Args:
+      halving: as in `Estimate.of`.
     """
     measured: dict[str, Estimate] = {}
     found = []
@@ -73,14 +91,15 @@ def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[fl
         if key not in measured:
             tell(f"timing a few steps of {job[0].name}")
             measured[key] = measure(job[0].config)
-        found.append(measured[key].of(len(job)))
+        found.append(measured[key].of(len(job), halving))
     return found
 
 
 def measure(config: RunConfig) -> Estimate:
     """Build a trial, time some of its steps, and estimate its whole time.
 
-    What an initialisation gathers from data is left out: trials that agree share it.
+    What an initialisation gathers from data is left out: trials that agree share it. So are texts
+    that a language model writes (`writes`): how long these get, only a trained one knows.
     """
     began = time.perf_counter()
     loaded, read = load(config), time.perf_counter()
@@ -94,14 +113,21 @@ def measure(config: RunConfig) -> Estimate:
     predicted = predictions(experiment)
     return Estimate(
         read - began + step.compiled(trained) + forward.compiled(predicted),
-        built + step.called(trained) + forward.called(predicted),
+        built,
+        step.called(trained) + forward.called(predicted),
+        experiment.loop.steps,
     )
+
+
+def writes(config: RunConfig) -> bool:
+    """Whether a run ends with texts that its language model writes."""
+    return isinstance(config, TextConfig) and config.generate.writes
 
 
 def predictions(experiment: Experiment) -> Counter[int]:
     """How many batches a run predicts without training, by padded length."""
     loop, unlabelled = experiment.loop, experiment.texts.task.unlabelled
-    times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
+    times = sum(map(loop.evaluates, range(1, loop.steps + 1))) + loop.evaluate_first
     if experiment.config.train.select == "best":
         times += 1  # to store its outputs: they are kept of the last evaluation alone
     parts = dict.fromkeys(experiment.scored, times)

@@ -253,12 +253,12 @@ def _no_setting(arguments: Sequence[str], key: str) -> str:
     section: Any = get_value(key.removeprefix("config."), read_config(arguments))
     near = f"{key}.{first_setting(section)}"
     argument = key.rpartition(".")[2]
+    file = arguments[0].removeprefix("--config=").partition(":")[0]
+    known = not json_config.is_json(file)  # which has no arguments
     try:
         read_config(_arguments(arguments, {argument: ""}))
     except ValueError as error:
-        known = config_errors.unknown_argument(error) is None
-    else:
-        known = True
+        known = known and config_errors.unknown_argument(error) is None
     return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
 
 

@@ -13,7 +13,7 @@ from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.step_memory import Batches, stays
 from experiments.runs import data_line, run
 from experiments.runs.how import How
-from experiments.runs.memory_line import Held, announce
+from experiments.runs.memory_line import Held, TooManyTrialsError, announce
 from experiments.runs.run import run_together
 from experiments.setup.config import parse
 from experiments.setup.load import read_texts
@@ -181,6 +181,10 @@ def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room
     room(total - 1)
     ended = run_together(configs, folders, say=pytest.fail)
     assert all("are available; take a smaller model" in str(each) for each in ended)
+    assert all(isinstance(each, TooManyTrialsError) for each in ended)
+    assert all("or fewer trials at a time (--per_job; with --search, --" in str(e) for e in ended)
+    (alone,) = run_together(configs[:1], folders[:1], say=pytest.fail)
+    assert not isinstance(alone, TooManyTrialsError)
 
 
 def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, simple):
@@ -189,6 +193,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
     room(held_by(configs[0])[0].total + TAKES)
     ended = run_together(configs, folders, How("vmap"), say=pytest.fail)
     assert f"about {memory.size(3 * TAKES)} for gradients and 3 batches of" in str(ended[0])
+    assert isinstance(ended[0], TooManyTrialsError) and "or train fewer trials" in str(ended[0])
     assert not any(folder.exists() for folder in folders)
 
 

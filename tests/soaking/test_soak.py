@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.soaking import forked, parts, result_file, small_study
+from experiments.soaking import (
+    forked,
+    malformed,
+    not_finite,
+    parts,
+    result_file,
+    small_study,
+    surroundings,
+)
 from experiments.soaking.forked import Plan
 from lora_jax.files import json_text
 
@@ -53,6 +61,55 @@ def test_results_of_other_settings_or_code_are_not_replaced(tmp_path):
     path.write_text(json.dumps({**content, "versions": {"jax": "0.1"}}))
     with pytest.raises(ValueError, match=r"kills-train\.json has results of other code: name anot"):
         result_file.read(tmp_path, "kills-train", {"seed": 0})
+
+
+SURROUNDINGS = [
+    surroundings.Met("two processes", "wrong", "a traceback"),
+    surroundings.Met("full disk", "not tried", "only the superuser mounts disks"),
+]
+MALFORMED = [
+    malformed.Tried("flags", "seed", "executed", "a shell"),
+    malformed.Tried("flags", "seed", "refused", "no number"),
+]
+NOT_FINITE = [
+    not_finite.Planted("the loss", "nan", "diverged", "at step 1"),
+    not_finite.Planted("the loss", "inf", "unnoticed", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "found"),
+    [
+        ("surroundings", surroundings, SURROUNDINGS),
+        ("not_finite", not_finite, NOT_FINITE),
+        ("malformed", malformed, MALFORMED),
+    ],
+)
+def test_a_part_that_is_complete_is_not_tried_again(tmp_path, monkeypatch, name, part, found):
+    """And says the same of what was wrong."""
+    monkeypatch.setattr(parts, "_inputs", lambda order: None)
+    monkeypatch.setattr(parts, "_finished", lambda order, given: tmp_path)
+    order = parts.Order(tmp_path, tmp_path, seed=0, kills=1, flips=1, examples=2)
+    monkeypatch.setattr(part, "soak", lambda *_: found)
+    first = parts.PARTS[name](order)
+    assert len(first.wrong) == 1
+    monkeypatch.setattr(part, "soak", lambda *_: pytest.fail("it was tried again"))
+    assert parts.PARTS[name](order) == first
+
+
+def test_surroundings_that_were_stopped_are_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "_inputs", lambda order: None)
+    monkeypatch.setattr(parts, "_finished", lambda order, given: tmp_path)
+    order = parts.Order(tmp_path, tmp_path, seed=0, kills=1, flips=1, examples=2)
+    assert not surroundings.complete([])
+    for tried in (SURROUNDINGS[:1], SURROUNDINGS):
+        monkeypatch.setattr(surroundings, "soak", lambda *_, tried=tried: iter(tried))
+        parts.PARTS["surroundings"](order)
+        kept = json_text.read_object(tmp_path / "surroundings.json")["rows"]
+        assert len(kept) == len(tried)
+    rows = json_text.read_object(ROOT / "experiments/results/soak/surroundings.json")["rows"]
+    met = [surroundings.Met(**each) for each in rows]  # of a superuser
+    assert surroundings.complete(met) and not surroundings.complete(met[:-1])
 
 
 def test_the_small_study_s_runs_name_its_table():

@@ -1,5 +1,6 @@
 """From flags to trials: what a sweep varies, how its trials are called, and what is refused."""
 
+import json
 import math
 from pathlib import Path
 
@@ -204,6 +205,14 @@ def test_what_is_no_sweep(specs, how, said):
     with pytest.raises(ValueError, match=said) as caught:
         names(*specs, **how)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_section_of_a_json_is_no_argument_of_it(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(read_config(GLUE).to_dict()))
+    said = "^every trial: config.variant is a section, not a setting; nearest: config.variant.name$"
+    with pytest.raises(ValueError, match=said):
+        made("config.variant=lora,dora", arguments=[f"--config={file}"], file=str(file))
 
 
 HUGE = 10**30

@@ -11,7 +11,7 @@ from pathlib import Path
 import launcher_contract
 import pytest
 from launcher_contract import stub
-from quickstart_sweep import made, sweep
+from quickstart_sweep import made, sweep, trained_one
 
 from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import child_process, jobs, process_error
@@ -106,6 +106,19 @@ def test_trials_that_died_together_say_that_they_did(tmp_path):
         assert said.startswith("its process, one with another trial, was ended by SIGKILL, as when")
 
 
+def test_a_job_that_no_process_has_begun_leaves_a_reason(tmp_path):
+    """As of Ray where a machine cannot start it: its first trial has it, the others begin again."""
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    assert local.settle(found, folder, 0, 0, "its Ray task ended (OSError: no folder)") == found[1:]
+    state = folder.state(found[0])
+    assert (state.status, state.process) == ("killed", 0)
+    assert state.note.startswith("its Ray task ended (OSError: no folder); ")
+    assert {folder.state(trial).status for trial in found[1:]} == {"waiting"}
+    trained_one(found[0].config, folder.run("seed=0"))  # by hand: its record has no process
+    assert local.settle(found, folder, 0, 0, "again") == found[2:]
+    assert [folder.state(trial).status for trial in found] == ["completed", "killed", "waiting"]
+
+
 def test_a_worker_that_is_asked_to_end_leaves_its_trial_to_be_gone_on_with(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:2")
 
@@ -127,6 +140,17 @@ def test_what_each_process_gets(tmp_path):
     _, _, calls = launched(tmp_path, ["config.seed=3,4,6,7"], machine)
     assert sorted(name for name, *_ in calls) == ["seed=3", "seed=4", "seed=6", "seed=7"]
     assert {(cores, device) for *_, cores, device in calls} == {("0,2", "0"), ("1,3", "1")}
+
+
+def test_jobs_that_are_fewer_than_slots_leave_no_core_idle(tmp_path):
+    """As of a shard, with `--per_job`, or where one trial is left; each keeps a device."""
+    machine = [local.Slot({"CUDA_VISIBLE_DEVICES": str(n)}, (n, n + 3)) for n in range(3)]
+    for count in (3, 99, 0):
+        assert local.fitted(machine, count) == machine
+    assert [slot.cores for slot in local.fitted(machine, 2)] == [(0, 1, 2), (3, 4, 5)]
+    assert local.fitted([local.Slot({}, ())] * 3, 1) == [local.Slot({}, ())]  # as on macOS
+    _, _, calls = launched(tmp_path, ["config.seed=3,4"], machine, size=2)
+    assert {(cores, device) for *_, cores, device in calls} == {("0,1,2,3,4,5", "0")}
 
 
 def test_what_ends_the_launcher_ends_its_processes(tmp_path):

@@ -96,9 +96,10 @@ def launch(
             with view.shown():
                 ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
         case _ if todo:
-            print(f"devices: {local.described(machine)}", file=sys.stderr)
+            slots = local.fitted(machine, len(todo))
+            print(f"devices: {local.described(slots)}", file=sys.stderr)
             with view.shown():
-                local.launch(todo, folder, machine, view.update, command)
+                local.launch(todo, folder, slots, view.update, command)
     return True
 
 

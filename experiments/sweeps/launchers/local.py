@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.distributed.devices import core_count, cores
 from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
-from experiments.sweeps import jobs, process_error
+from experiments.sweeps import jobs, open_files, process_error
 from experiments.sweeps.file_lock import locked
 from experiments.sweeps.folder import SweepFolder
 
@@ -77,6 +77,17 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     ]
 
 
+def fitted(machine: Sequence[Slot], count: int) -> list[Slot]:
+    """The slots for so many jobs: if there are fewer jobs than slots, they share all the cores."""
+    if not 0 < count < len(machine):
+        return list(machine)
+    own = sorted({core for slot in machine for core in slot.cores})
+    shares = _divide(own, count)
+    return [
+        dataclasses.replace(slot, cores=share) for slot, share in zip(machine, shares, strict=False)
+    ]
+
+
 def described(machine: Sequence[Slot]) -> str:
     """What the processes compute on, in one line: `2 processes, with GPU 0, GPU 1`."""
     gpus = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in machine if slot.environment]
@@ -130,6 +141,8 @@ def launch(
 ) -> None:
     """Run all jobs, one at a time in each slot, and return when all have ended.
 
+    With fewer jobs than slots, no core is left idle (`fitted`).
+
     If a process dies, the trials that it was training are noted as killed. The other trials of its
     job get a new process. When this function ends, even with an error, it ends the processes too:
     with `Terminated`, by SIGTERM, which lets them save; otherwise at once.
@@ -138,8 +151,12 @@ def launch(
       watch: called often, to show the progress of the trials.
       command: gives the command line that trains a job.
       whole: whether a job trains with all of its trials only, so that none gets a new process.
+
+    Raises:
+      ValueError: a job has so many trials that a process cannot open their files; none has begun.
     """
-    waiting, free, running = deque(todo), list(machine), list[_Running]()
+    open_files.limit(max(map(len, todo), default=0), *open_files.own())
+    waiting, free, running = deque(todo), fitted(machine, len(todo)), list[_Running]()
     try:
         while waiting or running:
             while waiting and free:
@@ -201,10 +218,11 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: st
     """Note the killed trials of a job whose process has ended, and return its remaining trials.
 
     Args:
+      process: its id; 0 if none has begun a trial, which is also that of trials that never began.
       said: what ended the process, where its exit code does not say it.
     """
     states = [(trial, folder.state(trial)) for trial in job]
-    begun = [trial for trial, state in states if state.process == process]
+    begun = [trial for trial, state in states if process and state.process == process]
     victims = [
         trial
         for trial, state in states
