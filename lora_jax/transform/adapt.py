@@ -165,7 +165,8 @@ class Adapted:
 
         Args:
           dropout_key: turns adapter dropout on. It does not act on a weight that must be merged
-            (`discover` lists those), on a lookup, or on a product by the transpose.
+            (`discover` lists those), on a lookup, or on a product by the transpose. Where the
+            function differentiates inside itself, its derivatives draw other masks, or none.
         """
         require_order(trainable, frozen)
         refuse_taken(self.forward, args, {"dropout_key": dropout_key})
