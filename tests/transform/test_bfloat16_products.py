@@ -9,6 +9,7 @@ import lora_jax as lj
 import variants
 from lora_jax.methods.rotations import turns
 from lora_jax.transform.bfloat16_products import bfloat16_products
+from variants.dora import DoRA
 
 
 def low(array):
@@ -164,7 +165,7 @@ def test_small_products_that_make_norms_and_rotations_are_not_rounded(name, sett
 
 
 def test_norms_and_rotations_are_as_exact_as_without_rounding():
-    dora, base = variants.make("dora", rank=2), lj.Base(normal(0, 8, 6), "io")
+    dora, base = DoRA(rank=2), lj.Base(normal(0, 8, 6), "io")
     trainable, constants = dora.init(jax.random.key(0), base)
     factors = lj.Factors({**trainable, "b": normal(1, 2, 6)}, constants)
     norm = bfloat16_products(lambda factors: dora.norm(base, factors))(factors)
