@@ -96,4 +96,5 @@ def _reflections(factors: Factors) -> tuple[Array, Array]:
     u = factors.trainable["u"]
     v = u / jnp.linalg.norm(u, axis=1, keepdims=True)
     halves = jnp.eye(len(v), dtype=v.dtype) / 2
-    return v, -inverse(halves + jnp.triu(v @ v.T, 1)).T @ v
+    with jax.default_matmul_precision("highest"):  # reflections only if these are not rounded
+        return v, -inverse(halves + jnp.triu(v @ v.T, 1)).T @ v

@@ -44,7 +44,7 @@ def combine_adapters(
     density: float | None = None,
     seed: int = 0,
     start: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None,
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | str = (),
 ) -> Combined:
     """One LoRA adapter whose update of each weight, dW = W' - W, is a combination of others'.
 
@@ -64,8 +64,8 @@ def combine_adapters(
       start: the parameters that adapters train in full, as they were before training (`init`'s
         `trainable["params"]`): one mapping for all, or one for each where their random heads began
         differently. Needed for what all train in full where the weights do not sum to 1.
-      keep: patterns of parameters trained in full that stay as the first adapter has them, such as
-        the head of its task.
+      keep: one or more patterns of parameters trained in full that stay as the first adapter has
+        them, such as the head of its task.
 
     Returns:
       An adapter for the `Adapted` of any of the adapters, to apply, merge and save. Rows that only
@@ -96,6 +96,7 @@ def combine_adapters(
     if rank is not None:
         require_rank(rank)
     require_one_base([frozen for _, frozen in adapters])
+    keep = [keep] if isinstance(keep, str) else keep
     with jax.enable_x64(True):
         return _combined([in_float64(each) for each in adapters], lora, method, rank, starts, keep)
 

@@ -67,4 +67,5 @@ def inverse(x: Array) -> Array:
 @inverse.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     found = inverse(*primals)
-    return found, -found @ tangents[0] @ found
+    with jax.default_matmul_precision("highest"):  # as exact as the inverse
+        return found, -found @ tangents[0] @ found

@@ -286,7 +286,11 @@ class LowRank(LowRankUpdate):
         if len(ranked) < len(others) or any(at_my_rank(each) != mine for each in ranked):
             return super().align(others)
         rows = max(each.max_rank or each.rank for each in ranked)
-        return tuple(dataclasses.replace(each, max_rank=rows) for each in ranked)
+        # Ranks that are not divided yet (of shapes alone) stay as they are set.
+        begins = "eva" if self.allots else self.initialization
+        return tuple(
+            dataclasses.replace(each, max_rank=rows, initialization=begins) for each in ranked
+        )
 
 
 def read(factors: Factors, name: str) -> Array:

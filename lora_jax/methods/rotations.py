@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -21,10 +22,11 @@ def turns(q: Array, size: int, terms: int = 0) -> Array:
     columns, rows = np.triu_indices(size, 1)
     below = jnp.zeros((*q.shape[:-1], size, size), q.dtype).at[..., rows, columns].set(q)
     skew = below - below.mT
-    if terms:
-        return _series(skew, terms)
-    identity = jnp.broadcast_to(jnp.eye(size, dtype=q.dtype), skew.shape)
-    return inverse(identity - skew) @ (2 * skew)
+    with jax.default_matmul_precision("highest"):  # a rotation only if these are not rounded
+        if terms:
+            return _series(skew, terms)
+        identity = jnp.broadcast_to(jnp.eye(size, dtype=q.dtype), skew.shape)
+        return inverse(identity - skew) @ (2 * skew)
 
 
 def side_of(entries: int) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from lora_jax.partition import flatten, is_array, split_arrays
 from lora_jax.quantization.quantize import Storage
@@ -164,7 +165,8 @@ class Adapted:
 
         Args:
           dropout_key: turns adapter dropout on. It does not act on a weight that must be merged
-            (`discover` lists those), on a lookup, or on a product by the transpose.
+            (`discover` lists those), on a lookup, or on a product by the transpose. Where the
+            function differentiates inside itself, its derivatives draw other masks, or none.
         """
         require_order(trainable, frozen)
         refuse_taken(self.forward, args, {"dropout_key": dropout_key})
@@ -197,7 +199,7 @@ class Adapted:
         """
         require_order(trainable, frozen)
         warn_of_doubts(trainable, frozen)
-        arrays = {**frozen.base, **trainable["params"]}
+        arrays = {**frozen.base, **_copied(trainable["params"])}
         arrays |= effective_biases(arrays, trainable, frozen)
         shared = frozen.shared_by(trainable)
         for each in frozen.spec.placements:
@@ -213,7 +215,7 @@ class Adapted:
         left; they keep their trained values.
         """
         require_order(trainable, frozen)
-        arrays = {**frozen.base, **trainable["params"]}
+        arrays = {**frozen.base, **_copied(trainable["params"])}
         for each in frozen.spec.placements:
             if each.storage is not None:
                 weight = weight_of(each.bare(), {"adapters": {}}, frozen, None)
@@ -272,6 +274,15 @@ class Adapted:
                 shared[str(number)] = {**shared[str(number)], **common}
         changed = {**after, "adapters": adapters}
         return tuple(states), {**changed, "shared": shared} if shared else changed
+
+
+def _copied(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arrays, which a step that donates its trainables does not delete."""
+
+    def copied(x: Any) -> Any:
+        return jnp.array(x, copy=True) if isinstance(x, Array) and not isinstance(x, Tracer) else x
+
+    return {path: copied(x) for path, x in arrays.items()}
 
 
 def adapt(

@@ -1,6 +1,7 @@
 """An adapted weight inside a program: it takes the place of an array while the program runs."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,17 @@ class Weight:
             return self._row(eqn, found, operands[1][found.column])
         return None
 
+    def parts(self, eqn: JaxprEqn) -> "list[Weight] | None":
+        """The windows that an `unstack` or `split` of a stacked axis makes, or None without one."""
+        found = views.as_parts(eqn, self.view.shape)
+        if found is None or not self.is_stacked(found.axis):
+            return None
+        axis, ends = found.axis, itertools.accumulate(found.sizes, initial=0)
+        parts = [self._range(axis, start, end) for start, end in itertools.pairwise(ends)]
+        if found.kept:
+            return parts
+        return [dataclasses.replace(each, view=each.view.drop(axis)) for each in parts]
+
     def is_stacked(self, axis: int) -> bool:
         """Whether an axis of the view indexes stacked matrices; true for one without atoms."""
         return all(atom in self.stack for atom in self.view.axes[axis])
@@ -110,6 +122,9 @@ class Weight:
             return self._window(axis, operands[1 + axis], params["slice_sizes"][axis])
         start, end = params["start_indices"][axis], params["limit_indices"][axis]
         stride = params["strides"][axis] if params["strides"] else 1
+        return self._range(axis, start, end, stride)
+
+    def _range(self, axis: int, start: int, end: int, stride: int = 1) -> "Weight":
         led = self.lead(axis)
         cut = jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, start, end, stride), led)
         return cut._resized(axis, len(range(start, end, stride)))

@@ -37,7 +37,8 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
     """The same function, whose float32 `dot_general`s take operands rounded to bfloat16.
 
     So do those of its derivative with respect to the first argument, in reverse mode; its other
-    arguments are constants. Products of other dtypes, and inside of `shard_map`, stay as they are.
+    arguments are constants. Products of other dtypes, those that ask for a precision, and those
+    inside of `shard_map` stay as they are.
 
     Args:
       has_unit: whether the device multiplies bfloat16; if not, rounded operands stay in float32.
@@ -91,7 +92,8 @@ class _Rewriter:
             return self.run(*body, operands)
         if name in CUSTOM:  # its rule is not needed any more
             return self.run(*jaxprs.inner(params["call_jaxpr"]), operands)
-        if name == "dot_general" and {each.dtype for each in operands} == {jnp.dtype(jnp.float32)}:
+        single = {each.dtype for each in operands} == {jnp.dtype(jnp.float32)}
+        if name == "dot_general" and single and jaxprs.precision(eqn) in ("", "default"):
             left, right = operands
             return [self.multiply(left, right, params)]
         if name in WITH_BODIES:

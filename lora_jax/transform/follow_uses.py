@@ -17,6 +17,7 @@ from lora_jax.transform.tracked import (
     TraceValue,
     Tracked,
     cut,
+    parts,
     repeated,
     resized,
     untracked,
@@ -87,6 +88,8 @@ class UseRecorder:
         if isinstance(first, Tracked) and not any(isinstance(each, Tracked) for each in rest):
             if after := self._follow(eqn, first):
                 return [after]
+            if found := views.as_parts(eqn, first.view.shape):
+                return parts(first, found)
             if self._lookup(eqn, first):
                 return None
             if name == "broadcast_in_dim":

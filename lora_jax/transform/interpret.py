@@ -98,6 +98,8 @@ class _Evaluator:
             return None
         if (followed := weight.follow(eqn, operands)) is not None:
             return [followed]
+        if (parts := weight.parts(eqn)) is not None:
+            return parts
         y = products.lookup(weight, eqn, operands[1:], self._shared[weight.variant])
         return None if y is None else [y]
 

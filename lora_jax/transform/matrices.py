@@ -33,7 +33,8 @@ def axes_of_matrices(frozen: Frozen) -> AxesOf:
         if part == "params":
             use = full.get(path)
             return Axes(use.inputs, use.outputs) if use and use.is_linear else None
-        # Arrays that matrices share are not stacked.
-        return Axes((-2,), (-1,)) if leaf.ndim - stacks.get(path, 0) == 2 else None
+        # Arrays that matrices share are not stacked, whatever weight has their number for a path.
+        depth = stacks.get(path, 0) if part == "adapters" else 0
+        return Axes((-2,), (-1,)) if leaf.ndim - depth == 2 else None
 
     return axes

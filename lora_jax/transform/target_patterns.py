@@ -122,7 +122,10 @@ def _matching(pattern: Pattern, uses: Uses, taken: Collection[str]) -> dict[str,
     if name != ALL_LINEAR:
         paths = select_paths([name], uses, "weight", [ALL_LINEAR])
     elif not (paths := [path for path, use in uses.items() if use.is_linear]):
-        raise ValueError(f"'{ALL_LINEAR}' selects nothing: the function multiplies by no weight")
+        raise ValueError(
+            f"'{ALL_LINEAR}' selects nothing: activations are multiplied by no weight as it is, "
+            "embeddings aside; name the weights"
+        )
     if isinstance(pattern, str):
         return {path: range(_count(uses[path])) for path in paths}
     numbers = {path: _layer_number(path) for path in paths if not uses[path].stack}

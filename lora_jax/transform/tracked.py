@@ -7,7 +7,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from lora_jax.files.arrays import is_key
 from lora_jax.transform import jaxprs
-from lora_jax.transform.views import Atom, Axis, View
+from lora_jax.transform.views import Atom, Axis, Parts, View
 
 ADDED = -1
 """Marks an axis made by repetition, which has no original axis."""
@@ -49,6 +49,14 @@ def cut(tracked: Tracked, axis: int, size: int) -> Tracked:
     view = tracked.view.replace(axis, (Atom(atoms[0].axis, 1, size),))
     cut = tracked.cut | {atom.axis for atom in atoms}
     return dataclasses.replace(tracked, view=view, cut=cut)
+
+
+def parts(tracked: Tracked, found: Parts) -> list[TraceValue]:
+    """The parameter in each window of an `unstack` or `split`, as after a slice of its own."""
+    windows = [cut(tracked, found.axis, size) for size in found.sizes]
+    if found.kept:
+        return list(windows)
+    return [dataclasses.replace(each, view=each.view.drop(found.axis)) for each in windows]
 
 
 def resized(tracked: TraceValue, var: Var) -> TraceValue:

@@ -106,6 +106,8 @@ def follow(eqn: JaxprEqn, view: View) -> View | None:
     match eqn.primitive.name:
         case "copy" | "copy_p" | "name" | "sharding_constraint" | "pvary":
             return view
+        case "split" if len(params["sizes"]) == 1:
+            return view
         case "transpose":
             return view.transpose(params["permutation"])
         case "reshape" if params["dimensions"] is None:
@@ -131,6 +133,26 @@ def sliced_axes(eqn: JaxprEqn, shape: tuple[int, ...]) -> list[int] | None:
     else:
         return None
     return [dim for dim, (old, new) in enumerate(zip(shape, sizes, strict=True)) if old != new]
+
+
+class Parts(NamedTuple):
+    """An `unstack` or a `split`: all of one axis, in windows one after another."""
+
+    axis: int
+    sizes: tuple[int, ...]
+    kept: bool
+    """Whether the axis stays in each part."""
+
+
+def as_parts(eqn: JaxprEqn, shape: tuple[int, ...]) -> Parts | None:
+    """How an `unstack` or `split` takes an axis apart, or None for another operation."""
+    match eqn.primitive.name:
+        case "unstack":
+            axis = eqn.params["axis"]
+            return Parts(axis, (1,) * shape[axis], kept=False)
+        case "split":
+            return Parts(eqn.params["axis"], tuple(map(int, eqn.params["sizes"])), kept=True)
+    return None
 
 
 class Lookup(NamedTuple):

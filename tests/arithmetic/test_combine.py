@@ -290,5 +290,6 @@ def test_other_bases_are_refused(plain):
         lj.combine_adapters(two, LORA)
     with pytest.raises(ValueError, match=r"'lst' matches no parameter .*nearest: 'last'"):
         lj.combine_adapters(two, LORA, keep=["lst"])
-    kept = lj.combine_adapters(two, LORA, keep=["last"]).trainable["params"]["last"]
-    np.testing.assert_array_equal(kept, first[0]["params"]["last"])
+    for keep in (["last"], "last"):
+        kept = lj.combine_adapters(two, LORA, keep=keep).trainable["params"]["last"]
+        np.testing.assert_array_equal(kept, first[0]["params"]["last"])

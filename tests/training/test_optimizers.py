@@ -164,6 +164,20 @@ def test_muon_takes_factors_as_matrices_and_magnitudes_as_vectors():
     assert set(found.values()) == {None}
 
 
+def test_muon_takes_a_shared_array_as_a_matrix_whose_number_is_the_path_of_a_stack():
+    def model(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params[0])[0]
+
+    adapted = lj.adapt(model, variants.make("vblora", rank=2, num_vectors=5, vector_length=3))
+    trainable, frozen = adapted.init(jax.random.key(0), [jnp.ones((2, 6, 6))], jnp.ones((1, 6)))
+    axes = axes_of_matrices(frozen)
+    found = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): axes(keys, leaf)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(trainable)
+    }
+    assert found == {"adapters/0/a": None, "adapters/0/b": None, "shared/0/bank": ((-2,), (-1,))}
+
+
 def test_schedule_free_is_the_authors_algorithm():
     """AdamWScheduleFree of Meta's schedule_free, by NumPy.
 

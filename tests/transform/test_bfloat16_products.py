@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lora_jax as lj
+import variants
+from lora_jax.methods.rotations import turns
 from lora_jax.transform.bfloat16_products import bfloat16_products
+from variants.dora import DoRA
 
 
 def low(array):
@@ -118,3 +122,60 @@ def test_other_dtypes_are_left_and_trials_can_be_batched(x64):
     singles, x = matrices.astype(jnp.float32), jnp.ones((2, 3), jnp.float32)
     expected = np.stack([jax.grad(low_product)(each, x) for each in singles])
     np.testing.assert_array_equal(many(singles, x), expected)
+
+
+DEFAULT, IN_SIX = jax.lax.DotAlgorithmPreset.DEFAULT, jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+ASKED = {None: 0, "default": 0, DEFAULT: 0, "high": 1, "highest": 1, ("default", "highest"): 1}
+
+
+@pytest.mark.parametrize(("precision", "kept"), [*ASKED.items(), (IN_SIX, 1)], ids=str)
+def test_a_product_that_asks_for_a_precision_keeps_it_and_so_does_its_gradient(precision, kept):
+    w, x = normal(0, 8, 3), normal(1, 5, 8)
+
+    def gradient(product):
+        return jax.jit(jax.grad(lambda w: jnp.sin(product(w, x)).sum()))
+
+    def product(w, x):
+        return jnp.matmul(x, w, precision=precision)
+
+    found = gradient(bfloat16_products(product)).lower(w).as_text()
+    assert dots(found) == ([0, 0] if kept else [2, 2])
+    if kept and precision is not IN_SIX:  # which no CPU has
+        exact = np.asarray(x, float).T @ np.cos(np.asarray(x, float) @ np.asarray(w, float))
+        rounded = gradient(bfloat16_products(product))(w)
+        np.testing.assert_allclose(rounded, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kept"),
+    [
+        ("lora", {"rank": 2}, 0),
+        ("dora", {"rank": 2}, 3),  # A W, A A^T, and that by B
+        ("hra", {"rank": 2}, 2),
+        ("oft", {"block_size": 4}, 1),
+        ("boft", {}, 1),
+    ],
+)
+def test_small_products_that_make_norms_and_rotations_are_not_rounded(name, settings, kept):
+    variant, base = variants.make(name, **settings), lj.Base(normal(0, 8, 6), "io")
+    factors = variant.init(jax.random.key(0), base)
+    product = bfloat16_products(lambda factors, x: variant.dot(x, base, factors))
+    found = dots(jax.jit(product).lower(factors, normal(1, 5, 8)).as_text())
+    assert found.count(0) == kept and found.count(2) == len(found) - kept > 0
+
+
+def test_norms_and_rotations_are_as_exact_as_without_rounding():
+    dora, base = DoRA(rank=2), lj.Base(normal(0, 8, 6), "io")
+    trainable, constants = dora.init(jax.random.key(0), base)
+    factors = lj.Factors({**trainable, "b": normal(1, 2, 6)}, constants)
+    norm = bfloat16_products(lambda factors: dora.norm(base, factors))(factors)
+    a, b, w = (np.asarray(x, float) for x in (trainable["a"], factors.trainable["b"], base.value))
+    expected = np.linalg.norm(w + dora.scaling() * a.T @ b, axis=0)
+    np.testing.assert_allclose(norm, expected, rtol=1e-5)
+
+    for terms in (0, 12):
+        turn = bfloat16_products(lambda q, n=terms: turns(q, 4, n))(0.1 * normal(2, 3, 6))
+        rotation = np.eye(4) + np.asarray(turn, float)
+        np.testing.assert_allclose(
+            rotation @ rotation.mT, np.eye(4) + np.zeros((3, 1, 1)), atol=1e-6
+        )

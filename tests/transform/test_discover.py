@@ -274,10 +274,17 @@ def test_a_learned_start_of_a_recurrence_is_no_layer():
     assert all_linear(forward, params, array(5, 2, 4)) == ["wh", "wx"]
 
 
-def test_all_linear_with_nothing_to_select():
-    adapted = lj.adapt(lambda p, x: x + p["b"], LoRA(), "all-linear")
-    with pytest.raises(ValueError, match="'all-linear' selects nothing"):
-        adapted.init(jax.random.key(0), {"b": jnp.ones(3)}, jnp.ones(3))
+@pytest.mark.parametrize(
+    ("forward", "shape"),
+    [
+        (lambda p, x: x + p["b"], (3,)),
+        (lambda p, x: x @ jnp.concatenate([p["b"], p["c"]], axis=1), (3, 4)),
+    ],
+)
+def test_all_linear_with_nothing_to_select(forward, shape):
+    adapted = lj.adapt(forward, LoRA(), "all-linear")
+    with pytest.raises(ValueError, match=r"'all-linear' selects nothing: .* no weight as it is"):
+        adapted.init(jax.random.key(0), dict.fromkeys("bc", jnp.ones(shape)), jnp.ones(3))
 
 
 def test_only_shapes_matter():

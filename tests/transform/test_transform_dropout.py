@@ -41,6 +41,10 @@ def python_loop(p, x):
     return jnp.stack([x @ p["w"][i] for i in range(4)])
 
 
+def unstacked(p, x):
+    return jnp.stack([x @ w for w in jnp.unstack(p["w"])])
+
+
 def fori_loop(p, x):
     ys = jnp.zeros((4, 1, D))
     return lax.fori_loop(0, 4, lambda i, ys: ys.at[i].set(x @ p["w"][i]), ys)
@@ -100,7 +104,9 @@ def stack_in_a_scan(p, x):
     return lax.scan(lambda c, _: (c, jax.vmap(jnp.matmul)(xs, p["w"])), 0, length=2)[1]
 
 
-STACKED = [scan_over_layers, scan_in_scan, python_loop, fori_loop, vmap, rematerialised]
+STACKED = [
+    *(scan_over_layers, scan_in_scan, python_loop, unstacked, fori_loop, vmap, rematerialised),
+]
 SHARED = [
     *(twice_in_python, jitted_calls, constant_of_a_scan, carried_by_a_scan),
     *(constant_of_a_while, carried_by_a_while, both_branches),

@@ -251,7 +251,10 @@ def test_nothing_is_ever_mutated_or_deleted(setup):
     check.assert_close(params, before, tolerance=0)
     merge = jax.jit(setup.adapted.merge)
     merged = merge(after, frozen)
+    plain = {name: getattr(setup.adapted, name)(after, frozen) for name in ("merge", "disable")}
     step(after, frozen)
+    check.assert_close(plain["merge"], merged)
+    check.assert_close(plain["disable"]["layers"]["bias"], merged["layers"]["bias"], tolerance=0)
     check.assert_close(params, before, tolerance=0)
     check.assert_close(merge(setup.start, frozen), before, tolerance=0)
     assert jax.tree.structure(merged) == jax.tree.structure(params)

@@ -11,6 +11,7 @@ import lora_jax as lj
 import variants
 from lora_jax.methods import from_data
 from lora_jax.statistics import SeenInputs
+from lora_jax.transform.init_shapes import init_shapes
 
 KEY = jax.random.key(0)
 WIDTH = 6
@@ -90,6 +91,31 @@ def test_ranks_are_the_greatest_shares_of_one_budget(problem):
         np.testing.assert_allclose(each["scale"], 2.0, rtol=1e-12)
     x = batches[0][0]
     check.assert_close(adapted.apply(trainable, frozen, x), net(params, jnp.asarray(x)), 1e-12)
+
+
+def test_some_layers_of_a_stack_share_the_budget(problem):
+    params, batches = problem
+    variant, x = variants.make("eva", rank=2), batches[0][0]
+    adapted = lj.adapt(net, variant, [lj.layers("stack", slice(-1, None)), "out"])
+    shares = {name: components(problem)[name][0][:4] for name in (("stack", 1), ("out", None))}
+    pairs = sorted((s, name) for name, each in shares.items() for s in each)[::-1]
+    wanted = [[name for _, name in pairs[:4]].count(name) for name in shares]
+    assert 0 < wanted[0] != 2
+
+    seen = adapted.gather(KEY, params, x, batches=batches)
+    trainable, frozen = adapted.init(KEY, params, x, batches=batches)
+    ranks = lj.ranks(trainable, frozen)
+    assert ranks["stack"].tolist() == [0, wanted[0]] and ranks["out"] == wanted[1]
+    theta = check.random_like(trainable, seed=1)
+    check.assert_close(
+        adapted.apply(theta, frozen, x), net(adapted.merge(theta, frozen), jnp.asarray(x))
+    )
+    check.assert_close(adapted.merge(trainable, frozen)["stack"][0], params["stack"][0], 0.0)
+
+    form = jax.eval_shape(lambda: (trainable, frozen))
+    assert init_shapes(adapted, KEY, params, x, seen=seen) == form
+    undivided, _ = init_shapes(adapted, KEY, params, x)
+    assert undivided["adapters"]["stack"]["a"].shape == (2, 2, WIDTH)
 
 
 def test_a_matrix_without_a_share_has_no_adapter(problem):

@@ -235,6 +235,19 @@ def slices_of_layers(normal: Normal) -> Case:
     return Case(forward, _stack(normal, 5), (normal(3, 4), jnp.array(2)), merged=("w",))
 
 
+def unstacked(normal: Normal) -> Case:
+    """Layers that are taken apart at once."""
+
+    def forward(p, x):
+        for w in jnp.unstack(p["w"]):
+            x = _layer(x, w.T)
+        for part in jnp.split(p["w"], (1,)):
+            x, _ = lax.scan(lambda x, w: (_layer(x, w), None), x, part)
+        return x
+
+    return _over_layers(normal, forward, count=3)
+
+
 def vmap_over_stacks(normal: Normal) -> Case:
     def forward(p, x):
         y = jax.vmap(_layer, in_axes=(0, 0), out_axes=1)(jnp.stack([x] * 4), p["w"])
