@@ -75,15 +75,22 @@ def file_lines(run: FinishedRun) -> list[str]:
     return [f"the adapter was trained on the weights of {file.name}; those of {name} may differ"]
 
 
-def require_published_base(run: FinishedRun) -> None:
-    """Raise a ValueError if the run stored another matrix than the published one (LoftQ)."""
+def replaced(run: FinishedRun) -> str | None:
+    """The path of a weight in whose place the run has stored another matrix (LoftQ), if any."""
     for each in run.frozen.spec.adapted:
         steps = [loftq.steps(getattr(v, "initialization", "")) for v in variants_of(each.layers)]
         if each.storage and max(steps) > 1:
-            raise ValueError(
-                f"LoftQ has quantised another matrix in the place of '{each.use.path}', so the "
-                "adapter does not fit the published base: --as=merged"
-            )
+            return each.use.path
+    return None
+
+
+def require_published_base(run: FinishedRun) -> None:
+    """Raise a ValueError if the run stored another matrix than the published one (LoftQ)."""
+    if (path := replaced(run)) is not None:
+        raise ValueError(
+            f"LoftQ has quantised another matrix in the place of '{path}', so the "
+            "adapter does not fit the published base: --as=merged"
+        )
 
 
 def by_kind(errors: Mapping[str, float]) -> list[str]:
