@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import lora_jax as lj
 from configs.settings import RunConfig
 from experiments.command_names import shown
-from experiments.exports.base_model import replaced
-from experiments.runs.finished_run import FinishedRun
+from experiments.runs.finished_run import FinishedRun, replaced
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment

@@ -4,13 +4,11 @@ import re
 from collections.abc import Mapping
 
 from experiments.exports.place import Place, published
-from experiments.runs.finished_run import FinishedRun
+from experiments.runs.finished_run import FinishedRun, replaced
 from lora_jax.data.tokenizing.export_tokenizer import has_tokenizer
-from lora_jax.methods import loftq
 from lora_jax.models.published.any_family import changed_from
 from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.transform.merge_parts import base_parts
-from lora_jax.transform.placement import variants_of
 
 BITSANDBYTES = {
     "nf4": "load_in_4bit=True, bnb_4bit_quant_type='nf4'",
@@ -73,15 +71,6 @@ def file_lines(run: FinishedRun) -> list[str]:
     if file is None or name is None:
         return []
     return [f"the adapter was trained on the weights of {file.name}; those of {name} may differ"]
-
-
-def replaced(run: FinishedRun) -> str | None:
-    """The path of a weight in whose place the run has stored another matrix (LoftQ), if any."""
-    for each in run.frozen.spec.adapted:
-        steps = [loftq.steps(getattr(v, "initialization", "")) for v in variants_of(each.layers)]
-        if each.storage and max(steps) > 1:
-            return each.use.path
-    return None
 
 
 def require_published_base(run: FinishedRun) -> None:
