@@ -74,6 +74,7 @@ def combine() -> None:
         raise ValueError(f"--out={out} exists; name a new folder")
     announce()
     runs = open_runs(folders)
+    combined_run.require_published_bases(runs)
     combined = lj.combine_adapters(
         [(each.trainable, each.frozen) for each in runs],
         variants.make("lora"),

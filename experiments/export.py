@@ -41,8 +41,8 @@ and their intervals, and `run.json` has every setting of the run, paths on this 
 also makes a repository of that name on the Hugging Face Hub, private without --public, and uploads
 the folder. The name and the access are checked first. Without --push, nothing goes to the Hub.
 `export.json` has names without their folders. A base model that is a folder of this machine is
-named in `adapter_config.json`, where AutoPeftModel looks for it, but not with --push. `run.json`
-has the run's settings as they are.
+named in `adapter_config.json`, where AutoPeftModel looks for it, but not with --push, nor is a
+GGUF file. `run.json` has the run's settings as they are.
 """
 
 import json

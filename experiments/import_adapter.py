@@ -5,10 +5,10 @@ r"""Make a run of an adapter that others have trained, with Hugging Face PEFT or
 
 --from is a folder with adapter_config.json and adapter_model.safetensors (or .bin), or `user/name`
 on the Hugging Face Hub, `user/name@revision` for a branch, a tag or a commit; or a checkpoint of
-microsoft/LoRA (loralib), a .pt, .bin or .safetensors file, for which `--alpha` says the lora_alpha
-that its layers had and `--enable_lora`, such as true,false,true, which parts of GPT-2's `c_attn`
-were adapted. The config says which base model and which task the run is of; its variant, targets
-and also_train come from the adapter.
+microsoft/LoRA (loralib), a .pt, .pth, .bin or .safetensors file, for which `--alpha` says the
+lora_alpha that its layers had and `--enable_lora`, such as true,false,true, which parts of GPT-2's
+`c_attn` were adapted. The config says which base model and which task the run is of; its variant,
+targets and also_train come from the adapter.
 
 --out is a new folder, like that of a run that trained the adapter: it has the adapter, a config
 that makes it, and a record with its scores on the task. So it can be exported, combined, compared,

@@ -1,9 +1,12 @@
 """A combined adapter as a run of LoRA would have trained it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import lora_jax as lj
 from configs.settings import RunConfig
+from experiments.command_names import shown
+from experiments.runs.finished_run import FinishedRun, replaced
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment
@@ -11,6 +14,17 @@ from lora_jax.partition import only
 
 FILE = "combined.json"
 """Says what the adapter was made of."""
+
+
+def require_published_bases(runs: Sequence[FinishedRun]) -> None:
+    """Raise a ValueError for a run whose base a config of LoRA does not make: LoftQ's."""
+    for run in runs:
+        if (path := replaced(run)) is not None:
+            raise ValueError(
+                f"{run.folder}: LoftQ has quantised another matrix in the place of '{path}', so a "
+                f"run of LoRA would begin from another base: merge each run ({shown('export')} "
+                "--as=merged)"
+            )
 
 
 def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:

@@ -4,13 +4,11 @@ import re
 from collections.abc import Mapping
 
 from experiments.exports.place import Place, published
-from experiments.runs.finished_run import FinishedRun
+from experiments.runs.finished_run import FinishedRun, replaced
 from lora_jax.data.tokenizing.export_tokenizer import has_tokenizer
-from lora_jax.methods import loftq
 from lora_jax.models.published.any_family import changed_from
 from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.transform.merge_parts import base_parts
-from lora_jax.transform.placement import variants_of
 
 BITSANDBYTES = {
     "nf4": "load_in_4bit=True, bnb_4bit_quant_type='nf4'",
@@ -77,13 +75,11 @@ def file_lines(run: FinishedRun) -> list[str]:
 
 def require_published_base(run: FinishedRun) -> None:
     """Raise a ValueError if the run stored another matrix than the published one (LoftQ)."""
-    for each in run.frozen.spec.adapted:
-        steps = [loftq.steps(getattr(v, "initialization", "")) for v in variants_of(each.layers)]
-        if each.storage and max(steps) > 1:
-            raise ValueError(
-                f"LoftQ has quantised another matrix in the place of '{each.use.path}', so the "
-                "adapter does not fit the published base: --as=merged"
-            )
+    if (path := replaced(run)) is not None:
+        raise ValueError(
+            f"LoftQ has quantised another matrix in the place of '{path}', so the "
+            "adapter does not fit the published base: --as=merged"
+        )
 
 
 def by_kind(errors: Mapping[str, float]) -> list[str]:

@@ -10,7 +10,7 @@ from experiments.runs.head_file import HEAD_FILE
 from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS, PeftFolder
 from lora_jax.suggest import nearest_path
 
-LORALIB_SUFFIXES = (".safetensors", ".pt", ".bin")
+LORALIB_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _HUB_NAME = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?"
 
 
@@ -56,6 +56,11 @@ def find(given: str) -> AdapterSource:
     elif given and path.is_file():
         if path.name in (CONFIG, WEIGHTS, TORCH_WEIGHTS):
             raise ValueError(f"--from={given} is a file of PEFT: name its folder")
+        if path.suffix not in LORALIB_SUFFIXES:
+            raise ValueError(
+                f"--from={given} is neither a folder of PEFT nor a checkpoint of microsoft/LoRA "
+                f"({', '.join(LORALIB_SUFFIXES)})"
+            )
         return AdapterSource(given, path)
     elif name is not None:
         near = nearest_path(path, _is_adapter) if path.parent.is_dir() else ""

@@ -42,14 +42,13 @@ def read_adapter(
     inputs = example, example, example
     onto = forward, params, *inputs
     if not source.is_file:
-        tensors = PeftFolder(source.path).names()
-        means = isinstance(config, ClassifierConfig) and config.model.pool == "mean"
-        if means:
-            _require_no_pooler(source, tensors, shape)
+        tensors, head = PeftFolder(source.path).names(), source.path / HEAD_FILE
+        classifies = isinstance(config, ClassifierConfig)
+        if classifies:
+            _require_pool(source, config.model.pool, tensors, shape)
         names = names_in(shape, tensors)
         found = lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
-        head = source.path / HEAD_FILE
-        return with_head(found, head) if means and head.is_file() else found
+        return with_head(found, head) if classifies and head.is_file() else found
     stored = LoralibFile(source.path, alpha, enable_lora).stored()
     return lj.load_loralib(
         source.path,
@@ -62,11 +61,16 @@ def read_adapter(
     )
 
 
-def _require_no_pooler(source: AdapterSource, tensors: Sequence[str], shape: Any) -> None:
-    """Raise a ValueError if the head of an adapter reads the first token, by a layer of its own."""
+def _require_pool(source: AdapterSource, pool: str, tensors: Sequence[str], shape: Any) -> None:
+    """Raise a ValueError if the head of an adapter reads something else than that of the config."""
     module = torch_name("pooler/kernel", shape).removesuffix(".weight")
-    if any(f".{module}." in f".{name}" for name in tensors):
+    if pool == "mean" and any(f".{module}." in f".{name}" for name in tensors):
         raise ValueError(
             f"--from={source.given}: its head reads the first token ('{module}'), and that of the "
             "config the mean of all: --config.model.pool=cls"
+        )
+    if pool == "cls" and (source.path / HEAD_FILE).is_file():  # which exports write for a mean
+        raise ValueError(
+            f"--from={source.given}: its head ({HEAD_FILE}) reads the mean of all tokens, and that "
+            "of the config the first: --config.model.pool=mean"
         )

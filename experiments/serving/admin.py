@@ -57,7 +57,7 @@ class Admin:
         thread = self._state.thread
 
         def put(loaded: Version | None) -> Lease | Future[Version]:
-            found = thread.store.acquire_or_load(name, loaded)
+            found = thread.acquire(name, loaded)
             if not isinstance(found, Future):
                 found.release()
             return found

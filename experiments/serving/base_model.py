@@ -57,7 +57,11 @@ class BaseModel:
 
 def model_id(given: str) -> str:
     """What clients call a model: its name, or the last part of the path of a folder or file."""
-    return given if hub_name(given) else Path(given).name.removesuffix(".gguf")
+    if hub_name(given):
+        return given
+    path = Path(given)
+    path = path if path.name.strip(".") else path.resolve()  # `.` and `..` are no names
+    return path.name.removesuffix(".gguf")
 
 
 def is_decoder(given: str) -> bool:

@@ -34,17 +34,20 @@ class Classify:
         state.require_ready()
         if not state.base.labels:
             raise ApiError(404, f"{state.name} is a language model: it classifies nothing")
-        if model == state.name:
+        adapter = None if model == state.name else model
+        if adapter is None and state.base.fresh:
             raise wrong("model", f"{model} has no head of its own: name an adapter")
         most = state.settings.tokens
         rows = await asyncio.to_thread(labelled, state.base, texts, most)
-        body, digest = await unless_gone(request, self._answer(model, rows))
+        body, digest = await unless_gone(request, self._answer(model, adapter, rows))
         return JSONResponse(body, headers={DIGEST: digest})
 
-    async def _answer(self, model: str, rows: list[Labelled]) -> tuple[dict[str, Any], str]:
+    async def _answer(
+        self, model: str, adapter: str | None, rows: list[Labelled]
+    ) -> tuple[dict[str, Any], str]:
         labels = self._state.base.labels
         found: list[dict[str, Any]] = [{} for _ in rows]
-        async with running(self._state, model, rows) as begun:
+        async with running(self._state, adapter, rows) as begun:
             async for row, probabilities, _ in begun.steps():
                 shown = dict(zip(labels, map(float, probabilities), strict=True))
                 label = labels[int(probabilities.argmax())]

@@ -74,6 +74,9 @@ class Classifying:
             good = bool(np.isfinite(own).all())
             yield number, own if good else None, "stop" if good else "error"
 
+    def let_go(self) -> None:
+        """Nothing: no step leaves anything of its bank here."""
+
     def warm(self, bank: Bank) -> None:
         """Compile every program that texts need, whatever their lengths."""
         for width in self._widths:

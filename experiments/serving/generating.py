@@ -34,6 +34,7 @@ class Generating:
     def restart(self, bank: Bank) -> None:
         """Begin anew, without any text."""
         self._scheduler = Scheduler(bank, **self._sizes)
+        self._holds = True
 
     @property
     def waiting(self) -> int:
@@ -60,6 +61,12 @@ class Generating:
         self._set(bank)
         self._scheduler.warm_up()
 
+    def let_go(self) -> None:
+        """Hold no memory of a bank's arrays until the next step, as a put takes them."""
+        self._scheduler.let_go()
+        self._holds = False
+
     def _set(self, bank: Bank) -> None:
-        if bank is not self._scheduler.bank:
+        if bank is not self._scheduler.bank or not self._holds:
             self._scheduler.bank = bank
+            self._holds = True

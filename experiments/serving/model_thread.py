@@ -122,6 +122,12 @@ class ModelThread:
 
     # -- in the thread -----------------------------------------------------------------------------
 
+    def acquire(self, name: str, loaded: Version | None) -> Lease | Future[Version]:
+        """As `AdapterStore.acquire_or_load`; what a put takes, the engine has let go of before."""
+        if name not in self.store.held():
+            self._engine.let_go()
+        return self.store.acquire_or_load(name, loaded)
+
     def _run(self) -> None:
         try:
             self.store, self._engine, self._digest = self._make()
@@ -171,7 +177,7 @@ class ModelThread:
         lease, running = None, None
         try:
             if job.adapter:
-                found = self.store.acquire_or_load(job.adapter, job.loaded)
+                found = self.acquire(job.adapter, job.loaded)
                 if isinstance(found, Future):
                     self._load(job, found)
                     return True

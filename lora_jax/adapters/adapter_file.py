@@ -137,8 +137,9 @@ def start_from(
       any_base: as in `load_adapter`.
 
     Raises:
-      ValueError: the file's adapters, their shapes or a scale differ; or a parameter that trains in
-        full differs in more than its last axis.
+      ValueError: the file's adapters, their shapes, a scale or the names of fixed matrices differ
+        (those of a start that is subtracted: PiSSA's run begins none of LoRA's); or a parameter
+        that trains in full differs in more than its last axis.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
@@ -156,6 +157,7 @@ def start_from(
         theirs = tree["constants"].get(weight, {})
         if "scale" in mine and not jnp.array_equal(mine["scale"], theirs.get("scale")):
             raise ValueError(f"{path}: '{weight}' was trained with another scale; set its alpha")
+        _check_matrices(path, weight, mine, theirs, stacks[weight])
         constants[weight] = _with_matrices(path, mine, theirs, stacks[weight], drawn[weight])
     shared, left = [], dict(tree["shared"])
     for number, (variant, mine) in enumerate(frozen.shared_by_group(trainable).items()):
@@ -277,6 +279,31 @@ def _with_matrices(
             _check_shape(path, f"the constant '{name}'", found[name], each)
             _check_kind(path, name, found[name], each)
     return found
+
+
+def _check_matrices(
+    path: str | os.PathLike,
+    weight: str,
+    mine: Mapping[str, Array],
+    theirs: Mapping[str, Array],
+    stack: int,
+) -> None:
+    """Raise a ValueError if only one side has a fixed matrix: trained factors mean nothing then."""
+    there, here = (
+        {name for name, x in each.items() if x.ndim - stack >= 2} for each in (theirs, mine)
+    )
+    if there != here:
+        raise ValueError(
+            f"{path}: '{weight}' was trained with {_matrices(there)}, and this run has "
+            f"{_matrices(here)}: begin from it with the variant and initialization of its run"
+        )
+
+
+def _matrices(names: Collection[str]) -> str:
+    if not names:
+        return "no matrix that stays fixed"
+    kind = "a start that is subtracted" if "a0" in names else "matrices that stay fixed"
+    return f"{kind} ({', '.join(sorted(names))})"
 
 
 def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -112,6 +112,14 @@ class Scheduler:
         separate = separate_bank(bank, known)  # it may fail, and then the old one stays
         self._bank, self._separate = bank, separate
 
+    def let_go(self) -> None:
+        """Hold no memory of the arrays of `bank`, so that a put by others may take them (`donate`).
+
+        Set `bank` before the next step, also where nothing was put.
+        """
+        # XLA takes no array in whose memory there are others, of separate layers, too.
+        self._separate = dataclasses.replace(self._separate, held=self._bank.held)
+
     def put(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter into a slot of the bank, without a copy of the others.
 
@@ -132,8 +140,7 @@ class Scheduler:
         if slot in self.slots:
             raise ValueError(f"slot {slot} is used by a text that has not ended")
         bank = self._bank
-        # XLA takes no array in whose memory there are others, of separate layers, too.
-        self._separate = dataclasses.replace(self._separate, held=bank.held)
+        self.let_go()
         try:
             bank = change(bank)
         finally:

@@ -97,8 +97,7 @@ class Slots(Variant):
             return y
         first, second = (factors.trainable[f"{number}/{name}"].astype(x.dtype) for name in names)
         flat = x.reshape(-1, x.shape[-1])
-        update = pick.dot(flat, factors.constants[SLOT], first, second, self.way)
-        update = update if accumulate is None else update.astype(accumulate)
+        update = pick.dot(flat, factors.constants[SLOT], first, second, self.way, accumulate)
         return add(y, update.reshape(y.shape))
 
     def _chosen(

@@ -1,7 +1,8 @@
 """Ways to multiply each row of a batch by the low-rank factors of its own slot.
 
 They are equal up to rounding. Each takes x (rows, tokens, in), slots (rows,), a (slots, rank, in)
-and b (slots, rank, out), and gives `x[i] @ a[slots[i]].T @ b[slots[i]]` of every row i:
+and b (slots, rank, out), and gives `x[i] @ a[slots[i]].T @ b[slots[i]]` of every row i, the last
+product in the dtype `accumulate`, or that of x if it is None:
 
     gather   copy each row's A and B, and multiply row by row
     concat   multiply all rows by all slots' A at once, keep each row's own part, multiply by all B
@@ -12,42 +13,47 @@ an infinity or a NaN is NaN. `Bank.prepare` refuses such an adapter. In a bank t
 adapter that diverges spoils the rows of the others, unless its way is `gather`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 
-def one(x: Array, slot: Array, a: Array, b: Array) -> Array:
+def one(x: Array, slot: Array, a: Array, b: Array, accumulate: Any = None) -> Array:
     """The product of one row: `x @ a[slot].T @ b[slot]` for x (tokens, in) and a number `slot`."""
     own_a, own_b = (lax.dynamic_index_in_dim(each, slot, keepdims=False) for each in (a, b))
-    return (x @ own_a.T) @ own_b
+    return jnp.matmul(x @ own_a.T, own_b, preferred_element_type=accumulate)
 
 
-def gather(x: Array, slots: Array, a: Array, b: Array) -> Array:
-    return jax.vmap(one, (0, 0, None, None))(x, slots, a, b)
+def gather(x: Array, slots: Array, a: Array, b: Array, accumulate: Any = None) -> Array:
+    each = functools.partial(one, accumulate=accumulate)
+    return jax.vmap(each, (0, 0, None, None))(x, slots, a, b)
 
 
-def concat(x: Array, slots: Array, a: Array, b: Array) -> Array:
+def concat(x: Array, slots: Array, a: Array, b: Array, accumulate: Any = None) -> Array:
     count, rank, _ = a.shape
     hidden = x @ a.reshape(count * rank, -1).T
     own = jnp.repeat(slots[:, None] == jnp.arange(count, dtype=slots.dtype)[None], rank, axis=1)
     hidden = jnp.where(own[:, None], hidden, jnp.zeros((), hidden.dtype))
-    return hidden @ b.reshape(count * rank, -1)
+    flat = b.reshape(count * rank, -1)
+    return jnp.matmul(hidden, flat, preferred_element_type=accumulate)
 
 
-def ragged(x: Array, slots: Array, a: Array, b: Array) -> Array:
+def ragged(x: Array, slots: Array, a: Array, b: Array, accumulate: Any = None) -> Array:
     rows, tokens, _ = x.shape
     order = jnp.argsort(slots)
-    sizes = tokens * jnp.bincount(slots, length=len(a))
+    sizes = (tokens * jnp.bincount(slots, length=len(a))).astype(jnp.int32)
     flat = x[order].reshape(rows * tokens, -1)
-    hidden = lax.ragged_dot(flat, a.mT, sizes.astype(jnp.int32))
-    y = lax.ragged_dot(hidden, b, sizes.astype(jnp.int32)).reshape(rows, tokens, -1)
+    hidden = lax.ragged_dot(flat, a.mT, sizes)
+    y = lax.ragged_dot(hidden, b, sizes, preferred_element_type=accumulate)
+    y = y.reshape(rows, tokens, -1)
     return jnp.zeros_like(y).at[order].set(y)
 
 
-WAYS: Mapping[str, Callable[[Array, Array, Array, Array], Array]] = {
+WAYS: Mapping[str, Callable[..., Array]] = {
     "gather": gather,
     "concat": concat,
     "ragged": ragged,

@@ -165,6 +165,34 @@ def test_a_beginning_that_does_not_fit_is_refused(changed, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
+SUBTRACTED = r"a start that is subtracted \(a0, b0\)"
+NO_MATRIX = "no matrix that stays fixed"
+
+
+@pytest.mark.parametrize(
+    "theirs, own, said",
+    [
+        ("pissa", "lora", f"'w' was trained with {SUBTRACTED}, and this run has {NO_MATRIX}"),
+        ("lora", "olora", f"'w' was trained with {NO_MATRIX}, and this run has {SUBTRACTED}"),
+    ],
+)
+def test_a_start_that_only_one_run_subtracts_is_refused(theirs, own, said, tmp_path):
+    """A and B have the same shapes, and would mean another weight without A0 and B0."""
+    path = lj.save_adapter(tmp_path, *heads(variants.make(theirs, rank=2), 3))
+    with pytest.raises(ValueError, match=said) as error:
+        lj.start_from(path, *heads(variants.make(own, rank=2), 3))
+    assert "\n" not in str(error.value)
+
+
+def test_a_start_that_both_runs_subtract_is_that_of_the_file(tmp_path):
+    first, frozen = heads(variants.make("pissa", rank=2), 3)
+    path = lj.save_adapter(tmp_path, first, frozen)
+    other, own = heads(variants.make("olora", rank=2), 3)
+    assert not np.array_equal(own.constants["w"]["a0"], frozen.constants["w"]["a0"])
+    _, begun = lj.start_from(path, other, own)
+    chex.assert_trees_all_equal(begun.constants, frozen.constants)
+
+
 def read_all(path, trainable, frozen):
     """Every way to read an adapter's file."""
     return [

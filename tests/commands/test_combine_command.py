@@ -26,6 +26,7 @@ RUNS = {
     "lora": {"variant__rank": 2},
     "dora": {"variant__name": "dora", "variant__rank": 3, "seed": 1},
     "nf4": {"quantize__storage": "nf4"},
+    "loftq": {"quantize__storage": "nf4", "variant__initialization": "loftq_iter_2"},
 }
 
 
@@ -96,6 +97,7 @@ def test_a_combined_run_is_one_of_lora(root):
             "--by=negat: there is no way 'negat' to combine adapters; nearest: 'negate'",
         ),
         (["lora", "none"], {}, "none: no such folder"),
+        (["loftq"], {}, "loftq: LoftQ has quantised another matrix in the place of 'layers/"),
     ],
 )
 def test_mistakes_end_with_one_line(root, runs, flags, said):

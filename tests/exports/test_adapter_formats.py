@@ -120,6 +120,9 @@ def test_an_encoder_whose_head_reads_a_mean(smoke, tmp_path):
         np.testing.assert_array_equal(again.trainable["params"][path], value)
     config = imported_run.config_of(experiment.config.plain, again)
     imported_run.experiment_of(config, model, again)  # that config makes this adapter
+    first = smoke("storage=nf4", variant__rank=2, model__pool="cls")
+    with pytest.raises(ValueError, match=r"its head .* reads the mean .*: --config.model.pool=mea"):
+        read_adapter(source, first, model)
 
 
 def changes(made, trainable):

@@ -264,6 +264,17 @@ def test_files_that_leave_this_machine_name_no_folder_of_it(qlora, tmp_path):
         assert said in content["said"][-1]
 
 
+def test_a_base_in_a_gguf_file_is_not_named(qlora, tmp_path, monkeypatch):
+    """AutoPeftModel would take the name for a folder of transformers."""
+    folder, experiment, trainable = qlora
+    run = FinishedRun(folder, run_record.read(folder), experiment, trainable, experiment.frozen)
+    monkeypatch.setattr(f"{Peft.__module__}.find_gguf", lambda source: source / "own.gguf")
+    content = Peft().write(run, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is content["base_model_name_or_path"] is None
+    assert content["said"][-1].endswith("load it by the code, with gguf_file")
+
+
 def test_what_a_run_started_from_is_needed_to_make_it_again(qlora):
     folder, experiment, trainable = qlora
     config = parse({**experiment.config.plain, "start_from": "/home/ada/earlier"})

@@ -9,6 +9,7 @@ import pytest
 import lora_jax as lj
 import variants
 from configs.settings import TextConfig
+from experiments.combining.combined_run import require_published_bases
 from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.save_plain_lora import save_plain_lora
@@ -64,6 +65,13 @@ def test_what_is_not_of_the_published_base():
     said = "LoftQ has quantised another matrix in the place of 'layers/up/kernel', .*: --as=merged"
     with pytest.raises(ValueError, match=said):
         require_for_servers(made)
+    made.folder = "runs/loftq"
+    said = (
+        "^runs/loftq: LoftQ has quantised another matrix in the place of 'layers/up/kernel', so a "
+        "run of LoRA .*: merge each run .*export --as=merged"
+    )
+    with pytest.raises(ValueError, match=said):
+        require_published_bases([run(quantize={"up/kernel": lj.NF4()}), made])
 
 
 def test_the_library_s_refusals_name_flags():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from zoo.check import random_like
 
 import lora_jax as lj
 import variants
+from experiments.serving.generating import Generating
 from lora_jax.generation import lanes as programs, scheduler as scheduling
 from lora_jax.generation.choose_token import Sampling
 from lora_jax.generation.generate import generate
@@ -215,6 +217,29 @@ def test_adapters_change_between_texts_and_not_under_them(served, started):
     expected = [alone(served, each, {}) for each in meant]
     assert finished(scheduler, *asked) == expected
     assert len({tuple(tokens) for tokens, _ in expected}) == 3
+
+
+def test_what_the_engine_lets_go_of_is_written_in_place(served, x64, compilations):
+    """By a put of others than the scheduler; it goes on, by the same programs."""
+    bank, first = copied(served.bank), served.adapters[0]
+    engine = Generating(bank, lanes=2, tokens=CAPACITY)
+    engine.warm(bank)
+    asked = [Request(slot, [1, 2], 3) for slot in (2, 1, 2)]
+    numbers = [engine.submit(each.slot, each) for each in asked[:2]]
+    found = texts_of(itertools.chain.from_iterable(engine.step(bank) for _ in range(3)))
+    places = [x.unsafe_buffer_pointer() for x in bank.held.arrays.values()]
+    with compilations() as counted:
+        engine.let_go()
+        bank = bank.put(2, first, donate=True)
+        assert places == [x.unsafe_buffer_pointer() for x in bank.held.arrays.values()]
+        list(engine.step(bank))
+        engine.let_go()
+        numbers.append(engine.submit(2, asked[2]))
+        found |= texts_of(itertools.chain.from_iterable(engine.step(bank) for _ in range(3)))
+    assert not counted
+    meant = [*asked[:2], dataclasses.replace(asked[2], slot=1)]
+    assert [found[number] for number in numbers] == [alone(served, each, {}) for each in meant]
+    assert found[numbers[0]] != found[numbers[2]]
 
 
 def test_an_adapter_that_is_no_number_ends_its_own_text_alone(served, started):

@@ -1,13 +1,18 @@
 """Adapters in folders and on a Hub, which a server on this machine stands in for."""
 
 import json
+import types
+from typing import Any
 
 import hub_stand_in
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from configs import quickstart
 from experiments.imports.adapter_source import find
+from experiments.imports.read_adapter import read_adapter
+from experiments.setup.config import parse
 
 
 @pytest.fixture
@@ -86,6 +91,16 @@ def test_without_a_network(tmp_path, monkeypatch):
         find("me/good")
 
 
+def test_a_head_that_reads_a_mean_is_not_left_out(adapter):
+    """Of a config whose head reads the first token: its head would be drawn anew."""
+    config = quickstart.get_config()
+    config.model.pool = "cls"
+    texts = types.SimpleNamespace(shape=types.SimpleNamespace(model_type="bert"), boundaries=(8,))
+    model: Any = types.SimpleNamespace(model=lambda key: (None, {}), texts=texts)
+    with pytest.raises(ValueError, match=r"its head .* reads the mean .*: --config.model.pool=mea"):
+        read_adapter(find(str(adapter)), parse(config.to_dict()), model)
+
+
 def test_folders_that_are_none(adapter, tmp_path):
     (tmp_path / "adaptor").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no such folder; nearest in .*: 'adapter'$"):
@@ -94,6 +109,9 @@ def test_folders_that_are_none(adapter, tmp_path):
         find(str(tmp_path))
     with pytest.raises(ValueError, match=r"adapter_config.json is a file of PEFT: name its folder"):
         find(str(adapter / "adapter_config.json"))
+    (tmp_path / "adapter.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"gguf is neither .* microsoft/LoRA \(.safetensors, .pt"):
+        find(str(tmp_path / "adapter.gguf"))
     (tmp_path / "record.json").write_text(json.dumps({}))
     with pytest.raises(FileNotFoundError, match="it is a run's, which needs no import"):
         find(str(tmp_path))

@@ -145,6 +145,31 @@ class TestRows:
         assert finite == {"classes": [True, False, False], "tokens": [True, False, False]}
 
 
+@pytest.mark.parametrize("way", pick.WAYS)
+def test_a_product_that_asks_for_float32_is_not_rounded_before(way):
+    """The head of a decoder in bfloat16 asks so. All sums are exact, and have more than 8 bits."""
+
+    def head(params, x):
+        numbers = (((1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, params["w"], numbers, preferred_element_type=jnp.float32)
+
+    random = np.random.default_rng(0)
+    w, a, x = (random.integers(-3, 4, shape) for shape in ((8, 5), (2, 8), (3, 8)))
+    b = 1 + random.integers(0, 128, (2, 5)) / 128
+    params = {"w": jnp.asarray(w, jnp.bfloat16)}
+    adapted = lj.adapt(head, variants.make("lora", rank=2, alpha=2.0), "w")
+    rows = jnp.asarray(x, jnp.bfloat16)
+    trainable, frozen = adapted.init(jax.random.key(0), params, rows)
+    moved = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
+    adapter = {**trainable, "adapters": {"w": moved}}, frozen
+    bank = lj.Bank(head, params, capacity=2, max_rank=2, way=way).put(2, adapter)
+    found = jax.jit(lj.Bank.apply)(bank, jnp.asarray([2, 0, 2]), rows)
+    expected = np.stack([x[0] @ (w + a.T @ b), x[1] @ w, x[2] @ (w + a.T @ b)])
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(expected, np.asarray(jnp.asarray(expected, jnp.bfloat16)))
+
+
 def test_what_is_put_and_removed_compiles_nothing(compilations):
     params = jax.tree.map(lambda x: x.astype(jnp.float32), drawn(SHAPES))
     found = [

@@ -17,9 +17,9 @@ class Events:
 
     def __init__(self):
         self.seen, self.active = [], []
-        self.store = FakeStore(slots=1)
+        self.store, self.engine = FakeStore(slots=1), FakeEngine(lanes=8)
         self.thread = ModelThread(
-            lambda: (self.store, FakeEngine(lanes=8), "base"),
+            lambda: (self.store, self.engine, "base"),
             lambda thread, steps, failed: self.active.append(thread.active),
         )
 
@@ -112,6 +112,15 @@ def test_rows_are_counted_while_they_are_computed():
     events.job("last", "one", tokens=1)
     events.run()
     assert events.active[:3] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("adapter", "times"), [("one", 0), ("large", 1), (None, 0)])
+def test_the_engine_lets_go_of_what_a_put_may_take(adapter, times):
+    """Of an adapter that is in no slot; one that is there is not put."""
+    events = Events()
+    events.job("last", adapter)
+    events.run()
+    assert events.engine.let_gone == times
 
 
 def test_they_outlive_steps_that_fail():

@@ -1,5 +1,7 @@
 """Classification by adapters of an encoder, against its merged models."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import variants
 from experiments.serving import assemble, classifying
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.app import make_app
-from experiments.serving.base_model import is_decoder, load_encoder
+from experiments.serving.base_model import is_decoder, load_encoder, model_id
 from experiments.serving.settings import Holding, Settings
 from experiments.serving.state import READY
 from lora_jax.contract.toy_matrices import noisy
@@ -24,12 +26,12 @@ EXAMPLE = (np.zeros((1, 8), np.int32),) * 3
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A client, and for each adapter the function of tokens, mask and types that it is."""
+    """A client, and for each model the function of tokens, mask and types that it is."""
     root = tmp_path_factory.mktemp("classified")
     model = str(small_model.write(root / "bert"))
     assert not is_decoder(model)
     base = load_encoder(model, "float32", LABELS, "mean")
-    alone = {}
+    alone = {"bert": lambda *x: base.serve(base.params, *x)}  # its files have a head
     for seed, (name, method, labels) in enumerate(
         [("one", "lora", 2), ("two", "dora", 2), ("wide", "lora", 3)]
     ):
@@ -49,7 +51,7 @@ def served(tmp_path_factory):
     state.thread.ready.result()
     state.status = READY
     with TestClient(make_app(state)) as client:
-        yield client, alone, base.tokenizer.backend
+        yield client, alone, base.tokenizer.backend, state
     state.thread.stop()
 
 
@@ -63,8 +65,8 @@ def expected(alone, backend, text):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_each_text_is_classified_as_alone(served):
-    client, alone, backend = served
-    for name in ("one", "two"):
+    client, alone, backend, _ = served
+    for name in ("one", "two", "bert"):
         answer = client.post("/v1/classify", json={"model": name, "input": TEXTS})
         assert answer.status_code == 200 and answer.headers["X-Adapter-Digest"]
         for index, (each, text) in enumerate(zip(answer.json()["data"], TEXTS, strict=True)):
@@ -87,7 +89,6 @@ def test_each_text_is_classified_as_alone(served):
         ({"model": "one"}, 400, "'input' must be a text or a list"),
         ({"model": "one", "input": [["a", "b", "c"]]}, 400, "must have texts, or pairs"),
         ({"model": "one", "input": "a", "truncate": True}, 400, "'truncate' is unknown"),
-        ({"model": "bert", "input": "a"}, 400, "has no head of its own"),
         ({"model": "three", "input": "a"}, 404, "does not exist"),
         ({"model": "one", "input": ["a", "a " * 40]}, 422, "text 1 has 42 tokens; there may be 32"),
         ({"model": "wide", "input": "a"}, 500, "cannot be used"),
@@ -97,6 +98,26 @@ def test_each_text_is_classified_as_alone(served):
 def test_mistakes(served, content, status, said):
     answer = served[0].post("/v1/classify", json=content)
     assert answer.status_code == status and said in answer.json()["error"]["message"]
+
+
+def test_a_base_without_a_head_classifies_nothing(served, monkeypatch):
+    client, *_, state = served
+    drawn = dataclasses.replace(state.base, fresh=("classifier/kernel",))
+    monkeypatch.setattr(state, "base", drawn)
+    answer = client.post("/v1/classify", json={"model": "bert", "input": "a"})
+    assert answer.status_code == 400
+    assert "bert has no head of its own" in answer.json()["error"]["message"]
+
+
+def test_what_clients_call_a_model(tmp_path, monkeypatch):
+    """A link keeps its own name: in the Hub's cache, files are links to digests."""
+    folder = tmp_path / "encoder.v2"
+    folder.mkdir()
+    (tmp_path / "small.gguf").symlink_to(tmp_path / "0123")
+    monkeypatch.chdir(folder)
+    assert {model_id(each) for each in (".", "./", "../encoder.v2", str(folder))} == {"encoder.v2"}
+    assert model_id("..") == tmp_path.name and model_id("../small.gguf") == "small"
+    assert [model_id(each) for each in ("smollm2", "org/model")] == ["smollm2", "org/model"]
 
 
 def test_texts_are_counted_while_they_are_computed(monkeypatch):

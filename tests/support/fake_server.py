@@ -58,9 +58,13 @@ class FakeEngine:
     def __init__(self, lanes=2, pause=0.0):
         self.lanes, self.pause, self.next = lanes, pause, 0
         self.rows, self.spoilt = collections.OrderedDict(), []
+        self.let_gone = 0
 
     def restart(self, bank):
         self.rows.clear()
+
+    def let_go(self):
+        self.let_gone += 1
 
     @property
     def active(self):

@@ -26,6 +26,7 @@ from lora_jax.interchange.families import names_of
 from lora_jax.interchange.peft_folder import CONFIG
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora
+from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.suggest import require_known
 
 PEFT, VLLM, SGLANG = LOADERS = ("peft", "vllm", "sglang")
@@ -117,14 +118,23 @@ def _for_peft(run: FinishedRun, folder: Path, base: str | None) -> dict[str, Any
 
 
 def _base(run: FinishedRun, here: bool) -> str | None:
-    """What PEFT loads the base by; None if files leave and only this machine has the base."""
-    return published(run) or (str(run.source.absolute()) if here else None)
+    """What PEFT loads the base by; None if files leave and only this machine has the base.
+
+    None, too, for a GGUF file of one's own, which transformers takes only with `gguf_file`.
+    """
+    loads = here and find_gguf(run.source) is None
+    return published(run) or (str(run.source.absolute()) if loads else None)
 
 
 def _on_base(run: FinishedRun, here: bool) -> list[str]:
     """What users must know of a base that has no published name."""
     if published(run):
         return []
+    if here and find_gguf(run.source) is not None:
+        return [
+            f"{CONFIG} names no base, as AutoPeftModel alone loads none from a GGUF file: load it "
+            "by the code, with gguf_file"
+        ]
     if here:
         return [
             f"{CONFIG} names the base by its folder on the machine that made it, so that "
