@@ -86,9 +86,9 @@ def test_tests_over_examples_and_both_take_the_means_of_draws(tmp_path):
             mask = wrong(share, 2 * seed + (method == "vera"))
             planted(tmp_path / f"{method}{seed}", method, seed, LABELS, mask, changes=changes)
     found = {line["test"]: line for line in lines(tmp_path) if line["line"] == "test"}
-    means = -(10 + 0) / 2, -20.0  # LoRA's points over VeRA's, of each draw
+    means = (10 + 0) / 2, 20.0  # VeRA's points over LoRA's, of each draw
     differences = [float(each["difference"]) for each in found.values()]
-    assert differences == pytest.approx([-12.5] * 3)
+    assert differences == pytest.approx([12.5] * 3)
     assert float(found["seeds"]["p"]) == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert [found[kind]["n"] for kind in ("seeds", "both", "examples")] == ["2", "2", "200"]
     assert found["seeds"]["generalises_to"] == "new seeds, the same examples"
