@@ -174,9 +174,17 @@ def one_of_each(runs: Sequence[Run]) -> list[Run]:
         if results[1:] and results[0] != results[1]:
             raise ValueError(
                 f"{first.folder} and {run.folder} are the same run (seed {run.record.seed}) with "
-                f"different results ({first.record.status}, {run.record.status}): keep one"
+                f"different results ({first.record.status}, {run.record.status})"
+                f"{_starts(first.config, run.config)}: keep one"
             )
     return [chosen[number] for number in sorted(chosen)]
+
+
+def _starts(one: RunConfig, other: RunConfig) -> str:
+    """What two runs started from, where that differs; empty where it does not."""
+    if one.start_from == other.start_from:
+        return ""
+    return f", as start_from is {one.start_from} in one and {other.start_from} in the other"
 
 
 def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
