@@ -161,7 +161,7 @@ def contests(
       varies: settings that a study varies besides the sections `comparable.VARIED`, such as
         `train.batch_size`.
       unfinished: runs without a record; one belongs to a contest if it differs from the contest's
-        runs only in what the study varies.
+        runs only in what the study varies, and is of the same registration, or of none as they are.
 
     Raises:
       ValueError: runs differ in more than what a study varies, a run has two different results, the
@@ -190,8 +190,9 @@ def contests(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
                 )
-            ours = fixed(same[0].config)
-            mine = [each for each in lost if each.config and fixed(each.config) == ours]
+            ours, registered = fixed(same[0].config), {run.study.registration for run in same}
+            near = [each for each in lost if each.study.registration in registered]
+            mine = [each for each in near if each.config and fixed(each.config) == ours]
             lost = [each for each in lost if each not in mine]
             known = titles.get(table, UNTITLED)
             title = known.column(task)
