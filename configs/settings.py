@@ -284,6 +284,10 @@ class GenerateSettings:
         return bool(self.samples or self.scored)
 
 
+COMBINED, IMPORTED = "combined", "imported"
+"""The `experiment` of adapters that `experiments.combine` and `import_adapter` made."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """The place of a run in a table; the table has no name if the run belongs to none."""

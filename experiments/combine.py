@@ -86,7 +86,8 @@ def combine() -> None:
         start=[params_before(each) for each in runs],
         keep=_KEEP.value or (),
     )
-    experiment = combined_run.experiment_of(runs[0].experiment, combined)
+    size = "smoke" if any(run.config.study.size == "smoke" for run in runs) else "full"
+    experiment = combined_run.experiment_of(runs[0].experiment, combined, size)
     weights = [{**origin(run), "weight": w} for run, w in zip(runs, method.weights, strict=True)]
     made_of = {
         "by": method.by,

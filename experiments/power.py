@@ -26,6 +26,7 @@ from experiments import cli
 from experiments.analysis import (
     collect_runs,
     comparable,
+    draws,
     power,
     recorded_runs,
     select_runs,
@@ -90,8 +91,16 @@ def main() -> None:
     studies: dict[tuple[str, str, str], list[Contest]] = {}
     for each in made:
         studies.setdefault((each.table, each.model, _registration(each)), []).append(each)
-    print("\n\n".join(_study(own, known.get(key[-1])) for key, own in studies.items()))
-    for note in notes:
+    tables, failed = [], []
+    for (table, model, digest), own in studies.items():
+        try:
+            tables.append(_study(own, known.get(digest)))
+        except ValueError as error:
+            failed.append(f"{table}, {model}: {error}" if len(studies) > 1 else str(error))
+    if not tables:
+        raise ValueError("; ".join(failed))
+    print("\n\n".join(tables))
+    for note in (*failed, *notes):
         print(note)
 
 
@@ -139,10 +148,17 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     """The table of one study and model.
 
     Raises:
-      ValueError: no contest has the reference, or none has two seeds in common with it.
+      ValueError: no contest has the reference, or none has two seeds in common with it, or a flag
+        is out of its range.
     """
     reference = _REFERENCE.value or (protocol.reference if protocol else "lora")
     labels = {method.key: method.label for contest in made for method in contest.methods}
+    if reference not in labels and _REFERENCE.value is None:
+        which = "registered" if protocol else "default"
+        raise ValueError(
+            f"the {which} reference, {reference}, was not run in {made[0].table}: give "
+            f"--reference, one of {', '.join(labels)}"
+        )
     require_known(reference, labels, f"no method --reference={reference}")
     # The noise of scores on held-out examples is not that of the scores that a study compares.
     tuned = [each.task_title for each in made if each.held_out and protocol]
@@ -168,6 +184,9 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
     missing = [task for task, each in found.items() if each is None]
     lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []
+    if shared := [e.task_title for e in made if draws.are_shared(e.numbers)]:
+        each = "each draw of the training examples counts as one seed, with the mean of its runs"
+        lines.append(f"Runs share draws, so {each}: {', '.join(shared)}")
     lines += [f"Tuned, but not scored yet: {', '.join(tuned)}"] if tuned else []
     if constant:
         which = ", ".join(constant)

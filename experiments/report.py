@@ -175,7 +175,8 @@ def apart(lost: Sequence[unfinished_runs.Unfinished]) -> list[str]:
         return []
     runs = count(len(lost), "run")
     folders = ", ".join(str(each.folder) for each in lost[:3]) + ", ..." * (len(lost) > 3)
-    return [f"{runs} without a record, and no run with the same settings has one: {folders}"]
+    why = "no run with the same settings and registration has one"
+    return [f"{runs} without a record, and {why}: {folders}"]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m experiments.table --documents=README.md,docs  # rewrites their tables of runs
 
 Records may lie anywhere below the folder. A cell is `ours / published`; the number in parentheses
-is the number of runs behind ours.
+is the number of runs behind ours, or of draws of the training examples that runs share.
 """
 
 import functools

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from configs.settings import RunConfig
-from experiments.analysis import collect_runs, comparable
+from experiments.analysis import collect_runs, comparable, draws
 from experiments.analysis.labels import UNTITLED, Titles, in_order, method, told_apart
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import OF_ANY, Run, mean_score, require_settings
@@ -89,9 +89,13 @@ class Method:
             return ""
         return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.chosen.rate, "")
 
-    def scores(self) -> dict[tuple[int, int], float]:
+    def scores(self) -> dict[draws.Number, float]:
         """The scores of the completed runs, by seed and draw."""
-        return {run.number: score for run, score in saved_scores(self.runs)}
+        return by_number(self.runs)
+
+    def counted(self) -> list[float]:
+        """Those that count in means and intervals: where runs share draws, the mean of each."""
+        return draws.means(self.scores()).tolist()
 
     def describe(self, setting: Setting) -> str:
         """A setting as text: its learning rate, and whatever else differs between the settings."""
@@ -123,6 +127,11 @@ class Contest:
     def title(self) -> str:
         return f"{MODEL_TITLES.get(self.model, self.model)}, {self.task_title} ({self.table})"
 
+    @property
+    def numbers(self) -> set[draws.Number]:
+        """The seeds and draws of all scored runs."""
+        return {run.number for method in self.methods for run in method.runs}
+
 
 def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
     """The completed runs with a score: the main metric of the adapter that each saved.
@@ -132,6 +141,11 @@ def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
     done = [run for run in runs if run.completed]
     scores = [run.score(run.record.metric, run.config.train.select) for run in done]
     return [(run, score) for run, score in zip(done, scores, strict=True) if score is not None]
+
+
+def by_number(runs: Iterable[Run]) -> dict[draws.Number, float]:
+    """The scores of the completed runs by seed and draw."""
+    return {run.number: score for run, score in saved_scores(runs)}
 
 
 def contests(
@@ -147,7 +161,7 @@ def contests(
       varies: settings that a study varies besides the sections `comparable.VARIED`, such as
         `train.batch_size`.
       unfinished: runs without a record; one belongs to a contest if it differs from the contest's
-        runs only in what the study varies.
+        runs only in what the study varies, and is of the same registration, or of none as they are.
 
     Raises:
       ValueError: runs differ in more than what a study varies, a run has two different results, the
@@ -176,8 +190,9 @@ def contests(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
                 )
-            ours = fixed(same[0].config)
-            mine = [each for each in lost if each.config and fixed(each.config) == ours]
+            ours, registered = fixed(same[0].config), {run.study.registration for run in same}
+            near = [each for each in lost if each.study.registration in registered]
+            mine = [each for each in near if each.config and fixed(each.config) == ours]
             lost = [each for each in lost if each not in mine]
             known = titles.get(table, UNTITLED)
             title = known.column(task)

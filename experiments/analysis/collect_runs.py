@@ -10,6 +10,7 @@ from typing import Any
 from scipy import stats
 
 from configs.settings import RunConfig, fields_of, free_names
+from experiments.analysis import draws
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
 from lora_jax.files.canonical_json import canonical
@@ -25,7 +26,10 @@ class Collected:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The median or mean of several runs, their spread (None for one run), and their number."""
+    """The median or mean of several runs, their spread (None for one run), and their number.
+
+    Runs that share a draw of the examples are one, with their mean (`draws`).
+    """
 
     centre: float
     spread: float | None
@@ -61,12 +65,27 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
         left_out(strays, "not completed, and with other settings than the completed ones"),
         left_out(len(kept) - strays - len(single), "copies or earlier attempts of others"),
     ]
+    notes.append(_of_draws(single))
     for run in single:
         if not run.completed:
             what = ", ".join(run.place) + f", seed {run.record.seed}"
             why = f": {run.record.note}" if run.record.note else ""
             notes.append(f"{run.record.status}: {what}{why}")
     return Collected(tuple(single), tuple(filter(None, notes)))
+
+
+def _of_draws(runs: Iterable[Run]) -> str:
+    """A note on cells with several runs of one of their draws; empty if there are none."""
+    numbers: dict[tuple[str, str, str], list[draws.Number]] = {}
+    for run in runs:
+        if run.completed:
+            numbers.setdefault(run.place, []).append(run.number)
+    if not (several := sum(map(draws.are_shared, numbers.values()))):
+        return ""
+    return (
+        f"{count(several, 'cell')} {agree(several, 'has', 'have')} several runs of one draw of the "
+        "training examples: each draw counts once in (n), with the mean of its runs"
+    )
 
 
 def elsewhere(runs: Iterable[Run], size: str) -> str:
@@ -155,15 +174,24 @@ def one_of_each(runs: Sequence[Run]) -> list[Run]:
         if results[1:] and results[0] != results[1]:
             raise ValueError(
                 f"{first.folder} and {run.folder} are the same run (seed {run.record.seed}) with "
-                f"different results ({first.record.status}, {run.record.status}): keep one"
+                f"different results ({first.record.status}, {run.record.status})"
+                f"{_starts(first.config, run.config)}: keep one"
             )
     return [chosen[number] for number in sorted(chosen)]
+
+
+def _starts(one: RunConfig, other: RunConfig) -> str:
+    """What two runs started from, where that differs; empty where it does not."""
+    if one.start_from == other.start_from:
+        return ""
+    return f", as start_from is {one.start_from} in one and {other.start_from} in the other"
 
 
 def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
     """The median or mean of scores, and their spread.
 
     Args:
+      scores: of independent runs (`draws.means`).
       report: `median` or `mean`.
       spread: `sd`, the sample standard deviation, or `ci95`, half the width of the 95% confidence
         interval of the mean (Student's t).

@@ -74,7 +74,8 @@ def over_seeds(first: np.ndarray, second: np.ndarray) -> MeanDifference:
     """The first method's scores minus the second's.
 
     Args:
-      first, second: scores of the same seeds, (seeds,), at least one.
+      first, second: scores of the same seeds, (seeds,), at least one; of runs that share draws of
+        the examples, the means of each (`draws`).
 
     Raises:
       ValueError: no seeds, or different numbers of seeds.

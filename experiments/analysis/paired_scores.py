@@ -7,15 +7,15 @@ missing.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from experiments.analysis import draws
 from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.draws import Number
 from experiments.plurals import agree
-
-Number = tuple[int, int]
-"""A seed and its draw of the examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Table:
     """Scores in points, (tasks, methods, seeds), of the methods and seeds that all tasks have."""
 
     labels: tuple[str, ...]
-    numbers: tuple[Number, ...]
+    seeds: tuple[int, ...]
     scores: np.ndarray
     notes: tuple[str, ...] = ()
 
@@ -60,11 +60,12 @@ def scored(method: Method, metric: str) -> Scored:
 def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
     """The scores of two methods on their common seeds, (seeds,) each, in the order of the seeds.
 
-    The text says how many seeds are missing in one of the two; it is empty if none is.
+    Where seeds share draws of the examples, it is the mean scores of each draw (`draws`). The text
+    says how many seeds are missing in one of the two; it is empty if none is.
     """
     numbers = sorted(first.scores.keys() & second.scores.keys())
     every = first.scores.keys() | second.scores.keys()
-    ours, theirs = (np.array([each.scores[n] for n in numbers]) for each in (first, second))
+    ours, theirs = (draws.means({n: each.scores[n] for n in numbers}) for each in (first, second))
     said = f"{len(numbers)} of {len(every)} seeds in common" if len(numbers) < len(every) else ""
     return ours, theirs, said
 
@@ -72,7 +73,8 @@ def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
 def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
     """The scores of some methods (by default all) on the seeds that they have in all contests.
 
-    Methods without a number in one of the contests are left out, and said to be.
+    Methods without a number in one of the contests are left out, and said to be. A seed is that of
+    its runs on all tasks, whatever draw each takes: one that trains on all examples draws none.
 
     Args:
       contests: one for each task.
@@ -90,15 +92,22 @@ def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
             kept.append(own)
         else:
             notes.append(f"{label} is left out, as it has no number on one of the tasks")
-    sets = [set(each.scores) for own in kept for each in own]
-    numbers = sorted(set.intersection(*sets)) if sets else []
-    if len(numbers) < (some := len(set().union(*sets))):
-        notes.append(f"{len(numbers)} of {some} seeds count, as the others lack a method or a task")
-    scores = [
-        [[own[task].scores[n] for n in numbers] for own in kept] for task in range(len(tasks))
-    ]
-    made = np.array(scores, float).reshape(len(tasks), len(kept), len(numbers))
-    return Table(tuple(own[0].label for own in kept), tuple(numbers), made, tuple(notes))
+    by_seed = [[_by_seed(each.scores) for each in own] for own in kept]
+    sets = [set(each) for own in by_seed for each in own]
+    seeds = sorted(set.intersection(*sets)) if sets else []
+    if len(seeds) < (some := len(set().union(*sets))):
+        notes.append(f"{len(seeds)} of {some} seeds count, as the others lack a method or a task")
+    scores = [[[own[task][n] for n in seeds] for own in by_seed] for task in range(len(tasks))]
+    made = np.array(scores, float).reshape(len(tasks), len(kept), len(seeds))
+    return Table(tuple(own[0].label for own in kept), tuple(seeds), made, tuple(notes))
+
+
+def _by_seed(scores: Mapping[Number, float]) -> dict[int, float]:
+    """The mean score of each seed, over its draws."""
+    known: dict[int, list[float]] = {}
+    for (seed, _), score in sorted(scores.items()):
+        known.setdefault(seed, []).append(score)
+    return {seed: statistics.fmean(own) for seed, own in known.items()}
 
 
 def _seeds(numbers: Iterable[Number]) -> str:

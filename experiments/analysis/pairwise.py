@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis import bootstrap, mean_difference, score_check, significance
+from experiments.analysis import bootstrap, draws, mean_difference, score_check, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
@@ -19,6 +19,11 @@ KINDS = {
     "both": "new seeds and new examples",
 }
 """The tests of a pair, and what each generalises to."""
+OF_DRAWS = {
+    "seeds": "new draws of the training examples, the same seeds, the same examples",
+    "both": "new draws of the training examples and new examples, the same seeds",
+}
+"""What they generalise to instead, where draws of the training examples have seeds in common."""
 
 MARKS = {"examples": "†", "seeds": "‡"}
 """Marks of verdicts by a test that claims less than the test over both."""
@@ -32,7 +37,7 @@ class Pair:
     first: Method
     second: Method
     common: int
-    """How many seeds (with their draws) both methods have."""
+    """How many seeds both methods have, or draws of the examples that seeds share (`draws`)."""
     tests: Mapping[str, significance.Difference | None]
     why: str
 
@@ -41,6 +46,12 @@ class Pair:
         """The kind of the test that decides: the first of both, seeds, examples with a p value."""
         known = {kind for kind, test in self.tests.items() if test and test.p is not None}
         return next((kind for kind in ("both", "seeds", "examples") if kind in known), "")
+
+    def generalises_to(self, kind: str) -> str:
+        """What the test of a kind is of, in words."""
+        if draws.share_seeds(self.contest.numbers):
+            return OF_DRAWS.get(kind, KINDS[kind])
+        return KINDS[kind]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,28 +155,35 @@ def _pair(
     if len(common) == 1:
         why.append("one seed in common")
     if len(common) > 1:
-        scores = (np.array([side[k].score for k in common]) for side in (ours, theirs))
+        scores = (draws.means({k: side[k].score for k in common}) for side in (ours, theirs))
         found = mean_difference.over_seeds(*scores)
         low, high = found.interval() or (None, None)
         tests["seeds"] = significance.Difference(found.mean, low, high, found.p, found.n)
-    both = [(ours[number], theirs[number]) for number in common]
-    stored = [(a, b) for a, b in both if a.n and b.n]
-    if any(a.diverged or b.diverged for a, b in both):
-        stored = []  # a test of the others would be one of the lucky seeds
+    both = {number: (ours[number], theirs[number]) for number in common}
+    stored = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
+    if any(a.diverged or b.diverged for a, b in both.values()):
+        stored = {}  # a test of the others would be one of the lucky seeds
         why.append("a diverged run has its last score alone")
     elif len(stored) < len(common):
         why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
     if stored:
-        observed = np.array([a.score - b.score for a, b in stored])
-        drawn = np.array([a.replicates for a, _ in stored]) - [b.replicates for _, b in stored]
-        over = significance.over_examples(observed, drawn, stored[0][0].n)
+        observed = draws.means({number: a.score - b.score for number, (a, b) in stored.items()})
+        drawn = draws.means({number: _replicated(*each) for number, each in stored.items()})
+        over = significance.over_examples(observed, drawn, next(iter(stored.values()))[0].n)
         if contest.metric == "accuracy":
-            right = (np.array([pair[i].right for pair in stored]) for i in (0, 1))
+            right = (np.array([pair[i].right for pair in stored.values()]) for i in (0, 1))
             over = dataclasses.replace(over, p=significance.mcnemar(*right))
         tests["examples"] = over
         if len(stored) > 1:
             tests["both"] = significance.over_both(observed, drawn)
-    return Pair(contest, first, second, len(common), tests, ", ".join(why))
+    return Pair(contest, first, second, len(draws.groups(common)), tests, ", ".join(why))
+
+
+def _replicated(first: Seen, second: Seen) -> np.ndarray:
+    """The differences of two runs with predictions on every resample."""
+    assert first.replicates is not None
+    assert second.replicates is not None
+    return first.replicates - second.replicates
 
 
 def _seen(

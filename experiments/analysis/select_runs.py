@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from configs.settings import COMBINED, IMPORTED
 from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import Run
 from lora_jax.suggest import require_known
@@ -10,8 +11,8 @@ from lora_jax.suggest import require_known
 def select(runs: Sequence[Run], table: str | None, size: str) -> tuple[list[Run], list[str]]:
     """The runs of a table and a size, and notes on how many others were left out.
 
-    Runs without a study are left out where others have one, and so are runs without a registration
-    where others of their table have one.
+    Combined and imported adapters are left out where others were trained, runs without a study
+    where others have one, and runs without a registration where others of their table have one.
 
     Args:
       table: None for the runs of all tables.
@@ -22,9 +23,13 @@ def select(runs: Sequence[Run], table: str | None, size: str) -> tuple[list[Run]
     known = sorted({_name(run) for run in runs})
     if table is not None:
         require_known(table, known, f"no runs of --table={table}")
-    own = [run for run in runs if table in (None, _name(run))]
+    every = [run for run in runs if table in (None, _name(run))]
+    own = _those(every, lambda run: run.record.experiment not in (COMBINED, IMPORTED))
     sized = [run for run in own if run.study.size == size]
-    notes = [left_out(len(own) - len(sized), "of another size")]
+    notes = [
+        left_out(len(every) - len(own), "combined or imported, so not trained here"),
+        left_out(len(own) - len(sized), "of another size"),
+    ]
     own = _those(sized, lambda run: bool(run.study.table))
     notes.append(left_out(len(sized) - len(own), "of no study, so not mixed into one"))
     kept: list[Run] = []

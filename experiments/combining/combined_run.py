@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import lora_jax as lj
-from configs.settings import RunConfig
+from configs.settings import COMBINED, RunConfig
 from experiments.command_names import shown
 from experiments.runs.finished_run import FinishedRun, replaced
 from experiments.setup import from_config
@@ -27,8 +27,12 @@ def require_published_bases(runs: Sequence[FinishedRun]) -> None:
             )
 
 
-def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:
-    """The config of a run that would train this adapter: the first run's, with LoRA."""
+def config_of(first: RunConfig, combined: lj.Combined, size: str) -> RunConfig:
+    """The config of a run that would train this adapter: the first run's, with LoRA.
+
+    Args:
+      size: `smoke` if any of the runs is a smoke run.
+    """
     ranks = {
         path: int(factors["a"].shape[-2])
         for path, factors in combined.trainable["adapters"].items()
@@ -36,8 +40,8 @@ def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:
     rank = max(ranks.values(), default=1)
     lora = {"name": "lora", "rank": rank, "alpha": float(rank)}
     changes = {
-        "experiment": "combined",
-        "study": {},
+        "experiment": COMBINED,
+        "study": {"size": size},
         "start_from": None,
         "variant": lora if ranks else {"name": "head_only"},
         "targets": [
@@ -49,9 +53,9 @@ def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:
     return parse({**first.plain, **changes})
 
 
-def experiment_of(first: Experiment, combined: lj.Combined) -> Experiment:
-    """The first run's experiment, with the combined adapter."""
-    config = config_of(first.config, combined)
+def experiment_of(first: Experiment, combined: lj.Combined, size: str) -> Experiment:
+    """The first run's experiment, with the combined adapter; `size` is as for `config_of`."""
+    config = config_of(first.config, combined, size)
     adapted = from_config.adapt(config, first.adapted.forward, from_config.make_targets(config))
     made = {"trainable": combined.trainable, "frozen": combined.frozen}
     return dataclasses.replace(first, config=config, adapted=adapted, gathered=None, **made)

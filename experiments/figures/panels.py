@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
+from experiments.analysis import draws
 from experiments.analysis.collect_runs import Summary, one_of_each, settings_of, summarise
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
@@ -45,9 +46,10 @@ class Panel:
 
     def score(self, runs: Sequence[Run]) -> Summary | None:
         """The summary of some runs, computed as in the table; None without scores."""
-        scores = [run.score(self.metric, self.table["choose"]) for run in runs]
-        found = [score for score in scores if score is not None]
-        return summarise(found, self.table["report"], self.table["spread"]) if found else None
+        scores = {run.number: run.score(self.metric, self.table["choose"]) for run in runs}
+        known = {number: score for number, score in scores.items() if score is not None}
+        counted = draws.means(known).tolist()
+        return summarise(counted, self.table["report"], self.table["spread"]) if counted else None
 
     def best(self, runs: Sequence[Run]) -> Summary | None:
         """The summary of the runs of one setting, that with the best; None without scores."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import lora_jax as lj
-from configs.settings import RunConfig
+from configs.settings import IMPORTED, RunConfig
 from experiments.setup import suggested
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
@@ -52,7 +52,7 @@ def config_of(plain: Mapping[str, Any], found: Loaded) -> RunConfig:
     usual, _ = Counter(each.variant for each in targets).most_common(1)[0]
     own = written(usual)
     changes = {
-        "experiment": "imported",
+        "experiment": IMPORTED,
         "study": {},
         "start_from": None,
         "variant": {"name": own["name"]},

@@ -6,11 +6,11 @@ with N weights, of which n are in linear layers of shapes (in, out):
 * weights: N times the bytes of their dtype. In NF4, each of the n weights takes 4 + 32 / 64 bits,
   or 4.127 bits if the scales are quantised too; the other weights stay as they are (Dettmers et
   al. 2023, arXiv:2305.14314, section 3);
-* trained: all N weights in their dtype, or r (in + out) parameters in float32 for each linear layer
-  of a block. An untied head, which "all-linear" also adapts and quantises, is not counted. The
-  gradients are as large, and AdamW's two moments twice as large (Kingma and Ba 2015,
-  arXiv:1412.6980). Weights of 2 bytes have a copy of 4 bytes beside these, and moments of 4 bytes
-  (`lora_jax.transform.master_weights`);
+* trained: all N weights in their dtype, or r (in + out) parameters in float32 for each matrix that
+  an experiment adapts. Without an experiment, it is each linear layer of a block: an untied head,
+  which "all-linear" also adapts and quantises, is not counted then. The gradients are as large, and
+  AdamW's two moments twice as large (Kingma and Ba 2015, arXiv:1412.6980). Weights of 2 bytes have
+  a copy of 4 bytes beside these, and moments of 4 bytes (`lora_jax.transform.master_weights`);
 * temporaries: what the backward pass keeps of every layer, what one layer holds while it is
   computed, and the logits that exist at one time. This is an estimate: a compiler may need more or
   less.
@@ -29,6 +29,7 @@ from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.sharding import memory
+from lora_jax.transform.placement import AdaptedSpec
 from lora_jax.transform.shared_arrays import count_shared
 from lora_jax.variant import Variant
 
@@ -61,9 +62,10 @@ class Memory:
 class Setting:
     """How a decoder is trained.
 
-    `variant` adapts all linear layers; if it is None, all weights are trained. `width` is the
-    number of bytes of a stored or computed number. `remat` recomputes each layer in the backward
-    pass. Logits are computed for `predicted` tokens of a row, `chunk` tokens at a time.
+    `variant` adapts all linear layers, or what takes `adapters` numbers, if they are known; if it
+    is None, all weights are trained. `width` is the number of bytes of a stored or computed number.
+    `remat` recomputes each layer in the backward pass. Logits are computed for `predicted` tokens
+    of a row, `chunk` tokens at a time.
     """
 
     variant: Variant | None
@@ -74,6 +76,7 @@ class Setting:
     predicted: int = 512
     chunk: int = 128
     remat: bool = False
+    adapters: int | None = None
 
 
 def linears(config: LlamaConfig) -> list[tuple[int, int]]:
@@ -112,9 +115,8 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
     if setting.variant is None:
         trained, stored = float(in_blocks + others), 0.0
     else:
-        shapes = config.num_hidden_layers * linears(config)
-        trained = float(sum(map(setting.variant.count, shapes)))
-        trained += count_shared(setting.variant, shapes)
+        own = setting.adapters
+        trained = float(_all_linear(config, setting.variant) if own is None else own)
         dense = 8 * setting.width
         stored = (in_blocks * BITS.get(setting.storage, dense) + others * dense) / 8
     width = setting.width if setting.variant is None else 4
@@ -125,6 +127,21 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
         optimizer=(12 if width == 2 else 2 * width) * trained,
         temporaries=_temporaries(config, setting),
     )
+
+
+def _all_linear(config: LlamaConfig, variant: Variant) -> int:
+    """How many numbers a variant trains on all linear layers."""
+    shapes = config.num_hidden_layers * linears(config)
+    return sum(map(variant.count, shapes)) + count_shared(variant, shapes)
+
+
+def _on_targets(spec: AdaptedSpec) -> int:
+    """How many numbers the adapters of an experiment train, on its own targets."""
+    shared = 0
+    for variant, paths in spec.groups().items():
+        shapes = [shape for each in spec.placed(paths) for shape in each.matrices]
+        shared += count_shared(variant, shapes)
+    return sum(each.count for each in spec.adapted) + shared
 
 
 def _temporaries(config: LlamaConfig, setting: Setting) -> float:
@@ -163,6 +180,7 @@ def setting_of(experiment: Experiment) -> Setting:
         predicted=int(experiment.texts.encoded["train"].labels.max()),
         chunk=config.model.chunk,
         remat=bool(config.model.remat),
+        adapters=_on_targets(experiment.frozen.spec) if variant.adapts else None,
     )
 
 

@@ -155,7 +155,7 @@ def _identity(contest: Contest, method: Method) -> dict[str, Any]:
 
 
 def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
-    scores = list(method.scores().values())
+    scores = method.counted()
     spent, ends = sheets.costs(method), sheets.interval(method)
     ended = collect_runs.statuses(run for each in method.settings for run in each.runs)
     settings, runs = method.budget
@@ -190,7 +190,7 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
 
 def _test_lines(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[str, Any]]:
     """A line for each kind of test, measured or not."""
-    for kind, wide in KINDS.items():
+    for kind in KINDS:
         test = pair.tests[kind]
         decides = kind == pair.decided_by
         yield {
@@ -199,7 +199,7 @@ def _test_lines(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[s
             "other": pair.second.key,
             "common": pair.common,
             "test": kind,
-            "generalises_to": wide,
+            "generalises_to": pair.generalises_to(kind),
             "n": test and test.n,
             "difference": test and test.difference,
             "low": test and test.low,

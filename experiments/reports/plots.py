@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.analysis import collect_runs, parameters
-from experiments.analysis.choose_methods import Contest, Method, saved_scores
+from experiments.analysis import collect_runs, draws, parameters
+from experiments.analysis.choose_methods import Contest, Method, by_number
 from experiments.figures import labelled_points, small_multiples
 from experiments.figures.panels import metric_label
 from experiments.reports import searched
@@ -68,7 +68,7 @@ def by_rate(contest: Contest) -> Figure | None:
 
 def rate_caption(contest: Contest) -> str:
     seeds = [
-        len(saved_scores(setting.of(method.phase)))
+        len(draws.means(by_number(setting.of(method.phase))))
         for method in contest.methods
         for setting in method.tried
     ]
@@ -84,7 +84,7 @@ def rate_caption(contest: Contest) -> str:
 def cost_caption(
     contest: Contest, of: Callable[[Costs], float | None], reference: Method | None
 ) -> str:
-    known = [scores.values() for method in contest.methods if (scores := method.scores())]
+    known = [scores for method in contest.methods if (scores := method.counted())]
     said = f"Means over seeds, n = {_range([len(each) for each in known])}." if known else ""
     if typical(contest) is not None:
         said += (
@@ -111,8 +111,7 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
-        runs = setting.of("held_out") or setting.of("development")
-        scores = [score for _, score in saved_scores(runs)]
+        scores = draws.means(by_number(setting.of(method.phase))).tolist()
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
             whole = collect_runs.summarise(scores, "mean", "ci95")
             best[setting.rate] = whole.centre, whole.spread or np.nan
@@ -137,7 +136,7 @@ def by_cost(
         return None
     points = []
     for method in contest.methods:
-        scores, spent = list(method.scores().values()), costs(method)
+        scores, spent = method.counted(), costs(method)
         cost = None if spent is None else of(spent)
         if scores and cost is not None:
             mean = statistics.fmean(scores)

@@ -51,11 +51,11 @@ def costs(method: Method) -> Costs | None:
 
 
 def interval(method: Method) -> tuple[float, float] | None:
-    """The 95% interval of the mean over seeds (Student's t), or None.
+    """The 95% interval of the mean over seeds, or draws that they share (Student's t), or None.
 
     It is None if there are fewer than two scores, or all are equal.
     """
-    scores = list(method.scores().values())
+    scores = method.counted()
     if equal(scores):
         return None
     found = collect_runs.summarise(scores, "mean", "ci95") if len(scores) > 1 else None
@@ -127,7 +127,7 @@ def _method_row(method: Method, metric: str) -> list[str]:
     settings, runs = method.budget
     chosen = NONE if method.chosen is None else method.describe(method.chosen)
     chosen += f" ({method.edge})" if method.edge else ""
-    scores = list(method.scores().values())
+    scores = method.counted()
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None
     score = "not run" if found is None else score_text(found.centre, metric, DECIMALS)
     if found is not None and found.spread is not None:
@@ -137,7 +137,7 @@ def _method_row(method: Method, metric: str) -> list[str]:
         method.label,
         score,
         f"[{', '.join(score_text(end, metric, DECIMALS) for end in ends)}]" if ends else NONE,
-        str(len(scores)),
+        str(len(method.scores())),
         (spent and parameters.text(spent.parameters)) or NONE,
         chosen,
         CHOSEN_ON[method.chosen_on],

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from scipy import stats
 
-from experiments.analysis import chance, parameters, significance
+from experiments.analysis import chance, draws, parameters, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import statuses
 from experiments.analysis.halved_runs import any_stopped
@@ -55,6 +55,7 @@ def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     for method in contest.methods:
         said += _of_method(method)
     said += _unlike(contest)
+    said += _of_draws(contest)
     said += _of_chance(contest)
     if any(run.config.train.select == "best" for m in contest.methods for run in m.runs):
         said.append("each run kept the evaluation that was best on the examples it is scored on")
@@ -109,10 +110,25 @@ def _unlike(contest: Contest) -> list[str]:
     return [f"seconds and memory are of {why} and cannot be compared{where}"]
 
 
+def _of_draws(contest: Contest) -> list[str]:
+    """A warning if runs share draws of the training examples, or draws share seeds."""
+    numbers = contest.numbers
+    each = "each draw counts once, with the mean of its runs" * draws.are_shared(numbers)
+    new = "nothing is said of new seeds" * draws.share_seeds(numbers)
+    if not each and not new:
+        return []
+    which = len({draw for _, draw in numbers}), len({seed for seed, _ in numbers})
+    said = ", and ".join(filter(None, (each, new)))
+    return [
+        f"runs are of {count(which[0], 'draw')} of the training examples and of "
+        f"{count(which[1], 'seed')}: what is over seeds here is over draws; {said}"
+    ]
+
+
 def _of_chance(contest: Contest) -> list[str]:
     """A warning if no method is better than who always gives the same answer."""
     share = chance.most_frequent(contest)
-    means = [fmean(scores) for each in contest.methods if (scores := each.scores().values())]
+    means = [fmean(scores) for each in contest.methods if (scores := each.counted())]
     if share is None or not means or max(means) > share + ROUNDING:
         return []
     return [
@@ -134,7 +150,7 @@ def _of_method(method: Method) -> list[str]:
         said.append(f"no run of {method.label} completed, so it has no mean: {how}")
     elif how:
         said.append(f"the mean of {method.label} leaves out runs that did not complete: {how}")
-    if equal(scores := list(method.scores().values())):
+    if equal(scores := method.counted()):
         said.append(
             f"all {len(scores)} scores of {method.label} are equal: they have no interval, because "
             "equal scores do not show how much scores vary"
@@ -172,7 +188,8 @@ def explain(
         "examples, or else on the development set. Of equal settings, the one with the smaller "
         "rate is chosen; a setting that diverged with any seed comes last. Means, standard "
         "deviations and 95% intervals (Student's t) are over the completed runs of the chosen "
-        f"setting, one for each seed. {parameters.NOTE} Seconds are the mean "
+        "setting, one for each seed, or over draws of the training examples that seeds share. "
+        f"{parameters.NOTE} Seconds are the mean "
         "training time of a run; a trial that shares a program has its share of the time. Memory "
         "is the peak of the process, including all runs that it did before; trials that share a "
         "program have the peak of all of them together."
@@ -236,16 +253,13 @@ def explain(
 
 
 def _training_sets(contests: Sequence[Contest]) -> str:
-    """What tests say of other training sets: only where seeds draw their own is there anything."""
-    drawn = [
-        len({draw for m in contest.methods for run in m.runs for _, draw in [run.number]}) > 1
-        for contest in contests
-    ]
+    """What tests say of other training sets: only where several were drawn is there anything."""
+    drawn = [len({draw for _, draw in contest.numbers}) > 1 for contest in contests]
     if not any(drawn):
         return "No test covers another training set."
     where = "" if all(drawn) else f" in {sum(drawn)} of {len(drawn)} contests"
     return (
-        f"Seeds draw their own training sentences{where}, so tests over seeds cover other training "
+        f"Training sentences are of several draws{where}, so tests over seeds cover other training "
         f"sets drawn from the same examples{' there' * bool(where)}."
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.analysis import parameters
+from experiments.analysis import draws, parameters
 from experiments.analysis.collect_runs import Summary, statuses, summarise
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
@@ -149,17 +149,17 @@ def _row(
     cells = []
     for column in columns:
         own = [run for run in runs if run.place[2] == column.task]
-        scores = [run.score(column.metric, table["choose"]) for run in own if run.completed]
-        found = [score for score in scores if score is not None]
-        ours = summarise(found, table["report"], table["spread"]) if found else None
+        done = [run for run in own if run.completed]
+        found = _scores(done, column.metric, table)
+        ours = _summary(found, table)
         failed = statuses(own)
         paper = printed.get((column.task, column.metric))
         wanted = {(task, metric) for _, task, metric in table["columns"]}
         asked = (column.task, column.metric) in wanted or not wanted
         if not asked:  # no run is expected here, so none can be missing
             failed = {}
-        elif len(found) < len(scores):
-            failed["not measured"] = len(scores) - len(found)
+        elif len(found) < len(done):
+            failed["not measured"] = len(done) - len(found)
         cells.append(Cell(ours, paper, failed, runnable and asked))
     if columns and columns[-1].task == "average":
         cells[-1] = dataclasses.replace(cells[-1], ours=average(columns, cells), runnable=runnable)
@@ -195,13 +195,26 @@ def _difference(
     table: Mapping[str, Any],
 ) -> Summary | None:
     """One metric minus another, over runs with the same seed and draw; None if there are none."""
-    scores: list[dict[tuple[int, int], float]] = []
-    for column, metric in (plus, minus):
-        own = [run for run in runs if run.completed and run.place[2] == column]
-        values = {run.number: run.score(metric, table["choose"]) for run in own}
-        scores.append({number: v for number, v in values.items() if v is not None})
-    both = [scores[0][number] - scores[1][number] for number in scores[0] if number in scores[1]]
-    return summarise(both, table["report"], table["spread"]) if both else None
+    first, second = (
+        _scores([run for run in runs if run.completed and run.place[2] == column], metric, table)
+        for column, metric in (plus, minus)
+    )
+    both = {number: first[number] - second[number] for number in first if number in second}
+    return _summary(both, table)
+
+
+def _scores(
+    runs: Iterable[Run], metric: str, table: Mapping[str, Any]
+) -> dict[draws.Number, float]:
+    """The scores of completed runs that have one, by seed and draw."""
+    scores = {run.number: run.score(metric, table["choose"]) for run in runs}
+    return {number: score for number, score in scores.items() if score is not None}
+
+
+def _summary(scores: Mapping[draws.Number, float], table: Mapping[str, Any]) -> Summary | None:
+    """The table's summary of a cell; None without scores."""
+    counted = draws.means(scores).tolist()
+    return summarise(counted, table["report"], table["spread"]) if counted else None
 
 
 def score_text(value: float, metric: str, decimals: int) -> str:

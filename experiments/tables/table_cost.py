@@ -40,6 +40,8 @@ class CellCost:
 def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
     """The config of each cell of a table, in the order of the config's own arguments.
 
+    An argument that takes any text has its default, but for the rows of a study.
+
     Args:
       model: the only one; without it, all but the stand-ins, unless the table has no others.
 
@@ -48,7 +50,7 @@ def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
     """
     require_known(name, tables(), f"--table={name}: unknown table")
     module = importlib.import_module(config_modules()[name])
-    lists = {k: v for k, v in module.ARGUMENTS.items() if isinstance(v, tuple)}
+    lists = {k: v for k, v in _arguments(module).items() if isinstance(v, tuple)}
     for key in ("size", "source"):  # of which any gives the same runs
         lists[key] = lists[key][:1] if key in lists else ()
     lists = {key: values for key, values in lists.items() if values}
@@ -83,10 +85,23 @@ def _config(module: Any, argument: str) -> ConfigDict | None:
     return None
 
 
+def _arguments(module: Any) -> dict[str, Any]:
+    """A config's arguments; `row` has the rows of its study where it takes any text itself."""
+    arguments = dict(module.ARGUMENTS)
+    if hasattr(module, "STUDY") and isinstance(arguments.get("row"), str):
+        arguments["row"] = tuple(module.STUDY["rows"])
+    return arguments
+
+
 def left_out(name: str) -> str:
-    """Which runs of a table its cells leave out, as a sentence; empty if there are none."""
-    has_study = hasattr(importlib.import_module(config_modules()[name]), "STUDY")
-    return "Runs that choose learning rates are left out." if has_study else ""
+    """Which runs of a table its cells leave out, in sentences; empty if there are none."""
+    module = importlib.import_module(config_modules()[name])
+    said = ["Runs that choose learning rates are left out."] * hasattr(module, "STUDY")
+    arguments = _arguments(module)
+    for key in ("row", "variant"):
+        if isinstance(default := arguments.get(key), str):
+            said.append(f"Only {key}={default} is counted, of any {key} that the config takes.")
+    return " ".join(said)
 
 
 def table_cost(name: str, model: str | None = None, tokens: int | None = None) -> list[CellCost]:
@@ -129,7 +144,7 @@ def text(
     """The costs as a table, with the total of all cells and seeds, and what they leave out.
 
     Args:
-      without: a sentence on runs that are no cells (`left_out`).
+      without: sentences on runs that are no cells (`left_out`).
     """
     rows = [list(map(_shown, row)) for row in lines(cells, device, efficiency)]
     known = [(each, each.run.hours(device, efficiency)) for each in cells]
@@ -139,8 +154,8 @@ def text(
     said = [
         text_table(HEADS, rows),
         "",
-        f"About {_shown(float(total))} hours on one {name} for {'' if unknown else 'all '}"
-        f"{count(runs, 'run')}.",
+        f"About {_shown(float(total))} hours on one {name} for "
+        f"{'' if unknown or without else 'all '}{count(runs, 'run')}.",
         "This is an estimate by a roofline: the slower of a step's products and its traffic with",
         f"memory, each at {efficiency:.0%} of the device's peak. "
         "Evaluations, compilation and data are left out.",

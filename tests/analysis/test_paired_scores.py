@@ -61,7 +61,7 @@ def test_a_table_has_the_methods_and_seeds_of_all_tasks():
         "mrpc", {"dora": [87.0, 88, 89], "lora": [83.0, 84, 85]}, {"eva": [run(0, None)]}
     )
     found = table([one, other])
-    assert (found.labels, found.numbers) == (("LORA", "DORA"), ((0, 0), (1, 1)))
+    assert (found.labels, found.seeds) == (("LORA", "DORA"), (0, 1))
     np.testing.assert_array_equal(found.scores, [[[80, 81], [85, 86]], [[83, 84], [87, 88]]])
     assert found.notes == (
         "VERA is left out, as it has no number on one of the tasks",
@@ -69,6 +69,12 @@ def test_a_table_has_the_methods_and_seeds_of_all_tasks():
     )
     assert table([one], ("vera", "lora")).scores.shape == (1, 2, 3)
     assert table([one], ("eva",)).scores.shape == (1, 0, 0)
+    for method in other.methods:
+        for each in method.runs:
+            each.number = (each.number[0], 0)  # of all examples, none are drawn
+    again = table([one, other])
+    np.testing.assert_array_equal(again.scores, found.scores)
+    assert (again.seeds, again.notes) == (found.seeds, found.notes)
 
 
 def test_the_noise_of_a_task_is_pooled_over_methods():

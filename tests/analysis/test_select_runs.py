@@ -1,11 +1,15 @@
 """Which runs a report takes: those of a study stay among themselves, and so do smoke runs."""
 
+import types
+
 import pytest
 from fake_records import write
 
 from configs import instruct, own_data, quickstart
 from experiments.analysis import recorded_runs
+from experiments.analysis.choose_methods import contests
 from experiments.analysis.select_runs import select
+from experiments.combining import combined_run
 from experiments.figures import scores
 from experiments.setup.config import parse
 from experiments.setup.suggested import fill
@@ -23,6 +27,30 @@ def test_runs_of_no_study_are_not_mixed_into_one(tmp_path):
     said = ["1 run left out: of no study, so not mixed into one"]
     assert selected(tmp_path) == (["study"], said)
     assert selected(tmp_path, "quickstart") == (["alone"], [])
+
+
+def test_combined_and_imported_adapters_are_no_runs_of_a_method(tmp_path):
+    for name, made in (("a", "combined"), ("b", "combined"), ("c", "imported"), ("own", "")):
+        changes = {"experiment": made or "quickstart"}
+        fields = {"changes": changes, **changes}
+        write(tmp_path / name, "quickstart", "", {"accuracy": 0.5 + ord(name[0]) / 1e3}, **fields)
+    assert selected(tmp_path) == (
+        ["own"],
+        ["3 runs left out: combined or imported, so not trained here"],
+    )
+    found = recorded_runs.find(tmp_path)
+    runs, notes = select(found, "combined", "full")
+    assert [run.folder.name for run in runs] == ["a", "b"] and notes == []
+    with pytest.raises(ValueError, match=r"different results \(completed, completed\): keep one"):
+        contests(runs, {})
+
+
+def test_an_adapter_combined_of_smoke_runs_is_one():
+    first = parse(fill(quickstart.get_config("size=smoke").to_dict()))
+    combined = types.SimpleNamespace(trainable={"adapters": {}, "params": {}})
+    config = combined_run.config_of(first, combined, "smoke")
+    assert (config.experiment, config.study.size) == ("combined", "smoke")
+    assert not recorded_runs.in_study(config.plain)
 
 
 def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path):

@@ -78,6 +78,7 @@ def test_a_combined_run_is_one_of_lora(root):
     assert [each["weight"] for each in content["runs"]] == [0.7, -0.4]
     assert [each["variant"] for each in content["runs"]] == ["lora", "dora"]
     assert content["runs"][1]["config_digest"] == runs[2].record.config_digest
+    assert runs[0].config.study.size == runs[1].config.study.size == "smoke"
     assert np.shape(content["relative_errors"]["layers/up/kernel"]) == (2,)
     continued = build(parse({**runs[0].record.config, "start_from": str(out)}))
     for path, value in flatten(continued.trainable)[0].items():

@@ -129,6 +129,25 @@ def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_pa
     )
 
 
+def test_studies_without_the_reference_are_named_beside_the_others(study, tmp_path):
+    shutil.copytree(study / "study", tmp_path / "study")
+    scores = 0.8 + np.random.default_rng(0).normal(0, 0.01, (2, 3, 2))  # methods, draws, seeds
+    for (place, draw, seed), score in np.ndenumerate(scores):
+        name, changes = ("dora", "vera")[place], {"data.train": 50, "data.draw": draw}
+        where, arg = tmp_path / name / f"{draw}{seed}", f"task=mrpc,variant={name},seed={seed}"
+        write(where, "glue", arg, {"accuracy": score}, changes=changes)
+    *tables, line = said(f"--results={tmp_path}").splitlines()
+    assert tables == said(f"--results={study}").splitlines()
+    why = "the default reference, lora, was not run in glue: give --reference, one of dora, vera"
+    assert line == f"glue, minilm: {why}"
+    ended = commands.run("experiments.power", f"--results={tmp_path}", "--table=glue")
+    assert (ended.returncode, ended.stderr) == (1, f"error: {why}\n")
+    lines = said(f"--results={tmp_path}", "--table=glue", "--reference=dora").splitlines()
+    sd = 100 * np.std(np.subtract(*scores.mean(2)), ddof=1)
+    assert lines[-2].split()[:2] == ["MRPC", f"{sd:.2f}"] and lines[-2].split()[3] == "3"
+    assert lines[-1].startswith("Runs share draws, so each draw of the training examples counts")
+
+
 @pytest.mark.parametrize(
     ("flags", "error"),
     [

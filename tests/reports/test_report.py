@@ -272,7 +272,7 @@ def test_tests_cover_other_training_sets_where_each_seed_draws_its_own(tmp_path)
                 planted(folder, method, seed, LABELS, mask, task=task, changes=changes)
         return rendered(made(tmp_path), "markdown", resamples=100)
 
-    none, some = "No test covers another training set.", "Seeds draw their own training sentences"
+    none, some = "No test covers another training set.", "Training sentences are of several draws"
     text = add("sst2", train=100)
     assert f"{some}, so tests over seeds cover other training sets drawn" in text
     assert none not in text

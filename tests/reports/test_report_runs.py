@@ -134,6 +134,29 @@ def test_runs_without_a_record_are_counted_with_their_method(study):
     assert counts["dora"] == "2" and counts["lora"] == "0"
 
 
+@pytest.mark.parametrize("registration", ["", "own"])
+def test_unfinished_runs_of_another_registration_are_not_counted(tmp_path, registration):
+    """Such as pilots in a registered study's folder."""
+    for name, seed, digest in (("done", 0, "own"), ("lost", 1, registration)):
+        changes = {"study.registration": digest}
+        planted(tmp_path / name, "lora", seed, LABELS, wrong(0.2, 0), changes=changes)
+    with_config(tmp_path / "lost")
+    cut_short(tmp_path / "lost")
+    (contest,) = made(tmp_path)
+    number = 1 if registration else 0
+    assert contest.methods[0].budget == (1, 1 + number) and len(contest.unfinished) == number
+
+
+def test_rates_are_drawn_on_the_examples_that_chose_alone(study):
+    """A rate whose run on held-out examples was killed has no score among those."""
+    tuning(study / "lost", "dora", 1e-2, 0.1)
+    with_config(study / "lost")
+    cut_short(study / "lost")
+    planted(study / "scored", "dora", 0, LABELS, wrong(0.1, 0), rate=1e-2)
+    assert 1e-2 in {each.rate for each in methods(study)["dora"].tried}
+    assert [rate for rate, _, _ in plots.best_by_rate(methods(study)["dora"])] == [*RATES]
+
+
 @pytest.mark.filterwarnings("ignore:the load_module")
 def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
     arguments = ["--config=configs/glue.py:task=sst2,variant=lora", "--config.seed=3"]

@@ -158,3 +158,20 @@ def test_full_fine_tuning_takes_its_memory_in_the_dtype_of_the_weights_and_in_fl
     assert found.trained == sum(each.nbytes for each in arrays)
     state = jax.tree.leaves(experiment.start().opt_state)
     assert found.optimizer == sum(each.nbytes for each in state if each.ndim)
+
+
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [
+        ("lora", ("query/kernel", "down/kernel")),
+        ("dora", (("query/kernel", {"rank": 2}), "value/kernel")),
+    ],
+)
+def test_the_memory_by_formula_is_that_of_the_adapters_on_the_config_s_targets(
+    places, method, targets
+):
+    experiment = build(config(places, variant__name=method, targets=targets))
+    shape = read_decoder_config(places / "model")
+    found = memory_formula.by_formula(shape, memory_formula.setting_of(experiment))
+    adapters = {name: each for name, each in experiment.trainable.items() if name != "params"}
+    assert found.trained == sum(each.nbytes for each in jax.tree.leaves(adapters)) > 0

@@ -10,6 +10,7 @@ from fake_records import write
 from rendered_tables import markdown, notes
 
 from experiments.analysis import collect_runs
+from experiments.analysis.recorded_runs import find
 from experiments.tables import config_tables
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import seal
@@ -44,6 +45,14 @@ def test_copies_are_one_run_and_contradictions_an_error(base):
     with pytest.raises(ValueError, match=r"are the same run \(seed 0\) with different results"):
         markdown("lora_table2", results)
     shutil.rmtree(results / "moved")
+    for name, score in (("moved", 0.5), ("again", 0.6)):
+        changes = {"start_from": f"runs/{name}"}
+        write(results / name, "lora_table2", arg, {"accuracy": score}, changes=changes)
+    said = "as start_from is runs/again in one and runs/moved in the other: keep one"
+    with pytest.raises(ValueError, match=said):
+        collect_runs.one_of_each([r for r in find(results) if r.folder.name in ("moved", "again")])
+    for name in ("moved", "again"):
+        shutil.rmtree(results / name)
     how = {"status": "diverged", "best_step": None}
     write(results / "moved", "lora_table2", arg, {"accuracy": 0.5}, **how)
     with pytest.raises(ValueError, match=r"different results \(completed, diverged\): keep one"):

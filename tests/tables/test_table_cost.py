@@ -1,7 +1,9 @@
 """What the runs of a table cost: which cells it has, their total, and its formats."""
 
 import csv
+import importlib
 import io
+import itertools
 
 import commands
 import pytest
@@ -62,7 +64,25 @@ def test_a_study_says_that_its_choice_of_rates_is_not_counted():
     assert left_out("lora_table2") == ""
     sentence = "Runs that choose learning rates are left out."
     assert left_out("against_lora") == sentence
-    assert sentence in text(CELLS, "gpu", DEVICE, 0.5, sentence).splitlines()
+    known = CELLS[::2]
+    assert "32 hours on one gpu for all 5 runs." not in text(CELLS, "gpu", DEVICE, 0.5)
+    assert "for all 5 runs." in text(known, "gpu", DEVICE, 0.5)
+    lines = text(known, "gpu", DEVICE, 0.5, sentence).splitlines()
+    assert sentence in lines and "About 32 hours on one gpu for 5 runs." in lines
+
+
+@pytest.mark.parametrize("name", ["against_lora", "against_lora_smollm2", "lora_settings"])
+def test_a_study_has_a_cell_for_each_row_and_column_that_it_registers(name):
+    study = importlib.import_module(f"configs.studies.{name}").STUDY
+    found = [(each.study.row, each.study.column) for each in cell_configs(name)]
+    assert sorted(found) == sorted(itertools.product(study["rows"], study["columns"]))
+
+
+def test_a_table_of_any_variant_says_which_it_counts():
+    assert {each.study.row for each in cell_configs("glue", "minilm")} >= {"lora", "lora_nf4"}
+    for name in ("glue", "few_shot", "own_data"):
+        said = "Only variant=lora is counted, of any variant that the config takes."
+        assert left_out(name) == said
 
 
 def test_numbers_near_a_thousand_have_no_exponent():

@@ -1,0 +1,112 @@
+"""Runs that share a draw of the examples: what counts once, in closed form and on planted nulls."""
+
+import numpy as np
+import pytest
+from fake_records import planted, write
+from planted_scores import contest, run
+from rendered_tables import markdown
+from report_study import LABELS, lines, made, said, wrong
+from scipy import stats
+
+from experiments.analysis import draws, seed_noise
+from experiments.analysis.mean_difference import over_seeds
+from experiments.analysis.paired_scores import Scored, common
+from experiments.analysis.pairwise import pairs
+
+
+@pytest.mark.parametrize(
+    ("numbers", "groups", "shared", "seeds"),
+    [
+        ([(1, 0), (0, 0)], [[(0, 0)], [(1, 0)]], False, False),  # one draw: seeds
+        ([(1, 1), (0, 0)], [[(0, 0)], [(1, 1)]], False, False),  # as in a registered study
+        ([(0, 1), (0, 0)], [[(0, 0)], [(0, 1)]], False, True),
+        ([(2, 1), (1, 0), (0, 0)], [[(0, 0), (1, 0)], [(2, 1)]], True, False),
+        ([(1, 1), (0, 1), (0, 0)], [[(0, 0)], [(0, 1), (1, 1)]], True, True),
+    ],
+)
+def test_draws_count_where_there_are_several(numbers, groups, shared, seeds):
+    assert draws.groups(numbers) == groups
+    assert (draws.are_shared(numbers), draws.share_seeds(numbers)) == (shared, seeds)
+    found = draws.means({number: float(sum(number)) for number in numbers})
+    np.testing.assert_array_equal(found, [np.mean([sum(n) for n in own]) for own in groups])
+
+
+def grid(differences):
+    """Two methods with these differences, (draws, seeds); both have what a run has in common."""
+    noise = np.random.default_rng(7).normal(80, 5, differences.shape)
+    first, second = (
+        {(seed, draw): float(x) for (draw, seed), x in np.ndenumerate(each)}
+        for each in (noise + differences, noise)
+    )
+    return Scored("a", "A", first), Scored("b", "B", second)
+
+
+def test_null_differences_of_shared_draws_are_found_no_more_often_than_the_level():
+    """Half of the variance is of the draw; as if they were independent, 15 runs find 18%."""
+    planted = np.random.default_rng(0).normal(size=(1000, 5, 1))
+    planted = planted + np.random.default_rng(1).normal(size=(1000, 5, 3))
+    p = [over_seeds(*common(*grid(each))[:2]).p for each in planted]
+    by_runs = stats.ttest_1samp(planted.reshape(1000, -1), 0, axis=1).pvalue
+    np.testing.assert_allclose(p, stats.ttest_1samp(planted.mean(2), 0, axis=1).pvalue)
+    assert np.mean(np.array(p) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+    assert np.mean(by_runs < 0.05) > 0.14
+
+
+def runs(scores):
+    """The runs of one method, (draws, seeds)."""
+    made = []
+    for (draw, seed), score in np.ndenumerate(scores):
+        made.append(run(seed, float(score)))
+        made[-1].number = (seed, draw)
+    return made
+
+
+def test_pairs_and_noise_are_those_of_draws():
+    scores = 80 + np.random.default_rng(0).normal(size=(2, 4, 3))
+    first, second = scores.mean(2)
+    own = contest(
+        "rte", {"lora": [], "vera": []}, {"lora": runs(scores[0]), "vera": runs(scores[1])}
+    )
+    (pair,) = pairs(own, 100, 0)
+    theirs = stats.ttest_rel(first, second)
+    assert (pair.common, pair.tests["seeds"].n) == (4, 4)
+    assert pair.tests["seeds"].p == pytest.approx(theirs.pvalue)
+    assert pair.tests["seeds"].low == pytest.approx(theirs.confidence_interval().low)
+    assert pair.generalises_to("seeds").startswith("new draws")
+    assert pair.generalises_to("examples") == "new examples, the same models"
+    found = seed_noise.noise(own, "lora")
+    assert (found.seeds, found.sd) == (4, pytest.approx((first - second).std(ddof=1)))
+
+
+def test_tests_over_examples_and_both_take_the_means_of_draws(tmp_path):
+    shares = {"lora": (0.3, 0.2, 0.3), "vera": (0.2, 0.2, 0.1)}
+    for method, own in shares.items():
+        for (seed, draw), share in zip(((0, 0), (1, 0), (2, 1)), own, strict=True):
+            changes = {"data.draw": draw, "data.train": 100}
+            mask = wrong(share, 2 * seed + (method == "vera"))
+            planted(tmp_path / f"{method}{seed}", method, seed, LABELS, mask, changes=changes)
+    found = {line["test"]: line for line in lines(tmp_path) if line["line"] == "test"}
+    means = (10 + 0) / 2, 20.0  # VeRA's points over LoRA's, of each draw
+    differences = [float(each["difference"]) for each in found.values()]
+    assert differences == pytest.approx([12.5] * 3)
+    assert float(found["seeds"]["p"]) == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+    assert [found[kind]["n"] for kind in ("seeds", "both", "examples")] == ["2", "2", "200"]
+    assert found["seeds"]["generalises_to"] == "new seeds, the same examples"
+
+
+def test_tables_and_reports_have_the_interval_of_draws(tmp_path):
+    scores = np.round(0.6 + np.random.default_rng(3).normal(0, 0.05, (4, 3)), 3)
+    for (draw, seed), score in np.ndenumerate(scores):
+        arg = f"draw={draw},seed={seed}"
+        write(tmp_path / f"{draw}_{seed}", "few_shot", arg, {"accuracy": score}, parameters=2)
+    means = 100 * scores.mean(1)
+    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
+    (row,) = markdown("few_shot", tmp_path).popitem()[1].values()
+    assert row["RTE 100"] == f"{means.mean():.1f} ± {half:.1f} (4)"
+    (line,) = lines(tmp_path)
+    assert float(line["high"]) == pytest.approx(means.mean() + half)
+    assert (line["n"], float(line["sd"])) == ("4", pytest.approx(means.std(ddof=1)))
+    assert [method.counted() for method in made(tmp_path)[0].methods] == [pytest.approx(means)]
+    text = said(tmp_path)
+    assert "Runs are of 4 draws of the training examples and of 3 seeds: what is over" in text
+    assert "each draw counts once, with the mean of its runs, and nothing is said of new" in text
