@@ -5,8 +5,8 @@
     python -m experiments.table --table=few_shot --results=runs/few_shot
 
 `draw` seeds the choice of examples, `seed` the training. Runs that differ in either share a cell.
-Of several draws, each counts once, with the mean of its runs: the interval is of new draws, and of
-new seeds, too, if each draw has seeds of its own. Every run makes 300 steps of 16 examples, however
+With several draws, each counts once, with the mean of its runs. The interval is then of new draws,
+and of new seeds only if no two draws share one. Every run makes 300 steps of 16 examples, however
 many examples there are, and is evaluated once, at the end: nothing is selected on the development
 set.
 """

@@ -29,7 +29,7 @@ from experiments.imports.read_adapter import read_adapter
 from experiments.runs import made_run
 from experiments.setup.config import parse
 from experiments.setup.load import load
-from experiments.setup.out_of_memory import explained, of_evaluation
+from experiments.setup.out_of_memory import explained, of_evaluation, of_loading
 from lora_jax.files.new_folder import new_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -68,8 +68,9 @@ def import_adapter() -> None:
                              "is of PEFT")  # fmt: skip
     enabled = _enabled(_ENABLE_LORA.value)
     announce()
-    with explained(of_evaluation(config)):
+    with explained(of_loading(config)):
         model = load(config)
+    with explained(of_evaluation(config)):
         found = read_adapter(source, config, model, _ALPHA.value, enabled)
         print(about.table(found))
         print(about.base_model(config, found))

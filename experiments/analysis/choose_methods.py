@@ -280,7 +280,7 @@ def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
         return tried[0][0]
     ranks = []
     for setting, runs in tried:
-        if scores := [score for _, score in saved_scores(runs)]:
+        if scores := by_number(runs):
             stable = all(run.record.status != "diverged" for run in runs)
-            ranks.append((stable, mean_score(scores), setting))
+            ranks.append((stable, mean_score(draws.means(scores).tolist()), setting))
     return max(ranks, key=lambda rank: rank[:2])[2] if ranks else None

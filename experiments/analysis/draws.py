@@ -1,11 +1,11 @@
 """Which runs of a method are independent, and so count in a test or an interval: seeds or draws.
 
 Runs of one draw of the training examples share these, and with them a part of their scores, however
-their seeds differ. As if they were independent, they would claim too much: of differences with half
-of their variance from the draw, 15 runs of 5 draws found one that is not there in 18% of cases at a
-level of 5%, and 15 of 3 draws in 29%. So where there are several draws, each counts once, with the
-mean of its runs, and what is found is of new draws. If draws have seeds in common, it is of these
-seeds. With one draw, or where all examples are trained on, each seed counts.
+their seeds differ. Counted as independent, they would claim too much. Where half of the variance of
+a difference comes from the draw, a test at 5% found a difference that is not there in 18% of cases
+with 15 runs of 5 draws, and in 29% with 15 runs of 3. So where there are several draws, each counts
+once, with the mean of its runs, and what is found is of new draws. If draws have seeds in common,
+it is of these seeds. With one draw, or where all examples are trained on, each seed counts.
 """
 
 from collections.abc import Collection, Iterable, Mapping

@@ -49,7 +49,7 @@ class Pair:
 
     def generalises_to(self, kind: str) -> str:
         """What the test of a kind is of, in words."""
-        if draws.share_seeds(self.contest.numbers):
+        if draws.share_seeds(self.first.scores().keys() & self.second.scores().keys()):
             return OF_DRAWS.get(kind, KINDS[kind])
         return KINDS[kind]
 

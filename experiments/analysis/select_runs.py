@@ -24,14 +24,14 @@ def select(runs: Sequence[Run], table: str | None, size: str) -> tuple[list[Run]
     if table is not None:
         require_known(table, known, f"no runs of --table={table}")
     every = [run for run in runs if table in (None, _name(run))]
-    own = _those(every, lambda run: run.record.experiment not in (COMBINED, IMPORTED))
-    sized = [run for run in own if run.study.size == size]
+    sized = [run for run in every if run.study.size == size]
+    trained = _those(sized, lambda run: run.record.experiment not in (COMBINED, IMPORTED))
+    own = _those(trained, lambda run: bool(run.study.table))
     notes = [
-        left_out(len(every) - len(own), "combined or imported, so not trained here"),
-        left_out(len(own) - len(sized), "of another size"),
+        left_out(len(every) - len(sized), "of another size"),
+        left_out(len(sized) - len(trained), "combined or imported, so not trained here"),
+        left_out(len(trained) - len(own), "of no study, so not mixed into one"),
     ]
-    own = _those(sized, lambda run: bool(run.study.table))
-    notes.append(left_out(len(sized) - len(own), "of no study, so not mixed into one"))
     kept: list[Run] = []
     for name in sorted({_name(run) for run in own}):
         kept += _registered(name, [run for run in own if _name(run) == name])

@@ -17,7 +17,7 @@ from experiments.runs import data_line
 from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.how import USUAL, How
-from experiments.runs.memory_line import announce
+from experiments.runs.memory_line import TooManyTrialsError, announce
 from experiments.runs.train_trials import Order, train
 from experiments.setup import from_data
 from experiments.setup.config import of_record
@@ -211,8 +211,8 @@ def _build(
                 if config.model.products and not multiplies_bfloat16():
                     say(NO_GAIN)
             if loaded is None:
-                texts = with_room(texts or read_texts(config), configs)
                 with explained(of_loading(config)):
+                    texts = with_room(texts or read_texts(config), config, configs)
                     loaded = load(config, mesh, texts)
             with explained(of_a_step(config)):
                 if read is not None and read != config.data:  # another draw of the examples
@@ -222,6 +222,9 @@ def _build(
             _claim(folders[number], config)
             if made.gathered is not None:
                 made.gathered.save(folders[number] / from_data.FILE)
+        except TooManyTrialsError as error:  # so it is for each of them
+            wrong |= {each: error for each in numbers if each not in wrong}
+            break
         except Exception as error:  # any error: the others train without this trial
             wrong[number] = error
             continue

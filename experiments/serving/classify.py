@@ -70,7 +70,7 @@ def read_texts(content: dict[str, Any]) -> tuple[str, list[TextOrPair]]:
     model, given = fields.text("model"), fields.take("input")
     fields.done({}, ("user",))
     if not model:
-        raise fields.wrong("model", "is missing: an adapter, as /v1/models lists them")
+        raise fields.wrong("model", "is missing: the base or an adapter, as /v1/models lists them")
     each = [given] if isinstance(given, str) else given
     if not isinstance(each, list) or not 1 <= len(each) <= MOST:
         raise fields.wrong("input", f"must be a text or a list of 1 to {MOST}")

@@ -92,7 +92,7 @@ def gathered(
                     raise
                 warnings.warn(f"it is made again: {error}", stacklevel=2)
                 continue
-            if folder is not None and path == folder / FILE:
+            if folder is not None and path == folder / FILE and not config.start_from:
                 _require_same(path, found.said, made_of)
             return found
     began = time.perf_counter()

@@ -26,15 +26,16 @@ def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None)
     return _kind(config).read_texts(config, task)
 
 
-def with_room(texts: Texts, configs: Sequence[RunConfig]) -> Texts:
-    """The texts of one trial, for a model that all of these trials share.
+def with_room(texts: Texts, mine: RunConfig, configs: Sequence[RunConfig]) -> Texts:
+    """The texts of one trial (`mine`), for a model that all of these trials share.
 
     Trials may draw other examples. Their model takes completions as long as the longest of all.
     """
-    sections = [config.data for config in configs]
-    others = [config for n, config in enumerate(configs) if config.data not in sections[:n]][1:]
-    lengths = [texts.completion]
-    for config in others if texts.completion else ():  # a classifier learns no completions
+    sections, lengths = [mine.data], [texts.completion]
+    for config in configs if texts.completion else ():  # a classifier learns no completions
+        if config.data in sections:
+            continue
+        sections.append(config.data)
         with contextlib.suppress(ValueError, OSError):  # its trial says so itself
             lengths.append(read_texts(config).completion)
     return dataclasses.replace(texts, completion=max(lengths))

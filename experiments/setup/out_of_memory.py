@@ -42,9 +42,10 @@ def of_evaluation(config: RunConfig) -> str:
 
 def of_texts(section: GenerateSettings) -> str:
     """For `explained`: what generating texts takes."""
+    beams = f", config.generate.beams {section.beams}" if section.beams > 1 else ""
     return (
-        f"config.generate.batch_size {section.batch_size} with {section.beams} beams; lower one of "
-        f"these, or config.generate.max_new_tokens {section.max_new_tokens}"
+        f"texts are generated: lower config.generate.batch_size {section.batch_size}{beams} or "
+        f"config.generate.max_new_tokens {section.max_new_tokens}"
     )
 
 

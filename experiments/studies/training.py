@@ -162,7 +162,14 @@ class Trainer:
                 continue
             self.begin()
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
-            if any(isinstance(each, TooManyTrialsError) for each in results):
+            if refused := [each for each in results if isinstance(each, TooManyTrialsError)]:
+                home = GroupFolder.of([configs[name] for name in mine], folders)
+                if home.trials:
+                    raise ValueError(
+                        f"{home.path} has checkpoints of these {len(mine)} runs, which do not fit "
+                        f"into memory now ({refused[0]}): free memory and give the same command "
+                        "again, or delete that folder to train them apart from the start"
+                    )
                 self.say(f"{folder}: {len(mine)} runs do not fit into memory at once; halves may")
                 programs[:0] = _halves(mine)
                 continue
@@ -194,9 +201,10 @@ def _halves(names: list[str]) -> list[list[str]]:
 
 
 def _begun_apart(names: list[str], configs: Mapping[str, RunConfig], folder: Path) -> bool:
-    """Whether half of the runs has checkpoints, which belong to the runs that trained together.
+    """Whether a half of these runs, or a part of one, has checkpoints of its own.
 
-    Only where these did not fit into memory; now they might, and the checkpoints would be lost.
+    It has them only if these runs did not fit into memory together. Trained together now, they
+    could not use them.
     """
     if len(names) == 1:
         return False

@@ -228,7 +228,8 @@ def test_each_phase_names_what_it_can_lower():
     assert "accumulate" not in of_evaluation(config)
     assert "config.train.batch_size 12 in evaluation; lower" in of_evaluation(config)
     texts = of_texts(GenerateSettings(batch_size=64, beams=5))
-    assert "generate.batch_size 64 with 5 beams" in texts and "train" not in texts
+    assert "generate.batch_size 64, config.generate.beams 5 or" in texts and "train" not in texts
+    assert "beams" not in of_texts(GenerateSettings())
     assert "train" not in of_loading(config) and "config.model.dtype" in of_loading(config)
 
 

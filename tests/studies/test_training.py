@@ -75,3 +75,16 @@ def test_a_study_goes_on_with_the_parts_that_have_checkpoints(tmp_path, monkeypa
     memory.seeds(tmp_path, monkeypatch, 10)
     assert memory.trained == [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
     assert not own[0].path.exists()
+
+
+def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_path, monkeypatch):
+    memory = Memory(room=3)
+    configs = [config(seed, 1e-3, seed) for seed in range(10)]
+    folders = [tmp_path / "sst2" / "runs" / "lora" / str(seed) for seed in range(10)]
+    home = GroupFolder.of(configs, folders)
+    home.begin(range(10))
+    with pytest.raises(
+        ValueError, match=r"has checkpoints of these 10 runs, .* \(too many\): free"
+    ):
+        memory.seeds(tmp_path, monkeypatch, 10)
+    assert memory.trained == [] and home.trials == [*range(10)]

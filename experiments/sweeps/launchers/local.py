@@ -218,7 +218,7 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: st
     """Note the killed trials of a job whose process has ended, and return its remaining trials.
 
     Args:
-      process: its id; 0 if none has begun a trial, which is also that of trials that never began.
+      process: its id; 0 if no process has begun. A trial that never began has 0, too.
       said: what ended the process, where its exit code does not say it.
     """
     states = [(trial, folder.state(trial)) for trial in job]
