@@ -167,6 +167,8 @@ def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
         built.append(config.seed)
         raise RuntimeError("built")
 
+    monkeypatch.setattr(run, "read_texts", lambda *_: "read")
+    monkeypatch.setattr(run, "with_room", lambda texts, *_: texts)
     monkeypatch.setattr(run, "load", lambda *_, **__: "loaded")
     monkeypatch.setattr(run, "build", build)
     found = [str(each) for each in run.run_together(configs, folders)]
