@@ -14,10 +14,10 @@ Parts, each of which writes OUT/PART.json (kills-COMMAND.json, damage-FILES.json
 
 `--parts` names some of them, `--kills`, `--flips` and `--examples` how much is tried, and `--seed`
 draws all of it. A soak that was stopped goes on from these files: kills in the middle of a command,
-damage with the next file. Each other part begins again unless it is complete. A file of
-other settings or of other code is an error. Parts, `--commands` of kills and `--files` of damage
-can be done side by side. The models are tiny, and everything is written below `--scratch`. Exit
-code 0 means that nothing was lost, silently changed, or reported in other than one clear line.
+damage with the next file. Each other part begins again unless it is complete. A file of other
+settings or of other code is an error. Parts, `--commands` of kills and `--files` of damage can be
+done side by side. The models are tiny, and everything is written below `--scratch`. Exit code 0
+means that nothing was lost, silently changed, or reported in other than one clear line.
 """
 
 import importlib.util

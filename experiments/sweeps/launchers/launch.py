@@ -96,10 +96,10 @@ def launch(
             with view.shown():
                 ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
         case _ if todo:
-            slots = local.fitted(machine, len(todo))
-            print(f"devices: {local.described(slots)}", file=sys.stderr)
+            devices = local.described(local.fitted(machine, len(todo)))
+            print(f"devices: {devices}", file=sys.stderr)
             with view.shown():
-                local.launch(todo, folder, slots, view.update, command)
+                local.launch(todo, folder, machine, view.update, command)
     return True
 
 
