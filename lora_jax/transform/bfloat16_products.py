@@ -92,8 +92,7 @@ class _Rewriter:
             return self.run(*body, operands)
         if name in CUSTOM:  # its rule is not needed any more
             return self.run(*jaxprs.inner(params["call_jaxpr"]), operands)
-        single = {each.dtype for each in operands} == {jnp.dtype(jnp.float32)}
-        if name == "dot_general" and single and jaxprs.precision(eqn) in ("", "default"):
+        if name == "dot_general" and _is_float32(eqn) and jaxprs.precision(eqn) in ("", "default"):
             left, right = operands
             return [self.multiply(left, right, params)]
         if name in WITH_BODIES:
@@ -110,6 +109,10 @@ class _Rewriter:
             assert not closed.consts, "an open jaxpr has no place for constants"
             return closed.jaxpr
         return tuple(map(self.within, value)) if isinstance(value, tuple) else value
+
+
+def _is_float32(eqn: JaxprEqn) -> bool:
+    return all(each.aval.dtype == jnp.float32 for each in eqn.invars)
 
 
 def _in_float32(left: Array, right: Array, params: Params) -> Array:

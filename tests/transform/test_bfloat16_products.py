@@ -33,12 +33,16 @@ def test_a_product_and_its_gradient_round_their_operands(compiled, has_unit):
 
 
 def looped(weights, x):
-    """Products in a scanned and rematerialised layer, a branch, a loop, and two custom rules."""
+    """Products in a scanned and rematerialised layer, a branch, a loop, and two custom rules.
+
+    The mask puts a Python `True` into the program, which has no dtype.
+    """
 
     def layer(x, weight):
         return jax.checkpoint(lambda x: jnp.tanh(x @ weight))(x), None
 
     x, _ = jax.lax.scan(layer, x, weights)
+    x = jnp.where(jnp.isfinite(x) & True, x, 0.0)
     x = jax.lax.cond(x[0, 0] > 0, lambda x: x @ x.T, lambda x: 2 * x @ x.T, x)
     x = jax.nn.softmax(x) + squares(x)
     fixed = jax.lax.stop_gradient(x)
