@@ -48,10 +48,12 @@ def of_program(
         return None
 
     def arguments(trial: int, step: int) -> tuple[Any, ...]:
-        population = program.start([_beside(state) for state in states])
         if program.at_once is None:  # the first trial's state, with the batch of any trial
-            return program.arguments(population, [next(experiments[trial].batches(step))])
-        return program.arguments(population, [next(each.batches(step)) for each in experiments])
+            audited, fed = states[:1], experiments[trial : trial + 1]
+        else:
+            audited, fed = states, experiments
+        population = program.start([_beside(state) for state in audited])
+        return program.arguments(population, [next(each.batches(step)) for each in fed])
 
     cases = (
         (f"batches of {first.batch_size} x {length}", lambda at=at: arguments(*at))
