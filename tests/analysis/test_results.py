@@ -51,6 +51,12 @@ def _softmax(logits):
     return shifted / shifted.sum(-1, keepdims=True)
 
 
+def test_all_studies_together_stay_small():
+    """Whoever clones the repository downloads them."""
+    files = (each for folder in STUDIES for each in folder.rglob("*") if each.is_file())
+    assert sum(each.stat().st_size for each in files) < 25 * 2**20
+
+
 @EACH
 def test_a_study_was_run_as_it_was_registered(folder):
     registered = registration.read(folder)
