@@ -89,6 +89,18 @@ def test_a_run_records_samples_and_scores_what_is_written_as_asked(places, whole
     assert set(record.signatures) == {"rouge_l", "bleu"}
 
 
+def test_options_are_scored_by_products_of_rounded_operands(places):
+    """Nearly as by exact ones."""
+    rounded, exact = (
+        build(config(places, generate__samples=0, **changes))
+        for changes in ({"model__products": "bfloat16"}, {})
+    )
+    scores = own_scores(exact, exact.trainable, "validation")
+    found = rounded.predictions(rounded.adapted_call(rounded.trainable), "validation")
+    error = np.abs(found["validation"] - scores) / np.abs(scores)
+    assert 1e-5 < error.max() < 0.05
+
+
 def test_the_loss_of_a_step_is_the_mean_over_the_tokens_of_completions_in_parts_too(places):
     """Rows have different numbers of tokens: a mean of means would be another."""
     forward, params = lj.from_nnx(load_decoder(str(places / "model")))
