@@ -85,8 +85,7 @@ def main() -> None:
     if _SEEDS.value is not None:
         raise ValueError("--seeds belongs to --sd: with --results, the records are counted")
     folder = Path(str(_RESULTS.value))
-    found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
-    known = {each.digest: each.protocol for each in found if each is not None}
+    known = {each.digest: each.protocol for each in registration.below(folder)}
     made, notes = _contests(folder, set(known))
     studies: dict[tuple[str, str, str], list[Contest]] = {}
     for each in made:
@@ -131,8 +130,8 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     comparable.require_settings_of(_VARIES.value, sized)
     notes += adherence.elsewhere(known, sized)
     sized, left = adherence.as_registered(folder, sized, runs)
-    varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
-    if made := contests(sized, config_tables.titles(), varies):
+    varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized}, folder)]
+    if made := contests(sized, config_tables.titles(folder), varies):
         return made, [*notes, *left]
     others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")

@@ -9,7 +9,7 @@ from configs import common_tasks
 from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gain, Gains, gains
-from experiments.analysis.labels import UNTITLED, method, told_apart
+from experiments.analysis.labels import method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
@@ -39,10 +39,10 @@ def found(folder: Path, runs: Sequence[Run]) -> list[findings.Findings]:
 def of_study(kept: Adherence) -> findings.Findings:
     """The findings of a study: of the runs that are as registered, at the rate of its rule."""
     protocol, name = kept.registered.protocol, kept.registered.study
-    shown = config_tables.tables().get(name) or common_tasks.table(name)
+    shown = config_tables.tables().get(name) or common_tasks.table(name) | kept.registered.table
     labels = told_apart({row: shown["rows"].get(row) or method(row) for row in protocol.rows})
-    titles = dataclasses.replace(config_tables.titles().get(name, UNTITLED), rows=labels)
-    made = contests(kept.counted, {name: titles}, config_tables.varied([name]))
+    titles = dataclasses.replace(config_tables.titles_of(shown), rows=labels)
+    made = contests(kept.counted, {name: titles}, shown["varies"])
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     compared = None
     if known:

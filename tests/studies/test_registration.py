@@ -60,14 +60,16 @@ def test_a_registration_is_written_once_and_read_as_it_was(hard_links, tmp_path,
     if not hard_links:
         monkeypatch.setattr(os, "link", no_link)
     budgets = {"cola": registration.Budget("matthews", 2000, 8.0, 0, 16)}
-    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets)
+    table = {"rows": {"dora": "DoRA of mine"}}
+    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets, table)
     written = (tmp_path / registration.FILE).read_bytes()
     content = json.loads(written)
     assert first.budgets == budgets and content["budgets"]["cola"]["epochs"] == 8
     assert content["family"]["tests"] == 1 and "lora" in content["family"]["compares"]
     assert (first.study, first.protocol, first.cells) == ("mine", PROTOCOL, CELLS)
     assert registration.register(tmp_path, "mine", PROTOCOL, CELLS) == first
-    assert registration.read(tmp_path) == first
+    assert registration.read(tmp_path) == first and registration.below(tmp_path) == [first]
+    assert first.table == table
     assert (tmp_path / registration.FILE).read_bytes() == written
     assert registration.read(tmp_path / "elsewhere") is None
 
