@@ -180,6 +180,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         design = power.Design(tuple(each.sd for each in known))
         rows.append(Row("mean over tasks", design, min(each.seeds for each in known)))
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
+    title += f", {_SIZE.value} runs" * (_SIZE.value != "full")
     lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
     missing = [task for task, each in found.items() if each is None]
     lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []
