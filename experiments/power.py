@@ -59,7 +59,8 @@ _LEVEL = flags.DEFINE_float(
 _TESTS = flags.DEFINE_integer(
     "tests",
     None,
-    "How many tests the family has. The default is the number of compared methods, or 1.",
+    "How many tests the family has. The default is the registered number, or that of the methods "
+    "compared with the reference, or 1.",
     lower_bound=1,
 )
 _REFERENCE = flags.DEFINE_string(
@@ -171,7 +172,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
     if not known:
         raise ValueError(f"no method has two seeds in common with {labels[reference]}")
-    asked = _question(protocol, len(protocol.rows if protocol else labels) - 1)
+    asked = _question(protocol, protocol.tests if protocol else len(labels) - 1)
     rows = [
         Row(each.task, power.Design((each.sd,)), each.seeds, each.pairing.ratio) for each in known
     ]

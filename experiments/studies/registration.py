@@ -156,10 +156,11 @@ def below(folder: Path) -> list[Registration]:
 
 def _family(protocol: Protocol) -> dict[str, Any]:
     """How the study decides (`experiments.analysis.gains`), in words."""
+    compared = f"each other method with {protocol.reference}"
+    compared = "each two methods" if protocol.compare == "pairs" else compared
     return {
-        "compares": f"each other method with {protocol.reference}: the mean difference over all "
-        "tasks, paired by seed",
-        "tests": len(protocol.rows) - 1,
+        "compares": f"{compared}: the mean difference over all tasks, paired by seed",
+        "tests": protocol.tests,
         "differences": "two-sided, by Holm's procedure",
         "equivalences": "two one-sided tests against the margin, by Holm's procedure",
     }
