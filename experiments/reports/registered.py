@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import common_tasks
 from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gain, Gains, all_pairs, gains
@@ -46,7 +45,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
       pairs: whether to compare all pairs of methods even if that was not registered.
     """
     protocol, name = kept.registered.protocol, kept.registered.study
-    shown = config_tables.tables().get(name) or common_tasks.table(name) | kept.registered.table
+    shown = config_tables.tables().get(name) or config_tables.registered(kept.registered)
     labels = told_apart({row: shown["rows"].get(row) or method(row) for row in protocol.rows})
     titles = dataclasses.replace(config_tables.titles_of(shown), rows=labels)
     made = contests(kept.counted, {name: titles}, shown["varies"])

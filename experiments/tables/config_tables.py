@@ -39,10 +39,16 @@ def tables(results: Path | None = None) -> dict[str, Mapping[str, Any]]:
       results: a folder; studies registered in or below it have tables, too, without their files.
     """
     modules = {name: importlib.import_module(each) for name, each in config_modules().items()}
-    own = {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
+    own: dict[str, Mapping[str, Any]] = {
+        name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")
+    }
     found = registration.below(results) if results is not None else []
-    others = {each.study: common_tasks.table(each.study) | each.table for each in found}
-    return others | own
+    return {each.study: registered(each) for each in found} | own
+
+
+def registered(study: registration.Registration) -> Mapping[str, Any]:
+    """The table of a study as it was registered; what it leaves open has the usual values."""
+    return {**common_tasks.table(study.study), **study.table}
 
 
 def titles(results: Path | None = None) -> dict[str, Titles]:

@@ -124,7 +124,7 @@ def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_pa
             where = tmp_path / "same" / name / str(seed)
             write(where, "studies.against_lora", f"{arg},size=smoke", {"accuracy": score / 100})
     text = said(f"--results={tmp_path / 'same'}", "--size=smoke")
-    assert text.startswith("MRPC, minilm, smoke runs, differences from LoRA.")
+    assert "MRPC (against_lora), smoke runs, differences from LoRA." in text
     assert text.splitlines()[-1] == (
         "Differences do not vary, so nothing can be said of seeds: MRPC"
     )
