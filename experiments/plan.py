@@ -51,7 +51,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config that says what to train.", lock_config=True
 )
 _TABLE = flags.DEFINE_string(
-    "table", None, "In place of --config: estimate the cost of all runs of this config's table."
+    "table",
+    None,
+    "In place of --config: estimate the cost of all runs of this config's table. A study of your "
+    "own is given by its path or module, as in experiments.tune.",
 )
 _DEVICE = flags.DEFINE_string(
     "device", None, f"With --table: {', '.join(ACCELERATORS)}, or cpu, which is measured here."

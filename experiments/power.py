@@ -59,7 +59,8 @@ _LEVEL = flags.DEFINE_float(
 _TESTS = flags.DEFINE_integer(
     "tests",
     None,
-    "How many tests the family has. The default is the number of compared methods, or 1.",
+    "How many tests the family has. The default is the registered number, or that of the methods "
+    "compared with the reference, or 1.",
     lower_bound=1,
 )
 _REFERENCE = flags.DEFINE_string(
@@ -85,8 +86,7 @@ def main() -> None:
     if _SEEDS.value is not None:
         raise ValueError("--seeds belongs to --sd: with --results, the records are counted")
     folder = Path(str(_RESULTS.value))
-    found = [registration.read(path.parent) for path in folder.rglob(registration.FILE)]
-    known = {each.digest: each.protocol for each in found if each is not None}
+    known = {each.digest: each.protocol for each in registration.below(folder)}
     made, notes = _contests(folder, set(known))
     studies: dict[tuple[str, str, str], list[Contest]] = {}
     for each in made:
@@ -131,8 +131,8 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     comparable.require_settings_of(_VARIES.value, sized)
     notes += adherence.elsewhere(known, sized)
     sized, left = adherence.as_registered(folder, sized, runs)
-    varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized})]
-    if made := contests(sized, config_tables.titles(), varies):
+    varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized}, folder)]
+    if made := contests(sized, config_tables.titles(folder), varies):
         return made, [*notes, *left]
     others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
@@ -172,7 +172,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
     if not known:
         raise ValueError(f"no method has two seeds in common with {labels[reference]}")
-    asked = _question(protocol, len(protocol.rows if protocol else labels) - 1)
+    asked = _question(protocol, protocol.tests if protocol else len(labels) - 1)
     rows = [
         Row(each.task, power.Design((each.sd,)), each.seeds, each.pairing.ratio) for each in known
     ]
@@ -181,6 +181,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         design = power.Design(tuple(each.sd for each in known))
         rows.append(Row("mean over tasks", design, min(each.seeds for each in known)))
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
+    title += f", {_SIZE.value} runs" * (_SIZE.value != "full")
     lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
     missing = [task for task, each in found.items() if each is None]
     lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []

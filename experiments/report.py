@@ -61,6 +61,12 @@ _REFERENCE = flags.DEFINE_string(
     "The method to compare others with: by default that of the registered study, or lora, or else "
     "the first.",
 )
+_PAIRS = flags.DEFINE_bool(
+    "pairs",
+    False,
+    "Compare all pairs of methods of a registered study over all its tasks, also if it registered "
+    "only comparisons with its reference.",
+)
 _VARIES = flags.DEFINE_list(
     "varies", [], "Further settings that the study varies, such as train.batch_size."
 )
@@ -85,6 +91,11 @@ def report() -> None:
         return
     if _RESULTS.value is None:
         raise ValueError("--results is missing: the folder with the runs' records below it")
+    if _PAIRS.value and _REFERENCE.value is not None:
+        raise ValueError(
+            f"--pairs and --reference={_REFERENCE.value}: give one of them; --reference leaves out "
+            "what is over all tasks"
+        )
     out = None if _OUT.value is None else Path(_OUT.value)
     if out is not None:
         file.require_replaceable(out, _FORMAT.value)
@@ -97,7 +108,12 @@ def report() -> None:
     made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    studies = [registered.of_study(each) for each in kept]
+    studies = [registered.of_study(each, bool(_PAIRS.value)) for each in kept]
+    if _PAIRS.value and not studies:
+        raise ValueError(
+            f"--pairs: {folder} has no registered study; without --pairs, the report compares all "
+            "pairs of methods on each task"
+        )
     if _REFERENCE.value is not None and studies:
         notes.append(
             f"--reference={_REFERENCE.value} leaves out what the registration compares: give no "
@@ -151,8 +167,8 @@ def compared(
     kept = adherence.of_folder(folder, own, found)
     notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
-    varies = [*varies, *config_tables.varied({run.study.table for run in own})]
-    if made := contests(own, config_tables.titles(), varies, lost):
+    varies = [*varies, *config_tables.varied({run.study.table for run in own}, folder)]
+    if made := contests(own, config_tables.titles(folder), varies, lost):
         return made, kept, notes
     others = collect_runs.elsewhere(found, size)
     if departures := [said for each in kept for said in each.departures]:

@@ -4,8 +4,10 @@ r"""Run a study: tune learning rates on held-out examples, then train the best w
         --argument=source=tsv,folder=glue_data
 
 A study is a config file with a STUDY (`experiments.studies.protocol`): methods, tasks, learning
-rates, seeds, and how it decides. The first command registers all of it in WORKDIR/study.json, and
-every run carries the digest of that file; a later command with another protocol is an error.
+rates, seeds, and how it decides. A file of your own is given by its path, --study=my_study.py, or
+as a module on PYTHONPATH, --study=my_package.my_study. The first command registers all of it in
+WORKDIR/study.json, and every run carries the digest of that file; a later command with another
+protocol is an error.
 
 For each task, every method is trained with each rate and scored on held-out training examples. If
 the best rate of any method lies at the edge of the grid, all methods get one more. Then each method
@@ -21,7 +23,6 @@ With --track=NAMES, every run is one of the group WORKDIR in these trackers
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.how import How
 from experiments.runs.interruption import between_programs
+from experiments.setup import config_errors, config_files
 from experiments.setup.config import parse, study_of
-from experiments.setup.config_files import studies
 from experiments.setup.from_config import make_any_task
+from experiments.setup.read_config import check_config
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
@@ -48,7 +50,10 @@ from lora_jax.suggest import require_known
 from lora_jax.training.trial_program import EXECUTIONS
 
 _STUDY = flags.DEFINE_string(
-    "study", None, "The name of a config file that has a STUDY, for example against_lora."
+    "study",
+    None,
+    "The name of a config file that has a STUDY, such as against_lora. A file of your own is given "
+    "by its path or module.",
 )
 _ARGUMENT = flags.DEFINE_string(
     "argument",
@@ -85,10 +90,7 @@ _EXECUTION = flags.DEFINE_enum(
 
 
 def tune() -> None:
-    known = studies()
-    name = str(_STUDY.value)
-    require_known(name, known, f"--study={name}: unknown study")
-    module = importlib.import_module(known[name])
+    name, module = config_files.module_of(str(_STUDY.value), ("STUDY", "get_config"), "study")
     _check_argument(_ARGUMENT.value)
     protocol = Protocol.of(module.STUDY, f"STUDY of {name}")
     if _ROWS.value or _COLUMNS.value:
@@ -110,7 +112,8 @@ def tune() -> None:
     if registration.read(workdir) is None:
         metrics = _metrics(cells, protocol.tuning.held_out)
         budgets = {task: _budget(row, protocol, metrics[task]) for task, row in cells.items()}
-    registered = registration.register(workdir, name, protocol, planned, budgets)
+    table = getattr(module, "TABLE", {})
+    registered = registration.register(workdir, name, protocol, planned, budgets, table)
     announce()
     track = Track(trackers, group=workdir)
     how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
@@ -133,13 +136,17 @@ def _require_reference(reference: str) -> None:
 
 
 def require_table(cells: Mapping[str, Sequence[Cell]], name: str) -> None:
-    """Raise a ValueError if a report would not find the runs of a study by its name."""
-    for table in {study_of(cell.config().plain).table for row in cells.values() for cell in row}:
-        if table != name:
-            raise ValueError(
-                f"--study={name}: its runs would be of the table '{table}'; let the config set "
-                f"study.table to '{name}', the name of its file"
-            )
+    """Raise a ValueError if a report would not find the runs of a study by their places in it."""
+    for cell in (cell for row in cells.values() for cell in row):
+        own = study_of(cell.config().plain)
+        wanted = {"table": name, "row": cell.row, "column": cell.task}
+        for key, value in wanted.items():
+            if (found := getattr(own, key)) != value:
+                why = ", the name of its file" if key == "table" else ""
+                raise ValueError(
+                    f"--study={name}: its runs would be of the {key} '{found}'; let the config set "
+                    f"study.{key} to '{value}'{why}"
+                )
 
 
 def _metrics(cells: Mapping[str, Sequence[Cell]], held_out: int) -> dict[str, str]:
@@ -186,11 +193,13 @@ def make_cells(
 
             def config(task: str = task, row: str = row, **changes: Any) -> RunConfig:
                 given = ",".join(filter(None, (argument, f"task={task}", f"row={row}")))
-                made = module.get_config(given)
+                with config_errors.in_one_line([module.__file__]):
+                    made = module.get_config(given)
+                check_config(module.__file__, made)
                 named = {name.replace("__", "."): value for name, value in changes.items()}
                 made.update_from_flattened_dict(named)
                 plain = made.to_dict()
-                plain["study"]["registration"] = digest
+                plain["study"] = {**(plain.get("study") or {}), "registration": digest}
                 return parse(plain)
 
             tried = variants.find(config().variant.name).suggested.tried

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +12,7 @@ from experiments.analysis import equivalence, power
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
 from experiments.analysis.paired_scores import Scored, common, scored
-from experiments.analysis.random_effects import new_task
+from experiments.analysis.random_effects import between_tasks, new_task
 from experiments.analysis.significance import LEVEL, holm
 from lora_jax.suggest import require_known
 
@@ -46,8 +47,10 @@ class Gain:
     """The mean over the tasks of `by_task`, all of the same weight."""
     new_task: Estimate | None
     """The mean of all tasks of which these are a sample (`random_effects`)."""
+    between_tasks: float | None
+    """The sd of its true differences between such tasks, without the noise of seeds."""
     adjusted: float | None
-    """Holm's p value of `over_tasks` in the family of all methods."""
+    """Holm's p value of `over_tasks` in its family of tests."""
     equivalent: float | None
     """Holm's p value of two one-sided tests (TOST) of `over_tasks` against the margin."""
     upper: float | None
@@ -109,12 +112,49 @@ def gains(
       ValueError: contests of several models or of one task twice, or no contest has the reference.
     """
     _require_one_study(contests, reference)
+    others = [key for key in _labels(contests) if key != reference]
+    found = [_over(contests, reference, others, margin, level)]
+    return _judged_together(found, tasks, tests)[0]
+
+
+def all_pairs(
+    contests: Sequence[Contest],
+    *,
+    reference: str,
+    margin: float,
+    level: float = LEVEL,
+    tasks: Sequence[str] = (),
+    tests: int = 0,
+) -> tuple[Gains, ...]:
+    """Compare each two methods of a study, on each task and over all tasks.
+
+    All pairs are members of the two families of `gains`, of which verdicts, `adjusted`,
+    `equivalent` and `detectable` are. Arguments and errors are those of `gains`.
+
+    Returns:
+      The gains over the reference, and then over each other method those of the methods after it.
+    """
+    _require_one_study(contests, reference)
+    keys = [reference, *(key for key in _labels(contests) if key != reference)]
+    found = [_over(contests, key, keys[at:], margin, level) for at, key in enumerate(keys, 1)]
+    return _judged_together(found, tasks, tests)
+
+
+def _labels(contests: Sequence[Contest]) -> dict[str, str]:
+    """The labels of all methods, by key, in the order of the study."""
+    return {method.key: method.label for each in contests for method in each.methods}
+
+
+def _over(
+    contests: Sequence[Contest], reference: str, others: Sequence[str], margin: float, level: float
+) -> tuple[Gains, list["_Method"]]:
+    """The gains of other methods over the reference, without these methods, which follow apart."""
     by_task = {
         contest.task: {m.key: scored(m, contest.metric) for m in contest.methods}
         for contest in contests
     }
     titles = {contest.task: contest.task_title for contest in contests}
-    every = {key: each.label for methods in by_task.values() for key, each in methods.items()}
+    every = _labels(contests)
     known, notes = [], []
     for task, methods in by_task.items():
         own = methods.get(reference)
@@ -123,19 +163,28 @@ def gains(
         said = ("has no scored run",) if own is None else own.notes
         notes += [f"{every[reference]} on {titles[task]}: {each}" for each in said]
     found = []
-    for key, label in every.items():
-        if key == reference:
-            continue
+    for key in others:
         differences, own = _differences({task: by_task[task] for task in known}, key, reference)
         said = [f"{titles[task]}: {each}" for task, each in own]
         if differences:
-            found.append(_Method(key, label, differences, said))
+            found.append(_Method(key, every[key], differences, said))
         else:
-            notes += [f"{label} has no number on any task"] if known else []
-            notes += [f"{label} on {each}" for each in said]
-    made = _judged(found, len(tasks or known), margin, level, tests)
-    return Gains(
-        every[reference], reference, margin, level, tuple(known), tuple(made), tuple(notes)
+            notes += [f"{every[key]} has no number on any task"] if known else []
+            notes += [f"{every[key]} on {each}" for each in said]
+    label = every[reference]
+    return Gains(label, reference, margin, level, tuple(known), (), tuple(notes)), found
+
+
+def _judged_together(
+    found: Sequence[tuple[Gains, list["_Method"]]], tasks: Sequence[str], tests: int
+) -> tuple[Gains, ...]:
+    """The gains over several references, whose methods are members of the same two families."""
+    first, methods = found[0][0], [each for _, own in found for each in own]
+    wanted = len(tasks or first.tasks)
+    made = _judged(methods, wanted, first.margin, first.level, tests)
+    return tuple(
+        dataclasses.replace(each, methods=tuple(itertools.islice(made, len(own))))
+        for each, own in found
     )
 
 
@@ -185,6 +234,7 @@ def _judged(
             by_task={task: _estimate(own, level) for task, own in each.by_task.items()},
             over_tasks=_estimate(mean, level),
             new_task=_new_task(each, level),
+            between_tasks=between_tasks(list(each.by_task.values())),
             adjusted=p,
             equivalent=same,
             upper=mean.upper(level),

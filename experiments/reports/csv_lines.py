@@ -58,22 +58,26 @@ COLUMNS = (
     "such_tasks",
     "such_tasks_low",
     "such_tasks_high",
+    "between_tasks",
     "margin",
     "verdict",
     "note",
 )
 """The columns.
 
-`line` is `method`, `test`, or for registered studies `gain`; columns that a line does not use are
-empty. `low` and `high` are the ends of the 95% interval of the mean, or of the difference `method`
-minus `other`. The test that `decides` has the verdict, and Holm's p value in the family of all
-deciding tests; where a registered study has the verdicts, it has none.
+`line` is `method`, `test`, or for registered studies `gain`, and `pair` where all pairs of methods
+are compared over all tasks. Columns that a line does not use are empty. `low` and `high` are the
+ends of the 95% interval of the mean, or of the difference `method` minus `other`. The test that
+`decides` has the verdict, and Holm's p value in the family of all deciding tests; where a
+registered study has the verdicts, it has none.
 
 The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks some. That gain has
 `p_holm` in another family, that of all methods against the reference; so has `p_equivalent`, of two
-one-sided tests against the `margin`. `upper` is the one-sided upper bound, and `detectable` the
-smallest difference that the test would find with a power of 80%. `such_tasks` is the mean over all
-tasks of which these are a sample (`random_effects`), with its interval. All intervals and bounds of
+one-sided tests against the `margin`. In a `pair`, they are of the family of all pairs, and in a
+`gain`, too, if the study registered that. `upper` is the one-sided upper bound, and `detectable`
+the smallest difference that the test would find with a power of 80%. `such_tasks` is the mean over
+all tasks of which these are a sample (`random_effects`), with its interval, and `between_tasks` the
+standard deviation of gains between them, without the noise of seeds. All intervals and bounds of
 gains are at the level of the study's protocol.
 """
 
@@ -103,12 +107,14 @@ def lines(
 
 
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
-    """A line for each method over all tasks, and one for each of its tasks."""
-    for gain in (each.gain for each in found.methods if each.gain is not None):
+    """A line for each method, or pair, over all tasks, and one for each of its tasks."""
+    over = [("gain", found.reference_key, each.gain) for each in found.methods if each.gain]
+    over += [("pair", each.reference_key, gain) for each in found.pairs for gain in each.methods]
+    for line, other, gain in over:
         some = of_tasks(len(gain.by_task), found.planned_tasks).strip(" ()")
         for task, own in ((some or "all tasks", gain.over_tasks), *gain.by_task.items()):
             yield {
-                "line": "gain",
+                "line": line,
                 "table": found.title,
                 "model": found.model,
                 "task": task,
@@ -116,7 +122,7 @@ def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
                 "scored_on": "development",
                 "method": gain.key,
                 "label": gain.label,
-                "other": found.reference_key,
+                "other": other,
                 "n": own.n,
                 "difference": own.mean,
                 "low": own.low,
@@ -137,6 +143,7 @@ def _whole(gain: Gain, margin: float | None) -> dict[str, Any]:
         "such_tasks": such and such.mean,
         "such_tasks_low": such and such.low,
         "such_tasks_high": such and such.high,
+        "between_tasks": gain.between_tasks,
         "margin": margin,
         "verdict": gain.verdict,
     }

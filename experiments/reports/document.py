@@ -152,7 +152,13 @@ class Document:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
         title = f"Difference from {found.reference}{beside}"
         drawn = _forests(found, self.size) if form == "html" else ()
-        sheets = () if found.sheet is None else (found.sheet,)
+        sheets = [] if found.sheet is None else [found.sheet]
+        if found.pairs:
+            named = f"Gain of one method over another, all tasks together, {found.unit}"
+            named += "" if found.pairs_registered else "; not registered"
+            sheets.append(
+                gain_sheet.pair_sheet(found.pairs, named, found.level, found.planned_tasks)
+            )
         return html_page.Section(
             title, (), self._sized(sheets), drawn, seen_first=True, notes=found.notes
         )

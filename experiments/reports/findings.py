@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from experiments.analysis import recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.gains import Estimate, Gain
+from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
 from experiments.reports.gain_sheet import gain_sheet
@@ -91,6 +91,10 @@ class Findings:
     """The registered methods that have no number on any task."""
     caveat: str = ""
     """What stands before the verdict; empty if all planned runs are there and as registered."""
+    pairs: tuple[Gains, ...] = ()
+    """The gains over each method of those after it; empty where pairs were not compared."""
+    pairs_registered: bool = False
+    """Whether the verdicts of the study are those of all pairs."""
 
     @property
     def tasks(self) -> list[str]:

@@ -1,20 +1,22 @@
 """The table of a study's gains over its reference, over all tasks together."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from experiments.analysis.gains import Estimate, Gain
+from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.reports.sheets import DECIMALS, p_text
 from experiments.tables.cells import NONE
 from experiments.tables.text_formats import Sheet
 
 NOTE = (
     "A mean gain is over all tasks, with the same weight; where a method lacks some, the row says "
-    "so. p (Holm) is that of no difference, in the family of all methods; the p of equivalence is "
-    "that of two one-sided tests against the margin; if it is small, a method that is better or "
-    "worse is so by less than the margin. The upper bound is one-sided. Detectable is the smallest "
-    "difference that the test would find with a power of 80%. Such tasks: the mean of all tasks of "
-    "which these are a sample, by a t-test of the tasks' gains; where these tasks alone have the "
-    "wider interval, it is that. All these numbers are of the rates "
+    "so. p (Holm) is that of no difference, in the family of all methods, or of all pairs where "
+    "these are compared; the p of equivalence is that of two one-sided tests against the margin; "
+    "if it is small, a method that is better or worse is so by less than the margin. The upper "
+    "bound is one-sided. Detectable is the smallest difference that the test would find with a "
+    "power of 80%. Such tasks: the mean of all tasks of which these are a sample, by a t-test of "
+    "the tasks' gains; where these tasks alone have the wider interval, it is that. All these "
+    "numbers are of the rates "
     "that were chosen, whose choice has noise of its own, and of these development sets. They "
     "generalise over seeds: other orders and first weights, and other training examples where "
     "seeds draw them. With 10 seeds of a task, false claims can be 1.25 times as frequent as the "
@@ -48,6 +50,21 @@ def gain_sheet(gains: Sequence[Gain], title: str, level: float, tasks: int) -> S
         "seeds",
     )
     return Sheet(title, heads, [_row(each, tasks) for each in ordered])
+
+
+def pair_sheet(pairs: Sequence[Gains], title: str, level: float, tasks: int) -> Sheet:
+    """The same for pairs of methods: a row for what the first gains over the second.
+
+    Args:
+      pairs: the gains over each method of those after it.
+    """
+    named = [
+        dataclasses.replace(gain, label=f"{gain.label} over {each.reference}")
+        for each in pairs
+        for gain in each.methods
+    ]
+    sheet = gain_sheet(named, title, level, tasks)
+    return dataclasses.replace(sheet, heads=("pair", *sheet.heads[1:]))
 
 
 def _row(gain: Gain, tasks: int) -> list[str]:

@@ -4,17 +4,17 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from configs import common_tasks
 from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.analysis.gains import Gain, Gains, gains
-from experiments.analysis.labels import UNTITLED, method, told_apart
+from experiments.analysis.gains import Gain, Gains, all_pairs, gains
+from experiments.analysis.labels import method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
 from experiments.reports import findings
-from experiments.studies import adherence
+from experiments.studies import adherence, rates
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import NO_RATE
@@ -22,6 +22,8 @@ from experiments.tables import config_tables
 
 SHOWN = 3
 """Of more departures from a registration, or missing runs, the rest is counted."""
+FEWEST_RATES = 5
+"""Two on each side of the middle: with fewer, the report says that a grid is small."""
 
 
 def found(folder: Path, runs: Sequence[Run]) -> list[findings.Findings]:
@@ -36,28 +38,32 @@ def found(folder: Path, runs: Sequence[Run]) -> list[findings.Findings]:
     return [of_study(each) for each in adherence.of_folder(folder, runs)]
 
 
-def of_study(kept: Adherence) -> findings.Findings:
-    """The findings of a study: of the runs that are as registered, at the rate of its rule."""
+def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
+    """The findings of a study: of the runs that are as registered, at the rate of its rule.
+
+    Args:
+      pairs: whether to compare all pairs of methods even if that was not registered.
+    """
     protocol, name = kept.registered.protocol, kept.registered.study
-    shown = config_tables.tables().get(name) or common_tasks.table(name)
+    shown = config_tables.tables().get(name) or config_tables.registered(kept.registered)
     labels = told_apart({row: shown["rows"].get(row) or method(row) for row in protocol.rows})
-    titles = dataclasses.replace(config_tables.titles().get(name, UNTITLED), rows=labels)
-    made = contests(kept.counted, {name: titles}, config_tables.varied([name]))
+    titles = dataclasses.replace(config_tables.titles_of(shown), rows=labels)
+    made = contests(kept.counted, {name: titles}, shown["varies"])
     known = any(method.key == protocol.reference for each in made for method in each.methods)
-    compared = None
-    if known:
-        compared = gains(
-            made,
-            reference=protocol.reference,
-            margin=protocol.margin,
-            level=protocol.level,
-            tasks=protocol.columns,
-            tests=len(protocol.rows) - 1,
-        )
+    judged = _judged(made, protocol, protocol.columns) if known else ()
+    compared, own_pairs = next(iter(judged), None), protocol.compare == "pairs"
+    of_pairs = judged if own_pairs else ()
+    if known and pairs and not own_pairs:
+        of_pairs = _judged(made, dataclasses.replace(protocol, compare="pairs"), protocol.columns)
     notes = [*_kept(kept)]
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
-        notes += [*_of_bounds(compared, others), *_of_methods(compared)]
+        notes += [*_of_bounds(compared, others), *_of_methods(compared), *_between_tasks(compared)]
+        if of_pairs and not own_pairs:
+            notes.append(
+                "--pairs compares all pairs of methods, which was not registered. The verdicts of "
+                f"the study are those on {labels[protocol.reference]}."
+            )
         if not kept.missing:
             notes += _of_left_out_tasks(made, compared, protocol)
         notes += _of_seeds(made)
@@ -86,7 +92,18 @@ def of_study(kept: Adherence) -> findings.Findings:
         reference_key=protocol.reference,
         model=made[0].model if made else "",
         metrics={each.task: each.metric for each in made},
+        pairs=of_pairs,
+        pairs_registered=own_pairs,
     )
+
+
+def _judged(
+    made: Sequence[Contest], protocol: Protocol, tasks: Sequence[str] = ()
+) -> tuple[Gains, ...]:
+    """The gains over the reference of a study, or over each of its methods if it compares pairs."""
+    rules: dict[str, Any] = {"tasks": tasks, "tests": protocol.tests, "level": protocol.level}
+    rules |= {"reference": protocol.reference, "margin": protocol.margin}
+    return all_pairs(made, **rules) if protocol.compare == "pairs" else (gains(made, **rules),)
 
 
 def _absent(labels: Mapping[str, str], compared: Gains | None) -> Iterator[str]:
@@ -131,6 +148,12 @@ def _kept(kept: Adherence) -> Iterator[str]:
             "The rule allows no further rates, and better ones may lie beyond those of "
             f"{_first(kept.edges)}."
         )
+    if (number := len(rates.first(registered.protocol.rates))) < FEWEST_RATES:
+        yield (
+            f"Each method begins with {count(number, 'learning rate')}. With fewer than "
+            f"{FEWEST_RATES}, a better one may lie beside those tried, so a difference between "
+            "methods may be one of their rates."
+        )
     for claim in registered.protocol.claims:
         yield f"Claim, stated before the first run: {claim}"
 
@@ -169,12 +192,23 @@ def _of_methods(compared: Gains) -> Iterator[str]:
             yield f"{each.label}: {note}."
 
 
+def _between_tasks(compared: Gains) -> Iterator[str]:
+    known = {each.label: each.between_tasks for each in compared.methods}
+    if said := [f"{value:.2f} ({label})" for label, value in known.items() if value is not None]:
+        yield (
+            "Without the noise of seeds, gains have a standard deviation between tasks of "
+            f"{', '.join(said)}. It is estimated by moments (Hedges, 1983), roughly where tasks "
+            "are few. At 0, seeds explain all that tasks differ by."
+        )
+
+
 def _of_left_out_tasks(
     made: Sequence[Contest], compared: Gains, protocol: Protocol
 ) -> Iterator[str]:
     """Which verdicts depend on one task."""
-    tests, tasks = len(protocol.rows) - 1, len(protocol.columns)
-    changes = left_out_tasks.changed(made, compared, tests, tasks)
+    changes = left_out_tasks.changed(
+        made, compared, len(protocol.columns), lambda others: _judged(others, protocol)[0]
+    )
     if changes is None:
         return
     titles = {contest.task: contest.task_title for contest in made}

@@ -12,7 +12,7 @@ ORDER = ("better", "worse", "equivalent", "undecided")
 
 def sentence(found: Findings) -> str:
     """How many methods are better, worse, equivalent and undecided, with the margin and n."""
-    return found.caveat + _decided(found)
+    return found.caveat + _decided(found) + _of_pairs(found)
 
 
 def _decided(found: Findings) -> str:
@@ -36,6 +36,20 @@ def _decided(found: Findings) -> str:
         parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
     said = _list([part for part in parts if part])
     return f"{begin}, with {_seeds(found)}, {said}.{_no_margin(found)}"
+
+
+def _of_pairs(found: Findings) -> str:
+    """The verdicts on all pairs, if these are what the study registered."""
+    said = [gain.verdict for each in found.pairs for gain in each.methods]
+    if not (said and found.pairs_registered):
+        return ""
+    apart, same = said.count("better") + said.count("worse"), said.count("equivalent")
+    parts = [
+        f"{apart} {agree(apart, 'differs', 'differ')}",
+        f"{same} {agree(same, 'is', 'are')} equivalent",
+        f"{(rest := len(said) - apart - same)} {agree(rest, 'is', 'are')} undecided",
+    ]
+    return f" Of {count(len(said), 'pair')} of methods, {_list(parts)}."
 
 
 def _by_little(each: Finding, found: Findings) -> str:

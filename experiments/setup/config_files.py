@@ -1,7 +1,14 @@
-"""The config files of this project: their names, and which of them are studies."""
+"""Config files by name: those of this project, and files or modules of one's own."""
 
 import importlib
+import importlib.util
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+
+from experiments.setup import config_errors
+from lora_jax.suggest import nearest, nearest_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,11 +38,69 @@ def config_paths() -> list[str]:
     return sorted(found)
 
 
-def studies() -> dict[str, str]:
-    """The modules of the config files that have a STUDY, by name."""
-    modules = config_modules()
-    return {name: each for name, each in modules.items() if _has_study(each)}
+def module_of(name: str, needs: Sequence[str], flag: str) -> tuple[str, ModuleType]:
+    """The name of a config file without ending, by which records call it, and its module.
+
+    Args:
+      name: that of a file of this project, or the path of any file, which ends in `.py`, or a
+        module on PYTHONPATH with a dot in its name.
+      needs: what the file must define, such as STUDY; of names, those of files that do are known.
+      flag: the flag that gives the name, for errors.
+
+    Raises:
+      ValueError: one line on a file that is not there, is named like one of this project's, has an
+        error, or does not define what it needs.
+    """
+    given, own = f"--{flag}={name}", config_modules()
+    if "." not in name:
+        known = [each for each in own if _defines(importlib.import_module(own[each]), needs)]
+        if name not in known:
+            hint = f"nearest: {nearest(name, known)}"
+            if Path(f"{name}.py").is_file():
+                hint = f"a file of your own is given by its path: --{flag}={name}.py"
+            raise ValueError(f"{given}: unknown {flag}; {hint}")
+        return name, importlib.import_module(own[name])
+    spec = _of_path(Path(located(name)), given) if name.endswith(".py") else _of_name(name, given)
+    path = Path(str(spec.origin))
+    if path.stem in own:
+        module = importlib.import_module(own[path.stem])
+        if Path(str(module.__file__)).resolve() != path.resolve():
+            raise ValueError(
+                f"{given}: this project has a config file '{path.stem}', too: rename yours, as "
+                "reports find runs by the name of their file"
+            )
+    else:
+        config_errors.compiled(str(path))
+        module = importlib.util.module_from_spec(spec)
+        with config_errors.in_one_line([str(path)]):
+            assert spec.loader is not None
+            spec.loader.exec_module(module)
+    if not _defines(module, needs):
+        lacking = [each for each in needs if not hasattr(module, each)]
+        raise ValueError(f"{given}: it has no {' and no '.join(lacking)}")
+    return path.stem, module
 
 
-def _has_study(module: str) -> bool:
-    return hasattr(importlib.import_module(module), "STUDY")
+def _defines(module: ModuleType, names: Sequence[str]) -> bool:
+    return all(hasattr(module, each) for each in names)
+
+
+def _of_path(path: Path, given: str) -> ModuleSpec:
+    if not path.is_file():
+        near = nearest_path(path, lambda each: each.suffix == ".py")
+        raise ValueError(f"{given}: there is no such file{near}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    return spec
+
+
+def _of_name(name: str, given: str) -> ModuleSpec:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ImportError as error:  # of a package that is not there, or of what it imports
+        if error.name and not f"{name}.".startswith(f"{error.name}."):
+            raise
+        spec = None
+    if spec is None or not spec.has_location:
+        raise ValueError(f"{given}: PYTHONPATH has no such module; a file's path ends in .py")
+    return spec

@@ -76,7 +76,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     with config_errors.in_one_line(files):
         rest = _parsed(argv, values)
         if files and not is_text:
-            _check_config(files[-1], values["config"].value)
+            check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
     if "config" in values and not is_text:
         variant_flags.require_types(values["config"].value, dict(flag_texts(argv)))
@@ -244,7 +244,7 @@ def _check_config_file(name: str, arguments: str) -> None:
         raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")
 
 
-def _check_config(name: str, config: Any) -> None:
+def check_config(name: str, config: Any) -> None:
     """Raise a ValueError if `get_config` of a file has not returned a config."""
     if isinstance(config, ConfigDict):
         return

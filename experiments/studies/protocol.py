@@ -1,6 +1,7 @@
 """What a study compares and how it decides: the `STUDY` of a config file, checked and typed."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,9 @@ from lora_jax.suggest import require_known
 
 MOST_PER_DECADE = 20
 """Rates have two digits: with many more to a decade, two of them would be one."""
+
+COMPARE = ("reference", "pairs")
+"""Which methods a study may compare."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +53,12 @@ class Protocol:
     margin: float
     """Two methods are equivalent if they differ by less, in points of the metric."""
     level: float = 0.05
-    """The probability of any false claim in a family of tests, of all methods with the reference.
+    """The probability of any false claim in a family of tests.
 
     There are two families: one is of differences, the other of equivalences.
     """
+    compare: str = "reference"
+    """The members of each family: each method with the `reference`, or all `pairs` of methods."""
     claims: tuple[str, ...] = ()
     """What the study was made to test, in words."""
     pilots: tuple[str, ...] = ()
@@ -65,13 +71,20 @@ class Protocol:
         Raises:
           ValueError: a setting is missing, unknown, of another type or out of its range.
         """
-        made = typed(cls, plain, where)
+        made = _value(plain, cls, where)
         made.require(where)
         return made
+
+    @property
+    def tests(self) -> int:
+        """How many members each family of tests has."""
+        methods = len(self.rows)
+        return math.comb(methods, 2) if self.compare == "pairs" else methods - 1
 
     def require(self, where: str) -> None:
         """Raise a ValueError if settings contradict each other."""
         require_known(self.reference, self.rows, f"{where}: unknown reference '{self.reference}'")
+        require_known(self.compare, COMPARE, f"{where}: unknown compare '{self.compare}'")
         for name in ("rows", "columns", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

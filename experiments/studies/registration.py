@@ -62,6 +62,9 @@ class Registration:
     """By task and method."""
     budgets: Mapping[str, Budget]
     """By task; empty in a registration of an earlier version."""
+    table: Mapping[str, Any]
+    """How reports show its runs (`configs.common_tasks.table`), without its config file; may be
+    empty."""
     written: str
     """UTC, in ISO 8601."""
     git: Mapping[str, Any] | None
@@ -75,11 +78,13 @@ def register(
     protocol: Protocol,
     cells: Cells,
     budgets: Mapping[str, Budget] = MappingProxyType({}),
+    table: Mapping[str, Any] = MappingProxyType({}),
 ) -> Registration:
     """Write a study's registration, or read it if it is there and says the same.
 
     Args:
       budgets: by task, for a new registration; one that is there is not compared with them.
+      table: the same; it is the TABLE of the config file.
 
     Raises:
       ValueError: the folder has one that says something else, or was changed.
@@ -95,6 +100,7 @@ def register(
                 task: {row: dataclasses.asdict(each) for row, each in rows.items()}
                 for task, rows in cells.items()
             },
+            "table": table,
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": environment()["git"],
         }
@@ -134,15 +140,27 @@ def read(folder: Path) -> Registration | None:
     protocol = Protocol.of(content["protocol"], str(path))
     known = content.get("budgets", {}).items()
     budgets = {task: typed(Budget, each, str(path)) for task, each in known}
-    return Registration(protocol=protocol, cells=cells, budgets=budgets, **given)
+    table = content.get("table", {})
+    return Registration(protocol=protocol, cells=cells, budgets=budgets, table=table, **given)
+
+
+def below(folder: Path) -> list[Registration]:
+    """The registrations in and below a folder.
+
+    Raises:
+      ValueError: a file is not a registration, or was changed.
+    """
+    found = [read(path.parent) for path in sorted(folder.rglob(FILE))]
+    return [each for each in found if each is not None]
 
 
 def _family(protocol: Protocol) -> dict[str, Any]:
     """How the study decides (`experiments.analysis.gains`), in words."""
+    compared = f"each other method with {protocol.reference}"
+    compared = "each two methods" if protocol.compare == "pairs" else compared
     return {
-        "compares": f"each other method with {protocol.reference}: the mean difference over all "
-        "tasks, paired by seed",
-        "tests": len(protocol.rows) - 1,
+        "compares": f"{compared}: the mean difference over all tasks, paired by seed",
+        "tests": protocol.tests,
         "differences": "two-sided, by Holm's procedure",
         "equivalences": "two one-sided tests against the margin, by Holm's procedure",
     }

@@ -15,7 +15,7 @@ from experiments.analysis.labels import Titles
 from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill as filled
-from experiments.studies import adherence
+from experiments.studies import adherence, registration
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
 from lora_jax.suggest import require_known
@@ -32,25 +32,49 @@ def names() -> list[str]:
     return list(tables())
 
 
-def tables() -> dict[str, Mapping[str, Any]]:
-    """The `TABLE` of each config by name: how to show its runs (`configs.common_tasks.table`)."""
+def tables(results: Path | None = None) -> dict[str, Mapping[str, Any]]:
+    """The `TABLE` of each config by name: how to show its runs (`configs.common_tasks.table`).
+
+    Args:
+      results: a folder; studies registered in or below it have tables, too, without their files.
+    """
     modules = {name: importlib.import_module(each) for name, each in config_modules().items()}
-    return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
+    own: dict[str, Mapping[str, Any]] = {
+        name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")
+    }
+    found = registration.below(results) if results is not None else []
+    return {each.study: registered(each) for each in found} | own
 
 
-def titles() -> dict[str, Titles]:
-    """What each config's table calls its rows and columns; one of several metrics has no title."""
-    found = {}
-    for name, table in tables().items():
-        count = Counter(column for _, column, _ in table["columns"])
-        columns = {key: title for title, key, _ in table["columns"] if count[key] == 1}
-        found[name] = Titles(table["rows"], columns)
-    return found
+def registered(study: registration.Registration) -> Mapping[str, Any]:
+    """The table of a study as it was registered; what it leaves open has the usual values."""
+    return {**common_tasks.table(study.study), **study.table}
 
 
-def varied(names: Collection[str]) -> list[str]:
-    """The settings in which methods of these tables differ, besides those of any study."""
-    return [each for name, table in tables().items() if name in names for each in table["varies"]]
+def titles(results: Path | None = None) -> dict[str, Titles]:
+    """What each table calls its rows and columns.
+
+    Args:
+      results: as for `tables`.
+    """
+    return {name: titles_of(table) for name, table in tables(results).items()}
+
+
+def titles_of(table: Mapping[str, Any]) -> Titles:
+    """What a table calls its rows and columns; a column of several metrics has no title."""
+    count = Counter(column for _, column, _ in table["columns"])
+    columns = {key: title for title, key, _ in table["columns"] if count[key] == 1}
+    return Titles(table["rows"], columns)
+
+
+def varied(names: Collection[str], results: Path | None = None) -> list[str]:
+    """The settings in which methods of these tables differ, besides those of any study.
+
+    Args:
+      results: as for `tables`.
+    """
+    known = tables(results)
+    return [each for name, table in known.items() if name in names for each in table["varies"]]
 
 
 def render_table(
@@ -63,7 +87,7 @@ def render_table(
         share a table, runs of two registrations, or a record that its stored predictions
         contradict.
     """
-    known = tables()
+    known = tables(results)
     require_known(name, known, f"--table={name}: unknown table")
     table = known[name]
     found = recorded_runs.find(results)
@@ -82,7 +106,7 @@ def render_table(
         left = [f"of all models, {said}" for said in left]
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _given_models(collected.runs)
-    if table["published"]:
+    if table["published"] and name in config_modules():
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
     notes += [] if made else ["Nothing has been run."]
     notes += [*left, *collected.notes]

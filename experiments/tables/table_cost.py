@@ -2,10 +2,10 @@
 
 import csv
 import dataclasses
-import importlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,8 +15,7 @@ from experiments.planning.accelerators import Accelerator
 from experiments.planning.run_cost import RunCost, StepCost, step_cost, steps_of
 from experiments.plurals import count
 from experiments.setup.config import parse
-from experiments.setup.config_files import config_modules
-from experiments.tables.config_tables import tables
+from experiments.setup.config_files import module_of
 from lora_jax.suggest import require_known
 from lora_jax.text_table import text_table
 
@@ -48,8 +47,7 @@ def cell_configs(name: str, model: str | None = None) -> Iterator[RunConfig]:
     Raises:
       ValueError: an unknown table, or a model that the table does not have.
     """
-    require_known(name, tables(), f"--table={name}: unknown table")
-    module = importlib.import_module(config_modules()[name])
+    module = _module(name)
     lists = {k: v for k, v in _arguments(module).items() if isinstance(v, tuple)}
     for key in ("size", "source"):  # of which any gives the same runs
         lists[key] = lists[key][:1] if key in lists else ()
@@ -93,9 +91,13 @@ def _arguments(module: Any) -> dict[str, Any]:
     return arguments
 
 
+def _module(name: str) -> ModuleType:
+    return module_of(name, ("TABLE", "ARGUMENTS", "get_config"), "table")[1]
+
+
 def left_out(name: str) -> str:
     """Which runs of a table its cells leave out, in sentences; empty if there are none."""
-    module = importlib.import_module(config_modules()[name])
+    module = _module(name)
     said = ["Runs that choose learning rates are left out."] * hasattr(module, "STUDY")
     arguments = _arguments(module)
     for key in ("row", "variant"):
@@ -112,7 +114,7 @@ def table_cost(name: str, model: str | None = None, tokens: int | None = None) -
       tokens: of each row; by default those of the longest that a config allows.
     """
     configs = list(cell_configs(name, model))
-    seeds, steps = int(tables()[name]["seeds"]), dict[str, StepCost]()
+    seeds, steps = int(_module(name).TABLE["seeds"]), dict[str, StepCost]()
     found = []
     for config in configs:
         key = repr(_of_a_step(config))

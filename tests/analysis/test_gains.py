@@ -6,7 +6,7 @@ from planted_scores import contest, run, study
 from scipy import stats
 
 from experiments.analysis import power, significance
-from experiments.analysis.gains import gains, verdict
+from experiments.analysis.gains import all_pairs, gains, verdict
 from experiments.analysis.mean_difference import over_seeds, over_tasks
 from experiments.analysis.random_effects import new_task
 
@@ -53,6 +53,44 @@ def test_numbers_are_those_of_the_tests():
         assert methods[key].adjusted == adjusted
     for key, adjusted in zip(same, significance.holm(list(same.values())), strict=True):
         assert methods[key].equivalent == pytest.approx(adjusted)
+
+
+def test_all_pairs_are_one_family():
+    """By the formulas of Welch and Satterthwaite, of TOST and of Holm, on the planted scores."""
+    tests = 7  # one more was registered
+    effects = {"dora": 0.9, "vera": -0.6, "pissa": 0.1}
+    made = study(np.random.default_rng(6), NOISE, 12, effects)
+    scores = [{m.key: np.array(list(m.scores().values())) for m in c.methods} for c in made]
+    pairs = [("dora", "lora"), ("vera", "lora"), ("pissa", "lora")]
+    pairs += [("vera", "dora"), ("pissa", "dora"), ("pissa", "vera")]
+    apart, same, means = [], [], []
+    for first, second in pairs:
+        differences = np.array([each[first] - each[second] for each in scores])
+        variances = differences.var(axis=1, ddof=1) / 12
+        mean, error = differences.mean(), np.sqrt(variances.sum()) / 3
+        t = stats.t(variances.sum() ** 2 / (variances**2 / 11).sum())
+        means.append(mean)
+        apart.append(2 * t.sf(abs(mean) / error))
+        same.append(max(t.sf((mean + 1) / error), t.cdf((mean - 1) / error)))
+
+    def holm(values):
+        order = np.argsort(values)
+        steps = np.minimum(1, np.array(values)[order] * (tests - np.arange(len(values))))
+        return np.maximum.accumulate(steps)[np.argsort(order)]
+
+    found = all_pairs(made, reference="lora", margin=1.0, tests=tests)
+    assert [each.reference_key for each in found] == ["lora", "dora", "vera", "pissa"]
+    own = [(each, gain) for each in found for gain in each.methods]
+    assert [(gain.key, each.reference_key) for each, gain in own] == pairs
+    flat = [gain for _, gain in own]
+    assert [each.over_tasks.mean for each in flat] == pytest.approx(means)
+    assert [each.adjusted for each in flat] == pytest.approx(holm(apart))
+    assert [each.equivalent for each in flat] == pytest.approx(holm(same))
+    for gain, p, equal in zip(flat, holm(apart), holm(same), strict=True):
+        direction = "better" if gain.over_tasks.mean > 0 else "worse"
+        other = "equivalent" if equal < 0.05 else "undecided"
+        assert gain.verdict == (direction if p < 0.05 else other)
+    assert len({gain.verdict for gain in flat}) > 2
 
 
 def test_planted_effects_nulls_and_equivalences_are_found():

@@ -19,7 +19,10 @@ def planted():
 
 
 def changed(made, tasks=3):
-    return left_out_tasks.changed(made, gains(made, reference="lora", margin=1.0), 3, tasks)
+    def judge(contests):
+        return gains(contests, reference="lora", margin=1.0, tests=3)
+
+    return left_out_tasks.changed(made, judge(made), tasks, judge)
 
 
 def test_a_gain_of_one_task_is_gone_without_it():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.analysis.random_effects import new_task
+from experiments.analysis.mean_difference import MeanDifference, over_seeds
+from experiments.analysis.random_effects import between_tasks, new_task
 
 
 def test_it_is_a_t_test_of_the_tasks():
@@ -32,3 +33,29 @@ def test_intervals_cover_the_mean_of_all_tasks(between, errors):
     assert covered >= stats.binom.ppf(0.001, studies, 0.95)
     if len(set(spread)) == 1:  # otherwise they are wider
         assert covered <= stats.binom.ppf(0.999, studies, 0.95)
+
+
+def test_the_sd_between_tasks_is_that_of_der_simonian_and_laird_where_errors_are_equal():
+    means, error = np.array([0.1, 1.4, -0.8, 2.2]), 0.5
+    weights = np.full(4, error**-2)
+    q = weights @ (means - means.mean()) ** 2
+    squared = (q - 3) / (weights.sum() - (weights @ weights) / weights.sum())
+
+    def of(error):
+        return between_tasks([MeanDifference(each, error, 9.0, 10) for each in means])
+
+    assert of(error) == pytest.approx(np.sqrt(squared))
+    assert of(2.0) == 0  # noise explains more than what is seen
+    assert of(0.0) is of(None) is None
+    assert between_tasks([MeanDifference(1.0, 0.1, 9.0, 10)] * 2) is None
+
+
+def test_the_sd_between_tasks_has_no_noise_of_seeds():
+    """Planted: an sd of 1 between tasks, and a noise of seeds that differs by task."""
+    rng, squared = np.random.default_rng(0), []
+    for _ in range(300):
+        effects = rng.normal(size=5)
+        noise = np.array([0.5, 1, 2, 4, 1])[:, None] * rng.normal(size=(5, 5))
+        tasks = [over_seeds(each, np.zeros(5)) for each in effects[:, None] + noise]
+        squared.append(between_tasks(tasks) ** 2)
+    assert np.mean(squared) == pytest.approx(1, abs=0.3)

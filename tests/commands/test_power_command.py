@@ -122,8 +122,9 @@ def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_pa
         for seed, score in enumerate((80.0, 82.0)):
             arg = f"task=mrpc,row={name},seed={seed}"
             where = tmp_path / "same" / name / str(seed)
-            write(where, "studies.against_lora", arg, {"accuracy": score / 100})
-    text = said(f"--results={tmp_path / 'same'}")
+            write(where, "studies.against_lora", f"{arg},size=smoke", {"accuracy": score / 100})
+    text = said(f"--results={tmp_path / 'same'}", "--size=smoke")
+    assert "MRPC (against_lora), smoke runs, differences from LoRA." in text
     assert text.splitlines()[-1] == (
         "Differences do not vary, so nothing can be said of seeds: MRPC"
     )

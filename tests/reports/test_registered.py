@@ -82,6 +82,7 @@ def test_planted_gains(study):
     assert "over 2 tasks" in sentence(one)
     said = " ".join(one.notes)
     assert "All runs are as registered" in said and "Still missing" not in said
+    assert "Each method begins with 1 learning rate. With fewer than 5, a better one may" in said
     assert "Claim, stated before the first run: DoRA is better." in said
     assert "100% of pairs of sets of 1 seed and 100% of pairs of sets of 3 seeds" in said
     assert "the first place repeats in 80% or more from 1 seed on" in said
@@ -91,6 +92,30 @@ def test_planted_gains(study):
     ratio = 0.1**2 / (0.1**2 + 3**2)
     (variance,) = (each for each in one.notes if each.startswith("The variance"))
     assert float(variance.split(" is ")[1].split()[0]) == pytest.approx(ratio, abs=0.02)
+
+
+def test_all_pairs_are_the_family_of_a_study_that_registered_them(study):
+    _, (kept,), _ = report.compared(study, recorded_runs.find(study), None, "smoke", (), [])
+    plain, asked = registered.of_study(kept), registered.of_study(kept, pairs=True)
+    assert asked.methods == plain.methods and sentence(asked) == sentence(plain)
+    assert "compares all pairs of methods, which was not registered." in " ".join(asked.notes)
+    protocol = dataclasses.replace(PROTOCOL, compare="pairs")
+    other = dataclasses.replace(kept.registered, protocol=protocol)
+    own = registered.of_study(dataclasses.replace(kept, registered=other))
+    assert own.pairs == asked.pairs and "not registered" not in " ".join(own.notes)
+    said = "Of 6 pairs of methods, 5 differ, 1 is equivalent and 0 are undecided."
+    assert sentence(own) == f"{sentence(plain)} {said}"
+    dora, pissa, _ = (each.gain for each in own.methods)  # 2nd and last of the 6 p of a difference
+    assert dora.adjusted < pissa.adjusted == pissa.over_tasks.p
+    assert plain.pairs == () and plain.methods[1].gain.adjusted == pissa.over_tasks.p
+    for found, title in ((asked, "points; not registered"), (own, "points")):
+        made = Document([], studies=[found]).render("markdown")
+        assert f"Gain of one method over another, all tasks together, {title}**\n" in made
+        (row,) = (line for line in made.splitlines() if line.startswith("| VeRA over DoRA |"))
+        assert row.split(" | ")[1] == "worse"
+        assert float(row.split(" | ")[2]) == pytest.approx(EFFECTS["vera"] - 3, abs=0.2)
+    lines = csv_lines.lines([], [], [], [asked]).splitlines()
+    assert len([each for each in lines if each.startswith("pair,")]) == 6 * (1 + len(TASKS))
 
 
 def test_runs_that_are_missing_or_not_as_registered_are_said(study):
@@ -229,9 +254,11 @@ def test_a_method_whose_runs_all_diverge_is_worse(study, seeds):
 def test_what_an_earlier_registration_lacks_is_said(study):
     _, (kept,), _ = report.compared(study, recorded_runs.find(study), None, "smoke", (), [])
     assert "earlier version" not in " ".join(registered.of_study(kept).notes)
-    earlier = dataclasses.replace(kept.registered, budgets={})
+    usual = dataclasses.replace(PROTOCOL, rates=Protocol.of(MODULE.STUDY, "STUDY").rates)
+    earlier = dataclasses.replace(kept.registered, budgets={}, protocol=usual)
     told = registered.of_study(dataclasses.replace(kept, registered=earlier))
     assert "earlier version, which says nothing of metrics, budgets and families" in told.notes[1]
+    assert not any("learning rate" in note for note in told.notes)  # 5 rates
 
 
 def test_a_method_that_no_rate_trains_is_compared_and_undecided(study):

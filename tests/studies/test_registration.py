@@ -35,6 +35,7 @@ def test_the_committed_study_is_a_protocol():
     [
         ({"row": ["lora"]}, r"STUDY: unknown setting 'row'; nearest: 'rows'"),
         ({"reference": "lorra"}, r"unknown reference 'lorra'; nearest: 'lora'"),
+        ({"compare": "pair"}, r"unknown compare 'pair'; nearest: 'pairs'"),
         ({"seeds": [0, 0]}, r"seeds must be different"),
         ({"seeds": [0, 100]}, r"seed 100 both chooses a rate and is scored"),
         ({"margin": 0}, r"margin must be above 0"),
@@ -60,16 +61,28 @@ def test_a_registration_is_written_once_and_read_as_it_was(hard_links, tmp_path,
     if not hard_links:
         monkeypatch.setattr(os, "link", no_link)
     budgets = {"cola": registration.Budget("matthews", 2000, 8.0, 0, 16)}
-    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets)
+    table = {"rows": {"dora": "DoRA of mine"}}
+    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets, table)
     written = (tmp_path / registration.FILE).read_bytes()
     content = json.loads(written)
     assert first.budgets == budgets and content["budgets"]["cola"]["epochs"] == 8
     assert content["family"]["tests"] == 1 and "lora" in content["family"]["compares"]
     assert (first.study, first.protocol, first.cells) == ("mine", PROTOCOL, CELLS)
     assert registration.register(tmp_path, "mine", PROTOCOL, CELLS) == first
-    assert registration.read(tmp_path) == first
+    assert registration.read(tmp_path) == first and registration.below(tmp_path) == [first]
+    assert first.table == table
     assert (tmp_path / registration.FILE).read_bytes() == written
     assert registration.read(tmp_path / "elsewhere") is None
+
+
+def test_a_family_of_pairs_is_as_large_as_registered(tmp_path):
+    four = {**PLAIN, "rows": ["lora", "dora", "vera", "pissa"], "compare": "pairs"}
+    registration.register(tmp_path, "mine", Protocol.of(four, "STUDY"), {})
+    family = json.loads((tmp_path / registration.FILE).read_text())["family"]
+    assert family["tests"] == 6 and "each two methods" in family["compares"]
+    with pytest.raises(ValueError, match="another compare: a registered study cannot change"):
+        plain = Protocol.of(four | {"compare": "reference"}, "STUDY")
+        registration.register(tmp_path, "mine", plain, {})
 
 
 def test_another_protocol_or_other_settings_are_refused(tmp_path):

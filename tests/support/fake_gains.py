@@ -16,7 +16,7 @@ def gain(key, verdict, mean=None):
     whole = estimate(centre + 0.5)
     within = 0.02 if verdict == "equivalent" else 0.9
     return Gain(
-        key, key.upper(), by_task, whole, None, 0.0004, within, centre + 0.9, 0.75, verdict
+        key, key.upper(), by_task, whole, None, None, 0.0004, within, centre + 0.9, 0.75, verdict
     )  # fmt: skip
 
 
