@@ -112,7 +112,8 @@ class _Rewriter:
 
 
 def _is_float32(eqn: JaxprEqn) -> bool:
-    return all(each.aval.dtype == jnp.float32 for each in eqn.invars)
+    avals: list[Any] = [each.aval for each in eqn.invars]
+    return all(each.dtype == jnp.float32 for each in avals)
 
 
 def _in_float32(left: Array, right: Array, params: Params) -> Array:
