@@ -30,6 +30,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.soaking import parts
 from experiments.soaking.parts import Order
 from lora_jax.suggest import require_known
@@ -77,6 +78,7 @@ def soak() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     # XLA says twice of each kept program that it may not fit this machine, which it does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    announce()
     bad = 0
     try:
         for name in _PARTS.value:
