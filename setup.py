@@ -10,6 +10,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# Without pictures and links to files, which a wheel does not have.
+README = re.sub(r"!\[[^]]*\]\((?!https:)[^)]*\)\n*", "", (HERE / "README.md").read_text("utf-8"))
+README = re.sub(r"\[([^]]*)\]\((?!https:)[^)]*\)", r"\1", README)
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "lora_jax/__init__.py").read_text(), re.M)
 
 # The versions of JAX that this is tested with. 0.10.2 computes some sums and their gradients wrong
@@ -34,7 +37,7 @@ setup(
     name="lora-jax",
     version=VERSION[1] if VERSION else None,
     description="LoRA variants for any JAX function, one interface, honest experiments.",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=README,
     long_description_content_type="text/markdown",
     author="The lora-jax authors",
     license="Apache-2.0",
@@ -61,6 +64,7 @@ setup(
     package_data={
         "lora_jax": ["py.typed"],
         "variants": ["py.typed"],
+        "lora_jax_experiments": ["py.typed"],
         "lora_jax_experiments.experiments": ["analysis/*.csv", "results/bench/*.json"],
     },
     entry_points={"console_scripts": ["lora-jax = lora_jax_experiments:main"]},

@@ -36,6 +36,7 @@ from experiments.benchmarks import tables
 from experiments.benchmarks.plan import Plan, sides
 from experiments.benchmarks.result_files import content, require_kept, write
 from experiments.benchmarks.suites import suite_of
+from experiments.distributed.devices import announce
 
 _SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
 _AGAINST = flags.DEFINE_list(
@@ -110,6 +111,7 @@ def bench() -> None:
     out, found = None if _OUT.value is None else cli.out_folder(_OUT.value), []
     if out is not None:
         require_kept(out, name, plan)
+    announce()
     for measured in suite.run(plan):
         found.append(measured)
         print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)

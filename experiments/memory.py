@@ -16,6 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.planning.memory_tables import published_sizes, side_by_side
 
 _CONFIG = flags.DEFINE_string(
@@ -42,6 +43,7 @@ def memory() -> None:
         )
         return
     cli.refuse_ignored((_TOKENS,), "--config has a batch of its own")
+    announce()
     console.print(side_by_side(str(_CONFIG.value), list(_METHODS.value)))
     console.print(
         "MiB. Temporaries are those beside the gradients; compiled ones as XLA assigns its buffers."

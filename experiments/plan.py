@@ -32,6 +32,7 @@ from rich.console import Console
 
 from configs.settings import RunConfig
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.planning import show, topology_search
 from experiments.planning.accelerators import ACCELERATORS, EFFICIENCY, accelerator
 from experiments.planning.memory_fit import Fit, fit
@@ -125,6 +126,8 @@ def cost() -> None:
     jax.config.update("jax_platforms", "cpu")  # steps are traced, and the CPU may be measured
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
+    if _DEVICE.value == "cpu":
+        announce()  # no other device computes
     device, efficiency = accelerator(_DEVICE.value), float(_EFFICIENCY.value or 0)
     cells = table_cost.table_cost(str(_TABLE.value), _MODEL.value, _TOKENS.value)
     if _FORMAT.value == "csv":

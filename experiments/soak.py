@@ -6,8 +6,8 @@ Parts, each of which writes OUT/PART.json (kills-COMMAND.json, damage-FILES.json
 
     kills         training, saving, tuning and sweeping, killed at drawn moments; the same command
                   goes on, and the results must be the same bits as without kills
-    damage        flipped bits and cut files, of all that runs leave or read: each is found, healed,
-                  or without effect
+    damage        flipped bits and cut files, of what runs, studies and sweeps leave and read: each
+                  is found, healed, or without effect; the page on hardening lists what is left out
     surroundings  full disks, read-only and slow folders, clocks that jump, two processes
     not_finite    NaN and infinities in data, weights and the loss
     malformed     configs, patterns, data, tokenizers and weights that hypothesis has spoiled
@@ -30,6 +30,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from experiments.distributed.devices import announce
 from experiments.soaking import parts
 from experiments.soaking.parts import Order
 from lora_jax.suggest import require_known
@@ -77,6 +78,7 @@ def soak() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     # XLA says twice of each kept program that it may not fit this machine, which it does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    announce()
     bad = 0
     try:
         for name in _PARTS.value:

@@ -181,14 +181,19 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         print(search.outlook(loops))
         return
     trained: list[trials.Trial] = []
+    announced = False
 
     def train(found: Sequence[trials.Trial], loops: Sequence[Loop], halving: int) -> None:
+        nonlocal announced
         trained.extend(found)
         machine = local.slots(1 if halving else _PROCESSES.value, len(found))
         whole = jobs.make(found, 0 if halving else None, max(len(machine), 1))
         view, how = View(found, loops, folder, console), _how(halving)
         folder.write_list(found)
         if todo := _todo(whole, folder, how):
+            if not announced:
+                local.announce(machine, len(todo))
+            announced = True
             with view.shown():
                 command = functools.partial(jobs.command, how=how)
                 local.launch(todo, folder, machine, view.update, command, bool(halving))

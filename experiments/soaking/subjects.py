@@ -30,7 +30,7 @@ RESULTS = ("record.json", "metrics.jsonl", "predictions.npz", "adapter.safetenso
 def subjects(
     given: inputs.Inputs, finished: Path, scratch: Path, environment: Mapping[str, str]
 ) -> list[Subject]:
-    """All that runs leave and read.
+    """What runs, studies and sweeps leave and read; `docs/reference/hardening.md` says what not.
 
     Args:
       finished: a finished run, with its checkpoints.

@@ -250,6 +250,7 @@ def test_the_command_writes_its_results(tmp_path):
         line, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("devices: ")
     assert {path.name for path in tmp_path.iterdir()} == {"infer.json", "infer.md", "infer.png"}
     content = json.loads((tmp_path / "infer.json").read_text(encoding="utf-8"))
     (group,) = content["groups"]

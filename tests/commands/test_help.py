@@ -205,7 +205,9 @@ def test_the_package_finds_its_folders_where_they_are_installed(package, tmp_pat
 
 
 def test_the_version_of_the_package_is_that_of_its_code():
-    done = interpreter("setup.py", "--version", cwd=ROOT)
+    """Its description links to no file, as it is shown where there are none."""
+    done = interpreter("setup.py", "--long-description", "--version", cwd=ROOT)
+    assert set(re.findall(r"\]\((\w+:|)", done.stdout)) == {"https:"}
     text = (ROOT / "lora_jax" / "__init__.py").read_text(encoding="utf-8")
     assert f'\n__version__ = "{done.stdout.splitlines()[-1]}"\n' in text
 

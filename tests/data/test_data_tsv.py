@@ -280,12 +280,12 @@ def test_a_label_is_what_stands_there(tmp_path, name, label, expected):
 @pytest.mark.parametrize(
     ("name", "source", "folder", "message"),
     [
-        ("glue/colla", "tsv", "x", "unknown data 'glue/colla'; nearest: 'glue/cola'"),
+        ("glue/colla", "tsv", "x", "unknown data.name 'glue/colla'; nearest: 'glue/cola'"),
         (
             "imdb",
             "tsv",
             "x",
-            r"unknown data 'imdb': there are rotten_tomatoes, glue/cola, .*own_data",
+            r"unknown data.name 'imdb': there are rotten_tomatoes, glue/cola, .*own_data",
         ),
         ("glue/cola", "tvs", "x", "unknown data.source 'tvs'; nearest: 'tsv'"),
         ("glue/cola", "demo", None, "'glue/cola' is not of source 'demo' but of 'tsv' or 'tfds'"),

@@ -43,11 +43,12 @@ def test_a_cpu_is_described_by_its_cores(monkeypatch):
 @pytest.mark.parametrize(
     ("machine", "said"),
     [
-        ([Slot({}, (0, 1))], "1 process, with 2 cores each"),
-        ([Slot({}, (0,)), Slot({}, (1,))], "2 processes, with 1 core each"),
+        ([Slot({}, (0, 1))], "1 process on the CPU, with 2 cores each"),
+        ([Slot({}, (0,)), Slot({}, (1,))], "2 processes on the CPU, with 1 core each"),
+        ([Slot({}, (), "tpu")], "1 process on the TPU"),
         (
             [Slot({"CUDA_VISIBLE_DEVICES": each}, (0,)) for each in ("3", "7", "3")],
-            "3 processes, with GPU 3, GPU 7",
+            "3 processes on GPU 3, GPU 7",
         ),
     ],
 )

@@ -77,6 +77,7 @@ def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
     flags = [*flags, "--search=halving", "--trials=6", "--halving_factor=2", "--execution=each"]
     code, said, error = run(*flags, f"--workdir={tmp_path / 'whole'}")
     assert code == 0, error
+    assert error.startswith("devices: 1 process on the CPU, with ")
     whole = records(tmp_path / "whole")
     assert sorted(each[0] for each in whole.values()) == ["completed", *["stopped"] * 5]
     assert "best: learning_rate=" in said

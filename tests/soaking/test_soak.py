@@ -125,6 +125,7 @@ def test_a_small_soak_finds_nothing(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": ""}  # programs as users have them
     ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stderr.startswith("devices: ")
     (train,) = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
     assert train["kills"] == 1 and train["wrong"] == []
     for name, count in (("finished-run", 8), ("newest-checkpoint", 3), ("kept-tokens", 3)):

@@ -17,6 +17,9 @@ FENCE = re.compile(
     r"|^<!--[ ]python\n(?P<hidden>.*?)^-->$",
     re.DOTALL | re.MULTILINE,
 )
+RECIPE = re.compile(r"^(\w+):.*\n\t.*-m (experiments\.\w+)(.*) \$\(ARGS\)$", re.MULTILINE)
+"""A target of the Makefile that gives ARGS to a command: its name, the module, and more flags."""
+VARIABLE = re.compile(r"\$\((?:[^()]|\([^()]*\))*\)")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -78,13 +81,20 @@ def shell_lines() -> list[tuple[str, list[str]]]:
 
 
 def project_commands() -> list[tuple[str, str, list[str]]]:
-    """The command lines of this project: their places, modules and flags."""
-    return [
-        (place, words[2], words[3:])
-        for place, words in shell_lines()
-        if re.search(r"\bpython3?$", words[0]) and words[1:2] == ["-m"]
-        if words[2].startswith("experiments.")
-    ]
+    """The command lines of this project: their places, modules and flags.
+
+    `make TARGET ARGS="FLAGS"` is the command that the Makefile gives these flags to.
+    """
+    found, makefile = [], (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {name: (module, VARIABLE.sub("", f)) for name, module, f in RECIPE.findall(makefile)}
+    for place, words in shell_lines():
+        if re.search(r"\bpython3?$", words[0]) and words[1:2] == ["-m"]:
+            found.append((place, words[2], words[3:]))
+        given = [word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")]
+        if words[0] == "make" and words[1] in targets and given:
+            module, own = targets[words[1]]
+            found.append((place, module, shlex.split(f"{own} {given[0]}")))
+    return [line for line in found if line[1].startswith("experiments.")]
 
 
 def links(path: Path) -> list[str]:

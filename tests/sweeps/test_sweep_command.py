@@ -114,6 +114,7 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
     code, out, said = run(*arguments, **environment)
     assert code == 0, said + out
     assert "8 trials: 8 completed" in out
+    assert said.startswith("devices: 1 process on the CPU, with ")
 
     found = {path.parent.name: path.parent for path in killed.glob("trials/*/record.json")}
     assert found.keys() == straight.keys()

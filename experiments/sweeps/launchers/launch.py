@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -96,8 +95,7 @@ def launch(
             with view.shown():
                 ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
         case _ if todo:
-            devices = local.described(local.fitted(machine, len(todo)))
-            print(f"devices: {devices}", file=sys.stderr)
+            local.announce(machine, len(todo))
             with view.shown():
                 local.launch(todo, folder, machine, view.update, command)
     return True

@@ -34,6 +34,7 @@ class Slot:
 
     environment: Mapping[str, str]
     cores: tuple[int, ...]
+    platform: str = "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,11 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
         devices = max(1, min(len(own) or core_count(), trials // SHARE))
     shares = _divide(own, processes or devices)
     if platform != "gpu":  # a TPU's chips take one process
-        return [Slot({}, share) for share in shares]
+        return [Slot({}, share, platform) for share in shares]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices))))
     names = [name for name in visible.split(",") if name]
     return [
-        Slot({"CUDA_VISIBLE_DEVICES": names[number % len(names)]}, share)
+        Slot({"CUDA_VISIBLE_DEVICES": names[number % len(names)]}, share, platform)
         for number, share in enumerate(shares)
     ]
 
@@ -88,14 +89,22 @@ def fitted(machine: Sequence[Slot], count: int) -> list[Slot]:
     ]
 
 
+def announce(machine: Sequence[Slot], jobs: int) -> None:
+    """Print what the processes of so many jobs compute on; this process keeps off the devices."""
+    print(f"devices: {described(fitted(machine, jobs))}", file=sys.stderr)
+
+
 def described(machine: Sequence[Slot]) -> str:
-    """What the processes compute on, in one line: `2 processes, with GPU 0, GPU 1`."""
+    """What the processes compute on, in one line: `2 processes on GPU 0, GPU 1`."""
     gpus = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in machine if slot.environment]
     shares = sorted({len(slot.cores) for slot in machine})
-    what = ", ".join(f"GPU {each}" for each in dict.fromkeys(gpus))
-    if not what and any(shares):  # macOS says of no process which cores it has
-        what = f"{' or '.join(map(str, shares))} {agree(max(shares), 'core', 'cores')} each"
-    return count(len(machine), "process", "processes") + (f", with {what}" if what else "")
+    where = ", ".join(f"GPU {each}" for each in dict.fromkeys(gpus))
+    if not where:
+        where = f"the {machine[0].platform.upper()}"
+        if any(shares):  # macOS says of no process which cores it has
+            own = agree(max(shares), "core", "cores")
+            where += f", with {' or '.join(map(str, shares))} {own} each"
+    return f"{count(len(machine), 'process', 'processes')} on {where}"
 
 
 def _devices() -> tuple[str, int]:

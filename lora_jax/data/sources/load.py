@@ -44,8 +44,8 @@ def load_task(
         return own_files.load(name, files or {}, folder, validation)
     if name not in (known := [_DEMO, *SPECS]):
         raise ValueError(
-            f"unknown data '{name}'{nearest_or_all(name, known)}; for files of your own, take the "
-            "source 'files', as configs/own_data.py does"
+            f"unknown data.name '{name}'{nearest_or_all(name, known)}; for files of your own, take "
+            "the source 'files', as configs/own_data.py does"
         )
     if (name == _DEMO) != (source == "demo"):
         other = "demo" if name == _DEMO else "tsv' or 'tfds"
