@@ -35,12 +35,19 @@ class Held:
     copy replaces the loaded ones.
     """
     optimizer: int
+    saved: int
+    """The copies of the training state that are written while training goes on."""
     merged: int = 0
     """The weights with merged adapters, with which a language model generates at the end."""
 
     @property
     def total(self) -> int:
         return sum(dataclasses.astuple(self))
+
+    def of_trials(self, count: int) -> "Held":
+        """The arrays of so many such runs, on one copy of the weights."""
+        own = {name: count * getattr(self, name) for name in ("trained", "optimizer", "saved")}
+        return dataclasses.replace(self, **own)
 
     @classmethod
     def of(cls, step: AbstractStep) -> "Held":
@@ -51,6 +58,7 @@ class Held:
         own = state.trainable, copied, frozen.constants, frozen.shared
         writes = isinstance(step.config, TextConfig) and step.config.generate.writes
         return cls(
+            saved=memory.tree_bytes(state),
             weights=memory.tree_bytes((step.params, quantised)),
             trained=memory.tree_bytes(own),
             optimizer=memory.tree_bytes((state.opt_state, state.variant_state, state.average)),
@@ -86,7 +94,7 @@ def announce(
     too_large = ValueError if trials == 1 else TooManyTrialsError
     step = AbstractStep.of(config)
     one, room = Held.of(step), memory.available()
-    held = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
+    held = one.of_trials(trials)
     devices = 1 if mesh is None else mesh.size
     said = _said(held, trials)
     if room is not None and devices == 1 and held.total > room:
@@ -139,6 +147,6 @@ def _said(held: Held, trials: int) -> str:
     merged = f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
     return (
         f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained, "
-        f"{memory.size(held.optimizer)} of the optimiser{merged}"
-        + (f", {trials} trials" if trials > 1 else "")
+        f"{memory.size(held.optimizer)} of the optimiser, {memory.size(held.saved)} to save both"
+        f"{merged}" + (f", {trials} trials" if trials > 1 else "")
     )

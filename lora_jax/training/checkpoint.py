@@ -72,18 +72,21 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._pending: concurrent.futures.Future | None = None
         self._scores: dict[int, float | None] = {}
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> bool:
+    def save(
+        self, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, owned: bool = False
+    ) -> bool:
         """Start to save a state (any pytree) and JSON values; the state may be donated at once.
 
         First waits for the save before, and raises its error if it failed (a FullDiskError if the
-        disk was full). Returns False and saves nothing if the step is already there.
+        disk was full). Returns False and saves nothing if the step is already there. A state that
+        the caller made for this and uses nowhere else (`owned`) is not copied.
         """
         self.wait()
         if step in self.steps():
             return False
         leaves = leaves_by_path(state)
         types = {name: type_name(leaf) for name, leaf in leaves.items()}
-        arrays = {name: copy(leaf, self._alone) for name, leaf in leaves.items()}
+        arrays = {name: copy(leaf, self._alone, owned) for name, leaf in leaves.items()}
         # Start the sums here; the writer waits for them. One thread must start all programs of
         # several devices: otherwise devices may take two in different orders and wait for ever.
         sums = {name: checksum(array) for name, array in arrays.items()}

@@ -1,5 +1,6 @@
 """The loop around a training step, which can be killed at any moment and continued."""
 
+import collections
 import dataclasses
 import statistics
 import time
@@ -20,6 +21,8 @@ from lora_jax.training.step import Batch, TrainState
 from lora_jax.training.trial_program import Program
 from lora_jax.transform.placement import Trainable
 
+AHEAD = 2
+"""How many steps may wait for the device, so that a SIGTERM is not seen many steps later."""
 Progress = Callable[[int, float, int], None]
 """`(step, loss, examples)`: the loop calls it at every step that it logs, as for a progress bar."""
 
@@ -97,6 +100,7 @@ def fit(
 
     clock = time.perf_counter()
     counted: list[Any] = []
+    waiting: collections.deque[Any] = collections.deque()
     examples = 0.0
     sources = [iter(trial.batches(done)) for trial in trials]
     active = _active(outcomes)
@@ -106,6 +110,9 @@ def fit(
             break
         given = [next(sources[each]) if each in active else None for each in range(count)]
         population, values = program.step(population, given)
+        waiting.append(values)
+        if len(waiting) > AHEAD:
+            jax.block_until_ready(waiting.popleft())
         for each in active:
             outcomes[each].steps = number
         # These sums are waited for below, if they are JAX arrays.

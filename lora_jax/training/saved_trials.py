@@ -158,6 +158,7 @@ class ManyTrials:
             step,
             {"now": program.stacked(population), "best": best},
             {"identity": dict(self.identity), "outcomes": described},
+            owned=program.at_once is None,  # these states were stacked for this alone
         )
 
     def best(

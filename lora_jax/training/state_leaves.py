@@ -35,15 +35,15 @@ def bare(leaf: Any) -> Any:
     return np.asarray(leaf)
 
 
-def copy(leaf: Any, alone: bool = True) -> Any:
+def copy(leaf: Any, alone: bool = True, owned: bool = False) -> Any:
     """A copy that donation cannot delete; on the device, so that it waits for no computation.
 
     With several processes (not `alone`), Orbax takes an array that one process holds whole from
-    host memory.
+    host memory. An array that nobody else has (`owned`) needs no copy on the device.
     """
     array = bare(leaf)
     if isinstance(array, jax.Array) and (alone or not array.is_fully_addressable):
-        return jnp.copy(array)
+        return array if owned else jnp.copy(array)
     return np.array(array)
 
 

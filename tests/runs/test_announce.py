@@ -171,7 +171,7 @@ def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room
     (one, _), said = held_by(smoke()), []
     configs = [smoke(seed=seed) for seed in range(3)]
     folders = [tmp_path / str(seed) for seed in range(3)]
-    total = one.weights + 3 * (one.trained + one.optimizer)
+    total = one.weights + 3 * (one.trained + one.optimizer + one.saved)
     room(total + EACH * 8 * 24)
     ended = run_together(configs, folders, say=said.append)
     assert [str(each) for each in ended] == ["weights were read"] * 3

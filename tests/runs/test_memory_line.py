@@ -35,6 +35,7 @@ from lora_jax.models.published.torch_names import path_of
 from lora_jax.models.published.weight_files import Weights
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
+from lora_jax.training.state_leaves import bare
 
 GIB = 2**30
 
@@ -184,6 +185,7 @@ def test_what_is_said_is_what_is_held(smoke, arg, changes):
     quantised = [each for each in frozen.base.values() if isinstance(each, dict)]
     assert len(quantised) == (6 if "int8" in arg else 0)
     assert said.weights == bytes_of((nnx.state(loaded), quantised))
+    assert said.saved == bytes_of(jax.tree.map(bare, state))
     assert said.merged == 0
 
 

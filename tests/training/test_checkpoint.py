@@ -18,6 +18,7 @@ from checkpoint_writer import advance, start, truth
 from jax.sharding import NamedSharding, PartitionSpec
 from same_leaves import assert_same, bits
 
+from lora_jax.training import state_leaves
 from lora_jax.training.checkpoint import Checkpoints
 
 
@@ -114,6 +115,13 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
             got = saved.restore(state, step)[0]
             assert got["step"] == step
             np.testing.assert_array_equal(got["w"], truth(step))
+
+
+def test_only_a_state_that_nobody_else_has_is_saved_without_a_copy():
+    """Trials in full would take twice the memory."""
+    array = jnp.arange(3.0)
+    assert state_leaves.copy(array, owned=True) is array
+    assert state_leaves.copy(array) is not array
 
 
 def test_sigkill_leaves_the_last_committed_step_readable(tmp_path):

@@ -90,6 +90,14 @@ def test_an_interrupted_run_saves_that_step_and_ends_with_the_same_bits(tmp_path
     assert_same_end(tmp_path, resumed, straight)
 
 
+def test_few_steps_wait_for_the_device_when_one_asks_whether_to_stop(tmp_path, monkeypatch):
+    """Else a SIGTERM would be seen once all steps up to the next log have been computed."""
+    ready, found = [], []
+    monkeypatch.setattr(jax, "block_until_ready", lambda values: ready.append(values) or values)
+    fit(tmp_path, interrupted=lambda number: found.append((number, len(ready))))
+    assert found == [(number, max(0, number - 2)) for number in range(1, 21)]
+
+
 @pytest.mark.parametrize("keep", [0, 1])
 def test_a_run_does_not_go_on_without_the_lines_that_it_has_written(tmp_path, straight, keep):
     path = tmp_path / "metrics.jsonl"
