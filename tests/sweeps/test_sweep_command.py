@@ -114,7 +114,6 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
     code, out, said = run(*arguments, **environment)
     assert code == 0, said + out
     assert "8 trials: 8 completed" in out
-    assert said.startswith("devices: 1 process on the CPU, with ")
 
     found = {path.parent.name: path.parent for path in killed.glob("trials/*/record.json")}
     assert found.keys() == straight.keys()
@@ -174,5 +173,6 @@ def terminate(arguments, environment, workdir):
     started.send(signal.SIGTERM)
     done = started.end()
     assert done.returncode == 75, done.stderr
+    assert done.stderr.startswith("devices: 1 process on the CPU, with ")
     assert "stopped; the same command goes on from here" in done.stdout
     assert not workers(workdir)
