@@ -131,8 +131,9 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     comparable.require_settings_of(_VARIES.value, sized)
     notes += adherence.elsewhere(known, sized)
     sized, left = adherence.as_registered(folder, sized, runs)
-    varies = [*_VARIES.value, *config_tables.varied({run.study.table for run in sized}, folder)]
-    if made := contests(sized, config_tables.titles(folder), varies):
+    tables = config_tables.tables(folder)
+    varies = [*_VARIES.value, *config_tables.varied(tables, {run.study.table for run in sized})]
+    if made := contests(sized, config_tables.titles(tables), varies):
         return made, [*notes, *left]
     others = "".join(f"; {said}" for said in left) or collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")

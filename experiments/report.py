@@ -167,8 +167,9 @@ def compared(
     kept = adherence.of_folder(folder, own, found)
     notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
-    varies = [*varies, *config_tables.varied({run.study.table for run in own}, folder)]
-    if made := contests(own, config_tables.titles(folder), varies, lost):
+    tables = config_tables.tables(folder)
+    varies = [*varies, *config_tables.varied(tables, {run.study.table for run in own})]
+    if made := contests(own, config_tables.titles(tables), varies, lost):
         return made, kept, notes
     others = collect_runs.elsewhere(found, size)
     if departures := [said for each in kept for said in each.departures]:

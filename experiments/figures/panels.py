@@ -86,7 +86,8 @@ def panels(runs: Sequence[Run], task: Callable[[Run], str] | None = None) -> lis
         held = "held-out" * run.held_out
         key = run.study.table, model, task(run) if task else column, held
         groups.setdefault(key, []).append(run)
-    made, known, titles = [], config_tables.tables(), config_tables.titles()
+    made, known = [], config_tables.tables()
+    titles = config_tables.titles(known)
     for (table, model, name, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
         if metrics:

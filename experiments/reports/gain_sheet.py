@@ -16,11 +16,10 @@ NOTE = (
     "bound is one-sided. Detectable is the smallest difference that the test would find with a "
     "power of 80%. Such tasks: the mean of all tasks of which these are a sample, by a t-test of "
     "the tasks' gains; where these tasks alone have the wider interval, it is that. All these "
-    "numbers are of the rates "
-    "that were chosen, whose choice has noise of its own, and of these development sets. They "
-    "generalise over seeds: other orders and first weights, and other training examples where "
-    "seeds draw them. With 10 seeds of a task, false claims can be 1.25 times as frequent as the "
-    "level says, and less so with more."
+    "numbers are of the rates that were chosen, whose choice has noise of its own, and of these "
+    "development sets. They generalise over seeds: other orders and first weights, and other "
+    "training examples where seeds draw them. With 10 seeds of a task, false claims can be 1.25 "
+    "times as frequent as the level says, and less so with more."
 )
 
 

@@ -52,6 +52,11 @@ class GroupFolder:
         """The numbers of the trials in each checkpoint; empty before `begin`."""
         return self._read().get("trials") or []
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether a checkpoint has been saved; a process may have been killed before its first."""
+        return any(each.name.isdigit() for each in (self.path / "checkpoints").glob("*"))
+
     def begin(self, numbers: Sequence[int]) -> None:
         """Note the numbers of the trials that each checkpoint will hold."""
         self._write({**self._read(), "trials": list(numbers)})
@@ -66,7 +71,7 @@ class GroupFolder:
         self._write({**self._read(), "execution": execution, "seconds": dict(seconds)})
 
     def remove(self) -> None:
-        """Delete the checkpoints, once every trial has its record."""
+        """Delete the checkpoints, which no trial needs any more."""
         if not self.path.exists():
             return
         if self.execution is not None:

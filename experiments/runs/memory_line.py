@@ -147,6 +147,6 @@ def _said(held: Held, trials: int) -> str:
     merged = f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
     return (
         f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained, "
-        f"{memory.size(held.optimizer)} of the optimiser, {memory.size(held.saved)} to save both"
-        f"{merged}" + (f", {trials} trials" if trials > 1 else "")
+        f"{memory.size(held.optimizer)} of the optimiser, {memory.size(held.saved)} for a copy "
+        f"that is saved{merged}" + (f", {trials} trials" if trials > 1 else "")
     )

@@ -156,8 +156,8 @@ def below(folder: Path) -> list[Registration]:
 
 def _family(protocol: Protocol) -> dict[str, Any]:
     """How the study decides (`experiments.analysis.gains`), in words."""
-    compared = f"each other method with {protocol.reference}"
-    compared = "each two methods" if protocol.compare == "pairs" else compared
+    others = f"each other method with {protocol.reference}"
+    compared = {"reference": others, "pairs": "each two methods"}[protocol.compare]
     return {
         "compares": f"{compared}: the mean difference over all tasks, paired by seed",
         "tests": protocol.tests,

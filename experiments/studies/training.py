@@ -164,12 +164,13 @@ class Trainer:
             results = jobs.train([configs[name] for name in mine], folders, mine, self.how)
             if refused := [each for each in results if isinstance(each, TooManyTrialsError)]:
                 home = GroupFolder.of([configs[name] for name in mine], folders)
-                if home.trials:
+                if home.has_steps:
                     raise ValueError(
                         f"{home.path} has checkpoints of these {len(mine)} runs, which do not fit "
                         f"into memory now ({refused[0]}): free memory and give the same command "
                         "again, or delete that folder to train them apart from the start"
                     )
+                home.remove()
                 self.say(f"{folder}: {len(mine)} runs do not fit into memory at once; halves may")
                 programs[:0] = _halves(mine)
                 continue

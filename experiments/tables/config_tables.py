@@ -51,13 +51,9 @@ def registered(study: registration.Registration) -> Mapping[str, Any]:
     return {**common_tasks.table(study.study), **study.table}
 
 
-def titles(results: Path | None = None) -> dict[str, Titles]:
-    """What each table calls its rows and columns.
-
-    Args:
-      results: as for `tables`.
-    """
-    return {name: titles_of(table) for name, table in tables(results).items()}
+def titles(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Titles]:
+    """What each of the tables calls its rows and columns."""
+    return {name: titles_of(table) for name, table in known.items()}
 
 
 def titles_of(table: Mapping[str, Any]) -> Titles:
@@ -67,13 +63,8 @@ def titles_of(table: Mapping[str, Any]) -> Titles:
     return Titles(table["rows"], columns)
 
 
-def varied(names: Collection[str], results: Path | None = None) -> list[str]:
-    """The settings in which methods of these tables differ, besides those of any study.
-
-    Args:
-      results: as for `tables`.
-    """
-    known = tables(results)
+def varied(known: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> list[str]:
+    """The settings in which methods of these tables differ, besides those of any study."""
     return [each for name, table in known.items() if name in names for each in table["varies"]]
 
 

@@ -69,7 +69,7 @@ def test_a_study_can_be_reported(folder):
     runs = recorded_runs.find(folder)
     own, _ = select_runs.select(runs, None, "full")
     name = own[0].study.table
-    assert choose_methods.contests(own, {}, config_tables.varied([name]))
+    assert choose_methods.contests(own, {}, config_tables.varied(config_tables.tables(), [name]))
     (found,) = registered.found(folder, own)
     assert found.title == name and folder.is_relative_to(RESULTS / name)
 

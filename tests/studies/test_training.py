@@ -83,8 +83,13 @@ def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_pa
     folders = [tmp_path / "sst2" / "runs" / "lora" / str(seed) for seed in range(10)]
     home = GroupFolder.of(configs, folders)
     home.begin(range(10))
+    (home.path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(
         ValueError, match=r"has checkpoints of these 10 runs, .* \(too many\): free"
     ):
         memory.seeds(tmp_path, monkeypatch, 10)
     assert memory.trained == [] and home.trials == [*range(10)]
+
+    (home.path / "checkpoints" / "5").rmdir()  # as if killed before the first save
+    memory.seeds(tmp_path, monkeypatch, 10)
+    assert len(memory.trained) == 4 and not home.path.exists()

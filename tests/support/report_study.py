@@ -44,7 +44,10 @@ def tuned(root, method, shares, finals, best, **how):
 
 def made(root, varies=()):
     return choose_methods.contests(
-        recorded_runs.find(root), config_tables.titles(), varies, unfinished_runs.find(root)
+        recorded_runs.find(root),
+        config_tables.titles(config_tables.tables()),
+        varies,
+        unfinished_runs.find(root),
     )
 
 
