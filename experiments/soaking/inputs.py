@@ -126,4 +126,9 @@ def tune(inputs: Inputs, workdir: Path) -> list[str]:
     """The command of a study of two methods (`small_study`)."""
     argument = f"train={inputs.train},validation={inputs.validation},model={inputs.model}"
     own = ["--execution=each", "--noaudit", f"--argument={argument}"]
-    return ["experiments.tune", "--study=small_study", f"--workdir={workdir}", *own]
+    return [
+        "experiments.tune",
+        "--study=experiments.soaking.small_study",
+        f"--workdir={workdir}",
+        *own,
+    ]
