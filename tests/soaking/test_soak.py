@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,11 +178,27 @@ def test_the_small_study_s_runs_name_its_table():
     assert config.study.table == "small_study"
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_the_command_and_the_page_name_all_files_that_are_damaged(tmp_path):
+    order = parts.Order(tmp_path, tmp_path, seed=0, kills=1, flips=1, examples=1)
+    names = [each.name for each in parts._subjects(order)]
+    assert len({*names}) == len(names) == 17
+    command = (ROOT / "experiments/soak.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/hardening.md").read_text(encoding="utf-8")
+    for name in names:
+        assert re.search(rf"\b{name}\b", command) and f"`{name}`" in page, name
+
+
+COUNTS = {"finished-run": 6, "newest-checkpoint": 2, "texts": 1, "seen": 1, "made-runs": 1}
+COUNTS |= {"kept-tokens": 2}
+"""Of 30 changes."""
+
+
 @pytest.mark.slow
 def test_a_small_soak_finds_nothing(tmp_path):
     line = [sys.executable, "-m", "experiments.soak", f"--out={tmp_path / 'out'}"]
     line += [f"--scratch={tmp_path / 'scratch'}", "--parts=kills,damage", "--kills=3", "--flips=30"]
-    line += ["--commands=train", "--files=finished-run,newest-checkpoint,kept-tokens"]
+    line += ["--commands=train", f"--files={','.join(COUNTS)}"]
     environment = {**os.environ, "XLA_FLAGS": ""}  # programs as users have them
     ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -189,7 +206,7 @@ def test_a_small_soak_finds_nothing(tmp_path):
     rounds = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
     met = [kill for each in rounds for kill in each["kills"] if not kill["missed"]]
     assert len(met) == 1 and {each["outcome"] for each in rounds} == {"equal"}
-    for name, count in (("finished-run", 8), ("newest-checkpoint", 3), ("kept-tokens", 3)):
+    for name, count in COUNTS.items():
         rows = json_text.read_object(tmp_path / "out" / f"damage-{name}.json")["rows"]
         assert len(rows) == count
         assert {row["outcome"] for row in rows} <= {"found", "healed", "harmless"}
