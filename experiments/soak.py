@@ -50,7 +50,8 @@ _FILES = flags.DEFINE_list(
     "files",
     [],
     "Damage only these: any of finished-run, checkpoints, newest-checkpoint, unfinished-run, "
-    "inputs, study, sweep, search, kept-tokens and kept-programs.",
+    "inputs, vocabulary, texts, gguf, study, sweep, search, seen, kept-seen, pruned, made-runs, "
+    "kept-tokens and kept-programs.",
 )
 _SCRATCH = flags.DEFINE_string(
     "scratch",

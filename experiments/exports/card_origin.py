@@ -1,6 +1,7 @@
 """What a model card says of an imported or combined adapter: its run has not trained it."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from experiments.combining import combined_run
@@ -9,6 +10,7 @@ from experiments.exports.place import on_card
 from experiments.imports import imported_run
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.files.json_text import read_object
+from lora_jax.records import seal
 
 
 def is_made(run: FinishedRun) -> bool:
@@ -16,20 +18,26 @@ def is_made(run: FinishedRun) -> bool:
     return run.record.steps == 0
 
 
-def command(run: FinishedRun, config: str) -> str | None:
+def command(folder: Path, config: str) -> str | None:
     """The command that has made the adapter; None if the run's folder does not say how.
 
     Args:
+      folder: the run's.
       config: the file of the run's config, as the command is to name it.
 
     Raises:
       ValueError: the file on the adapter's origin is damaged.
     """
-    out = on_card(str(run.folder.absolute()))
+    out = on_card(str(folder.absolute()))
     for name, line in ((imported_run.FILE, _imported), (combined_run.FILE, _combined)):
-        if (path := run.folder / name).is_file():
+        if (path := folder / name).is_file():
+            content = read_object(path)
             try:
-                module, given = line(read_object(path), config)
+                said, found = seal.opened(content)
+                seal.require_unchanged(said, found)  # of an earlier version, it has none
+                module, given = line(said, config)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged: it lacks {error}") from error
             flags = [

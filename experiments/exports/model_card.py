@@ -193,7 +193,7 @@ def _settings(config: RunConfig) -> list[tuple[str, str]]:
 def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
     yield "## Commands"
     if is_made(run):
-        if line := command(run, CONFIG):
+        if line := command(run.folder, CONFIG):
             yield (
                 "The adapter was made by this command of lora-jax, with the same base model and "
                 "data:"

@@ -1,6 +1,5 @@
 """The folder of an adapter that no training here made: what a finished run would have left."""
 
-import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -13,8 +12,7 @@ from experiments.command_names import shown
 from experiments.runs import artifacts, generated_texts
 from experiments.runs.run import summarise
 from experiments.setup.experiment import Experiment
-from lora_jax.files.atomic import write_atomically
-from lora_jax.records import run_record
+from lora_jax.records import run_record, sealed_file
 from lora_jax.training.outcome import Outcome, all_finite
 
 
@@ -35,8 +33,7 @@ def write(
     run_record.claim(folder, experiment.config.plain)
     meta = {"config": experiment.config.plain}
     lj.save_adapter(folder, trainable, experiment.frozen, meta)
-    text = json.dumps(made_of, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / origin, text.encode())
+    sealed_file.write(folder / origin, made_of)
     outputs = artifacts.save_predictions(experiment, folder, experiment.adapted_call(trainable))
     scores = experiment.texts.score({part: outputs[part] for part in experiment.scored})
     results = artifacts.NOTHING

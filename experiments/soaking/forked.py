@@ -8,7 +8,6 @@ the clock jumps.
 import atexit
 import contextlib
 import dataclasses
-import importlib
 import multiprocessing
 import os
 import random
@@ -19,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -151,21 +149,11 @@ def _run(
     changes = _watched(plan)
     sys.argv = line
     try:
-        if line[0] == "experiments.tune":
-            _tune()
-        else:
-            runpy.run_module(line[0], run_name="__main__", alter_sys=True)
+        runpy.run_module(line[0], run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves these out
         if plan.count:
             Path(plan.count).write_text(str(changes[0]), encoding="ascii")
-
-
-def _tune() -> None:
-    """The command `tune`, which knows one study more."""
-    tune: Any = importlib.import_module("experiments.tune")
-    tune.studies = lambda: {"small_study": "experiments.soaking.small_study"}
-    tune.cli.main(tune.tune)
 
 
 def _watched(plan: Plan) -> list[int]:

@@ -5,10 +5,11 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
 
+from lora_jax.files import json_text
 from lora_jax.models.families.encoders import FAMILIES, family_of
 from lora_jax.models.published import encoders
 from lora_jax.models.published.location import locate
@@ -38,6 +39,8 @@ SETTINGS = {
     "train.evaluate_every": 4,
 }
 """Eight steps: each is logged, every second one is saved, every fourth is evaluated."""
+OF_THE_ADAPTER = ("--config.targets=", "--config.variant.")
+"""The beginnings of flags of what an imported adapter says itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Inputs:
     """A folder with a model and two files of sentences, `train.tsv` and `validation.tsv`."""
 
     folder: Path
+    variant: str = "lora"
+    """The method of the runs."""
 
     @property
     def model(self) -> Path:
@@ -61,7 +66,7 @@ class Inputs:
     @property
     def config(self) -> list[str]:
         """The flags of a run of eight steps."""
-        argument = f"train={self.train},validation={self.validation}"
+        argument = f"train={self.train},validation={self.validation},variant={self.variant}"
         settings = {"model.name": self.model, **SETTINGS}
         return [
             f"--config=configs/own_data.py:{argument}",
@@ -84,6 +89,17 @@ def make(folder: Path) -> Inputs:
     return made
 
 
+def make_with_vocabulary(folder: Path) -> Inputs:
+    """The same inputs, whose tokenizer is a `vocab.txt` of the same words."""
+    made = make(folder)
+    path = made.model / TOKENIZER[0]
+    words = json_text.read_object(path)["model"]["vocab"]
+    text = "\n".join(sorted(words, key=words.__getitem__)) + "\n"
+    (made.model / "vocab.txt").write_text(text, encoding="utf-8")
+    path.unlink()
+    return made
+
+
 def _sentences(drawn: random.Random, rows: int) -> str:
     lines = ["text\tlabel"]
     for number in range(rows):
@@ -93,7 +109,17 @@ def _sentences(drawn: random.Random, rows: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def train(inputs: Inputs, workdir: Path, *more: str) -> list[str]:
+class Start(Protocol):
+    """What a run starts from: the files in a folder, and the flags of a config that names them."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def config(self) -> list[str]: ...
+
+
+def train(inputs: Start, workdir: Path, *more: str) -> list[str]:
     """The command that trains one run."""
     return ["experiments.train", *inputs.config, f"--workdir={workdir}", *more]
 
@@ -122,8 +148,24 @@ def export(run: Path, out: Path, form: Sequence[str] = ("--as=peft",)) -> list[s
     return ["experiments.export", f"--run={run}", f"--out={out}", *form]
 
 
+def combine(run: Path, out: Path) -> list[str]:
+    """The command that makes the negative of a run's adapter."""
+    return ["experiments.combine", f"--runs={run}", "--by=negate", f"--out={out}"]
+
+
+def import_adapter(inputs: Inputs, source: Path, out: Path) -> list[str]:
+    """The command that makes a run of an adapter that `export` has saved."""
+    own = [each for each in inputs.config if not each.startswith(OF_THE_ADAPTER)]
+    return ["experiments.import_adapter", *own, f"--from={source}", f"--out={out}"]
+
+
 def tune(inputs: Inputs, workdir: Path) -> list[str]:
     """The command of a study of two methods (`small_study`)."""
     argument = f"train={inputs.train},validation={inputs.validation},model={inputs.model}"
     own = ["--execution=each", "--noaudit", f"--argument={argument}"]
-    return ["experiments.tune", "--study=small_study", f"--workdir={workdir}", *own]
+    return [
+        "experiments.tune",
+        "--study=experiments.soaking.small_study",
+        f"--workdir={workdir}",
+        *own,
+    ]

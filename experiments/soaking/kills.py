@@ -6,8 +6,10 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
 
 from experiments.soaking import forked, inputs, results
 from experiments.soaking.forked import Plan
@@ -15,6 +17,8 @@ from experiments.soaking.forked import Plan
 TRIES = 4
 """How often a command is given again after the last kill; one trial of a killed worker waits for
 the next command."""
+EQUAL = "equal"
+"""The outcome of a round whose result has the same bits as without kills."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +35,45 @@ class Work:
     """Whether the command starts processes that train."""
 
 
-@dataclasses.dataclass
-class Killed:
-    """What became of a command that was killed."""
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """One kill of a command, at a moment that was drawn."""
+
+    kind: Literal["time", "change", "worker"]
+    """At a time, before a change of a file, or at a time of a sweep's worker."""
+    at: float
+    """Seconds since the command began, or the number of the change, from 1 on."""
+    missed: bool
+    """Whether the command had ended before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What became of a command in one folder: kills, then the command goes on to its end."""
 
     work: str
-    kills: int = 0
-    by_time: int = 0
-    by_change: int = 0
-    of_worker: int = 0
-    """Of the kills: at a drawn time, before a drawn change of a file, of a sweep's worker."""
-    missed: int = 0
-    """How often the command had ended before its kill."""
-    rounds: int = 0
-    """In how many folders; after one to three kills, the command goes on to its end."""
-    seconds: float = 0.0
-    """Of the command if nothing disturbs it."""
-    changes: int = 0
+    number: int
+    """From 1 on. The seed, the command and this number draw the kinds and the moments."""
+    seconds: float
+    """Of the command if nothing disturbs it, as times of kills are drawn over it."""
+    changes: int
     """Of files, by the command if nothing disturbs it."""
-    wrong: list[str] = dataclasses.field(default_factory=list)
-    """One line for each round whose result was another one, or that did not end."""
+    kills: list[Kill]
+    outcome: str
+    """`equal`, or what differs from the result without kills, or why the command does not end."""
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """The round of a row of a file, which `dataclasses.asdict` made."""
+        return cls(**{**row, "kills": [Kill(**each) for each in row["kills"]]})
+
+
+class _Undisturbed(NamedTuple):
+    """A command without kills."""
+
+    result: Mapping[str, str]
+    seconds: float
+    changes: int
 
 
 def works(given: inputs.Inputs, run: Path) -> list[Work]:
@@ -84,90 +107,121 @@ def soak(
     seed: int,
     scratch: Path,
     environment: Mapping[str, str],
-    found: Killed | None = None,
-) -> Iterator[Killed]:
-    """Kill a command `kills` times, and yield what is known after each round.
+    before: Sequence[Round] = (),
+) -> Iterator[Round]:
+    """Kill a command `kills` times, and yield each round when it has ended.
 
     The moments are drawn: half are times, even over the command's whole duration, and half are
     changes of files, so that each step of saving is met. A round ends with the command's own end.
 
     Args:
-      found: what an earlier soak has found; this one goes on from there.
+      before: the rounds of an earlier soak; this one goes on from there.
     """
-    found = found or Killed(work.name)
-    if found.kills >= kills:
+    rounds = list(before)
+    done, missed = _met(rounds), _missed(rounds)
+    if done >= kills:
         return
-    wanted = _undisturbed(work, found, scratch / "undisturbed", environment)
-    while found.kills < kills and found.missed < 5 * kills:
-        drawn = random.Random(f"{seed} {work.name} {found.rounds}")
-        folder = scratch / f"round-{found.rounds}"
+    whole = _undisturbed(work, scratch / "undisturbed", environment)
+    while done < kills and missed < 5 * kills:
+        number = len(rounds)
+        drawn = random.Random(f"{seed} {work.name} {number}")
+        folder = scratch / f"round-{number + 1}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for _ in range(min(drawn.randint(1, 3), kills - found.kills)):
-            _kill(work, found, folder, drawn, environment)
-        found.rounds += 1
-        if problem := _go_on(work, folder, wanted, environment):
-            found.wrong.append(f"round {found.rounds}: {problem}")
-        else:
+        count = min(drawn.randint(1, 3), kills - done)
+        tried = [_kill(work, whole, folder, drawn, environment) for _ in range(count)]
+        problem = _go_on(work, folder, whole.result, environment)
+        if not problem:
             shutil.rmtree(folder)
-        yield found
+        own = whole.seconds, whole.changes, tried, problem or EQUAL
+        rounds.append(Round(work.name, number + 1, *own))
+        done, missed = _met(rounds), _missed(rounds)
+        yield rounds[-1]
 
 
-def _undisturbed(
-    work: Work, found: Killed, folder: Path, environment: Mapping[str, str]
-) -> dict[str, str]:
-    """The result of the command without kills; the first time, programs are compiled."""
+def counts(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """A row for each command: its kills by kind, those that it missed, and its rounds."""
+    rows = []
+    for name in dict.fromkeys(each.work for each in rounds):
+        mine = [each for each in rounds if each.work == name]
+        kinds = Counter(kill.kind for each in mine for kill in each.kills if not kill.missed)
+        by = {"by_time": "time", "by_change": "change", "of_worker": "worker"}
+        rows.append(
+            {
+                "work": name,
+                "kills": kinds.total(),
+                **{column: kinds[kind] for column, kind in by.items()},
+                "rounds": len(mine),
+                "missed": _missed(mine),
+            }
+        )
+    return rows
+
+
+def wrong(rounds: Sequence[Round]) -> list[str]:
+    """One line for each round whose result was another one, or that did not end."""
+    return [
+        f"{each.work}, round {each.number}: {each.outcome}"
+        for each in rounds
+        if each.outcome != EQUAL
+    ]
+
+
+def _met(rounds: Sequence[Round]) -> int:
+    return sum(not kill.missed for each in rounds for kill in each.kills)
+
+
+def _missed(rounds: Sequence[Round]) -> int:
+    return sum(kill.missed for each in rounds for kill in each.kills)
+
+
+def _undisturbed(work: Work, folder: Path, environment: Mapping[str, str]) -> _Undisturbed:
+    """The command without kills; the first time, programs are compiled."""
     count = folder.parent / "changes"
     result: dict[str, str] = {}
+    seconds = 0.0
     for number in range(2):
         own = folder / str(number)
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
         started = time.monotonic()
         ended = forked.run(work.line(own), environment, Plan(below=str(own), count=str(count)))
-        found.seconds = time.monotonic() - started
+        seconds = round(time.monotonic() - started, 4)
         if ended.code:
             raise RuntimeError(f"{work.name} fails without a kill: {ended.err}")
         if result and (differs := results.difference(result, work.result(own))):
             raise RuntimeError(f"{work.name} gives two results without a kill: {differs}")
         result = work.result(own)
-    found.changes = int(count.read_text(encoding="ascii"))
     if not result:
         raise RuntimeError(f"{work.name} leaves no result")
-    return result
+    return _Undisturbed(result, seconds, int(count.read_text(encoding="ascii")))
 
 
 def _kill(
     work: Work,
-    found: Killed,
+    whole: _Undisturbed,
     folder: Path,
     drawn: random.Random,
     environment: Mapping[str, str],
-) -> None:
+) -> Kill:
     """Start the command, and kill it at a moment that is drawn."""
     by_change = drawn.random() < 0.5
     at, of_worker = drawn.random(), work.workers and drawn.random() < 0.5
     if by_change and not of_worker:
-        plan = Plan(kill_at=1 + int(at * found.changes), below=str(folder))
+        number = 1 + int(at * whole.changes)
+        plan = Plan(kill_at=number, below=str(folder))
         ended = forked.run(work.line(folder), environment, plan)
-        if ended.code == -signal.SIGKILL:
-            found.kills, found.by_change = found.kills + 1, found.by_change + 1
-        else:
-            found.missed += 1
-        return
+        return Kill("change", number, missed=ended.code != -signal.SIGKILL)
+    seconds = round(at * whole.seconds, 4)
     started = forked.Started(work.line(folder), environment)
-    ended = started.end(at * found.seconds)
-    if ended is not None:
-        found.missed += 1
-        return
+    if started.end(seconds) is not None:
+        return Kill("worker" if of_worker else "time", seconds, missed=True)
     if of_worker and (children := started.children()):
         os.kill(children[-1], signal.SIGKILL)
         started.end()
-        found.of_worker += 1
-    else:
-        started.kill()
-        found.by_time += 1
-    found.kills += 1
+        return Kill("worker", seconds, missed=False)
+    started.kill()
+    return Kill("time", seconds, missed=False)
 
 
 def _go_on(

@@ -103,21 +103,19 @@ def _kills(order: Order) -> Done:
         if not order.commands or work.name in order.commands
     }
     _finished(order, _inputs(order))
-    found = []
+    found: list[kills.Round] = []
     for work, count in zip(works, divided(order.kills, [w.share for w in works]), strict=True):
         if work.name not in before:
             continue
-        name, rows = f"kills-{work.name}", before[work.name]
-        known = kills.Killed(**rows[0]) if rows else None
-        scratch = order.scratch / name
-        for each in kills.soak(work, count, order.seed, scratch, order.environment, known):
-            known = each
-            result_file.write(order.out, name, settings, [dataclasses.asdict(each)])
-        if known is not None:
-            found.append(known)
+        name = f"kills-{work.name}"
+        mine = [kills.Round.of_row(each) for each in before[work.name]]
+        own = count, order.seed, order.scratch / name, order.environment
+        for each in kills.soak(work, *own, before=tuple(mine)):
+            mine.append(each)
+            result_file.write(order.out, name, settings, [dataclasses.asdict(r) for r in mine])
+        found += mine
     columns = ("work", "kills", "by_time", "by_change", "of_worker", "rounds", "missed")
-    wrong = [f"{each.work}, {line}" for each in found for line in each.wrong]
-    return Done(result_file.table([dataclasses.asdict(each) for each in found], columns), wrong)
+    return Done(result_file.table(kills.counts(found), columns), kills.wrong(found))
 
 
 def _damage(order: Order) -> Done:

@@ -12,17 +12,21 @@ from lora_jax.text_table import text_table
 
 
 def write(out: Path, part: str, settings: Mapping[str, Any], rows: Sequence[Any]) -> None:
-    """Write OUT/PART.json: the settings, the versions, and a row for each thing that was tried."""
+    """Write OUT/PART.json: the settings, the versions, and a row for each thing that was tried.
+
+    Each row is one line.
+    """
     found = environment()
-    content = {
+    head = {
         "part": part,
         "settings": dict(settings),
         "versions": found["versions"],
         "device": found["device"],
         "git": found["git"],
-        "rows": list(rows),
     }
-    write_atomically(out / f"{part}.json", f"{json.dumps(content, indent=1)}\n".encode())
+    lines = ",\n".join(f"  {json.dumps(each)}" for each in rows)
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'
+    write_atomically(out / f"{part}.json", text.encode())
 
 
 def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

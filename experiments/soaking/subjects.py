@@ -1,191 +1,208 @@
-"""The files that are damaged, and how each is read."""
+"""The files that are damaged; `readers` reads them."""
 
-import contextlib
-import dataclasses
-import itertools
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from experiments.runs import halving, run, rungs
-from experiments.runs.group_folder import found_by_timing
+from experiments.combining import combined_run
+from experiments.imports import imported_run
 from experiments.search import ledger
-from experiments.setup.config import parse
-from experiments.setup.load import read_texts
-from experiments.setup.read_config import read_config
-from experiments.soaking import forked, inputs, results
+from experiments.setup import from_data
+from experiments.soaking import forked, inputs, readers, text_inputs
 from experiments.soaking.damage import Subject
-from experiments.studies import registration
+from experiments.soaking.inputs import Inputs, Start
+from experiments.soaking.text_inputs import TextInputs
 from experiments.sweeps.folder import SweepFolder
-from lora_jax.files.canonical_json import plain
-from lora_jax.files.tree_file import load_tree
-from lora_jax.partition import flatten
-from lora_jax.records import run_record
 
 RESULTS = ("record.json", "metrics.jsonl", "predictions.npz", "adapter.safetensors", "config.json")
+PRUNED = "pruned.safetensors"
+
+Files = Callable[[Path], list[Path]]
 
 
 def subjects(
-    given: inputs.Inputs, finished: Path, scratch: Path, environment: Mapping[str, str]
+    given: Inputs, finished: Path, scratch: Path, environment: Mapping[str, str]
 ) -> list[Subject]:
     """What runs, studies and sweeps leave and read; `docs/reference/hardening.md` says what not.
 
     Args:
       finished: a finished run, with its checkpoints.
-      scratch: a new folder for a sweep, a search, a study and an unfinished run.
+      scratch: a new folder for all that other commands make.
     """
-    unfinished, beside = scratch / "unfinished", scratch / "beside"
-    own = inputs.Inputs(scratch / "own" / "inputs")  # its path is another folder for a while
-    tokens = Path(environment["XDG_CACHE_HOME"]) / "lora_jax" / "tokens"
-    programs = Path(environment["JAX_COMPILATION_CACHE_DIR"])
 
-    def swept(folder: Path) -> None:
-        _made(inputs.sweep(given, folder, seeds=1), environment)
-        _unfinished_trial(folder)
+    def make(line: list[str]) -> None:
+        if (ended := forked.run(line, environment)).code:
+            raise RuntimeError(f"{line[0]} fails without damage: {ended.err}")
 
-    def killed(folder: Path) -> None:
-        shutil.copytree(finished, folder)
-        _without_results(folder)
-
-    def trained(folder: Path) -> None:
-        shutil.copytree(given.folder, own.folder)
-        _made(inputs.train(own, folder / "run"), environment)
-        _without_results(folder / "run")
-        shutil.copytree(own.folder, folder / "inputs")
-
-    go_on, named = _go_on(given), _named(*RESULTS)
-    steps, rest = _below("checkpoints"), _named("metrics.jsonl", "config.json")
-    study, sweep, search = scratch / "study", scratch / "sweep", scratch / "search"
-    read_tokens, train = _read_tokens(given), _train_with_programs(given, environment)
     return [
-        Subject("finished-run", finished, named, _read_finished(given), share=60),
-        Subject("checkpoints", unfinished, steps, go_on, share=20, make=killed),
-        Subject("newest-checkpoint", unfinished, _newest, go_on, share=20, make=killed),
-        Subject("unfinished-run", unfinished, rest, go_on, share=10, make=killed),
-        # The model, its tokenizer and the data, between two starts of a run.
+        Subject("finished-run", finished, _named(*RESULTS), readers.finished(given), share=60),
+        *_unfinished(given, finished, scratch / "unfinished"),
+        *_between_two_starts(scratch, make),
+        *_of_sweeps(given, scratch, make),
+        *_of_methods(given, scratch, Path(environment["XDG_CACHE_HOME"]), make),
+        _made_runs(given, finished, scratch / "made", make),
         Subject(
-            "inputs",
-            beside,
-            _inputs,
-            lambda folder: _go_on(inputs.Inputs(folder / "inputs"), own)(folder / "run"),
-            share=24,
-            make=trained,
+            "kept-tokens",
+            Path(environment["XDG_CACHE_HOME"]) / "lora_jax" / "tokens",
+            _below("."),
+            readers.tokens(given),
+            share=20,
         ),
         Subject(
-            "study",
-            study,
-            _named("study.json"),
-            _read_study,
-            share=14,
-            make=lambda folder: _made(inputs.tune(given, folder), environment),
+            "kept-programs",
+            Path(environment["JAX_COMPILATION_CACHE_DIR"]),
+            _below("."),
+            readers.new_run_with_programs(given, environment),
+            share=6,
         ),
-        Subject("sweep", sweep, _sweep_files, _read_sweep, share=26, make=swept),
-        Subject(
-            "search",
-            search,
-            lambda folder: [folder / ledger.NAME, *_decisions(folder)],
-            _read_search,
-            share=14,
-            make=lambda folder: _made(inputs.search(given, folder), environment),
-        ),
-        Subject("kept-tokens", tokens, _below("."), read_tokens, share=20),
-        Subject("kept-programs", programs, _below("."), train, share=6),
     ]
 
 
-def _made(line: list[str], environment: Mapping[str, str]) -> None:
-    if (ended := forked.run(line, environment)).code:
-        raise RuntimeError(f"{line[0]} fails without damage: {ended.err}")
+Make = Callable[[list[str]], None]
+"""Gives a command, which must succeed."""
+
+
+def _unfinished(given: Inputs, finished: Path, folder: Path) -> list[Subject]:
+    """A run that was killed before it wrote its results."""
+
+    def killed(path: Path) -> None:
+        shutil.copytree(finished, path)
+        _without_results(path)
+
+    parts: list[tuple[str, Files, int]] = [
+        ("checkpoints", _below("checkpoints"), 20),
+        ("newest-checkpoint", _newest, 20),
+        ("unfinished-run", _named("metrics.jsonl", "config.json"), 10),
+    ]
+    read = readers.go_on(given)
+    return [Subject(name, folder, files, read, share, killed) for name, files, share in parts]
+
+
+def _between_two_starts(scratch: Path, make: Make) -> list[Subject]:
+    """Models, tokenizers and data, which are damaged between two starts of a run."""
+
+    def subject(
+        name: str, start: Start, write: Callable[[], object], files: Files, share: int
+    ) -> Subject:
+        def begun(folder: Path) -> None:
+            write()
+            make(inputs.train(start, folder / "run"))
+            _without_results(folder / "run")
+            shutil.copytree(start.folder, folder / "inputs")
+
+        read = readers.go_on_from(start)
+        return Subject(name, scratch / "begun" / name, files, read, share, begun)
+
+    own, words = (Inputs(scratch / "own" / name) for name in ("inputs", "vocabulary"))
+    texts = TextInputs(scratch / "own" / "texts", "model")
+    gguf = TextInputs(scratch / "own" / "gguf", "model.gguf")
+    return [
+        subject("inputs", own, lambda: inputs.make(own.folder), _inputs, 24),
+        subject(
+            "vocabulary",
+            words,
+            lambda: inputs.make_with_vocabulary(words.folder),
+            _named("inputs/model/vocab.txt"),
+            8,
+        ),
+        subject(
+            "texts",
+            texts,
+            lambda: text_inputs.make(texts),
+            _named(
+                "inputs/train.jsonl", "inputs/validation.jsonl", "inputs/model/chat_template.jinja"
+            ),
+            12,
+        ),
+        subject("gguf", gguf, lambda: text_inputs.make(gguf), _named("inputs/model.gguf"), 8),
+    ]
+
+
+def _of_sweeps(given: Inputs, scratch: Path, make: Make) -> list[Subject]:
+    def swept(folder: Path) -> None:
+        make(inputs.sweep(given, folder, seeds=1))
+        _unfinished_trial(folder)
+
+    return [
+        Subject(
+            "study",
+            scratch / "study",
+            _named("study.json"),
+            readers.study,
+            share=14,
+            make=lambda folder: make(inputs.tune(given, folder)),
+        ),
+        Subject("sweep", scratch / "sweep", _sweep_files, readers.sweep, share=26, make=swept),
+        Subject(
+            "search",
+            scratch / "search",
+            lambda folder: [folder / ledger.NAME, *readers.decisions(folder)],
+            readers.search,
+            share=14,
+            make=lambda folder: make(inputs.search(given, folder)),
+        ),
+    ]
+
+
+def _of_methods(given: Inputs, scratch: Path, caches: Path, make: Make) -> list[Subject]:
+    """What an initialisation from data has seen, and the adapter that AdaLoRA has pruned."""
+    seeing = Inputs(given.folder, "lora_ga")
+
+    def before_its_first_checkpoint(folder: Path) -> None:
+        make(inputs.train(seeing, folder))
+        _without_results(folder)
+        (folder / "metrics.jsonl").unlink()
+        shutil.rmtree(folder / "checkpoints")
+
+    def pruned(folder: Path) -> None:
+        fewer = "--config.variant.target_rank=1"
+        make(inputs.train(Inputs(given.folder, "adalora"), folder, fewer))
+
+    return [
+        Subject(
+            "seen",
+            scratch / "seen",
+            _named(from_data.FILE),
+            readers.go_on(seeing),
+            share=12,
+            make=before_its_first_checkpoint,
+        ),
+        Subject(
+            "kept-seen",
+            caches / "lora_jax" / "seen",
+            _below("."),
+            readers.new_run_with_seen(seeing),
+            share=4,
+            make=lambda _: make(inputs.train(seeing, scratch / "seeing")),
+        ),
+        Subject(
+            "pruned",
+            scratch / "pruned",
+            _named(PRUNED),
+            lambda folder: readers.arrays(folder / PRUNED),
+            share=8,
+            make=pruned,
+        ),
+    ]
+
+
+def _made_runs(given: Inputs, finished: Path, folder: Path, make: Make) -> Subject:
+    """Adapters that no training here made: an imported one, and one of another's."""
+
+    def made(path: Path) -> None:
+        exported = path.with_name("exported")
+        make(inputs.export(finished, exported))
+        make(inputs.import_adapter(given, exported, path / "imported"))
+        make(inputs.combine(finished, path / "combined"))
+
+    files = f"imported/{imported_run.FILE}", f"combined/{combined_run.FILE}"
+    return Subject("made-runs", folder, _named(*files), readers.origins, share=8, make=made)
 
 
 def _without_results(run: Path) -> None:
     """Let a finished run be one that was killed before it wrote its results."""
     for name in ("record.json", "adapter.safetensors", "predictions.npz"):
         (run / name).unlink()
-
-
-def _newest(folder: Path) -> list[Path]:
-    """The files of the newest checkpoint that are read: others are copies, or say when it ended."""
-    checkpoints = folder / "checkpoints"
-    newest = checkpoints / str(max(int(each.name) for each in checkpoints.iterdir()))
-    read = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
-    return [*(newest / name for name in read), *sorted((newest / "state" / "d").iterdir())]
-
-
-def _named(*names: str) -> Callable[[Path], list[Path]]:
-    return lambda folder: [folder / name for name in names]
-
-
-def _below(name: str) -> Callable[[Path], list[Path]]:
-    return lambda folder: sorted(each for each in (folder / name).rglob("*") if each.is_file())
-
-
-def _inputs(folder: Path) -> list[Path]:
-    own = inputs.Inputs(folder / "inputs")
-    return [own.train, own.validation, *sorted(own.model.iterdir())]
-
-
-def _sweep_files(folder: Path) -> list[Path]:
-    groups = sorted((folder / "trials").glob(".programs/*.json"))
-    return [folder / "trials.json", *sorted((folder / "outcomes").iterdir()), *groups]
-
-
-def _config(given: inputs.Inputs) -> Any:
-    return parse(read_config(given.config).to_dict())
-
-
-def _read_finished(given: inputs.Inputs) -> Callable[[Path], Any]:
-    config = _config(given)
-
-    def read(folder: Path) -> Any:
-        run_record.claim(folder, config.plain)
-        tree, meta = load_tree(folder)
-        leaves, _ = flatten(tree)
-        adapter = {name: results.array(leaf) for name, leaf in leaves.items()}
-        found = run_record.read(folder)
-        record = None if found is None else dataclasses.asdict(found)
-        return plain([results.of_run(folder), adapter, meta, record])
-
-    return read
-
-
-def _go_on(given: inputs.Inputs, named: inputs.Inputs | None = None) -> Callable[[Path], Any]:
-    """Go on with a run to its end, and read its results.
-
-    Args:
-      named: the inputs that the run's config names, which stand for those of `given` by then.
-    """
-    config = _config(named or given)
-
-    def read(folder: Path) -> Any:
-        if named is None:
-            run.run(config, folder, audit=False)
-            return plain(results.of_run(folder))
-        with _in_place_of(named.folder, given.folder):
-            run.run(config, folder, audit=False)
-            return plain(results.of_run(folder))
-
-    return read
-
-
-@contextlib.contextmanager
-def _in_place_of(path: Path, other: Path) -> Iterator[None]:
-    """Let a path be another folder for a while."""
-    aside = path.with_name(f"{path.name}.aside")
-    path.rename(aside)
-    path.symlink_to(other.resolve())
-    try:
-        yield
-    finally:
-        path.unlink()
-        aside.rename(path)
-
-
-def _read_study(folder: Path) -> Any:
-    found = registration.read(folder)
-    return None if found is None else plain(dataclasses.asdict(found))
 
 
 def _unfinished_trial(folder: Path) -> None:
@@ -196,64 +213,27 @@ def _unfinished_trial(folder: Path) -> None:
     sweep.end(name, "killed", "its process was ended by SIGKILL", 1)
 
 
-def _read_sweep(folder: Path) -> Any:
-    sweep = SweepFolder(folder)
-    listed = sweep.require(())
-    states = {name: dataclasses.asdict(sweep.state(sweep.trial(name))) for name in listed}
-    return plain([listed, states, list(found_by_timing(folder / "trials"))])
+def _newest(folder: Path) -> list[Path]:
+    """The files of the newest checkpoint that are read: others are copies, or say when it ended."""
+    checkpoints = folder / "checkpoints"
+    newest = checkpoints / str(max(int(each.name) for each in checkpoints.iterdir()))
+    read = ("meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
+    return [*(newest / name for name in read), *sorted((newest / "state" / "d").iterdir())]
 
 
-def _decisions(folder: Path) -> list[Path]:
-    """What a halving decided, a file for each of its programs."""
-    return sorted(folder.rglob(halving.LEDGER))
+def _named(*names: str) -> Files:
+    return lambda folder: [folder / name for name in names]
 
 
-def _read_search(folder: Path) -> Any:
-    decided = [rungs.Ledger(path).read() for path in _decisions(folder)]
-    asked = ledger.Ledger(folder, {}).read()
-    return plain([asked, [dataclasses.asdict(each) for each in itertools.chain(*decided)]])
+def _below(name: str) -> Files:
+    return lambda folder: sorted(each for each in (folder / name).rglob("*") if each.is_file())
 
 
-def _read_tokens(given: inputs.Inputs) -> Callable[[Path], Any]:
-    config = _config(given)
-
-    def read(folder: Path) -> Any:
-        home = folder.parent / "home"
-        (home / "lora_jax").mkdir(parents=True)
-        (home / "lora_jax" / "tokens").symlink_to(folder.resolve())
-        before = os.environ.get("XDG_CACHE_HOME")
-        os.environ["XDG_CACHE_HOME"] = str(home)
-        try:
-            encoded = read_texts(config).encoded
-        finally:
-            shutil.rmtree(home)
-            os.environ.pop("XDG_CACHE_HOME")
-            if before is not None:
-                os.environ["XDG_CACHE_HOME"] = before
-        return {
-            name: [
-                *(results.array(each) for each in (part.ids, part.type_ids, part.offsets)),
-                [part.pad_id, part.truncated],
-            ]
-            for name, part in encoded.items()
-        }
-
-    return read
+def _inputs(folder: Path) -> list[Path]:
+    own = Inputs(folder / "inputs")
+    return [own.train, own.validation, *sorted(own.model.iterdir())]
 
 
-def _train_with_programs(
-    given: inputs.Inputs, environment: Mapping[str, str]
-) -> Callable[[Path], Any]:
-    def read(folder: Path) -> Any:
-        workdir = folder.parent / "trained"
-        own = {**environment, "JAX_COMPILATION_CACHE_DIR": str(folder)}
-        ended = forked.run(inputs.train(given, workdir), own)
-        if ended.one_error_line:
-            raise ValueError(ended.line)
-        if ended.code:
-            raise RuntimeError(f"code {ended.code}: {ended.line}")
-        value = plain(results.of_run(workdir))
-        shutil.rmtree(workdir)
-        return value
-
-    return read
+def _sweep_files(folder: Path) -> list[Path]:
+    groups = sorted((folder / "trials").glob(".programs/*.json"))
+    return [folder / "trials.json", *sorted((folder / "outcomes").iterdir()), *groups]

@@ -16,6 +16,7 @@ from completed_run import completed
 from huggingface_hub import ModelCard
 
 from experiments import command_names
+from experiments.exports import card_origin
 from experiments.exports.format import Format
 from experiments.exports.formats.gguf_lora import GgufLora
 from experiments.exports.formats.loralib import Loralib
@@ -27,7 +28,7 @@ from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
 from lora_jax.metrics import label_metrics
-from lora_jax.records import run_record
+from lora_jax.records import run_record, sealed_file
 
 COMMAND = "python -m experiments.export --run=runs/a --as=merged --out=exported/a"
 LABELS = np.arange(16) % 2
@@ -246,6 +247,17 @@ def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name
     assert rows(text, "# bert, LoRA on NF4")["The adapter has"]
     assert rows(text, "## Scores")["**`accuracy`**"] == ["`validation`", "0.75"]
     assert "no intervals, as the run has saved no predictions" in text
+
+
+def test_a_changed_origin_is_found(tmp_path):
+    path = tmp_path / "combined.json"
+    sealed_file.write(path, COMBINED)
+    line = "--runs=one,runs/two --weights=2.0,-1.0 --by=sum --rank=3 '--keep=classifier/.*'"
+    said = f"python -m experiments.combine {line} --out={tmp_path.name}"
+    assert card_origin.command(tmp_path, "run.json") == said
+    path.write_text(path.read_text().replace("runs/two", "runs/twn"))
+    with pytest.raises(ValueError, match=r"combined\.json: it was changed after it was written"):
+        card_origin.command(tmp_path, "run.json")
 
 
 def test_files_that_leave_this_machine_name_no_folder_of_it(qlora, tmp_path):

@@ -1,7 +1,9 @@
 """The soak itself, in small: a few kills, flipped bits and places."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from experiments.soaking import (
     forked,
+    kills,
     malformed,
     not_finite,
     parts,
@@ -22,6 +25,9 @@ from experiments.soaking.forked import Plan
 from lora_jax.files import json_text
 
 ROOT = Path(__file__).parents[2]
+
+
+TIMED = kills.Kill("time", 3.25, missed=False)
 
 
 def test_a_share_is_never_lost():
@@ -49,6 +55,61 @@ def test_a_process_is_killed_at_a_change_of_a_file(tmp_path, monkeypatch):
         left[number] = sorted(path.name for path in folder.glob("*")) if folder.exists() else None
     assert left == {1: None, 2: [], 3: ["a"], 4: ["b"]}
     assert (tmp_path / "count").read_text() == "3"
+
+
+WRITES = """
+import os, sys, time
+made = sys.argv[1] + "/made"
+if not os.path.exists(made):
+    with open(sys.argv[1] + "/begun", "a") as file:
+        file.write(sys.argv[2])
+    time.sleep(0.02)
+    os.rename(sys.argv[1] + "/begun", made)
+"""
+"""A command that appends to what a killed one has left; without a text, that is no fault."""
+
+
+@pytest.mark.parametrize("text", ["", "more"])
+def test_each_kill_is_kept_with_its_moment_and_what_came_of_it(tmp_path, monkeypatch, text):
+    (tmp_path / "writes.py").write_text(WRITES)
+    monkeypatch.setattr(forked, "_CONTEXT", forked.multiprocessing.get_context("fork"))
+    monkeypatch.syspath_prepend(tmp_path)
+    work = kills.Work(
+        "write",
+        lambda folder: ["writes", str(folder), text],
+        lambda folder: {each.name: each.read_text() for each in folder.glob("made")},
+    )
+    given = work, 5, 5, tmp_path / "scratch", {}  # this seed begins with a change
+    rounds = list(kills.soak(*given))
+    rows = json.loads(json.dumps([dataclasses.asdict(each) for each in rounds]))
+    assert [kills.Round.of_row(each) for each in rows] == rounds
+    assert [each.number for each in rounds] == [*range(1, len(rounds) + 1)]
+    tried = [kill for each in rounds for kill in each.kills]
+    assert sum(not kill.missed for kill in tried) == 5
+    for each in rounds:
+        assert each.changes == 2  # it opens a file, and gives it another name
+        most = {"time": each.seconds, "change": 2}
+        assert all(0 <= kill.at <= most[kill.kind] for kill in each.kills)
+    begun = rounds[0]
+    assert begun.kills[0] == kills.Kill("change", 2, missed=False)
+    assert begun.outcome == ("made differs" if text else "equal")
+    assert text or kills.wrong(rounds) == []
+
+    assert list(kills.soak(*given, before=rounds)) == []
+    after = next(kills.soak(*given, before=rounds[:1]))  # of a soak that was stopped there
+    assert after.number == 2 and after.kills[0].kind == rounds[1].kills[0].kind
+
+
+def test_kills_are_counted_by_kind():
+    rounds = [
+        kills.Round("train", 1, 8.0, 130, [TIMED, kills.Kill("change", 17, False)], "equal"),
+        kills.Round("sweep", 1, 9.0, 12, [kills.Kill("worker", 2.5, False)], "a/record differs"),
+        kills.Round("train", 2, 8.0, 130, [kills.Kill("change", 99, True), TIMED], "equal"),
+    ]
+    kinds = "work", "kills", "by_time", "by_change", "of_worker", "rounds", "missed"
+    train, sweep = ("train", 3, 2, 1, 0, 2, 1), ("sweep", 1, 0, 0, 1, 1, 0)
+    assert kills.counts(rounds) == [dict(zip(kinds, each, strict=True)) for each in (train, sweep)]
+    assert kills.wrong(rounds) == ["sweep, round 1: a/record differs"]
 
 
 def test_results_of_other_settings_or_code_are_not_replaced(tmp_path):
@@ -117,18 +178,35 @@ def test_the_small_study_s_runs_name_its_table():
     assert config.study.table == "small_study"
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_the_command_and_the_page_name_all_files_that_are_damaged(tmp_path):
+    order = parts.Order(tmp_path, tmp_path, seed=0, kills=1, flips=1, examples=1)
+    names = [each.name for each in parts._subjects(order)]
+    assert len({*names}) == len(names) == 17
+    command = (ROOT / "experiments/soak.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/hardening.md").read_text(encoding="utf-8")
+    for name in names:
+        assert re.search(rf"\b{name}\b", command) and f"`{name}`" in page, name
+
+
+COUNTS = {"finished-run": 6, "newest-checkpoint": 2, "texts": 1, "seen": 1, "made-runs": 1}
+COUNTS |= {"kept-tokens": 2}
+"""Of 30 changes."""
+
+
 @pytest.mark.slow
 def test_a_small_soak_finds_nothing(tmp_path):
     line = [sys.executable, "-m", "experiments.soak", f"--out={tmp_path / 'out'}"]
     line += [f"--scratch={tmp_path / 'scratch'}", "--parts=kills,damage", "--kills=3", "--flips=30"]
-    line += ["--commands=train", "--files=finished-run,newest-checkpoint,kept-tokens"]
+    line += ["--commands=train", f"--files={','.join(COUNTS)}"]
     environment = {**os.environ, "XLA_FLAGS": ""}  # programs as users have them
     ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stderr.startswith("devices: ")
-    (train,) = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
-    assert train["kills"] == 1 and train["wrong"] == []
-    for name, count in (("finished-run", 8), ("newest-checkpoint", 3), ("kept-tokens", 3)):
+    rounds = json_text.read_object(tmp_path / "out" / "kills-train.json")["rows"]
+    met = [kill for each in rounds for kill in each["kills"] if not kill["missed"]]
+    assert len(met) == 1 and {each["outcome"] for each in rounds} == {"equal"}
+    for name, count in COUNTS.items():
         rows = json_text.read_object(tmp_path / "out" / f"damage-{name}.json")["rows"]
         assert len(rows) == count
         assert {row["outcome"] for row in rows} <= {"found", "healed", "harmless"}
