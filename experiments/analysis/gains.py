@@ -149,10 +149,7 @@ def _over(
     contests: Sequence[Contest], reference: str, others: Sequence[str], margin: float, level: float
 ) -> tuple[Gains, list["_Method"]]:
     """The gains of other methods over the reference, without these methods, which follow apart."""
-    by_task = {
-        contest.task: {m.key: scored(m, contest.metric) for m in contest.methods}
-        for contest in contests
-    }
+    by_task = {contest.task: {m.key: scored(m) for m in contest.methods} for contest in contests}
     titles = {contest.task: contest.task_title for contest in contests}
     every = _labels(contests)
     known, notes = [], []

@@ -41,7 +41,7 @@ def noise(contests: Sequence[Contest], reference: str) -> list[Noise]:
     labels = {method.key: method.label for each in contests for method in each.methods}
     for contest in contests:
         for method in contest.methods:
-            scores.setdefault(method.key, {})[contest.task_title] = scored(method, contest.metric)
+            scores.setdefault(method.key, {})[contest.task_title] = scored(method)
     theirs, found = scores.pop(reference, {}), []
     for key, own in scores.items():
         pairs = {task: common(own[task], theirs[task])[:2] for task in own if task in theirs}

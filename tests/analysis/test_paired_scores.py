@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 def test_records_are_scored_in_points_and_none_is_dropped_in_silence(folder):
     (own,) = made(folder)
-    every = {method.key: scored(method, own.metric) for method in own.methods}
+    every = {method.key: scored(method) for method in own.methods}
     assert every["dora"].scores == pytest.approx(
         {(0, 0): 82, (1, 0): 82, (2, 0): 83, (3, 0): 85, (4, 0): 50}
     )
