@@ -3,12 +3,12 @@ r"""Say how small a difference a study's seeds can show, and how many seeds a di
     python -m experiments.power --results=runs/against_lora --difference=1.0 --power=0.8
     python -m experiments.power --sd=0.6 --seeds=10
 
-The first form reads records. For each task, and for the mean over tasks, it prints the sd of the
-differences from the reference, paired by seed and pooled over methods; the smallest true difference
-that the seeds find with this power; the smallest margin within which they show two equal methods to
-be equivalent (TOST); and how many seeds --difference needs, to be found or to be that margin. The
-variance with pairs is 1 if it brings nothing to give all methods the same seeds; if it is 0.5, they
-are worth twice as many. The second form takes the sd of one task, or of several: --sd=0.6,1.1.
+The first form reads records. Each method has a row: the sd of its differences from the reference,
+paired by seed, on each task; and of their mean over tasks, the smallest true difference that the
+seeds find with this power; the smallest margin within which they show two equal methods to be
+equivalent (TOST); and how many seeds --difference needs, to be found or to be that margin. The
+variance with pairs is 1 if it brings nothing to give both methods the same seeds; if it is 0.5,
+they are worth twice as many. The second form takes the sd of one task, or of several: --sd=0.6,1.1.
 
 All methods are one family of tests by Holm's procedure. The level of its first step is used, which
 is the smallest, so the true power is at least the one asked for. In the folder of a registered
@@ -17,7 +17,7 @@ tests, unless flags do.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -33,7 +33,8 @@ from experiments.analysis import (
     significance,
 )
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.analysis.seed_noise import noise
+from experiments.analysis.seed_noise import Noise, noise
+from experiments.reports.gain_sheet import of_tasks
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
 from experiments.tables import config_tables
@@ -108,13 +109,20 @@ def _without_records(deviations: Sequence[float]) -> str:
     if min(deviations) <= 0:
         raise ValueError(f"--sd={','.join(map(str, _SD.value or ()))}: expected numbers above 0")
     asked = _question(None, 1)
-    several = len(deviations) > 1
-    rows = [
-        Row(f"task {place}" if several else "one task", power.Design((sd,)), _SEEDS.value)
-        for place, sd in enumerate(deviations, 1)
-    ]
-    mean = Row("mean over tasks", power.Design(tuple(deviations)), _SEEDS.value)
-    return f"{asked}\n{power_table([*rows, mean] if several else rows, asked)}"
+    if len(deviations) == 1:
+        return f"{asked}\n{power_table([_expected('one task', deviations)], asked)}"
+    rows = [_expected(f"task {place}", (sd,)) for place, sd in enumerate(deviations, 1)]
+    rows.append(_expected("mean over tasks", deviations))
+    return f"{asked}\n{power_table(rows, asked)}"
+
+
+def _expected(name: str, deviations: Sequence[float]) -> Row:
+    design, shown = power.Design(tuple(deviations)), {}
+    if len(deviations) == 1:
+        shown = {"sd": deviations[0]}
+    if (seeds := _SEEDS.value) is None:
+        return Row(name, design, shown)
+    return Row(name, design, shown, seeds, design.error(seeds), design.df(seeds))
 
 
 def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
@@ -163,37 +171,58 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     require_known(reference, labels, f"no method --reference={reference}")
     # The noise of scores on held-out examples is not that of the scores that a study compares.
     tuned = [each.task_title for each in made if each.held_out and protocol]
-    found = {
-        contest.task_title: noise(contest, reference)
-        for contest in made
-        if not (contest.held_out and protocol)
-    }
-    known = [each for each in found.values() if each is not None]
-    if not known and tuned:
+    own = [each for each in made if not (each.held_out and protocol)]
+    found = noise(own, reference)
+    if not found and tuned:
         raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
-    if not known:
+    if not found:
         raise ValueError(f"no method has two seeds in common with {labels[reference]}")
     asked = _question(protocol, protocol.tests if protocol else len(labels) - 1)
-    rows = [
-        Row(each.task, power.Design((each.sd,)), each.seeds, each.pairing.ratio) for each in known
-    ]
-    constant = [each.task for each in known if each.sd == 0]
-    if len(known) > 1 and not constant:
-        design = power.Design(tuple(each.sd for each in known))
-        rows.append(Row("mean over tasks", design, min(each.seeds for each in known)))
+    tasks = [e.task_title for e in own if any(e.task_title in each.by_task for each in found)]
+    over = f", mean over {len(tasks)} tasks" * (len(tasks) > 1)
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
     title += f", {_SIZE.value} runs" * (_SIZE.value != "full")
-    lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
-    missing = [task for task, each in found.items() if each is None]
-    lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []
+    lines = [
+        f"{title}, differences from {labels[reference]}{over}. {asked}",
+        power_table([_measured(each, tasks) for each in found], asked),
+        *_left_out(own, found, labels[reference]),
+    ]
     if shared := [e.task_title for e in made if draws.are_shared(e.numbers)]:
         each = "each draw of the training examples counts as one seed, with the mean of its runs"
         lines.append(f"Runs share draws, so {each}: {', '.join(shared)}")
     lines += [f"Tuned, but not scored yet: {', '.join(tuned)}"] if tuned else []
-    if constant:
-        which = ", ".join(constant)
-        lines.append(f"Differences do not vary, so nothing can be said of seeds: {which}")
     return "\n".join(lines)
+
+
+def _measured(found: Noise, tasks: Sequence[str]) -> Row:
+    """The row of a method.
+
+    Args:
+      tasks: all that the table has.
+    """
+    own, mean = found.deviations, found.mean
+    return Row(
+        found.label + of_tasks(len(own), len(tasks)),
+        power.Design(tuple(own.values())),
+        {f"sd {task}" if len(tasks) > 1 else "sd": own[task] for task in tasks if task in own},
+        mean.n,
+        mean.error,
+        mean.df,
+        found.pairing.ratio,
+    )
+
+
+def _left_out(made: Sequence[Contest], found: Sequence[Noise], reference: str) -> Iterator[str]:
+    """The tasks and methods of which nothing is known, and the methods without noise."""
+    tasks = {task for each in found for task in each.by_task}
+    if missing := [each.task_title for each in made if each.task_title not in tasks]:
+        yield f"No two common seeds: {', '.join(missing)}"
+    labels = {method.label for each in made for method in each.methods}
+    if without := labels - {reference, *(each.label for each in found)}:
+        yield f"No two seeds in common with {reference}: {', '.join(sorted(without))}"
+    constant = {each.label: [t for t, sd in each.deviations.items() if sd == 0] for each in found}
+    if said := [f"{label} on {', '.join(own)}" for label, own in constant.items() if own]:
+        yield f"Differences do not vary, so nothing can be said of seeds: {'; '.join(said)}"
 
 
 def _question(protocol: Protocol | None, tests: int) -> Question:

@@ -89,9 +89,20 @@ class Method:
             return ""
         return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.chosen.rate, "")
 
+    @property
+    def last_scores(self) -> dict[draws.Number, float | None]:
+        """The last scores of the runs that diverged, None for those that left none."""
+        lost = [run for run in self.runs if run.record.status == "diverged"]
+        return {run.number: run.score(run.record.metric) for run in lost}
+
     def scores(self) -> dict[draws.Number, float]:
-        """The scores of the completed runs, by seed and draw."""
-        return by_number(self.runs)
+        """The scores by seed and draw: of completed runs, and of diverged runs the last ones.
+
+        A run that diverged is a result of its method: without it, the mean would be that of the
+        lucky seeds. So if one left no score, there are none.
+        """
+        last = {number: score for number, score in self.last_scores.items() if score is not None}
+        return {} if len(last) < len(self.last_scores) else {**by_number(self.runs), **last}
 
     def counted(self) -> list[float]:
         """Those that count in means and intervals: where runs share draws, the mean of each."""

@@ -76,6 +76,8 @@ class Gains:
     """Of each of the two families of tests; intervals have a confidence of 1 - level."""
     tasks: tuple[str, ...]
     """The tasks where the reference has a number."""
+    lost: Mapping[str, str]
+    """The other tasks, and why it has none there."""
     methods: tuple[Gain, ...]
     """In the order of the study, without methods that have no number on any task."""
     notes: tuple[str, ...] = ()
@@ -149,18 +151,17 @@ def _over(
     contests: Sequence[Contest], reference: str, others: Sequence[str], margin: float, level: float
 ) -> tuple[Gains, list["_Method"]]:
     """The gains of other methods over the reference, without these methods, which follow apart."""
-    by_task = {
-        contest.task: {m.key: scored(m, contest.metric) for m in contest.methods}
-        for contest in contests
-    }
+    by_task = {contest.task: {m.key: scored(m) for m in contest.methods} for contest in contests}
     titles = {contest.task: contest.task_title for contest in contests}
     every = _labels(contests)
-    known, notes = [], []
+    known, lost, notes = [], {}, []
     for task, methods in by_task.items():
         own = methods.get(reference)
+        said = ("has no scored run",) if own is None else own.notes
         if own is not None and own.scores:
             known.append(task)
-        said = ("has no scored run",) if own is None else own.notes
+        else:
+            lost[task] = ", ".join(said)
         notes += [f"{every[reference]} on {titles[task]}: {each}" for each in said]
     found = []
     for key in others:
@@ -172,7 +173,7 @@ def _over(
             notes += [f"{every[key]} has no number on any task"] if known else []
             notes += [f"{every[key]} on {each}" for each in said]
     label = every[reference]
-    return Gains(label, reference, margin, level, tuple(known), (), tuple(notes)), found
+    return Gains(label, reference, margin, level, tuple(known), lost, (), tuple(notes)), found
 
 
 def _judged_together(

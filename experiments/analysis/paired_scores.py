@@ -38,12 +38,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def scored(method: Method, metric: str) -> Scored:
+def scored(method: Method) -> Scored:
     """The scores of the scored runs of a method's chosen setting."""
     if method.chosen is None:
         return Scored(method.key, method.label, {}, ("no run completed",))
-    known, notes = method.scores(), []
-    diverged = {r.number: r.score(metric) for r in method.runs if r.record.status == "diverged"}
+    diverged, notes = method.last_scores, []
     if lost := [number for number, score in diverged.items() if score is None]:
         said = f"{_seeds(lost)} diverged and left no score, so it has no number"
         return Scored(method.key, method.label, {}, (said,))
@@ -53,8 +52,7 @@ def scored(method: Method, metric: str) -> Scored:
     failed = [run.number for run in method.runs if run.record.status == "failed"]
     if failed:
         notes.append(f"{_seeds(failed)} failed")
-    last = {number: score for number, score in diverged.items() if score is not None}
-    return Scored(method.key, method.label, {**known, **last}, tuple(notes))
+    return Scored(method.key, method.label, method.scores(), tuple(notes))
 
 
 def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
@@ -81,7 +79,7 @@ def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
       keys: of the methods.
     """
     tasks = [
-        {m.key: scored(m, contest.metric) for m in contest.methods if m.key in keys or not keys}
+        {m.key: scored(m) for m in contest.methods if m.key in keys or not keys}
         for contest in contests
     ]
     every = {key: each.label for task in tasks for key, each in task.items()}

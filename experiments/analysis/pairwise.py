@@ -82,7 +82,7 @@ def pairs(
       ValueError: the predictions of two runs are of different examples, or predictions do not give
         the score in their record.
     """
-    scores = {method.key: scored(method, contest.metric) for method in contest.methods}
+    scores = {method.key: scored(method) for method in contest.methods}
     seen = _seen(contest, scores, resamples, seed)
     unknown = {key: _unknown(each) for key, each in scores.items()}
     return [

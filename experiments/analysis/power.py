@@ -12,7 +12,7 @@ the one found.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from scipy import integrate, optimize, special, stats
 
@@ -141,12 +141,6 @@ def seeds_to_show(
             equivalence_power(margin, design.error(n), design.df(n), level, difference) >= power
         )
     )
-
-
-def pooled(deviations: Sequence[float], df: Sequence[float]) -> float:
-    """The sd that several samples share, each weighted by its degrees of freedom, one at least."""
-    squares = sum(sd**2 * each for sd, each in zip(deviations, df, strict=True))
-    return math.sqrt(squares / sum(df))
 
 
 def _smallest(power_of: Callable[[float], float], wanted: float) -> float:

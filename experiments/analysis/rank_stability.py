@@ -49,8 +49,9 @@ class Stability:
 class Share:
     """A share of pairs of sets of seeds, and its standard error over seeds (by the jackknife).
 
-    There is no error for fewer than FEWEST seeds, or where no seed changes the share: two methods
-    that win as many seeds each, for instance, have the same share without any of them.
+    There is no error for fewer than FEWEST seeds, where it would be more than the share, or where
+    no seed changes the share: two methods that win as many seeds each, for instance, have the same
+    share without any of them.
     """
 
     share: float
@@ -128,8 +129,9 @@ def disjoint(scores: np.ndarray, size: int, seed: int = 0) -> Share:
         without = apart & kept & kept[:, None]
         left_out.append(same[without].mean() if without.any() else math.nan)
     spread = float(np.var(left_out)) * (seeds - 1)
-    error = math.sqrt(spread) if seeds >= FEWEST and spread > 1e-12 else None
-    return Share(float(same[apart].mean()), error, pairs)
+    share = float(same[apart].mean())
+    known = seeds >= FEWEST and 1e-12 < spread <= share**2
+    return Share(share, math.sqrt(spread) if known else None, pairs)
 
 
 def _sets(seeds: int, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,51 +1,53 @@
-"""How much the differences of a contest's methods from a reference vary from seed to seed."""
+"""How much each method's differences from a reference vary from seed to seed."""
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from experiments.analysis import pairing, power, significance
 from experiments.analysis.choose_methods import Contest
-from experiments.analysis.paired_scores import common, scored
+from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
+from experiments.analysis.paired_scores import Scored, common, scored
+from experiments.analysis.pairing import Paired, bought, together
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """The sd of paired differences in points, pooled over the methods of one task.
+    """That of one method, on the tasks where it has two seeds in common with the reference."""
 
-    `seeds` is the smallest number of common seeds of a method and the reference.
+    label: str
+    by_task: Mapping[str, MeanDifference]
+    """The paired differences on each task, by its title."""
+    pairing: Paired
+
+    @property
+    def deviations(self) -> dict[str, float]:
+        """The sd of the paired differences in points, by task; 0 if they do not vary."""
+        return {task: (own.error or 0.0) * math.sqrt(own.n) for task, own in self.by_task.items()}
+
+    @property
+    def mean(self) -> MeanDifference:
+        """That over the tasks, as a report of gains has it."""
+        return over_tasks(list(self.by_task.values()))
+
+
+def noise(contests: Sequence[Contest], reference: str) -> list[Noise]:
+    """The noise of each method that has two seeds in common with the reference on any task.
+
+    Args:
+      contests: one for each task, of one model.
+      reference: the key of a method.
     """
-
-    task: str
-    methods: int
-    seeds: int
-    sd: float
-    pairing: pairing.Paired
-
-
-def noise(contest: Contest, reference: str) -> Noise | None:
-    """The noise of a contest; None if no method has two seeds in common with the reference."""
-    every = {method.key: scored(method, contest.metric) for method in contest.methods}
-    if reference not in every:
-        return None
-    pairs = [common(each, every[reference])[:2] for key, each in every.items() if key != reference]
-    known = [(first, second) for first, second in pairs if len(first) > 1]
-    if not known:
-        return None
-    deviations = [_deviation(first, second) for first, second in known]
-    seeds = [len(first) for first, _ in known]
-    return Noise(
-        task=contest.task_title,
-        methods=len(known),
-        seeds=min(seeds),
-        sd=power.pooled(deviations, [n - 1 for n in seeds]),
-        pairing=pairing.together([pairing.bought(*each) for each in known]),
-    )
-
-
-def _deviation(first: np.ndarray, second: np.ndarray) -> float:
-    """The standard deviation of differences; 0 if they are equal but for roundings."""
-    differences = first - second
-    if significance.constant(differences, max(np.abs(first).max(), np.abs(second).max())):
-        return 0.0
-    return float(np.std(differences, ddof=1))
+    scores: dict[str, dict[str, Scored]] = {}
+    labels = {method.key: method.label for each in contests for method in each.methods}
+    for contest in contests:
+        for method in contest.methods:
+            scores.setdefault(method.key, {})[contest.task_title] = scored(method)
+    theirs, found = scores.pop(reference, {}), []
+    for key, own in scores.items():
+        pairs = {task: common(own[task], theirs[task])[:2] for task in own if task in theirs}
+        known = {task: pair for task, pair in pairs.items() if len(pair[0]) > 1}
+        if known:
+            differences = {task: over_seeds(*pair) for task, pair in known.items()}
+            paired = together([bought(*pair) for pair in known.values()])
+            found.append(Noise(labels[key], differences, paired))
+    return found

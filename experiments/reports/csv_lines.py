@@ -67,9 +67,10 @@ COLUMNS = (
 
 `line` is `method`, `test`, or for registered studies `gain`, and `pair` where all pairs of methods
 are compared over all tasks. Columns that a line does not use are empty. `low` and `high` are the
-ends of the 95% interval of the mean, or of the difference `method` minus `other`. The test that
-`decides` has the verdict, and Holm's p value in the family of all deciding tests; where a
-registered study has the verdicts, it has none.
+ends of the 95% interval of the mean, or of the difference `method` minus `other`. The mean counts
+runs that diverged with their last scores, and its `note` says so. The test that `decides` has the
+verdict, and Holm's p value in the family of all deciding tests; where a registered study has the
+verdicts, it has none.
 
 The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks some. That gain has
 `p_holm` in another family, that of all methods against the reference; so has `p_equivalent`, of two
@@ -192,6 +193,7 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
         "seconds": spent and spent.seconds,
         "machine": "; ".join(w for w, who in machines.items() if method.label in who),
         "peak_memory_bytes": spent and spent.memory,
+        "note": sheets.of_diverged(method),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gain, Gains, all_pairs, gains
-from experiments.analysis.labels import method, told_apart
+from experiments.analysis.labels import heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
@@ -87,7 +87,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     return dataclasses.replace(
         said,
         questions=asked,
-        caveat=_caveat(kept),
+        caveat=_caveat(kept, compared, titles.columns),
         absent=tuple(_absent(labels, compared)),
         reference_key=protocol.reference,
         model=made[0].model if made else "",
@@ -113,13 +113,28 @@ def _absent(labels: Mapping[str, str], compared: Gains | None) -> Iterator[str]:
         yield from (label for row, label in labels.items() if row not in known)
 
 
-def _caveat(kept: Adherence) -> str:
-    """What must stand before a verdict: that runs are missing, or were left out."""
+def _caveat(kept: Adherence, compared: Gains | None, headings: Mapping[str, str]) -> str:
+    """What must stand before a verdict: that runs are missing, or runs or tasks were left out."""
     said = ""
     if kept.missing:
         there = f"{len(kept.counted)} of {kept.planned} scored runs count so far"
         said += f"Incomplete, verdicts may change: {there}. "
-    return said + f"{_left_out(kept)}. " * bool(kept.departures)
+    said += f"{_left_out(kept)}. " * bool(kept.departures)
+    if compared is not None:
+        gone = _gone(kept, compared)
+        lost = [f"{headings.get(task) or heading(task)} ({why})" for task, why in gone.items()]
+        said += f"Left out, though registered: {', '.join(lost)}. " * bool(lost)
+    return said
+
+
+def _gone(kept: Adherence, compared: Gains) -> dict[str, str]:
+    """The registered tasks of which nothing is known of the reference, and why.
+
+    A task that was not run at all is missing, which is said by itself.
+    """
+    why = {task: f"{compared.reference}: {said}" for task, said in compared.lost.items()}
+    planned = [] if kept.missing else kept.registered.protocol.columns
+    return {task: "no scored run" for task in planned if task not in compared.tasks} | why
 
 
 def _left_out(kept: Adherence) -> str:
@@ -136,8 +151,9 @@ def _kept(kept: Adherence) -> Iterator[str]:
         yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
     if not registered.budgets:
         yield (
-            "The registration is of an earlier version, which says nothing of metrics, budgets and "
-            "families of tests. So it cannot show that these were chosen before the runs."
+            "The registration is of an earlier version, which says nothing of metrics and families "
+            "of tests. So it cannot show that these were chosen before the runs. Budgets it fixes, "
+            "by its digests of settings."
         )
     if kept.missing:
         yield f"Still missing: {_first(kept.missing)}."
@@ -233,14 +249,15 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
         yield "The order of methods is not resampled: too few have scores of the same seeds."
         return
     shares = [
-        f"{_share(share)} of pairs of sets of {count(size, 'seed')}"
+        f"{_share(share)} with sets of {count(size, 'seed')}"
         for size in (1, 3)
         if 2 * size <= seeds
         for share in [rank_stability.disjoint(known.scores, size)]
     ]
     yield (
         f"Two sets of these {seeds} seeds that share none agree on which of {methods} methods has "
-        f"the best mean over {count(len(own), 'task')}: in {' and '.join(shares)}."
+        f"the best mean over {count(len(own), 'task')}: in {' and '.join(shares)}. By chance, "
+        f"they would in {1 / methods:.0%}."
     )
     resampled = rank_stability.stability(known.scores, range(1, seeds + 1))
     whole = resampled[-1].with_another
@@ -268,8 +285,8 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
 
 
 def _share(found: rank_stability.Share) -> str:
-    error = "" if found.error is None else f" (standard error {found.error:.0%})"
-    return f"{found.share:.0%}{error}"
+    error = "" if found.error is None else f", standard error {found.error:.0%}"
+    return f"{found.share:.0%} ({count(found.pairs, 'pair')}{error})"
 
 
 def _first(lines: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from experiments.analysis import (
     significance,
 )
 from experiments.analysis.choose_methods import Contest, Method, Setting
-from experiments.plurals import count
+from experiments.plurals import agree, count
 from experiments.tables.cells import NONE, is_raw, score_text, spread_text
 from experiments.tables.text_formats import Sheet
 
@@ -129,9 +129,12 @@ def _method_row(method: Method, metric: str) -> list[str]:
     chosen += f" ({method.edge})" if method.edge else ""
     scores = method.counted()
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None
-    score = "not run" if found is None else score_text(found.centre, metric, DECIMALS)
+    lacks = "no number" if method.last_scores else "not run"
+    score = lacks if found is None else score_text(found.centre, metric, DECIMALS)
     if found is not None and found.spread is not None:
         score += f" ± {spread_text(found.spread, metric, DECIMALS)}"
+    if found is not None and method.last_scores:
+        score += f" ({of_diverged(method)})"
     spent, ends = costs(method), interval(method)
     return [
         method.label,
@@ -146,6 +149,16 @@ def _method_row(method: Method, metric: str) -> list[str]:
         NONE if spent is None else f"{spent.seconds:.0f}",
         NONE if spent is None else f"{spent.memory / 2**30:.2f} GiB",
     ]
+
+
+def of_diverged(method: Method) -> str:
+    """How the scored runs that diverged count in the method's mean, as text; empty without any."""
+    every = method.last_scores.values()
+    lost = sum(score is None for score in every)
+    if lost:
+        return f"{lost} diverged without a score"
+    its = agree(len(every), "its last score", "their last scores")
+    return f"{len(every)} diverged, with {its}" if every else ""
 
 
 def not_completed(settings: Iterable[Setting]) -> str:

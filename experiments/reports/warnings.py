@@ -12,7 +12,7 @@ from experiments.analysis.collect_runs import statuses
 from experiments.analysis.halved_runs import any_stopped
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.plurals import count
-from experiments.reports.sheets import equal, machines, unlike
+from experiments.reports.sheets import equal, machines, of_diverged, unlike
 
 ROUNDING = 1e-9
 """What a mean of shares may exceed an equal share by."""
@@ -145,10 +145,15 @@ def _of_method(method: Method) -> list[str]:
         others = sum(bool(each.of("development")) for each in method.settings)
         more = f" ({others} of its other settings have some)" if others else ""
         said.append(f"the chosen setting of {method.label} has no scored runs{more}")
-    how = ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items())
-    if how and not method.scores():
+    diverged, ended = of_diverged(method), statuses(method.runs)
+    how = ", ".join(f"{n} {status}" for status, n in ended.items() if status != "diverged")
+    if diverged and not method.scores():
+        said.append(f"{method.label} has no mean: {diverged}")
+    elif diverged:
+        said.append(f"the mean of {method.label} is not of completed runs alone: {diverged}")
+    elif how and not method.scores():
         said.append(f"no run of {method.label} completed, so it has no mean: {how}")
-    elif how:
+    if how and method.scores():
         said.append(f"the mean of {method.label} leaves out runs that did not complete: {how}")
     if equal(scores := method.counted()):
         said.append(
@@ -187,8 +192,9 @@ def explain(
         "The setting of a method is the one with the best mean score on held-out training "
         "examples, or else on the development set. Of equal settings, the one with the smaller "
         "rate is chosen; a setting that diverged with any seed comes last. Means, standard "
-        "deviations and 95% intervals (Student's t) are over the completed runs of the chosen "
-        "setting, one for each seed, or over draws of the training examples that seeds share. "
+        "deviations and 95% intervals (Student's t) are over the runs of the chosen setting, one "
+        "for each seed, or over draws of the training examples that seeds share. A run that "
+        "diverged counts with its last score; without one, its method has no number. "
         f"{parameters.NOTE} Seconds are the mean "
         "training time of a run; a trial that shares a program has its share of the time. Memory "
         "is the peak of the process, including all runs that it did before; trials that share a "
@@ -204,8 +210,8 @@ def explain(
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
         f"conservative ({KINDS['both']}). {_training_sets(contests)}"
-        + " A run that diverged counts with its last score; without one, its method has no number."
-        + " Each interval, and the p beside it, is of one comparison alone." * referred
+        + " Each interval, and the p beside it, is of one comparison alone."
+        * referred
     )
     if apart:
         notes.append(

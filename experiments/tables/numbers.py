@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from experiments.tables.cells import NONE
 
-EMPTY = (NONE, "", "not run", "not measured", "no common seed", "one seed")
+EMPTY = (NONE, "", "not run", "no number", "not measured", "no common seed", "one seed")
 """What stands where a number is missing."""
 _NUMBER = re.compile(r"\s*\[?[<>]?\s*([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])")
 

@@ -1,7 +1,7 @@
 """A table of what differences a number of seeds shows, and how many seeds a difference needs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.analysis import power
 from lora_jax.text_table import text_table
@@ -32,23 +32,35 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A task, or the mean over tasks, and what is known of its seeds."""
+    """What is known of the differences of one method, on a task or on average over several."""
 
     name: str
     design: power.Design
+    shown: Mapping[str, float]
+    """The standard deviations that the table shows, by the head of their column."""
     seeds: int | None = None
+    error: float | None = None
+    """The standard error with these seeds; without one, nothing is said of them."""
+    df: float = 0.0
+    """The error's degrees of freedom."""
     variance: float | None = None
-    """That of paired differences, if that without pairs is 1."""
+    """That of the mean, if that without pairs is 1."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether differences vary on each task: otherwise their noise is not known."""
+        return all(self.design.deviations)
 
 
 def power_table(rows: Sequence[Row], asked: Question) -> str:
     """The table; columns of which no row knows anything are left out.
 
-    Nothing is known of a task whose differences do not vary.
+    Nothing is said of differences that do not vary.
     """
+    heads = dict.fromkeys(head for row in rows for head in row.shown)
     columns = {
         "": [row.name for row in rows],
-        "sd": [_sd(row.design) for row in rows],
+        **{head: [_number(row.shown.get(head)) for row in rows] for head in heads},
         "variance with pairs": [_number(row.variance) for row in rows],
         "seeds": [str(row.seeds or "") for row in rows],
         "smallest found": [_number(_smallest(power.detectable, row, asked)) for row in rows],
@@ -64,19 +76,9 @@ def power_table(rows: Sequence[Row], asked: Question) -> str:
     return text_table(tuple(shown), list(zip(*shown.values(), strict=True)))
 
 
-def _sd(design: power.Design) -> str:
-    return f"{design.deviations[0]:.2f}" if len(design.deviations) == 1 else ""
-
-
-def _varies(row: Row) -> bool:
-    return any(row.design.deviations)
-
-
-def _smallest(find: Callable[..., float | None], row: Row, asked: Question) -> float | None:
-    if row.seeds is None or not _varies(row):
-        return None
-    error, df = row.design.error(row.seeds), row.design.df(row.seeds)
-    return find(error, df, asked.first, asked.power)
+def _smallest(find: Callable[..., float], row: Row, asked: Question) -> float | None:
+    known = row.varies and row.error
+    return find(row.error, row.df, asked.first, asked.power) if known else None
 
 
 def _number(value: float | None) -> str:
@@ -84,7 +86,7 @@ def _number(value: float | None) -> str:
 
 
 def _seeds(needed: Callable[..., int | None], row: Row, asked: Question) -> str:
-    if not _varies(row):
+    if not row.varies:
         return ""
     seeds = needed(row.design, asked.difference, asked.first, asked.power)
     return _OVER if seeds is None else str(seeds)

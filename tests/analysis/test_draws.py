@@ -74,8 +74,9 @@ def test_pairs_and_noise_are_those_of_draws():
     assert pair.tests["seeds"].low == pytest.approx(theirs.confidence_interval().low)
     assert pair.generalises_to("seeds").startswith("new draws")
     assert pair.generalises_to("examples") == "new examples, the same models"
-    found = seed_noise.noise(own, "lora")
-    assert (found.seeds, found.sd) == (4, pytest.approx((first - second).std(ddof=1)))
+    (found,) = seed_noise.noise([own], "lora")
+    assert found.mean.n == 4
+    assert found.deviations == {"RTE": pytest.approx((first - second).std(ddof=1))}
 
 
 def test_tests_over_examples_and_both_take_the_means_of_draws(tmp_path):

@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 def test_records_are_scored_in_points_and_none_is_dropped_in_silence(folder):
     (own,) = made(folder)
-    every = {method.key: scored(method, own.metric) for method in own.methods}
+    every = {method.key: scored(method) for method in own.methods}
     assert every["dora"].scores == pytest.approx(
         {(0, 0): 82, (1, 0): 82, (2, 0): 83, (3, 0): 85, (4, 0): 50}
     )
@@ -77,19 +77,25 @@ def test_a_table_has_the_methods_and_seeds_of_all_tasks():
     assert (again.seeds, again.notes) == (found.seeds, found.notes)
 
 
-def test_the_noise_of_a_task_is_pooled_over_methods():
-    made = contest(
+def test_each_method_has_noise_of_its_own():
+    cola = contest(
         "cola", {"lora": [80.0, 81, 83], "dora": [81.0, 80, 85], "vera": [79.0, 82], "eva": [1.0]}
     )
-    found = seed_noise.noise(made, "lora")
-    squares = np.var([1, -1, 2], ddof=1) * 2 + np.var([-1, 1], ddof=1)
-    assert found.sd == pytest.approx(np.sqrt(squares / 3))
-    assert (found.task, found.methods, found.seeds) == ("CoLA", 2, 2)
-    paired = (np.var([1, -1, 2], ddof=1) + np.var([-1, 1], ddof=1)) / 2
-    assert found.pairing.paired == pytest.approx(paired)
-    assert seed_noise.noise(made, "dora").methods == 2
+    rte = contest("rte", {"vera": [50.0, 58], "lora": [50.0, 54]})
+    found = seed_noise.noise([cola, rte], "lora")
+    assert [each.label for each in found] == ["DORA", "VERA"]
+    dora, vera = found
+    differences = {"CoLA": np.std([-1, 1], ddof=1), "RTE": np.std([0, 4], ddof=1)}
+    assert dora.deviations == pytest.approx({"CoLA": np.std([1, -1, 2], ddof=1)})
+    assert vera.deviations == pytest.approx(differences)
+    assert vera.mean.error == pytest.approx(np.hypot(*differences.values()) / 2 / np.sqrt(2))
+    apart = np.var([79, 82], ddof=1) + np.var([80, 81], ddof=1)
+    apart += np.var([50, 58], ddof=1) + np.var([50, 54], ddof=1)
+    assert vera.pairing.ratio == pytest.approx(sum(np.square([*differences.values()])) / apart)
+    assert [each.label for each in seed_noise.noise([cola, rte], "dora")] == ["LORA", "VERA"]
     # Differences that are equal but for roundings have none.
     known = np.array([0.7, 0.8, 0.9])
     equal = contest("cola", {"lora": 100 * known, "dora": 100 * (known + 5 / 872)})
-    assert seed_noise.noise(equal, "lora").sd == 0
-    assert seed_noise.noise(made, "eva") is seed_noise.noise(made, "full") is None
+    (same,) = seed_noise.noise([equal], "lora")
+    assert same.deviations == {"CoLA": 0}
+    assert seed_noise.noise([cola], "eva") == seed_noise.noise([cola], "full") == []

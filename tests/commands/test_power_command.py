@@ -10,10 +10,12 @@ from fake_records import write
 
 from configs.studies import against_lora
 from experiments import tune
-from experiments.analysis import power
+from experiments.analysis import power, recorded_runs
 from experiments.analysis.power import Design
+from experiments.reports import registered
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
+from lora_jax.records import run_record
 
 SCORES = {
     "lora": (80.0, 81.5, 79.0, 82.0),
@@ -26,10 +28,6 @@ def said(*flags):
     ended = commands.run("experiments.power", *flags)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
-
-
-def cells(line):
-    return line.split()[1:]
 
 
 def test_without_records():
@@ -78,24 +76,37 @@ def study(tmp_path_factory):
 def test_a_registered_study(study):
     lines = said(f"--results={study}").splitlines()
     tests = 2
-    assert f"differences from DoRA. Power 80%, level 0.05 for {tests} tests" in lines[0]
+    begin = "differences from DoRA, mean over 2 tasks. Power 80%, level 0.05 for"
+    assert f"{begin} {tests} tests" in lines[0]
     scores = {row: np.array(each) for row, each in SCORES.items()}
-    variances = [np.var(scores[row] - scores["dora"], ddof=1) for row in ("lora", "vera")]
-    sd = np.sqrt(np.mean(variances))
-    apart = [scores[row].var(ddof=1) + scores["dora"].var(ddof=1) for row in ("lora", "vera")]
-    ratio, design, level = sum(variances) / sum(apart), Design((sd,)), 0.05 / tests
-    error = sd / 2
-    expected = [f"{sd:.2f}", f"{ratio:.2f}", "4", f"{power.detectable(error, 3, level):.2f}"]
-    expected += [f"{power.showable(error, 3, level):.2f}"]
-    expected += [str(f(design, 2.0, level)) for f in (power.seeds_to_detect, power.seeds_to_show)]
-    assert cells(lines[3]) == cells(lines[4]) == expected
-    assert lines[3].startswith("MRPC") and lines[4].startswith("RTE")
-    both = Design((sd, sd))
-    assert lines[5].split()[:4] == ["mean", "over", "tasks", "4"]
-    assert lines[5].split()[-2] == str(power.seeds_to_detect(both, 2.0, level))
+    assert len(lines) == 5
+    for line, row, label in zip(lines[3:], ("lora", "vera"), ("LoRA", "VeRA"), strict=True):
+        sd = np.std(scores[row] - scores["dora"], ddof=1)
+        ratio = sd**2 / (scores[row].var(ddof=1) + scores["dora"].var(ddof=1))
+        error, design, level = sd / np.sqrt(2) / 2, Design((sd, sd)), 0.05 / tests
+        expected = [label, f"{sd:.2f}", f"{sd:.2f}", f"{ratio:.2f}", "4"]
+        expected += [f"{f(error, 3, level):.2f}" for f in (power.detectable, power.showable)]
+        expected += [
+            str(f(design, 2.0, level)) for f in (power.seeds_to_detect, power.seeds_to_show)
+        ]
+        assert line.split() == expected
     other = said(f"--results={study}", "--reference=lora", "--tests=3", "--difference=1")
-    assert "differences from LoRA. Power 80%, level 0.05 for 3 tests" in other
+    assert "differences from LoRA, mean over 2 tasks. Power 80%, level 0.05 for 3" in other
     assert "seeds to find 1 " in other
+
+
+def test_a_method_that_collapsed_does_not_speak_for_the_others(study, tmp_path):
+    """Its row alone changes; a row finds what the report of the study says is detectable."""
+    shutil.copytree(study / "study", tmp_path / "study")
+    own, lost = tmp_path / "study" / "rte" / "vera" / "2", {"accuracy": 0.1}
+    collapsed = dataclasses.replace(run_record.read(own), metrics_last=lost, metrics_best=lost)
+    (own / "record.json").unlink()
+    run_record.write(own, collapsed)
+    before, after = (said(f"--results={each}").splitlines() for each in (study, tmp_path))
+    assert before[3] == after[3] and before[4] != after[4]
+    (found,) = registered.found(tmp_path, recorded_runs.find(tmp_path))
+    for line, gain in zip(after[3:], found.methods, strict=True):
+        assert line.split()[0] == gain.label and line.split()[5] == f"{gain.gain.detectable:.2f}"
 
 
 def test_a_study_without_runs_is_not_that_of_others(study, tmp_path):
@@ -117,6 +128,7 @@ def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_pa
             shutil.rmtree(path)
     text = said(f"--results={tmp_path}")
     assert "Tuned, but not scored yet: RTE" in text and "mean over" not in text
+    assert "sd  " in text and "sd MRPC" not in text
     assert "whose study.json is not in" in said(f"--results={tmp_path / 'study' / 'mrpc'}")
     for name in SCORES:
         for seed, score in enumerate((80.0, 82.0)):
@@ -126,7 +138,7 @@ def test_a_task_without_scored_runs_or_noise_says_nothing_of_seeds(study, tmp_pa
     text = said(f"--results={tmp_path / 'same'}", "--size=smoke")
     assert "MRPC (against_lora), smoke runs, differences from LoRA." in text
     assert text.splitlines()[-1] == (
-        "Differences do not vary, so nothing can be said of seeds: MRPC"
+        "Differences do not vary, so nothing can be said of seeds: DoRA on MRPC; VeRA on MRPC"
     )
 
 
@@ -145,7 +157,7 @@ def test_studies_without_the_reference_are_named_beside_the_others(study, tmp_pa
     assert (ended.returncode, ended.stderr) == (1, f"error: {why}\n")
     lines = said(f"--results={tmp_path}", "--table=glue", "--reference=dora").splitlines()
     sd = 100 * np.std(np.subtract(*scores.mean(2)), ddof=1)
-    assert lines[-2].split()[:2] == ["MRPC", f"{sd:.2f}"] and lines[-2].split()[3] == "3"
+    assert lines[-2].split()[:2] == ["VeRA", f"{sd:.2f}"] and lines[-2].split()[3] == "3"
     assert lines[-1].startswith("Runs share draws, so each draw of the training examples counts")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import shutil
 
 import numpy as np
@@ -84,7 +85,9 @@ def test_planted_gains(study):
     assert "All runs are as registered" in said and "Still missing" not in said
     assert "Each method begins with 1 learning rate. With fewer than 5, a better one may" in said
     assert "Claim, stated before the first run: DoRA is better." in said
-    assert "100% of pairs of sets of 1 seed and 100% of pairs of sets of 3 seeds" in said
+    pairs = math.comb(6, 2), math.comb(6, 3) // 2
+    shares = f"100% ({pairs[0]} pairs) with sets of 1 seed and 100% ({pairs[1]} pairs) with sets"
+    assert f"in {shares} of 3 seeds. By chance, they would in 25%." in said
     assert "the first place repeats in 80% or more from 1 seed on" in said
     (bound,) = (each for each in one.notes if each.startswith("The largest"))
     assert "of DoRA. Of 3 bounds, 1 is the margin or more: DoRA." in bound
@@ -242,6 +245,27 @@ def test_a_method_that_lacks_a_task_has_no_bound_and_it_is_said(study):
     assert sorted(whole) == ["1 of 2 tasks", "all tasks", "all tasks"]
 
 
+def test_a_task_without_the_reference_is_named_at_the_top(study):
+    """As the verdicts are those of the other tasks alone."""
+    (one,) = registered.found(study, diverged(study, "lora", 3, "rte"))
+    why = "LoRA: seed 3 diverged and left no score, so it has no number"
+    assert one.caveat == f"Left out, though registered: RTE ({why}). "
+    assert sentence(one).startswith(one.caveat) and one.tasks == ["SST-2"]
+    (one,) = registered.found(study, diverged(study, "lora", 3))
+    assert one.caveat == f"Left out, though registered: RTE ({why}), SST-2 ({why}). "
+
+    def without_a_task(runs):  # where no rate trained, there is no scored run
+        return [run for run in runs if run.study.column != "rte" or run.record.seed == TUNING]
+
+    lost = [run for row in EFFECTS for run in diverged(study, row, TUNING, "rte")]
+    tuning = {run.folder: run for run in lost if run.record.status == "diverged"}
+    runs = [tuning.get(run.folder, run) for run in recorded_runs.find(study)]
+    (one,) = registered.found(study, without_a_task(runs))
+    assert one.caveat == "Left out, though registered: RTE (no scored run). "
+    (one,) = found(study, without_a_task)
+    assert one.caveat.startswith("Incomplete") and "Left out" not in one.caveat
+
+
 @pytest.mark.parametrize("seeds", [SEEDS[1:], SEEDS])
 def test_a_method_whose_runs_all_diverge_is_worse(study, seeds):
     """As with one run to the end: a run that diverged counts with its last score."""
@@ -257,7 +281,8 @@ def test_what_an_earlier_registration_lacks_is_said(study):
     usual = dataclasses.replace(PROTOCOL, rates=Protocol.of(MODULE.STUDY, "STUDY").rates)
     earlier = dataclasses.replace(kept.registered, budgets={}, protocol=usual)
     told = registered.of_study(dataclasses.replace(kept, registered=earlier))
-    assert "earlier version, which says nothing of metrics, budgets and families" in told.notes[1]
+    assert "earlier version, which says nothing of metrics and families of tests" in told.notes[1]
+    assert "Budgets it fixes" in told.notes[1]
     assert not any("learning rate" in note for note in told.notes)  # 5 rates
 
 

@@ -298,11 +298,38 @@ def test_a_method_whose_runs_all_diverged_has_a_setting_and_no_mean(tmp_path):
     for seed in range(2):
         planted(tmp_path / f"lora{seed}", "lora", seed, LABELS, wrong(0.2, seed), rate=1e-3)
         how = {"status": "diverged", "best_step": None}
-        planted(tmp_path / f"dora{seed}", "dora", seed, LABELS, wrong(0.5, seed), rate=1e-3, **how)
+        write(tmp_path / f"dora{seed}", "glue", f"task=sst2,variant=dora,seed={seed}", {}, **how)
     assert methods(tmp_path)["dora"].chosen is not None
     found = said(tmp_path)
-    assert "No run of DoRA completed, so it has no mean: 2 diverged." in found
+    assert "DoRA has no mean: 2 diverged without a score." in found
     assert "leaves out" not in found
+    sheet = sheets.methods_sheet(made(tmp_path)[0])
+    assert sheet.rows[1][:2] == ["DoRA", "no number"]
+    assert is_numeric([row[1] for row in sheet.rows])
+
+
+def test_a_run_that_diverged_counts_alike_in_a_method_s_mean_and_in_its_difference(tmp_path):
+    """Or its method would have the better mean, and be the worse one, on one page."""
+    shares = {"lora": (0.20, 0.22, 0.21), "dora": (0.18, 0.17, 0.51)}
+    for method, own in shares.items():
+        for seed, share in enumerate(own):
+            lost = {"status": "diverged", "best_step": None} if share > 0.5 else {}
+            planted(tmp_path / f"{method}{seed}", method, seed, LABELS, wrong(share, seed), **lost)
+    mean, spread = 100 * (1 - np.mean(shares["dora"])), 100 * np.std(shares["dora"], ddof=1)
+    of_lora = 100 * (1 - np.mean(shares["lora"]))
+    found = lines(tmp_path)
+    (line,) = (each for each in found if each["line"] == "method" and each["method"] == "dora")
+    assert float(line["mean"]) == pytest.approx(mean) and line["n"] == "3"
+    assert line["note"] == "1 diverged, with its last score"
+    (test,) = (each for each in found if each["test"] == "seeds")
+    between = float(test["difference"]) * (1 if test["method"] == "dora" else -1)
+    assert between == pytest.approx(mean - of_lora)
+    cell = f"{mean:.2f} ± {spread:.2f} (1 diverged, with its last score)"
+    for form in ("rich", "markdown", "html"):
+        assert cell in rendered(made(tmp_path), form)
+    assert "(1 diverged, with its last score)" in rendered(made(tmp_path), "latex")
+    text = said(tmp_path)
+    assert "The mean of DoRA is not of completed runs alone: 1 diverged, with its last" in text
 
 
 def test_equal_scores_have_no_interval(study):

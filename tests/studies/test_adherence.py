@@ -136,7 +136,10 @@ def test_a_best_rate_at_the_edge_asks_for_more_of_all(study):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train__batch_size": 16}, "its settings are not those registered for lora"),
+        *[
+            ({budget: 16}, "its settings are not those registered for lora")
+            for budget in ("train__batch_size", "train__max_steps", "train__epochs", "data__train")
+        ],
         ({"study__registration": "0"}, "it does not carry the digest of the registration"),
         ({"data__validation": 7}, "it holds out 7 examples"),
         ({"data__draw": 5}, "its examples are draw 5, not that of seed 0"),

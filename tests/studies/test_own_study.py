@@ -90,7 +90,8 @@ def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
     assert dora.mean == pytest.approx(5 * 1.01)
     assert "DoRA of mine" in render_table("my_study", runs, "markdown", size="smoke")
     ended = commands.run("experiments.power", f"--results={runs}", "--size=smoke")
-    assert ended.stdout.startswith("minilm (my_study), smoke runs, differences from LoRA.")
+    begin = "minilm (my_study), smoke runs, differences from LoRA, mean over 2 tasks."
+    assert ended.stdout.startswith(begin)
 
 
 @pytest.mark.parametrize(
