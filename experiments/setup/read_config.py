@@ -111,10 +111,8 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         if "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser):
             values["config"].parser = variant_flags.ConfigFile(dict(flag_texts(argv)))
         return values(argv)
-    except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
-        if said := _wrong_setting(argv):
-            raise ValueError(said) from error
-        raise  # of the config's own code
+    except (AttributeError, LookupError, TypeError) as error:  # not in the locked config
+        raise ValueError(_wrong_setting(argv) or first_line(error)) from error
     except flags.UnrecognizedFlagError as error:
         raise ValueError(_no_flag(error.flagname, argv, values)) from error
     except flags.Error as error:
