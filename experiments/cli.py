@@ -18,7 +18,8 @@ from experiments.command_names import shown
 from experiments.compilation_cache import keep_programs
 from experiments.help_text import help_text, own_flags, settings_text, takes_config
 from experiments.setup import variant_flags
-from experiments.setup.read_config import flag_texts, read, read_config, settings_of
+from experiments.setup.read_config import flag_texts, read, read_config
+from experiments.setup.setting_names import settings_of
 from lora_jax.files import number_text
 
 

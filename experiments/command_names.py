@@ -40,6 +40,8 @@ def listing() -> str:
 
 def require_command(name: str) -> None:
     """Raise a ValueError unless there is a command of this name."""
+    if name.startswith("-"):
+        raise ValueError(f"no flag {name}; nearest: --help, which lists the commands")
     if name not in (known := commands()):
         from lora_jax.suggest import nearest  # takes seconds, with all of lora_jax
 

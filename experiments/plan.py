@@ -96,13 +96,13 @@ def plan() -> None:
     if _TABLE.value is not None:
         cost()
         return
+    cli.refuse_ignored((_DEVICE, _MODEL, _TOKENS, _EFFICIENCY, _FORMAT), "it goes with --table")
     for flag, value in (("config", _CONFIG.value), ("topology", _TOPOLOGY.value)):
         if value is None:
             said = str(flags.FLAGS[flag].help)
             raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
-    cli.refuse_ignored((_DEVICE, _MODEL, _TOKENS, _EFFICIENCY, _FORMAT), "it goes with --table")
     chosen = topology(str(_TOPOLOGY.value))
-    mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices)
+    mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices, "--mesh=")
     check_device_count(chosen)
     prepare(_simulated(chosen))
     console = Console(soft_wrap=True)

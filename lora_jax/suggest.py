@@ -15,22 +15,36 @@ def require_known(name: str, known: Collection[str], wrong: str) -> None:
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names closest to `name`, as a phrase for an error message."""
     known = list(known)
+    return _quoted(close(name, known, count, cutoff=0.3) or known[:count]) or "none"
+
+
+def close(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The known names that are like `name`, the closest first; there may be none.
+
+    Args:
+      cutoff: how like they must be, from 0 to 1 (`difflib`).
+    """
     # People mostly misspell the end of a path: compare it with ends of the same length.
     depth = name.count("/") + 1
-    tails = {"/".join(path.split("/")[-depth:]).lower(): path for path in reversed(known)}
-    close = difflib.get_close_matches(name.lower(), list(tails), n=count, cutoff=0.3)
-    found = [tails[tail] for tail in close] or known[:count]
-    return ", ".join(f"'{path}'" for path in found) or "none"
+    tails = {"/".join(path.split("/")[-depth:]).lower(): path for path in reversed([*known])}
+    return [tails[each] for each in difflib.get_close_matches(name.lower(), tails, count, cutoff)]
+
+
+def nearest_if_close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of an error message: `; nearest: 'v5e'`, or nothing if no name is close."""
+    found = close(name, known, cutoff=cutoff)
+    return f"; nearest: {_quoted(found)}" if found else ""
 
 
 def nearest_or_all(name: str, known: Collection[str]) -> str:
-    """The end of an error message: `; nearest: 'v5e'` if any is close, or else all known names."""
-    close = difflib.get_close_matches(name.lower(), known, cutoff=0.6)
-    return f"; nearest: {nearest(name, known)}" if close else f": there are {', '.join(known)}"
+    """As `nearest_if_close`, or all known names if none is close."""
+    return nearest_if_close(name, known) or f": there are {', '.join(known)}"
 
 
 def nearest_path(path: Path, fits: Callable[[Path], bool]) -> str:
     """The end of an error message on a path that is not there: `; nearest in runs: 'lora'`.
+
+    A folder of the path that is missing, too, is named.
 
     Args:
       fits: whether a path is of the kind that was asked for. Folders are named where none is, and
@@ -42,4 +56,10 @@ def nearest_path(path: Path, fits: Callable[[Path], bool]) -> str:
         beside = sorted(each for each in missing.parent.iterdir() if each.name[0] != ".")
     wanted = [each for each in beside if missing == path and fits(each)]
     names = [each.name for each in wanted or beside if wanted or each.is_dir()]
-    return f"; nearest in {missing.parent}: {nearest(missing.name, names)}" if names else ""
+    said = "" if missing == path else f"; there is no folder {missing}"
+    found = close(missing.name, names)
+    return said + (f"; nearest in {missing.parent}: {_quoted(found)}" if found else "")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -12,7 +12,7 @@ from flax import nnx
 
 import lora_jax as lj
 from lora_jax.partition import flatten, matches, select_paths
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, nearest_if_close
 
 
 class Pair(NamedTuple):
@@ -136,6 +136,8 @@ def test_a_pattern_matches_a_whole_path_or_its_tail(pattern, path, expected):
 def test_nearest():
     assert nearest("kernle", ["a/kernel", "b/bias"]).startswith("'a/kernel'")
     assert nearest("zzzzzz", []) == "none"
+    assert nearest_if_close("zzzzzz", ["kernel"]) == ""
+    assert nearest_if_close("Kernle", ["kernel", "bias"]) == "; nearest: 'kernel'"
 
 
 def test_a_pattern_of_several_lines_is_one_line_in_the_message():

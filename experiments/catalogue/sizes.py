@@ -23,6 +23,7 @@ from lora_jax.models.published.decoders import abstract_decoder, read_decoder_co
 from lora_jax.models.published.encoders import read_encoder_config
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.weight_files import find_gguf, read_json
+from lora_jax.suggest import nearest_if_close
 from lora_jax.transform import target_patterns
 from lora_jax.transform.placement import group_of, place, trains
 from lora_jax.transform.shared_arrays import count_shared
@@ -72,7 +73,10 @@ def _abstract(name: str) -> tuple[Any, Any]:
     """The forward pass of a model, and the shapes of its parameters."""
     if content := ON_THE_HUB.get(name):
         return _decoder(decoder_family_of(content).config.from_json(content))
-    where = locate(name)
+    try:
+        where = locate(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{nearest_if_close(name, ON_THE_HUB)}") from error
     if find_gguf(where) is None and read_json(where / "config.json").get("model_type") in FAMILIES:
         shape, settings = read_encoder_config(where), EncoderSettings(name=name)
         return lj.from_nnx(classification.abstract(shape, settings, OUTPUTS))

@@ -22,5 +22,5 @@ def mesh_of(sizes: Sequence[int] | None) -> Mesh | None:
     wanted = math.prod(sizes)
     if jax.process_count() == 1 and 0 < wanted < len(devices):
         devices = devices[:wanted]
-    mesh = make_mesh(*mesh_sizes(sizes, len(devices)), devices=devices)
+    mesh = make_mesh(*mesh_sizes(sizes, len(devices), "--mesh="), devices=devices)
     return None if mesh.size == 1 else mesh

@@ -45,16 +45,20 @@ class Kind:
     tpu: bool = True
     megacore: bool = False
     """Whether libtpu must be told that a chip's two cores are one device."""
+    has_others: bool = True
+    """Whether there are other sizes than those that are listed."""
 
 
+_TWO_AXES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 # The memory of TPUs is the limit that libtpu 0.0.42.1 reports for a program that asks for 2 TB.
 # That of GPUs is their nominal size in units of 10^9 bytes, as some of the memory is never free.
+# All sizes of v5e and v6e: https://cloud.google.com/tpu/docs/v5e and /v6e.
 KINDS = {
     "v3": Kind(15.48, ("2x2", "4x4", "8x8", "16x16"), 2),
     "v4": Kind(30.75, ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8"), megacore=True),
-    "v5e": Kind(15.75, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "v5e": Kind(15.75, _TWO_AXES, has_others=False),
     "v5p": Kind(95.74, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
-    "v6e": Kind(31.25, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "v6e": Kind(31.25, _TWO_AXES, has_others=False),
     "tpu7x": Kind(94.75, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), 2),
     "l4": Kind(24e9 / GIB, ("1", "2", "4", "8"), tpu=False),
     "a100-40": Kind(40e9 / GIB, ("1", "2", "4", "8", "16"), tpu=False),
@@ -90,10 +94,10 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """The topology with a name, of a listed size or any other.
+    """The topology with a name, of a listed size, or any other where there are others.
 
     Raises:
-      ValueError: an unknown kind, or a size of the wrong form.
+      ValueError: an unknown kind, a size of the wrong form, or one that the kind does not have.
     """
     kind, _, size = name.partition(":")
     if kind not in KINDS:
@@ -105,6 +109,8 @@ def topology(name: str) -> Topology:
         raise ValueError(
             f"--topology={name}: expected {kind}: and a size, such as {kind}:{listed[0]}"
         )
+    if size not in listed and not KINDS[kind].has_others:
+        raise ValueError(f"--topology={name}: no slice of {kind}; there are {', '.join(listed)}")
     return Topology(kind, tuple(map(int, size.split("x"))))
 
 

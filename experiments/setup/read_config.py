@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from experiments.command_environment import flag_file
-from experiments.setup import config_errors, config_files, json_config, variant_flags
+from experiments.setup import config_errors, config_files, json_config, setting_names, variant_flags
 from lora_jax.error_text import first_line
 from lora_jax.files import number_text
-from lora_jax.suggest import nearest
+from lora_jax.suggest import close, nearest, nearest_if_close
 
 
 class FlagValueError(ValueError):
@@ -54,8 +54,11 @@ _OF_PYTHON = {
     r"could not convert string to float: .*": "expected a number, such as 3e-4",
     r"Failed to parse .* as a ConfigDict: .*": "it is a section, not a setting",
     r"The flag 'config\..*' is defined twice.*": "two --config flags are given: leave one out",
+    r"value should be one of <(.*)>": r"expected \1",
+    r": \S+ is not (?=an? )": ": expected ",
+    r": \S+ is not integer >= ": ": expected a whole number of at least ",
 }
-"""Errors of Python in a flag's text, and what they mean."""
+"""Errors of Python and absl in a flag's text, and what they mean."""
 _MISSING = r"flag --(\w+)=None: Flag --\1 must have a value other than None"
 
 
@@ -103,25 +106,15 @@ def _located(argv: Sequence[str]) -> Iterator[str]:
         yield argument
 
 
-def _unknown_setting(error: Exception) -> str:
-    """The name that a locked config does not have, and the nearest that it has."""
-    said = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-    name, near = re.search(r"['\"]([^'\"]+)['\"]", said), re.search(r'Did you mean "([^"]+)"', said)
-    nearest = f"; nearest: '{near[1]}'" if near else ""
-    return f"'{name[1]}'{nearest}" if name else said
-
-
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
         if "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser):
             values["config"].parser = variant_flags.ConfigFile(dict(flag_texts(argv)))
         return values(argv)
-    except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
-        if isinstance(error, TypeError) or "does not support indexing" in str(error):
-            raise ValueError(_inside_a_setting(argv)) from error
-        raise ValueError(f"the config has no setting {_unknown_setting(error)}") from error
+    except (AttributeError, LookupError, TypeError) as error:  # not in the locked config
+        raise ValueError(_wrong_setting(argv) or first_line(error)) from error
     except flags.UnrecognizedFlagError as error:
-        raise ValueError(f"{error}{_as_setting(error.flagname, argv)}") from error
+        raise ValueError(_no_flag(error.flagname, argv, values)) from error
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
@@ -140,34 +133,37 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
                 if kind is ConfigDict:
                     first = first_setting(config_path.get_value(path, values[section].value))
                     said += f"; nearest: --{name}.{first}"
+                if isinstance(parser := values[name].parser, flags.EnumParser):
+                    said += nearest_if_close(text, parser.enum_values, cutoff=0.3)
                 raise FlagValueError(said, name, text, kind is ConfigDict) from error
         raise ValueError(said) from error
 
 
-def _as_setting(flag: str, argv: Sequence[str]) -> str:
-    """The settings of the config that an unknown flag may mean, as the end of an error message.
-
-    Args:
-      argv: the command line, whose config is read without the settings that it changes.
-    """
-    configs = [each for each in argv if each.startswith("--config=")]
-    if not configs:
-        return ""
+def _no_flag(flag: str, argv: Sequence[str], values: flags.FlagValues) -> str:
+    """A message that there is no such flag, and which flag or setting of the config is meant."""
     try:
-        found = settings_of(variant_flags.with_all(read_config(configs[:1])))
+        known = _setting_names(argv)
     except ValueError:
-        return ""
-    meant = [name for name in found if name.rpartition(".")[2] == flag]
-    return f"; a setting of the config is --config.{meant[0]}" if meant else ""
+        known = []
+    like = [f"--{name}" for name in close(flag, values)]
+    if not like or setting_names.meant(flag, known):
+        return f"no flag --{flag}{setting_names.hint(flag, known, '--config.')}"
+    return f"no flag --{flag}; nearest: {', '.join(like)}"
 
 
-def settings_of(section: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """The settings of a config by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        nested = isinstance(value, Mapping | ConfigDict)
-        found |= settings_of(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+def _setting_names(argv: Sequence[str]) -> list[str]:
+    """The names of all settings of a command line's config; none without a config."""
+    configs = [f"--config={text}" for name, text in flag_texts(argv) if name == "config"]
+    return setting_names.all_names(read_config(configs)) if configs else []
+
+
+def _wrong_setting(argv: Sequence[str]) -> str:
+    """What is wrong with the first flag whose setting the config does not have."""
+    given = [re.fullmatch(r"(?:no)?config\.(.+)", name) for name, _ in flag_texts(argv)]
+    paths = [found[1] for found in given if found]
+    known = _setting_names(argv) if paths else []
+    said = (setting_names.wrong(path, known) for path in paths)
+    return next(filter(None, said), "")
 
 
 def first_setting(section: ConfigDict) -> str:
@@ -180,21 +176,6 @@ def flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     for argument, following in itertools.pairwise([*argv, ""]):
         if found := re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL):
             yield found[1], following if found[2] is None else found[2]
-
-
-def _inside_a_setting(argv: Sequence[str]) -> str:
-    """What is wrong with the first flag of a setting within a setting that is no section."""
-    given = list(flag_texts(argv))
-    config = read_config([f"--config={text}" for name, text in given if name == "config"])
-    for name, text in given:
-        first, *path = name.split(".")
-        found: Any = config
-        for place, key in enumerate(path):
-            if not isinstance(found, ConfigDict):
-                single = ".".join([first, *path[:place]])
-                return f"--{name}={text}: {single} is a single setting and has no setting '{key}'"
-            found = found.get(key)
-    return "a flag names a setting inside of one that is no section"
 
 
 def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:

@@ -5,7 +5,7 @@ import functools
 import re
 import runpy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,11 +16,12 @@ from configs.settings import RunConfig
 from experiments.setup import config_errors, json_config, variant_flags
 from experiments.setup.config import parse
 from experiments.setup.read_config import FlagValueError, first_setting, read_config
+from experiments.setup.setting_names import all_names, meant, settings_of
 from experiments.setup.suggested import fill
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.trial_names import labels_of, name_of
 from lora_jax.files.canonical_json import config_digest
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest_if_close
 
 _LONGEST = 120  # characters of a folder name; file systems allow 255 bytes with suffixes
 
@@ -129,7 +130,7 @@ def integers(
         config = _with_unset(_arguments(arguments, row))
     except ValueError as error:
         raise ValueError(f"{written(row)}: {_with_hint(error, arguments, row)}") from error
-    whole = {f"config.{path}" for path in _paths(config) if get_type(path, config) is int}
+    whole = {f"config.{path}" for path in settings_of(config) if get_type(path, config) is int}
     ends = {a.key: (a.low, a.high) for a in axes if isinstance(a, sweep_flag.Range)}
     fractions = {f"config.{path}" for path in variant_flags.fractions(config)}
     return whole - {key for key in fractions & ends.keys() if any(end % 1 for end in ends[key])}
@@ -242,10 +243,12 @@ def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, 
 def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str:
     """A message that a config has no such argument, and which setting or argument may be meant."""
     key, known = unknown.key, unknown.known
-    paths = [f"config.{path}" for path in _paths(_with_unset(arguments))]
-    ending = [path for path in paths if path.rpartition(".")[2] == key]
-    near = f"the setting is {' or '.join(ending)}" if ending else f"nearest: {nearest(key, known)}"
-    return f"the config has no argument '{key}', but {', '.join(known)}; {near}"
+    settings = meant(key, all_names(read_config(arguments)))
+    near = "" if settings else nearest_if_close(key, known)
+    if not near:
+        such = " or ".join(settings[:3]) or "such as config.optimizer.learning_rate"
+        near = f"; a setting is swept by its path, {such}"
+    return f"the config has no argument '{key}', but {', '.join(known)}{near}"
 
 
 def _no_setting(arguments: Sequence[str], key: str) -> str:
@@ -260,12 +263,6 @@ def _no_setting(arguments: Sequence[str], key: str) -> str:
     except ValueError as error:
         known = known and config_errors.unknown_argument(error) is None
     return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
-
-
-def _paths(config: ConfigDict) -> Iterator[str]:
-    for key, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        yield from (f"{key}.{path}" for path in _paths(value)) if nested else (key,)
 
 
 def named_apart(trials: Sequence[Trial], taken: Iterable[str] = ()) -> list[Trial]:

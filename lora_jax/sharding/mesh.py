@@ -57,21 +57,26 @@ def make_mesh(
         return Mesh(grid, AXES, axis_types=kinds)
 
 
-def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
+def mesh_sizes(sizes: Sequence[int], devices: int, where: str = "mesh ") -> tuple[int, ...]:
     """The sizes of a mesh's axes, with -1 replaced.
+
+    Args:
+      where: what messages have before the sizes.
 
     Raises:
       ValueError: sizes that do not make up the number of devices.
     """
-    said = ",".join(map(str, sizes))
+    said = where + ",".join(map(str, sizes))
     if len(sizes) != len(AXES) or sum(size == -1 for size in sizes) > 1:
-        raise ValueError(f"mesh {said}: expected the sizes of {', '.join(AXES)}, at most one -1")
+        raise ValueError(f"{said}: expected the sizes of {', '.join(AXES)}, at most one -1")
     if any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {said}: sizes must be at least 1, or -1 for what is left")
+        raise ValueError(f"{said}: sizes must be at least 1, or -1 for what is left")
     known = math.prod(size for size in sizes if size != -1)
     filled = tuple(devices // known if size == -1 else size for size in sizes)
     if math.prod(filled) != devices:
-        raise ValueError(f"mesh {said} does not make up {devices} devices")
+        needs = f"a multiple of {known}" if -1 in sizes else known
+        there = "is 1" if devices == 1 else f"are {devices}"
+        raise ValueError(f"{said} needs {needs} devices; there {there}")
     return filled
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from unittest.mock import Mock
 
 import commands
 import jax
@@ -180,6 +181,14 @@ def test_parameters_of_whole_models():
     llama = sizes.model("meta-llama/Llama-2-7b-hf")
     of_block = 4 * (4096 + 4096) + 3 * (4096 + 11008)
     assert sizes.trained("lora", (sizes.LINEARS,), llama) == 32 * 8 * of_block
+
+
+def test_a_model_that_is_nowhere(monkeypatch):
+    monkeypatch.setattr(sizes, "locate", Mock(side_effect=FileNotFoundError("not there")))
+    with pytest.raises(FileNotFoundError, match=r"^not there; nearest: 'meta-llama/Llama-2-7b-hf'"):
+        sizes.model("meta-llama/Llama-2-7b")
+    with pytest.raises(FileNotFoundError, match=r"^not there$"):
+        sizes.model("zzzz")
 
 
 def test_costs_are_those_that_were_measured(tmp_path):

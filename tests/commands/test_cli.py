@@ -39,20 +39,20 @@ SMOKE = "configs/quickstart.py:size=smoke"
         ((f"--config={SMOKE}", "--config.variant.rnk=4"), "no setting 'rnk'; nearest: 'rank'"),
         (
             (f"--config={SMOKE}", "--config.varient.rank=4"),
-            "the config has no setting 'varient'; nearest: 'variant'",
+            "error: config.varient.rank: no such setting; it is config.variant.rank",
         ),
         (
             (f"--config={SMOKE}", "--config.optimizer.learing_rate=1"),
-            "the config has no setting 'learing_rate'; nearest: 'learning_rate'",
+            "learing_rate: no such setting; nearest: config.optimizer.learning_rate, ",
         ),
         ((f"--config={SMOKE}", "--config.variant.rank=many"), "--config.variant.rank=many"),
-        ((f"--config={SMOKE}", "--wrkdir=x"), "Did you mean: workdir"),
+        ((f"--config={SMOKE}", "--wrkdir=x"), "error: no flag --wrkdir; nearest: --workdir"),
         ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
         ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
         ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
         (
             (f"--config={SMOKE}", "--rank=4"),
-            "'rank'; a setting of the config is --config.variant.ra",
+            "error: no flag --rank; it is --config.variant.rank",
         ),
         ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
     ],
@@ -223,12 +223,33 @@ def test_what_a_configs_own_code_raises_is_one_line(tmp_path, text, said):
 def test_flags_of_a_config_keep_their_own_lines(tmp_path):
     path = tmp_path / "own.py"
     for flag, said in [
-        ("--config.sed=1", "the config has no setting 'sed'; nearest: 'seed'"),
+        ("--config.sed=1", "^config.sed: no such setting; nearest: config.seed$"),
         ("--config.seed=x", "flag --config.seed=x: expected a whole number, such as 8"),
-        ("--config.seed.x=1", "--config.seed.x=1: config.seed is a single setting and has no"),
+        ("--config.seed.x=1", "^config.seed.x: no such setting; config.seed is a single one$"),
     ]:
         with pytest.raises(ValueError, match=said):
             read(path, GOOD, flag)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("data.batch_size=8",), "data.batch_size: no such setting; it is config.train.batch_size"),
+        (("lr=1e-3",), "lr: no such setting; it is config.optimizer.learning_rate"),
+        (("model.pol=cls",), "model.pol: no such setting; nearest: config.model.pool"),
+        (("model.quantize=nf4",), "model.quantize: .*; nearest: .*config.quantize.storage"),
+        (
+            ("optimizer.name=adamw",),
+            "optimizer.name: .*; nearest: config.data.name, config.model.name, config.variant.name",
+        ),
+        (("seed=1", "zzzz=1", "yyyy=1"), "zzzz: no such setting; --help lists all"),
+        (("model.unroll=1", "data.unroll=1"), "data.unroll: .*; it is config.model.unroll"),
+    ],
+)
+def test_a_setting_is_looked_for_in_all_sections(given, said):
+    with pytest.raises(ValueError, match=r"\S") as error:
+        read_config([f"--config={SMOKE}", *(f"--config.{flag}" for flag in given)])
+    assert re.fullmatch(f"config.{said}", str(error.value))
 
 
 NUMBERS = "{'seed': 0, 'rate': 0.5, 'name': 'x', 'pair': (1, 'a'), 'on': True}"
@@ -281,6 +302,9 @@ def test_whole_numbers_are_plain(text):
         jobs.parse_shard(f"{text}/12")
 
 
+LAUNCHERS = ["local", "slurm", "ray", "kubernetes", "print"]
+
+
 @pytest.fixture
 def some_flags(monkeypatch):
     values = flags.FlagValues()
@@ -290,8 +314,15 @@ def some_flags(monkeypatch):
     flags.DEFINE_list("tasks", [], "Tasks.", flag_values=values)
     flags.DEFINE_string("kind", "best", "A kind.", flag_values=values)
     flags.DEFINE_string("shard", "", "A shard.", flag_values=values)
+    flags.DEFINE_enum("launcher", "local", LAUNCHERS, "A launcher.", flag_values=values)
+    flags.DEFINE_integer("seeds", 2, "Seeds.", lower_bound=2, flag_values=values)
+    flags.DEFINE_integer("rows", 2, "Rows.", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("share", 1.0, "A share.", 0.0, 1.0, flag_values=values)
     monkeypatch.setattr(cli.flags, "FLAGS", values)
     return values
+
+
+ONE = r"expected local\|slurm\|ray\|kubernetes\|print"
 
 
 @pytest.mark.parametrize(
@@ -303,11 +334,18 @@ def some_flags(monkeypatch):
         ("--methods=", "--methods is empty: leave it out for full,lora"),
         ("--tasks=", "--tasks is empty: tasks"),
         ("--kind=", "--kind is empty: a kind"),
+        ("--knd=x", "no flag --knd; nearest: --kind"),
+        ("--zzzz=x", "no flag --zzzz; --help lists all"),
+        ("--launcher=k8s", f"flag --launcher=k8s: {ONE}; nearest: 'kubernetes'"),
+        ("--launcher=zzz", f"flag --launcher=zzz: {ONE}"),
+        ("--seeds=1", "flag --seeds=1: expected a whole number of at least 2"),
+        ("--rows=-1", "flag --rows=-1: expected a positive integer"),
+        ("--share=2", r"flag --share=2: expected a number in the range \[0.0, 1.0\]"),
         ("--run=~/x", "--run=~/x: the shell leaves ~ as it is here: write .HOME"),
         ("--run=folder=~me/x", "--run=folder=~me/x: the shell leaves ~ as it is here: write .HOME"),
     ],
 )
-def test_a_flag_that_is_empty_or_no_path(some_flags, argument, said):
+def test_a_flag_that_is_wrong(some_flags, argument, said):
     with pytest.raises(SystemExit, match=f"^error: {said}$"):
         cli.parse(["command", argument])
 

@@ -353,7 +353,7 @@ def test_lines_are_counted_over_quoted_line_ends(tmp_path):
     [
         ({}, "data.files needs 'train'"),
         ({"train": "x", "text": "t"}, "data.files needs 'label'"),
-        ({"train": "x", "text": "t", "label": "y"}, "data.files needs 'validation', or"),
+        ({"train": "x.tsv", "text": "t", "label": "y"}, "^there is no file x.tsv$"),
         (
             {"train": "x", "text": "t", "label": "t"},
             r"data\.files\.text and data\.files\.label are the same column, 't'",
@@ -372,3 +372,10 @@ def test_lines_are_counted_over_quoted_line_ends(tmp_path):
 def test_what_is_not_named_is_asked_for(files, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_task("mine", "files", files=files)
+
+
+def test_what_is_held_out_is_asked_for_as_it_is_written(tmp_path):
+    (tmp_path / "t.csv").write_text("t,y\na,1\nb,2\n")
+    said = "data.files needs 'validation', or data.validation .*validation=FILE and held_out=500$"
+    with pytest.raises(ValueError, match=said):
+        load_task("mine", "files", tmp_path, {"train": "t.csv", "text": "t", "label": "y"})

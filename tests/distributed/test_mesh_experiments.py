@@ -66,11 +66,11 @@ def test_a_process_takes_all_devices_or_as_many_as_are_asked_for():
     "value, message",
     [
         ("1,x,1", "--mesh=1,x,1: expected whole numbers"),
-        ("2,2", "mesh 2,2: expected the sizes of data, fsdp, tensor, at most one -1"),
-        ("-1,-1,1", "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
-        ("0,1,1", "mesh 0,1,1: sizes must be at least 1, or -1 for what is left"),
-        ("16,1,1", "mesh 16,1,1 does not make up 8 devices"),
-        ("3,-1,1", "mesh 3,-1,1 does not make up 8 devices"),
+        ("2,2", "--mesh=2,2: expected the sizes of data, fsdp, tensor, at most one -1"),
+        ("-1,-1,1", "--mesh=-1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
+        ("0,1,1", "--mesh=0,1,1: sizes must be at least 1, or -1 for what is left"),
+        ("16,1,1", "--mesh=16,1,1 needs 16 devices; there are 8"),
+        ("3,-1,1", "--mesh=3,-1,1 needs a multiple of 3 devices; there are 8"),
     ],
 )
 def test_what_is_wrong_with_a_mesh_is_said(value, message):
@@ -82,7 +82,7 @@ def test_what_is_wrong_with_a_mesh_is_said(value, message):
 @pytest.mark.parametrize(
     "mesh, message",
     [
-        ("2,1,4", "mesh 2,1,4 does not make up 4 devices"),
+        ("2,1,4", "--mesh=2,1,4 needs 8 devices; there are 4"),
         ("1,4,1", "config.train.batch_size 6 must be a multiple of 4: train.accumulate 1 on a mesh "
          "of data 1, fsdp 4, tensor 1 (--mesh=1,1,1 is one device)"),
     ],

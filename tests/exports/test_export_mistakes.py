@@ -37,9 +37,11 @@ def test_runs_that_are_not_exported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^--run=.*gone: no such folder$"):
         read_record(tmp_path / "gone")
     (tmp_path / "lora").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"nothing: no such folder$"):
+        read_record(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"lroa: no such folder; nearest in .*: 'lora'$"):
         read_record(tmp_path / "lroa")
-    with pytest.raises(FileNotFoundError, match=r"seed0: no such folder; nearest in .*: 'lora'$"):
+    with pytest.raises(FileNotFoundError, match=r"; there is no folder .*; nearest in .*: 'lora'$"):
         read_record(tmp_path / "lroa" / "seed0")
     said = "^--run=.* is not the folder of a run: it has no config.json"
     with pytest.raises(ValueError, match=f"{said}$"):

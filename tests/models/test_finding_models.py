@@ -106,4 +106,7 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     last = done.stderr.decode().strip().splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith("FileNotFoundError: 'org/name': not a local folder, and not available")
+    assert last == (
+        "FileNotFoundError: 'org/name': not a local folder, and not available from the Hugging "
+        "Face Hub, which cannot be reached"
+    )

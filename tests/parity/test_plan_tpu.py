@@ -8,7 +8,7 @@ import pytest
 from configs import llama2_70b
 from experiments.planning import show, topology_search
 from experiments.planning.memory_fit import fit
-from experiments.planning.topologies import GIB, devices_of, listed, topology
+from experiments.planning.topologies import GIB, Topology, devices_of, listed, topology
 from experiments.setup.config import parse
 from lora_jax.sharding.mesh import make_mesh
 
@@ -107,4 +107,4 @@ def test_capacities_are_those_of_libtpu(kind):
 
 def test_libtpu_knows_no_such_topology():
     with pytest.raises(ValueError, match="libtpu knows no topology 'v5e:3x5'"):
-        devices_of(topology("v5e:3x5"))
+        devices_of(Topology("v5e", (3, 5)))

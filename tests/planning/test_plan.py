@@ -181,9 +181,10 @@ def test_the_command_where_it_does_not_fit():
     ("arguments", "said"),
     [
         (("--topology=v5f:4x4",), "no devices 'v5f'; nearest: 'v5"),
-        (("--topology=h100:8", "--mesh=1,3,2"), "mesh 1,3,2 does not make up 8 devices"),
+        (("--topology=h100:8", "--mesh=1,3,2"), "--mesh=1,3,2 needs 6 devices; there are 8"),
         (("--topology=h100:8", "--rows=0"), "--rows=0"),
         (("--topology=h100:8", "--tokens=8"), "--tokens would be ignored: it goes with --table"),
+        (("--device=h100",), "--device would be ignored: it goes with --table"),
         ((), "--topology is missing: "),
     ],
 )

@@ -18,7 +18,7 @@ def without_libtpu(monkeypatch):
     ("name", "devices", "gib"),
     [
         ("v5e:4x4", 16, 15.75),
-        ("v5e:2x8", 16, 15.75),  # not a listed one
+        ("v3:4x8", 64, 15.48),  # not a listed one
         ("v5p:2x2x4", 16, 95.74),
         ("v4:2x2x1", 4, 30.75),  # a chip is one device
         ("v3:2x2", 8, 15.48),  # and here, two
@@ -48,6 +48,8 @@ def test_names(name, devices, gib):
         ("v5e:16", "--topology=v5e:16: expected v5e: and"),
         ("v5e:0x4", "--topology=v5e:0x4"),
         ("v5e:4x4x4", "--topology=v5e:4x4x4"),
+        ("v5e:3x5", "--topology=v5e:3x5: no slice of v5e; there are 1x1, 2x2, .*, 8x16, 16x16$"),
+        ("v6e:8x4", "--topology=v6e:8x4: no slice of v6e; there are .*, 4x8, "),
         ("v5p:4x4", "--topology=v5p:4x4: expected v5p: and a size, such as v5p:2x2x1"),
         ("h100:2x4", "--topology=h100:2x4: expected h100: and a size, such as h100:1"),
         ("h100:-8", "--topology=h100:-8"),
@@ -85,8 +87,8 @@ def test_simulated_devices():
 
 
 def test_too_many_devices_to_simulate():
-    with pytest.raises(ValueError, match="v5e:64x64 has 4096 devices; at most 512 are simulated"):
-        topologies.check_device_count(topology("v5e:64x64"))
+    with pytest.raises(ValueError, match="v3:32x32 has 2048 devices; at most 512 are simulated"):
+        topologies.check_device_count(topology("v3:32x32"))
     topologies.check_device_count(topology("v5e:16x16"))
 
 

@@ -56,7 +56,7 @@ def test_sizes_make_up_the_devices_or_are_an_error():
         ((-1, -1, 1), "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
         ((0, 8, 1), "mesh 0,8,1: sizes must be at least 1, or -1"),
         ((-2, 8, 1), "mesh -2,8,1: sizes must be at least 1, or -1"),
-        ((16, -1, 1), "mesh 16,-1,1 does not make up 8 devices"),
+        ((16, -1, 1), "mesh 16,-1,1 needs a multiple of 16 devices; there are 8"),
     ],
 )
 def test_what_is_wrong_with_sizes_is_said(sizes, message):

@@ -12,7 +12,7 @@ from experiments import report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import registered
 from experiments.setup import config_files
-from experiments.setup.read_config import settings_of
+from experiments.setup.setting_names import settings_of
 from experiments.studies import registration
 from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table
@@ -97,7 +97,7 @@ def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("mine.py", None, "there is no such file; nearest in .*: 'other.py'"),
+        ("otter.py", None, "there is no such file; nearest in .*: 'other.py'"),
         ("mine.py", "get_config = STUDIES = 1", "mine.py: it has no STUDY$"),
         ("mine.py", "STUDY = {}\n1 / 0", r"mine\.py, line 2: ZeroDivisionError: division by zero$"),
         ("mine.py", "STUDY = {", "not even Python"),

@@ -174,6 +174,14 @@ def test_flags_say_what_pods_get(given):
     assert (str(pods.folder), str(pods.mount)) == ("/data/cola", "/data")
 
 
+@pytest.mark.parametrize(
+    "image",
+    ["jax", "a__b/c-d.e:V1.2-x", "localhost/jax", "Host.io/me/jax", f"me/jax:1@sha256:{'0a' * 32}"],
+)
+def test_names_of_images(given, image):
+    assert given(kubernetes_image=image).image == image
+
+
 def test_the_image_of_the_documents_has_what_starts_a_worker():
     """Its `python`, the first on PATH, is that of the environment; `command` skips ENTRYPOINT."""
     page = commands.ROOT / "docs" / "guides" / "accelerators.md"
@@ -194,7 +202,10 @@ LABEL = "cloud.google.com/gke-tpu-accelerator"
     [
         ({"kubernetes_image": None}, "needs --kubernetes_image: a container image"),
         ({"kubernetes_claim": None}, "needs --kubernetes_claim: the PersistentVolumeClaim"),
-        ({"kubernetes_image": "a b"}, "--kubernetes_image=a b: expected an image"),
+        *(
+            ({"kubernetes_image": image}, f"--kubernetes_image={image}: expected an image")
+            for image in ("a b", "My_Image:", "Image", "a:", "a/", "/a", "a@", "a:b:c", "a___b:1")
+        ),
         ({"kubernetes_claim": "My_Claim"}, "--kubernetes_claim=My_Claim: .*; nearest: my-claim"),
         ({"kubernetes_namespace": "a.b"}, "--kubernetes_namespace=a.b: .*; nearest: a-b"),
         ({"kubernetes_env": ["A"]}, "--kubernetes_env=A: expected NAME=VALUE"),

@@ -180,8 +180,10 @@ def test_a_list_is_drawn_from_without_repetition():
         (("config.seed=1,1",), {}, "--sweep=config.seed: the value 1 is given twice"),
         ((f"{RATE}=1e-3,0.001",), {}, f"two trials are the same: {RATE}=1e-3 and {RATE}=0.001"),
         (("config.seed=1,2", "seed=1:3"), {}, "two trials are the same"),
-        (("config.optimizer.learning_rat=1",), {}, "nearest: 'learning_rate'"),
-        (("learning_rate=1,2",), {}, f"no argument 'learning_rate'.*; the setting is {RATE}"),
+        (("config.optimizer.learning_rat=1",), {}, f"nearest: {RATE}"),
+        (("learning_rate=1,2",), {}, f"no argument 'learning_rate'.*swept by its path, {RATE}$"),
+        (("lr=1,2",), {}, f"no argument 'lr'.*; a setting is swept by its path, {RATE}$"),
+        (("zzzz=1,2",), {}, f"no argument 'zzzz'.*; a setting is .* its path, such as {RATE}$"),
         (("varient=lora,dora",), {}, "^every trial: .* no argument 'varient'.*: 'variant"),
         (("config.seed=1.5",), {}, r"config\.seed=1\.5: expected a whole number"),
         (
@@ -189,8 +191,8 @@ def test_a_list_is_drawn_from_without_repetition():
             {},
             r"seed=0-5: expected a whole .*; a range is 0:5, which ends before 5",
         ),
-        (("config.seed.more=1",), {}, "config.seed is a single setting and has no setting 'more'"),
-        (("config.data.source.more=1",), {}, "config.data.source is a single setting"),
+        (("config.seed.more=1",), {}, "config.seed.more: no such setting; config.seed is a sing"),
+        (("config.data.source.more=1",), {}, "config.data.source is a single one"),
         (("config.variant=4",), {}, "is a section, not a setting"),
         (
             ("config.variant=lora,dora",),
@@ -273,7 +275,7 @@ def test_all_wrong_trials_are_named_and_equal_mistakes_said_once():
         "model=minilmm,config.seed=0; model=minilmm,config.seed=1: model 'minil"
     )
     assert "model=bert,config.seed=1: model 'bert'" in second
-    with pytest.raises(ValueError, match=r"^every trial: the config has no setting"):
+    with pytest.raises(ValueError, match=r"^every trial: config\.sed: no such setting"):
         names("config.sed=0:2")
 
 

@@ -77,6 +77,12 @@ _GRACE = flags.DEFINE_integer(
 
 _VALUE = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
 _LABEL = rf"([a-z0-9][-a-z0-9.]*/)?{_VALUE}"
+_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE_FORM = (
+    rf"([A-Za-z0-9][-A-Za-z0-9.]*(:\d+)?/)?{_NAME}(/{_NAME})*"
+    r"(:\w[-\w.]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+"""A registry, the path in it, a tag and a digest: github.com/distribution/reference."""
 _TPU_LABELS = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-topology")
 
 
@@ -96,8 +102,11 @@ def pods(workdir: Path) -> Pods:
             "sweep's folder"
         )
     image, claim, namespace = str(_IMAGE.value), str(_CLAIM.value), _NAMESPACE.value
-    if not re.fullmatch(r"[\w./:@-]+", image, re.ASCII):
-        raise ValueError(f"--kubernetes_image={image}: expected an image such as registry/name:tag")
+    if not re.fullmatch(_IMAGE_FORM, image, re.ASCII):
+        raise ValueError(
+            f"--kubernetes_image={image}: expected an image such as registry/name:tag, with a name "
+            "in small letters and a tag that is not empty"
+        )
     _require_name("claim", claim, "-.", 253)
     if namespace is not None:
         _require_name("namespace", namespace, "-", 63)

@@ -57,16 +57,17 @@ def load(
             raise ValueError(
                 f"data.files.{one} and data.files.{other} are the same column, {given[one]!r}"
             )
-    if "validation" not in given and not validation:
-        raise ValueError(
-            "data.files needs 'validation', or data.validation the number of examples to hold out"
-        )
     paths = {
         part: Path(folder or "") / given[part]
         for part in PARTS
         if part in given and not (part == "validation" and validation)
     }
     read = {part: rows.read_rows(path) for part, path in paths.items()}
+    if "validation" not in given and not validation:
+        raise ValueError(
+            "data.files needs 'validation', or data.validation the number of examples to hold out; "
+            "in configs/own_data.py, these are validation=FILE and held_out=500"
+        )
     for part, path in paths.items():
         if not read[part]:
             raise ValueError(f"{path} has no rows")

@@ -123,6 +123,7 @@ def _installed(title: str, providers: Sequence[tuple[str, str]], digest: str, in
 
 def _from_hub(name: str) -> Path:
     import huggingface_hub  # slow to import, and most runs do not need it
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
@@ -132,7 +133,9 @@ def _from_hub(name: str) -> Path:
         return folder
     except Exception as error:  # from the Hub, its HTTP client or the disk: there is no model
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        why = f" ({type(error).__name__}: {reason})"
+        if isinstance(error, LocalEntryNotFoundError):
+            why = ", which cannot be reached"
         raise FileNotFoundError(
-            f"{name!r}: not a local folder, and not available from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason})"
+            f"{name!r}: not a local folder, and not available from the Hugging Face Hub{why}"
         ) from error
