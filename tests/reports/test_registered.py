@@ -15,6 +15,7 @@ from experiments.reports.document import Document
 from experiments.reports.verdict import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
+from experiments.tables.text_formats import Sheet
 
 MODULE = importlib.import_module("configs.studies.against_lora")
 TASKS, SEEDS, TUNING = ("rte", "sst2"), range(6), 100
@@ -132,9 +133,9 @@ def test_a_page_has_each_part_of_a_study_by_its_own_rules(tmp_path):
     assert [*names.values()] == ["against_lora/8", "against_lora/64"] and not notes
     assert [*parts.names(kept[:1]).values()] == ["against_lora"]
     contests = parts.named(made, names)
-    assert [(e.table, e.task) for e in contests] == [
-        (n, t) for n, t in zip(names.values(), ("sst2", "rte"))
-    ]
+    assert [(each.table, each.task) for each in contests] == [
+        ("against_lora/8", "sst2"), ("against_lora/64", "rte"),
+    ]  # fmt: skip
     by_digest = {each.registered.digest: registered.of_study(each) for each in kept}
     told = [dataclasses.replace(by_digest[each], title=name) for each, name in names.items()]
     alone = [found(tmp_path / name)[0] for name in ("8", "64")]
@@ -326,6 +327,15 @@ def test_a_document_s_block_has_the_verdict_and_the_gains(study, tmp_path):
     made = study_blocks.block(tmp_path, "smoke")
     assert made.index(f"8: {sentence(one)}") < made.index(f"16: {sentence(one)}")
     assert made.index(f"\n| 8 {row}") < made.index(f"\n| 16 {row}") and made.count("---\n") < 2
+
+
+def test_studies_with_other_columns_have_tables_of_their_own():
+    one, two = Sheet("gain", ("method", "p"), [["a", "1"]]), Sheet("gain", ("method",), [["b"]])
+    (both,) = study_blocks.together({"8": one, "16": one})
+    assert both == Sheet("gain", ("study", "method", "p"), [["8", "a", "1"], ["16", "a", "1"]])
+    apart = study_blocks.together({"8": one, "16": two})
+    assert [each.title for each in apart] == ["8: gain", "16: gain"]
+    assert [each.rows for each in apart] == [one.rows, two.rows]
 
 
 def test_documents_have_the_blocks_of_committed_studies():
