@@ -3,6 +3,9 @@
     python -m experiments.report --results=runs/against_lora --format=html --out=report.html
     python -m experiments.report --documents=docs  # rewrites what committed studies found
 
+The folder may have the parts of a study, each registered in a folder of its own: the report says
+what each part found, and then has its tables and pictures.
+
 The runs may come from `experiments.tune`, which chooses settings on held-out examples, or from any
 grid of settings and seeds. The report takes the best setting of each method and states how many
 settings and runs were tried. It compares methods by their common seeds and by the stored
@@ -14,6 +17,7 @@ Runs without a record, such as killed ones, are counted with their methods. Runs
 study are left out where others belong to one, and smoke runs unless `--size=smoke` asks for them.
 """
 
+import dataclasses
 import datetime
 import shlex
 import sys
@@ -34,7 +38,7 @@ from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.command_names import shown
 from experiments.plurals import count
-from experiments.reports import file, origin, registered, study_blocks
+from experiments.reports import file, origin, parts, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
@@ -108,7 +112,12 @@ def report() -> None:
     made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    studies = [registered.of_study(each, bool(_PAIRS.value)) for each in kept]
+    names = parts.names(kept)
+    by_digest = {
+        each.registered.digest: registered.of_study(each, bool(_PAIRS.value)) for each in kept
+    }
+    studies = [dataclasses.replace(by_digest[each], title=name) for each, name in names.items()]
+    title, made = _title(folder, made), parts.named(made, names)
     if _PAIRS.value and not studies:
         raise ValueError(
             f"--pairs: {folder} has no registered study; without --pairs, the report compares all "
@@ -122,6 +131,7 @@ def report() -> None:
     document = Document(
         made,
         _REFERENCE.value,
+        title=title,
         resamples=_RESAMPLES.value,
         seed=_SEED.value,
         size=_SIZE.value,
@@ -136,6 +146,13 @@ def report() -> None:
         return
     file.write(out, _FORMAT.value, text)
     print(f"report: {out}")
+
+
+def _title(folder: Path, made: Sequence[Contest]) -> str:
+    """The title of the table that all contests are of; empty if they are of several, or of none."""
+    known = config_tables.tables(folder)
+    titles = {known[each.table]["title"] if each.table in known else "" for each in made}
+    return titles.pop() if len(titles) == 1 else ""
 
 
 def _origin(made: list[Contest]) -> origin.Origin:
@@ -161,7 +178,7 @@ def compared(
     Raises:
       ValueError: no such run has completed; the message counts completed runs of other sizes.
     """
-    own, notes = select_runs.select(found, table, size)
+    own, notes = select_runs.select(found, table, size, parts=True)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
     comparable.require_settings_of(varies, own)
     kept = adherence.of_folder(folder, own, found)

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from configs.settings import RunConfig
 from experiments.analysis import collect_runs, comparable, draws
-from experiments.analysis.labels import UNTITLED, Titles, in_order, method, told_apart
+from experiments.analysis.labels import (
+    UNTITLED,
+    Titles,
+    in_order,
+    method,
+    natural,
+    told_apart,
+)
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import OF_ANY, Run, mean_score, require_settings
 from experiments.analysis.unfinished_runs import Unfinished
@@ -136,7 +143,17 @@ class Contest:
 
     @property
     def title(self) -> str:
-        return f"{MODEL_TITLES.get(self.model, self.model)}, {self.task_title} ({self.table})"
+        return f"{self.model_title}, {self.task_title} ({self.table})"
+
+    @property
+    def model_title(self) -> str:
+        return MODEL_TITLES.get(self.model, self.model)
+
+    @property
+    def registration(self) -> str:
+        """The digest of the study that its runs are of; empty if they are of none."""
+        settings = (setting for method in self.methods for setting in method.settings)
+        return next((run.study.registration for each in settings for run in each.runs), "")
 
     @property
     def numbers(self) -> set[draws.Number]:
@@ -188,7 +205,7 @@ def contests(
         return comparable.varied_and_fixed(config, varies)[1]
 
     made, lost = [], list(unfinished)
-    for (table, model, task), own in sorted(groups.items()):
+    for (table, model, task), own in _in_order(groups, titles):
         same = collect_runs.without_strays(own, lambda run: fixed(run.config))
         comparable.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
@@ -213,6 +230,20 @@ def contests(
                 Contest(table, model, task, title, metrics.pop(), held_out, methods, tuple(mine))
             )
     return made
+
+
+def _in_order(
+    groups: Mapping[tuple[str, str, str], list[Run]], titles: Mapping[str, Titles]
+) -> list[tuple[tuple[str, str, str], list[Run]]]:
+    """The groups by study and model, and then their tasks in the order of the study's columns."""
+    tasks = natural(task for _, _, task in groups)
+
+    def place(group: tuple[tuple[str, str, str], list[Run]]) -> tuple[str, str, int]:
+        table, model, task = group[0]
+        columns = [*titles.get(table, UNTITLED).columns, *tasks]
+        return table, model, columns.index(task)
+
+    return sorted(groups.items(), key=place)
 
 
 def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:

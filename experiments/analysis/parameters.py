@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 
 from lora_jax.records.run_record import Record
 
-HEADING = "parameters without head"
+HEADING = "parameters"
 NOTE = (
-    "Parameters are those that the adapter trains. The head, which is the same for all methods, is "
-    "not counted, except in full fine-tuning; of a method that drops ranks, only what it keeps is."
+    "Parameters are those that the adapter trains, without the head, which is the same for all "
+    "methods. Full fine-tuning has no adapter: all weights of its model count, those of the head, "
+    "too. Of a method that drops ranks, only what it keeps counts."
 )
 
 

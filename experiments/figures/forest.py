@@ -27,9 +27,12 @@ LOOKS = {
     "worse": ("v", ORANGE, ORANGE),
     "equivalent": ("s", GREEN, GREEN),
     "undecided": ("o", PAPER, GREY),
-    "": ("o", INK, INK),
+    "": ("|", PAPER, INK),
 }
-"""The marker of each verdict, its colour inside, and that of its edge and bar."""
+"""The marker of each verdict, its colour inside, and that of its edge and bar.
+
+A filled marker is a verdict. Without one, as for the reference, there is only a stroke.
+"""
 WIDTH = 4.6
 """Of the figure, in inches."""
 FAR = 8.0
@@ -142,13 +145,16 @@ def _draw(axes: Axes, place: int, line: Line, ends: tuple[float, float]) -> None
     marker, inside, edge = LOOKS[line.verdict]
     at, inset = line.mean, 0.02 * (ends[1] - ends[0])
     if at < ends[0]:
-        at, marker, inside = ends[0] + inset, "<", edge
+        at, marker = ends[0] + inset, "<"
     elif at > ends[1]:
-        at, marker, inside = ends[1] - inset, ">", edge
-    elif line.low is not None and line.high is not None:
-        axes.hlines(place, max(line.low, ends[0]), min(line.high, ends[1]), color=edge, lw=1.6)
+        at, marker = ends[1] - inset, ">"
+    if line.low is not None and line.high is not None:
+        low, high = max(line.low, ends[0]), min(line.high, ends[1])
+        if low < high:
+            axes.hlines(place, low, high, color=edge, lw=1.6)
     (drawn,) = axes.plot([at], [place], marker, ms=6, clip_on=False, zorder=3, color=edge)
     drawn.set_markerfacecolor(inside)
+    drawn.set_markeredgewidth(2.0 if marker == "|" else 1.0)
     axes.annotate(
         numbers(line),
         (1.02, place),

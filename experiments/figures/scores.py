@@ -27,7 +27,7 @@ APART = 1.04
 
 
 def parameters(runs: Sequence[Run]) -> Figure:
-    """Draw scores, as in the tables, against parameters without heads.
+    """Draw scores, as in the tables, against parameters (`experiments.analysis.parameters`).
 
     A method without adapters (a trained head alone) is a dashed line.
     """

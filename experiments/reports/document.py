@@ -9,6 +9,7 @@ from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import Pair, pairs, swapped
 from experiments.figures.installed import require_matplotlib
+from experiments.plurals import count
 from experiments.reports import (
     csv_lines,
     file,
@@ -43,6 +44,7 @@ class Document:
         made: Sequence[Contest],
         reference: str | None = None,
         *,
+        title: str = "",
         resamples: int = RESAMPLES,
         seed: int = 0,
         size: str = "full",
@@ -53,6 +55,7 @@ class Document:
         Args:
           reference: the key of the method to compare others with; by default that of the study,
             or lora, or else the first of each contest.
+          title: what the report is about; empty if that is no single study.
           resamples, seed: of the bootstrap.
           size: that of the runs, which is said of all but full ones.
           studies: what registered studies found over all their tasks, in place of what pairs show.
@@ -60,6 +63,7 @@ class Document:
             contests.
         """
         self.made, self.reference, self.resamples, self.size = made, reference, resamples, size
+        self.title = title
         self.references = refer(made, reference, {e.title: e.reference_key for e in studies})
         self.studies = studies
         self.told = {each.title for each in studies}
@@ -108,13 +112,17 @@ class Document:
         gains = [self._gains(each, form) for each in self.findings]
         if form == "html":
             shown = [*gains, *sections]
-            return html_page.page(file.TITLE, verdicts, origin or Origin(), shown, explained)
+            title = self.title or file.TITLE
+            about, where = _about(self.made), origin or Origin()
+            return html_page.page(title, about, verdicts, where, shown, explained)
         parts = [*gains, *sections]
         said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
         told = [f"{each.title}: {text}" for each in parts for text in each.notes]
         sheets = [sheet for each in parts for sheet in each.sheets]
         write = getattr(text_formats, form)
-        return file.BEGINNINGS[form] + write(sheets, [*told, *explained, *said], verdicts)
+        return file.beginning(form, self.title) + write(
+            sheets, [*told, *explained, *said], verdicts
+        )
 
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
@@ -198,6 +206,18 @@ def refer(
         wanted = [reference] if reference else [of_studies.get(contest.table), "lora"]
         found.append(next((by_key[key] for key in wanted if key in by_key), default))
     return found
+
+
+def _about(made: Sequence[Contest]) -> list[str]:
+    """What was run: the study, the model, and how many tasks and seeds there are."""
+    places: dict[tuple[str, str], list[Contest]] = {}
+    for contest in made:
+        places.setdefault((contest.table, contest.model_title), []).append(contest)
+    said = []
+    for (table, model), own in places.items():
+        seeds = len({seed for contest in own for seed, _ in contest.numbers})
+        said.append(f"{table}: {model}, {count(len(own), 'task')}, {count(seeds, 'seed')}")
+    return said
 
 
 def _forests(found: Findings, size: str) -> "Sequence[Picture]":

@@ -7,14 +7,17 @@ from lora_jax.files.atomic import write_atomically
 
 FORMATS = ("rich", "markdown", "latex", "html", "csv")
 TITLE = "Comparison of methods"
-BEGINNINGS = {
-    "rich": f"{TITLE}\n\n",
-    "markdown": f"# {TITLE}\n\n",
-    "latex": f"% {TITLE}\n",
-}
-"""The beginnings of reports in text formats."""
-_SIGNS = BEGINNINGS | {"html": f"<title>{TITLE}</title>", "csv": ",".join(COLUMNS[:4])}
+GENERATOR = "experiments.report"
+"""What the page says made it."""
+_BEGINNINGS = {"rich": TITLE, "markdown": f"# {TITLE}", "latex": f"% {TITLE}"}
+_ENDS = {"rich": "\n\n", "markdown": "\n\n", "latex": "\n"}
+_SIGNS = _BEGINNINGS | {"html": f'content="{GENERATOR}"', "csv": ",".join(COLUMNS[:4])}
 """What a report in each format begins with; HTML has it near the beginning."""
+
+
+def beginning(form: str, title: str) -> str:
+    """The beginning of a report in a text format; `title` says what it is about, if anything."""
+    return _BEGINNINGS[form] + f": {title}" * bool(title) + _ENDS[form]
 
 
 def require_replaceable(path: Path, form: str) -> None:
@@ -29,7 +32,7 @@ def require_replaceable(path: Path, form: str) -> None:
         return
     with path.open("rb") as file:
         begins = file.read(4096)
-    sign = _SIGNS[form].strip().encode()
+    sign = _SIGNS[form].encode()
     of_form = sign in begins if form == "html" else begins.startswith(sign)
     if begins and not of_form:
         raise ValueError(

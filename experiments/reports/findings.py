@@ -196,7 +196,7 @@ def of_pairs(
         if pairs:
             methods = _of_pairs(pairs, several=len({each.model for each, _ in places}) > 1)
             unit = units.pop() if len(units) == 1 else "points"
-            registered = any(_registered(each) for each, _ in places)
+            registered = any(each.registration for each, _ in places)
             found.append(
                 Findings(
                     title=contest.table,
@@ -210,10 +210,6 @@ def of_pairs(
                 )
             )
     return found
-
-
-def _registered(contest: Contest) -> bool:
-    return any(run.study.registration for method in contest.methods for run in method.runs)
 
 
 def _of_pairs(pairs: Sequence[tuple[Pair, str]], several: bool) -> list[Finding]:

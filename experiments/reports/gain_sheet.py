@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.analysis.gains import Estimate, Gain, Gains
+from experiments.analysis.random_effects import FEWEST
 from experiments.reports.sheets import DECIMALS, p_text
 from experiments.tables.cells import NONE
 from experiments.tables.text_formats import Sheet
@@ -15,7 +16,8 @@ NOTE = (
     "if it is small, a method that is better or worse is so by less than the margin. The upper "
     "bound is one-sided. Detectable is the smallest difference that the test would find with a "
     "power of 80%. Such tasks: the mean of all tasks of which these are a sample, by a t-test of "
-    "the tasks' gains; where these tasks alone have the wider interval, it is that. All these "
+    "the tasks' gains; where these tasks alone have the wider interval, it is that; fewer than "
+    f"{FEWEST} tasks are no sample. All these "
     "numbers are of the rates that were chosen, whose choice has noise of its own, and of these "
     "development sets. They generalise over seeds: other orders and first weights, and other "
     "training examples where seeds draw them. With 10 seeds of a task, false claims can be 1.25 "
@@ -45,7 +47,7 @@ def gain_sheet(gains: Sequence[Gain], title: str, level: float, tasks: int) -> S
         "p of equivalence",
         f"{confidence} upper bound",
         "detectable",
-        "such tasks",
+        *["such tasks"] * (tasks >= FEWEST),
         "seeds",
     )
     return Sheet(title, heads, [_row(each, tasks) for each in ordered])
@@ -77,7 +79,7 @@ def _row(gain: Gain, tasks: int) -> list[str]:
         p_text(gain.equivalent),
         _signed(gain.upper),
         NONE if gain.detectable is None else f"{gain.detectable:.{DECIMALS}f}",
-        NONE if gain.new_task is None else _of_such_tasks(gain.new_task),
+        *[NONE if gain.new_task is None else _of_such_tasks(gain.new_task)] * (tasks >= FEWEST),
         str(whole.n),
     ]
 

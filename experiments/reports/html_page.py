@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.reports import html_table
+from experiments.reports import file, html_table
 from experiments.reports.origin import Origin
 from experiments.reports.page_style import SCRIPT, STYLE
 from experiments.tables.text_formats import Sheet
@@ -33,6 +33,7 @@ class Section:
 
 def page(
     title: str,
+    about: Sequence[str],
     verdicts: Sequence[str],
     origin: Origin,
     sections: Sequence[Section],
@@ -41,7 +42,8 @@ def page(
     """The whole HTML page.
 
     Args:
-      verdicts: a sentence for each study, which stands at the top.
+      about: what was run, which stands below the title.
+      verdicts: a sentence for each study, which follows.
     """
     names = [(f"s{number}", section.title) for number, section in enumerate(sections, 1)]
     names += [("notes", "What the numbers are")] * bool(notes)
@@ -50,8 +52,10 @@ def page(
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta name="generator" content="{file.GENERATOR}">',
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1>",
+        *(f'<p class="about">{html.escape(text)}</p>' for text in about),
         *(f'<p class="verdict">{html.escape(text)}</p>' for text in verdicts),
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
         *(f'<p class="origin">{_origin(text, code)}</p>' for text, code in origin.lines()),

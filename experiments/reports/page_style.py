@@ -21,6 +21,7 @@ a { color: var(--link); }
   padding: .2rem 0 .2rem .8rem; margin: .8rem 0; }
 nav ul { margin: .6rem 0; padding: 0; list-style: none; display: flex; flex-wrap: wrap;
   gap: .2rem 1.2rem; }
+.about { color: var(--soft); margin: .2rem 0; }
 .origin { color: var(--soft); font-size: .85rem; max-width: 60rem; margin: .4rem 0; }
 .origin code { overflow-wrap: anywhere; }
 ul.warnings { background: var(--warn); border-left: 4px solid var(--edge); margin: 1rem 0;

@@ -10,7 +10,10 @@ from experiments.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
 from experiments.reports.gain_sheet import of_tasks
 
-FAR = " An arrow is a difference beyond the axis, whose number is at the right."
+FAR = (
+    " An arrow is a difference beyond the axis, whose number is at the right; of its bar, the part "
+    "on the axis is drawn."
+)
 FEWER = " A method that lacks tasks comes last; its mean is over those that its name counts."
 MANY = (
     " Verdicts take all comparisons into account, so the bar of a method that is equivalent or "

@@ -178,7 +178,7 @@ def reference_sheet(
       family: all pairs of the report; in pairs with the reference, it is the second method.
       judged: whether to give their verdicts.
     """
-    tests = [head for kind in WIDEST_FIRST for head in (f"over {kind}", "p")]
+    tests = [head for kind in WIDEST_FIRST for head in (f"over {kind}", f"p, {kind}")]
     of_family = ["verdict (all pairs)", "p (Holm, all pairs)"] * judged
     heads = ["method", *of_family, *tests, "common seeds"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)

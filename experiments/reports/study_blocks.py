@@ -1,6 +1,7 @@
 """What registered studies found, as blocks of the project's documents."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.analysis import recorded_runs, select_runs
@@ -38,7 +39,7 @@ def block(folder: Path, size: str = "full") -> str:
         return text_formats.markdown([study.sheet] if study.sheet else [], (), [sentence(study)])
     verdicts = [f"{name}: {sentence(study)}" for name, study in studies.items()]
     sheets = {name: study.sheet for name, study in studies.items() if study.sheet}
-    return text_formats.markdown([_together(sheets)] if sheets else [], (), verdicts)
+    return text_formats.markdown(together(sheets), (), verdicts)
 
 
 def _found(folder: Path, size: str) -> Findings:
@@ -47,8 +48,13 @@ def _found(folder: Path, size: str) -> Findings:
     return study
 
 
-def _together(sheets: dict[str, Sheet]) -> Sheet:
-    """One table of several studies, each with its name before its rows."""
-    first = next(iter(sheets.values()))
+def together(sheets: Mapping[str, Sheet]) -> list[Sheet]:
+    """One table of several studies, each with its name before its rows.
+
+    If some have other columns, each has a table of its own.
+    """
+    if len({tuple(sheet.heads) for sheet in sheets.values()}) > 1:
+        return [dataclasses.replace(e, title=f"{name}: {e.title}") for name, e in sheets.items()]
     rows = [[name, *row] for name, sheet in sheets.items() for row in sheet.rows]
-    return dataclasses.replace(first, heads=("study", *first.heads), rows=rows)
+    first = list(sheets.values())[:1]
+    return [dataclasses.replace(e, heads=("study", *e.heads), rows=rows) for e in first]

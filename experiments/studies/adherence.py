@@ -31,6 +31,8 @@ class Adherence:
     """The runs that are not as registered, which departures are about."""
     planned: int
     """How many scored runs there are when the study is complete."""
+    folder: Path | None = None
+    """Where the study is registered."""
 
     @property
     def followed(self) -> bool:
@@ -63,7 +65,7 @@ def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> l
             )
         own, others = (_runs_of(registered, path.parent, each) for each in (runs, every))
         if _carries(registered, own) or not _carries(registered, others):
-            found.append(adherence(registered, own))
+            found.append(dataclasses.replace(adherence(registered, own), folder=path.parent))
     return found
 
 

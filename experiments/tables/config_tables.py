@@ -10,7 +10,14 @@ from typing import Any
 
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
-from experiments.analysis import collect_runs, published, recorded_runs, score_check, select_runs
+from experiments.analysis import (
+    collect_runs,
+    parameters,
+    published,
+    recorded_runs,
+    score_check,
+    select_runs,
+)
 from experiments.analysis.labels import Titles
 from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
@@ -59,7 +66,7 @@ def titles(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Titles]:
 def titles_of(table: Mapping[str, Any]) -> Titles:
     """What a table calls its rows and columns; a column of several metrics has no title."""
     count = Counter(column for _, column, _ in table["columns"])
-    columns = {key: title for title, key, _ in table["columns"] if count[key] == 1}
+    columns = {key: title if count[key] == 1 else "" for title, key, _ in table["columns"]}
     return Titles(table["rows"], columns)
 
 
@@ -118,7 +125,7 @@ def _selected(
 
 
 def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
-    """Notes on how the numbers were obtained: a sentence for ours, and one for the paper's."""
+    """Notes on how the numbers were obtained: on ours, on parameters, and on the paper's."""
     spread = {"sd": "standard deviation", "ci95": "half of a 95% interval of the mean"}
     notes = []
     if any(cell.ours for block in made for row in block.rows for cell in row.cells):
@@ -127,6 +134,8 @@ def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
             f"{table['choose']} evaluation, ± the {spread[table['spread']]}; the protocol has "
             f"{table['seeds']} seeds."
         )
+    if any(row.parameters for block in made for row in block.rows):
+        notes.append(parameters.NOTE)
     paper = [c.published for block in made for row in block.rows for c in row.cells if c.published]
     if paper:
         kinds = dict.fromkeys(

@@ -52,6 +52,7 @@ def test_tables_reports_and_pictures_have_the_same_number(runs):
             if each["parameters_most"] == "334080"
         )
         assert line["parameters_least"] == "328704"
+    assert parameters.NOTE in table and parameters.NOTE in report
     (axes,) = scores.parameters(recorded_runs.find(runs)).axes
     points = {line.get_xdata()[0] for line in axes.lines if line.get_marker() not in ("_", "|")}
     assert points == {334_080, 22_566_146} and axes.get_xlabel() == parameters.HEADING

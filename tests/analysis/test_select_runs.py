@@ -70,6 +70,40 @@ def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path)
         selected(tmp_path)
 
 
+@pytest.mark.parametrize("tasks", [("sst2", "cola"), ("sst2", "sst2")])
+def test_parts_of_a_study_have_folders_and_tasks_of_their_own(tmp_path, tasks):
+    for name, task in zip(("16", "8"), tasks, strict=True):
+        changes = {"study.registration": f"of {name}"}
+        write(tmp_path / name / "run", "glue", f"task={task}", {"matthews": 0.4}, changes=changes)
+    found = recorded_runs.find(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"2 registrations \(.*16/run and .*8/run\): keep the runs"
+    ):
+        select(found, None, "full", parts=True)
+    for name in ("16", "8"):
+        (tmp_path / name / "study.json").write_text("{}")
+    said = rf"2 registrations: give one of {tmp_path}/8, {tmp_path}/16 \(--results\)"
+    with pytest.raises(ValueError, match=said):
+        select(found, None, "full")
+    if tasks[0] != tasks[1]:
+        assert select(found, None, "full", parts=True) == (found, [])
+        return
+    with pytest.raises(ValueError, match=said):
+        select(found, None, "full", parts=True)
+
+
+def test_tasks_have_the_order_of_the_study_s_columns(tmp_path):
+    columns = ("sst2", "stsb", "mrpc", "rte", "cola")  # of against_lora, as it is registered
+    for task in columns:
+        write(tmp_path / task, "studies.against_lora", f"task={task},row=lora", {"accuracy": 0.4})
+    runs = recorded_runs.find(tmp_path)
+    known = config_tables.titles(config_tables.tables())
+    assert [each.task for each in contests(runs, known)] == [*columns]
+    assert [each.task for each in contests(runs, {})] == sorted(columns)
+    several = config_tables.titles_of({"rows": {}, "columns": [("A", "b", "x"), ("B", "b", "y")]})
+    assert several.column("b") == "b" and [*several.columns] == ["b"]
+
+
 def test_tables_and_pictures_take_the_runs_of_one_registration(tmp_path):
     for name, seed, registration in (("pilot", 0, ""), ("own", 1, "abc"), ("smoke", 2, "")):
         size = ",size=smoke" * (name == "smoke")

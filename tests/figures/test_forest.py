@@ -5,7 +5,7 @@ from matplotlib.patches import Polygon, Rectangle
 
 from experiments.figures import forest
 from experiments.figures.forest import Line
-from experiments.figures.style import BLUE, GREY
+from experiments.figures.style import BLUE, GREY, ORANGE
 
 LINES = [
     Line("a", 2.0, 1.0, 3.0, "better"),
@@ -22,7 +22,7 @@ def test_a_line_is_at_its_mean_between_the_ends_of_its_interval():
     means = {line.get_ydata()[0]: line for line in axes.lines[1:]}  # the first is zero
     assert [means[at].get_xdata()[0] for at in range(4)] == [2.0, 0.1, -0.04, -0.5]
     bars = [tuple(bar.get_segments()[0][:, 0]) for bar in axes.collections]
-    assert bars == [(1.0, 3.0), (-0.4, 0.6), (-2.0, 1.0)]
+    assert bars == [(1.0, 3.0), (-0.4, 0.6), (-2.0, 1.0)]  # all of the last one is beyond
     assert [text.get_text() for text in axes.get_yticklabels()] == list("abcde")
     assert (means[0].get_marker(), means[0].get_color()) == ("^", BLUE)
     assert (means[2].get_marker(), means[2].get_color()) == ("o", GREY)
@@ -42,8 +42,25 @@ def test_a_line_far_from_all_others_is_an_arrow_at_the_edge():
     arrow = next(line for line in axes.lines[1:] if line.get_ydata()[0] == 4)
     assert arrow.get_marker() == "<" and ends[0] < arrow.get_xdata()[0] < -2
     assert axes.texts[4].get_text() == "-30.00 [-33.00, -27.00]"
+    assert arrow.get_markerfacecolor() == arrow.get_color() == ORANGE
     wide = [*LINES[:4], Line("f", 2.9, None, None), Line("g", -8.0, -20.0, 4.0)]
     wide[3] = Line("d", -0.5, -9.0, 1.0)  # so wide that it shows the mean of one that is far
     assert forest.shown(wide)[0] < -20
     two = [Line("a", 0.0, -1.0, 1.0), Line("b", -30.0, None, None)]
     assert not forest.beyond(two, forest.shown(two))  # neither is far from the other's median
+
+
+def test_only_a_verdict_is_filled_and_the_part_of_a_bar_on_the_axis_is_drawn():
+    lines = [
+        Line("reference", 0.0, None, None),
+        Line("left", -13.0, -35.0, 8.0, "undecided"),
+        Line("right", 13.0, 1.0, 25.0, "better"),
+        Line("untested", 9.0, 5.0, 13.0),
+    ]
+    (axes,) = forest.forest(lines, title="t", axis="points", limits=(-6.0, 2.0)).axes
+    drawn = {line.get_ydata()[0]: line for line in axes.lines[1:]}
+    assert [drawn[at].get_marker() for at in range(4)] == ["|", "<", ">", ">"]
+    filled = [drawn[at].get_markerfacecolor() == drawn[at].get_color() for at in range(4)]
+    assert filled == [False, False, True, False]
+    bars = [tuple(bar.get_segments()[0][:, 0]) for bar in axes.collections]
+    assert bars == [(-6.0, 2.0), (1.0, 2.0)]

@@ -88,9 +88,11 @@ def test_a_question_has_a_figure_of_its_rows_in_their_order():
 
 
 def test_the_table_of_gains_has_every_number():
-    sheet = gain_sheet.gain_sheet(GAINS, "title", 0.05, 2)
+    sheet, three = (gain_sheet.gain_sheet(GAINS, "title", 0.05, tasks) for tasks in (2, 3))
+    assert three.heads == (*sheet.heads[:-1], "such tasks", "seeds")
+    assert three.rows[0][-3:] == ["0.75", "–", "20"]
     assert sheet.rows[0] == [
-        "B", "better", "+2.50", "[+2.00, +3.00]", "<0.001", "0.900", "+2.90", "0.75", "–", "20",
+        "B", "better", "+2.50", "[+2.00, +3.00]", "<0.001", "0.900", "+2.90", "0.75", "20",
     ]  # fmt: skip
     assert [row[0] for row in sheet.rows] == ["B", "C", "D", "A"]
     lone = dataclasses.replace(
@@ -100,7 +102,7 @@ def test_the_table_of_gains_has_every_number():
         detectable=None,
         new_task=estimate(1.0, 2.0),
     )
-    (row,) = gain_sheet.gain_sheet([lone], "title", 0.05, 1).rows
+    (row,) = gain_sheet.gain_sheet([lone], "title", 0.05, 3).rows
     assert row[3] == row[6] == row[7] == "–" and row[8] == "+1.00 [-1.00, +3.00]"
 
 

@@ -11,11 +11,12 @@ from fake_records import write
 
 from experiments import marked_documents, report, tune
 from experiments.analysis import recorded_runs
-from experiments.reports import csv_lines, registered, study_blocks
+from experiments.reports import csv_lines, parts, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.reports.verdict import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
+from experiments.tables.text_formats import Sheet
 
 MODULE = importlib.import_module("configs.studies.against_lora")
 TASKS, SEEDS, TUNING = ("rte", "sst2"), range(6), 100
@@ -36,14 +37,20 @@ PROTOCOL = Protocol.of(
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    plant(folder, PROTOCOL)
+    return folder
+
+
+def plant(folder, protocol):
     """Scores with a noise of 0.1 points, and one of 3 that all methods of a seed share."""
-    folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
-    cells = tune.make_cells(MODULE, PROTOCOL, "size=smoke")
+    rng, tasks = np.random.default_rng(0), protocol.columns
+    cells = tune.make_cells(MODULE, protocol, "size=smoke")
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     budget = registration.Budget("accuracy", examples=0, epochs=1, max_steps=2, batch_size=4)
-    budgets = dict.fromkeys(TASKS, budget)
-    digest = registration.register(folder, "against_lora", PROTOCOL, planned, budgets).digest
-    for task in TASKS:
+    budgets = dict.fromkeys(tasks, budget)
+    digest = registration.register(folder, "against_lora", protocol, planned, budgets).digest
+    for task in tasks:
         shared = {seed: 3 * rng.normal() for seed in SEEDS}
         for row, effect in EFFECTS.items():
             rate = planned[task][row].middle
@@ -61,7 +68,6 @@ def study(tmp_path_factory):
                         "study.registration": digest,
                     },
                 )
-    return folder
 
 
 def found(study, change=lambda runs: runs):
@@ -119,6 +125,37 @@ def test_all_pairs_are_the_family_of_a_study_that_registered_them(study):
         assert float(row.split(" | ")[2]) == pytest.approx(EFFECTS["vera"] - 3, abs=0.2)
     lines = csv_lines.lines([], [], [], [asked]).splitlines()
     assert len([each for each in lines if each.startswith("pair,")]) == 6 * (1 + len(TASKS))
+
+
+def test_a_page_has_each_part_of_a_study_by_its_own_rules(tmp_path):
+    for name, task in (("64", "rte"), ("8", "sst2")):
+        plant(tmp_path / name, dataclasses.replace(PROTOCOL, columns=(task,)))
+    runs = recorded_runs.find(tmp_path)
+    made, kept, notes = report.compared(tmp_path, runs, None, "smoke", (), [])
+    names = parts.names(kept)
+    assert [*names.values()] == ["against_lora/8", "against_lora/64"] and not notes
+    assert [*parts.names(kept[:1]).values()] == ["against_lora"]
+    contests = parts.named(made, names)
+    assert [(each.table, each.task) for each in contests] == [
+        ("against_lora/8", "sst2"), ("against_lora/64", "rte"),
+    ]  # fmt: skip
+    by_digest = {each.registered.digest: registered.of_study(each) for each in kept}
+    told = [dataclasses.replace(by_digest[each], title=name) for each, name in names.items()]
+    alone = [found(tmp_path / name)[0] for name in ("8", "64")]
+    assert [each.methods for each in told] == [each.methods for each in alone]
+    document = Document(contests, title="Parts", resamples=100, size="smoke", studies=told)
+    assert not document.family
+    lines = document.render("markdown").splitlines()
+    assert lines[0] == "# Comparison of methods: Parts"
+    said = "These are smoke runs, which say nothing about methods."
+    assert [line for line in lines if said in line] == [
+        f"{each.title}: {said} {sentence(each)}".replace("_", "\\_") for each in told
+    ]
+    page = document.render("html")
+    assert "<title>Parts</title>" in page and "<h1>Parts</h1>" in page
+    about = "MiniLM (all-MiniLM-L6-v2), 1 task, 6 seeds</p>"
+    for name in names.values():
+        assert f'<p class="about">{name}: {about}' in page
 
 
 def test_runs_that_are_missing_or_not_as_registered_are_said(study):
@@ -315,6 +352,15 @@ def test_a_document_s_block_has_the_verdict_and_the_gains(study, tmp_path):
     made = study_blocks.block(tmp_path, "smoke")
     assert made.index(f"8: {sentence(one)}") < made.index(f"16: {sentence(one)}")
     assert made.index(f"\n| 8 {row}") < made.index(f"\n| 16 {row}") and made.count("---\n") < 2
+
+
+def test_studies_with_other_columns_have_tables_of_their_own():
+    one, two = Sheet("gain", ("method", "p"), [["a", "1"]]), Sheet("gain", ("method",), [["b"]])
+    (both,) = study_blocks.together({"8": one, "16": one})
+    assert both == Sheet("gain", ("study", "method", "p"), [["8", "a", "1"], ["16", "a", "1"]])
+    apart = study_blocks.together({"8": one, "16": two})
+    assert [each.title for each in apart] == ["8: gain", "16: gain"]
+    assert [each.rows for each in apart] == [one.rows, two.rows]
 
 
 def test_documents_have_the_blocks_of_committed_studies():

@@ -126,7 +126,8 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     named = [line for line in values if line["line"] == "method"]
     assert {line["label"] for line in named} == {row[0] for row in cells} - {"method"}
     assert len(named) == 8 and len(values) == 8 + 3 * 12
-    assert len(re.findall("over both +p", text["rich"])) == 2
+    tests = "over both +p, both +over seeds +p, seeds +over examples +p, examples"
+    assert len(re.findall(tests, text["rich"])) == 2
     head = "% Comparison of methods\n% \\usepackage{booktabs, graphicx}\n"
     assert text["latex"].startswith(head)
     fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}{l"
@@ -164,7 +165,7 @@ def test_the_page_says_what_was_found_first(page):
         "From the records of 2 runs at commit ab, with jax 1 and 2.",
         ">Difference from LoRA</h2>",
         "<table",
-        ">Scores against parameters without head</h3>",
+        ">Scores against parameters</h3>",
         ">Scores by learning rate</h3>",
         ">What the numbers are</h2>",
     )
@@ -228,7 +229,7 @@ def test_the_page_in_a_browser(page, tmp_path, width):
     sorted_by = json.loads(html.unescape(orders[1]))
     names = sorted_by["method"].split("; ")
     assert names[1:] == ["DoRA", "LoRA", "VeRA"] and names[0] == NASTY.replace("_", " ")
-    assert sorted_by["parameters without head"] == "400,000; 310,000; 300,000; 5,000"
+    assert sorted_by["parameters"] == "400,000; 310,000; 300,000; 5,000"
 
 
 def test_the_chosen_learning_rate_is_ringed(contests):

@@ -120,7 +120,7 @@ def test_smoke_runs_and_tuning_runs_are_left_out_and_counted(tmp_path):
     made = markdown("glue", tmp_path)
     assert made == {
         "MiniLM (all-MiniLM-L6-v2) (ours)": {
-            "LoRA": {"parameters without head": "221,184", "CoLA": "40.0 ± 0.0 (3)"}
+            "LoRA": {"parameters": "221,184", "CoLA": "40.0 ± 0.0 (3)"}
         }
     }
     said = notes("glue", tmp_path)

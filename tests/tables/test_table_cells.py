@@ -24,7 +24,7 @@ def test_a_cell_has_the_protocol_s_statistic_beside_the_published_one(base):
         assert row[heading] == f"{median:.1f} ± {sd:.1f} (5) / {printed}"
     average = np.mean([np.median(scores[task]) for task in GLUE]) * 100
     assert row["average"] == f"{average:.1f} / 87.2"
-    assert row["parameters without head"] == "294,912 / 0.3M"
+    assert row["parameters"] == "294,912 / 0.3M"
     assert "did not start from" not in notes("lora_table2", results)
 
 
@@ -88,7 +88,7 @@ def test_two_metrics_of_a_task_count_once_in_an_average(tmp_path):
     assert row["QQP F1"] == "70.00 (1) / 89.38"
     single = [90.0] * 4 + [60.0, 50.0]  # SST-2, QNLI, RTE, MRPC, CoLA, STS-B
     assert row["average"] == f"{(sum(single) + 85 + 80) / 8:.2f} / 88.34"
-    assert row["parameters without head"] == "1,327,104 / 1.33M"
+    assert row["parameters"] == "1,327,104 / 1.33M"
 
 
 def test_a_metric_that_was_not_measured_is_not_a_run_missing(tmp_path):
@@ -134,7 +134,7 @@ def test_draws_and_seeds_share_a_cell_and_sizes_do_not(tmp_path):
             folder = tmp_path / f"{n}_{draw}"
             write(folder, "few_shot", arg, {"accuracy": n / 2000 + draw / 10}, parameters=2)
     (row,) = markdown("few_shot", tmp_path).popitem()[1].values()
-    assert list(row) == ["parameters without head", "RTE 100", "RTE 1000"]
+    assert list(row) == ["parameters", "RTE 100", "RTE 1000"]
     assert row["RTE 100"].startswith("15.0 ± ") and row["RTE 1000"].startswith("60.0 ± ")
 
 

@@ -28,7 +28,7 @@ BLOCK = Block(
     ),
 )
 GRID = [
-    ["method", "parameters without head", NASTY, "loss"],
+    ["method", "parameters", NASTY, "loss"],
     [NASTY, "1,000 to 2,000,000", "61.0 ± 1.3 (3)", "not run"],
     ["plain", "0", "2 failed", "0.5 (1)"],
 ]
