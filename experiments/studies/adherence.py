@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.analysis.collect_runs import left_out
-from experiments.analysis.recorded_runs import Run
+from experiments.analysis.recorded_runs import REGISTRATION, Run
 from experiments.studies import rates, registration
 from experiments.studies.registration import Planned, Registration
 from experiments.studies.training import ENDED, cell_digest
@@ -53,7 +53,7 @@ def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> l
       ValueError: a study.json is damaged or was changed, or two folders have the same study.
     """
     found, places = [], dict[str, Path]()
-    for path in sorted(folder.rglob(registration.FILE), key=lambda each: (len(each.parts), each)):
+    for path in sorted(folder.rglob(REGISTRATION), key=lambda each: (len(each.parts), each)):
         registered = registration.read(path.parent)
         assert registered is not None
         first = places.setdefault(registered.digest, path.parent)

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from experiments.analysis.recorded_runs import REGISTRATION
 from experiments.studies.protocol import Protocol, typed
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.records.environment import environment
 
-FILE = "study.json"
 _VERSION = 1
 
 
@@ -104,14 +104,14 @@ def register(
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": environment()["git"],
         }
-        _write_once(folder / FILE, plain(content) | {"digest": config_digest(content)})
+        _write_once(folder / REGISTRATION, plain(content) | {"digest": config_digest(content)})
     known = read(folder)
     assert known is not None
     if known.study != study:
-        raise ValueError(f"{folder / FILE} registers study '{known.study}', not '{study}'")
+        raise ValueError(f"{folder / REGISTRATION} registers study '{known.study}', not '{study}'")
     if said := _difference(known, protocol, cells):
         raise ValueError(
-            f"{folder / FILE} was registered with another {said}: a registered study cannot "
+            f"{folder / REGISTRATION} was registered with another {said}: a registered study cannot "
             "change; give another --workdir for a new one"
         )
     return known
@@ -123,7 +123,7 @@ def read(folder: Path) -> Registration | None:
     Raises:
       ValueError: the file is not a registration, or was changed.
     """
-    path = folder / FILE
+    path = folder / REGISTRATION
     if not path.exists():
         return None
     content = json_text.read_object(path)
@@ -150,7 +150,7 @@ def below(folder: Path) -> list[Registration]:
     Raises:
       ValueError: a file is not a registration, or was changed.
     """
-    found = [read(path.parent) for path in sorted(folder.rglob(FILE))]
+    found = [read(path.parent) for path in sorted(folder.rglob(REGISTRATION))]
     return [each for each in found if each is not None]
 
 

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from configs.studies import against_lora
+from experiments.analysis.recorded_runs import REGISTRATION
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
@@ -63,7 +64,7 @@ def test_a_registration_is_written_once_and_read_as_it_was(hard_links, tmp_path,
     budgets = {"cola": registration.Budget("matthews", 2000, 8.0, 0, 16)}
     table = {"rows": {"dora": "DoRA of mine"}}
     first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets, table)
-    written = (tmp_path / registration.FILE).read_bytes()
+    written = (tmp_path / REGISTRATION).read_bytes()
     content = json.loads(written)
     assert first.budgets == budgets and content["budgets"]["cola"]["epochs"] == 8
     assert content["family"]["tests"] == 1 and "lora" in content["family"]["compares"]
@@ -71,14 +72,14 @@ def test_a_registration_is_written_once_and_read_as_it_was(hard_links, tmp_path,
     assert registration.register(tmp_path, "mine", PROTOCOL, CELLS) == first
     assert registration.read(tmp_path) == first and registration.below(tmp_path) == [first]
     assert first.table == table
-    assert (tmp_path / registration.FILE).read_bytes() == written
+    assert (tmp_path / REGISTRATION).read_bytes() == written
     assert registration.read(tmp_path / "elsewhere") is None
 
 
 def test_a_family_of_pairs_is_as_large_as_registered(tmp_path):
     four = {**PLAIN, "rows": ["lora", "dora", "vera", "pissa"], "compare": "pairs"}
     registration.register(tmp_path, "mine", Protocol.of(four, "STUDY"), {})
-    family = json.loads((tmp_path / registration.FILE).read_text())["family"]
+    family = json.loads((tmp_path / REGISTRATION).read_text())["family"]
     assert family["tests"] == 6 and "each two methods" in family["compares"]
     with pytest.raises(ValueError, match="another compare: a registered study cannot change"):
         plain = Protocol.of(four | {"compare": "reference"}, "STUDY")
@@ -99,7 +100,7 @@ def test_another_protocol_or_other_settings_are_refused(tmp_path):
 
 def test_a_changed_file_is_noticed(tmp_path):
     registration.register(tmp_path, "mine", PROTOCOL, CELLS)
-    path = tmp_path / registration.FILE
+    path = tmp_path / REGISTRATION
     content = json.loads(path.read_text())
     content["protocol"]["margin"] = 5.0
     path.write_text(json.dumps(content))
