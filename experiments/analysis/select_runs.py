@@ -73,7 +73,8 @@ def _what_to_give(registered: Sequence[Sequence[Run]]) -> str:
     if len(homes) == len(registered):
         return f": give one of {', '.join(homes)}"
     folders = " and ".join(str(runs[0].folder) for runs in registered[:2])
-    return f" ({folders}): keep the runs of each in the folder of its own {REGISTRATION}, and give that"
+    own = f"the folder of its own {REGISTRATION}"
+    return f" ({folders}): keep the runs of each in {own}, and give that"
 
 
 def _homes(registered: Sequence[Sequence[Run]]) -> list[str]:

@@ -111,8 +111,8 @@ def register(
         raise ValueError(f"{folder / REGISTRATION} registers study '{known.study}', not '{study}'")
     if said := _difference(known, protocol, cells):
         raise ValueError(
-            f"{folder / REGISTRATION} was registered with another {said}: a registered study cannot "
-            "change; give another --workdir for a new one"
+            f"{folder / REGISTRATION} was registered with another {said}: a registered study "
+            "cannot change; give another --workdir for a new one"
         )
     return known
 
