@@ -21,12 +21,13 @@ import variants
 from experiments.setup import from_config, json_config
 from experiments.setup.config import parse
 from experiments.setup.read_config import read_config
+from experiments.soaking import tiny_gguf
 from experiments.soaking.inputs import SIZES
 from lora_jax import data
 from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS
 from lora_jax.models.families.encoders import FAMILIES, family_of
 from lora_jax.models.published import encoders, gguf_config
-from lora_jax.models.published.gguf_file import GgufFile, library
+from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.torch_bin import TorchFile
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "##s")
@@ -175,27 +176,17 @@ def _read_encoder(folder: Path) -> Any:
 
 
 def _make_gguf(folder: Path) -> None:
-    gguf = library(folder)
-    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
-    sizes = {"context_length": 16, "embedding_length": 4, "feed_forward_length": 6}
-    sizes |= {"block_count": 1, "attention.head_count": 2, "attention.head_count_kv": 2}
-    for name, value in sizes.items():
-        writer.add_uint32(f"llama.{name}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32("llama.rope.freq_base", 10000.0)
-    writer.add_string("tokenizer.ggml.model", "gpt2")
-    writer.add_string("tokenizer.ggml.pre", "smollm")
-    writer.add_array("tokenizer.ggml.tokens", ["<end>", "g", "o", "d", "go", "od"])
-    writer.add_array("tokenizer.ggml.token_type", [3, 1, 1, 1, 1, 1])
-    writer.add_array("tokenizer.ggml.merges", ["g o", "o d"])
-    writer.add_uint32("tokenizer.ggml.bos_token_id", 0)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 0)
-    writer.add_tensor("token_embd.weight", np.ones((6, 4), np.float32))
-    writer.add_tensor("blk.0.attn_q.weight", np.ones((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    tiny_gguf.write(
+        folder / "model.gguf",
+        context=16,
+        inner=6,
+        tokens=("<end>", "g", "o", "d", "go", "od"),
+        merges=("g o", "o d"),
+        tensors={
+            "token_embd.weight": np.ones((6, 4), np.float32),
+            "blk.0.attn_q.weight": np.ones((4, 4), np.float32),
+        },
+    )
 
 
 def _read_gguf(folder: Path) -> Any:

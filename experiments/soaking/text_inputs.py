@@ -10,9 +10,9 @@ import numpy as np
 import tokenizers
 from flax import nnx
 
+from experiments.soaking import tiny_gguf
 from lora_jax.models.families.decoders import DECODERS, decoder_family_of
 from lora_jax.models.published import decoders
-from lora_jax.models.published.gguf_file import library
 
 END = "<end>"
 BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -114,31 +114,23 @@ def _write_folder(folder: Path) -> None:
 
 
 def _write_gguf(path: Path) -> None:
-    writer = library(path).GGUFWriter(path, "llama")
-    hidden, inner, heads = SIZES["hidden_size"], SIZES["intermediate_size"], 2
-    sizes = {"context_length": 64, "embedding_length": hidden, "feed_forward_length": inner}
-    sizes |= {"block_count": 1, "attention.head_count": heads, "attention.head_count_kv": heads}
-    for name, value in sizes.items():
-        writer.add_uint32(f"llama.{name}", value)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32("llama.rope.freq_base", 10000.0)
-    writer.add_string("tokenizer.ggml.model", "gpt2")
-    writer.add_string("tokenizer.ggml.pre", "smollm")
-    writer.add_array("tokenizer.ggml.tokens", list(TOKENS))
-    writer.add_array("tokenizer.ggml.token_type", [3, *[1] * (len(TOKENS) - 1)])
-    writer.add_array("tokenizer.ggml.merges", [" ".join(MERGE)])
-    writer.add_uint32("tokenizer.ggml.bos_token_id", 0)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 0)
-    writer.add_string("tokenizer.chat_template", TEMPLATE)
-    drawn = np.random.default_rng(0)
+    hidden, inner = SIZES["hidden_size"], SIZES["intermediate_size"]
     square, gate = (hidden, hidden), (inner, hidden)
     block = {f"attn_{name}": square for name in ("q", "k", "v", "output")}
     block |= {"ffn_gate": gate, "ffn_up": gate, "ffn_down": gate[::-1]}
     block |= {"attn_norm": (hidden,), "ffn_norm": (hidden,)}
     shapes = {"token_embd": (len(TOKENS), hidden), "output_norm": (hidden,)}
-    for name, shape in {**shapes, **{f"blk.0.{k}": v for k, v in block.items()}}.items():
-        writer.add_tensor(f"{name}.weight", drawn.standard_normal(shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    shapes |= {f"blk.0.{name}": shape for name, shape in block.items()}
+    drawn = np.random.default_rng(0)
+    tiny_gguf.write(
+        path,
+        context=SIZES["max_position_embeddings"],
+        inner=inner,
+        tokens=TOKENS,
+        merges=[" ".join(MERGE)],
+        tensors={
+            f"{name}.weight": drawn.standard_normal(shape).astype(np.float32)
+            for name, shape in shapes.items()
+        },
+        template=TEMPLATE,
+    )
