@@ -6,7 +6,6 @@ from configs.settings import TextConfig
 from experiments.analysis import score_check
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.recorded_runs import scale
-from experiments.runs import predictions
 
 
 def most_frequent(contest: Contest) -> float | None:
@@ -19,7 +18,7 @@ def most_frequent(contest: Contest) -> float | None:
     if contest.metric != "accuracy" or any(isinstance(run.config, TextConfig) for run in runs):
         return None
     for run in runs:
-        part = predictions.read(run.folder).get("validation")
+        part = run.predictions().get("validation")
         if part is not None and part.labels is not None:
             if part.outputs.shape[1] < 2 or score_check.choices(run) > 1:
                 return None

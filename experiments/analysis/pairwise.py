@@ -10,7 +10,6 @@ from experiments.analysis import bootstrap, draws, mean_difference, score_check,
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
-from experiments.runs import predictions
 from lora_jax.metrics import label_metrics
 
 KINDS = {
@@ -196,7 +195,7 @@ def _seen(
         known = scores[method.key].scores
         for run in (each for each in method.runs if each.number in known):
             found[method.key][run.number] = Seen(known[run.number], not run.completed)
-            parts = predictions.read(run.folder) if run.completed else {}
+            parts = run.predictions() if run.completed else {}
             part = parts.get("validation")
             if part is not None and part.labels is not None:
                 outputs = np.asarray(part.outputs, np.float64)

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.settings import RunConfig, Study, fields_of
 from experiments.analysis.published import PERCENT, SIZES
+from experiments.runs import predictions
 from experiments.setup.config import is_a, of_record, study_of
 from lora_jax.records import run_record
 from lora_jax.suggest import nearest_path
@@ -90,6 +91,14 @@ class Run:
     def held_out(self) -> bool:
         """Whether the run was scored on training examples, of a task with a development set."""
         return held_out(self.config)
+
+    def predictions(self) -> dict[str, predictions.Predictions]:
+        """The outputs of its saved adapter by part (`validation`, ...), with labels; may be empty.
+
+        Raises:
+          ValueError: they are damaged.
+        """
+        return predictions.read(self.folder)
 
     def score(self, metric: str, choose: str = "last") -> float | None:
         """A metric of the `best` or `last` evaluation, in percent if tables print it so."""

@@ -24,7 +24,7 @@ def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | N
     """
     if not run.completed:
         return
-    record, kept = run.record, predictions.read(run.folder) if parts is None else parts
+    record, kept = run.record, run.predictions() if parts is None else parts
     recorded = saved_metrics(record)
     for part, (outputs, labels) in kept.items():
         if labels is None:
