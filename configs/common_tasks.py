@@ -229,7 +229,9 @@ def table(
         are only published, because our runs do not have their metric; `scored_on`, the part of the
         data that our numbers are for; `varies`, settings in which its methods differ, besides those
         that reports let differ in any case; `questions`, each with the rows that answer it, in
-        their order, and what they are called there: a study's report has a figure for each.
+        their order, and what they are called there: a study's report has a figure for each;
+      `controls`, rows that check the study itself and are not counted as methods; `checks`, how
+      reports check each claim of the study (`experiments.reports.claims`), in their order.
     """
     chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
     columns = [column(task, metric) for task in tasks for metric in chosen[task]]
@@ -251,5 +253,7 @@ def table(
         "scored_on": "the development set",
         "varies": (),
         "questions": {},
+        "controls": (),
+        "checks": (),
     }
     return {**defaults, "title": title, "columns": tuple(columns), **settings}

@@ -49,6 +49,7 @@ TABLE = common_tasks.table(
     rows=dict.fromkeys(ROWS, ""),
     models=("smollm2",),
     columns=(("CommonsenseQA", TASK, "accuracy"),),
+    checks=({"upper_below": 1.0},),
 )
 
 

@@ -49,6 +49,7 @@ TABLE = common_tasks.table(
     seeds=len(STUDY["seeds"]),
     rows=dict.fromkeys(ROWS, ""),
     models=("minilm",),
+    checks=({"not_better": ("full",)},),
     columns=tuple(
         (f"{common_tasks.TITLES[task]} with {examples}", f"{task}_{examples}", metric)
         for task in TASKS

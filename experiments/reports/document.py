@@ -160,7 +160,7 @@ class Document:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
         title = f"Difference from {found.reference}{beside}"
         drawn = _forests(found, self.size) if form == "html" else ()
-        sheets = [] if found.sheet is None else [found.sheet]
+        sheets = found.sheets
         if any(each.methods for each in found.pairs):
             named = f"Gain of one method over another, all tasks together, {found.unit}"
             named += "" if found.pairs_registered else "; not registered"

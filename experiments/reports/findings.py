@@ -6,7 +6,7 @@ tests of pairs, one for each task.
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from experiments.analysis import recorded_runs, significance
@@ -14,7 +14,8 @@ from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
-from experiments.reports.gain_sheet import gain_sheet
+from experiments.analysis.task_evidence import Evidence
+from experiments.reports.gain_sheet import evidence_sheet, gain_sheet
 from experiments.tables.text_formats import Sheet
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
@@ -36,6 +37,8 @@ class Finding:
     verdict: str
     gain: Gain | None = None
     """What it is of, in a registered study."""
+    control: bool = False
+    """Whether it checks the study itself, and is not counted as a method."""
 
     @property
     def mean(self) -> float:
@@ -95,6 +98,18 @@ class Findings:
     """The gains over each method of those after it; empty where pairs were not compared."""
     pairs_registered: bool = False
     """Whether the verdicts of the study are those of all pairs."""
+    evidence: tuple[Evidence, ...] = ()
+    """What each task can show; empty if the study was not registered."""
+    without_blind: "Findings | None" = None
+    """The same over the tasks that can show something, if others cannot."""
+
+    @property
+    def sheets(self) -> list[Sheet]:
+        """Its tables over all tasks."""
+        gained = [self.sheet] if self.sheet is not None else []
+        if not self.evidence:
+            return gained
+        return [*gained, evidence_sheet(self.evidence, self.margin or 0.0, self.unit)]
 
     @property
     def tasks(self) -> list[str]:
@@ -112,6 +127,7 @@ def of_gains(
     notes: Sequence[str] = (),
     headings: Mapping[str, str] = MappingProxyType({}),
     tasks: int = 0,
+    controls: Collection[str] = (),
 ) -> Findings:
     """The findings of a study whose methods were compared over all its tasks.
 
@@ -123,6 +139,7 @@ def of_gains(
       notes: on what was left out.
       headings: of tasks, by their names; others have the usual ones.
       tasks: how many the study has; by default, as many as the method with most.
+      controls: the keys of the rows that check the study itself.
     """
     found = [
         Finding(
@@ -132,6 +149,7 @@ def of_gains(
             gain.over_tasks,
             gain.verdict,
             gain,
+            gain.key in controls,
         )
         for gain in gains
     ]

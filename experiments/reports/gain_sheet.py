@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.analysis.random_effects import FEWEST
+from experiments.analysis.task_evidence import Evidence
 from experiments.reports.sheets import DECIMALS, p_text
 from experiments.tables.cells import NONE
 from experiments.tables.text_formats import Sheet
@@ -79,13 +80,9 @@ def _row(gain: Gain, tasks: int) -> list[str]:
         p_text(gain.equivalent),
         _signed(gain.upper),
         NONE if gain.detectable is None else f"{gain.detectable:.{DECIMALS}f}",
-        *[NONE if gain.new_task is None else _of_such_tasks(gain.new_task)] * (tasks >= FEWEST),
+        *[NONE if gain.new_task is None else _gain(gain.new_task)] * (tasks >= FEWEST),
         str(whole.n),
     ]
-
-
-def _of_such_tasks(found: Estimate) -> str:
-    return f"{_signed(found.mean)} {_interval(found)}"
 
 
 def _signed(value: float | None) -> str:
@@ -96,3 +93,30 @@ def _interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return NONE
     return f"[{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet:
+    """What each task can show: a row for each task, with the scores that need no adaptation."""
+    names = list(dict.fromkeys(each.name for task in found for each in task.floors))
+    best = f"gain of {found[0].reference} over the best of these, {unit}"
+    heads = ("task", *names, found[0].reference, best, "margin", "what it can show")
+    rows = []
+    for task in found:
+        scores = {each.name: f"{each.score:.1f}" for each in task.floors}
+        gain = NONE if task.best is None else _gain(task.best.gain)
+        shows = "differences" if task.floors and not task.blind else "nothing about adaptation"
+        rows.append(
+            [
+                task.title,
+                *(scores.get(name, NONE) for name in names),
+                f"{task.score:.1f}",
+                gain,
+                f"{margin:g}",
+                shows if task.floors else "not known",
+            ]
+        )
+    return Sheet("What each task can show", heads, rows)
+
+
+def _gain(found: Estimate) -> str:
+    return f"{_signed(found.mean)} {_interval(found)}"

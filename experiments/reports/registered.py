@@ -6,14 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
+from experiments.analysis import (
+    left_out_tasks,
+    pairing,
+    rank_stability,
+    recorded_runs,
+    task_evidence,
+)
 from experiments.analysis.choose_methods import Contest, contests
+from experiments.analysis.equal_rows import SAME, equal_rows
 from experiments.analysis.gains import Gain, Gains, all_pairs, gains
 from experiments.analysis.labels import heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
-from experiments.reports import findings
+from experiments.reports import claims, findings
 from experiments.studies import adherence, rates
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
@@ -56,6 +63,13 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     if known and pairs and not own_pairs:
         of_pairs = _judged(made, dataclasses.replace(protocol, compare="pairs"), protocol.columns)
     notes = [*_kept(kept)]
+    if compared is None:
+        notes += [claims.stated(each) for each in protocol.claims]
+    else:
+        stated = protocol.claims, shown["checks"]
+        notes += claims.sentences(*stated, compared, shown["controls"], table(made).scores)
+    notes += shown["notes"]
+    seen = task_evidence.evidence(made, protocol.reference, {})
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
         notes += [*_of_bounds(compared, others), *_of_methods(compared), *_between_tasks(compared)]
@@ -67,21 +81,28 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         if not kept.missing:
             notes += _of_left_out_tasks(made, compared, protocol)
         notes += _of_seeds(made)
+        notes += _of_equal_rows(made)
     units = {recorded_runs.unit(each.metric) for each in made}
     if len(units) > 1:
         notes.append(
             f"The mean over tasks has no unit: scores are in {' and '.join(sorted(units))}."
         )
+    study: dict[str, Any] = {
+        "title": name,
+        "reference": labels[protocol.reference],
+        "margin": protocol.margin,
+        "level": protocol.level,
+        "unit": " and ".join(sorted(units)) or "points",
+        "headings": titles.columns,
+        "controls": shown["controls"],
+    }
+    blind = {each.task for each in seen if each.blind}
+    rest = [each for each in made if each.task not in blind]
+    without = None
+    if known and blind and rest:
+        without = findings.of_gains(_judged(rest, protocol)[0].methods, **study)
     said = findings.of_gains(
-        compared.methods if compared else (),
-        title=name,
-        reference=labels[protocol.reference],
-        margin=protocol.margin,
-        level=protocol.level,
-        unit=" and ".join(sorted(units)) or "points",
-        notes=notes,
-        headings=titles.columns,
-        tasks=len(protocol.columns),
+        compared.methods if compared else (), notes=notes, tasks=len(protocol.columns), **study
     )
     asked = findings.questions(shown["questions"], said, protocol.reference)
     return dataclasses.replace(
@@ -94,6 +115,8 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         metrics={each.task: each.metric for each in made},
         pairs=of_pairs,
         pairs_registered=own_pairs,
+        evidence=seen,
+        without_blind=without,
     )
 
 
@@ -170,8 +193,6 @@ def _kept(kept: Adherence) -> Iterator[str]:
             f"{FEWEST_RATES}, a better one may lie beside those tried, so a difference between "
             "methods may be one of their rates."
         )
-    for claim in registered.protocol.claims:
-        yield f"Claim, stated before the first run: {claim}"
 
 
 def _of_bounds(compared: Gains, others: Mapping[str, str]) -> Iterator[str]:
@@ -282,6 +303,25 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
             "The variance of a difference between two methods is "
             f"{saved.ratio:.2f} of what it would be without pairs of the same seed."
         )
+
+
+def _of_equal_rows(made: Sequence[Contest]) -> Iterator[str]:
+    """Which methods gave the same predictions, such as adapters that did nothing."""
+    for contest in made:
+        for first, *others in equal_rows(contest):
+            names = _list([each.label for each in others])
+            gives = agree(len(others), "gives", "give")
+            yield (
+                f"On {contest.task_title}, {names} {gives} the same predictions as {first.label}, "
+                f"but for {SAME:.0%} of their spread or less"
+                + f": {agree(len(others), 'its adapter', 'their adapters')} did nothing there"
+                * (first.key == task_evidence.HEAD)
+                + "."
+            )
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _share(found: rank_stability.Share) -> str:

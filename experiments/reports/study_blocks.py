@@ -38,10 +38,11 @@ def block(folder: Path, size: str = "full") -> str:
     studies = {name: _found(folder / name, size) for name in names}
     if len(studies) == 1:
         (study,) = studies.values()
-        return text_formats.markdown([study.sheet] if study.sheet else [], (), [sentence(study)])
+        return text_formats.markdown(study.sheets, (), [sentence(study)])
     verdicts = [f"{name}: {sentence(study)}" for name, study in studies.items()]
-    sheets = {name: study.sheet for name, study in studies.items() if study.sheet}
-    return text_formats.markdown(together(sheets), (), verdicts)
+    kinds = zip(*(study.sheets for study in studies.values()), strict=True)
+    sheets = [sheet for own in kinds for sheet in together(dict(zip(studies, own, strict=True)))]
+    return text_formats.markdown(sheets, (), verdicts)
 
 
 def _found(folder: Path, size: str) -> Findings:

@@ -11,8 +11,24 @@ ORDER = ("better", "worse", "equivalent", "undecided")
 
 
 def sentence(found: Findings) -> str:
-    """How many methods are better, worse, equivalent and undecided, with the margin and n."""
-    return found.caveat + _decided(found) + _of_pairs(found)
+    """How many methods are better, worse, equivalent and undecided, with the margin and n.
+
+    Tasks that can show nothing are named, and the verdicts without them follow.
+    """
+    return found.caveat + _decided(found) + _of_pairs(found) + _of_blind_tasks(found)
+
+
+def _of_blind_tasks(found: Findings) -> str:
+    blind = [each for each in found.evidence if each.blind]
+    if not blind:
+        return ""
+    shows = agree(len(blind), "this task shows", "these tasks show")
+    said = f" {' '.join(f'{each.blind}.' for each in blind)} So {shows} nothing about adaptation."
+    rest = found.without_blind
+    if rest is None:
+        return said
+    names = [each.title for each in blind]
+    return f"{said} Without {_list(names)}, {_counts(rest)}."
 
 
 def _decided(found: Findings) -> str:
@@ -20,22 +36,34 @@ def _decided(found: Findings) -> str:
         return f"Nothing could be compared with {found.reference}."
     if len(found.tasks) > 1 and all(each.over_tasks is None for each in found.methods):
         return _of_tasks(found)
-    named: dict[str, list[str]] = {verdict: [] for verdict in (*ORDER, "")}
-    for each in found.methods:
-        named[each.verdict].append(each.label + _by_little(each, found))
     where = f"on {found.tasks[0]}"
     if len(found.tasks) > 1:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
-    methods = len(found.methods) + len(found.absent)
+    methods = sum(not each.control for each in found.methods) + len(found.absent)
     to_compare = "to compare" if found.absent else "compared"
     begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
+    return (
+        f"{begin}, with {_seeds(found)}, {_counts(found)}.{_of_controls(found)}{_no_margin(found)}"
+    )
+
+
+def _counts(found: Findings) -> str:
+    """How many methods have each verdict, with their names."""
+    named: dict[str, list[str]] = {verdict: [] for verdict in (*ORDER, "")}
+    for each in found.methods:
+        if not each.control:
+            named[each.verdict].append(each.label + _by_little(each, found))
     parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
     parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
     if absent := len(found.absent):
         has = agree(absent, "has", "have")
         parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
-    said = _list([part for part in parts if part])
-    return f"{begin}, with {_seeds(found)}, {said}.{_no_margin(found)}"
+    return _list([part for part in parts if part])
+
+
+def _of_controls(found: Findings) -> str:
+    said = [f"{each.label} is {each.verdict}" for each in found.methods if each.control]
+    return f" As a control, {_list(said)}." if said else ""
 
 
 def _of_pairs(found: Findings) -> str:
