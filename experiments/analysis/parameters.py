@@ -8,6 +8,7 @@ counts, which may differ between seeds.
 
 from collections.abc import Iterable, Sequence
 
+from experiments.analysis.choose_methods import Contest
 from lora_jax.records.run_record import Record
 
 HEADING = "parameters"
@@ -25,6 +26,28 @@ def counts(records: Iterable[Record]) -> tuple[int, ...]:
     """
     found = {each.parameters_adapters for each in records if each.status == "completed"}
     return tuple(sorted(each for each in found if each is not None))
+
+
+MATCHED = 0.05
+"""Numbers of parameters are matched if they differ by no more than this share."""
+
+
+def of_methods(contests: Iterable[Contest]) -> dict[str, tuple[int, ...]]:
+    """The numbers of parameters of each method's scored runs on all tasks, by its key."""
+    records: dict[str, list[Record]] = {}
+    for method in (method for contest in contests for method in contest.methods):
+        records.setdefault(method.key, []).extend(run.record for run in method.runs)
+    return {key: counts(own) for key, own in records.items()}
+
+
+def share(own: Sequence[int], other: Sequence[int]) -> float | None:
+    """How many times as many parameters one method has as another, by the largest numbers."""
+    return own[-1] / other[-1] if own and other and other[-1] else None
+
+
+def matched(own: Sequence[int], other: Sequence[int]) -> bool:
+    found = share(own, other)
+    return found is not None and abs(found - 1) <= MATCHED
 
 
 def text(found: Sequence[int]) -> str:
