@@ -5,6 +5,7 @@ and committed in another.
 """
 
 import hashlib
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from experiments.analysis.recorded_runs import REGISTRATION, Run
 from experiments.studies.registration import Registration
 
+_FORMAT = "--format=%H%x09%cI%x09%D"
 _SECONDS = 10
 """How long git may take; without an answer, nothing is known."""
 
@@ -34,6 +36,8 @@ def committed(folder: Path, registered: Registration, runs: Sequence[Run]) -> st
     commit, date, marks = found.splitlines()[-1].split("\t")
     if "grafted" in marks:
         return f"This clone does not reach back to the first commit of {REGISTRATION}, {own}."
+    if not runs:
+        return f"{REGISTRATION} was committed in {commit[:10]} on {date[:10]}, before any run."
     later = _git(folder, "rev-list", "--ancestry-path", f"{commit}..HEAD") or ""
     having = {commit, *later.split()}
     without = sum((run.record.git or {}).get("commit") not in having for run in runs)
@@ -46,21 +50,22 @@ def committed(folder: Path, registered: Registration, runs: Sequence[Run]) -> st
     )
 
 
-_FORMAT = "--format=%H%x09%cI%x09%D"
-
-
 def how_to_commit(folder: Path, study: str) -> str:
     """A line on how to commit a new study.json; empty where there is no git repository."""
-    path = folder / REGISTRATION
+    path, kept, lines = folder / REGISTRATION, folder, list[list[str]]()
     if _git(folder, "rev-parse", "--git-dir") is None:
         return ""
-    said = f"{path} is written. Commit it before runs are made, and reports can say so: "
-    git = f"git add {{0}} && git commit -m 'Register {study}' {{0}}"
-    if _git(folder, "check-ignore", "--quiet", REGISTRATION) is None:
-        return said + git.format(path)
-    kept = Path("experiments/results") / study
-    copy = f"mkdir -p {kept} && cp {path} {kept} && "
-    return f"{said}{copy}{git.format(kept / REGISTRATION)} (git ignores {folder})"
+    ignored = _git(folder, "check-ignore", "--quiet", REGISTRATION) is not None
+    if ignored:
+        kept = Path("experiments/results", *dict.fromkeys((study, folder.name)))
+        lines += [["mkdir", "-p", str(kept)], ["cp", str(path), str(kept)]]
+    for given in (["add"], ["commit", "-m", f"Register {study}"]):
+        lines.append(["git", "-C", str(kept), *given, REGISTRATION])
+    why = f" (git ignores {folder}; any folder that it keeps will do)" * ignored
+    return (
+        f"{path} is new. Commit it before runs are made, and the report can say that it came "
+        f"first{why}: {' && '.join(shlex.join(each) for each in lines)}"
+    )
 
 
 def _blob(folder: Path) -> str:
@@ -76,4 +81,4 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout
