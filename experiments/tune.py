@@ -7,7 +7,8 @@ A study is a config file with a STUDY (`experiments.studies.protocol`): methods,
 rates, seeds, and how it decides. A file of your own is given by its path, --study=my_study.py, or
 as a module on PYTHONPATH, --study=my_package.my_study. The first command registers all of it in
 WORKDIR/study.json, and every run carries the digest of that file; a later command with another
-protocol is an error.
+protocol is an error. With --register, it does no more: commit study.json, and then give the command
+without it, and the report can say from git's history that the file came before the runs.
 
 For each task, every method is trained with each rate and scored on held-out training examples. If
 the best rate of any method lies at the edge of the grid, all methods get one more. Then each method
@@ -40,7 +41,7 @@ from experiments.setup import config_errors, config_files
 from experiments.setup.config import parse, study_of
 from experiments.setup.from_config import make_any_task
 from experiments.setup.read_config import check_config
-from experiments.studies import registration
+from experiments.studies import history, registration
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
 from experiments.tracking import track_flag
@@ -79,7 +80,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the registration
 _ADAPTERS = flags.DEFINE_bool(
     "adapters", True, "Keep the adapters of runs, and not only records and predictions."
 )
-
+_REGISTER = flags.DEFINE_bool(
+    "register",
+    False,
+    "Only write study.json and train nothing, so that it can be committed before the first run.",
+)
 _EXECUTION = flags.DEFINE_enum(
     "execution",
     None,
@@ -108,12 +113,16 @@ def tune() -> None:
     cells = make_cells(module, protocol, _ARGUMENT.value)
     require_table(cells, name)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
-    budgets = {}
-    if registration.read(workdir) is None:
+    budgets, new = {}, registration.read(workdir) is None
+    if new:
         metrics = _metrics(cells, protocol.tuning.held_out)
         budgets = {task: _budget(row, protocol, metrics[task]) for task, row in cells.items()}
     table = getattr(module, "TABLE", {})
     registered = registration.register(workdir, name, protocol, planned, budgets, table)
+    if new and (said := history.how_to_commit(workdir, name)):
+        print(said)
+    if _REGISTER.value:
+        return
     announce()
     track = Track(trackers, group=workdir)
     how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]

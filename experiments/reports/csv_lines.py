@@ -1,13 +1,14 @@
 """Write a report as CSV for other programs: a line for each method and each test of two methods."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.gains import Gain
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
+from experiments.analysis.rate_choice import Choice
 from experiments.reports import sheets
 from experiments.reports.findings import Findings
 from experiments.reports.gain_sheet import of_tasks
@@ -30,6 +31,8 @@ COLUMNS = (
     "learning_rate",
     "edge",
     "chosen_on",
+    "lead",
+    "chosen_in",
     "n",
     "mean",
     "sd",
@@ -72,6 +75,9 @@ runs that diverged with their last scores, and its `note` says so. The test that
 verdict, and Holm's p value in the family of all deciding tests; where a registered study has the
 verdicts, it has none.
 
+`lead` is that of the chosen setting over the next best of those tried, and `chosen_in` the share of
+resamples that choose the same (`rate_choice`).
+
 The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks some. That gain has
 `p_holm` in another family, that of all methods against the reference; so has `p_equivalent`, of two
 one-sided tests against the `margin`. In a `pair`, they are of the family of all pairs, and in a
@@ -89,6 +95,7 @@ def lines(
     apart: Sequence[Pair] = (),
     studies: Sequence[Findings] = (),
     size: str = "full",
+    choices: Sequence[Mapping[str, Choice]] = (),
 ) -> str:
     """The whole CSV text.
 
@@ -97,8 +104,13 @@ def lines(
       apart: pairs that get none.
       studies: what registered studies found over all their tasks.
       size: that of the runs.
+      choices: how the settings of each contest were chosen (`rate_choice.of_contest`).
     """
-    found = [_method_line(contest, method) for contest in made for method in contest.methods]
+    found = [
+        _method_line(contest, method, known.get(method.key, Choice()))
+        for contest, known in zip(made, choices or [{}] * len(made), strict=True)
+        for method in contest.methods
+    ]
     for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
         found += _test_lines(pair, holm, verdict)
     for pair in apart:
@@ -162,7 +174,7 @@ def _identity(contest: Contest, method: Method) -> dict[str, Any]:
     }
 
 
-def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
+def _method_line(contest: Contest, method: Method, choice: Choice) -> dict[str, Any]:
     scores = method.counted()
     spent, ends = sheets.costs(method), sheets.interval(method)
     ended = collect_runs.statuses(run for each in method.settings for run in each.runs)
@@ -179,6 +191,8 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
         "learning_rate": method.chosen and method.chosen.rate,
         "edge": method.edge,
         "chosen_on": method.chosen_on,
+        "lead": choice.lead,
+        "chosen_in": choice.chosen_in,
         "n": len(scores),
         "mean": statistics.fmean(scores) if scores else None,
         "sd": statistics.stdev(scores) if len(scores) > 1 else None,

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.analysis import rate_choice
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import Pair, pairs, swapped
+from experiments.analysis.rate_choice import Choice
 from experiments.figures.installed import require_matplotlib
 from experiments.plurals import count
 from experiments.reports import (
@@ -65,6 +67,7 @@ class Document:
         self.made, self.reference, self.resamples, self.size = made, reference, resamples, size
         self.title = title
         self.references = refer(made, reference, {e.title: e.reference_key for e in studies})
+        self.choices = [rate_choice.of_contest(each, seed=seed) for each in made]
         self.studies = studies
         self.told = {each.title for each in studies}
         self.family: list[Pair] = []
@@ -92,10 +95,11 @@ class Document:
           start: the folder of the page, from which it links to the runs; None for no links.
         """
         if form == "csv":
-            return csv_lines.lines(self.made, self.family, self.apart, self.studies, self.size)
+            tests = self.family, self.apart, self.studies
+            return csv_lines.lines(self.made, *tests, self.size, self.choices)
         sections = [
-            self._section(contest, own, start, form)
-            for contest, own in zip(self.made, self.references, strict=True)
+            self._section(contest, own, known, start, form)
+            for contest, own, known in zip(self.made, self.references, self.choices, strict=True)
         ]
         if self.family:
             sections.append(
@@ -106,6 +110,7 @@ class Document:
         explained = [
             *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
             *warnings.explain(self.made, self.family, self.apart, self.resamples, referred),
+            *rate_choice.notes(self.made, self.choices),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
@@ -140,9 +145,14 @@ class Document:
         return paths
 
     def _section(
-        self, contest: Contest, own: Method | None, start: Path | None, form: str
+        self,
+        contest: Contest,
+        own: Method | None,
+        choices: Mapping[str, Choice],
+        start: Path | None,
+        form: str,
     ) -> html_page.Section:
-        shown = [methods_sheet(contest)]
+        shown = [methods_sheet(contest, choices)]
         judged = contest.table not in self.told
         family = self.family if judged else self.apart
         said = warnings.contest_warnings(contest, family)

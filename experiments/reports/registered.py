@@ -21,7 +21,7 @@ from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
 from experiments.reports import claims, findings
-from experiments.studies import adherence, rates
+from experiments.studies import adherence, history, rates
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import NO_RATE
@@ -172,6 +172,8 @@ def _kept(kept: Adherence) -> Iterator[str]:
         yield f"{begin}. All runs are as registered."
     else:
         yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
+    if kept.folder is not None:
+        yield history.committed(kept.folder, registered, kept.runs)
     if not registered.budgets:
         yield (
             "The registration is of an earlier version, which says nothing of metrics and families "

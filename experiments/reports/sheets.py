@@ -3,7 +3,8 @@
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from experiments.analysis import (
     significance,
 )
 from experiments.analysis.choose_methods import Contest, Method, Setting
+from experiments.analysis.rate_choice import Choice
 from experiments.plurals import agree, count
 from experiments.tables.cells import NONE, is_raw, score_text, spread_text
 from experiments.tables.text_formats import Sheet
@@ -105,7 +107,12 @@ def full_title(contest: Contest) -> str:
     return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
 
 
-def methods_sheet(contest: Contest) -> Sheet:
+def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxyType({})) -> Sheet:
+    """A table of the methods of a contest.
+
+    Args:
+      choices: how their settings were chosen, by method (`rate_choice.of_contest`).
+    """
     heads = (
         "method",
         "mean ± sd",
@@ -120,6 +127,20 @@ def methods_sheet(contest: Contest) -> Sheet:
         "peak memory",
     )
     rows = [_method_row(method, contest.metric) for method in contest.methods]
+    after, own = (
+        heads.index("chosen on") + 1,
+        [choices.get(e.key, Choice()) for e in contest.methods],
+    )
+    columns = {
+        "chosen in": [NONE if e.chosen_in is None else f"{e.chosen_in:.0%}" for e in own],
+        "lead": [
+            NONE if e.lead is None else spread_text(e.lead, contest.metric, DECIMALS) for e in own
+        ],
+    }
+    for head, texts in columns.items():  # only where something is known
+        if set(texts) != {NONE}:
+            heads = (*heads[:after], head, *heads[after:])
+            rows = [[*r[:after], text, *r[after:]] for r, text in zip(rows, texts, strict=True)]
     return Sheet(full_title(contest), heads, rows)
 
 

@@ -31,6 +31,8 @@ class Adherence:
     """The runs that are not as registered, which departures are about."""
     planned: int
     """How many scored runs there are when the study is complete."""
+    runs: tuple[Run, ...] = ()
+    """All runs that carry the digest of the registration, those that chose rates, too."""
     folder: Path | None = None
     """Where the study is registered."""
 
@@ -112,15 +114,15 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
     Args:
       runs: those of the study.
     """
-    cells, found = defaultdict[tuple[str, str], list[Run]](list), _Found()
-    for run in runs:
+    cells, found, own = defaultdict[tuple[str, str], list[Run]](list), _Found(), tuple(runs)
+    for run in own:
         if said := _departure(registered, run):
             found.depart(f"{run.folder}: {said}", [run])
         else:
             cells[run.study.column, run.study.row].append(run)
     for task, rows in registered.cells.items():
-        own = {row: list(_once(cells[task, row], found)) for row in rows}
-        _compare(registered, task, own, found)
+        once = {row: list(_once(cells[task, row], found)) for row in rows}
+        _compare(registered, task, once, found)
     cells_with_runs = sum(map(len, registered.cells.values())) - len(found.untrained)
     return Adherence(
         registered,
@@ -131,6 +133,7 @@ def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
         counted=tuple(found.counted),
         left_out=tuple(found.left_out),
         planned=cells_with_runs * len(registered.protocol.seeds),
+        runs=tuple(run for run in own if run.study.registration == registered.digest),
     )
 
 

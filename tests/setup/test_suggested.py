@@ -129,6 +129,7 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
         given = {"_STUDY": "against_lora", "_ARGUMENT": "size=smoke", "_WORKDIR": str(tmp_path)}
         given |= {"_ROWS": list(rows), "_COLUMNS": ["cola"]}
         given |= {"_METHODS": [], "_TASKS": [], "_ADAPTERS": True, "_EXECUTION": None}
+        given |= {"_REGISTER": False}
         for flag, value in given.items():
             monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
         tune.tune()

@@ -59,7 +59,9 @@ def tuned(monkeypatch, study, workdir):
 
     given = {"_STUDY": study, "_ARGUMENT": "size=smoke", "_WORKDIR": str(workdir)}
     given |= {"_ROWS": [], "_COLUMNS": [], "_METHODS": [], "_TASKS": []}
-    for flag, value in (given | {"_ADAPTERS": True, "_EXECUTION": None}).items():
+    for flag, value in (
+        given | {"_ADAPTERS": True, "_EXECUTION": None, "_REGISTER": False}
+    ).items():
         monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(jobs, "train", train)
     monkeypatch.setattr(tune, "wanted", lambda: False)
