@@ -9,6 +9,7 @@ as a module on PYTHONPATH, --study=my_package.my_study. The first command regist
 WORKDIR/study.json, and every run carries the digest of that file; a later command with another
 protocol is an error.
 
+Then the untrained model of each task is scored where it has a score (`--untrained` does no more).
 For each task, every method is trained with each rate and scored on held-out training examples. If
 the best rate of any method lies at the edge of the grid, all methods get one more. Then each method
 is trained with its best rate and every seed; only these runs see the development set.
@@ -40,7 +41,7 @@ from experiments.setup import config_errors, config_files
 from experiments.setup.config import parse, study_of
 from experiments.setup.from_config import make_any_task
 from experiments.setup.read_config import check_config
-from experiments.studies import registration
+from experiments.studies import registration, untrained
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
 from experiments.tracking import track_flag
@@ -78,6 +79,9 @@ _TASKS = flags.DEFINE_list(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the registration and all runs.")
 _ADAPTERS = flags.DEFINE_bool(
     "adapters", True, "Keep the adapters of runs, and not only records and predictions."
+)
+_UNTRAINED = flags.DEFINE_bool(
+    "untrained", False, "Register, score the untrained models, and train nothing."
 )
 
 _EXECUTION = flags.DEFINE_enum(
@@ -118,6 +122,12 @@ def tune() -> None:
     track = Track(trackers, group=workdir)
     how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
+    # Of the first seed's draw, so that the digest of the data is that of these runs.
+    first = {"seed": protocol.seeds[0], "data__draw": protocol.seeds[0]}
+    begun = {task: _reference(row, protocol).config(**first) for task, row in cells.items()}
+    untrained.write(workdir, registered, begun)
+    if _UNTRAINED.value:
+        return
     with between_programs() as begin:
         trainer = Trainer(workdir, protocol, how, bool(_ADAPTERS.value), begin)
         for task in _TASKS.value or protocol.columns:
@@ -172,10 +182,14 @@ def _metrics(cells: Mapping[str, Sequence[Cell]], held_out: int) -> dict[str, st
 
 def _budget(cells: Sequence[Cell], protocol: Protocol, metric: str) -> registration.Budget:
     """What the runs of the reference take."""
-    config = next(cell for cell in cells if cell.row == protocol.reference).config()
+    config = _reference(cells, protocol).config()
     train = config.train
     given = config.data.train, train.epochs, train.max_steps, train.batch_size
     return registration.Budget(metric, *given)
+
+
+def _reference(cells: Sequence[Cell], protocol: Protocol) -> Cell:
+    return next(cell for cell in cells if cell.row == protocol.reference)
 
 
 def make_cells(
