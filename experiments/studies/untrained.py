@@ -33,10 +33,7 @@ from lora_jax.models.published.weight_files import weights_digest
 from lora_jax.records import sealed_file
 from lora_jax.records.environment import environment
 
-COSINE = (
-    "cosine of the two texts' vectors, each the mean of the last hidden states of a text encoded "
-    "alone"
-)
+COSINE = "cosine of the mean last hidden states of the two texts, each encoded alone"
 LIKELIHOOD = "likelihood of the answers, as runs are scored"
 NO_SCORE = "a head that has not been trained gives no score"
 
@@ -88,13 +85,15 @@ def write(folder: Path, registered: Registration, configs: Mapping[str, RunConfi
 
 def _plain(scored: Scored) -> dict[str, Any]:
     examples = {part: len(each.outputs) for part, each in scored.parts.items()}
-    kept = {name: value for name, value in scored._asdict().items() if name != "parts"}
-    return kept | {"examples": examples}
+    digests = {name: getattr(scored, name) for name in ("data_digest", "weights_digest")}
+    known = {name: digest for name, digest in digests.items() if digest}
+    about = {"metric": scored.metric, "how": scored.how, "scores": scored.scores}
+    return {**about, "examples": examples, **known}
 
 
 def _by_likelihood(config: TextConfig) -> Scored:
     """By the path of runs, whose first adapter is LoRA's: with it, a model is as without it."""
-    lora = VariantSettings("lora", {"rank": 1})
+    lora = VariantSettings(name="lora", settings={"rank": 1})
     plain = dataclasses.replace(config, variant=lora, targets=("all-linear",), start_from=None)
     group = Alone(experiment := build(plain))
     scores = group.evaluate(0, experiment.trainable)
