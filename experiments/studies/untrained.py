@@ -55,6 +55,9 @@ def score(config: RunConfig) -> Scored:
     if isinstance(config, TextConfig):
         return _by_likelihood(config)
     assert isinstance(config, ClassifierConfig)
+    spec = None if config.data.source == "files" else data.SPECS.get(config.data.name)
+    if spec and spec.label_names:  # which needs no data
+        return Scored(spec.metric, NO_SCORE)
     task = from_config.make_task(config.data)
     if task.label_names or task.train.second_texts is None or config.model.pool != "mean":
         return Scored(task.metric, NO_SCORE)
