@@ -10,6 +10,7 @@ WORKDIR/study.json, and every run carries the digest of that file; a later comma
 protocol is an error. With --register, it does no more: commit study.json, and then give the command
 without it, and the report can say from git's history that the file came before the runs.
 
+Then the untrained model of each task is scored where it has a score (`--untrained` does no more).
 For each task, every method is trained with each rate and scored on held-out training examples. If
 the best rate of any method lies at the edge of the grid, all methods get one more. Then each method
 is trained with its best rate and every seed; only these runs see the development set.
@@ -41,7 +42,7 @@ from experiments.setup import config_errors, config_files
 from experiments.setup.config import parse, study_of
 from experiments.setup.from_config import make_any_task
 from experiments.setup.read_config import check_config
-from experiments.studies import history, registration
+from experiments.studies import history, registration, untrained
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
 from experiments.tracking import track_flag
@@ -85,6 +86,9 @@ _REGISTER = flags.DEFINE_bool(
     False,
     "Only write study.json and train nothing, so that it can be committed before the first run.",
 )
+_UNTRAINED = flags.DEFINE_bool(
+    "untrained", False, "Register, score the untrained models, and train nothing."
+)
 _EXECUTION = flags.DEFINE_enum(
     "execution",
     None,
@@ -127,6 +131,12 @@ def tune() -> None:
     track = Track(trackers, group=workdir)
     how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
+    # Of the first seed's draw, so that the digest of the data is that of these runs.
+    first = {"seed": protocol.seeds[0], "data__draw": protocol.seeds[0]}
+    begun = {task: _reference(row, protocol).config(**first) for task, row in cells.items()}
+    untrained.write(workdir, registered, begun)
+    if _UNTRAINED.value:
+        return
     with between_programs() as begin:
         trainer = Trainer(workdir, protocol, how, bool(_ADAPTERS.value), begin)
         for task in _TASKS.value or protocol.columns:
@@ -181,10 +191,14 @@ def _metrics(cells: Mapping[str, Sequence[Cell]], held_out: int) -> dict[str, st
 
 def _budget(cells: Sequence[Cell], protocol: Protocol, metric: str) -> registration.Budget:
     """What the runs of the reference take."""
-    config = next(cell for cell in cells if cell.row == protocol.reference).config()
+    config = _reference(cells, protocol).config()
     train = config.train
     given = config.data.train, train.epochs, train.max_steps, train.batch_size
     return registration.Budget(metric, *given)
+
+
+def _reference(cells: Sequence[Cell], protocol: Protocol) -> Cell:
+    return next(cell for cell in cells if cell.row == protocol.reference)
 
 
 def make_cells(

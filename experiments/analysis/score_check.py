@@ -24,18 +24,35 @@ def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | N
     """
     if not run.completed:
         return
-    record, kept = run.record, run.predictions() if parts is None else parts
-    recorded = saved_metrics(record)
-    for part, (outputs, labels) in kept.items():
+    kept = run.predictions() if parts is None else parts
+    require_scores(kept, saved_metrics(run.record), f"{run.folder}: its", choices(run))
+
+
+def require_scores(
+    parts: Mapping[str, predictions.Predictions],
+    recorded: Mapping[str, float | None],
+    whose: str,
+    choices: int = 1,
+) -> None:
+    """Compare every metric that predictions can give with the recorded value.
+
+    Args:
+      whose: the beginning of an error, before "predictions give ...".
+      choices: as for `label_metrics.score`.
+
+    Raises:
+      ValueError: a metric disagrees.
+    """
+    for part, (outputs, labels) in parts.items():
         if labels is None:
             continue
         end = "" if part == "validation" else f"_{part}"
         known = label_metrics.REGRESSION if outputs.shape[1] == 1 else label_metrics.CLASSIFICATION
         said = {name: value for name in known if (value := recorded.get(name + end)) is not None}
-        given = label_metrics.score([*said], np.asarray(outputs, np.float64), labels, choices(run))
+        given = label_metrics.score([*said], np.asarray(outputs, np.float64), labels, choices)
         for name, value in said.items():
-            n = _counted(name, labels, choices(run))
-            _compare(run, name + end, given[name], value, n)
+            n = _counted(name, labels, choices)
+            _compare(whose, name + end, given[name], value, n)
 
 
 def choices(run: Run) -> int:
@@ -52,13 +69,13 @@ def _counted(name: str, labels: np.ndarray, choices: int) -> int:
     return len(labels) // choices
 
 
-def _compare(run: Run, name: str, given: float, recorded: float, n: int) -> None:
+def _compare(whose: str, name: str, given: float, recorded: float, n: int) -> None:
     # Predictions are the very outputs that were scored: the records of this repository agree to the
     # last digit. Rounding on another machine may change one answer, but not two.
     most = max(1e-3, 1.5 / n)
     if abs(given - recorded) > most * max(1.0, abs(given)):
         unit = scale(name)
         raise ValueError(
-            f"{run.folder}: its predictions give {name} {unit * given:.4g}, but its record says "
+            f"{whose} predictions give {name} {unit * given:.4g}, but its record says "
             f"{unit * recorded:.4g}"
         )

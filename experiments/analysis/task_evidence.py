@@ -75,14 +75,15 @@ class _Fixed(Run):
 
 
 def evidence(
-    contests: Sequence[Contest], reference: str, untrained: Mapping[str, Predictions]
+    contests: Sequence[Contest], reference: str, untrained: Mapping[str, Predictions | None]
 ) -> tuple[Evidence, ...]:
     """What each task can show; tasks without a score of the reference are left out.
 
     Args:
       contests: one for each task of a study.
       reference: the key of the method that others are compared with.
-      untrained: the predictions of the untrained model for the scored examples, by task.
+      untrained: the predictions of the untrained model for the scored examples, by task; None
+        for a model that has no score.
     """
     found = (_of_task(each, reference, untrained.get(each.task)) for each in contests)
     return tuple(each for each in found if each is not None)

@@ -12,6 +12,7 @@ from experiments.analysis import (
     rank_stability,
     recorded_runs,
     task_evidence,
+    untrained,
 )
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.equal_rows import SAME, equal_rows
@@ -69,7 +70,9 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         stated = protocol.claims, shown["checks"]
         notes += claims.sentences(*stated, compared, shown["controls"], table(made).scores)
     notes += shown["notes"]
-    seen = task_evidence.evidence(made, protocol.reference, {})
+    begun = untrained.read(kept.folder) if kept.folder is not None else {}
+    start = {task: each.predictions for task, each in begun.items()}
+    seen = task_evidence.evidence(made, protocol.reference, start)
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
         notes += [*_of_bounds(compared, others), *_of_methods(compared), *_between_tasks(compared)]

@@ -24,16 +24,16 @@ class Predictions(NamedTuple):
     labels: np.ndarray | None
 
 
-def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:
-    """Write the predictions of all parts into a folder, atomically."""
+def write(folder: Path, predictions: Mapping[str, Predictions], name: str = NAME) -> None:
+    """Write the predictions of all parts into a folder's file of this name, atomically."""
     arrays: dict[str, Any] = {}
-    for name, each in predictions.items():
-        arrays[name] = each.outputs
+    for part, each in predictions.items():
+        arrays[part] = each.outputs
         if each.labels is not None:
-            arrays[f"{name}/label"] = each.labels
+            arrays[f"{part}/label"] = each.labels
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    write_atomically(folder / NAME, content.getvalue())
+    write_atomically(folder / name, content.getvalue())
 
 
 def read(folder: Path) -> dict[str, Predictions]:
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Predictions]:
     if not path.exists():
         return {}
     try:
-        return _parts(archives.read_arrays(path))
+        return parts_of(archives.read_arrays(path))
     except ValueError as error:
         why = " ".join(str(error).split())
         raise ValueError(
@@ -55,7 +55,12 @@ def read(folder: Path) -> dict[str, Predictions]:
         ) from error
 
 
-def _parts(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+def parts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    """The predictions in the arrays of a file, by part.
+
+    Raises:
+      ValueError: the arrays are no predictions.
+    """
     found = {}
     for name, outputs in arrays.items():
         if name.endswith("/label"):
