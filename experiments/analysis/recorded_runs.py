@@ -11,7 +11,9 @@ from configs.settings import RunConfig, Study, fields_of
 from experiments.analysis.published import PERCENT, SIZES
 from experiments.runs import predictions
 from experiments.setup.config import is_a, of_record, study_of
-from lora_jax.records import run_record
+from lora_jax.records import packed, run_record
+from lora_jax.records.metrics_log import read_metrics
+from lora_jax.records.packed import Pack
 from lora_jax.suggest import nearest_path
 
 NEEDED = (
@@ -49,6 +51,8 @@ class Run:
     record: run_record.Record
     sealed: bool = True
     """Whether the record has a seal, which shows a change."""
+    pack: Pack | None = None
+    """What holds the run, in place of its folder (`lora_jax.records.packed`); None for a folder."""
 
     @functools.cached_property
     def config(self) -> RunConfig:
@@ -98,7 +102,26 @@ class Run:
         Raises:
           ValueError: they are damaged.
         """
-        return predictions.read(self.folder)
+        if self.pack is None:
+            return predictions.read(self.folder)
+        return predictions.read_packed(self.pack, self._packed_as)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What it reported, a dict with its "step" for each report; empty if it has no metrics.
+
+        Raises:
+          ValueError: they are damaged, or were changed or cut.
+        """
+        check = self.record.metrics_check
+        if self.pack is not None:
+            return self.pack.metrics(self._packed_as, self.sealed, check)
+        path = self.folder / "metrics.jsonl"
+        return read_metrics(path, self.sealed, check) if path.exists() else []
+
+    @property
+    def _packed_as(self) -> str:
+        assert self.pack is not None
+        return self.folder.relative_to(self.pack.folder).as_posix()
 
     def score(self, metric: str, choose: str = "last") -> float | None:
         """A metric of the `best` or `last` evaluation, in percent if tables print it so."""
@@ -136,22 +159,30 @@ def unit(metric: str) -> str:
 
 
 def find(results: Path) -> list[Run]:
-    """All records under a folder, validated, in the order of their paths.
+    """All records under a folder, packed or not, validated, in the order of their paths.
 
     Raises:
-      ValueError, FileNotFoundError: no such folder, or a record is invalid or was changed.
+      ValueError, FileNotFoundError: no such folder, or a record is invalid or was changed, or a
+        packed run has a folder with another record.
     """
-    if not results.is_dir():
+    found = dict[Path, Run]()
+    for pack, runs in packed.around(results):
+        for name in runs:
+            folder = pack.folder / name
+            found[folder / "record.json"] = Run(folder, *pack.record(name), pack)
+    if not found and not results.is_dir():
         near = nearest_path(results, Path.is_dir)
         raise FileNotFoundError(f"--results {results}: no such folder{near}")
-    found = []
-    for path in sorted(results.rglob("record.json")):
+    for path in results.rglob("record.json"):
         if (read := run_record.read_sealed(path.parent)) is not None:
-            record, sealed = read
-            if in_study(record.config):
-                require_settings(path, record.config, NEEDED)
-            found.append(Run(path.parent, record, sealed))
-    return found
+            run = Run(path.parent, *read)
+            if path in found and found[path].record != run.record:
+                raise ValueError(f"{path} is not the record that {packed.RECORDS} has of this run")
+            found[path] = run
+    for path, run in found.items():
+        if in_study(run.record.config):
+            require_settings(path, run.record.config, NEEDED)
+    return [found[path] for path in sorted(found)]
 
 
 def in_study(config: Mapping[str, Any]) -> bool:

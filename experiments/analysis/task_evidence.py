@@ -121,7 +121,7 @@ def _never_trained(own: Method, name: str, contest: Contest, part: Predictions) 
             run.folder,
             dataclasses.replace(run.record, metrics_best=scores, metrics_last=scores),
             run.sealed,
-            {"validation": part},
+            parts={"validation": part},
         )
         for run in own.runs
         if run.completed

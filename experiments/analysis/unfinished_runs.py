@@ -14,6 +14,7 @@ from experiments.analysis import recorded_runs
 from experiments.setup.config import of_record
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
+from lora_jax.records import packed
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """Sections of a run's config; a `config.json` without them is another file, such as a model's."""
@@ -54,7 +55,7 @@ def find(results: Path) -> list[Unfinished]:
     """
     found = []
     for path in sorted(results.rglob("config.json")):
-        if (path.parent / "record.json").exists():
+        if (path.parent / "record.json").exists() or packed.holder(path.parent):
             continue
         config = json_text.read(path)
         sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]

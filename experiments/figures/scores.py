@@ -18,10 +18,8 @@ from experiments.figures.panels import Panel, figure_of, metric_label, panels, s
 from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
-from lora_jax.records.metrics_log import read_metrics
 from lora_jax.suggest import require_known
 
-METRICS = "metrics.jsonl"
 APART = 1.04
 """The factor between the places of two methods at one number of examples."""
 
@@ -67,8 +65,8 @@ def training(runs: Sequence[Run]) -> Figure:
     The steps are those that all runs of a row have reported.
     """
     made = panels(runs)
-    if not any((run.folder / METRICS).exists() for run in runs):
-        raise ValueError(f"no run has a {METRICS}: there are no curves to draw")
+    if not any(run.metrics() for run in runs):
+        raise ValueError("no run has a metrics.jsonl: there are no curves to draw")
 
     drawings = [
         lambda axes, panel: _curves(axes, panel, "loss", 1.0, "Training loss"),
@@ -246,6 +244,4 @@ def _ranks(found: list[Run], out: Path) -> Run:
 
 def _curve(run: Run, name: str) -> dict[int, float]:
     """The values that a run logged under a name, by step; empty if there is no log."""
-    path = run.folder / METRICS
-    rows = read_metrics(path, run.sealed, run.record.metrics_check) if path.exists() else []
-    return {row["step"]: row[name] for row in rows if name in row}
+    return {row["step"]: row[name] for row in run.metrics() if name in row}

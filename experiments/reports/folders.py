@@ -11,15 +11,20 @@ from experiments.reports.html_table import Links
 def links(contest: Contest, start: Path) -> Links:
     """For each method, its scored runs: the folder that holds them and no others, or each by seed.
 
+    A packed run has no folder to lead to. Where all are packed, there are no links.
+
     Args:
       start: the folder of the page.
     """
     parents = {method.key: {run.folder.parent for run in method.runs} for method in contest.methods}
-    return [_of_method(method, parents, start) for method in contest.methods]
+    found = [_of_method(method, parents, start) for method in contest.methods]
+    return found if any(found) else ()
 
 
 def _of_method(method: Method, parents: dict[str, set[Path]], start: Path) -> list[tuple[str, str]]:
     others = {each for key, own in parents.items() if key != method.key for each in own}
+    if any(run.pack for run in method.runs):
+        return []
     if len(parents[method.key]) == 1 and len(method.runs) > 1:
         (parent,) = parents[method.key]
         if parent not in others:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lora_jax as lj
 from configs.settings import ClassifierConfig, RunConfig
+from experiments.runs.packing import require_loose
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import read_texts
@@ -65,6 +66,7 @@ def read_record(folder: Path, flag: str = "run") -> run_record.Record:
       ValueError, FileNotFoundError: one line on why there is none.
     """
     given = f"--{flag}={folder}"
+    require_loose(folder)
     if not folder.is_dir():
         near = nearest_path(folder, lambda each: (each / "record.json").is_file())
         raise FileNotFoundError(f"{given}: no such folder{near}")

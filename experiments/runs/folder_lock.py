@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments.distributed import processes
+from experiments.runs.packing import require_loose
 from lora_jax.files.open_folder import open_folder
 from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.records.run_record import LOCK
@@ -33,10 +34,12 @@ def alone(folder: Path) -> Iterator[None]:
     checkpoint or record (`lora_jax.records.metrics_log.Metrics`, `HeldFolder`).
 
     Raises:
-      ValueError: another process has the folder, or it is a file; nothing in it has been changed.
+      ValueError: another process has the folder, or it is a file, or its run is packed; nothing in
+        it has been changed.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder} is a file: name a folder")
+    require_loose(folder)
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         with _locked(folder):

@@ -13,6 +13,7 @@ import numpy as np
 
 from lora_jax.files import archives
 from lora_jax.files.atomic import write_atomically
+from lora_jax.records.packed import PREDICTIONS, Pack
 
 NAME = "predictions.npz"
 
@@ -26,14 +27,19 @@ class Predictions(NamedTuple):
 
 def write(folder: Path, predictions: Mapping[str, Predictions], name: str = NAME) -> None:
     """Write the predictions of all parts into a folder's file of this name, atomically."""
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for part, each in predictions.items():
         arrays[part] = each.outputs
         if each.labels is not None:
             arrays[f"{part}/label"] = each.labels
+    write_arrays(folder / name, arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a .npz file atomically; the same arrays give the same bytes."""
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_atomically(folder / name, content.getvalue())
+    np.savez_compressed(content, **dict[str, Any](arrays))
+    write_atomically(path, content.getvalue())
 
 
 def read(folder: Path) -> dict[str, Predictions]:
@@ -53,6 +59,19 @@ def read(folder: Path) -> dict[str, Predictions]:
             f"{path} is damaged ({why}): train this run anew, in another folder, or delete the "
             "file, and what needs predictions is not measured of it"
         ) from error
+
+
+def read_packed(pack: Pack, run: str) -> dict[str, Predictions]:
+    """The predictions of a packed run by part; empty if it had none.
+
+    Raises:
+      ValueError: as `read`.
+    """
+    arrays = pack.arrays(run)
+    try:
+        return parts_of(arrays)
+    except ValueError as error:
+        raise ValueError(f"{pack.folder / PREDICTIONS}, run {run}: {error}") from error
 
 
 def parts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 from configs.settings import fields_of
 from experiments.setup.config import kind_of
 from lora_jax.files import json_text
+from lora_jax.records import packed
 
 
 def is_json(name: str) -> bool:
@@ -19,14 +20,18 @@ def is_json(name: str) -> bool:
 
 
 def read(path: str) -> ConfigDict:
-    """The config in a run's `config.json`, or in the `run.json` of an export.
+    """The config in a run's `config.json`, packed or not, or in the `run.json` of an export.
 
     Settings that are null there keep the types that flags can give them.
 
     Raises:
       ValueError: the file is not JSON, or is not the config of a run.
     """
-    content = json_text.read_object(Path(path))
+    file, there = Path(path), packed.holder(Path(path).parent)
+    if there and file.name == "config.json" and not file.exists():
+        content = there[0].values(there[1])["config"]
+    else:
+        content = json_text.read_object(file)
     if not {"experiment", "seed", "model", "data", "variant"} <= content.keys():
         raise ValueError(f"'{path}' is not the config of a run, such as config.json in its folder")
     hints = {name: hint for name, (_, hint) in fields_of(kind_of(content)).items()}

@@ -3,8 +3,10 @@
 A few kilobytes of zip can hold gigabytes of zeros, and a header can declare any shape.
 """
 
+import gzip
 import math
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ FREE = 64 << 20
 """Bytes that any archive may unpack to, however small it is."""
 RATIO = 20
 """A larger archive may unpack to this many times its own size: texts reach 4, numbers less."""
+TEXT_RATIO = 200
+"""The same of a .gz file, as records of runs repeat most of their settings."""
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -54,6 +58,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise
         except Exception as error:  # from zlib, a checksum or NumPy
             raise ValueError(first_line(error)) from error
+
+
+def read_gzip(path: Path) -> bytes:
+    """What a .gz file holds.
+
+    Raises:
+      ValueError: it is damaged or cut, or would unpack to more than both `FREE` and `TEXT_RATIO`
+        times its size.
+    """
+    most = max(FREE, TEXT_RATIO * path.stat().st_size)
+    try:
+        with gzip.open(path) as file:
+            content = file.read(most + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}): put the file back") from error
+    if len(content) > most:
+        raise ValueError(f"{path} is refused, as it would unpack to more than {most:,} bytes")
+    return content
 
 
 def _check(archive: zipfile.ZipFile, size: int) -> None:

@@ -85,7 +85,7 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
         if self._file is None:
             return
         kept, after = [], 0
-        for line, row in _rows(self.path):
+        for line, row in _rows(self.path.read_bytes(), str(self.path)):
             if step is None or row["step"] <= step:
                 if seal.has_check(line):  # it changes if earlier lines were dropped
                     line = seal.checked(row, after)
@@ -113,7 +113,7 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
 def last_check(path: str | os.PathLike) -> str | None:
     """The check of the last line of a `metrics.jsonl`; None if it has none, or cannot be read."""
     try:
-        lines = [line for line, _ in _rows(Path(path))]
+        lines = [line for line, _ in _rows(Path(path).read_bytes(), str(path))]
     except (OSError, ValueError):  # who reads the rows will say so
         return None
     return seal.check_of(lines[-1]) if lines else None
@@ -133,27 +133,38 @@ def read_metrics(
       ValueError: a line that is not a JSON object with a step, or that was changed or moved, or the
         last line is not that of the record.
     """
-    rows = list(_rows(Path(path)))
+    try:
+        return rows_of(Path(path).read_bytes(), str(path), sealed, check)
+    except ValueError as error:
+        said = "if you delete the file, no curves of this run are drawn"
+        raise ValueError(f"{error}; {said}") from error
+
+
+def rows_of(
+    content: bytes, where: str, sealed: bool = False, check: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of the content of a `metrics.jsonl`, which is at `where`; as `read_metrics`."""
+    rows = list(_rows(content, where))
     if sealed and rows and not seal.has_check(rows[-1][0]):
         raise ValueError(
-            f"{path} has no checks ({seal.CHECK}), but its record has a seal: it was changed after "
-            "it was written; if you delete the file, no curves of this run are drawn"
+            f"{where} has no checks ({seal.CHECK}), but its record has a seal: it was changed "
+            "after it was written"
         )
     if check is not None and (not rows or seal.check_of(rows[-1][0]) != check):
         raise ValueError(
-            f"{path} does not end with the line that its record names: it was cut, or is that of "
-            "another run; if you delete the file, no curves of this run are drawn"
+            f"{where} does not end with the line that its record names: it was cut, or is that of "
+            "another run"
         )
     return [numbers(row) for _, row in rows]
 
 
-def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+def _rows(content: bytes, file: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    lines = content.split(b"\n")[:-1]  # what follows the last newline is torn
     if lines and lines[-1] and not lines[-1].strip(b"\0"):
         lines.pop()  # a power cut can leave a last line of zeros
     after, has_checks = 0, False
     for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
+        where = f"{file}, line {number}"
         try:
             row = json_text.loads(line, where)
             if type(row["step"]) is not int:

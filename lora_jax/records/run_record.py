@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,7 +179,7 @@ def write(folder: str | os.PathLike, record: Record) -> None:
     new, old = validate(values), read(folder)
     if old is not None and old.status == "completed" and old != new:
         raise ValueError(f"{folder} holds the record of a completed run: name another --workdir")
-    write_atomically(Path(folder) / "record.json", _pretty(seal.sealed(values)))
+    write_atomically(Path(folder) / "record.json", pretty(seal.sealed(values)))
 
 
 def read(folder: str | os.PathLike) -> Record | None:
@@ -198,16 +198,31 @@ def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
     if not path.exists():
         return None
     content = json_text.read_object(path)
+    return opened(content, str(path), lambda: _has_checks(Path(folder) / "metrics.jsonl"))
+
+
+def opened(
+    content: Mapping[str, Any], where: str, has_checks: Callable[[], bool]
+) -> tuple[Record, bool]:
+    """The validated record in the content of a `record.json`, and whether it has a seal.
+
+    Args:
+      where: the file, for messages.
+      has_checks: whether the run's metrics have the checks that came with seals.
+
+    Raises:
+      ValueError: as `read`.
+    """
     try:
         values, found = seal.opened(content)
         record = validate(values)
         seal.require_unchanged(values, found)
-        if found is None and _has_checks(Path(folder) / "metrics.jsonl"):
+        if found is None and has_checks():
             raise ValueError(
                 "it has no seal, but metrics.jsonl beside it has checks: it was changed"
             )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     return record, found is not None
 
 
@@ -240,7 +255,7 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
         if names:
             what = f"{names[0]} but no config.json"
             raise ValueError(f"--workdir {folder} holds {what}: name a new or empty folder")
-        write_atomically(path, _pretty(values))
+        write_atomically(path, pretty(values))
         return False
     there, here = dict(_leaves(json_text.read_object(path))), dict(_leaves(values))
     keys = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
@@ -265,5 +280,6 @@ def _leaves(value: Any, where: str = "config") -> Iterator[tuple[str, str]]:
         yield where, canonical(value)
 
 
-def _pretty(value: Any) -> bytes:
+def pretty(value: Any) -> bytes:
+    """The content of a `record.json` or a `config.json` with this value."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

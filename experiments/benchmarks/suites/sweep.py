@@ -21,7 +21,6 @@ from experiments.benchmarks.results import Found, Measured
 from experiments.benchmarks.turns import in_turns
 from experiments.command_names import command_line
 from experiments.runs.group_folder import found_by_timing, stepping
-from lora_jax.records.metrics_log import read_metrics
 
 AGAINST = ()
 TURNS = 1
@@ -164,8 +163,6 @@ def difference(alone: Path, together: Path) -> float:
 def _first_losses(folder: Path) -> dict[int, float]:
     """The first logged loss of each run, by seed."""
     return {
-        run.record.seed: next(
-            row["loss"] for row in read_metrics(run.folder / "metrics.jsonl") if "loss" in row
-        )
+        run.record.seed: next(row["loss"] for row in run.metrics() if "loss" in row)
         for run in recorded_runs.find(folder)
     }

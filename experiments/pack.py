@@ -1,0 +1,85 @@
+"""Pack the finished runs of a folder into a few files, which every command reads as their folders.
+
+    python -m experiments.pack --results=runs/against_lora
+    python -m experiments.pack --unpack=runs/against_lora/cola/runs/lora/0
+
+The runs of a registered study go into three files beside its `study.json`, and other runs into the
+folder that is given: `runs.records.jsonl.gz`, `runs.metrics.jsonl.gz` and `runs.predictions.npz`.
+Records keep their seals and lines of metrics their checks. A run's folder is deleted when what is
+packed of it has been read back and compared. Runs that have not ended stay as they are, and so do
+those that hold more than results, such as an adapter or checkpoints, and the runs of a sweep.
+
+--unpack makes folders again of the runs in and below a folder, or of one run. A run can be trained
+further, and a study continued, only in folders.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from experiments.analysis.recorded_runs import REGISTRATION
+from experiments.plurals import count
+from experiments.runs import packing
+from lora_jax.records import packed
+from lora_jax.suggest import nearest_path
+
+_RESULTS = flags.DEFINE_string("results", None, "The folder with the runs below it to pack.")
+_UNPACK = flags.DEFINE_string(
+    "unpack", None, "The folder of packed runs to unpack, or that of one such run."
+)
+
+
+def pack() -> None:
+    if (_RESULTS.value is None) == (_UNPACK.value is None):
+        raise ValueError("give one of --results, to pack runs, and --unpack")
+    if _UNPACK.value is not None:
+        _unpack(Path(_UNPACK.value))
+        return
+    results, stay = Path(str(_RESULTS.value)), dict[Path, str]()
+    if not results.is_dir():
+        near = nearest_path(results, Path.is_dir)
+        raise FileNotFoundError(f"--results {results}: no such folder{near}")
+    for home, runs in _homes(results).items():
+        why = {run: said for run in runs if (said := packing.reason_to_stay(run))}
+        if mine := [run for run in runs if run not in why]:
+            packing.pack(home, mine)
+            print(f"{count(len(mine), 'run')} packed: {home / packed.RECORDS}")
+        stay |= why
+    for run, said in stay.items():
+        print(f"{run} stays a folder: {said}")
+
+
+def _homes(results: Path) -> dict[Path, list[Path]]:
+    """The folders of recorded runs below a folder, by where they are packed.
+
+    That is the folder of their study, or else this one. Folders that a killed process has left of
+    packed runs are among them.
+
+    Raises:
+      ValueError: the folder is a part of a study.
+    """
+    if study := next((each for each in results.parents if (each / REGISTRATION).exists()), None):
+        raise ValueError(f"--results={results} is a part of a study: give {study}")
+    found: dict[Path, list[Path]] = {}
+    runs = {path.parent for path in results.rglob("record.json")} - {results}
+    for pack, own in packed.around(results):
+        runs |= {pack.folder / run for run in own if (pack.folder / run).is_dir()}
+    for run in sorted(runs):
+        within = [each for each in run.parents if each.is_relative_to(results)]
+        studies = [each for each in within if (each / REGISTRATION).exists()]
+        found.setdefault(studies[0] if studies else results, []).append(run)
+    return found
+
+
+def _unpack(folder: Path) -> None:
+    found = list(packed.around(folder))
+    if not found:
+        raise ValueError(f"--unpack={folder}: no packed run lies there")
+    for there, runs in found:
+        packing.unpack(there, runs)
+        print(f"{count(len(runs), 'run')} unpacked: {there.folder}")
+
+
+if __name__ == "__main__":
+    cli.main(pack)
