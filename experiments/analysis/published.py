@@ -39,6 +39,7 @@ MODEL_TITLES = {
     "roberta_large": "RoBERTa large",
     "deberta_v2_xxl": "DeBERTa-v2 XXL",
     "deberta_v3_base": "DeBERTa-v3 base",
+    "t5_base": "T5 base",
     "gpt2_medium": "GPT-2 medium",
     "gpt2_large": "GPT-2 large",
     "gpt3_175b": "GPT-3 175B",
@@ -52,6 +53,9 @@ MODEL_TITLES = {
     "llama_3_8b": "LLaMA 3 8B",
     "mistral_7b": "Mistral-7B",
     "gemma_7b": "Gemma-7B",
+    "qwen3_0_6b": "Qwen3-0.6B",
+    "openchat_3_5": "OpenChat 3.5",
+    "various": "several models",
     "smollm2": "SmolLM2-135M (instruct)",
 }
 """The names of models in tables; other models are named by their keys."""

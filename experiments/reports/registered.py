@@ -17,7 +17,7 @@ from experiments.analysis import (
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.equal_rows import SAME, equal_rows
 from experiments.analysis.gains import Gain, Gains, all_pairs, gains
-from experiments.analysis.labels import heading, method, told_apart
+from experiments.analysis.labels import Titles, heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.plurals import agree, count
@@ -53,10 +53,8 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
       pairs: whether to compare all pairs of methods even if that was not registered.
     """
     protocol, name = kept.registered.protocol, kept.registered.study
-    shown = config_tables.tables().get(name) or config_tables.registered(kept.registered)
-    labels = told_apart({row: shown["rows"].get(row) or method(row) for row in protocol.rows})
-    titles = dataclasses.replace(config_tables.titles_of(shown), rows=labels)
-    made = contests(kept.counted, {name: titles}, shown["varies"])
+    shown, titles, made = _contests(kept)
+    labels = titles.rows
     known = any(method.key == protocol.reference for each in made for method in each.methods)
     judged = _judged(made, protocol, protocol.columns) if known else ()
     compared, own_pairs = next(iter(judged), None), protocol.compare == "pairs"
@@ -121,6 +119,20 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         evidence=seen,
         without_blind=without,
     )
+
+
+def contests_of(kept: Adherence) -> list[Contest]:
+    """The contests of a study, one for each task: of the runs that are as registered."""
+    return _contests(kept)[2]
+
+
+def _contests(kept: Adherence) -> tuple[Mapping[str, Any], Titles, list[Contest]]:
+    """The table of a study, what it calls its methods and tasks, and its contests."""
+    name, rows = kept.registered.study, kept.registered.protocol.rows
+    shown = config_tables.tables().get(name) or config_tables.registered(kept.registered)
+    labels = told_apart({row: shown["rows"].get(row) or method(row) for row in rows})
+    titles = dataclasses.replace(config_tables.titles_of(shown), rows=labels)
+    return shown, titles, contests(kept.counted, {name: titles}, shown["varies"])
 
 
 def _judged(

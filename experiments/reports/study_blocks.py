@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.analysis import recorded_runs, select_runs
 from experiments.analysis.labels import natural
 from experiments.marked_documents import fill_blocks
-from experiments.reports import registered
+from experiments.reports import claims_table, registered
 from experiments.reports.findings import Findings
 from experiments.reports.verdict import sentence
 from experiments.tables import text_formats
@@ -18,13 +18,16 @@ from experiments.tables.text_formats import Sheet
 def fill(text: str, results: Path = ROOT / RESULTS) -> str:
     """A text whose blocks, such as that of `<!-- study: lora_scale -->`, are made anew.
 
+    The block of `<!-- papers -->` has papers' claims beside what the studies found.
+
     Args:
       results: the folder that has the folders of studies; a block's name is one of these.
 
     Raises:
       ValueError: a marker without its partner, or a name that is no folder of registered studies.
     """
-    return fill_blocks(text, "study", lambda name: block(results / name))
+    text = fill_blocks(text, "study", lambda name: block(results / name))
+    return fill_blocks(text, "papers", lambda _: claims_table.block(results))
 
 
 def block(folder: Path, size: str = "full") -> str:
