@@ -6,12 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis import left_out_tasks, pairing, rank_stability, recorded_runs
+from experiments.analysis import (
+    left_out_tasks,
+    pairing,
+    rank_stability,
+    recorded_runs,
+    scored_examples,
+)
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.gains import Gain, Gains, all_pairs, gains
 from experiments.analysis.labels import heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
+from experiments.analysis.scored_examples import Values
 from experiments.plurals import agree, count
 from experiments.reports import findings
 from experiments.studies import adherence, rates
@@ -50,11 +57,13 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     titles = dataclasses.replace(config_tables.titles_of(shown), rows=labels)
     made = contests(kept.counted, {name: titles}, shown["varies"])
     known = any(method.key == protocol.reference for each in made for method in each.methods)
-    judged = _judged(made, protocol, protocol.columns) if known else ()
+    examples = scored_examples.values(made)
+    judged = _judged(made, examples, protocol, protocol.columns) if known else ()
     compared, own_pairs = next(iter(judged), None), protocol.compare == "pairs"
     of_pairs = judged if own_pairs else ()
     if known and pairs and not own_pairs:
-        of_pairs = _judged(made, dataclasses.replace(protocol, compare="pairs"), protocol.columns)
+        by_pairs = dataclasses.replace(protocol, compare="pairs")
+        of_pairs = _judged(made, examples, by_pairs, protocol.columns)
     notes = [*_kept(kept)]
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
@@ -65,7 +74,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
                 f"the study are those on {labels[protocol.reference]}."
             )
         if not kept.missing:
-            notes += _of_left_out_tasks(made, compared, protocol)
+            notes += _of_left_out_tasks(made, examples, compared, protocol)
         notes += _of_seeds(made)
     units = {recorded_runs.unit(each.metric) for each in made}
     if len(units) > 1:
@@ -98,11 +107,14 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
 
 
 def _judged(
-    made: Sequence[Contest], protocol: Protocol, tasks: Sequence[str] = ()
+    made: Sequence[Contest],
+    examples: Mapping[str, Values],
+    protocol: Protocol,
+    tasks: Sequence[str] = (),
 ) -> tuple[Gains, ...]:
     """The gains over the reference of a study, or over each of its methods if it compares pairs."""
     rules: dict[str, Any] = {"tasks": tasks, "tests": protocol.tests, "level": protocol.level}
-    rules |= {"reference": protocol.reference, "margin": protocol.margin}
+    rules |= {"reference": protocol.reference, "margin": protocol.margin, "examples": examples}
     return all_pairs(made, **rules) if protocol.compare == "pairs" else (gains(made, **rules),)
 
 
@@ -212,18 +224,18 @@ def _between_tasks(compared: Gains) -> Iterator[str]:
     known = {each.label: each.between_tasks for each in compared.methods}
     if said := [f"{value:.2f} ({label})" for label, value in known.items() if value is not None]:
         yield (
-            "Without the noise of seeds, gains have a standard deviation between tasks of "
-            f"{', '.join(said)}. It is estimated by moments (Hedges, 1983), roughly where tasks "
-            "are few. At 0, seeds explain all that tasks differ by."
+            "Without the noise of seeds and examples, gains have a standard deviation between "
+            f"tasks of {', '.join(said)}. It is estimated by moments (Hedges, 1983), roughly where "
+            "tasks are few. At 0, this noise explains all that tasks differ by."
         )
 
 
 def _of_left_out_tasks(
-    made: Sequence[Contest], compared: Gains, protocol: Protocol
+    made: Sequence[Contest], examples: Mapping[str, Values], compared: Gains, protocol: Protocol
 ) -> Iterator[str]:
     """Which verdicts depend on one task."""
     changes = left_out_tasks.changed(
-        made, compared, len(protocol.columns), lambda others: _judged(others, protocol)[0]
+        made, compared, len(protocol.columns), lambda others: _judged(others, examples, protocol)[0]
     )
     if changes is None:
         return
