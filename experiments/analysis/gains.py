@@ -79,7 +79,7 @@ class Gain:
     notes: tuple[str, ...] = ()
     """What a reader must know of the method's runs, such as diverged seeds."""
     seeds_alone: OverSeeds | None = None
-    """None where all is of new seeds alone, as no example's values are known in the study."""
+    """None in a study where no difference is tested over examples: all is of new seeds alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +286,7 @@ def _judged(
         _decided(means, whole, margin, level, tests)
         for means in ([e.over_tasks for e in found], [e.seeds_alone for e in found])
     )
+    known = any(task.primary is not task.seeds for e in found for task in e.differences.values())
     for each, own, alone in zip(found, decided, of_seeds, strict=True):
         mean = each.over_tasks
         yield Gain(
@@ -301,7 +302,7 @@ def _judged(
             detectable=power.detectable(mean.error, mean.df, family) if mean.error else None,
             verdict=own.verdict,
             notes=tuple(each.notes),
-            seeds_alone=alone,
+            seeds_alone=alone if known else None,
         )
 
 
