@@ -1,12 +1,14 @@
-"""Compute metrics of `label_metrics` on many bootstrap resamples of the examples at once."""
+"""Metrics of `label_metrics` on many bootstrap resamples at once, or without each example."""
 
+import abc
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from lora_jax.metrics import label_metrics
-from lora_jax.metrics.samples import ratio
+from lora_jax.metrics.samples import EachOnce, ratio
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000
@@ -46,6 +48,22 @@ def replicates(
     return np.concatenate(found, axis=1)
 
 
+def pseudovalues(
+    metric: str, outputs: np.ndarray, labels: np.ndarray, *, choices: int = 1
+) -> np.ndarray:
+    """What each question adds to a run's metric, by the jackknife, (questions,).
+
+    It is n times the metric less n - 1 times that without the question (Tukey, 1958). For a mean
+    over questions, such as accuracy, these are the values whose mean it is. For other metrics, the
+    variance of their mean is that of the metric over samples of questions, where these are many.
+
+    Args: as for `replicates`, with the outputs of one run.
+    """
+    n, values = len(labels) // choices, np.asarray(outputs, np.float64)
+    whole = label_metrics.measure(metric, values, labels, EachOnce(choices))
+    return n * whole - (n - 1) * label_metrics.measure(metric, values, labels, Without(n, choices))
+
+
 def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each of n examples is in each resample: arrays (some, n), `resamples` in all."""
     rng = np.random.default_rng(seed)
@@ -56,8 +74,45 @@ def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
 
+class _Sums(abc.ABC):
+    """What follows from the sums of a sample whose examples weigh as much as the `n` together."""
+
+    @abc.abstractmethod
+    def total(self, values: np.ndarray) -> np.ndarray: ...
+
+    def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
+        return self.total(np.eye(size)[groups])
+
+    def pearson(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        x, y = _standard(values), _standard(targets)
+        means = self.total(np.stack([x, y, x * x, y * y, x * y], axis=1)) / len(x)
+        x, y, xx, yy, xy = means.T
+        spread = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0.0))
+        return ratio(xy - x * y, spread, ROUNDING)
+
+
 @dataclasses.dataclass(frozen=True)
-class Resamples:
+class Without(_Sums):
+    """The samples without each one of n questions, the others with a weight of n / (n - 1)."""
+
+    n: int
+    choices: int = 1
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        questions = values.reshape(self.n, -1, *values.shape[1:]).sum(1, dtype=np.float64)
+        return (questions.sum(0) - questions) * (self.n / (self.n - 1))
+
+    def spearman(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        found = []
+        for gone in np.array_split(np.arange(self.n), math.ceil(self.n**2 / CHUNK)):
+            drawn = np.full((len(gone), self.n), self.n / (self.n - 1))
+            drawn[np.arange(len(gone)), gone] = 0.0
+            found.append(Resamples(drawn, self.choices).spearman(values, targets))
+        return np.concatenate(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resamples(_Sums):
     """Many bootstrap resamples as one `lora_jax.metrics.samples.Sample`.
 
     `drawn` says how often each question is in each resample, (resamples, questions). Correlations
@@ -70,16 +125,6 @@ class Resamples:
     def total(self, values: np.ndarray) -> np.ndarray:
         questions = values.reshape(self.drawn.shape[1], -1, *values.shape[1:])
         return self.drawn @ questions.sum(1, dtype=np.float64)
-
-    def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
-        return self.total(np.eye(size)[groups])
-
-    def pearson(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        x, y = _standard(values), _standard(targets)
-        means = self.total(np.stack([x, y, x * x, y * y, x * y], axis=1)) / len(x)
-        x, y, xx, yy, xy = means.T
-        spread = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0.0))
-        return ratio(xy - x * y, spread, ROUNDING)
 
     def spearman(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         n = len(values)

@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from experiments.analysis import equivalence, power
+from experiments.analysis import crossed, equivalence, power
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
-from experiments.analysis.paired_scores import Scored, common, scored
+from experiments.analysis.paired_scores import Scored, common, common_examples, scored
 from experiments.analysis.random_effects import between_tasks, new_task
+from experiments.analysis.scored_examples import Values
 from experiments.analysis.significance import LEVEL, holm
 from lora_jax.suggest import require_known
 
@@ -36,8 +38,22 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
+class OverSeeds:
+    """What the same tests say of new seeds alone, on the same examples."""
+
+    over_tasks: Estimate
+    adjusted: float | None
+    equivalent: float | None
+    verdict: Verdict
+
+
+@dataclasses.dataclass(frozen=True)
 class Gain:
-    """A method's scores minus those of the reference, paired by seed."""
+    """A method's scores minus those of the reference, paired by seed and example.
+
+    What is tested is of new seeds and new examples (`crossed`). On a task where the values of
+    examples are not known it is of new seeds alone, and the notes say so.
+    """
 
     key: str
     label: str
@@ -48,7 +64,8 @@ class Gain:
     new_task: Estimate | None
     """The mean of all tasks of which these are a sample (`random_effects`)."""
     between_tasks: float | None
-    """The sd of its true differences between such tasks, without the noise of seeds."""
+    """The sd of its true differences between such tasks, without the noise of seeds and
+    examples."""
     adjusted: float | None
     """Holm's p value of `over_tasks` in its family of tests."""
     equivalent: float | None
@@ -61,6 +78,8 @@ class Gain:
     """`undecided` for a method that lacks a task."""
     notes: tuple[str, ...] = ()
     """What a reader must know of the method's runs, such as diverged seeds."""
+    seeds_alone: OverSeeds | None = None
+    """None in a study where no difference is tested over examples: all is of new seeds alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +111,15 @@ def gains(
     level: float = LEVEL,
     tasks: Sequence[str] = (),
     tests: int = 0,
+    examples: Mapping[str, Values] = MappingProxyType({}),
 ) -> Gains:
     """Compare each method of a study with the reference, on each task and over all tasks.
 
     Each method but the reference is a member of two families of tests, each by Holm's procedure at
     the level: of no difference, and of a difference of the margin or more. A method is better or
     worse if the first is rejected, else equivalent if the second is. Tests over tasks see the noise
-    of seeds alone: they claim what the means over many seeds on these tasks would be.
+    of seeds and of the scored examples: they claim what the means over many seeds would be, scored
+    on many examples of these tasks.
 
     A method without a number on one of the tasks (`paired_scores` says when) has a mean over the
     others. But it is in no family, and undecided: its mean is not that of the same tasks.
@@ -109,13 +130,14 @@ def gains(
       margin: in points of the metric.
       tasks: those that a method must have to be in a family; by default, those of the reference.
       tests: how many members the families have at least, with a p of 1 for those without a number.
+      examples: what each example adds to the runs' scores, by task (`scored_examples.values`).
 
     Raises:
       ValueError: contests of several models or of one task twice, or no contest has the reference.
     """
     _require_one_study(contests, reference)
     others = [key for key in _labels(contests) if key != reference]
-    found = [_over(contests, reference, others, margin, level)]
+    found = [_over(contests, reference, others, margin, level, examples)]
     return _judged_together(found, tasks, tests)[0]
 
 
@@ -127,6 +149,7 @@ def all_pairs(
     level: float = LEVEL,
     tasks: Sequence[str] = (),
     tests: int = 0,
+    examples: Mapping[str, Values] = MappingProxyType({}),
 ) -> tuple[Gains, ...]:
     """Compare each two methods of a study, on each task and over all tasks.
 
@@ -138,7 +161,9 @@ def all_pairs(
     """
     _require_one_study(contests, reference)
     keys = [reference, *(key for key in _labels(contests) if key != reference)]
-    found = [_over(contests, key, keys[at:], margin, level) for at, key in enumerate(keys, 1)]
+    found = [
+        _over(contests, key, keys[at:], margin, level, examples) for at, key in enumerate(keys, 1)
+    ]
     return _judged_together(found, tasks, tests)
 
 
@@ -148,7 +173,12 @@ def _labels(contests: Sequence[Contest]) -> dict[str, str]:
 
 
 def _over(
-    contests: Sequence[Contest], reference: str, others: Sequence[str], margin: float, level: float
+    contests: Sequence[Contest],
+    reference: str,
+    others: Sequence[str],
+    margin: float,
+    level: float,
+    examples: Mapping[str, Values],
 ) -> tuple[Gains, list["_Method"]]:
     """The gains of other methods over the reference, without these methods, which follow apart."""
     by_task = {contest.task: {m.key: scored(m) for m in contest.methods} for contest in contests}
@@ -165,7 +195,8 @@ def _over(
         notes += [f"{every[reference]} on {titles[task]}: {each}" for each in said]
     found = []
     for key in others:
-        differences, own = _differences({task: by_task[task] for task in known}, key, reference)
+        scores = {task: by_task[task] for task in known}
+        differences, own = _differences(scores, key, reference, examples)
         said = [f"{titles[task]}: {each}" for task, each in own]
         if differences:
             found.append(_Method(key, every[key], differences, said))
@@ -190,31 +221,58 @@ def _judged_together(
 
 
 @dataclasses.dataclass(frozen=True)
+class _Difference:
+    """On one task, over seeds and examples where the examples are known, and over seeds alone."""
+
+    primary: MeanDifference
+    seeds: MeanDifference
+
+
+@dataclasses.dataclass(frozen=True)
 class _Method:
     key: str
     label: str
-    by_task: Mapping[str, MeanDifference]
+    differences: Mapping[str, _Difference]
     notes: Sequence[str]
+
+    @functools.cached_property
+    def by_task(self) -> dict[str, MeanDifference]:
+        return {task: each.primary for task, each in self.differences.items()}
 
     @functools.cached_property
     def over_tasks(self) -> MeanDifference:
         return over_tasks(list(self.by_task.values()))
 
+    @functools.cached_property
+    def seeds_alone(self) -> MeanDifference:
+        return over_tasks([each.seeds for each in self.differences.values()])
+
 
 def _differences(
-    by_task: Mapping[str, Mapping[str, Scored]], key: str, reference: str
-) -> tuple[dict[str, MeanDifference], list[tuple[str, str]]]:
+    by_task: Mapping[str, Mapping[str, Scored]],
+    key: str,
+    reference: str,
+    examples: Mapping[str, Values],
+) -> tuple[dict[str, _Difference], list[tuple[str, str]]]:
     """A method's differences from the reference on each task, and notes, each with its task."""
     differences, notes = {}, []
+    known = any(own for values in examples.values() for own in values.values())
     for task, methods in by_task.items():
         if key not in methods:
             notes.append((task, "has no scored run"))
             continue
-        ours, theirs, said = common(methods[key], methods[reference])
-        own = methods[key].notes + ((said,) if methods[key].scores and said else ())
+        first, second = methods[key], methods[reference]
+        ours, theirs, said = common(first, second)
+        own = first.notes + ((said,) if first.scores and said else ())
         notes += [(task, each) for each in own]
         if len(ours):
-            differences[task] = over_seeds(ours, theirs)
+            seeds = primary = over_seeds(ours, theirs)
+            values, missing = common_examples(first, second, examples.get(task, {}))
+            if values is not None:
+                primary = crossed.over_both(ours, theirs, *values)
+            elif known:
+                notes.append((task, f"tested over seeds alone, as {missing}"))
+            differences[task] = _Difference(primary, seeds)
     return differences, notes
 
 
@@ -222,27 +280,41 @@ def _judged(
     found: Sequence[_Method], tasks: int, margin: float, level: float, tests: int
 ) -> Iterator[Gain]:
     """The gains of all methods; those that have all tasks are in the families of tests."""
-    whole = [len(each.by_task) == tasks for each in found]
+    whole = [len(each.differences) == tasks for each in found]
     family = power.family_level(level, max(sum(whole), tests))
-    means = [each.over_tasks for each in found]
-    pairs = list(zip(means, whole, strict=True))
-    adjusted = _holm([m.p if w else None for m, w in pairs], tests)
-    within = _holm([equivalence.of_mean(m, margin) if w else None for m, w in pairs], tests)
-    for each, mean, p, same in zip(found, means, adjusted, within, strict=True):
+    decided, of_seeds = (
+        _decided(means, whole, margin, level, tests)
+        for means in ([e.over_tasks for e in found], [e.seeds_alone for e in found])
+    )
+    known = any(task.primary is not task.seeds for e in found for task in e.differences.values())
+    for each, own, alone in zip(found, decided, of_seeds, strict=True):
+        mean = each.over_tasks
         yield Gain(
             key=each.key,
             label=each.label,
-            by_task={task: _estimate(own, level) for task, own in each.by_task.items()},
-            over_tasks=_estimate(mean, level),
+            by_task={task: _estimate(one, level) for task, one in each.by_task.items()},
+            over_tasks=own.over_tasks,
             new_task=_new_task(each, level),
             between_tasks=between_tasks(list(each.by_task.values())),
-            adjusted=p,
-            equivalent=same,
+            adjusted=own.adjusted,
+            equivalent=own.equivalent,
             upper=mean.upper(level),
             detectable=power.detectable(mean.error, mean.df, family) if mean.error else None,
-            verdict=verdict(mean.mean, p, same, level),
+            verdict=own.verdict,
             notes=tuple(each.notes),
+            seeds_alone=alone if known else None,
         )
+
+
+def _decided(
+    means: Sequence[MeanDifference], whole: Sequence[bool], margin: float, level: float, tests: int
+) -> Iterator[OverSeeds]:
+    """What the tests of a family decide, whatever the errors of the means are over."""
+    pairs = list(zip(means, whole, strict=True))
+    adjusted = _holm([m.p if w else None for m, w in pairs], tests)
+    within = _holm([equivalence.of_mean(m, margin) if w else None for m, w in pairs], tests)
+    for mean, p, same in zip(means, adjusted, within, strict=True):
+        yield OverSeeds(_estimate(mean, level), p, same, verdict(mean.mean, p, same, level))
 
 
 def _holm(values: Sequence[float | None], tests: int) -> list[float | None]:

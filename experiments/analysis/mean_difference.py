@@ -111,14 +111,17 @@ def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
     flat = any(each.error == 0 and each.mean and each.n < TRUSTED for each in tasks)
     if len(errors) < len(tasks) or (flat and any(errors)):
         return MeanDifference(mean, None, 0.0, fewest)
-    df = degrees([error**2 for error in errors], [task.n for task in tasks])
+    df = degrees([error**2 for error in errors], [task.df for task in tasks], fewest)
     return MeanDifference(mean, math.hypot(*errors) / len(tasks), df, fewest)
 
 
-def degrees(variances: Sequence[float], seeds: Sequence[int]) -> float:
-    """The degrees of freedom of a sum of variances of means, each estimated from so many seeds."""
-    fewest = min(seeds)
+def degrees(variances: Sequence[float], df: Sequence[float], fewest: int) -> float:
+    """The degrees of freedom of a sum of variances of means, each with its own.
+
+    Args:
+      fewest: of the numbers of seeds from which they were estimated.
+    """
     if fewest < TRUSTED or not any(variances):
         return fewest - 1.0
-    parts = sum(each**2 / (n - 1) for each, n in zip(variances, seeds, strict=True))
+    parts = sum(each**2 / own for each, own in zip(variances, df, strict=True))
     return sum(variances) ** 2 / parts

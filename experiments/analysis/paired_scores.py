@@ -15,6 +15,7 @@ import numpy as np
 from experiments.analysis import draws
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.draws import Number
+from experiments.analysis.scored_examples import Values
 from experiments.plurals import agree
 
 
@@ -66,6 +67,22 @@ def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
     ours, theirs = (draws.means({n: each.scores[n] for n in numbers}) for each in (first, second))
     said = f"{len(numbers)} of {len(every)} seeds in common" if len(numbers) < len(every) else ""
     return ours, theirs, said
+
+
+def common_examples(
+    first: Scored, second: Scored, values: Values
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """What each example adds to the scores that `common` gives, (seeds, examples) each.
+
+    None if a run of a common seed lacks it, or all do; the text says how many.
+    """
+    numbers = sorted(first.scores.keys() & second.scores.keys())
+    ours, theirs = values.get(first.key, {}), values.get(second.key, {})
+    there = sum(number in ours and number in theirs for number in numbers)
+    if there < len(numbers):
+        return None, f"predictions of {there} of {len(numbers)} common seeds are known"
+    made = (draws.means({n: each[n] for n in numbers}) for each in (ours, theirs))
+    return (next(made), next(made)), ""
 
 
 def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:

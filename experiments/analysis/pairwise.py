@@ -10,6 +10,7 @@ from experiments.analysis import bootstrap, draws, mean_difference, score_check,
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
+from experiments.analysis.scored_examples import stored
 from lora_jax.metrics import label_metrics
 
 KINDS = {
@@ -189,35 +190,25 @@ def _seen(
     contest: Contest, scores: Mapping[str, Scored], resamples: int, seed: int
 ) -> dict[str, dict[tuple[int, int], Seen]]:
     """What is known about each run with a score, by method, then by seed and draw."""
+    known = stored(contest)
+    every = [(key, number, own) for key, runs in known.items() for number, own in runs.items()]
     found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
-    stored = []
     for method in contest.methods:
-        known = scores[method.key].scores
-        for run in (each for each in method.runs if each.number in known):
-            found[method.key][run.number] = Seen(known[run.number], not run.completed)
-            parts = run.predictions() if run.completed else {}
-            part = parts.get("validation")
-            if part is not None and part.labels is not None:
-                outputs = np.asarray(part.outputs, np.float64)
-                stored.append((method.key, run, outputs, part.labels, parts))
-    if not stored:
+        for run in (each for each in method.runs if each.number in scores[method.key].scores):
+            score = scores[method.key].scores[run.number]
+            found[method.key][run.number] = Seen(score, not run.completed)
+    if not every:
         return found
-    _, first, _, labels, _ = stored[0]
-    for _, run, _, own, _ in stored:
-        if not np.array_equal(labels, own):
-            raise ValueError(
-                f"{first.folder} and {run.folder} were scored on different examples: their labels "
-                "differ"
-            )
-    for _, run, _, _, parts in stored:
-        score_check.require_agreement(run, parts)
-    metric, unit, choices = contest.metric, scale(contest.metric), score_check.choices(first)
-    every = [outputs for _, _, outputs, _, _ in stored]
-    drawn = unit * bootstrap.replicates(
-        metric, every, labels, choices=choices, resamples=resamples, seed=seed
+    first, metric = every[0][2], contest.metric
+    labels, choices = first.labels, score_check.choices(first.run)
+    outputs = [own.outputs for _, _, own in every]
+    drawn = scale(metric) * bootstrap.replicates(
+        metric, outputs, labels, choices=choices, resamples=resamples, seed=seed
     )
-    for (key, run, outputs, _, _), replicated in zip(stored, drawn, strict=True):
-        score = found[key][run.number].score
-        right = label_metrics.correct(outputs, labels, choices) if metric == "accuracy" else None
-        found[key][run.number] = Seen(score, False, len(labels) // choices, replicated, right)
+    for (key, number, own), replicated in zip(every, drawn, strict=True):
+        if number in found[key]:
+            accuracy = metric == "accuracy"
+            right = label_metrics.correct(own.outputs, labels, choices) if accuracy else None
+            score, n = found[key][number].score, len(labels) // choices
+            found[key][number] = Seen(score, False, n, replicated, right)
     return found

@@ -34,7 +34,8 @@ class Design:
         return math.hypot(*self.deviations) / len(self.deviations) / math.sqrt(seeds)
 
     def df(self, seeds: int) -> float:
-        return degrees([sd**2 / seeds for sd in self.deviations], [seeds] * len(self.deviations))
+        own = [seeds - 1.0] * len(self.deviations)
+        return degrees([sd**2 / seeds for sd in self.deviations], own, seeds)
 
 
 def family_level(level: float, tests: int) -> float:

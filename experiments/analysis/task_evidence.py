@@ -9,7 +9,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from experiments.analysis import chance, score_check
+from experiments.analysis import chance, score_check, scored_examples
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.gains import Estimate, gains
 from experiments.analysis.recorded_runs import Run
@@ -99,7 +99,8 @@ def _of_task(contest: Contest, reference: str, untrained: Predictions | None) ->
     if HEAD in by_key and reference != HEAD:
         others.append(by_key[HEAD])
     compared = dataclasses.replace(contest, methods=(own, *others))
-    over = gains([compared], reference=reference, margin=1.0)
+    examples = scored_examples.values([compared])
+    over = gains([compared], reference=reference, margin=1.0, examples=examples)
     floors = [
         Floor(each.label, statistics.fmean(method.counted()), _turned(each.by_task[contest.task]))
         for each in over.methods

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from experiments.analysis import published, recorded_runs, select_runs
+from experiments.analysis import published, recorded_runs, scored_examples, select_runs
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.gains import Estimate, Gain, gains
+from experiments.analysis.scored_examples import Values
 from experiments.plurals import count
 from experiments.reports import registered
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
@@ -22,13 +23,6 @@ from lora_jax.suggest import require_known
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
 
-SHOW_NOTHING = ("rte", "stsb", "sst2_32")
-"""Tasks, by how their names begin, on which differences say nothing about adaptation.
-
-On RTE nothing was learnt. On STS-B every method ends below the cosine of the untrained model's
-sentence vectors. With 32 examples of SST-2, LoRA is not shown to beat a head alone.
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -37,6 +31,10 @@ class Study:
     name: str
     protocol: Protocol
     contests: Sequence[Contest]
+    examples: Mapping[str, Values]
+    """What each example adds to the scores (`scored_examples.values`)."""
+    blind: frozenset[str]
+    """The tasks that show nothing about adaptation."""
 
     def gain(self, compared: Compared, margin: float, tasks: Sequence[str]) -> Gain:
         """What a method gains over another on some tasks, by the rules of the study."""
@@ -51,6 +49,7 @@ class Study:
             level=self.protocol.level,
             tasks=tasks,
             tests=self.protocol.tests,
+            examples=self.examples,
         )
         (own,) = (each for each in found.methods if each.key == compared.row)
         return own
@@ -118,7 +117,9 @@ def _read(results: Path, name: str) -> Study:
     kept = adherence.of_folder(results / name, select_runs.select(runs, None, "full")[0])
     if len(kept) != 1:
         raise ValueError(f"no registered study in {results / name}")
-    return Study(name, kept[0].registered.protocol, registered.contests_of(kept[0]))
+    made = registered.contests_of(kept[0])
+    blind = frozenset(each.task for each in registered.evidence_of(kept[0], made) if each.blind)
+    return Study(name, kept[0].registered.protocol, made, scored_examples.values(made), blind)
 
 
 def _rows(
@@ -137,7 +138,7 @@ def _rows(
     paper = _times(ratios)
     parameters = f"{ours}, as in the paper" if ours == paper else f"{ours}; paper: {paper}"
     row = [f"{compared} ({study.name}: {number}, {seeds})", _estimate(gain.over_tasks), parameters]
-    others = [task for task in tasks if not task.startswith(SHOW_NOTHING)]
+    others = [task for task in tasks if task not in study.blind]
     if claim.kind == "faster" or others == list(tasks):
         return [*row, said], []
     second = [compared, _estimate(gain.over_tasks), said, "none", NONE, "undecided"]

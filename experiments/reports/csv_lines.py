@@ -64,6 +64,11 @@ COLUMNS = (
     "between_tasks",
     "margin",
     "verdict",
+    "seeds_low",
+    "seeds_high",
+    "seeds_p_holm",
+    "seeds_p_equivalent",
+    "seeds_verdict",
     "note",
 )
 """The columns.
@@ -84,8 +89,10 @@ one-sided tests against the `margin`. In a `pair`, they are of the family of all
 `gain`, too, if the study registered that. `upper` is the one-sided upper bound, and `detectable`
 the smallest difference that the test would find with a power of 80%. `such_tasks` is the mean over
 all tasks of which these are a sample (`random_effects`), with its interval, and `between_tasks` the
-standard deviation of gains between them, without the noise of seeds. All intervals and bounds of
-gains are at the level of the study's protocol.
+standard deviation of gains between them, without the noise of seeds and examples. All intervals and
+bounds of gains are at the level of the study's protocol. They are over new seeds and new examples;
+`seeds_low` to `seeds_verdict` are over new seeds alone. They are empty where runs have no
+predictions, as all numbers are over seeds alone then.
 """
 
 
@@ -147,7 +154,7 @@ def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
 
 def _whole(gain: Gain, margin: float | None) -> dict[str, Any]:
     """What a method has over all tasks alone."""
-    such = gain.new_task
+    such, seeds = gain.new_task, gain.seeds_alone
     return {
         "p_holm": gain.adjusted,
         "p_equivalent": gain.equivalent,
@@ -159,6 +166,11 @@ def _whole(gain: Gain, margin: float | None) -> dict[str, Any]:
         "between_tasks": gain.between_tasks,
         "margin": margin,
         "verdict": gain.verdict,
+        "seeds_low": seeds and seeds.over_tasks.low,
+        "seeds_high": seeds and seeds.over_tasks.high,
+        "seeds_p_holm": seeds and seeds.adjusted,
+        "seeds_p_equivalent": seeds and seeds.equivalent,
+        "seeds_verdict": seeds and seeds.verdict,
     }
 
 

@@ -11,7 +11,7 @@ from experiments.analysis import (
     pairing,
     rank_stability,
     recorded_runs,
-    task_evidence,
+    scored_examples,
     untrained,
 )
 from experiments.analysis.choose_methods import Contest, contests
@@ -20,6 +20,8 @@ from experiments.analysis.gains import Gain, Gains, all_pairs, gains
 from experiments.analysis.labels import Titles, heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
+from experiments.analysis.scored_examples import Values
+from experiments.analysis.task_evidence import HEAD, Evidence, evidence
 from experiments.plurals import agree, count
 from experiments.reports import claims, findings
 from experiments.studies import adherence, history, rates
@@ -56,11 +58,13 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     shown, titles, made = _contests(kept)
     labels = titles.rows
     known = any(method.key == protocol.reference for each in made for method in each.methods)
-    judged = _judged(made, protocol, protocol.columns) if known else ()
+    examples = scored_examples.values(made)
+    judged = _judged(made, examples, protocol, protocol.columns) if known else ()
     compared, own_pairs = next(iter(judged), None), protocol.compare == "pairs"
     of_pairs = judged if own_pairs else ()
     if known and pairs and not own_pairs:
-        of_pairs = _judged(made, dataclasses.replace(protocol, compare="pairs"), protocol.columns)
+        by_pairs = dataclasses.replace(protocol, compare="pairs")
+        of_pairs = _judged(made, examples, by_pairs, protocol.columns)
     notes = [*_kept(kept)]
     if compared is None:
         notes += [claims.stated(each) for each in protocol.claims]
@@ -68,9 +72,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         stated = protocol.claims, shown["checks"]
         notes += claims.sentences(*stated, compared, shown["controls"], table(made).scores)
     notes += shown["notes"]
-    begun = untrained.read(kept.folder) if kept.folder is not None else {}
-    start = {task: each.predictions for task, each in begun.items()}
-    seen = task_evidence.evidence(made, protocol.reference, start)
+    seen = evidence_of(kept, made)
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
         notes += [*_of_bounds(compared, others), *_of_methods(compared), *_between_tasks(compared)]
@@ -80,7 +82,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
                 f"the study are those on {labels[protocol.reference]}."
             )
         if not kept.missing:
-            notes += _of_left_out_tasks(made, compared, protocol)
+            notes += _of_left_out_tasks(made, examples, compared, protocol)
         notes += _of_seeds(made)
         notes += _of_equal_rows(made)
     units = {recorded_runs.unit(each.metric) for each in made}
@@ -101,7 +103,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     rest = [each for each in made if each.task not in blind]
     without = None
     if known and blind and rest:
-        without = findings.of_gains(_judged(rest, protocol)[0].methods, **study)
+        without = findings.of_gains(_judged(rest, examples, protocol)[0].methods, **study)
     said = findings.of_gains(
         compared.methods if compared else (), notes=notes, tasks=len(protocol.columns), **study
     )
@@ -126,6 +128,17 @@ def contests_of(kept: Adherence) -> list[Contest]:
     return _contests(kept)[2]
 
 
+def evidence_of(kept: Adherence, made: Sequence[Contest]) -> tuple[Evidence, ...]:
+    """What each task of a study can show.
+
+    Args:
+      made: as `contests_of` gives them.
+    """
+    begun = untrained.read(kept.folder) if kept.folder is not None else {}
+    start = {task: each.predictions for task, each in begun.items()}
+    return evidence(made, kept.registered.protocol.reference, start)
+
+
 def _contests(kept: Adherence) -> tuple[Mapping[str, Any], Titles, list[Contest]]:
     """The table of a study, what it calls its methods and tasks, and its contests."""
     name, rows = kept.registered.study, kept.registered.protocol.rows
@@ -136,11 +149,14 @@ def _contests(kept: Adherence) -> tuple[Mapping[str, Any], Titles, list[Contest]
 
 
 def _judged(
-    made: Sequence[Contest], protocol: Protocol, tasks: Sequence[str] = ()
+    made: Sequence[Contest],
+    examples: Mapping[str, Values],
+    protocol: Protocol,
+    tasks: Sequence[str] = (),
 ) -> tuple[Gains, ...]:
     """The gains over the reference of a study, or over each of its methods if it compares pairs."""
     rules: dict[str, Any] = {"tasks": tasks, "tests": protocol.tests, "level": protocol.level}
-    rules |= {"reference": protocol.reference, "margin": protocol.margin}
+    rules |= {"reference": protocol.reference, "margin": protocol.margin, "examples": examples}
     return all_pairs(made, **rules) if protocol.compare == "pairs" else (gains(made, **rules),)
 
 
@@ -250,18 +266,18 @@ def _between_tasks(compared: Gains) -> Iterator[str]:
     known = {each.label: each.between_tasks for each in compared.methods}
     if said := [f"{value:.2f} ({label})" for label, value in known.items() if value is not None]:
         yield (
-            "Without the noise of seeds, gains have a standard deviation between tasks of "
-            f"{', '.join(said)}. It is estimated by moments (Hedges, 1983), roughly where tasks "
-            "are few. At 0, seeds explain all that tasks differ by."
+            "Without the noise of seeds and examples, gains have a standard deviation between "
+            f"tasks of {', '.join(said)}. It is estimated by moments (Hedges, 1983), roughly where "
+            "tasks are few. At 0, this noise explains all that tasks differ by."
         )
 
 
 def _of_left_out_tasks(
-    made: Sequence[Contest], compared: Gains, protocol: Protocol
+    made: Sequence[Contest], examples: Mapping[str, Values], compared: Gains, protocol: Protocol
 ) -> Iterator[str]:
     """Which verdicts depend on one task."""
     changes = left_out_tasks.changed(
-        made, compared, len(protocol.columns), lambda others: _judged(others, protocol)[0]
+        made, compared, len(protocol.columns), lambda others: _judged(others, examples, protocol)[0]
     )
     if changes is None:
         return
@@ -332,7 +348,7 @@ def _of_equal_rows(made: Sequence[Contest]) -> Iterator[str]:
                 f"On {contest.task_title}, {names} {gives} the same predictions as {first.label}, "
                 f"but for {SAME:.0%} of their spread or less"
                 + f": {agree(len(others), 'its adapter', 'their adapters')} did nothing there"
-                * (first.key == task_evidence.HEAD)
+                * (first.key == HEAD)
                 + "."
             )
 

@@ -159,7 +159,8 @@ def _family(protocol: Protocol) -> dict[str, Any]:
     others = f"each other method with {protocol.reference}"
     compared = {"reference": others, "pairs": "each two methods"}[protocol.compare]
     return {
-        "compares": f"{compared}: the mean difference over all tasks, paired by seed",
+        "compares": f"{compared}: the mean difference over all tasks, paired by seed and example",
+        "generalises": "to new seeds and new examples, where runs keep predictions; else to seeds",
         "tests": protocol.tests,
         "differences": "two-sided, by Holm's procedure",
         "equivalences": "two one-sided tests against the margin, by Holm's procedure",

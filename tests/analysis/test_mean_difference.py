@@ -108,7 +108,7 @@ def test_the_level_of_holm_s_first_of_14_tests_is_kept_with_unequal_noise():
         df = np.full(studies, seeds - 1.0)
         if seeds >= mean_difference.TRUSTED:
             df = variances.sum(1) ** 2 / (variances**2 / (seeds - 1)).sum(1)
-            own = mean_difference.degrees(list(variances[0]), [seeds] * 5)
+            own = mean_difference.degrees(list(variances[0]), [seeds - 1.0] * 5, seeds)
             assert own == pytest.approx(df[0], rel=1e-12)
         p = 2 * stats.t.sf(np.abs(means) / np.sqrt(variances.sum(1)) * 5, df)
         assert (p < level).mean() <= most * level * 1.1

@@ -19,6 +19,7 @@ def run(number, score, status="completed"):
         record=types.SimpleNamespace(status=status, metric="accuracy"),
         config=types.SimpleNamespace(train=types.SimpleNamespace(select="last")),
         score=lambda metric, choose="last": score,
+        predictions=dict,
     )
 
 
