@@ -15,7 +15,7 @@ from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
 from experiments.analysis.task_evidence import Evidence
-from experiments.reports.gain_sheet import evidence_sheet, gain_sheet
+from experiments.reports.gain_sheet import Columns, evidence_sheet, gain_sheet
 from experiments.tables.text_formats import Sheet
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
@@ -39,6 +39,8 @@ class Finding:
     """What it is of, in a registered study."""
     control: bool = False
     """Whether it checks the study itself, and is not counted as a method."""
+    parameters: float | None = None
+    """How many times as many parameters it trains as the reference, if both are known."""
 
     @property
     def mean(self) -> float:
@@ -128,6 +130,8 @@ def of_gains(
     headings: Mapping[str, str] = MappingProxyType({}),
     tasks: int = 0,
     controls: Collection[str] = (),
+    shares: Mapping[str, float] = MappingProxyType({}),
+    columns: Columns = MappingProxyType({}),
 ) -> Findings:
     """The findings of a study whose methods were compared over all its tasks.
 
@@ -140,6 +144,8 @@ def of_gains(
       headings: of tasks, by their names; others have the usual ones.
       tasks: how many the study has; by default, as many as the method with most.
       controls: the keys of the rows that check the study itself.
+      shares: how many times as many parameters methods train as the reference, by their keys.
+      columns: more of them for the table.
     """
     found = [
         Finding(
@@ -150,12 +156,13 @@ def of_gains(
             gain.verdict,
             gain,
             gain.key in controls,
+            shares.get(gain.key),
         )
         for gain in gains
     ]
     named = f"Gain over {reference}, all tasks together, {unit}"
     planned = max([tasks, *(len(gain.by_task) for gain in gains)])
-    sheet = gain_sheet(gains, named, level, planned) if gains else None
+    sheet = gain_sheet(gains, named, level, planned, columns) if gains else None
     return Findings(
         title=title,
         reference=reference,

@@ -1,7 +1,8 @@
 """The table of a study's gains over its reference, over all tasks together."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.analysis.random_effects import FEWEST
@@ -34,11 +35,22 @@ def of_tasks(own: int, tasks: int) -> str:
     return f" ({own} of {tasks} tasks)" if own < tasks else ""
 
 
-def gain_sheet(gains: Sequence[Gain], title: str, level: float, tasks: int) -> Sheet:
+Columns = Mapping[str, Mapping[str, str]]
+"""Further columns by their heads: the cell of each method, by its key."""
+
+
+def gain_sheet(
+    gains: Sequence[Gain],
+    title: str,
+    level: float,
+    tasks: int,
+    more: Columns = MappingProxyType({}),
+) -> Sheet:
     """A row for each method, the largest gain first; methods that lack a task come last.
 
     Args:
       tasks: how many the study has.
+      more: columns that follow.
     """
     ordered = sorted(gains, key=lambda e: (len(e.by_task) < tasks, -e.over_tasks.mean))
     alone = any(each.seeds_alone for each in gains)
@@ -55,8 +67,13 @@ def gain_sheet(gains: Sequence[Gain], title: str, level: float, tasks: int) -> S
         "detectable",
         *["such tasks"] * (tasks >= FEWEST),
         "seeds",
+        *more,
     )
-    return Sheet(title, heads, [_row(each, tasks, alone) for each in ordered])
+    rows = [
+        [*_row(each, tasks, alone), *(own.get(each.key, NONE) for own in more.values())]
+        for each in ordered
+    ]
+    return Sheet(title, heads, rows)
 
 
 def pair_sheet(pairs: Sequence[Gains], title: str, level: float, tasks: int) -> Sheet:
@@ -86,7 +103,7 @@ def _row(gain: Gain, tasks: int, alone: bool) -> list[str]:
         p_text(gain.equivalent),
         _signed(gain.upper),
         NONE if gain.detectable is None else f"{gain.detectable:.{DECIMALS}f}",
-        *[NONE if gain.new_task is None else _gain(gain.new_task)] * (tasks >= FEWEST),
+        *[NONE if gain.new_task is None else estimate_text(gain.new_task)] * (tasks >= FEWEST),
         str(whole.n),
     ]
 
@@ -109,7 +126,7 @@ def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet
     rows = []
     for task in found:
         scores = {each.name: f"{each.score:.1f}" for each in task.floors}
-        gain = NONE if task.best is None else _gain(task.best.gain)
+        gain = NONE if task.best is None else estimate_text(task.best.gain)
         shows = "differences" if task.floors and not task.blind else "nothing about adaptation"
         rows.append(
             [
@@ -124,5 +141,6 @@ def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet
     return Sheet("What each task can show", heads, rows)
 
 
-def _gain(found: Estimate) -> str:
+def estimate_text(found: Estimate) -> str:
+    """A mean and its interval: `-0.33 [-0.58, -0.08]`."""
     return f"{_signed(found.mean)} {_interval(found)}"

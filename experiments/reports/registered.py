@@ -9,6 +9,7 @@ from typing import Any
 from experiments.analysis import (
     left_out_tasks,
     pairing,
+    parameters,
     rank_stability,
     recorded_runs,
     scored_examples,
@@ -24,6 +25,7 @@ from experiments.analysis.scored_examples import Values
 from experiments.analysis.task_evidence import HEAD, Evidence, evidence
 from experiments.plurals import agree, count
 from experiments.reports import claims, findings
+from experiments.reports.gain_sheet import estimate_text
 from experiments.studies import adherence, history, rates
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
@@ -99,13 +101,35 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         "headings": titles.columns,
         "controls": shown["controls"],
     }
-    blind = {each.task for each in seen if each.blind}
-    rest = [each for each in made if each.task not in blind]
-    without = None
+    blind = [each for each in seen if each.blind]
+    rest = [each for each in made if each.task not in {task.task for task in blind}]
+    trained, columns, without = parameters.of_methods(made), dict[str, Mapping[str, str]](), None
+    own = trained.get(protocol.reference, ())
+    shares = {
+        key: share
+        for key, each in trained.items()
+        if (share := parameters.share(each, own)) is not None
+    }
+    if known:
+        study["shares"] = shares
+        columns[f"parameters (times those of {labels[protocol.reference]})"] = {
+            key: f"{parameters.text(each)} ({shares[key]:.2g})" if key in shares else ""
+            for key, each in trained.items()
+        }
+        columns |= _matched(made, examples, protocol, trained, labels)
     if known and blind and rest:
-        without = findings.of_gains(_judged(rest, examples, protocol)[0].methods, **study)
+        others = _judged(rest, examples, protocol)[0].methods
+        without = findings.of_gains(others, **study)
+        named = _list([each.title for each in blind])
+        columns[f"without {named}"] = {
+            each.key: f"{each.verdict}, {estimate_text(each.over_tasks)}" for each in others
+        }
     said = findings.of_gains(
-        compared.methods if compared else (), notes=notes, tasks=len(protocol.columns), **study
+        compared.methods if compared else (),
+        notes=notes,
+        tasks=len(protocol.columns),
+        columns=columns,
+        **study,
     )
     asked = findings.questions(shown["questions"], said, protocol.reference)
     return dataclasses.replace(
@@ -158,6 +182,32 @@ def _judged(
     rules: dict[str, Any] = {"tasks": tasks, "tests": protocol.tests, "level": protocol.level}
     rules |= {"reference": protocol.reference, "margin": protocol.margin, "examples": examples}
     return all_pairs(made, **rules) if protocol.compare == "pairs" else (gains(made, **rules),)
+
+
+def _matched(
+    made: Sequence[Contest],
+    examples: Mapping[str, Values],
+    protocol: Protocol,
+    trained: Mapping[str, tuple[int, ...]],
+    labels: Mapping[str, str],
+) -> dict[str, Mapping[str, str]]:
+    """A column of gains over the reference's method at equal parameters, if a study has such rows.
+
+    These are rows that differ from the reference in the numbers of its variant alone, as its rank.
+    """
+    runs = {method.key: method.runs for each in made for method in each.methods if method.runs}
+    sizes = {key: (own[0].config.variant.name, own[0].config.targets) for key, own in runs.items()}
+    alike = [key for key, size in sizes.items() if size == sizes.get(protocol.reference)]
+    found = {}
+    for key in trained:
+        same = [each for each in alike if parameters.matched(trained[key], trained[each])]
+        if key in alike or not same or protocol.reference in same:
+            continue
+        rules = dataclasses.replace(protocol, reference=same[0], compare="reference")
+        (gain,) = (e for e in _judged(made, examples, rules)[0].methods if e.key == key)
+        found[key] = f"{estimate_text(gain.over_tasks)} over {labels[same[0]]}"
+    title = f"gain over {labels[protocol.reference]} with as many parameters"
+    return {title: found} if found else {}
 
 
 def _absent(labels: Mapping[str, str], compared: Gains | None) -> Iterator[str]:

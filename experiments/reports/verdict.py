@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from experiments.analysis.parameters import MATCHED
 from experiments.plurals import agree, count
 from experiments.reports.findings import Finding, Findings
 
@@ -42,9 +43,17 @@ def _decided(found: Findings) -> str:
     methods = sum(not each.control for each in found.methods) + len(found.absent)
     to_compare = "to compare" if found.absent else "compared"
     begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
-    return (
-        f"{begin}, with {_seeds(found)}, {_counts(found)}.{_of_controls(found)}{_no_margin(found)}"
-    )
+    beside = _of_controls(found) + _of_parameters(found) + _no_margin(found)
+    return f"{begin}, with {_seeds(found)}{_of_whom(found)}, {_counts(found)}.{beside}"
+
+
+def _of_whom(found: Findings) -> str:
+    """What the verdicts of a registered study are of, in brackets."""
+    gains = [each.gain for each in found.methods if each.gain is not None]
+    if not gains:
+        return ""
+    examples = "other" if any(each.seeds_alone for each in gains) else "the same"
+    return f" (for other seeds and {examples} test examples)"
 
 
 def _counts(found: Findings) -> str:
@@ -59,6 +68,16 @@ def _counts(found: Findings) -> str:
         has = agree(absent, "has", "have")
         parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
     return _list([part for part in parts if part])
+
+
+def _of_parameters(found: Findings) -> str:
+    """Which of the worse methods train fewer parameters than the reference."""
+    worse = [each for each in found.methods if each.verdict == "worse" and not each.control]
+    fewer = [e for e in worse if e.parameters is not None and e.parameters < 1 - MATCHED]
+    if not fewer:
+        return ""
+    names, train = _list([each.label for each in fewer]), agree(len(fewer), "trains", "train")
+    return f" Of the worse, {names} {train} fewer parameters than {found.reference}."
 
 
 def _of_controls(found: Findings) -> str:
