@@ -29,6 +29,7 @@ RAY = ["ray>=2.40"]
 TPU = [f"jax[tpu]{JAX}"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "prometheus_client>=0.22"]
 TENSORBOARD = ["tensorboard>=2.20"]
+FRAMES = ["pandas>=2.2"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 INNER = find_packages(include=["experiments", "experiments.*", "configs", "configs.*"])
@@ -102,6 +103,7 @@ setup(
             *DECODERS,
             *SERVE,
             *TENSORBOARD,
+            *FRAMES,
         ],
         "tfds": TFDS,
         "spm": SPM,
@@ -118,6 +120,7 @@ setup(
         "trackio": ["trackio>=0.43"],
         "mlflow": ["mlflow>=3.17"],
         "plots": ["matplotlib>=3.9"],
+        "frames": FRAMES,
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "docs": ["sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.9", "latex2mathml>=3.78"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

@@ -40,7 +40,9 @@ def pack() -> None:
     if not results.is_dir():
         near = nearest_path(results, Path.is_dir)
         raise FileNotFoundError(f"--results {results}: no such folder{near}")
-    for home, runs in _homes(results).items():
+    if not (homes := _homes(results)):
+        raise ValueError(f"--results={results}: no run to pack lies below")
+    for home, runs in homes.items():
         why = {run: said for run in runs if (said := packing.reason_to_stay(run))}
         if mine := [run for run in runs if run not in why]:
             packing.pack(home, mine)

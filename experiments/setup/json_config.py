@@ -27,15 +27,23 @@ def read(path: str) -> ConfigDict:
     Raises:
       ValueError: the file is not JSON, or is not the config of a run.
     """
-    file, there = Path(path), packed.holder(Path(path).parent)
-    if there and file.name == "config.json" and not file.exists():
-        content = there[0].values(there[1])["config"]
-    else:
-        content = json_text.read_object(file)
+    content = _packed(Path(path)) or json_text.read_object(Path(path))
     if not {"experiment", "seed", "model", "data", "variant"} <= content.keys():
         raise ValueError(f"'{path}' is not the config of a run, such as config.json in its folder")
     hints = {name: hint for name, (_, hint) in fields_of(kind_of(content)).items()}
     return ConfigDict(_typed(content, hints))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file, or a packed run whose `config.json` it would be."""
+    return Path(path).is_file() or _packed(Path(path)) is not None
+
+
+def _packed(path: Path) -> dict[str, Any] | None:
+    if path.name != "config.json" or path.exists() or not (there := packed.holder(path.parent)):
+        return None
+    pack, run = there
+    return pack.values(run)["config"]
 
 
 def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> dict[str, Any]:

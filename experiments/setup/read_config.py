@@ -208,7 +208,7 @@ def _check_config_file(name: str, arguments: str) -> None:
     file, _, rest = name.partition(",")
     if rest and Path(file).is_file():
         raise ValueError(f"--config={name}: arguments follow a colon: {file}:{rest}")
-    if not Path(name).is_file():
+    if not json_config.exists(name):
         raise ValueError(
             f"no config file '{name}'; nearest: {nearest(name, config_files.config_paths())}"
         )

@@ -8,7 +8,6 @@ import pytest
 
 from experiments.analysis import choose_methods, recorded_runs, select_runs
 from experiments.reports import registered
-from experiments.runs import predictions
 from experiments.studies import registration
 from experiments.studies.adherence import adherence
 from experiments.tables import config_tables
@@ -22,10 +21,8 @@ EACH = pytest.mark.parametrize("folder", STUDIES, ids=lambda it: it.relative_to(
 @EACH
 def test_scores_are_those_of_the_predictions(folder):
     for run in recorded_runs.find(folder):
-        kept = predictions.read(run.folder)
-        if run.record.config["data"]["validation"]:  # it chose a rate: only its score is kept
-            assert not kept, run.folder
-            continue
+        kept = run.predictions()
+        assert kept or run.record.config["data"]["validation"], run.folder
         for part, suffix in (("validation", ""), ("extra", "_extra")):
             if part in kept:
                 require_scores(run.record.metrics_last, suffix, kept[part])
@@ -53,8 +50,9 @@ def _softmax(logits):
 
 def test_all_studies_together_stay_small():
     """Whoever clones the repository downloads them."""
-    files = (each for folder in STUDIES for each in folder.rglob("*") if each.is_file())
-    assert sum(each.stat().st_size for each in files) < 25 * 2**20
+    files = [each for folder in STUDIES for each in folder.rglob("*") if each.is_file()]
+    assert sum(each.stat().st_size for each in files) < 12 * 2**20
+    assert len(files) <= 4 * len(STUDIES), "python -m experiments.pack --results=..."
 
 
 @EACH
@@ -77,7 +75,7 @@ def test_a_study_can_be_reported(folder):
 def test_development_sets_are_the_same_for_all():
     labels = defaultdict(list)
     for run in recorded_runs.find(RESULTS):
-        if kept := predictions.read(run.folder):
+        if kept := run.predictions():
             labels[run.place[2]].append(kept["validation"].labels)
     for same in labels.values():
         assert all(np.array_equal(each, same[0]) for each in same)

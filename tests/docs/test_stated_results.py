@@ -15,6 +15,7 @@ import pytest
 import lora_jax as lj
 import variants
 from configs.common_tasks import TITLES
+from experiments.setup import json_config
 from lora_jax.records import run_record
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +70,10 @@ def test_best_practice_has_the_rates_that_studies_chose():
         count = int(examples.replace(",", ""))
         own = f"few_examples/{count}/{name}_{count}"
         folder = ROOT / "experiments/results" / own
-        folder = folder if folder.exists() else folder.parents[2] / "against_lora" / name
+        folder = folder if folder.parent.exists() else folder.parents[2] / "against_lora" / name
         chosen = []
         for method in ("lora", "full"):
-            config = json.loads((folder / "runs" / method / "0/config.json").read_text("utf-8"))
+            config = json_config.read(str(folder / "runs" / method / "0/config.json"))
             assert config["data"]["train"] == count
             chosen.append(config["optimizer"]["learning_rate"])
         assert (float(lora), float(full)) == (pytest.approx(chosen[0]), pytest.approx(chosen[1]))
