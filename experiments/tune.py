@@ -13,7 +13,7 @@ without it, and the report can say from git's history that the file came before 
 Then the untrained model of each task is scored where it has a score (`--untrained` does no more).
 For each task, every method is trained with each rate and scored on held-out training examples. If
 the best rate of any method lies at the edge of the grid, all methods get one more. Then each method
-is trained with its best rate and every seed; only these runs see the development set.
+is trained with its best rate of these and every seed; only these runs see the development set.
 
 Runs that differ only in numbers share one program, as in `experiments.sweep`. Give the same command
 again to continue a stopped study. `--tasks` and `--methods` train a part of it, so that several

@@ -1,4 +1,4 @@
-r"""Which methods differ from LoRA on five GLUE tasks, once each has its best learning rate?
+r"""Which methods differ from LoRA on five GLUE tasks, each at its best rate of those tried?
 
     python -m experiments.tune --study=against_lora --workdir=runs/against_lora \
         --argument=source=tsv,folder=glue_data

@@ -27,15 +27,18 @@ def committed(folder: Path, registered: Registration, runs: Sequence[Run]) -> st
       folder: in the git repository to ask; there may be none.
       runs: all runs of the study, those that chose rates, too.
     """
-    own = f"so only its own date, {registered.written}, says that it was written before its runs"
+    own = (
+        f"only its own date, {registered.written}, and the digest that each run carries say that "
+        "it came before them"
+    )
     found = _git(folder, "log", "--no-renames", f"--find-object={_blob(folder)}", _FORMAT)
     if found is None:
-        return f"No git history of {REGISTRATION} is here, {own}."
+        return f"No git history of {REGISTRATION} is here: {own}."
     if not found:
-        return f"{REGISTRATION} is not committed, {own}."
+        return f"{REGISTRATION} is not committed: {own}."
     commit, date, marks = found.splitlines()[-1].split("\t")
     if "grafted" in marks:
-        return f"This clone does not reach back to the first commit of {REGISTRATION}, {own}."
+        return f"This clone does not reach back to the first commit of {REGISTRATION}: {own}."
     if not runs:
         return f"{REGISTRATION} was committed in {commit[:10]} on {date[:10]}, before any run."
     later = _git(folder, "rev-list", "--ancestry-path", f"{commit}..HEAD") or ""
@@ -45,8 +48,8 @@ def committed(folder: Path, registered: Registration, runs: Sequence[Run]) -> st
     if not without:
         return f"{said}, before its runs: each was made at a commit that has it."
     return (
-        f"{said}, but {without} of its {len(runs)} runs name no commit that has it: the history "
-        f"does not show that it was written before them, {own}."
+        f"{said}. Of its {len(runs)} runs, {without} name no commit that has it, and the history "
+        f"does not show that it came before these: {own}."
     )
 
 

@@ -16,6 +16,9 @@ from flax import nnx
 
 from configs import adalora_table1, domain_shift, lora_table2, own_data, targets
 from configs.studies import against_lora
+from experiments import report
+from experiments.analysis import recorded_runs
+from experiments.reports.document import Document
 from experiments.runs import predictions, run, train_trials
 from experiments.runs.interruption import between_programs
 from experiments.setup.config import parse
@@ -294,6 +297,10 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     other = Cell("cola", "lora", lambda **each: config(**each, study__registration="x"), 1e-3)
     with pytest.raises(ValueError, match=r"another configuration: config\.study\.registration is"):
         trainer.task([other])
+    made, *_ = report.compared(tmp_path, recorded_runs.find(tmp_path), None, "smoke", (), [])
+    told = Document(made, resamples=100).render("markdown")
+    assert "| chosen on | lead | chosen in | settings tried |" in told
+    assert "resamples at the median of 1 cell" in told and "were not kept" not in told
     shown = render_table("against_lora", tmp_path, "markdown", size="smoke")
     assert "3 runs left out: validated on a part of the training examples" in shown
     assert "(2)" in shown

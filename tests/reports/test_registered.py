@@ -89,6 +89,7 @@ def test_planted_gains(study):
     assert "over 2 tasks" in sentence(one)
     said = " ".join(one.notes)
     assert "All runs are as registered" in said and "Still missing" not in said
+    assert "study.json" in one.notes[1]  # what the history says of it
     assert "Each method begins with 1 learning rate. With fewer than 5, a better one may" in said
     assert "Claim, stated before the first run: DoRA is better." in said
     pairs = math.comb(6, 2), math.comb(6, 3) // 2
@@ -175,7 +176,7 @@ def test_runs_that_are_missing_or_not_as_registered_are_said(study):
         "1 run is not as registered and left out. Of 3 methods"
     )
     assert "does not carry the digest of the registration" in one.notes[0]
-    assert "pissa on rte: 1 of 6 seeds" in one.notes[1]
+    assert "pissa on rte: 1 of 6 seeds" in one.notes[2]
 
 
 def test_runs_that_depart_decide_nothing(study):
@@ -242,7 +243,7 @@ def test_a_study_without_its_reference_compares_nothing_and_says_so(study):
 
     (one,) = found(study, without)
     assert one.methods == () and sentence(one).endswith("Nothing could be compared with LoRA.")
-    assert "lora on rte: 1 of its tuning runs" in one.notes[1]
+    assert "lora on rte: 1 of its tuning runs" in one.notes[2]
 
 
 def test_runs_that_chose_a_rate_are_no_result(study):
@@ -318,8 +319,8 @@ def test_what_an_earlier_registration_lacks_is_said(study):
     usual = dataclasses.replace(PROTOCOL, rates=Protocol.of(MODULE.STUDY, "STUDY").rates)
     earlier = dataclasses.replace(kept.registered, budgets={}, protocol=usual)
     told = registered.of_study(dataclasses.replace(kept, registered=earlier))
-    assert "earlier version, which says nothing of metrics and families of tests" in told.notes[1]
-    assert "Budgets it fixes" in told.notes[1]
+    assert "earlier version, which says nothing of metrics and families of tests" in told.notes[2]
+    assert "Budgets it fixes" in told.notes[2]
     assert not any("learning rate" in note for note in told.notes)  # 5 rates
 
 

@@ -84,7 +84,10 @@ def test_a_chosen_setting_without_scored_runs_is_not_run(study):
         study
     )
     text = rendered(made(study), "markdown")
-    assert "| LoRA | not run | – | 0 | – | 0.0001 (lowest) | held-out | 4 (4 runs) |" in text
+    assert (
+        "| LoRA | not run | – | 0 | – | 0.0001 (lowest) | held-out | 10.00 | 100% | 4 (4 runs) |"
+        in text
+    )
     assert "no common seed" in text
 
 
