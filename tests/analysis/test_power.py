@@ -8,7 +8,7 @@ from scipy import special, stats
 
 from experiments.analysis import equivalence, power
 from experiments.analysis.mean_difference import over_seeds, over_tasks
-from experiments.analysis.power import Design
+from experiments.analysis.power import Design, Task
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 14])
@@ -22,6 +22,11 @@ def test_the_power_of_a_t_test_is_a_noncentral_t(df, level):
             assert found == pytest.approx(expected, rel=1e-7)
 
 
+def of_seeds(*deviations):
+    """A design whose seeds are the only noise."""
+    return Design(tuple(Task(each) for each in deviations))
+
+
 def simulated(rng, seeds, difference, tests, count=200_000):
     """The share of studies with a positive test of (means, errors); the sd of differences is 1."""
     means = rng.normal(difference, 1 / math.sqrt(seeds), count)
@@ -33,7 +38,7 @@ def simulated(rng, seeds, difference, tests, count=200_000):
 def test_power_is_the_share_of_simulated_studies(seeds, difference):
     """With few degrees of freedom, too, where SciPy's noncentral t fails."""
     rng, level = np.random.default_rng(seeds), 0.05 / 5
-    design, df = Design((1.0,)), seeds - 1
+    design, df = of_seeds(1.0), seeds - 1
     two_sided = stats.t.isf(level / 2, df)
     found = power.difference_power(difference, design.error(seeds), design.df(seeds), level)
     share = simulated(rng, seeds, difference, lambda m, e: np.abs(m) > two_sided * e)
@@ -63,7 +68,7 @@ def test_known_variance_is_the_limit():
 
 def test_detectable_differences_are_found_with_the_wanted_power():
     for seeds, level in ((2, 0.05), (3, 0.01), (10, 0.05 / 14)):
-        design = Design((0.6,))
+        design = of_seeds(0.6)
         error, df = design.error(seeds), design.df(seeds)
         smallest = power.detectable(error, df, level, 0.9)
         assert power.difference_power(smallest, error, df, level) == pytest.approx(0.9)
@@ -73,8 +78,8 @@ def test_detectable_differences_are_found_with_the_wanted_power():
 
 def test_the_number_of_seeds_is_the_smallest_that_is_enough():
     """Ten for a difference of one sd are in Cohen's tables: power.t.test(type="paired") of R."""
-    assert power.seeds_to_detect(Design((0.6,)), 0.6, 0.05) == 10
-    for design in (Design((0.6,)), Design((0.5, 1.0, 2.0))):
+    assert power.seeds_to_detect(of_seeds(0.6), 0.6, 0.05) == 10
+    for design in (of_seeds(0.6), of_seeds(0.5, 1.0, 2.0)):
         for wanted, level in ((0.3, 0.05), (0.8, 0.05 / 14)):
             n = power.seeds_to_detect(design, wanted, level, 0.9)
             ask = power.difference_power
@@ -86,21 +91,21 @@ def test_the_number_of_seeds_is_the_smallest_that_is_enough():
                 ask(wanted, design.error(k), design.df(k), level, 0.1 * wanted) for k in (n - 1, n)
             ]
             assert powers[0] < 0.9 <= powers[1]
-    assert power.seeds_to_detect(Design((0.6,)), 100.0, 0.05) == 2
-    assert power.seeds_to_detect(Design((0.6,)), 1e-4, 0.05) is None
+    assert power.seeds_to_detect(of_seeds(0.6), 100.0, 0.05) == 2
+    assert power.seeds_to_detect(of_seeds(0.6), 1e-4, 0.05) is None
     z = special.ndtri(0.975) + special.ndtri(0.8)  # of many seeds, where t is normal
-    assert power.seeds_to_detect(Design((300.0,)), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
+    assert power.seeds_to_detect(of_seeds(300.0), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
     with pytest.raises(ValueError, match="a difference of 1 is not within a margin of 1"):
-        power.seeds_to_show(Design((0.6,)), 1, 0.05, 0.8, 1)
+        power.seeds_to_show(of_seeds(0.6), 1, 0.05, 0.8, 1)
 
 
 def test_power_over_tasks_is_that_of_the_tests_over_tasks():
     """Simulated by the very functions that test, for the seeds that power asks for."""
-    design, level, studies = Design((0.5, 1.0, 2.0)), 0.01, 500
+    design, level, studies = of_seeds(0.5, 1.0, 2.0), 0.01, 500
     rng = np.random.default_rng(0)
     found = power.seeds_to_detect(design, 1.0, level)
     shown = power.seeds_to_show(design, 1.0, level)
-    sds = np.array(design.deviations)[:, None]
+    sds = np.array([task.seeds for task in design.tasks])[:, None]
 
     def tested(seeds, mean):
         drawn = mean + sds * rng.normal(size=(studies, 3, seeds))

@@ -11,7 +11,7 @@ from fake_records import write
 from configs.studies import against_lora
 from experiments import tune
 from experiments.analysis import power, recorded_runs
-from experiments.analysis.power import Design
+from experiments.analysis.power import Design, Task
 from experiments.reports import registered
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
@@ -36,11 +36,12 @@ def test_without_records():
     assert lines[0] == "Power 80%, level 0.05."
     smallest, margin = (f"{f(error, df, 0.05):.2f}" for f in (power.detectable, power.showable))
     seeds = [
-        str(f(Design((0.6,)), 1.0, 0.05)) for f in (power.seeds_to_detect, power.seeds_to_show)
+        str(f(Design((Task(0.6),)), 1.0, 0.05))
+        for f in (power.seeds_to_detect, power.seeds_to_show)
     ]
     assert lines[-1].split() == ["one", "task", "0.60", "10", smallest, margin, *seeds]
     more = said("--sd=0.6,2", "--tests=14", "--difference=0.5", "--power=0.9", "--level=0.1")
-    lines, design = more.splitlines(), Design((0.6, 2.0))
+    lines, design = more.splitlines(), Design((Task(0.6), Task(2.0)))
     assert lines[0] == "Power 90%, level 0.1 for 14 tests, so 0.0071 for Holm's first."
     asked = (design, 0.5, 0.1 / 14, 0.9)
     seeds = [str(f(*asked)) for f in (power.seeds_to_detect, power.seeds_to_show)]
@@ -83,7 +84,7 @@ def test_a_registered_study(study):
     for line, row, label in zip(lines[3:], ("lora", "vera"), ("LoRA", "VeRA"), strict=True):
         sd = np.std(scores[row] - scores["dora"], ddof=1)
         ratio = sd**2 / (scores[row].var(ddof=1) + scores["dora"].var(ddof=1))
-        error, design, level = sd / np.sqrt(2) / 2, Design((sd, sd)), 0.05 / tests
+        error, design, level = sd / np.sqrt(2) / 2, Design((Task(sd), Task(sd))), 0.05 / tests
         expected = [label, f"{sd:.2f}", f"{sd:.2f}", f"{ratio:.2f}", "4"]
         expected += [f"{f(error, 3, level):.2f}" for f in (power.detectable, power.showable)]
         expected += [
