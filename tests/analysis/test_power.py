@@ -7,6 +7,7 @@ import pytest
 from scipy import special, stats
 
 from experiments.analysis import equivalence, power
+from experiments.analysis.crossed import over_both
 from experiments.analysis.mean_difference import over_seeds, over_tasks
 from experiments.analysis.power import Design, Task
 
@@ -116,6 +117,49 @@ def test_power_over_tasks_is_that_of_the_tests_over_tasks():
     assert low <= sum(each.p < level for each in tested(found, 1.0)) <= high + 0.05 * studies
     same = sum(equivalence.of_mean(each, 1.0) < level for each in tested(shown, 0.0))
     assert low <= same <= high + 0.05 * studies  # one seed fewer would not have been enough
+
+
+def test_the_noise_of_a_task_is_that_of_its_mean_squares():
+    """Expected mean squares in closed form, there and back, and what seeds cannot take away."""
+    task = Task(0.5, 12.0, 30.0, 900)
+    found = task.squares(8, 2.0)
+    assert found.variance == pytest.approx(0.5**2 / 8 + 12**2 / 1800 + 30**2 / (8 * 1800))
+    assert found.df == 7 and task.squares(40).df > 39
+    back = Task.of(found)
+    assert (back.seeds, back.examples, back.rest) == pytest.approx((0.5, 12.0, 30.0))
+    design = Design((task, Task(0.8)))
+    assert design.of_examples == pytest.approx(12 / 30 / 2)
+    assert design.error(10, 3.0) < design.error(10) < design.error(5)
+
+
+def test_seeds_and_examples_are_the_fewest_that_are_enough():
+    design, level = Design((Task(0.5, 20.0, 30.0, 900), Task(0.3, 10.0, 20.0, 300))), 0.01
+    assert power.seeds_to_detect(design, 0.9, level) is None  # the examples leave an error of 0.44
+    assert power.seeds_to_show(design, 0.9, level) is None
+    for seeds, wanted in ((5, 0.9), (12, 0.9), (12, 4.0)):
+        times = power.examples_to_detect(design, seeds, wanted, level)
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        assert power.difference_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
+        times = power.examples_to_show(design, seeds, wanted, level)
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        assert power.equivalence_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
+    assert power.examples_to_detect(design, 2, 0.9, level) is None
+
+
+def test_power_of_both_is_the_share_of_simulated_studies():
+    """Drawn by the model and tested by the very function that gains use."""
+    rng, task = np.random.default_rng(4), Task(0.6, 8.0, 15.0, 300)
+    seeds, level, studies = 12, 0.02, 1000
+    design = Design((task,))
+    wanted = power.detectable(design.error(seeds), design.df(seeds), level)
+    found = 0
+    for _ in range(studies):
+        values = wanted + task.seeds * rng.normal(size=(seeds, 1))
+        values = values + task.examples * rng.normal(size=300)
+        values = values + task.rest * rng.normal(size=(seeds, 300))
+        zeros = np.zeros_like(values)
+        found += over_both(values.mean(1), zeros[:, 0], values, zeros).p < level
+    assert abs(found / studies - 0.8) < 3.3 * math.sqrt(0.16 / studies)
 
 
 def test_family():

@@ -49,6 +49,22 @@ def test_without_records():
     assert lines[3].startswith("task 1") and "seeds to find 0.5" in lines[1]
 
 
+def test_without_records_but_with_examples():
+    flags = ("--sd=0.6,0.4", "--sd_examples=20,15", "--examples=900,400", "--sd_rest=30,20")
+    lines = said(*flags, "--seeds=10", "--difference=2").splitlines()
+    design = Design((Task(0.6, 20, 30, 900), Task(0.4, 15, 20, 400)))
+    (mean,) = (line for line in lines if line.startswith("mean over tasks"))
+    found = power.detectable(design.error(10), design.df(10), 0.05)
+    assert mean.split()[4] == f"{found:.2f}"
+    times = power.examples_to_detect(design, 10, 2.0, 0.05)
+    assert f"{times:.2g} times" in mean
+    grid = {line.split()[0]: line.split()[1:] for line in lines[-5:]}
+    wanted = power.detectable(design.error(20, 4.0), design.df(20, 4.0), 0.05)
+    assert grid["20"][3] == f"{wanted:.2f}" and [*grid] == ["5", "10", "20", "40", "100"]
+    few = said("--sd=0.6", "--sd_examples=40", "--examples=300", "--seeds=10").splitlines()
+    assert few[3].split().count("never") == 2  # seeds to find 1, and to show less
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A registered study of two tasks, with the same scores but for a constant."""
@@ -168,6 +184,9 @@ def test_studies_without_the_reference_are_named_beside_the_others(study, tmp_pa
         ((), "expected either --results or --sd"),
         (("--results=nowhere", "--seeds=3"), "--seeds belongs to --sd"),
         (("--sd=0",), "--sd=0: expected numbers above 0"),
+        (("--sd=1", "--examples=5"), "--sd_examples and --examples go together"),
+        (("--sd=1", "--sd_examples=3,4"), "--sd_examples=3,4: expected as many numbers as --sd"),
+        (("--sd=1", "--grid=lora"), "--grid"),
         (("--sd=1", "--level=1"), "--level=1: expected a number between 0 and 0.5"),
         (("--sd=1", "--level=0.5"), "--level=0.5: expected a number between 0 and 0.5"),
         (("--sd=1", "--power=0.05"), "--power=0.05: expected a number between the level, 0.05"),
