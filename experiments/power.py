@@ -1,14 +1,20 @@
-r"""Say how small a difference a study's seeds can show, and how many seeds a difference needs.
+r"""Say how small a difference a study can show, and how many seeds and test examples one needs.
 
     python -m experiments.power --results=runs/against_lora --difference=1.0 --power=0.8
-    python -m experiments.power --sd=0.6 --seeds=10
+    python -m experiments.power --sd=0.6 --seeds=10 --sd_examples=35 --examples=872
 
-The first form reads records. Each method has a row: the sd of its differences from the reference,
-paired by seed, on each task; and of their mean over tasks, the smallest true difference that the
-seeds find with this power; the smallest margin within which they show two equal methods to be
-equivalent (TOST); and how many seeds --difference needs, to be found or to be that margin. The
-variance with pairs is 1 if it brings nothing to give both methods the same seeds; if it is 0.5,
-they are worth twice as many. The second form takes the sd of one task, or of several: --sd=0.6,1.1.
+The first form reads records and predictions. Each method has a row: the sd of its differences from
+the reference, paired by seed, on each task; and of their mean over tasks, the smallest true
+difference that the study finds with this power; the smallest margin within which it shows two equal
+methods to be equivalent (TOST); and how many seeds --difference needs with today's test examples,
+or how many times these examples with today's seeds, to be found or to be that margin. `never` says
+that the other of the two is too small: more seeds do not make up for few examples. The variance
+with pairs is 1 if it brings nothing to give both methods the same seeds; if it is 0.5, they are
+worth twice as many. A grid of seeds and examples follows, for the method of --grid, with what its
+noise is of.
+
+The second form takes the sd of one task, or of several: --sd=0.6,1.1. Without --sd_examples, seeds
+are the only noise: what is found is of new seeds on the same examples.
 
 All methods are one family of tests by Holm's procedure. The level of its first step is used, which
 is the smallest, so the true power is at least the one asked for. In the folder of a registered
@@ -17,7 +23,7 @@ tests, unless flags do.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -29,6 +35,7 @@ from experiments.analysis import (
     draws,
     power,
     recorded_runs,
+    scored_examples,
     select_runs,
     significance,
 )
@@ -38,12 +45,32 @@ from experiments.reports.gain_sheet import of_tasks
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
 from experiments.tables import config_tables
-from experiments.tables.power_table import Question, Row, power_table
+from experiments.tables.power_table import Question, Row, grid, parts_table, power_table
 from lora_jax.suggest import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
 _SD = flags.DEFINE_list(
     "sd", None, "Without --results: the standard deviation of the paired differences, by task."
+)
+_SD_EXAMPLES = flags.DEFINE_list(
+    "sd_examples",
+    None,
+    "With --sd: the standard deviation of what a test example adds to the differences of many "
+    "seeds, by task.",
+)
+_SD_REST = flags.DEFINE_list(
+    "sd_rest",
+    None,
+    "With --sd_examples: that of what it adds with one seed alone. The default is 0.",
+)
+_EXAMPLES = flags.DEFINE_list(
+    "examples", None, "With --sd_examples: how many test examples there are, by task."
+)
+_GRID = flags.DEFINE_string(
+    "grid",
+    None,
+    "The method whose grid of seeds and examples is shown. The default is the one whose smallest "
+    "difference found is in the middle.",
 )
 _SEEDS = flags.DEFINE_integer("seeds", None, "With --sd: how many seeds there are.", lower_bound=2)
 _DIFFERENCE = flags.DEFINE_float(
@@ -80,12 +107,15 @@ def main() -> None:
     if (_RESULTS.value is None) == (_SD.value is None):
         raise ValueError("expected either --results or --sd")
     if _SD.value is not None:
-        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES)
+        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES, _GRID)
         cli.refuse_ignored(of_records, "it goes with --results")
         print(_without_records(cli.numbers("sd", _SD.value)))
         return
-    if _SEEDS.value is not None:
-        raise ValueError("--seeds belongs to --sd: with --results, the records are counted")
+    for flag in (_SEEDS, _SD_EXAMPLES, _SD_REST, _EXAMPLES):
+        if flag.value is not None:
+            raise ValueError(
+                f"--{flag.name} belongs to --sd: with --results, the records say what it is"
+            )
     folder = Path(str(_RESULTS.value))
     known = {each.digest: each.protocol for each in registration.below(folder)}
     made, notes = _contests(folder, set(known))
@@ -108,21 +138,57 @@ def main() -> None:
 def _without_records(deviations: Sequence[float]) -> str:
     if min(deviations) <= 0:
         raise ValueError(f"--sd={','.join(map(str, _SD.value or ()))}: expected numbers above 0")
-    asked = _question(None, 1)
-    if len(deviations) == 1:
-        return f"{asked}\n{power_table([_expected('one task', deviations)], asked)}"
-    rows = [_expected(f"task {place}", (sd,)) for place, sd in enumerate(deviations, 1)]
-    rows.append(_expected("mean over tasks", deviations))
-    return f"{asked}\n{power_table(rows, asked)}"
+    asked, tasks = _question(None, 1), _tasks(deviations)
+    rows = [_expected("one task", tasks)]
+    if len(tasks) > 1:
+        rows = [_expected(f"task {place}", (each,)) for place, each in enumerate(tasks, 1)]
+        rows.append(_expected("mean over tasks", tasks))
+    return "\n".join([str(asked), power_table(rows, asked), *_grid(rows[-1], asked)])
 
 
-def _expected(name: str, deviations: Sequence[float]) -> Row:
-    design, shown = power.Design(tuple(deviations)), {}
-    if len(deviations) == 1:
-        shown = {"sd": deviations[0]}
+def _tasks(deviations: Sequence[float]) -> tuple[power.Task, ...]:
+    """The tasks that flags describe.
+
+    Raises:
+      ValueError: one of the flags is missing, or has another number of tasks.
+    """
+    given = {"sd": list(deviations)}
+    for flag in (_SD_EXAMPLES, _EXAMPLES, _SD_REST):
+        if flag.value is not None:
+            given[flag.name] = cli.numbers(flag.name, flag.value)
+            if len(given[flag.name]) != len(deviations) or min(given[flag.name]) < 0:
+                said = f"--{flag.name}={','.join(flag.value)}"
+                raise ValueError(f"{said}: expected as many numbers as --sd has, 0 or more")
+    if len({"sd_examples", "examples"} & set(given)) == 1 or given.keys() == {"sd", "sd_rest"}:
+        raise ValueError("--sd_examples and --examples go together, and --sd_rest with them")
+    if min(given.get("examples", [2])) < 2:
+        raise ValueError(f"--examples={min(given['examples']):g}: expected 2 examples or more")
+    without = {"examples": math.inf}
+    return tuple(
+        power.Task(*values)
+        for values in zip(
+            *(
+                given.get(name, [without.get(name, 0.0)] * len(deviations))
+                for name in ("sd", "sd_examples", "sd_rest", "examples")
+            ),
+            strict=True,
+        )
+    )
+
+
+def _expected(name: str, tasks: Sequence[power.Task]) -> Row:
+    design = power.Design(tuple(tasks))
+    shown = {"sd": tasks[0].seeds} if len(tasks) == 1 else {}
     if (seeds := _SEEDS.value) is None:
         return Row(name, design, shown)
     return Row(name, design, shown, seeds, design.error(seeds), design.df(seeds))
+
+
+def _grid(row: Row, asked: Question) -> Iterator[str]:
+    """The grid of a row whose seeds and noise of examples are known."""
+    if row.varies and row.has_examples and row.seeds:
+        yield f"Smallest difference found, {row.name}, by seeds and times the test examples:"
+        yield grid(row, asked)
 
 
 def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
@@ -172,7 +238,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     # The noise of scores on held-out examples is not that of the scores that a study compares.
     tuned = [each.task_title for each in made if each.held_out and protocol]
     own = [each for each in made if not (each.held_out and protocol)]
-    found = noise(own, reference)
+    found = noise(own, reference, scored_examples.values(own))
     if not found and tuned:
         raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
     if not found:
@@ -182,11 +248,17 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     over = f", mean over {len(tasks)} tasks" * (len(tasks) > 1)
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
     title += f", {_SIZE.value} runs" * (_SIZE.value != "full")
+    rows = {each.key: _measured(each, tasks) for each in found}
     lines = [
         f"{title}, differences from {labels[reference]}{over}. {asked}",
-        power_table([_measured(each, tasks) for each in found], asked),
+        power_table([*rows.values()], asked),
         *_left_out(own, found, labels[reference]),
+        *_few_examples([*rows.values()], asked),
     ]
+    if shown := _shown(rows):
+        lines += [*_grid(rows[shown], asked)]
+        noises = next(each for each in found if each.key == shown)
+        lines += [f"What this noise is of, {noises.label}:", parts_table(noises.parts)]
     if shared := [e.task_title for e in made if draws.are_shared(e.numbers)]:
         each = "each draw of the training examples counts as one seed, with the mean of its runs"
         lines.append(f"Runs share draws, so {each}: {', '.join(shared)}")
@@ -203,13 +275,43 @@ def _measured(found: Noise, tasks: Sequence[str]) -> Row:
     own, mean = found.deviations, found.mean
     return Row(
         found.label + of_tasks(len(own), len(tasks)),
-        power.Design(tuple(own.values())),
+        power.Design(tuple(found.parts.values())),
         {f"sd {task}" if len(tasks) > 1 else "sd": own[task] for task in tasks if task in own},
         mean.n,
         mean.error,
         mean.df,
         found.pairing.ratio,
     )
+
+
+def _shown(rows: Mapping[str, Row]) -> str:
+    """The method whose grid is shown; empty if the noise of examples is not known of any.
+
+    Raises:
+      ValueError: --grid names a method that has no row with it.
+    """
+    known = {key: row for key, row in rows.items() if row.has_examples and row.varies and row.error}
+    if _GRID.value is not None:
+        require_known(_GRID.value, known, f"no method --grid={_GRID.value} with known examples")
+        return _GRID.value
+    ordered = sorted(known, key=lambda key: known[key].error or 0.0)
+    return ordered[(len(ordered) - 1) // 2] if ordered else ""
+
+
+def _few_examples(rows: Sequence[Row], asked: Question) -> Iterator[str]:
+    """Which methods no number of seeds decides, as test examples are too few."""
+    few = [
+        row.name
+        for row in rows
+        if row.varies
+        and row.design.of_examples
+        and power.seeds_to_detect(row.design, asked.difference, asked.first, asked.power) is None
+    ]
+    if few:
+        yield (
+            f"More seeds cannot find {asked.difference:g} with these test examples, which are too "
+            f"few: {', '.join(few)}"
+        )
 
 
 def _left_out(made: Sequence[Contest], found: Sequence[Noise], reference: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ class Squares:
     seeds: float
     examples: float
     rest: float
-    shape: tuple[int, int]
+    shape: tuple[float, float]
     """The numbers of seeds and examples, at least two each."""
 
     @property
@@ -46,22 +46,28 @@ class Squares:
 
     @property
     def df(self) -> float:
-        """The degrees of freedom of the variance, which is above 0."""
-        seeds, examples = (each - 1 for each in self.shape)
-        if self.shape[0] < TRUSTED:
-            return float(seeds)
+        """The degrees of freedom of the variance."""
+        seeds, examples = (each - 1.0 for each in self.shape)
+        if self.shape[0] < TRUSTED or self.variance == 0:
+            return seeds
         parts = self.seeds**2 / seeds + self.examples**2 / examples
         return self.variance**2 / (parts + self.rest**2 / (seeds * examples))
 
 
-def squares(differences: np.ndarray) -> Squares:
-    """The mean squares of the differences of two methods, (seeds, examples)."""
+def squares(scores: np.ndarray, differences: np.ndarray) -> Squares:
+    """The mean squares of the differences of two methods.
+
+    Args:
+      scores: by seed, (seeds,); for a metric that is no mean over examples, these are not quite
+        the means of the next ones.
+      differences: of what each example adds, (seeds, examples).
+    """
     seeds, examples = differences.shape
     by_seed, by_example = differences.mean(1), differences.mean(0)
     rest = differences - by_seed[:, None] - by_example + differences.mean()
     scale = (seeds - 1) * (examples - 1) * seeds * examples
     return Squares(
-        float(by_seed.var(ddof=1)) / seeds,
+        float(scores.var(ddof=1)) / seeds,
         float(by_example.var(ddof=1)) / examples,
         float((rest**2).sum()) / scale,
         (seeds, examples),
@@ -85,8 +91,7 @@ def over_both(
         raise ValueError(f"paired scores need the same examples: {ours.shape} and {theirs.shape}")
     if found.error is None:
         return found
-    # A metric is not quite the mean of its jackknife values, so seeds count by their scores.
-    own = dataclasses.replace(squares(ours - theirs), seeds=found.error**2)
+    own = squares(first - second, ours - theirs)
     if math.sqrt(own.variance) <= 1e-9 * max(np.abs(ours).max(), np.abs(theirs).max()):
         return found  # all differences are 0, but for roundings
     return dataclasses.replace(found, error=math.sqrt(own.variance), df=own.df)

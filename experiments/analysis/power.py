@@ -1,9 +1,11 @@
-"""How large a difference tests by seeds can show, and how many seeds they need.
+"""How large a difference tests can show, and how many seeds and test examples they need.
 
-All tests are Student's t-tests of a mean difference with a standard error: of one task, the sd of
-the paired differences / sqrt(seeds). `Design` says what error and degrees of freedom a number of
-seeds gives, for one task or the mean over several. Power is the mean, over the chi distribution of
-the estimated error, of a normal probability. For the t-test this is the noncentral t-distribution
+All tests are Student's t-tests of a mean difference with a standard error. `Design` says what error
+and degrees of freedom numbers of seeds and examples give, for one task or the mean over several. On
+a task, the variance is that of `crossed`: of seeds / seeds + of examples / examples + of what one
+example adds with one seed / (seeds * examples). More seeds leave the second part as it is, and more
+examples the first. Power is the mean, over the chi distribution of the estimated error, of a normal
+probability. For the t-test this is the noncentral t-distribution
 (Cohen, 1988), which SciPy gets wrong for few degrees of freedom or small levels; for two one-sided
 tests (TOST) see Phillips (1990). For a family of m tests by Holm's procedure, `family_level` gives
 the level of the first step; later steps have larger levels, so the power in the family is at least
@@ -16,26 +18,68 @@ from collections.abc import Callable
 
 from scipy import integrate, optimize, special, stats
 
+from experiments.analysis.crossed import Squares
 from experiments.analysis.mean_difference import degrees
 
 POWER = 0.8
 """The probability of finding a difference that reports ask for."""
 MOST_SEEDS = 1_000_000
+MOST_TIMES = 1_000_000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The noise of paired differences on a task, as standard deviations in points."""
+
+    seeds: float
+    """Of seeds, scored on very many examples."""
+    examples: float = 0.0
+    """Of what an example adds to the mean of very many seeds."""
+    rest: float = 0.0
+    """Of what an example adds with one seed alone."""
+    n: float = math.inf
+    """The number of examples. With the default, seeds are the only noise."""
+
+    @classmethod
+    def of(cls, found: Squares) -> "Task":
+        """The noise that mean squares estimate; a negative variance counts as none."""
+        seeds, n = found.shape
+        of_seeds, of_examples = (
+            math.sqrt(max(each - found.rest, 0.0) * count)
+            for each, count in ((found.seeds, seeds), (found.examples, n))
+        )
+        return cls(of_seeds, of_examples, math.sqrt(found.rest * seeds * n), n)
+
+    def squares(self, seeds: float, times: float = 1.0) -> Squares:
+        """The mean squares to expect of so many seeds, and so many times the examples."""
+        n = self.n * times
+        rest = self.rest**2 / (seeds * n)
+        return Squares(self.seeds**2 / seeds + rest, self.examples**2 / n + rest, rest, (seeds, n))
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """A study's tasks, of the same weight, by the sd of their paired differences, in points."""
+    """A study's tasks, of the same weight."""
 
-    deviations: tuple[float, ...]
+    tasks: tuple[Task, ...]
 
-    def error(self, seeds: int) -> float:
-        """The standard error of the mean over tasks, of so many seeds each."""
-        return math.hypot(*self.deviations) / len(self.deviations) / math.sqrt(seeds)
+    def error(self, seeds: float, times: float = 1.0) -> float:
+        """The standard error of the mean over tasks, of so many seeds each.
 
-    def df(self, seeds: int) -> float:
-        own = [seeds - 1.0] * len(self.deviations)
-        return degrees([sd**2 / seeds for sd in self.deviations], own, seeds)
+        Args:
+          times: how many times the examples that it has each task gets.
+        """
+        parts = [task.squares(seeds, times).variance for task in self.tasks]
+        return math.sqrt(sum(parts)) / len(parts)
+
+    def df(self, seeds: int, times: float = 1.0) -> float:
+        own = [task.squares(seeds, times) for task in self.tasks]
+        return degrees([each.variance for each in own], [each.df for each in own], seeds)
+
+    @property
+    def of_examples(self) -> float:
+        """The part of the standard error that no number of seeds takes away."""
+        return self.error(math.inf)
 
 
 def family_level(level: float, tests: int) -> float:
@@ -144,6 +188,33 @@ def seeds_to_show(
     )
 
 
+def examples_to_detect(
+    design: Design, seeds: int, difference: float, level: float, power: float = POWER
+) -> float | None:
+    """How many times the examples a two-sided t-test needs to find a true difference.
+
+    None if a million times as many are not enough.
+    """
+
+    def lacks(times: float) -> float:
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        return power - difference_power(difference, error, df, level)
+
+    return _fewest_examples(design, lacks)
+
+
+def examples_to_show(
+    design: Design, seeds: int, margin: float, level: float, power: float = POWER
+) -> float | None:
+    """The same for TOST, to show that two equal methods differ by less than the margin."""
+
+    def lacks(times: float) -> float:
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        return power - equivalence_power(margin, error, df, level)
+
+    return _fewest_examples(design, lacks)
+
+
 def _smallest(power_of: Callable[[float], float], wanted: float) -> float:
     """Where an increasing power reaches the wanted one, to a millionth."""
     high = 1.0
@@ -163,3 +234,14 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def _fewest_examples(design: Design, lacks: Callable[[float], float]) -> float | None:
+    """Where the power that is lacking becomes 0, in times the examples, of which 2 are left."""
+    low, high = math.log(2 / min(task.n for task in design.tasks)), math.log(MOST_TIMES)
+    if lacks(math.exp(high)) > 0:
+        return None
+    if lacks(math.exp(low)) < 0:
+        return math.exp(low)
+    found = optimize.root_scalar(lambda x: lacks(math.exp(x)), bracket=(low, high), xtol=1e-6)
+    return math.exp(found.root)

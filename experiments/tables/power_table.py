@@ -1,12 +1,16 @@
-"""A table of what differences a number of seeds shows, and how many seeds a difference needs."""
+"""Tables of what differences a study shows, and how many seeds and test examples one needs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from experiments.analysis import power
 from lora_jax.text_table import text_table
 
 _OVER = f"> {power.MOST_SEEDS}"
+_NEVER = "never"
+TIMES = (0.5, 1.0, 2.0, 4.0, 10.0)
+"""How many times the seeds and the test examples of today the grid has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,12 @@ class Row:
     @property
     def varies(self) -> bool:
         """Whether differences vary on each task: otherwise their noise is not known."""
-        return all(self.design.deviations)
+        return all(task.squares(2).variance for task in self.design.tasks)
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether the noise of examples is known on any task."""
+        return any(math.isfinite(task.n) for task in self.design.tasks)
 
 
 def power_table(rows: Sequence[Row], asked: Question) -> str:
@@ -68,8 +77,14 @@ def power_table(rows: Sequence[Row], asked: Question) -> str:
         f"seeds to find {asked.difference:g}": [
             _seeds(power.seeds_to_detect, row, asked) for row in rows
         ],
+        f"examples to find {asked.difference:g}": [
+            _examples(power.examples_to_detect, row, asked) for row in rows
+        ],
         f"seeds to show less than {asked.difference:g}": [
             _seeds(power.seeds_to_show, row, asked) for row in rows
+        ],
+        f"examples to show less than {asked.difference:g}": [
+            _examples(power.examples_to_show, row, asked) for row in rows
         ],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
@@ -86,7 +101,51 @@ def _number(value: float | None) -> str:
 
 
 def _seeds(needed: Callable[..., int | None], row: Row, asked: Question) -> str:
+    """`never` where test examples alone leave too large an error."""
     if not row.varies:
         return ""
     seeds = needed(row.design, asked.difference, asked.first, asked.power)
-    return _OVER if seeds is None else str(seeds)
+    if seeds is None:
+        return _NEVER if row.design.of_examples else _OVER
+    return str(seeds)
+
+
+def _examples(needed: Callable[..., float | None], row: Row, asked: Question) -> str:
+    """As many times those of today; `never` where the seeds alone leave too large an error."""
+    if not (row.varies and row.has_examples and row.seeds):
+        return ""
+    times = needed(row.design, row.seeds, asked.difference, asked.first, asked.power)
+    return _NEVER if times is None else _times(times)
+
+
+def _times(times: float) -> str:
+    return f"{times:.2g} times" if times < 10 else f"{times:.0f} times"
+
+
+def parts_table(tasks: Mapping[str, power.Task]) -> str:
+    """What the noise of one method's differences is of, by task."""
+    heads = ("", "examples", "sd of seeds", "sd of examples", "sd of the rest")
+    rows = [
+        [name, f"{task.n:g}" if math.isfinite(task.n) else "", _number(task.seeds)]
+        + [_number(each) if math.isfinite(task.n) else "" for each in (task.examples, task.rest)]
+        for name, task in tasks.items()
+    ]
+    return text_table(heads, rows)
+
+
+def grid(row: Row, asked: Question) -> str:
+    """The smallest difference found, of so many seeds (rows) and times the examples (columns)."""
+    seeds = sorted({max(2, round(times * (row.seeds or 2))) for times in TIMES})
+    found = [
+        [str(n)]
+        + [
+            _number(
+                power.detectable(
+                    row.design.error(n, times), row.design.df(n, times), asked.first, asked.power
+                )
+            )
+            for times in TIMES
+        ]
+        for n in seeds
+    ]
+    return text_table(("seeds", *(f"{times:g} times" for times in TIMES)), found)

@@ -73,6 +73,42 @@ def test_resamples_are_drawn_in_pieces_alike(monkeypatch):
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
+def left_out(metric, outputs, labels, choices=1):
+    """The jackknife's values, made of the questions themselves, each left out in turn."""
+
+    def score(rows):
+        rows = (rows[:, None] * choices + np.arange(choices)).ravel()
+        return label_metrics.score((metric,), outputs[rows], labels[rows], choices)[metric]
+
+    every = np.arange(n := len(labels) // choices)
+    whole = score(every)
+    return np.array([n * whole - (n - 1) * score(np.delete(every, each)) for each in every])
+
+
+@pytest.mark.parametrize(
+    ("known", "choices"), [("CLASSIFICATION", 1), ("CLASSIFICATION", 2), ("REGRESSION", 1)]
+)
+@pytest.mark.parametrize("piece", [50, 10_000])
+def test_what_examples_add_to_a_metric(known, choices, piece, monkeypatch):
+    monkeypatch.setattr(bootstrap, "CHUNK", piece)
+    rng = np.random.default_rng(choices)
+    for metric in getattr(label_metrics, known):
+        if known == "REGRESSION":
+            labels = rng.integers(1, 6, size=40).astype(float)  # with ties
+            outputs = (labels + rng.normal(size=40)).round()[:, None]
+        else:
+            labels = rng.integers(2, size=40)
+            if choices > 1:
+                labels = np.eye(choices, dtype=int)[labels].ravel()
+            outputs = rng.normal(size=(len(labels), 2)) + np.eye(2)[labels]
+        got = bootstrap.pseudovalues(metric, outputs, labels, choices=choices)
+        np.testing.assert_allclose(got, left_out(metric, outputs, labels, choices), atol=1e-8)
+    if known == "CLASSIFICATION":
+        right = label_metrics.correct(outputs, labels, choices)
+        got = bootstrap.pseudovalues("accuracy", outputs, labels, choices=choices)
+        np.testing.assert_allclose(got, right, atol=1e-12)
+
+
 def test_an_unknown_metric_is_named():
     with pytest.raises(
         ValueError, match="unknown metric 'mathews' of these outputs; nearest: 'matthews'"

@@ -7,8 +7,9 @@ import pytest
 from scipy import special, stats
 
 from experiments.analysis import equivalence, power
+from experiments.analysis.crossed import over_both
 from experiments.analysis.mean_difference import over_seeds, over_tasks
-from experiments.analysis.power import Design
+from experiments.analysis.power import Design, Task
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 14])
@@ -22,6 +23,11 @@ def test_the_power_of_a_t_test_is_a_noncentral_t(df, level):
             assert found == pytest.approx(expected, rel=1e-7)
 
 
+def of_seeds(*deviations):
+    """A design whose seeds are the only noise."""
+    return Design(tuple(Task(each) for each in deviations))
+
+
 def simulated(rng, seeds, difference, tests, count=200_000):
     """The share of studies with a positive test of (means, errors); the sd of differences is 1."""
     means = rng.normal(difference, 1 / math.sqrt(seeds), count)
@@ -33,7 +39,7 @@ def simulated(rng, seeds, difference, tests, count=200_000):
 def test_power_is_the_share_of_simulated_studies(seeds, difference):
     """With few degrees of freedom, too, where SciPy's noncentral t fails."""
     rng, level = np.random.default_rng(seeds), 0.05 / 5
-    design, df = Design((1.0,)), seeds - 1
+    design, df = of_seeds(1.0), seeds - 1
     two_sided = stats.t.isf(level / 2, df)
     found = power.difference_power(difference, design.error(seeds), design.df(seeds), level)
     share = simulated(rng, seeds, difference, lambda m, e: np.abs(m) > two_sided * e)
@@ -63,7 +69,7 @@ def test_known_variance_is_the_limit():
 
 def test_detectable_differences_are_found_with_the_wanted_power():
     for seeds, level in ((2, 0.05), (3, 0.01), (10, 0.05 / 14)):
-        design = Design((0.6,))
+        design = of_seeds(0.6)
         error, df = design.error(seeds), design.df(seeds)
         smallest = power.detectable(error, df, level, 0.9)
         assert power.difference_power(smallest, error, df, level) == pytest.approx(0.9)
@@ -73,8 +79,8 @@ def test_detectable_differences_are_found_with_the_wanted_power():
 
 def test_the_number_of_seeds_is_the_smallest_that_is_enough():
     """Ten for a difference of one sd are in Cohen's tables: power.t.test(type="paired") of R."""
-    assert power.seeds_to_detect(Design((0.6,)), 0.6, 0.05) == 10
-    for design in (Design((0.6,)), Design((0.5, 1.0, 2.0))):
+    assert power.seeds_to_detect(of_seeds(0.6), 0.6, 0.05) == 10
+    for design in (of_seeds(0.6), of_seeds(0.5, 1.0, 2.0)):
         for wanted, level in ((0.3, 0.05), (0.8, 0.05 / 14)):
             n = power.seeds_to_detect(design, wanted, level, 0.9)
             ask = power.difference_power
@@ -86,21 +92,21 @@ def test_the_number_of_seeds_is_the_smallest_that_is_enough():
                 ask(wanted, design.error(k), design.df(k), level, 0.1 * wanted) for k in (n - 1, n)
             ]
             assert powers[0] < 0.9 <= powers[1]
-    assert power.seeds_to_detect(Design((0.6,)), 100.0, 0.05) == 2
-    assert power.seeds_to_detect(Design((0.6,)), 1e-4, 0.05) is None
+    assert power.seeds_to_detect(of_seeds(0.6), 100.0, 0.05) == 2
+    assert power.seeds_to_detect(of_seeds(0.6), 1e-4, 0.05) is None
     z = special.ndtri(0.975) + special.ndtri(0.8)  # of many seeds, where t is normal
-    assert power.seeds_to_detect(Design((300.0,)), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
+    assert power.seeds_to_detect(of_seeds(300.0), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
     with pytest.raises(ValueError, match="a difference of 1 is not within a margin of 1"):
-        power.seeds_to_show(Design((0.6,)), 1, 0.05, 0.8, 1)
+        power.seeds_to_show(of_seeds(0.6), 1, 0.05, 0.8, 1)
 
 
 def test_power_over_tasks_is_that_of_the_tests_over_tasks():
     """Simulated by the very functions that test, for the seeds that power asks for."""
-    design, level, studies = Design((0.5, 1.0, 2.0)), 0.01, 500
+    design, level, studies = of_seeds(0.5, 1.0, 2.0), 0.01, 500
     rng = np.random.default_rng(0)
     found = power.seeds_to_detect(design, 1.0, level)
     shown = power.seeds_to_show(design, 1.0, level)
-    sds = np.array(design.deviations)[:, None]
+    sds = np.array([task.seeds for task in design.tasks])[:, None]
 
     def tested(seeds, mean):
         drawn = mean + sds * rng.normal(size=(studies, 3, seeds))
@@ -111,6 +117,49 @@ def test_power_over_tasks_is_that_of_the_tests_over_tasks():
     assert low <= sum(each.p < level for each in tested(found, 1.0)) <= high + 0.05 * studies
     same = sum(equivalence.of_mean(each, 1.0) < level for each in tested(shown, 0.0))
     assert low <= same <= high + 0.05 * studies  # one seed fewer would not have been enough
+
+
+def test_the_noise_of_a_task_is_that_of_its_mean_squares():
+    """Expected mean squares in closed form, there and back, and what seeds cannot take away."""
+    task = Task(0.5, 12.0, 30.0, 900)
+    found = task.squares(8, 2.0)
+    assert found.variance == pytest.approx(0.5**2 / 8 + 12**2 / 1800 + 30**2 / (8 * 1800))
+    assert found.df == 7 and task.squares(40).df > 39
+    back = Task.of(found)
+    assert (back.seeds, back.examples, back.rest) == pytest.approx((0.5, 12.0, 30.0))
+    design = Design((task, Task(0.8)))
+    assert design.of_examples == pytest.approx(12 / 30 / 2)
+    assert design.error(10, 3.0) < design.error(10) < design.error(5)
+
+
+def test_seeds_and_examples_are_the_fewest_that_are_enough():
+    design, level = Design((Task(0.5, 20.0, 30.0, 900), Task(0.3, 10.0, 20.0, 300))), 0.01
+    assert power.seeds_to_detect(design, 0.9, level) is None  # the examples leave an error of 0.44
+    assert power.seeds_to_show(design, 0.9, level) is None
+    for seeds, wanted in ((5, 0.9), (12, 0.9), (12, 4.0)):
+        times = power.examples_to_detect(design, seeds, wanted, level)
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        assert power.difference_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
+        times = power.examples_to_show(design, seeds, wanted, level)
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        assert power.equivalence_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
+    assert power.examples_to_detect(design, 2, 0.9, level) is None
+
+
+def test_power_of_both_is_the_share_of_simulated_studies():
+    """Drawn by the model and tested by the very function that gains use."""
+    rng, task = np.random.default_rng(4), Task(0.6, 8.0, 15.0, 300)
+    seeds, level, studies = 12, 0.02, 1000
+    design = Design((task,))
+    wanted = power.detectable(design.error(seeds), design.df(seeds), level)
+    found = 0
+    for _ in range(studies):
+        values = wanted + task.seeds * rng.normal(size=(seeds, 1))
+        values = values + task.examples * rng.normal(size=300)
+        values = values + task.rest * rng.normal(size=(seeds, 300))
+        zeros = np.zeros_like(values)
+        found += over_both(values.mean(1), zeros[:, 0], values, zeros).p < level
+    assert abs(found / studies - 0.8) < 3.3 * math.sqrt(0.16 / studies)
 
 
 def test_family():

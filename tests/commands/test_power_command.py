@@ -11,7 +11,7 @@ from fake_records import write
 from configs.studies import against_lora
 from experiments import tune
 from experiments.analysis import power, recorded_runs
-from experiments.analysis.power import Design
+from experiments.analysis.power import Design, Task
 from experiments.reports import registered
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
@@ -36,16 +36,33 @@ def test_without_records():
     assert lines[0] == "Power 80%, level 0.05."
     smallest, margin = (f"{f(error, df, 0.05):.2f}" for f in (power.detectable, power.showable))
     seeds = [
-        str(f(Design((0.6,)), 1.0, 0.05)) for f in (power.seeds_to_detect, power.seeds_to_show)
+        str(f(Design((Task(0.6),)), 1.0, 0.05))
+        for f in (power.seeds_to_detect, power.seeds_to_show)
     ]
     assert lines[-1].split() == ["one", "task", "0.60", "10", smallest, margin, *seeds]
     more = said("--sd=0.6,2", "--tests=14", "--difference=0.5", "--power=0.9", "--level=0.1")
-    lines, design = more.splitlines(), Design((0.6, 2.0))
+    lines, design = more.splitlines(), Design((Task(0.6), Task(2.0)))
     assert lines[0] == "Power 90%, level 0.1 for 14 tests, so 0.0071 for Holm's first."
     asked = (design, 0.5, 0.1 / 14, 0.9)
     seeds = [str(f(*asked)) for f in (power.seeds_to_detect, power.seeds_to_show)]
     assert lines[-1].split() == ["mean", "over", "tasks", *seeds]
     assert lines[3].startswith("task 1") and "seeds to find 0.5" in lines[1]
+
+
+def test_without_records_but_with_examples():
+    flags = ("--sd=0.6,0.4", "--sd_examples=20,15", "--examples=900,400", "--sd_rest=30,20")
+    lines = said(*flags, "--seeds=10", "--difference=2").splitlines()
+    design = Design((Task(0.6, 20, 30, 900), Task(0.4, 15, 20, 400)))
+    (mean,) = (line for line in lines if line.startswith("mean over tasks"))
+    found = power.detectable(design.error(10), design.df(10), 0.05)
+    assert mean.split()[4] == f"{found:.2f}"
+    times = power.examples_to_detect(design, 10, 2.0, 0.05)
+    assert f"{times:.2g} times" in mean
+    grid = {line.split()[0]: line.split()[1:] for line in lines[-5:]}
+    wanted = power.detectable(design.error(20, 4.0), design.df(20, 4.0), 0.05)
+    assert grid["20"][3] == f"{wanted:.2f}" and [*grid] == ["5", "10", "20", "40", "100"]
+    few = said("--sd=0.6", "--sd_examples=40", "--examples=300", "--seeds=10").splitlines()
+    assert few[3].split().count("never") == 2  # seeds to find 1, and to show less
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +100,7 @@ def test_a_registered_study(study):
     for line, row, label in zip(lines[3:], ("lora", "vera"), ("LoRA", "VeRA"), strict=True):
         sd = np.std(scores[row] - scores["dora"], ddof=1)
         ratio = sd**2 / (scores[row].var(ddof=1) + scores["dora"].var(ddof=1))
-        error, design, level = sd / np.sqrt(2) / 2, Design((sd, sd)), 0.05 / tests
+        error, design, level = sd / np.sqrt(2) / 2, Design((Task(sd), Task(sd))), 0.05 / tests
         expected = [label, f"{sd:.2f}", f"{sd:.2f}", f"{ratio:.2f}", "4"]
         expected += [f"{f(error, 3, level):.2f}" for f in (power.detectable, power.showable)]
         expected += [
@@ -167,6 +184,9 @@ def test_studies_without_the_reference_are_named_beside_the_others(study, tmp_pa
         ((), "expected either --results or --sd"),
         (("--results=nowhere", "--seeds=3"), "--seeds belongs to --sd"),
         (("--sd=0",), "--sd=0: expected numbers above 0"),
+        (("--sd=1", "--examples=5"), "--sd_examples and --examples go together"),
+        (("--sd=1", "--sd_examples=3,4"), "--sd_examples=3,4: expected as many numbers as --sd"),
+        (("--sd=1", "--grid=lora"), "--grid"),
         (("--sd=1", "--level=1"), "--level=1: expected a number between 0 and 0.5"),
         (("--sd=1", "--level=0.5"), "--level=0.5: expected a number between 0 and 0.5"),
         (("--sd=1", "--power=0.05"), "--power=0.05: expected a number between the level, 0.05"),
