@@ -15,6 +15,7 @@ from experiments.runs.finished_run import changed_data, open_run
 from experiments.runs.how import How
 from experiments.setup.experiment import build
 from experiments.setup.load import read_texts
+from experiments.studies import untrained
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
 
@@ -55,6 +56,15 @@ def assert_learned(record, folder):
     assert set(record.metrics_first) >= {"accuracy", "eval_loss"}
     assert record.metrics_first != record.metrics_last
     assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
+
+
+def test_an_untrained_model_scores_what_a_run_scores_before_its_first_step(places, whole):
+    """Also where the config's own method begins elsewhere."""
+    for method in ("lora", "dora"):
+        found = untrained.score(config(places, method, **WRITTEN))
+        assert found.scores == pytest.approx(whole[0].metrics_first, rel=1e-5)
+    assert found.data_digest == whole[0].data_digest
+    assert found.weights_digest == whole[0].weights_digest
 
 
 def test_what_is_traced_before_a_sweep_is_what_a_run_computes_with(places):

@@ -5,6 +5,7 @@ import types
 
 import own_method
 import pytest
+import tune_command
 from fake_records import write
 
 import variants
@@ -126,17 +127,10 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
         ]
 
     def tuned(*rows):
-        given = {"_STUDY": "against_lora", "_ARGUMENT": "size=smoke", "_WORKDIR": str(tmp_path)}
-        given |= {"_ROWS": list(rows), "_COLUMNS": ["cola"]}
-        given |= {"_METHODS": [], "_TASKS": [], "_ADAPTERS": True, "_EXECUTION": None}
-        given |= {"_REGISTER": False}
-        for flag, value in given.items():
-            monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
-        tune.tune()
+        given = {"rows": list(rows), "columns": ["cola"]}
+        tune_command.give(monkeypatch, "against_lora", tmp_path, **given)
 
     monkeypatch.setattr(jobs, "train", train)
-    monkeypatch.setattr(tune, "wanted", lambda: False)
-    monkeypatch.setattr(tune.track_flag, "wanted", tuple)
     task = types.SimpleNamespace(metric="eval_loss")  # of data that are not here
     monkeypatch.setattr(tune, "make_any_task", lambda config: task)
     with pytest.raises(ValueError, match="'own_package' has no module 'colums'"):

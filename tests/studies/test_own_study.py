@@ -5,6 +5,7 @@ import types
 
 import commands
 import pytest
+import tune_command
 from fake_records import write
 
 from configs.studies import against_lora
@@ -57,18 +58,10 @@ def tuned(monkeypatch, study, workdir):
             write(folder, "studies.against_lora", argument, {"accuracy": score}, changes=changes)
         return [recorded_runs.run_record.read(each) for each in folders]
 
-    given = {"_STUDY": study, "_ARGUMENT": "size=smoke", "_WORKDIR": str(workdir)}
-    given |= {"_ROWS": [], "_COLUMNS": [], "_METHODS": [], "_TASKS": []}
-    for flag, value in (
-        given | {"_ADAPTERS": True, "_EXECUTION": None, "_REGISTER": False}
-    ).items():
-        monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(jobs, "train", train)
-    monkeypatch.setattr(tune, "wanted", lambda: False)
-    monkeypatch.setattr(tune.track_flag, "wanted", tuple)
     task = types.SimpleNamespace(metric="accuracy")  # of data that are not here
     monkeypatch.setattr(tune, "make_any_task", lambda config: task)
-    tune.tune()
+    tune_command.give(monkeypatch, study, workdir)
 
 
 def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
