@@ -41,7 +41,9 @@ def pack() -> None:
         near = nearest_path(results, Path.is_dir)
         raise FileNotFoundError(f"--results {results}: no such folder{near}")
     if not (homes := _homes(results)):
-        raise ValueError(f"--results={results}: no run to pack lies below")
+        if not (there := list(packed.around(results))):
+            raise ValueError(f"--results={results}: no run to pack lies below")
+        print(f"all {sum(len(runs) for _, runs in there):,} runs are packed already")
     for home, runs in homes.items():
         why = {run: said for run in runs if (said := packing.reason_to_stay(run))}
         if mine := [run for run in runs if run not in why]:

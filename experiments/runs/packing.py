@@ -113,6 +113,9 @@ def _read(run: Path) -> tuple[bytes, bytes, dict[str, np.ndarray]]:
         metrics_log.read_metrics(metrics, found[1], found[0].metrics_check)
     elif found[0].metrics_check is not None:
         raise ValueError(f"{run} has lost its metrics.jsonl, whose last check its record has")
+    *lines, torn = (log := metrics.read_bytes() if metrics.exists() else b"").split(b"\n")
+    if torn or not all(line.startswith(b"{") for line in lines):
+        raise ValueError(f"{metrics} has a torn line, or one that does not begin with its object")
     arrays: dict[str, np.ndarray] = {}
     if predictions.read(run):
         arrays = archives.read_arrays(run / predictions.NAME)
@@ -123,7 +126,7 @@ def _read(run: Path) -> tuple[bytes, bytes, dict[str, np.ndarray]]:
         if (run / name).read_bytes() != run_record.pretty(value):
             raise ValueError(f"{run / name} is not as the record's values would be written again")
     text = json.dumps(values, allow_nan=False).encode()
-    return text, metrics.read_bytes() if metrics.exists() else b"", arrays
+    return text, log, arrays
 
 
 def _write(

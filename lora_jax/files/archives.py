@@ -69,6 +69,8 @@ def read_gzip(path: Path) -> bytes:
     """
     most = max(FREE, TEXT_RATIO * path.stat().st_size)
     try:
+        if not path.stat().st_size:  # which gzip takes for a file that holds nothing
+            raise EOFError("the file is empty")
         with gzip.open(path) as file:
             content = file.read(most + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
