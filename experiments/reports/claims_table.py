@@ -9,7 +9,7 @@ from typing import Literal
 
 from experiments.analysis import published, recorded_runs, select_runs
 from experiments.analysis.choose_methods import Contest
-from experiments.analysis.gains import Estimate, Gain, gains
+from experiments.analysis.gains import Estimate, Gain, Gains, gains
 from experiments.plurals import count
 from experiments.reports import registered
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
@@ -37,6 +37,8 @@ class Study:
     name: str
     protocol: Protocol
     contests: Sequence[Contest]
+    found: dict[tuple[str, float, tuple[str, ...]], Gains] = dataclasses.field(default_factory=dict)
+    """Gains that were computed, by the method that they are over, the margin and the tasks."""
 
     def gain(self, compared: Compared, margin: float, tasks: Sequence[str]) -> Gain:
         """What a method gains over another on some tasks, by the rules of the study."""
@@ -44,15 +46,17 @@ class Study:
         known = {method.key for each in made for method in each.methods}
         for row in (compared.row, compared.over):
             require_known(row, known, f"no method '{row}' in {self.name}")
-        found = gains(
-            made,
-            reference=compared.over,
-            margin=margin,
-            level=self.protocol.level,
-            tasks=tasks,
-            tests=self.protocol.tests,
-        )
-        (own,) = (each for each in found.methods if each.key == compared.row)
+        rules = compared.over, margin, tuple(tasks)
+        if rules not in self.found:
+            self.found[rules] = gains(
+                made,
+                reference=compared.over,
+                margin=margin,
+                level=self.protocol.level,
+                tasks=tasks,
+                tests=self.protocol.tests,
+            )
+        (own,) = (each for each in self.found[rules].methods if each.key == compared.row)
         return own
 
     def parameters(self, row: str) -> float:
