@@ -76,7 +76,7 @@ def common_examples(
 
     None if a run of a common seed lacks it, or all do; the text says how many.
     """
-    numbers = sorted(first.scores.keys() & second.scores.keys())
+    numbers = first.scores.keys() & second.scores.keys()
     ours, theirs = values.get(first.key, {}), values.get(second.key, {})
     there = sum(number in ours and number in theirs for number in numbers)
     if there < len(numbers):

@@ -78,6 +78,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     if compared is not None:
         others = {key: label for key, label in labels.items() if key != protocol.reference}
         notes += [*_of_bounds(compared, others), *_of_methods(compared), *_between_tasks(compared)]
+        notes += _of_seeds_alone(compared)
         if of_pairs and not own_pairs:
             notes.append(
                 "--pairs compares all pairs of methods, which was not registered. The verdicts of "
@@ -319,6 +320,17 @@ def _between_tasks(compared: Gains) -> Iterator[str]:
             "Without the noise of seeds and examples, gains have a standard deviation between "
             f"tasks of {', '.join(said)}. It is estimated by moments (Hedges, 1983), roughly where "
             "tasks are few. At 0, this noise explains all that tasks differ by."
+        )
+
+
+def _of_seeds_alone(compared: Gains) -> Iterator[str]:
+    """Which verdicts would be others if they were of new seeds on the same examples."""
+    alone = [(each, each.seeds_alone.verdict) for each in compared.methods if each.seeds_alone]
+    others = [f"{each.label} {said}" for each, said in alone if said != each.verdict]
+    if alone:
+        yield (
+            "Verdicts are over new seeds and new examples. Over seeds alone, on the same examples, "
+            + (f"these are others: {', '.join(others)}." if others else "they are the same.")
         )
 
 
