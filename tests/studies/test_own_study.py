@@ -46,7 +46,7 @@ def get_config(arg=None):
 GAINS = {"lora": 0.0, "dora": 0.05}
 
 
-def tuned(monkeypatch, study, workdir):
+def tuned(monkeypatch, study, workdir, register=False):
     """Runs whose scores are planted: 80, and a gain that differs a little by seed."""
 
     def train(configs, folders, names, how):
@@ -60,7 +60,7 @@ def tuned(monkeypatch, study, workdir):
     given = {"_STUDY": study, "_ARGUMENT": "size=smoke", "_WORKDIR": str(workdir)}
     given |= {"_ROWS": [], "_COLUMNS": [], "_METHODS": [], "_TASKS": []}
     for flag, value in (
-        given | {"_ADAPTERS": True, "_EXECUTION": None, "_REGISTER": False}
+        given | {"_ADAPTERS": True, "_EXECUTION": None, "_REGISTER": register}
     ).items():
         monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(jobs, "train", train)
@@ -76,7 +76,8 @@ def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
     path.write_text(FILE)
     places = {(each.study.row, each.study.column) for each in cell_configs(str(path))}
     assert places == {(row, task) for row in GAINS for task in ("sst2", "rte")}
-    tuned(monkeypatch, str(path), runs)
+    tuned(monkeypatch, str(path), runs, register=True)
+    assert [each.name for each in runs.iterdir()] == ["study.json"]
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "package").mkdir()
     path.rename(tmp_path / "package" / "my_study.py")
