@@ -47,7 +47,7 @@ def get_config(arg=None):
 GAINS = {"lora": 0.0, "dora": 0.05}
 
 
-def tuned(monkeypatch, study, workdir):
+def tuned(monkeypatch, study, workdir, register=False):
     """Runs whose scores are planted: 80, and a gain that differs a little by seed."""
 
     def train(configs, folders, names, how):
@@ -61,7 +61,7 @@ def tuned(monkeypatch, study, workdir):
     monkeypatch.setattr(jobs, "train", train)
     task = types.SimpleNamespace(metric="accuracy")  # of data that are not here
     monkeypatch.setattr(tune, "make_any_task", lambda config: task)
-    tune_command.give(monkeypatch, study, workdir)
+    tune_command.give(monkeypatch, study, workdir, register=register)
 
 
 def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
@@ -69,7 +69,8 @@ def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
     path.write_text(FILE)
     places = {(each.study.row, each.study.column) for each in cell_configs(str(path))}
     assert places == {(row, task) for row in GAINS for task in ("sst2", "rte")}
-    tuned(monkeypatch, str(path), runs)
+    tuned(monkeypatch, str(path), runs, register=True)
+    assert [each.name for each in runs.iterdir()] == ["study.json"]
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "package").mkdir()
     path.rename(tmp_path / "package" / "my_study.py")
