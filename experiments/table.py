@@ -14,6 +14,8 @@ from absl import flags
 
 from experiments import cli, marked_documents
 from experiments.analysis import recorded_runs
+from experiments.reports import registered
+from experiments.studies import adherence
 from experiments.tables import formats
 from experiments.tables.config_tables import RESULTS, names, render_table
 
@@ -43,8 +45,24 @@ def show() -> None:
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")
-    print(render_table(_TABLE.value, results, _FORMAT.value, _MODEL.value, _SIZE.value), end="")
+    first = _blind(results, _TABLE.value, _SIZE.value) if results.is_dir() else []
+    shown = _FORMAT.value, _MODEL.value, _SIZE.value
+    print(render_table(_TABLE.value, results, *shown, first), end="")
     _warn(results, _TABLE.value)
+
+
+def _blind(results: Path, table: str, size: str) -> list[str]:
+    """Which tasks of a registered study show nothing about adaptation, and why."""
+    runs = [
+        e for e in recorded_runs.find(results) if (e.study.table, e.study.size) == (table, size)
+    ]
+    return [
+        f"{each.blind}. So this task shows nothing about adaptation."
+        for kept in adherence.of_folder(results, runs)
+        if kept.registered.study == table and kept.counted
+        for each in registered.evidence_of(kept, registered.contests_of(kept))
+        if each.blind
+    ]
 
 
 def _warn(results: Path, table: str | None = None) -> None:

@@ -169,7 +169,7 @@ def of_gains(
         unit=unit,
         margin=margin,
         seeds=_ends([gain.over_tasks.n for gain in gains]),
-        how="paired by seed",
+        how=f"paired by seed{' and example' * any(gain.seeds_alone is not None for gain in gains)}",
         methods=_best_first(found),
         notes=tuple(notes),
         sheet=sheet,

@@ -76,9 +76,17 @@ def varied(known: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> li
 
 
 def render_table(
-    name: str, results: Path, form: str, model: str | None = None, size: str = "full"
+    name: str,
+    results: Path,
+    form: str,
+    model: str | None = None,
+    size: str = "full",
+    first: Sequence[str] = (),
 ) -> str:
     """The table of a config's runs below a folder, as text in one of `formats.FORMATS`.
+
+    Args:
+      first: notes that come before the others.
 
     Raises:
       ValueError, FileNotFoundError: an unknown table or model, no such folder, records that cannot
@@ -102,7 +110,7 @@ def render_table(
         own = [run for run in chosen if run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only
         left = [f"of all models, {said}" for said in left]
-    notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
+    notes = [*first, *_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _given_models(collected.runs)
     if table["published"] and name in config_modules():
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
