@@ -11,8 +11,9 @@ from fake_gains import GAINS, estimate, gain
 from fake_records import planted
 from report_study import LABELS, made, make_study, wrong
 
-from experiments.analysis.gains import Estimate
-from experiments.reports import findings, gain_sheet
+from experiments.analysis.gains import Estimate, Gains
+from experiments.analysis.task_evidence import Evidence, Floor
+from experiments.reports import claims, findings, gain_sheet
 from experiments.reports.document import Document
 from experiments.reports.pictures import FEWER, forests, marked
 from experiments.reports.verdict import sentence
@@ -25,20 +26,77 @@ def study(gains=GAINS, **how):
 
 def test_the_sentence_counts_methods_by_verdict_with_the_margin_and_n():
     assert sentence(study()) == (
-        "Of 4 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 20 seeds, 1 is better "
-        "(B), 1 is worse (A), 1 is equivalent within ±1 point (C) and 1 is undecided."
+        "Of 4 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 20 seeds (for other "
+        "seeds and the same test examples), 1 is better (B), 1 is worse (A), 1 is equivalent within "
+        "±1 point (C) and 1 is undecided."
     )
     many = [gain(f"m{n}", "equivalent") for n in range(7)]
     few = dataclasses.replace(gain("x", "undecided"), over_tasks=estimate(0.0, n=12))
     assert sentence(study([*many, few])) == (
-        "Of 8 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 12 to 20 seeds, none is "
-        "better, none is worse, 7 are equivalent within ±1 point and 1 is undecided."
+        "Of 8 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 12 to 20 seeds (for "
+        "other seeds and the same test examples), none is better, none is worse, 7 are equivalent "
+        "within ±1 point and 1 is undecided."
     )
     small = dataclasses.replace(gain("x", "worse", mean=-0.9), equivalent=0.04)
     assert "none is better and 2 are worse (X by less than 1 point, A)." in sentence(
         study([gain("a", "worse"), small])
     )
     assert sentence(study([])) == "Nothing could be compared with LoRA."
+
+
+def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing():
+    floor = Floor("the untrained model", 90.0, estimate(-5.0))
+    tasks = (
+        Evidence("cola", "CoLA", "LoRA", 85.0, (floor,)),
+        Evidence("sst2", "SST-2", "LoRA", 1, ()),
+    )
+    found = study(controls=["c"], shares={"a": 0.5, "b": 0.1, "d": 0.1})
+    found = dataclasses.replace(found, evidence=tasks, without_blind=study(GAINS[:2]))
+    said = sentence(found)
+    assert said.startswith("Of 3 methods compared with LoRA")
+    assert "none is equivalent" not in said and "1 is undecided. As a control, C is equiv" in said
+    assert said.endswith(
+        " Of the worse, A trains fewer parameters than LoRA. On CoLA, LoRA ends below the "
+        "untrained model (85.0 against 90.0). So this task shows nothing about adaptation. Without "
+        "CoLA, 1 is better (B) and 1 is worse (A)."
+    )
+    (sheet,) = (each for each in found.sheets if each.title == "What each task can show")
+    assert sheet.rows == [
+        ["CoLA", "90.0", "85.0", "-5.00 [-5.50, -4.50]", "1", "nothing about adaptation"],
+        ["SST-2", "–", "1.0", "–", "1", "not known"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ({"upper_below": 4.0}, "It holds."),
+        ({"upper_below": 1.2}, "It does not hold for B (+2.50, upper bound +2.90)."),
+        ({"equivalent": ("c",)}, "It holds."),
+        ({"equivalent": ("c", "d")}, "It is undecided for D."),
+        ({"equivalent": ("a",)}, "It does not hold for A (-2.50, upper bound -2.10)."),
+        ({"equivalent": ("unknown",)}, "It is undecided for unknown."),
+        ({"not_better": ("a",)}, "It holds."),
+        ({"not_better": ("c",)}, "It is undecided for C."),
+        ({"not_better": ("b",)}, "It does not hold for B (+2.50, upper bound +2.90)."),
+        ({"first_repeats_below": 0.5, "sets": (1,)}, "It does not hold: 100% with sets of 1."),
+        ({"first_repeats_below": 0.5, "sets": (3,)}, "It is undecided: too few methods or seeds"),
+    ],
+)
+def test_a_claim_says_whether_it_holds(check, said):
+    found = Gains("LoRA", "lora", 1.0, 0.05, ("cola", "sst2"), {}, tuple(GAINS))
+    scores = np.arange(8.0).reshape(1, 2, 4)
+    (line,) = claims.sentences(["So it is."], [check], found, (), scores)
+    assert line.startswith(f"Claim, stated before the first run: So it is. {said}")
+    assert list(claims.sentences(["So it is."], [], found, (), scores)) == [
+        claims.stated("So it is.")
+    ]
+
+
+def test_an_unknown_check_of_a_claim_is_an_error():
+    found = Gains("LoRA", "lora", 1.0, 0.05, (), {}, tuple(GAINS))
+    with pytest.raises(ValueError, match=r"unknown check of a claim: 'equivalnt'.*equivalent"):
+        list(claims.sentences(["So."], [{"equivalnt": ("a",)}], found, (), np.zeros((1, 2, 2))))
 
 
 def test_forest_plots_are_of_all_tasks_first_with_the_best_method_on_top():
