@@ -138,8 +138,9 @@ def test_outputs_that_are_no_numbers_are_wrong_and_never_nan(bad):
 
 
 def test_accuracy_of_choices_is_over_questions():
-    # Every single example is called "wrong", and yet two of the three questions are right.
-    logits = np.array([[5, 1], [5, 2], [9, 3], [9, 1], [4, 0], [4, 1]], np.float32)
+    # Every single example is called "wrong", and yet two of the three questions are right. Rows
+    # have offsets of their own, so that neither logit alone says so.
+    logits = np.array([[7, 3], [5, 2], [9, 3], [13, 5], [4, 0], [2, -1]], np.float32)
     labels = np.array([0, 1, 1, 0, 1, 0])
     examples = Examples("copa", list("abcdef"), labels)
     task = Task("copa", examples, examples, ("wrong", "right"), choices=2)
