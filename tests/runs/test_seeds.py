@@ -54,9 +54,12 @@ def test_a_seed_changes_all_that_is_drawn(config_of, variant, monkeypatch, tmp_p
     assert {"examples", "batches"} <= {name for name in first if first[name] != drawn[name]}
     assert all(first[name] == drawn[name] for name in ("head", "dropout", "order"))
     if from_data:  # such trials are programs of their own
-        seen_by, another, again = (jax.tree.leaves(each.gathered.seen) for each in trials[:3])
+        name = "mean" if variant == "eva" else "values"  # no directions, which have random signs
+        seen_by, another, again = (
+            [getattr(each, name) for each in trial.gathered.seen.values()] for trial in trials[:3]
+        )
         assert all(map(np.array_equal, seen_by, again))
-        assert max(map(apart, seen_by, another)) > 0.01  # not by rounding alone
+        assert min(map(apart, seen_by, another)) > 1e-3  # not by rounding alone
         return
     group = together(trials)
     fed = trial_runs(trials, [None] * len(trials), [Outcome() for _ in trials])
