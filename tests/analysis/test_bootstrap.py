@@ -73,6 +73,11 @@ def test_resamples_are_drawn_in_pieces_alike(monkeypatch):
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
+def test_a_seed_draws_resamples_of_its_own():
+    first, again, other = (np.concatenate([*bootstrap.weights(9, 20, seed)]) for seed in (3, 3, 5))
+    assert (first == again).all() and (first != other).any(1).mean() > 0.9
+
+
 def test_an_unknown_metric_is_named():
     with pytest.raises(
         ValueError, match="unknown metric 'mathews' of these outputs; nearest: 'matthews'"

@@ -45,6 +45,18 @@ SETS = {
 }
 
 
+SCALES = {
+    "alpha/rank": lambda alpha, rank: alpha / rank,
+    "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5,
+    "alpha": lambda alpha, rank: alpha,
+}
+
+
+def product(factors):
+    """A^T B, or AdaLoRA's A^T diag(e) B."""
+    return (factors["a"] * factors.get("e", jnp.ones(1))[:, None]).T @ factors["b"]
+
+
 def apply(params, x):
     return [x @ params[name]["kernel"] for name in "qkv"]
 
@@ -94,13 +106,19 @@ def test_each_matrix_keeps_its_own_update(chosen, joined, tmp_path):
     }
     adapted = lj.adapt(apply, targets=targets)
     trainable, frozen = adapted.init(jax.random.key(0), PARAMS, jnp.ones((1, 6)))
-    rows = {path: each.get("mask") for path, each in frozen.constants.items()}
-    for n, (path, own) in enumerate(trainable["adapters"].items()):
-        for name, x in own.items():
-            moved = x + jax.random.normal(jax.random.key(n), x.shape)
-            own[name] = moved if rows[path] is None else rows[path][:, None] * moved
+    updates = []
+    for n, settings in enumerate(SETS[chosen]):
+        own, rank = trainable["adapters"][f"{'qkv'[n]}/kernel"], settings["rank"]
+        before = product(own)
+        for name, x in own.items():  # rows beyond the rank are zero
+            moved = x[:rank] + jax.random.normal(jax.random.key(n), x[:rank].shape)
+            own[name] = x.at[:rank].set(moved)
+        by = SCALES[settings.get("scale", "alpha/rank")](settings["alpha"], rank)
+        updates.append(by * (product(own) - before))
+    wanted = np.concatenate(updates, 1)
     merged = adapted.merge(trainable, frozen)
-    wanted = np.concatenate([merged[n]["kernel"] - PARAMS[n]["kernel"] for n in "qkv"], 1)
+    found = np.concatenate([merged[n]["kernel"] - PARAMS[n]["kernel"] for n in "qkv"], 1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
     adapter = trainable, frozen, names(joined)
     save_plain_lora(tmp_path / "plain", *adapter, served=None)

@@ -51,9 +51,10 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
         monkeypatch.setattr(kind, "evaluate", planted(kind))
     if better is min:
         monkeypatch.setattr(label_metrics, "LOWER_IS_BETTER", ("accuracy",))
-    few = {"train__select": select, "train__evaluations": 4, "targets": ("query/kernel",)}
-    ranks = {"variant__rank": 3} if trials > 1 else {}
-    configs = [config_of(seed=0, **few), config_of(seed=1, **few, **ranks)][:trials]
+    few = {"train__select": select, "train__evaluations": 4, "targets": ("down/kernel",)}
+    few["optimizer__learning_rate"] = 3e-2  # so that a scale matters soon
+    own = {"variant__rank": 3, "variant__alpha": 40.0} if trials > 1 else {}
+    configs = [config_of(seed=0, **few), config_of(seed=1, **few, **own)][:trials]
     where = folders(tmp_path, trials)
     how = How("each", audit=False, halving=halving)
     records = run.run_together(configs, where, how)
@@ -84,7 +85,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
         run.run(configs[1], tmp_path / "alone", audit=False)
         rows = [read_metrics(each / "metrics.jsonl") for each in (where[1], tmp_path / "alone")]
         losses = [[row["loss"] for row in each if "loss" in row] for each in rows]
-        np.testing.assert_allclose(*losses, rtol=1e-4)
+        np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("trials", [1, 2])

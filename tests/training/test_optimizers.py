@@ -126,8 +126,8 @@ def test_muon_steps_matrices_towards_orthogonal_ones_and_the_rest_as_adamw():
         "stack": jax.random.normal(jax.random.key(1), (2, 6, 6)),
         "bias": jnp.ones(6),
         "table": jax.random.normal(jax.random.key(2), (8, 6)),
-        "wide": jax.random.normal(jax.random.key(3), (6, 10)),
-        "narrow": jax.random.normal(jax.random.key(4), (10, 6)),
+        "wide": jax.random.normal(jax.random.key(3), (6, 96)),
+        "narrow": jax.random.normal(jax.random.key(4), (96, 6)),
     }
 
     def model(params, ids):
