@@ -45,12 +45,6 @@ def test_ranks_do_too(chosen):
     assert groups(chosen) == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize(("kind", "one"), [("adafactor", False), ("muon", False), ("lion", True)])
-def test_but_not_where_a_step_depends_on_the_whole_factor(two_kinds, kind, one):
-    found = groups([two_kinds(train__optimizer=kind, variant__rank=rank) for rank in (2, 3)])
-    assert (len(found) == 1) == one
-
-
 def test_all_settings_of_model_data_and_training_tell_programs_apart_but_two(config_of):
     config, alike = config_of(), set()
     for name in ("model", "data", "quantize", "train"):
