@@ -109,6 +109,11 @@ def test_what_examples_add_to_a_metric(known, choices, piece, monkeypatch):
         np.testing.assert_allclose(got, right, atol=1e-12)
 
 
+def test_a_seed_draws_resamples_of_its_own():
+    first, again, other = (np.concatenate([*bootstrap.weights(9, 20, seed)]) for seed in (3, 3, 5))
+    assert (first == again).all() and (first != other).any(1).mean() > 0.9
+
+
 def test_an_unknown_metric_is_named():
     with pytest.raises(
         ValueError, match="unknown metric 'mathews' of these outputs; nearest: 'matthews'"

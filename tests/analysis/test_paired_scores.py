@@ -1,5 +1,7 @@
 """Scores by seed, from records as they are written: completed, diverged and failed runs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from fake_records import write
@@ -67,6 +69,11 @@ def test_a_table_has_the_methods_and_seeds_of_all_tasks():
         "VERA is left out, as it has no number on one of the tasks",
         "2 of 3 seeds count, as the others lack a method or a task",
     )
+    late = contest("cola", {"dora": []}, {"dora": [run(2, 7.0), run(1, 5.0), run(3, 6.0)]})
+    both = contest("cola", {"lora": [80.0, 81, 82]}).methods + late.methods
+    found_late = table([dataclasses.replace(one, methods=both)])  # seeds go by their numbers
+    assert found_late.seeds == (1, 2)
+    np.testing.assert_array_equal(found_late.scores, [[[81, 82], [5, 7]]])
     assert table([one], ("vera", "lora")).scores.shape == (1, 2, 3)
     assert table([one], ("eva",)).scores.shape == (1, 0, 0)
     for method in other.methods:

@@ -152,15 +152,14 @@ def test_extra_parts_are_checked():
 
 @pytest.mark.parametrize(
     ("names", "labels"),
-    [(("no", "yes"), [0, 1, 0]), (("yes", "no"), [1, 0, 1]), (("a", "b"), [0, 1, 0])],
+    [("abc", [0, 1, 2, 1]), ("bca", [1, 2, 0, 2]), ("bac", [1, 0, 2, 0]), ("xyz", [0, 1, 2, 1])],
 )
 def test_classes_of_a_second_domain_go_by_their_names(names, labels):
     """WNLI numbers its classes the other way round than RTE does."""
-    train = Examples("train", list("abc"), np.array([0, 1, 1]))
-    task = Task("toy", train, train, ("no", "yes"))
-    other = Examples("other", list("xyz"), np.array([0, 1, 0]))
-    assert task.with_extra("extra", other, names).extra["extra"].labels.tolist() == labels
-    assert task.with_extra("extra", other).extra["extra"].labels.tolist() == [0, 1, 0]
+    task = make(3)
+    other = Examples("other", list("wxyz"), np.array([0, 1, 2, 1]))
+    assert task.with_extra("extra", other, tuple(names)).extra["extra"].labels.tolist() == labels
+    assert task.with_extra("extra", other).extra["extra"].labels.tolist() == [0, 1, 2, 1]
 
 
 def test_metrics_of_an_extra_part_are_of_one_that_is_there():

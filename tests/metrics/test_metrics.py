@@ -1,5 +1,7 @@
 """Scores against their formulas, and the papers' averages against the ones that they print."""
 
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -137,9 +139,21 @@ def test_outputs_that_are_no_numbers_are_wrong_and_never_nan(bad):
     assert list(found.values()) == [0, 0, 0, np.inf]
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_rows_that_are_no_numbers_count_as_a_wrong_class(classes):
+    logits, labels = draw(3, classes=classes)
+    bad, wrong = logits.copy(), logits.copy()
+    for row, value in zip(range(0, 60, 7), itertools.cycle([np.nan, np.inf])):
+        bad[row, labels[row]] = value  # where the largest would be right
+        wrong[row] = np.eye(classes)[(labels[row] + 1) % classes]
+    names = ("accuracy", "f1", "matthews", "accuracy_f1")
+    assert label_metrics.score(names, bad, labels) == label_metrics.score(names, wrong, labels)
+
+
 def test_accuracy_of_choices_is_over_questions():
-    # Every single example is called "wrong", and yet two of the three questions are right.
-    logits = np.array([[5, 1], [5, 2], [9, 3], [9, 1], [4, 0], [4, 1]], np.float32)
+    # Every single example is called "wrong", and yet two of the three questions are right. Rows
+    # have offsets of their own, so that neither logit alone says so.
+    logits = np.array([[7, 3], [5, 2], [9, 3], [5, -3], [4, 0], [3.5, 0.5]], np.float32)
     labels = np.array([0, 1, 1, 0, 1, 0])
     examples = Examples("copa", list("abcdef"), labels)
     task = Task("copa", examples, examples, ("wrong", "right"), choices=2)
@@ -161,6 +175,9 @@ def test_parts_of_a_task():
     mean = (found["accuracy"] + found["accuracy_mismatched"]) / 2
     assert found["accuracy_m_mm"] == pytest.approx(mean)
     assert "eval_loss_mismatched" in found
+    own = dataclasses.replace(task, extra_metrics={"mismatched": ("matthews",)})
+    found = label_metrics.score_parts(own, {"validation": logits, "mismatched": turned})
+    assert set(found) == {"accuracy", "eval_loss", "matthews_mismatched", "eval_loss_mismatched"}
     with pytest.raises(ValueError, match="no part 'mismatch'; nearest: 'mismatched'"):
         label_metrics.score_parts(task, {"mismatch": turned})
 

@@ -106,3 +106,5 @@ def test_roberta_without_its_head_gets_a_whole_fresh_one(tmp_path):
     assert set(load(folder).fresh) == fresh
     assert load(checkpoint(tmp_path, "roberta")).fresh == ()
     assert set(load(tmp_path, num_labels=7).fresh) == {"classifier/kernel", "classifier/bias"}
+    two = load(checkpoint(tmp_path / "two", "roberta", rename=encoder_only), num_labels=16).model
+    assert not np.allclose(two.pooler.kernel, two.classifier.kernel)  # of one shape

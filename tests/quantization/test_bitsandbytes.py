@@ -84,6 +84,12 @@ def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name
     assert_same_bits(codes[meant], theirs["absmax"][meant])
 
 
+def test_each_code_of_a_scale_stands_for_its_value():
+    scale, codes = np.float32(3), np.arange(256, dtype=np.uint8)
+    values = nf4.decode_dynamic(codes, jnp.full(256, scale), jnp.zeros(()))
+    np.testing.assert_array_equal(values, scale * nf4.DYNAMIC)
+
+
 @pytest.mark.parametrize("name", INT8_CASES)
 def test_int8_is_that_of_bitsandbytes_to_the_bit(name):
     matrix, theirs = matrix_of(name), fixture("int8", name)

@@ -27,8 +27,8 @@ def study(gains=GAINS, **how):
 def test_the_sentence_counts_methods_by_verdict_with_the_margin_and_n():
     assert sentence(study()) == (
         "Of 4 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 20 seeds (for other "
-        "seeds and the same test examples), 1 is better (B), 1 is worse (A), 1 is equivalent within "
-        "±1 point (C) and 1 is undecided."
+        "seeds and the same test examples), 1 is better (B), 1 is worse (A), 1 is equivalent "
+        "within ±1 point (C) and 1 is undecided."
     )
     many = [gain(f"m{n}", "equivalent") for n in range(7)]
     few = dataclasses.replace(gain("x", "undecided"), over_tasks=estimate(0.0, n=12))

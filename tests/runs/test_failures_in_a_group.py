@@ -7,7 +7,10 @@ from killed import Killed
 from experiments.runs import run
 from experiments.runs.group import Together
 from experiments.runs.how import How
+from lora_jax.files.canonical_json import plain
+from lora_jax.files.tree_file import load_tree
 from lora_jax.records import run_record
+from lora_jax.records.metrics_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -15,26 +18,32 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
     """One of a rank that cannot be, one whose record is damaged."""
     chosen, where = tiny(4), folders(tmp_path, 4)
-    chosen[1] = tiny(4, variant__rank=999, variant__initialization="pissa")[1]
+    chosen[0] = tiny(4, variant__rank=999, variant__initialization="pissa")[0]
+    chosen[3] = tiny(4, variant__alpha=3.0)[3]
     run_record.claim(where[2], chosen[2].plain)
     (where[2] / "record.json").write_text("{", encoding="utf-8")
     found = run.run_together(chosen, where, How("each"))
-    assert "takes rank = 999 directions" in str(found[1])
+    assert "takes rank = 999 directions" in str(found[0])
     assert "trial_2" in str(found[2]) and isinstance(found[2], ValueError)
-    for number in (0, 3):
+    for number in (1, 3):  # each has its own files
         assert found[number].status == "completed"
         assert_scored(where[number])
+        _, meta = load_tree(where[number] / "adapter.safetensors")
+        assert meta["config"] == plain(chosen[number].plain)
+        rows = [row for row in read_metrics(where[number] / "metrics.jsonl") if "accuracy" in row]
+        assert [row["step"] for row in rows] == [e["step"] for e in found[number].evaluations]
+        assert rows[-1]["eval_loss"] == found[number].metrics_last["eval_loss"]
 
 
 @pytest.mark.slow
 def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, monkeypatch):
     """The first process trains without it, and is killed; the second one trains all."""
-    chosen, where = tiny(), folders(tmp_path, 3)
+    chosen, where = tiny(4), folders(tmp_path, 4)
     build, evaluate = run.build, Together.evaluate
     calls = iter(range(1, 1000))
 
     def failing(config, *more, **named):
-        if config == chosen[1]:
+        if config in chosen[1::2]:
             raise RuntimeError("no such device")
         return build(config, *more, **named)
 
@@ -49,8 +58,8 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
         with pytest.raises(Killed):
             run.run_together(chosen, where, How("each"))
     found = run.run_together(chosen, where, How("each"))
-    assert [record.status for record in found] == ["completed"] * 3
-    assert [record.config["seed"] for record in found] == [0, 1, 2]
+    assert [record.status for record in found] == ["completed"] * 4
+    assert [record.config["seed"] for record in found] == [0, 1, 2, 3]
     assert not list((tmp_path / ".programs").iterdir())
 
 

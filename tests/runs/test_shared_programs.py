@@ -45,6 +45,20 @@ def test_ranks_do_too(chosen):
     assert groups(chosen) == [[0, 1, 2]]
 
 
+def test_all_settings_of_model_data_and_training_tell_programs_apart_but_two(config_of):
+    config, alike = config_of(), set()
+    for name in ("model", "data", "quantize", "train"):
+        section = getattr(config, name)
+        for field in dataclasses.fields(section):
+            value = "sgd" if field.name == "optimizer" else ("another",)
+            changed = {name: dataclasses.replace(section, **{field.name: value})}
+            if program_key(dataclasses.replace(config, **changed)) == program_key(config):
+                alike.add(f"{name}.{field.name}")
+    assert alike == {"data.draw", "train.target_score"}
+    other = dataclasses.replace(config, also_train=("head",))
+    assert program_key(other) != program_key(config)
+
+
 def test_shapes_and_structure_do_not(two_kinds):
     found = groups([two_kinds(**each) for each in OTHER])
     assert sorted(found) == [[number] for number in range(len(OTHER))]

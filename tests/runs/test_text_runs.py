@@ -97,6 +97,7 @@ def test_a_run_records_samples_and_scores_what_is_written_as_asked(places, whole
     assert record.metrics_last["accuracy_written"] == np.mean(named == some.answers)
     assert 0 <= record.metrics_last["rouge_l"] <= 100
     assert set(record.signatures) == {"rouge_l", "bleu"}
+    assert "rouge_l" not in record.metrics_best  # the last state has written, not the best
 
 
 def test_options_are_scored_by_products_of_rounded_operands(places):

@@ -7,12 +7,11 @@ from group_trials import QUERY, assert_alike, assert_scored, folders, without_ti
 from killed import Killed
 
 from experiments.runs import predictions, run
-from experiments.runs.group import Alone, Together, with_batches_for
+from experiments.runs.group import Together, with_batches_for
 from experiments.runs.how import How
 from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups
 from lora_jax import data
-from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.records import run_record
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -166,24 +165,6 @@ def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     for one, other in zip(two, three[:0:-1], strict=True):
         outputs = [predictions.read(each)["validation"].outputs for each in (one, other)]
         np.testing.assert_array_equal(*outputs)
-
-
-def test_predictions_are_of_the_saved_state(config_of, tmp_path, monkeypatch):
-    """Of the best one, although a later one was scored last."""
-    evaluate, calls = Alone.evaluate, []
-
-    def worse(group, number, trainable):
-        calls.append(number)
-        return {**evaluate(group, number, trainable), "accuracy": 1 / len(calls)}
-
-    monkeypatch.setattr(Alone, "evaluate", worse)
-    config = config_of(data__train=32, train__select="best", train__evaluations=2)
-    record = run.run(config, tmp_path)
-    assert record.best_step < record.steps
-    mine = build(config)
-    trainable = load_adapter(tmp_path, mine.trainable, mine.frozen)[0]
-    expected = mine.predictions(mine.adapted_call(trainable), "validation")["validation"]
-    np.testing.assert_array_equal(predictions.read(tmp_path)["validation"].outputs, expected)
 
 
 @pytest.mark.parametrize("storage", ["none", "nf4"])

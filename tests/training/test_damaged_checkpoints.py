@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from same_leaves import assert_same
+from small_training import fit
 
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.saved_trials import OneTrial
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,21 @@ def test_a_damaged_best_step_gives_way_to_the_next_best(tmp_path, scores, then):
             got, meta, step = saved.restore_best(like)
         assert (got["w"][0], meta, step) == (then, {"m": 7}, then)
         assert saved.steps() == [1, 3]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_run_whose_best_checkpoint_is_damaged_names_the_next_best(tmp_path):
+    scores = iter((0.2, 0.9, 0.1, 0.4, 0.6))
+    state, outcome = fit(tmp_path, evaluate_every=4, scores=lambda _: next(scores))
+    assert (outcome.best_step, outcome.metrics_best) == (8, {"accuracy": 0.9})
+    damage(tmp_path / "checkpoints" / "8", "numbers")
+    with (
+        Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved,
+        pytest.warns(UserWarning, match="8 is damaged"),
+    ):
+        (got,), (note,) = OneTrial(saved, {}).best([state], [outcome])
+    assert (int(got.step), outcome.best_step, outcome.metrics_best) == (20, 20, {"accuracy": 0.6})
+    assert note.endswith("of step 8, is damaged: of step 20 instead")
 
 
 def test_no_step_with_a_score_and_no_good_one(tmp_path):

@@ -3,12 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from killed import Killed
 from small_training import fit
 
 from lora_jax.records import metrics_log
 from lora_jax.training import checkpoint
 from lora_jax.training.loop_settings import Loop
+from lora_jax.training.outcome import Outcome
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -94,6 +96,18 @@ def test_every_evaluation_with_the_seconds_until_then(tmp_path, evaluated_often)
     assert outcome.evaluations is None and outcome.steps == 20
 
 
-def test_a_target_that_is_to_be_undercut():
-    loop = Loop(10, metric="eval_loss", mode="min", target=0.3)
-    assert [loop.reached({"eval_loss": x}) for x in (0.4, 0.3, 0.2)] == [False, True, True]
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=1, max_size=6),
+    st.sampled_from(["max", "min"]),
+)
+def test_of_equal_scores_the_first_is_the_best_and_a_target_is_reached(scores, mode):
+    """Whether a score is better if it is higher or if it is lower."""
+    loop, outcome = Loop(len(scores), metric="score", mode=mode, target=0.3), Outcome()
+    for step, score in enumerate(scores, 1):
+        outcome.steps = step
+        outcome.record_evaluation(loop, {"score": score, "at": step})
+    best = scores.index((max if mode == "max" else min)(scores)) + 1
+    assert outcome.best_step == outcome.metrics_best["at"] == best
+    assert outcome.metrics_last["at"] == len(scores)
+    reached = [n for n, x in enumerate(scores, 1) if (x >= 0.3 if mode == "max" else x <= 0.3)]
+    assert outcome.target_step == (reached[0] if reached else None)

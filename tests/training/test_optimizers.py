@@ -126,12 +126,14 @@ def test_muon_steps_matrices_towards_orthogonal_ones_and_the_rest_as_adamw():
         "stack": jax.random.normal(jax.random.key(1), (2, 6, 6)),
         "bias": jnp.ones(6),
         "table": jax.random.normal(jax.random.key(2), (8, 6)),
+        "wide": jax.random.normal(jax.random.key(3), (6, 96)),
+        "narrow": jax.random.normal(jax.random.key(4), (96, 6)),
     }
 
     def model(params, ids):
         x = params["table"][ids]
         x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["stack"])
-        return x + params["bias"][None]
+        return jnp.tanh(x @ params["wide"]) @ params["narrow"] + params["bias"][None]
 
     adapted = lj.adapt(model, variants.make("full"))
     trainable, frozen = adapted.init(jax.random.key(0), params, jnp.zeros(2, jnp.int32))
@@ -141,15 +143,47 @@ def test_muon_steps_matrices_towards_orthogonal_ones_and_the_rest_as_adamw():
     adam, _ = stepped(optax.adam(rate, b1=0.8, b2=0.95, eps=1e-6), trainable, steps=1)
     for path in ("bias", "table"):
         np.testing.assert_allclose(ours["params"][path], adam["params"][path], rtol=1e-5)
-    change = np.asarray(trainable["params"]["stack"] - ours["params"]["stack"])
-    grads = np.asarray(gradients(trainable, 0)["params"]["stack"])
-    for update, gradient in zip(change / float(rate(0)), grads, strict=True):
-        u, _, v = np.linalg.svd(gradient)
-        scale = optimizers.RMS_OF_MUON * np.sqrt(6)
+    change = jax.tree.map(lambda x, y: np.asarray(x - y), trainable, ours)["params"]
+    grads = jax.tree.map(np.asarray, gradients(trainable, 0)["params"])
+    pairs = [*zip(change["stack"], grads["stack"], strict=True)]
+    pairs += [(change[path], grads[path]) for path in ("wide", "narrow")]
+    for update, gradient in pairs:
+        u, _, v = np.linalg.svd(gradient, full_matrices=False)
+        scale = optimizers.RMS_OF_MUON * np.sqrt(max(gradient.shape)) * float(rate(0))
         in_its_basis = u.T @ update @ v.T / scale
         values = np.diag(in_its_basis)
         assert 0.3 < values.min() <= values.max() < 1.5
         np.testing.assert_allclose(in_its_basis - np.diag(values), 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_only_elementwise_kinds_step_the_same_beside_rows_of_zeros(name):
+    """Gradients grow, as that of a step which is clipped; there are more rows than inputs."""
+    adapted, own, frozen = adapted_by("lora", rank=2)
+    _, more, _ = adapted_by("lora", rank=2, max_rank=8)
+    tx = made(name, adapted, frozen)
+
+    def like(tree, wanted):
+        return jax.tree.map(
+            lambda x, y: jnp.pad(x, [(0, y.shape[0] - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]),
+            tree,
+            wanted,
+        )
+
+    narrow, wider = own, like(own, more)
+    states = tx.init(narrow), tx.init(wider)
+    for step in range(3):
+        grads = jax.tree.map(lambda x, step=step: 10.0**step * x, gradients(own, step))
+        both = (grads, narrow, states[0]), (like(grads, more), wider, states[1])
+        found = [tx.update(each, state, trainable) for each, trainable, state in both]
+        states = tuple(state for _, state in found)
+        narrow, wider = (
+            optax.apply_updates(trainable, updates)
+            for trainable, (updates, _) in zip((narrow, wider), found, strict=True)
+        )
+    pairs = zip(*map(jax.tree.leaves, (like(narrow, more), wider)), strict=True)
+    same = all(np.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in pairs)
+    assert same == KINDS[name].elementwise
 
 
 def test_muon_takes_factors_as_matrices_and_magnitudes_as_vectors():

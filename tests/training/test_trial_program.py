@@ -179,6 +179,10 @@ def test_the_base_is_neither_stacked_nor_copied():
     before = [id(leaf) for leaf in made[0].frozen.base.values()]
     shared = share(made[1].frozen, made[0].frozen)
     assert [id(leaf) for leaf in shared.base.values()] == before
+    path, leaf = next(iter(made[1].frozen.base.items()))  # but for one that differs in a number
+    moved = {**made[1].frozen.base, path: leaf.at[(0,) * leaf.ndim].add(1)}
+    shared = share(dataclasses.replace(made[1].frozen, base=moved), made[0].frozen)
+    assert [id(leaf) for leaf in shared.base.values()] == [id(moved[path]), *before[1:]]
 
 
 @pytest.mark.parametrize(("room", "tried"), [(0, ["each"]), (10**9, ["each", "vmap"])])
