@@ -55,8 +55,10 @@ def test_all_settings_of_model_data_and_training_tell_programs_apart_but_two(con
             if program_key(dataclasses.replace(config, **changed)) == program_key(config):
                 alike.add(f"{name}.{field.name}")
     assert alike == {"data.draw", "train.target_score"}
-    other = dataclasses.replace(config, also_train=("head",))
-    assert program_key(other) != program_key(config)
+    for changed in ({"also_train": ("head",)}, {"targets": ("value/kernel",)}):
+        assert program_key(dataclasses.replace(config, **changed)) != program_key(config)
+    drawn = [program_key(config_of(variant="eva", seed=seed)) for seed in range(2)]
+    assert drawn[0] != drawn[1]  # each seed sees other examples, and gets other ranks
 
 
 def test_shapes_and_structure_do_not(two_kinds):
@@ -118,7 +120,7 @@ def test_a_union_holds_all():
     chosen = [
         make_variant("lora", rank=2),
         make_variant("lora", rank=7, alpha=3.0),
-        make_variant("lora", rank=3, max_rank=5),
+        make_variant("lora", rank=3, max_rank=9),
     ]
-    assert union(chosen) == dataclasses.replace(chosen[0], max_rank=7)
+    assert union(chosen) == dataclasses.replace(chosen[0], max_rank=9)
     assert union(chosen[:1] * 3) == chosen[0]

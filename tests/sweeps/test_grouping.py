@@ -255,7 +255,17 @@ class Refusing(LoRA):
             raise TypeError("no room")
 
 
-@pytest.mark.parametrize("kind", [Centred, Counted, Rated, Unmaskable, Refusing])
+@dataclasses.dataclass(frozen=True)
+class Divided(LoRA):
+    """Rows count in what the optimiser gets, and nowhere else."""
+
+    preconditions = True
+
+    def precondition(self, gradients, factors):
+        return {name: x / len(x) for name, x in gradients.items()}
+
+
+@pytest.mark.parametrize("kind", [Centred, Counted, Rated, Unmaskable, Refusing, Divided])
 def test_ranks_that_a_method_knows_of_are_apart(kind):
     assert not share(kind(rank=2), kind(rank=3))
     assert share(kind(rank=2), kind(rank=2, alpha=3.0))
