@@ -88,7 +88,7 @@ def test_a_row_has_the_study_s_gain_its_parameters_and_the_verdict():
         f"{-full.mean:+.2f} [{-full.high:+.2f}, {-full.low:+.2f}]",
     ]
     assert cells[5] == "55.1 times fewer; paper: not printed"  # 134,515,008 / 2,442,240
-    assert cells[6] == "contradicted"
+    assert cells[6] == "undecided"  # as the interval contains 0
 
 
 @pytest.mark.parametrize(
