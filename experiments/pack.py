@@ -18,11 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis.recorded_runs import REGISTRATION
-from experiments.plurals import count
-from experiments.runs import packing
-from lora_jax.records import packed
-from lora_jax.suggest import nearest_path
+from experiments.studies import packs
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs below it to pack.")
 _UNPACK = flags.DEFINE_string(
@@ -33,56 +29,12 @@ _UNPACK = flags.DEFINE_string(
 def pack() -> None:
     if (_RESULTS.value is None) == (_UNPACK.value is None):
         raise ValueError("give one of --results, to pack runs, and --unpack")
-    if _UNPACK.value is not None:
-        _unpack(Path(_UNPACK.value))
-        return
-    results, stay = Path(str(_RESULTS.value)), dict[Path, str]()
-    if not results.is_dir():
-        near = nearest_path(results, Path.is_dir)
-        raise FileNotFoundError(f"--results {results}: no such folder{near}")
-    if not (homes := _homes(results)):
-        if not (there := list(packed.around(results))):
-            raise ValueError(f"--results={results}: no run to pack lies below")
-        print(f"all {sum(len(runs) for _, runs in there):,} runs are packed already")
-    for home, runs in homes.items():
-        why = {run: said for run in runs if (said := packing.reason_to_stay(run))}
-        if mine := [run for run in runs if run not in why]:
-            packing.pack(home, mine)
-            print(f"{count(len(mine), 'run')} packed: {home / packed.RECORDS}")
-        stay |= why
-    for run, said in stay.items():
-        print(f"{run} stays a folder: {said}")
-
-
-def _homes(results: Path) -> dict[Path, list[Path]]:
-    """The folders of recorded runs below a folder, by where they are packed.
-
-    That is the folder of their study, or else this one. Folders that a killed process has left of
-    packed runs are among them.
-
-    Raises:
-      ValueError: the folder is a part of a study.
-    """
-    if study := next((each for each in results.parents if (each / REGISTRATION).exists()), None):
-        raise ValueError(f"--results={results} is a part of a study: give {study}")
-    found: dict[Path, list[Path]] = {}
-    runs = {path.parent for path in results.rglob("record.json")} - {results}
-    for pack, own in packed.around(results):
-        runs |= {pack.folder / run for run in own if (pack.folder / run).is_dir()}
-    for run in sorted(runs):
-        within = [each for each in run.parents if each.is_relative_to(results)]
-        studies = [each for each in within if (each / REGISTRATION).exists()]
-        found.setdefault(studies[0] if studies else results, []).append(run)
-    return found
-
-
-def _unpack(folder: Path) -> None:
-    found = list(packed.around(folder))
-    if not found:
-        raise ValueError(f"--unpack={folder}: no packed run lies there")
-    for there, runs in found:
-        packing.unpack(there, runs)
-        print(f"{count(len(runs), 'run')} unpacked: {there.folder}")
+    if _UNPACK.value is None:
+        lines = packs.pack(Path(str(_RESULTS.value)))
+    else:
+        lines = packs.unpack(Path(_UNPACK.value))
+    for line in lines:
+        print(line)
 
 
 if __name__ == "__main__":

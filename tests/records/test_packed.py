@@ -7,16 +7,15 @@ import itertools
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_records import planted, write
 
-from experiments import pack
 from experiments.analysis import recorded_runs, unfinished_runs
 from experiments.runs import finished_run, folder_lock, packing, predictions
 from experiments.setup import json_config
+from experiments.studies import packs
 from lora_jax.records import packed, run_record
 
 LABELS = np.tile([0, 1], 10)
@@ -45,12 +44,12 @@ def results(tmp_path):
     return tmp_path
 
 
-def command(**given):
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("results", "unpack"):
-            value = given.get(name) and str(given[name])
-            patch.setattr(pack, f"_{name.upper()}", SimpleNamespace(value=value))
-        pack.pack()
+def pack(results):
+    return list(packs.pack(results))
+
+
+def unpack(folder):
+    return list(packs.unpack(folder))
 
 
 def content(folder):
@@ -76,29 +75,29 @@ def files(folder):
 def test_packed_runs_are_read_as_folders_and_become_them_again(results):
     before, written = content(results), files(results)
     assert len(before) == 5 and len(written) == 4 * 4 + 2
-    command(results=results)
+    pack(results)
     small = files(results)
     assert {each.name for each in small} == {packed.RECORDS, packed.METRICS, packed.PREDICTIONS}
     assert content(results) == before
     assert content(results / "runs" / "lora") == before[3:]  # no such folder is there now
-    command(results=results)
+    pack(results)
     assert files(results) == small
-    command(unpack=results / "runs" / "lora" / "1")  # one of them, and then the others
+    unpack(results / "runs" / "lora" / "1")  # one of them, and then the others
     assert content(results) == before
     assert [run.pack is None for run in recorded_runs.find(results)] == [False] * 4 + [True]
-    command(unpack=results)
+    unpack(results)
     assert content(results) == before
     for path, one in files(results).items():
         assert written.pop(path) == one or path.name == predictions.NAME
     assert not written
-    command(results=results)
+    pack(results)
     assert files(results) == small  # the same runs give the same bytes
 
 
 def test_a_line_is_that_of_the_run_with_its_name_in_front(results):
     log = (results / "runs" / "lora" / "0" / "metrics.jsonl").read_text()
     record = json.loads((results / "runs" / "lora" / "0" / "record.json").read_text())
-    command(results=results)
+    pack(results)
     head = '{"run": "runs/lora/0", '
     lines = gzip.decompress((results / packed.METRICS).read_bytes()).decode().splitlines()
     own = [line.replace(head, "{", 1) for line in lines if line.startswith(head)]
@@ -132,7 +131,7 @@ def test_labels_are_those_of_each_run(tmp_path):
             parts["extra"] = predictions.Predictions(outputs[:3], LABELS[:3])
         predictions.write(folder, parts)
         expected[tmp_path / name] = exact(parts)
-    command(results=tmp_path)
+    pack(tmp_path)
     found = {run.folder: exact(run.predictions()) for run in recorded_runs.find(tmp_path)}
     assert found == expected
 
@@ -140,25 +139,25 @@ def test_labels_are_those_of_each_run(tmp_path):
 def test_each_study_is_packed_beside_its_registration(results):
     (results / "runs" / "lora" / "study.json").touch()
     before = [run.folder for run in recorded_runs.find(results)]
-    command(results=results)
+    pack(results)
     homes = {run.folder: run.pack.folder for run in recorded_runs.find(results) if run.pack}
     lora = results / "runs" / "lora"
     assert homes == {each: lora if lora in each.parents else results for each in before}
     assert [*homes] == before
     (lora / "part").mkdir()
     with pytest.raises(ValueError, match=rf"is a part of a study: give {lora}$"):
-        command(results=lora / "part")
+        pack(lora / "part")
 
 
-def test_what_is_more_than_results_stays_a_folder(results, capsys):
+def test_what_is_more_than_results_stays_a_folder(results):
     runs = results / "runs"
     (runs / "lora" / "0" / "adapter.safetensors").touch()
     (runs / "lora" / "1" / "record.json").unlink()
-    command(results=results)
+    _, said = pack(results)
     assert [run.folder for run in recorded_runs.find(results) if run.pack is None] == [
         runs / "lora" / "0"
     ]
-    assert "runs/lora/0 stays a folder: it also holds adapter.safetensors" in capsys.readouterr()[0]
+    assert said.endswith("runs/lora/0 stays a folder: it also holds adapter.safetensors")
     assert (runs / "lora" / "1" / "config.json").exists()
     (ended,) = unfinished_runs.find(results)
     assert ended.folder == runs / "lora" / "1"
@@ -172,7 +171,7 @@ def test_a_damaged_run_is_not_packed(results, name):
     assert path.read_bytes() != whole
     before = files(results)
     with pytest.raises(ValueError, match=r"runs/lora/0") as error:
-        command(results=results)
+        pack(results)
     assert "\n" not in str(error.value) and files(results) == before
 
 
@@ -246,15 +245,15 @@ def checked(results):
         (path.parent / "record.json").unlink()
         check = json.loads(last)["crc32"]
         run_record.write(path.parent, dataclasses.replace(record, metrics_check=check))
-    command(results=results)
+    pack(results)
     return results
 
 
 def test_a_run_that_is_there_twice_must_be_the_same(results):
-    command(results=results)
-    command(unpack=results / "runs" / "lora")
+    pack(results)
+    unpack(results / "runs" / "lora")
     loose = {path: one for path, one in files(results).items() if "lora" in str(path)}
-    command(results=results)
+    pack(results)
     before = content(results)
     for path, one in loose.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +263,7 @@ def test_a_run_that_is_there_twice_must_be_the_same(results):
     record = run_record.read(path.parent)
     path.unlink()
     run_record.write(path.parent, dataclasses.replace(record, note="another"))
-    for read in (recorded_runs.find, lambda folder: command(results=folder)):
+    for read in (recorded_runs.find, pack):
         with pytest.raises(ValueError, match=r"runs/lora/0/record\.json is not "):
             read(results)
     assert path.exists()
@@ -288,13 +287,13 @@ def test_no_kill_loses_a_run(results, monkeypatch):
         monkeypatch.setattr(os, "replace", dying(replace))
         monkeypatch.setattr(Path, "unlink", dying(unlink))
 
-    for kind in ("results", "unpack"):
+    for change in (pack, unpack):
         for count in itertools.count():
-            if kind == "unpack" and not (results / packed.RECORDS).exists():
+            if change is unpack and not (results / packed.RECORDS).exists():
                 break  # it was killed when all had been done but to delete the other two files
             killed_at(count)
             with contextlib.suppress(SystemExit):
-                command(**{kind: results})
+                change(results)
                 break
             monkeypatch.undo()
             assert [run[:3] for run in content(results)] == [run[:3] for run in before]
@@ -304,12 +303,12 @@ def test_no_kill_loses_a_run(results, monkeypatch):
         for path in results.rglob("*.tmp"):
             path.unlink()
         names = {path.name for path in files(results)}
-        assert names.isdisjoint(packing.FILES if kind == "results" else {packed.RECORDS})
+        assert names.isdisjoint(packing.FILES if change is pack else {packed.RECORDS})
 
 
 def test_a_packed_run_is_neither_trained_nor_exported(results):
     record = run_record.read(results / "runs" / "lora" / "0")
-    command(results=results)
+    pack(results)
     folder = results / "runs" / "lora" / "0"
     for use in (finished_run.read_record, lambda each: folder_lock.alone(each).__enter__()):
         with pytest.raises(ValueError, match=rf"--unpack={folder} makes it a folder again$"):
