@@ -34,6 +34,7 @@ from absl import flags
 import variants
 from configs.settings import RunConfig
 from experiments import cli
+from experiments.command_names import shown
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.how import How
@@ -48,6 +49,7 @@ from experiments.studies.training import Cell, Trainer
 from experiments.tracking import track_flag
 from experiments.tracking.tracking import Track
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.records.packed import RECORDS
 from lora_jax.suggest import require_known
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -137,6 +139,11 @@ def tune() -> None:
     untrained.write(workdir, registered, begun)
     if _UNTRAINED.value:
         return
+    if (workdir / RECORDS).exists():
+        raise ValueError(
+            f"--workdir={workdir} is packed: {shown('pack')} --unpack={workdir} makes folders "
+            "again, in which the study can go on"
+        )
     with between_programs() as begin:
         trainer = Trainer(workdir, protocol, how, bool(_ADAPTERS.value), begin)
         for task in _TASKS.value or protocol.columns:

@@ -1,5 +1,6 @@
 """A study of a file of one's own: registered by its path, and found again without the file."""
 
+import gzip
 import sys
 import types
 
@@ -18,6 +19,7 @@ from experiments.studies import registration
 from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table
 from experiments.tables.table_cost import cell_configs
+from lora_jax.records import packed
 
 FILE = """
 from configs import common, common_tasks
@@ -88,6 +90,16 @@ def test_its_runs_are_found_without_the_file(tmp_path, monkeypatch):
     ended = commands.run("experiments.power", f"--results={runs}", "--size=smoke")
     begin = "minilm (my_study), smoke runs, differences from LoRA, mean over 2 tasks."
     assert ended.stdout.startswith(begin)
+
+
+def test_a_packed_study_is_not_trained_again(tmp_path, monkeypatch):
+    path, runs = tmp_path / "my_study.py", tmp_path / "runs"
+    path.write_text(FILE)
+    tuned(monkeypatch, str(path), runs, register=True)
+    (runs / packed.RECORDS).write_bytes(gzip.compress(b""))
+    with pytest.raises(ValueError, match=f"{runs} is packed: .* --unpack={runs} makes folders"):
+        tuned(monkeypatch, str(path), runs)
+    assert not any(each.is_dir() for each in runs.iterdir())
 
 
 @pytest.mark.parametrize(
