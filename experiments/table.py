@@ -45,23 +45,22 @@ def show() -> None:
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")
-    first = _blind(results, _TABLE.value, _SIZE.value) if results.is_dir() else []
+    first = _evidence(results, _TABLE.value, _SIZE.value) if results.is_dir() else []
     shown = _FORMAT.value, _MODEL.value, _SIZE.value
     print(render_table(_TABLE.value, results, *shown, first), end="")
     _warn(results, _TABLE.value)
 
 
-def _blind(results: Path, table: str, size: str) -> list[str]:
-    """Which tasks of a registered study show nothing about adaptation, and why."""
+def _evidence(results: Path, table: str, size: str) -> list[str]:
+    """What each task of a registered study can show, in a sentence or two."""
     runs = [
         e for e in recorded_runs.find(results) if (e.study.table, e.study.size) == (table, size)
     ]
     return [
-        f"{each.blind}. So this task shows nothing about adaptation."
+        each.said
         for kept in adherence.of_folder(results, runs)
         if kept.registered.study == table and kept.counted
         for each in registered.evidence_of(kept, registered.contests_of(kept))
-        if each.blind
     ]
 
 

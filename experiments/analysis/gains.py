@@ -45,6 +45,7 @@ class OverSeeds:
     adjusted: float | None
     equivalent: float | None
     verdict: Verdict
+    upper: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +315,8 @@ def _decided(
     adjusted = _holm([m.p if w else None for m, w in pairs], tests)
     within = _holm([equivalence.of_mean(m, margin) if w else None for m, w in pairs], tests)
     for mean, p, same in zip(means, adjusted, within, strict=True):
-        yield OverSeeds(_estimate(mean, level), p, same, verdict(mean.mean, p, same, level))
+        decided = verdict(mean.mean, p, same, level)
+        yield OverSeeds(_estimate(mean, level), p, same, decided, mean.upper(level))
 
 
 def _holm(values: Sequence[float | None], tests: int) -> list[float | None]:

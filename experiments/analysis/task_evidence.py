@@ -52,13 +52,36 @@ class Evidence:
         return max(self.floors, key=lambda each: each.score, default=None)
 
     @property
+    def said(self) -> str:
+        """All of it in a sentence or two."""
+        floors = "".join(f", {each.name} {each.score:.1f}" for each in self.floors)
+        text = f"{self.title}: {self.reference} {self.score:.1f}{floors}."
+        if (best := self.best) is not None and best.gain.low is not None:
+            gain = best.gain
+            text += f" The gain over {best.name} is {gain.mean:+z.1f} [{gain.low:+z.1f}, "
+            text += f"{gain.high:+z.1f}]."
+        return text + f" {self.blind}, so this task shows nothing about adaptation." * bool(
+            self.blind
+        )
+
+    @property
+    def shows(self) -> str:
+        """What it can show, in words."""
+        if not self.floors:
+            return "not known"
+        if self.blind:
+            return "nothing about adaptation"
+        alone = {each.name for each in self.floors} == {ONE_ANSWER}
+        return "differences" + ", if they beat a head alone, which was not trained" * alone
+
+    @property
     def blind(self) -> str:
         """Why the task shows nothing, without a full stop; empty if it shows something."""
         missed = [each for each in self.floors if not each.is_beaten]
         if not missed:
             return ""
         worst = max(missed, key=lambda each: each.score)
-        below = self.score < worst.score
+        below = worst.gain.high is not None and worst.gain.high < 0
         how = "ends below" if below else "is not shown to beat"
         numbers = f"{self.score:.1f} against {worst.score:.1f}"
         return f"On {self.title}, {self.reference} {how} {worst.name} ({numbers})"

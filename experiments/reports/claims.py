@@ -9,6 +9,7 @@ the order of the claims):
     {"first_repeats_below": 0.5, "sets": (1, 3)}    for disjoint sets of so many seeds
 """
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.analysis import rank_stability
 from experiments.analysis.gains import Gain, Gains
 from lora_jax.suggest import require_known
 
+ALONE = "over seeds alone, as was registered"
 Check = Mapping[str, Any]
 KINDS = ("upper_below", "equivalent", "not_better", "first_repeats_below")
 
@@ -40,7 +42,22 @@ def sentences(
         said = ""
         if number < len(checks):
             said = f" {_outcome(checks[number], found, controls, scores)}"
+            alone = _outcome(checks[number], _over_seeds(found), controls, scores)
+            said += f" {ALONE[0].upper()}{ALONE[1:]}: {alone}" * (f" {alone}" != said)
         yield f"{stated(claim)}{said}"
+
+
+def _over_seeds(found: Gains) -> Gains:
+    """The gains as they are over seeds alone, where they are over examples, too."""
+    return dataclasses.replace(found, methods=tuple(_alone(each) for each in found.methods))
+
+
+def _alone(gain: Gain) -> Gain:
+    own = gain.seeds_alone
+    if own is None:
+        return gain
+    same = {"over_tasks": own.over_tasks, "adjusted": own.adjusted, "equivalent": own.equivalent}
+    return dataclasses.replace(gain, verdict=own.verdict, upper=own.upper, **same)
 
 
 def stated(claim: str) -> str:

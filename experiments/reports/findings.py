@@ -102,6 +102,8 @@ class Findings:
     """Whether the verdicts of the study are those of all pairs."""
     evidence: tuple[Evidence, ...] = ()
     """What each task can show; empty if the study was not registered."""
+    idle: tuple[str, ...] = ()
+    """Adapters that did nothing on a task, a sentence for each task."""
     without_blind: "Findings | None" = None
     """The same over the tasks that can show something, if others cannot."""
 

@@ -127,7 +127,6 @@ def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet
     for task in found:
         scores = {each.name: f"{each.score:.1f}" for each in task.floors}
         gain = NONE if task.best is None else estimate_text(task.best.gain)
-        shows = "differences" if task.floors and not task.blind else "nothing about adaptation"
         rows.append(
             [
                 task.title,
@@ -135,7 +134,7 @@ def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet
                 f"{task.score:.1f}",
                 gain,
                 f"{margin:g}",
-                shows if task.floors else "not known",
+                task.shows,
             ]
         )
     return Sheet("What each task can show", heads, rows)

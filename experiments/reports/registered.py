@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,18 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     if known and pairs and not own_pairs:
         by_pairs = dataclasses.replace(protocol, compare="pairs")
         of_pairs = _judged(made, examples, by_pairs, protocol.columns)
+    methods = [_without(each, shown["controls"]) for each in made]
     notes = [*_kept(kept)]
     if compared is None:
         notes += [claims.stated(each) for each in protocol.claims]
     else:
         stated = protocol.claims, shown["checks"]
-        notes += claims.sentences(*stated, compared, shown["controls"], table(made).scores)
+        notes += claims.sentences(*stated, compared, shown["controls"], table(methods).scores)
     notes += shown["notes"]
     seen = evidence_of(kept, made)
     if compared is not None:
-        others = {key: label for key, label in labels.items() if key != protocol.reference}
+        apart = {protocol.reference, *shown["controls"]}
+        others = {key: label for key, label in labels.items() if key not in apart}
         notes += [*_of_bounds(compared, others), *_of_methods(compared), *_between_tasks(compared)]
         notes += _of_seeds_alone(compared)
         if of_pairs and not own_pairs:
@@ -86,7 +88,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
             )
         if not kept.missing:
             notes += _of_left_out_tasks(made, examples, compared, protocol)
-        notes += _of_seeds(made)
+        notes += _of_seeds(methods)
         notes += _of_equal_rows(made)
     units = {recorded_runs.unit(each.metric) for each in made}
     if len(units) > 1:
@@ -122,6 +124,10 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         others = _judged(rest, examples, protocol)[0].methods
         without = findings.of_gains(others, **study)
         named = _list([each.title for each in blind])
+        notes.append(
+            f"Leaving out {named} was not registered. A task is judged by the scores of "
+            f"{labels[protocol.reference]} alone, so one where it was lucky is kept more often."
+        )
         columns[f"without {named}"] = {
             each.key: f"{each.verdict}, {estimate_text(each.over_tasks)}" for each in others
         }
@@ -144,6 +150,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         pairs=of_pairs,
         pairs_registered=own_pairs,
         evidence=seen,
+        idle=tuple(_idle(made)),
         without_blind=without,
     )
 
@@ -183,6 +190,13 @@ def _judged(
     rules: dict[str, Any] = {"tasks": tasks, "tests": protocol.tests, "level": protocol.level}
     rules |= {"reference": protocol.reference, "margin": protocol.margin, "examples": examples}
     return all_pairs(made, **rules) if protocol.compare == "pairs" else (gains(made, **rules),)
+
+
+def _without(contest: Contest, rows: Collection[str]) -> Contest:
+    """A contest without some of its rows."""
+    return dataclasses.replace(
+        contest, methods=tuple(each for each in contest.methods if each.key not in rows)
+    )
 
 
 def _matched(
@@ -286,7 +300,7 @@ def _of_bounds(compared: Gains, others: Mapping[str, str]) -> Iterator[str]:
       others: the labels of all methods that are compared with the reference, by key.
     """
     whole = [each for each in compared.methods if each.adjusted is not None]
-    bounds = {each.key: each.upper for each in whole if each.upper is not None}
+    bounds = {e.key: e.upper for e in whole if e.upper is not None and e.key in others}
     if bounds:
         largest = max(bounds, key=bounds.__getitem__)
         above = [others[key] for key, bound in bounds.items() if bound >= compared.margin]
@@ -401,18 +415,24 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
 
 
 def _of_equal_rows(made: Sequence[Contest]) -> Iterator[str]:
-    """Which methods gave the same predictions, such as adapters that did nothing."""
+    """Which methods gave the same predictions as others."""
     for contest in made:
         for first, *others in equal_rows(contest):
-            names = _list([each.label for each in others])
             gives = agree(len(others), "gives", "give")
             yield (
-                f"On {contest.task_title}, {names} {gives} the same predictions as {first.label}, "
-                f"but for {SAME:.0%} of their spread or less"
-                + f": {agree(len(others), 'its adapter', 'their adapters')} did nothing there"
-                * (first.key == HEAD)
-                + "."
+                f"On {contest.task_title}, {_list([each.label for each in others])} {gives} the "
+                f"same predictions as {first.label}, but for {SAME:.0%} of their spread or less."
             )
+
+
+def _idle(made: Sequence[Contest]) -> Iterator[str]:
+    """Which adapters did nothing: with them, the head gives the predictions that it gives alone."""
+    for contest in made:
+        for first, *others in equal_rows(contest):
+            if first.key == HEAD:
+                names = _list([each.label for each in others])
+                of = agree(len(others), "adapter", "adapters")
+                yield f"On {contest.task_title}, the {of} of {names} did nothing."
 
 
 def _list(names: Sequence[str]) -> str:

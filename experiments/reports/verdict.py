@@ -43,7 +43,8 @@ def _decided(found: Findings) -> str:
     methods = sum(not each.control for each in found.methods) + len(found.absent)
     to_compare = "to compare" if found.absent else "compared"
     begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
-    beside = _of_controls(found) + _of_parameters(found) + _no_margin(found)
+    idle = "".join(f" {each}" for each in found.idle)
+    beside = _of_controls(found) + _of_parameters(found) + idle + _no_margin(found)
     return f"{begin}, with {_seeds(found)}{_of_whom(found)}, {_counts(found)}.{beside}"
 
 

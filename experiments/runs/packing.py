@@ -88,7 +88,7 @@ def unpack(there: Pack, runs: Sequence[str]) -> None:
         for run in runs:
             _require_same(home / run, there, run, whole=True)
         if rest := [each for each in there.records if each not in runs]:
-            _write(home, *_content(there, rest))
+            _write(home, *_content(there, rest), shrinks=True)
         else:
             for name in (RECORDS, METRICS, PREDICTIONS):
                 (home / name).unlink()
@@ -134,13 +134,23 @@ def _write(
     texts: Mapping[str, bytes],
     logs: Mapping[str, bytes],
     arrays: Mapping[str, Mapping[str, np.ndarray]],
+    shrinks: bool = False,
 ) -> None:
+    """Write the three files of a pack.
+
+    Args:
+      shrinks: whether the pack has more runs now. Then its records are written first, and else
+        last, so that a run which they name has its metrics and predictions at any moment.
+    """
     names = sorted(texts, key=lambda name: PurePosixPath(name).parts)
-    lines = [_line(name, line) for name in names for line in logs[name].split(b"\n")[:-1]]
+    metrics = [_line(name, line) for name in names for line in logs[name].split(b"\n")[:-1]]
+    records = [_line(name, texts[name]) for name in names]
+    if shrinks:
+        write_atomically(home / RECORDS, gzip.compress(b"".join(records), mtime=0))
     predictions.write_arrays(home / PREDICTIONS, _by_run({name: arrays[name] for name in names}))
-    write_atomically(home / METRICS, gzip.compress(b"".join(lines), mtime=0))
-    lines = [_line(name, texts[name]) for name in names]
-    write_atomically(home / RECORDS, gzip.compress(b"".join(lines), mtime=0))
+    write_atomically(home / METRICS, gzip.compress(b"".join(metrics), mtime=0))
+    if not shrinks:
+        write_atomically(home / RECORDS, gzip.compress(b"".join(records), mtime=0))
 
 
 def _line(run: str, text: bytes) -> bytes:

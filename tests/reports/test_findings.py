@@ -51,12 +51,14 @@ def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing()
         Evidence("sst2", "SST-2", "LoRA", 1, ()),
     )
     found = study(controls=["c"], shares={"a": 0.5, "b": 0.1, "d": 0.1})
-    found = dataclasses.replace(found, evidence=tasks, without_blind=study(GAINS[:2]))
+    found = dataclasses.replace(
+        found, evidence=tasks, without_blind=study(GAINS[:2]), idle=("A idles.",)
+    )
     said = sentence(found)
     assert said.startswith("Of 3 methods compared with LoRA")
     assert "none is equivalent" not in said and "1 is undecided. As a control, C is equiv" in said
     assert said.endswith(
-        " Of the worse, A trains fewer parameters than LoRA. On CoLA, LoRA ends below the "
+        " Of the worse, A trains fewer parameters than LoRA. A idles. On CoLA, LoRA ends below the "
         "untrained model (85.0 against 90.0). So this task shows nothing about adaptation. Without "
         "CoLA, 1 is better (B) and 1 is worse (A)."
     )
