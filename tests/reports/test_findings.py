@@ -73,7 +73,7 @@ def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing()
     ("check", "said"),
     [
         ({"upper_below": 4.0}, "It holds."),
-        ({"upper_below": 1.2}, "It does not hold for B (+2.50, upper bound +2.90)."),
+        ({"upper_below": 2.7}, "It does not hold for B (+2.50, upper bound +2.90)."),
         ({"equivalent": ("c",)}, "It holds."),
         ({"equivalent": ("c", "d")}, "It is undecided for D."),
         ({"equivalent": ("a",)}, "It does not hold for A (-2.50, upper bound -2.10)."),
