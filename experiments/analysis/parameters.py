@@ -46,6 +46,7 @@ def share(own: Sequence[int], other: Sequence[int]) -> float | None:
 
 
 def matched(own: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two methods have as many parameters, but for `MATCHED`."""
     found = share(own, other)
     return found is not None and abs(found - 1) <= MATCHED
 

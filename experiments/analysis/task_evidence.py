@@ -60,9 +60,8 @@ class Evidence:
             gain = best.gain
             text += f" The gain over {best.name} is {gain.mean:+z.1f} [{gain.low:+z.1f}, "
             text += f"{gain.high:+z.1f}]."
-        return text + f" {self.blind}, so this task shows nothing about adaptation." * bool(
-            self.blind
-        )
+        blind = f" {self.blind}, so this task shows nothing about adaptation."
+        return text + blind * bool(self.blind)
 
     @property
     def shows(self) -> str:

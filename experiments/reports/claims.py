@@ -19,7 +19,6 @@ from experiments.analysis import rank_stability
 from experiments.analysis.gains import Gain, Gains
 from lora_jax.suggest import require_known
 
-ALONE = "over seeds alone, as was registered"
 Check = Mapping[str, Any]
 KINDS = ("upper_below", "equivalent", "not_better", "first_repeats_below")
 
@@ -43,7 +42,7 @@ def sentences(
         if number < len(checks):
             said = f" {_outcome(checks[number], found, controls, scores)}"
             alone = _outcome(checks[number], _over_seeds(found), controls, scores)
-            said += f" {ALONE[0].upper()}{ALONE[1:]}: {alone}" * (f" {alone}" != said)
+            said += f" Over seeds alone: {alone}" * (f" {alone}" != said)
         yield f"{stated(claim)}{said}"
 
 
@@ -61,6 +60,7 @@ def _alone(gain: Gain) -> Gain:
 
 
 def stated(claim: str) -> str:
+    """A claim, and when it was stated."""
     return f"Claim, stated before the first run: {claim}"
 
 

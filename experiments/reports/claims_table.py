@@ -9,10 +9,11 @@ from typing import Literal
 
 from experiments.analysis import published, recorded_runs, scored_examples, select_runs
 from experiments.analysis.choose_methods import Contest
-from experiments.analysis.gains import Estimate, Gain, gains
+from experiments.analysis.gains import Gain, gains
 from experiments.analysis.scored_examples import Values
 from experiments.plurals import count
 from experiments.reports import registered
+from experiments.reports.gain_sheet import estimate_text
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
 from experiments.studies import adherence
 from experiments.studies.protocol import Protocol
@@ -137,15 +138,19 @@ def _rows(
     ours = _times([study.parameters(own.row) / study.parameters(own.over)])
     paper = _times(ratios)
     parameters = f"{ours}, as in the paper" if ours == paper else f"{ours}; paper: {paper}"
-    row = [f"{compared} ({study.name}: {number}, {seeds})", _estimate(gain.over_tasks), parameters]
+    row = [
+        f"{compared} ({study.name}: {number}, {seeds})",
+        estimate_text(gain.over_tasks),
+        parameters,
+    ]
     others = [task for task in tasks if task not in study.blind]
     if claim.kind == "faster" or others == list(tasks):
         return [*row, said], []
-    second = [compared, _estimate(gain.over_tasks), said, "none", NONE, "undecided"]
+    second = [compared, estimate_text(gain.over_tasks), said, "none", NONE, "undecided"]
     if others:
         rest = study.gain(own, claim.margin, others)
         titles = [each.task_title for each in study.contests if each.task in others]
-        second[3:] = [", ".join(titles), _estimate(rest.over_tasks), _said(claim, rest)]
+        second[3:] = [", ".join(titles), estimate_text(rest.over_tasks), _said(claim, rest)]
     return [*row, said if second[-1] == said else "undecided"], second
 
 
@@ -220,9 +225,3 @@ def _time(ratio: float) -> str:
         return "equal"
     times, more = max(ratio, 1 / ratio), "as many" if ratio > 1 else "fewer"
     return f"{times:,.0f} times {more}" if times >= 100 else f"{times:.3g} times {more}"
-
-
-def _estimate(found: Estimate) -> str:
-    """A mean and its interval: `-0.33 [-0.58, -0.08]`."""
-    ends = "" if found.low is None else f" [{found.low:+z.2f}, {found.high:+z.2f}]"
-    return f"{found.mean:+z.2f}{ends}"

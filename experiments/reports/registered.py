@@ -15,7 +15,7 @@ from experiments.analysis import (
     scored_examples,
     untrained,
 )
-from experiments.analysis.choose_methods import Contest, contests
+from experiments.analysis.choose_methods import Contest, Method, contests
 from experiments.analysis.equal_rows import SAME, equal_rows
 from experiments.analysis.gains import Gain, Gains, all_pairs, gains
 from experiments.analysis.labels import Titles, heading, method, told_apart
@@ -68,6 +68,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         by_pairs = dataclasses.replace(protocol, compare="pairs")
         of_pairs = _judged(made, examples, by_pairs, protocol.columns)
     methods = [_without(each, shown["controls"]) for each in made]
+    same = [(each.task_title, group) for each in made for group in equal_rows(each)]
     notes = [*_kept(kept)]
     if compared is None:
         notes += [claims.stated(each) for each in protocol.claims]
@@ -89,7 +90,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         if not kept.missing:
             notes += _of_left_out_tasks(made, examples, compared, protocol)
         notes += _of_seeds(methods)
-        notes += _of_equal_rows(made)
+        notes += _of_equal_rows(same)
     units = {recorded_runs.unit(each.metric) for each in made}
     if len(units) > 1:
         notes.append(
@@ -150,7 +151,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
         pairs=of_pairs,
         pairs_registered=own_pairs,
         evidence=seen,
-        idle=tuple(_idle(made)),
+        idle=tuple(_idle(same)),
         without_blind=without,
     )
 
@@ -167,7 +168,7 @@ def evidence_of(kept: Adherence, made: Sequence[Contest]) -> tuple[Evidence, ...
       made: as `contests_of` gives them.
     """
     begun = untrained.read(kept.folder) if kept.folder is not None else {}
-    start = {task: each.predictions for task, each in begun.items()}
+    start = {task: own.predictions for task, own in begun.items() if own.score is not None}
     return evidence(made, kept.registered.protocol.reference, start)
 
 
@@ -414,25 +415,26 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
         )
 
 
-def _of_equal_rows(made: Sequence[Contest]) -> Iterator[str]:
-    """Which methods gave the same predictions as others."""
-    for contest in made:
-        for first, *others in equal_rows(contest):
-            gives = agree(len(others), "gives", "give")
-            yield (
-                f"On {contest.task_title}, {_list([each.label for each in others])} {gives} the "
-                f"same predictions as {first.label}, but for {SAME:.0%} of their spread or less."
-            )
+def _of_equal_rows(same: Sequence[tuple[str, Sequence[Method]]]) -> Iterator[str]:
+    """Which methods gave the same predictions as others.
+
+    Args:
+      same: the title of a task, and methods that agree there (`equal_rows`).
+    """
+    for task, (first, *others) in same:
+        gives = agree(len(others), "gives", "give")
+        yield (
+            f"On {task}, {_list([each.label for each in others])} {gives} the same predictions as "
+            f"{first.label}, but for {SAME:.0%} of their spread or less."
+        )
 
 
-def _idle(made: Sequence[Contest]) -> Iterator[str]:
+def _idle(same: Sequence[tuple[str, Sequence[Method]]]) -> Iterator[str]:
     """Which adapters did nothing: with them, the head gives the predictions that it gives alone."""
-    for contest in made:
-        for first, *others in equal_rows(contest):
-            if first.key == HEAD:
-                names = _list([each.label for each in others])
-                of = agree(len(others), "adapter", "adapters")
-                yield f"On {contest.task_title}, the {of} of {names} did nothing."
+    for task, (first, *others) in same:
+        if first.key == HEAD:
+            names, which = _list([each.label for each in others]), agree(len(others), "", "s")
+            yield f"On {task}, the adapter{which} of {names} did nothing."
 
 
 def _list(names: Sequence[str]) -> str:
