@@ -15,7 +15,7 @@ from flax import nnx
 import lora_jax as lj
 from experiments.benchmarks.cases import CLASSES, Case
 from experiments.planning.model_sizes import LLAMA_3, ON_THE_HUB
-from experiments.setup.completion import cross_entropy_per_token
+from lora_jax.data.tokenised_task import token_cross_entropy
 from lora_jax.models.families.bert import BertClassifier
 from lora_jax.models.families.bert_config import BertConfig
 from lora_jax.models.families.llama import Llama
@@ -138,7 +138,7 @@ def forward(model: nnx.Module, case: Case) -> tuple[Callable[..., Any], nnx.Stat
     if family(case) == "bert":
         return *lj.from_nnx(model), cross_entropy
     call, params = completion_likelihood(model, case.tokens)  # type: ignore[arg-type]
-    return call, params, cross_entropy_per_token
+    return call, params, token_cross_entropy
 
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -12,6 +12,7 @@ from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.planning.model_sizes import ENCODERS, ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.forward_pass import predictor
+from lora_jax.data.tokenised_task import token_cross_entropy
 from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.published import encoders
 from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
@@ -174,4 +175,4 @@ def model_of(
     smoothing, longest = config.train.label_smoothing, predicted or tokens
     likelihood = completion.completion_likelihood
     forward, params = likelihood(decoder, longest, config.model.chunk, smoothing)
-    return forward, params, DECODER, tokens, completion.cross_entropy_per_token
+    return forward, params, DECODER, tokens, token_cross_entropy

@@ -13,8 +13,8 @@ import jax
 
 from configs.settings import TextConfig
 from experiments.planning.abstract_step import AbstractStep, batch_of
-from experiments.setup.task_and_model import Texts
 from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.sharding import memory
 
 LEAST = {"cpu": 0.5}
@@ -63,7 +63,7 @@ class Batches:
     """How many trials train at once."""
 
     @classmethod
-    def of(cls, step: AbstractStep, texts: Texts, trials: int = 1) -> "Batches":
+    def of(cls, step: AbstractStep, texts: TokenisedTask, trials: int = 1) -> "Batches":
         """The largest batches of a run with these texts."""
         if isinstance(step.config, TextConfig):
             step = step.of_completions(int(texts.encoded["train"].labels.max()))

@@ -4,8 +4,8 @@ import numpy as np
 
 from configs.settings import RunConfig
 from experiments.plurals import agree
-from experiments.setup.task_and_model import Texts
 from lora_jax import data
+from lora_jax.data.tokenised_task import TokenisedTask
 
 SHOWN = 5
 """The most classes whose examples are counted."""
@@ -13,7 +13,7 @@ LONGEST = 30
 """The most characters of a class's name."""
 
 
-def describe(config: RunConfig, texts: Texts) -> str:
+def describe(config: RunConfig, texts: TokenisedTask) -> str:
     """The line on the examples of a config.
 
     Args:
@@ -50,7 +50,7 @@ def _name(name: str) -> str:
     return short if short.isprintable() else repr(short)  # one line
 
 
-def _cut(config: RunConfig, texts: Texts) -> str:
+def _cut(config: RunConfig, texts: TokenisedTask) -> str:
     """How many texts are longer than a text may be; empty if none is."""
     cut = sum(each.truncated for each in texts.encoded.values())
     if not cut:

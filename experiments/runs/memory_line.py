@@ -12,7 +12,7 @@ from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.step_memory import Batches, least, stays
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked, check_ids
-from experiments.setup.task_and_model import Texts
+from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.sharding import memory
 
 FEWER = "fewer trials at a time (--per_job; with --search, --per_round or fewer --trials)"
@@ -72,7 +72,7 @@ def announce(
     mesh: Mesh | None = None,
     trials: int = 1,
     at_once: int = 1,
-) -> Texts:
+) -> TokenisedTask:
     """Report the memory that a config's run will take.
 
     This reads the texts, since the memory depends on their lengths.

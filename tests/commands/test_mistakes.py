@@ -230,11 +230,11 @@ def test_outputs_are_in_the_order_of_the_data(smoke):
     """Batches are of rows of like lengths."""
     experiment = build(smoke(data__buckets=2))
     assert len(experiment.texts.boundaries) == 2
-    for encoded in experiment.texts.encoded.values():
-        found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
+    for part, encoded in experiment.texts.encoded.items():
+        found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], part)
         starts = [encoded.ids[start : start + 2] for start in encoded.offsets[:-1]]
         np.testing.assert_array_equal(found, starts)
-        lengths = experiment.outputs(lambda b: np.sum(b["attention_mask"], 1)[:, None], encoded)
+        lengths = experiment.outputs(lambda b: np.sum(b["attention_mask"], 1)[:, None], part)
         np.testing.assert_array_equal(lengths[:, 0], encoded.lengths)
 
 

@@ -14,8 +14,8 @@ from experiments.planning import memory_tables
 from experiments.planning.memory_formula import Setting, by_formula, weights
 from experiments.planning.model_sizes import SIZES
 from experiments.planning.topologies import topology
-from experiments.setup.completion import cross_entropy_per_token
 from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.data.tokenised_task import token_cross_entropy
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.parts.completion import completion_likelihood
@@ -60,7 +60,7 @@ def made(setting):
 
     state = jax.eval_shape(begin, trainable, frozen)
     weight = jax.ShapeDtypeStruct((setting.batch,), np.float32)
-    step = make_train_step(adapted, tx, predict, cross_entropy_per_token)
+    step = make_train_step(adapted, tx, predict, token_cross_entropy)
     return step, state, frozen, {"ids": ids, "weight": weight}
 
 
