@@ -1,4 +1,6 @@
-"""Train trials by successive halving: at each rung the worst leave, the rest share a new program.
+"""Train the trials of a group: to the end, or by successive halving.
+
+Of a halving, the worst leave at each rung, and the rest share a new program:
 
     rungs.json     what was decided at each rung so far
     rung_0, ...    the checkpoints of the trials that train until a rung
@@ -13,14 +15,13 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.runs.group import Together, trial_runs, with_batches_for
-from experiments.runs.rungs import Decision, Ledger, decide, plan
+from experiments.runs.group import Group, trial_runs, with_batches_for
+from experiments.runs.rungs import Decision, Ledger, Rung, decide, plan
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training.averages import eval_params
 from lora_jax.training.loop import Progress, fit
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import Continued, ManyTrials
 from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Program
 
@@ -28,17 +29,20 @@ LEDGER = "rungs.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Halving:
-    """How the trials of a group are halved; its methods go through the rungs one by one."""
+class Training:
+    """How the trials of a group are trained; its methods go through the rungs one by one.
 
-    group: Together
+    Where nothing is halved, the only rung is the end of training.
+    """
+
+    group: Group
     metrics: Callable[[int], Metrics]
     """Opens the metrics file of a trial, by its place."""
     home: Path
     """The folder of the checkpoints and decisions."""
     outcomes: Sequence[Outcome]
     factor: int
-    """Every so many trials, one goes on."""
+    """Every so many trials, one goes on; 0: all train to the end."""
     stopped: Callable[[int, list[Decision]], None]
     """Called with a trial that is taken out, and all decisions so far."""
     interrupted: Callable[[int], bool]
@@ -46,22 +50,24 @@ class Halving:
     progress: Progress | None
     audit: Callable[[Sequence[TrainState]], Audit | None] | None
 
-    def train(self, program: Callable[[Together], Program]) -> dict[int, tuple[TrainState, str]]:
+    def train(self, program: Callable[[Group], Program]) -> dict[int, TrainState]:
         """Train to the end, from where an earlier process stopped.
 
         Args:
           program: makes the program of a group.
 
         Returns:
-          The states to save of the trials that were never taken out, with notes for their records;
-          none if the process was interrupted.
+          The states to save of the trials that were never taken out; none if the process was
+          interrupted.
         """
         loop, ledger = self.group.experiments[0].loop, Ledger(self.home / LEDGER)
-        rungs = plan(len(self.group.experiments), loop.steps, self.factor)
         alive, decisions = list(range(len(self.group.experiments))), ledger.read()
+        rungs = [Rung(len(alive), loop.steps)]
+        if self.factor:
+            rungs = plan(len(alive), loop.steps, self.factor)
         for number, rung in enumerate(rungs[:-1]):
             if number >= len(decisions):
-                states = self._until(rung.step, number, alive, decisions, program)[0]
+                states = self._until(rung.step, number, alive, decisions, program)
                 if self._was_interrupted(alive):
                     return {}
                 scores = self._scores(alive, states, rung.step)
@@ -73,10 +79,8 @@ class Halving:
             alive = self._take_out(decisions[: number + 1])
             if not alive:
                 return {}
-        states, notes = self._until(loop.steps, len(rungs) - 1, alive, decisions, program)
-        if self._was_interrupted(alive):
-            return {}
-        return dict(zip(alive, zip(states, notes, strict=True), strict=True))
+        states = self._until(loop.steps, len(rungs) - 1, alive, decisions, program)
+        return {} if self._was_interrupted(alive) else dict(zip(alive, states, strict=True))
 
     def _was_interrupted(self, alive: Sequence[int]) -> bool:
         return any(self.outcomes[number].interrupted for number in alive)
@@ -120,15 +124,16 @@ class Halving:
         rung: int,
         alive: Sequence[int],
         decisions: Sequence[Decision],
-        program: Callable[[Together], Program],
-    ) -> tuple[Sequence[TrainState], Sequence[str]]:
+        program: Callable[[Group], Program],
+    ) -> Sequence[TrainState]:
         """Train the trials of a rung, and save the states at its end."""
         group = self.group.take(alive)
         outcomes = [self.outcomes[number] for number in alive]
         with contextlib.ExitStack() as stack:
             saved = stack.enter_context(group.saved(self._folder(rung)))
             if rung:
-                saved = self._continued(saved, rung, sorted(decisions[rung - 1].scores), alive)
+                before = sorted(decisions[rung - 1].scores)
+                saved.begin = lambda: self._at_end(rung - 1, before, alive)
             metrics = [stack.enter_context(self.metrics(number)) for number in alive]
             made = program(group)
             fed = with_batches_for(made.execution, group.experiments)
@@ -143,24 +148,11 @@ class Halving:
                 audit=self.audit,
                 until=step,
             )
-            best = group.experiments[0].config.train.select == "best"
-            if best and step == group.experiments[0].loop.steps:
-                return saved.best(states, outcomes)
-        return states, [""] * len(states)
+            is_last = step == group.experiments[0].loop.steps
+            return saved.best(states, outcomes) if is_last else states
 
     def _folder(self, rung: int) -> Path:
-        return self.home / f"rung_{rung}"
-
-    def _continued(
-        self, saved: ManyTrials, rung: int, before: Sequence[int], chosen: Sequence[int]
-    ) -> Continued:
-        """`saved`, which begins with what the rung before has left of the chosen trials."""
-        return Continued(
-            saved.checkpoints,
-            saved.identity,
-            saved.keep_best,
-            begin=lambda: self._at_end(rung - 1, before, chosen),
-        )
+        return self.home / f"rung_{rung}" if self.factor else self.home
 
     def _at_end(
         self, rung: int, before: Sequence[int], chosen: Sequence[int]
@@ -171,12 +163,11 @@ class Halving:
         with group.saved(self._folder(rung)) as saved:
             outcomes = [self.outcomes[number] for number in before]
             left = {n: dataclasses.replace(self.outcomes[n]) for n in before if n not in chosen}
-            earlier: ManyTrials = saved
             if rung:
                 previous = sorted(Ledger(self.home / LEDGER).read()[rung - 1].scores)
-                earlier = self._continued(saved, rung, previous, before)
-            states, step = earlier.restore(group.start(), outcomes)
+                saved.begin = lambda: self._at_end(rung - 1, previous, before)
+            states, step = saved.restore(group.start(), outcomes)
             for number, outcome in left.items():  # they have ended, with the scores of the rung
                 vars(self.outcomes[number]).update(vars(outcome))
-            kept = [earlier.kept[place] for place in places] if earlier.kept else []
+            kept = [saved.kept[place] for place in places] if saved.kept else []
             return [states[place] for place in places], kept, step

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from experiments.distributed import processes
 from experiments.runs import step_audit
-from experiments.runs.group import Alone, Together, together, trial_runs, with_batches_for
+from experiments.runs.group import Group, with_batches_for
 from experiments.runs.group_folder import GroupFolder, stepping
-from experiments.runs.halving import Halving
+from experiments.runs.halving import Training
 from experiments.runs.how import How
 from experiments.runs.interruption import Interrupted
 from experiments.runs.progress_bar import bar
@@ -22,9 +22,7 @@ from experiments.tracking.tracking import Tracking
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
 from lora_jax.training.fastest_program import fastest
-from lora_jax.training.loop import Progress, fit
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Execution, Program
 
 
@@ -82,83 +80,40 @@ def _train(
     order: Order,
 ) -> None:
     """Train the trials of a program, and write their records."""
-    group = together(experiments) if home else Alone(experiments[0])
+    group = Group.of(experiments, alone=home is None)
+    outcomes = list(records.outcomes.values())
     with explained(of_a_step(group.experiments[0].config)):
-        if isinstance(group, Together) and home is not None and order.how.halving:
-            found = _halved(group, home, records, order)
-        else:
-            found = _fit(group, home, records, order)
+        program = _program(group, home, order.how.execution)
+        fed = with_batches_for(program.execution, group.experiments)
+        audit = functools.partial(step_audit.of_program, fed, program)
+        with contextlib.ExitStack() as stack:
+            shown = bar(order.label, experiments[0].loop.steps) if processes.writes() else None
+            training = Training(
+                group=group,
+                metrics=records.metrics,
+                home=home.path if home else records.folder(0),
+                outcomes=outcomes,
+                factor=order.how.halving,
+                stopped=records.stopped,
+                interrupted=order.interrupted,
+                progress=shown and stack.enter_context(shown),
+                audit=audit if order.how.audit else None,
+            )
+            found = training.train(
+                lambda part: (
+                    program
+                    if len(part.frozen) == len(group.frozen)
+                    else part.program(program.execution)
+                )
+            )
+        _require_to_the_end(outcomes)
         for place, number in enumerate(records.outcomes):
             if number not in records.waiting:
                 continue
             if records.outcomes[number].diverged:
                 records.diverged(number)
             else:
-                records.completed(number, group, place, *found[place])
-
-
-def _fit(
-    group: Alone | Together, home: GroupFolder | None, records: TrialRecords, order: Order
-) -> dict[int, tuple[TrainState, str]]:
-    """Train the trials; return the states to save and notes, by the trial's place."""
-    outcomes = list(records.outcomes.values())
-    program = _program(group, home, order.how.execution)
-    fed = with_batches_for(program.execution, group.experiments)
-    audit = functools.partial(step_audit.of_program, fed, program)
-    with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(group.saved(home.path if home else records.folder(0)))
-        metrics = [stack.enter_context(records.metrics(each)) for each in range(len(outcomes))]
-        states: Sequence[TrainState] = fit(
-            program,
-            group.start(),
-            trial_runs(fed, metrics, outcomes),
-            evaluate=group.evaluate,
-            saved=saved,
-            progress=_progress(stack, group, order),
-            interrupted=order.interrupted,
-            audit=audit if order.how.audit else None,
-        )
-        notes = [""] * len(states)
-        if group.experiments[0].config.train.select == "best" and not outcomes[0].interrupted:
-            states, notes = saved.best(states, outcomes)
-    _require_to_the_end(outcomes)
-    return dict(enumerate(zip(states, notes, strict=True)))
-
-
-def _halved(
-    group: Together, home: GroupFolder, records: TrialRecords, order: Order
-) -> dict[int, tuple[TrainState, str]]:
-    """Train by successive halving; return the states to save and notes, by the trial's place."""
-    outcomes, first = list(records.outcomes.values()), _program(group, home, order.how.execution)
-    way = first.execution
-    fed = with_batches_for(way, group.experiments)
-    audit = functools.partial(step_audit.of_program, fed, first)
-    with contextlib.ExitStack() as stack:
-        halving = Halving(
-            group=group,
-            metrics=records.metrics,
-            home=home.path,
-            outcomes=outcomes,
-            factor=order.how.halving,
-            stopped=records.stopped,
-            interrupted=order.interrupted,
-            progress=_progress(stack, group, order),
-            audit=audit if order.how.audit else None,
-        )
-        found = halving.train(
-            lambda part: first if len(part.frozen) == len(group.frozen) else part.program(way)
-        )
-    _require_to_the_end(outcomes)
-    return found
-
-
-def _progress(
-    stack: contextlib.ExitStack, group: Alone | Together, order: Order
-) -> Progress | None:
-    """The progress bar of the process that writes."""
-    if not processes.writes():
-        return None
-    return stack.enter_context(bar(order.label, group.experiments[0].loop.steps))
+                records.completed(number, group, place, found[place])
 
 
 def _require_to_the_end(outcomes: Sequence[Outcome]) -> None:
@@ -171,9 +126,7 @@ def _require_to_the_end(outcomes: Sequence[Outcome]) -> None:
     raise Interrupted
 
 
-def _program(
-    group: Alone | Together, home: GroupFolder | None, execution: Execution | None
-) -> Program:
+def _program(group: Group, home: GroupFolder | None, execution: Execution | None) -> Program:
     """The program that the caller or an earlier process chose, or else the fastest."""
     if home is None:
         return group.program("each")

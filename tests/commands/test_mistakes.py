@@ -20,7 +20,7 @@ from configs import glue
 from configs.settings import ModelSettings
 from experiments.runs import memory_line, run
 from experiments.runs.finished_run import open_run
-from experiments.runs.group import Alone
+from experiments.runs.group import Group
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
@@ -139,7 +139,7 @@ def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    score = Alone.evaluate
+    score = Group.evaluate
 
     def evaluate(group, number, trainable):
         shutil.rmtree(folder)
@@ -147,7 +147,7 @@ def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, 
         (folder / "config.json").write_text("another's")
         return score(group, number, trainable)
 
-    monkeypatch.setattr(Alone, "evaluate", evaluate)
+    monkeypatch.setattr(Group, "evaluate", evaluate)
     with pytest.raises(LostFolderError, match="was removed or replaced during its run"):
         run.run(smoke(train__checkpoint_every=8), folder, audit=False)
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]

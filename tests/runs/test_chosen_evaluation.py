@@ -6,7 +6,7 @@ import pytest
 from group_trials import folders
 
 from experiments.runs import predictions, run
-from experiments.runs.group import Alone, Together
+from experiments.runs.group import Group
 from experiments.runs.how import How
 from experiments.setup.experiment import build
 from lora_jax.adapters.adapter_file import load_adapter
@@ -35,9 +35,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
 ):
     states = {0: [], 1: []}
 
-    def planted(kind):
-        true = kind.evaluate
-
+    def planted(true):
         def evaluate(group, number, trainable):
             mine = group.experiments[number]
             known = states[mine.config.seed]
@@ -47,8 +45,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
 
         return evaluate
 
-    for kind in (Alone, Together):
-        monkeypatch.setattr(kind, "evaluate", planted(kind))
+    monkeypatch.setattr(Group, "evaluate", planted(Group.evaluate))
     if better is min:
         monkeypatch.setattr(label_metrics, "LOWER_IS_BETTER", ("accuracy",))
     few = {"train__select": select, "train__evaluations": 4, "targets": ("down/kernel",)}
@@ -95,9 +92,7 @@ def test_averages_are_scored_and_saved_in_place_of_the_weights(
     """Those of the weights that the same run has without them."""
     states = {}
 
-    def noted(kind):
-        true = kind.evaluate
-
+    def noted(true):
         def evaluate(group, number, trainable):
             mine = group.experiments[number]
             key = mine.config.seed, mine.config.train.ema
@@ -107,8 +102,7 @@ def test_averages_are_scored_and_saved_in_place_of_the_weights(
 
         return evaluate
 
-    for kind in (Alone, Together):
-        monkeypatch.setattr(kind, "evaluate", noted(kind))
+    monkeypatch.setattr(Group, "evaluate", noted(Group.evaluate))
     few = {"train__evaluations": 4, "targets": ("query/kernel",), "variant__rank": 2}
     seeds = range(3, 3 + trials)
     for ema in (0.6, None):

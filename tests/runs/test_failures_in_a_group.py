@@ -5,7 +5,7 @@ from group_trials import assert_scored, folders
 from killed import Killed
 
 from experiments.runs import run
-from experiments.runs.group import Together
+from experiments.runs.group import Group
 from experiments.runs.how import How
 from lora_jax.files.canonical_json import plain
 from lora_jax.files.tree_file import load_tree
@@ -39,7 +39,7 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
 def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, monkeypatch):
     """The first process trains without it, and is killed; the second one trains all."""
     chosen, where = tiny(4), folders(tmp_path, 4)
-    build, evaluate = run.build, Together.evaluate
+    build, evaluate = run.build, Group.evaluate
     calls = iter(range(1, 1000))
 
     def failing(config, *more, **named):
@@ -54,7 +54,7 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "build", failing)
-        patch.setattr(Together, "evaluate", killed)
+        patch.setattr(Group, "evaluate", killed)
         with pytest.raises(Killed):
             run.run_together(chosen, where, How("each"))
     found = run.run_together(chosen, where, How("each"))
@@ -67,7 +67,7 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
 def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path, monkeypatch):
     """They are of all trials: nothing goes on without one, and nothing of them is lost."""
     chosen, where = tiny(), folders(tmp_path, 3)
-    build, evaluate, calls = run.build, Together.evaluate, []
+    build, evaluate, calls = run.build, Group.evaluate, []
 
     def killed(self, number, trainable):
         calls.append(number)
@@ -80,7 +80,7 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
             raise OSError("the disk is away")
         return build(config, *more, **named)
 
-    monkeypatch.setattr(Together, "evaluate", killed)
+    monkeypatch.setattr(Group, "evaluate", killed)
     with pytest.raises(Killed):
         run.run_together(chosen, where, How("each"))
     with monkeypatch.context() as patch:

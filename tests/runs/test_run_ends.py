@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments.analysis import unfinished_runs
 from experiments.runs import made_run, quickstart_table, run
 from experiments.runs.finished_run import is_completed
-from experiments.runs.group import Alone
+from experiments.runs.group import Group
 from experiments.setup import classification, experiment
 from lora_jax import data
 from lora_jax.records import run_record
@@ -39,7 +39,7 @@ def failed(smoke, tmp_path_factory):
         raise RuntimeError("the disk is full")
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(Alone, "evaluate", broken)
+        patch.setattr(Group, "evaluate", broken)
         with pytest.raises(RuntimeError):
             run.run(smoke(), workdir)
     return workdir

@@ -7,7 +7,7 @@ import pytest
 import small_model
 
 from experiments.runs import run, step_audit
-from experiments.runs.group import Together
+from experiments.runs.group import Group
 from experiments.runs.how import How
 from experiments.setup.experiment import Experiment, build
 from experiments.sweeps.folder import SweepFolder
@@ -74,13 +74,13 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
 
 
 def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch):
-    made = Together.program
+    made = Group.program
 
     def wrong(self, execution):
         program = made(self, execution)
         return dataclasses.replace(program, jitted=Wrong(program.jitted))
 
-    monkeypatch.setattr(Together, "program", wrong)
+    monkeypatch.setattr(Group, "program", wrong)
     configs, folders = [smoke(), smoke(seed=1)], [tmp_path / "0", tmp_path / "1"]
     with pytest.raises(ValueError, match=r"query/kernel/[ab] is off by"):
         run.run_together(configs, folders, How("each"))

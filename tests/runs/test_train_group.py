@@ -7,7 +7,7 @@ from group_trials import QUERY, assert_alike, assert_scored, folders, without_ti
 from killed import Killed
 
 from experiments.runs import predictions, run
-from experiments.runs.group import Together, with_batches_for
+from experiments.runs.group import Group, with_batches_for
 from experiments.runs.how import How
 from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups
@@ -76,12 +76,12 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
                 run.run_together(chosen, where, How("each"))
         return [run_record.read(folder) for folder in where]
 
-    assert killed(Together, "evaluate", 2) == [None] * 3
-    assert killed(Together, "evaluate", 5) == [None] * 3
+    assert killed(Group, "evaluate", 2) == [None] * 3
+    assert killed(Group, "evaluate", 5) == [None] * 3
     before = killed(run_record, "write", 2)
     assert [record is not None for record in before] == [True, False, False]
     with monkeypatch.context() as patch:
-        patch.setattr(Together, "evaluate", None)  # nothing is trained again
+        patch.setattr(Group, "evaluate", None)  # nothing is trained again
         after = run.run_together(chosen, where, How("each"))
     assert after[0] == before[0]
     assert after == [run_record.read(folder) for folder in where]

@@ -17,7 +17,7 @@ from lora_jax.training import checkpoint, loop
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.masking import narrow
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import ManyTrials
+from lora_jax.training.saved_trials import SavedTrials
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -63,7 +63,7 @@ def fit(
     folders = [folder / str(number) for number in range(len(chosen))]
     logs = [metrics_log.Metrics(each) for each in folders]
     with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
-        saved = ManyTrials(checkpoints, {"trials": identity}, keep_best)
+        saved = SavedTrials(checkpoints, {"trials": identity}, keep_best)
         states = loop.fit(
             run,
             states,
@@ -76,7 +76,7 @@ def fit(
             progress=progress,
             interrupted=interrupted,
         )
-        ended, _ = saved.best(states, outcomes)
+        ended = saved.best(states, outcomes)
     own = [narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
     return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
 
