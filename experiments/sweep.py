@@ -46,7 +46,7 @@ from rich.console import Console
 
 from experiments import cli
 from experiments.runs import audit_flag
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.search import search_flags
 from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
@@ -243,15 +243,15 @@ def _trials() -> list[trials.Trial]:
     return trials.make(arguments, overrides)
 
 
-def _todo(mine: list[jobs.Job], folder: SweepFolder, how: How) -> list[jobs.Job]:
+def _todo(mine: list[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
     return [
         job for job in mine if any(folder.state(trial).status not in how.final for trial in job)
     ]
 
 
-def _how(halving: int = 0) -> How:
-    return How(
+def _how(halving: int = 0) -> RunOptions:
+    return RunOptions(
         execution=_EXECUTION.value,  # type: ignore[arg-type]
         retry=bool(_RETRY.value),
         audit=audit_flag.wanted(),
@@ -269,7 +269,7 @@ def _finish(view: View, folder: SweepFolder) -> None:
         sys.exit(1)
 
 
-def _list(view: View, todo: list[jobs.Job], how: How) -> None:
+def _list(view: View, todo: list[jobs.Job], how: RunOptions) -> None:
     """Print every trial with its digest and status, and an estimate of the time to train."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:

@@ -17,7 +17,7 @@ from absl import flags
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.sweeps import child_process, job_list, jobs, open_files, process_error
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import track_flag
@@ -63,7 +63,7 @@ def worker() -> None:
     halving = int(_HALVING.value or 0)
     with process_error.written(folder.error(names[0])):
         track = jobs.tracked(folder, track_flag.wanted())
-        how = How(
+        how = RunOptions(
             execution=_EXECUTION.value,  # type: ignore[arg-type]
             retry=retry,
             audit=audit,

@@ -6,10 +6,10 @@ from rich.table import Table
 
 from experiments.planning.memory_formula import Memory, Setting, as_compiled, by_formula, setting_of
 from experiments.planning.model_sizes import SIZES
-from experiments.setup import config_errors
+from experiments.setup import config_files
 from experiments.setup.config import parse
+from experiments.setup.config_flags import read_config
 from experiments.setup.experiment import build
-from experiments.setup.read_config import read_config
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 
@@ -56,7 +56,7 @@ def side_by_side(config: str, methods: Sequence[str]) -> Table:
         try:
             found = read_config([f"--config={config}{separator}method={method}"])
         except ValueError as error:
-            unknown = config_errors.unknown_argument(error)
+            unknown = config_files.unknown_argument(error)
             if unknown is None or unknown.key != "method":
                 raise
             raise ValueError(

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from experiments.runs import predictions, run
 from experiments.setup.config import parse
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 from experiments.soaking import inputs
 from experiments.soaking.damage import hidden
 from lora_jax.records import run_record

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.exports import card_origin
-from experiments.runs import halving, run, rungs
+from experiments.runs import run, rungs, training
 from experiments.runs.group_folder import found_by_timing
 from experiments.search import ledger
 from experiments.setup.config import parse
+from experiments.setup.config_flags import read_config
 from experiments.setup.load import read_texts
-from experiments.setup.read_config import read_config
 from experiments.soaking import forked, inputs, results
 from experiments.studies import registration
 from experiments.sweeps.folder import SweepFolder
@@ -97,7 +97,7 @@ def sweep(folder: Path) -> Any:
 
 def decisions(folder: Path) -> list[Path]:
     """What a halving decided, a file for each of its programs."""
-    return sorted(folder.rglob(halving.LEDGER))
+    return sorted(folder.rglob(training.LEDGER))
 
 
 def search(folder: Path) -> Any:

@@ -18,9 +18,9 @@ from flax import nnx
 
 import lora_jax as lj
 import variants
-from experiments.setup import from_config, json_config
+from experiments.setup import config_files, from_config
 from experiments.setup.config import parse
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 from experiments.soaking import tiny_gguf
 from experiments.soaking.inputs import SIZES
 from lora_jax import data
@@ -110,7 +110,7 @@ def _make_config(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> Any:
-    config = parse(json_config.read(str(folder / "config.json")).to_dict())
+    config = parse(config_files.read_json(str(folder / "config.json")).to_dict())
     from_config.make_storage(config.quantize)
     return from_config.make_run_targets(config, STEPS)
 

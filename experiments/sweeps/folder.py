@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.setup.read_config import read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
+from experiments.setup.config_flags import read_config
 from experiments.sweeps.file_lock import lock, locked
 from experiments.sweeps.trials import Trial
 from lora_jax.error_text import said

@@ -12,7 +12,7 @@ from absl import flags
 from commands import ROOT
 
 from experiments import cli, command_environment
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 from experiments.sweeps import jobs, trials
 from lora_jax.files import full_disk
 

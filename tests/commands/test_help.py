@@ -16,7 +16,7 @@ from commands import ROOT
 from ml_collections import config_flags
 
 from experiments import command_environment, command_names, help_text
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 
 FILES = [
     path

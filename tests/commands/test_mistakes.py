@@ -18,7 +18,7 @@ import lora_jax as lj
 import variants
 from configs import glue
 from configs.settings import ModelSettings
-from experiments.runs import memory_line, run
+from experiments.runs import announce, run
 from experiments.runs.finished_run import open_run
 from experiments.runs.group import Group
 from experiments.setup import from_config
@@ -170,7 +170,7 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         if positions == 4:
             preflight.check_trials(trials)
             said = []
-            texts = memory_line.announce(config, said.append)
+            texts = announce.announce(config, said.append)
             assert said
             assert texts.boundaries == build(config).texts.boundaries == (4,)
             continue

@@ -15,7 +15,7 @@ import pytest
 import lora_jax as lj
 import variants
 from configs.common_tasks import TITLES
-from experiments.setup import json_config
+from experiments.setup import config_files
 from lora_jax.records import run_record
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_best_practice_has_the_rates_that_studies_chose():
         folder = folder if folder.parent.exists() else folder.parents[2] / "against_lora" / name
         chosen = []
         for method in ("lora", "full"):
-            config = json_config.read(str(folder / "runs" / method / "0/config.json"))
+            config = config_files.read_json(str(folder / "runs" / method / "0/config.json"))
             assert config["data"]["train"] == count
             chosen.append(config["optimizer"]["learning_rate"])
         assert (float(lora), float(full)) == (pytest.approx(chosen[0]), pytest.approx(chosen[1]))

@@ -12,7 +12,7 @@ import small_model
 from rich.console import Console
 
 from experiments.analysis import unfinished_runs
-from experiments.runs import made_run, quickstart_table, run
+from experiments.runs import adapter_as_run, quickstart_table, run
 from experiments.runs.finished_run import is_completed
 from experiments.runs.group import Group
 from experiments.setup import classification, experiment
@@ -143,7 +143,7 @@ def test_an_adapter_whose_scores_are_not_finite_is_an_error(tmp_path, capsys):
     folder = tmp_path / "made"
     record = fake_records.write(folder, "quickstart", "size=smoke", {"accuracy": 0.5}, **fields)
     with pytest.raises(ValueError, match=f"scores are not finite, .* says diverged: {folder}$"):
-        made_run.say(record, folder)
+        adapter_as_run.say(record, folder)
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["diverged", "combined by sum"]
     assert printed[-1] == f"record and adapter: {folder}"

@@ -15,8 +15,8 @@ from killed import Killed
 
 from experiments.search import ask
 from experiments.search.search import Asked, Search
-from experiments.setup.read_config import read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
+from experiments.setup.config_flags import read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import canonical_json

@@ -4,8 +4,8 @@ import fake_records
 import pytest
 from quickstart_sweep import made
 
+from experiments.runs.announce import TooManyTrialsError
 from experiments.runs.group_folder import GroupFolder
-from experiments.runs.memory_line import TooManyTrialsError
 from experiments.studies.protocol import Protocol, Rates, Tuning
 from experiments.studies.training import Cell, Trainer
 from experiments.sweeps import jobs

@@ -13,7 +13,7 @@ from absl import flags
 from commands import ROOT
 from rich.console import Console
 
-from experiments.runs.how import USUAL
+from experiments.runs.run_options import USUAL
 from experiments.sweeps.launchers import launch, local, ray_cluster, ray_jobs, slurm, stopping
 from experiments.sweeps.view import View
 

@@ -7,7 +7,7 @@ import launcher_contract
 import pytest
 from commands import ROOT
 
-from experiments.runs.how import USUAL
+from experiments.runs.run_options import USUAL
 from experiments.sweeps import jobs
 from experiments.sweeps.file_lock import lock
 from experiments.sweeps.launchers import launch, slurm, slurm_flags

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments.cli import warn
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import (
@@ -56,7 +56,7 @@ def launch(
     view: View,
     machine: Sequence[local.Slot],
     ray: Any,
-    how: How,
+    how: RunOptions,
 ) -> bool:
     """Have the jobs done; whether they are done now, or someone does them after this command.
 
@@ -101,7 +101,7 @@ def launch(
     return True
 
 
-def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: How) -> list[jobs.Job]:
+def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jobs.Job]:
     """The jobs with a trial that is to be trained and that no process holds.
 
     A job that is queued twice would wait for the locks of the first, and take up its devices.

@@ -8,7 +8,7 @@ from lora_jax.training.trial_program import Execution
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class RunOptions:
     """How trials are trained; nothing here decides a result, so it is no part of a config."""
 
     execution: Execution | None = None
@@ -29,4 +29,4 @@ class How:
         return (*ended, "stopped") if self.halving else ended
 
 
-USUAL = How()
+USUAL = RunOptions()

@@ -17,8 +17,8 @@ from configs import quickstart
 from configs.settings import GenerateSettings
 from experiments.distributed.mesh import mesh_of
 from experiments.planning.abstract_step import AbstractStep
-from experiments.runs import run, train_trials
-from experiments.runs.memory_line import Held
+from experiments.runs import run, training
+from experiments.runs.announce import Held
 from experiments.setup import completion
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
@@ -243,7 +243,7 @@ def test_other_errors_stay_what_they_are(error):
 
 
 def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_trials, "_fit", lambda *_: xla_out_of_memory())
+    monkeypatch.setattr(training, "_train", lambda *_: xla_out_of_memory())
     with pytest.raises(
         ValueError, match=r"^out of memory: config\.train\.batch_size 8 in parts of 8"
     ):
