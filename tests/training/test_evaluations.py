@@ -89,7 +89,7 @@ def test_every_evaluation_with_the_seconds_until_then(tmp_path, evaluated_often)
 
     def restore(self, state):
         state, meta, step = true_restore(self, state)
-        meta["outcome"].pop("evaluations")
+        meta["outcomes"][0].pop("evaluations")
         return state, meta, step
 
     with pytest.MonkeyPatch.context() as patch:
