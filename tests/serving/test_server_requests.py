@@ -219,6 +219,28 @@ class TestText:
         assert found == whole[: min(places, default=len(whole))]
         assert stream.stopped == bool(places)
 
+    @settings(max_examples=200)
+    @given(
+        st.lists(st.integers(0, 3), max_size=8),
+        st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    )
+    def test_it_ends_at_the_first_token_with_which_there_is_a_stop_text(self, ids, stops):
+        """Of two letters: stop texts lie in each other, and begin in what was held back."""
+        backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "ba": 2, "abb": 3}, "a"))
+        backend.decoder = decoders.Fuse()
+        texts = [backend.decode(ids[:count]) for count in range(len(ids) + 1)]
+        stopped = next((x for x in texts if any(stop in x for stop in stops)), None)
+        wanted = texts[-1]
+        if stopped is not None:
+            wanted = stopped[: min(stopped.index(stop) for stop in stops if stop in stopped)]
+        stream, found = TextStream(backend, stops), ""
+        for token in ids:
+            found += stream.add(token)
+            assert wanted.startswith(found)
+            if stream.stopped:
+                break
+        assert (found + stream.end(), stream.stopped) == (wanted, stopped is not None)
+
     def test_a_stop_text_over_tokens_is_held_back(self):
         stream = TextStream(tokenizer().backend, ["1 w2 w", "w7"])
         assert [stream.add(token) for token in (0, 1, 2, 4)] == ["w0", " w", "", ""]
