@@ -229,7 +229,8 @@ def test_ties_and_a_cut_are_made_of_each_layer():
 def test_every_matrix_and_seed_drops_entries_of_its_own():
     """Of one full update of two weights of one shape, one of them a stack of two."""
     params = {"stack": jnp.zeros((2, 6, 6)), "w": jnp.zeros((6, 6))}
-    adapted = lj.adapt(lambda p, x: (x @ p["stack"]).sum(0) @ p["w"], variants.make("lora", rank=6))
+    lora = variants.make("lora", rank=6)
+    adapted = lj.adapt(lambda p, x: x @ p["stack"][0] @ p["stack"][1] @ p["w"], lora)
     begun, frozen = jax.jit(adapted.init)(jax.random.key(0), params, X)
     trainable = noisy(begun, 1)
     kept = []
