@@ -1,5 +1,6 @@
 """Searches whose trials are scored by a formula in place of training."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -13,7 +14,7 @@ import pytest
 import small_model
 from killed import Killed
 
-from experiments.search import ask
+from experiments.search import ask, space
 from experiments.search.search import Asked, Search
 from experiments.setup.read_config import read_config
 from experiments.setup.suggested import fill
@@ -129,6 +130,17 @@ def test_tpe_searches_where_scores_are_good(found):
     assert said[0].startswith("best: learning_rate=")
     assert f"accuracy {quality(best):.4g} on 40 held-out examples (24 trials, 192 " in said[0]
     assert f"--{RATE}={best[RATE]}" in said[1]
+
+
+def test_the_best_trial_has_the_lowest_score_where_lower_is_better(search, tmp_path, monkeypatch):
+    def lowest(*given):
+        return dataclasses.replace(loop_of(*given), mode="min")
+
+    loop_of, folder = space.loop_of, SweepFolder(tmp_path)
+    monkeypatch.setattr(space, "loop_of", lowest)
+    run(search, folder, "random", trials=5)
+    (asked,) = ledger(folder)["rounds"]
+    assert ledger(folder)["best"]["score"] == min(map(quality, asked)) < max(map(quality, asked))
 
 
 def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
