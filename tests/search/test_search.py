@@ -13,8 +13,9 @@ import fake_records
 import pytest
 import small_model
 from killed import Killed
+from quickstart_sweep import sweep
 
-from experiments.search import ask, space
+from experiments.search import ask, objective, space
 from experiments.search.search import Asked, Search
 from experiments.setup.read_config import read_config
 from experiments.setup.suggested import fill
@@ -22,6 +23,7 @@ from experiments.sweeps import sweep_flag
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import canonical_json
 from lora_jax.records import run_record
+from lora_jax.training.loop_settings import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -324,6 +326,23 @@ def test_trials_without_a_score_do_not_count(tmp_path):
     for _ in range(2):
         new = ask.ask(axes, told, 4, seed=1, maximise=True, integer=lambda key: True)
         assert new == [{RANK: "2"}]
+
+
+def test_only_a_completed_record_of_a_trials_own_settings_has_its_score(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    good, foreign, failed = found
+    ends = [(good, "completed"), (good, "completed"), (failed, "failed")]
+    for place, (of, status) in zip(found, ends, strict=True):
+        fake_records.write(
+            folder.run(place.name),
+            "quickstart",
+            "size=smoke",
+            {"accuracy": 0.25},
+            changes={"seed": of.config.seed},
+            status=status,
+        )
+    scores = [objective.score(folder, each, Loop(8)) for each in (good, foreign, failed)]
+    assert scores == [0.25, None, None]
 
 
 def test_numbers_are_within_their_ranges_and_of_few_digits():
