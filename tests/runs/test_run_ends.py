@@ -59,9 +59,12 @@ def test_a_run_that_fails_says_so_in_its_record(failed):
     [
         (data.Task, "digest", lambda self: "of other data", "data"),
         (classification, "boundaries", lambda *_: (20, 24), "lengths of texts"),
+        (classification.weight_files, "weights_digest", lambda _: "of other weights", "weights"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch, place, name, value, said):
+def test_a_run_does_not_go_on_with_other_data_or_weights(
+    failed, smoke, monkeypatch, place, name, value, said
+):
     monkeypatch.setattr(place, name, value)
     with (
         pytest.raises(ValueError, match=f"belongs to a run with other {said}; name"),

@@ -94,11 +94,17 @@ def damage(step, name):
     elif name == "empty":
         shutil.rmtree(step)
         step.mkdir()
+    elif name == "another":
+        shutil.rmtree(step)
+        shutil.copytree(step.with_name("1"), step)
     else:
         shutil.rmtree(step / name)
 
 
-@pytest.mark.parametrize("how", ["numbers", "values", "truncated", "empty", "meta", "state"])
+DAMAGES = ["numbers", "values", "truncated", "empty", "another", "meta", "state"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_step_gives_way_and_can_be_saved_again(two_steps, tmp_path, how):
     source, states = two_steps
     folder = shutil.copytree(source, tmp_path / "run")
@@ -110,7 +116,7 @@ def test_a_damaged_step_gives_way_and_can_be_saved_again(two_steps, tmp_path, ho
         with pytest.warns(UserWarning, match=r"run/2 is damaged.*") as caught:
             assert saved.restore(states[1])[2] == 1
         assert how != "numbers" or "leaf w differs from what was saved" in str(caught[0].message)
-        assert saved.save(2, states[1], {"n": 2})
+        assert saved.save(2, states[1], {"n": 0})
         got, _, step = saved.restore(states[1])
         assert step == 2
         assert_same(got, states[1])
