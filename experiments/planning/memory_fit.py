@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +13,6 @@ import jax
 from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.topologies import GIB, Topology, devices_of
-from lora_jax.compiled.collectives import Collective, collectives
 from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import ROWS, make_mesh, part_count
 from lora_jax.uses import WeightUse
@@ -90,7 +91,8 @@ class Fit:
     temporaries: int | None = None
     """Gradients, activations and other buffers of the program; None if it was not compiled."""
     code: int = 0
-    collectives: tuple[Collective, ...] = ()
+    collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How often the program's text has each kind of collective (`collectives`)."""
     seconds: float = 0.0
     """The seconds that compilation took."""
     refused: str = ""
@@ -173,9 +175,23 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
         empty,
         temporaries=memory.temp_size_in_bytes + max(outputs, 0),
         code=memory.generated_code_size_in_bytes,
-        collectives=tuple(collectives(compiled.as_text() or "")),
+        collectives=collectives(compiled.as_text() or ""),
         seconds=took,
     )
+
+
+_COLLECTIVE = re.compile(
+    r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def collectives(text: str) -> Counter[str]:
+    """How often a compiled program's text has each kind of collective.
+
+    The body of a loop over layers is counted once. On TPUs, a reduce-scatter is an all-reduce of
+    which a part is kept.
+    """
+    return Counter(_COLLECTIVE.findall(text))
 
 
 def arrays_of(found: AbstractStep) -> Arrays:

@@ -6,7 +6,6 @@ from rich.table import Table
 from experiments.planning.memory_fit import Fit
 from experiments.planning.topologies import GIB
 from experiments.plurals import count
-from lora_jax.compiled.collectives import by_kind
 from lora_jax.sharding.mesh import AXES
 
 SIMULATION_NOTE = (
@@ -91,14 +90,10 @@ def flops(found: Fit) -> str:
     return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"
 
 
-def moved(found: Fit) -> Table:
-    made = Table("collectives a step")
-    for name in ("times", "GiB a device"):
-        made.add_column(name, justify="right")
-    for kind, total in by_kind(found.collectives).items():
-        about = "" if total.exact else "at least "
-        made.add_row(kind, f"{about}{total.count:,}", f"{about}{total.bytes / GIB:.3f}")
-    return made
+def moved(found: Fit) -> str:
+    """The collectives of the program, in one line."""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.collectives.items()))
+    return f"collectives: {kinds} (the layers' loop once)"
 
 
 def verdict(found: Fit) -> str:

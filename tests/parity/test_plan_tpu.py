@@ -1,12 +1,14 @@
 """Llama 2 on TPUs that are not there: programs that libtpu compiles, and what it says of them."""
 
 import json
+import re
 
 import jax
 import pytest
 
 from configs import llama2_70b
 from experiments.planning import show, topology_search
+from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.memory_fit import fit
 from experiments.planning.topologies import GIB, Topology, devices_of, listed, topology
 from experiments.setup.config import parse
@@ -72,11 +74,15 @@ def test_a_small_llama_in_nf4_fits_and_gathers_bits(tmp_path):
     assert found.fits and found.arrays.total < found.total < 32 * 2**20
     assert "compiled ahead of time" in show.heading(found)
     assert show.verdict(found).startswith("Fits, in 0% of a device's memory")
+    assert found.collectives["all-gather"]
+    mesh = make_mesh(1, 2, 2, devices=devices_of(topology("v5e:2x2")))
+    step = AbstractStep.of(config, mesh, 1)
+    text = step.traced(step.batch).lower(lowering_platforms=("tpu",)).compile().as_text()
+    # Results of a gather, and those of its start, beside the parts that are gathered.
+    kinds = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
     gathered = {
-        (shape.dtype, tuple(size for size in shape.dims if size > 1))
-        for each in found.collectives
-        if each.kind == "all-gather"
-        for shape in each.results
+        (dtype, tuple(int(size) for size in dims.split(",") if int(size) > 1))
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", " ".join(kinds))
     }
     assert any(dtype == "u8" for dtype, _ in gathered)
     # One device's part where it is used, cut by tensor alone: queries, keys, up, down.
