@@ -140,23 +140,24 @@ class Fit:
         """One sentence on what does not fit; empty if everything fits."""
         if self.fits:
             return ""
-        gib = f"{self.topology.capacity / GIB:.2f} GiB that a device of {self.topology} has"
-        if self.arrays.total > self.topology.capacity:
-            return (
-                f"Does not fit: weights, adapters and optimiser alone are "
-                f"{self.arrays.total / GIB:.2f} GiB a device, more than the {gib}."
-            )
-        if self.loading > self.topology.capacity:
-            reads = f"weights are {self.loading / GIB:.2f} GiB a device as they are read"
-            return f"Does not fit: {reads}, before they are quantised, more than the {gib}."
-        if self.total is not None and self.total > self.topology.capacity:
-            asks = f"it asks for {self.total / GIB:.2f} GiB a device"
-            return f"Does not fit: {asks}, more than the {gib}."
-        if self.total is not None or self.hopeless:
-            whole = (self.total or self.arrays.total) + self.saving
-            asks = f"while it saves, it asks for {whole / GIB:.2f} GiB a device"
-            return f"Does not fit: {asks}, more than the {gib}."
-        return f"Does not fit: {self.refused}, more than the {gib}."
+        reasons = (
+            (self.arrays.total, "weights, adapters and optimiser alone are {} a device"),
+            (self.loading, "weights are {} a device as they are read, before they are quantised"),
+            (self.total or 0, "it asks for {} a device"),
+            (
+                (self.total or self.arrays.total) + self.saving,
+                "while it saves, it asks for {} a device",
+            ),
+        )
+        capacity = self.topology.capacity
+        for size, said in reasons:
+            if size > capacity:
+                why = said.format(f"{size / GIB:.2f} GiB")
+                break
+        else:
+            why = self.refused
+        more = f"more than the {capacity / GIB:.2f} GiB that a device of {self.topology} has"
+        return f"Does not fit: {why}, {more}."
 
 
 def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | None = None) -> Fit:
@@ -454,9 +455,9 @@ def flops(found: Fit) -> str:
 
 
 def moved(found: Fit) -> str:
-    """The collectives of the program, in one line."""
+    """The collectives of the program."""
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.collectives.items()))
-    return f"collectives: {kinds} (the layers' loop once)"
+    return f"collectives of the program, with the loop over layers counted once:\n  {kinds}"
 
 
 def verdict(found: Fit) -> str:

@@ -274,12 +274,5 @@ def side_by_side(config: str, methods: Sequence[str]) -> Table:
 
 def _numbers(found: Memory, unit: int) -> list[str]:
     digits = 1 if unit == GIB else 0
-    values = (
-        found.weights,
-        found.trained,
-        found.gradients,
-        found.optimizer,
-        found.temporaries,
-        found.total,
-    )
+    values = (*dataclasses.astuple(found), found.total)
     return [f"{value / unit:,.{digits}f}" for value in values]
