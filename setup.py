@@ -95,7 +95,6 @@ setup(
             "equinox>=0.13",
             "scikit-learn>=1.6",
             "openai>=3.0",  # the client that the server is tested with
-            "jsonschema>=4.23",  # for manifests of Kubernetes
             *TFDS,
             *SPM,
             *SLURM,

@@ -9,8 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.settings import RunConfig, TextConfig
-from experiments.planning.abstract_step import AbstractStep
-from experiments.planning.step_memory import Batches, least, stays
+from experiments.planning.abstract_step import AbstractStep, Batches, least, stays
 from experiments.plurals import agree
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked, check_ids

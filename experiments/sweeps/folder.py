@@ -5,8 +5,6 @@ trials/NAME/            the run's folder, as from `experiments.train`: config, m
 outcomes/NAME.json      the newest attempt: running, or how it ended
 logs/NAME.log           what a process printed, named after its first trial
 logs/NAME.error.json    the error that ended such a process
-jobs/NAME.json          the jobs of a launcher whose workers know only their number
-kubernetes/NAME.yaml    what `--launcher=kubernetes` wrote for kubectl
 slurm/                  submitit's files
 locks/                  locks of working processes; the system frees them when a process dies
 """

@@ -8,9 +8,8 @@ from small_language import write_places
 
 from configs import instruct
 from experiments.distributed.mesh import mesh_of
-from experiments.planning import step_memory
-from experiments.planning.abstract_step import AbstractStep
-from experiments.planning.step_memory import Batches, stays
+from experiments.planning import abstract_step
+from experiments.planning.abstract_step import AbstractStep, Batches, stays
 from experiments.runs import run
 from experiments.runs.announce import Held, TooManyTrialsError, announce, describe
 from experiments.runs.run import run_together
@@ -57,8 +56,8 @@ def simple(monkeypatch):
     def evaluation(step, rows, tokens):
         return EACH * rows * tokens // 10
 
-    monkeypatch.setattr(step_memory, "training", training)
-    monkeypatch.setattr(step_memory, "evaluation", evaluation)
+    monkeypatch.setattr(abstract_step, "training", training)
+    monkeypatch.setattr(abstract_step, "evaluation", evaluation)
 
 
 def held_by(config):
@@ -220,7 +219,7 @@ def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
     assert batches.trained == texts.longest < 256 == config.data.max_length
     logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
     more = min(config.model.chunk, texts.longest) - int(texts.encoded["train"].labels.max())
-    assert step_memory.training(step, 8, texts.longest) - batches.training > more * logits / 2
+    assert abstract_step.training(step, 8, texts.longest) - batches.training > more * logits / 2
 
 
 def test_a_rank_that_makes_an_adapter_larger_than_its_weight_is_named(smoke, room):
