@@ -81,7 +81,6 @@ ROOMS = (
     "experiments.exports.formats",
     "experiments.figures",
     "experiments.reports",
-    "experiments.soaking",
     "experiments",
 )
 """Folders, and files at the top that others import, lowest first: each imports only earlier ones.

@@ -22,7 +22,6 @@ import pytest
         ("table", ["--documents=README.md"], "--size=smoke", "--documents writes whole tables"),
         ("power", ["--sd=0.6"], "--reference=dora", "it goes with --results"),
         ("power", ["--sd=0.6"], "--size=smoke", "it goes with --results"),
-        ("soak", ["--parts=damage", "--out=runs/no"], "--kills=3", "it goes with --parts=kills"),
         ("bench", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
         ("bench", ["--documents=README.md"], "--config=configs/glue.py", "--documents times no"),
         ("report", ["--documents=README.md"], "--results=runs", "--documents writes what committ"),

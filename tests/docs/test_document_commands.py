@@ -16,7 +16,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 ELSEWHERE = {
     r"experiments\.serve": "tests/serving/test_server.py",
-    r"experiments\.soak": "tests/soaking/test_soak.py",
     r"experiments\.sweep .*--search=": "tests/search/test_search_command.py",
     r"experiments\.tune": "tests/commands/test_studies.py",
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
