@@ -53,7 +53,7 @@ parity: .venv-parity/parity
 
 # Beside PEFT and transformers, in the environment that has all: ARGS="--suite=memory --out=DIR".
 bench: .venv-parity/parity
-	$(ENV) .venv-parity/bin/python -m experiments.bench $(ARGS)
+	$(ENV) .venv-parity/bin/python -m benchmarks $(ARGS)
 
 # Which of some hundred faults, put into the code one by one, the tests notice.
 mutants: $(VENV)/decoders

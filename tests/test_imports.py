@@ -7,9 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
-    "lora_jax": {"variants", "experiments", "configs", "tests"},
-    "variants": {"experiments", "configs", "tests"},
-    "experiments": {"tests"},
+    "lora_jax": {"variants", "experiments", "configs", "benchmarks", "tests"},
+    "variants": {"experiments", "configs", "benchmarks", "tests"},
+    "experiments": {"benchmarks", "tests"},
+    "benchmarks": {"tests"},
     "configs": {"jax", "jaxlib", "flax", "optax", "lora_jax", "variants", "experiments", "tests"},
 }
 
@@ -72,9 +73,6 @@ ROOMS = (
     "experiments.analysis",
     "experiments.search",
     "experiments.studies",
-    "experiments.benchmarks",
-    "experiments.benchmarks.contenders",
-    "experiments.benchmarks.suites",
     "experiments.tables",
     "experiments.catalogue",
     "experiments.exports",

@@ -13,6 +13,7 @@ changed, and that each error was one line.
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,7 +69,11 @@ def main() -> None:
     for line, good in done(given, inputs, finished, scratch):
         print(line, flush=True)
         bad += [] if good else [line]
-    print("\n".join([f"{len(bad)} wrong; what was trained is in {scratch}", *bad]))
+    if given.scratch is None and not bad:
+        shutil.rmtree(scratch)
+        print("0 wrong")
+    else:
+        print("\n".join([f"{len(bad)} wrong; what was trained is in {scratch}", *bad]))
     sys.exit(bool(bad))
 
 
