@@ -12,9 +12,10 @@ import lora_jax
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
-    "lora_jax": {"variants", "experiments", "configs", "tests"},
-    "variants": {"experiments", "configs", "tests"},
-    "experiments": {"tests"},
+    "lora_jax": {"variants", "experiments", "configs", "benchmarks", "tests"},
+    "variants": {"experiments", "configs", "benchmarks", "tests"},
+    "experiments": {"benchmarks", "tests"},
+    "benchmarks": {"tests"},
     "configs": {"jax", "jaxlib", "flax", "optax", "lora_jax", "variants", "experiments", "tests"},
 }
 
@@ -77,16 +78,12 @@ ROOMS = (
     "experiments.analysis",
     "experiments.search",
     "experiments.studies",
-    "experiments.benchmarks",
-    "experiments.benchmarks.contenders",
-    "experiments.benchmarks.suites",
     "experiments.tables",
     "experiments.catalogue",
     "experiments.exports",
     "experiments.exports.formats",
     "experiments.figures",
     "experiments.reports",
-    "experiments.soaking",
     "experiments",
 )
 """Folders, and files at the top that others import, lowest first: each imports only earlier ones.

@@ -161,6 +161,8 @@ def test_the_version():
 
 
 def test_a_command_that_there_is_not():
+    with pytest.raises(ValueError, match=r"'bench'; it is a tool of the repository: make bench$"):
+        command_names.require_command("bench")
     with pytest.raises(ValueError, match=r"no command 'trian'; nearest: 'train'.* lists all"):
         command_names.require_command("trian")
     with pytest.raises(ValueError, match=r"^no flag --hlep; nearest: --help, "):
