@@ -17,10 +17,8 @@ from experiments.reports.gain_sheet import estimate_text
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
 from experiments.studies import adherence
 from experiments.studies.protocol import Protocol
-from experiments.tables import text_formats
-from experiments.tables.cells import NONE
-from experiments.tables.text_formats import Sheet
 from lora_jax.suggest import require_known
+from lora_jax.table import NONE, Table, render_tables
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
 
@@ -105,12 +103,10 @@ def block(results: Path, claims: Sequence[Claim] = CLAIMS) -> str:
         except ValueError as error:
             raise ValueError(f"claim of {claim.paper}, {claim.table}: {error}") from error
     heads = ("paper", "claim", "its effect", "compared here", "gain here", "parameters", "verdict")
-    sheets = [Sheet("Claims of papers, and gains here, points", heads, all_tasks)]
+    tables = [Table(heads, all_tasks, "Claims of papers, and gains here, points")]
     heads = ("paper", "compared here", "all tasks", "verdict", "such tasks", "gain", "verdict")
-    sheets.append(
-        Sheet("The same gains on the tasks that can show a difference, points", heads, others)
-    )
-    return text_formats.markdown(sheets, ())
+    title = "The same gains on the tasks that can show a difference, points"
+    return render_tables("markdown", [*tables, Table(heads, others, title)])
 
 
 def _read(results: Path, name: str) -> Study:

@@ -12,7 +12,7 @@ from experiments.analysis.rate_choice import Choice
 from experiments.reports import sheets
 from experiments.reports.findings import Findings
 from experiments.reports.gain_sheet import of_tasks
-from experiments.tables.text_formats import csv_lines
+from lora_jax.table import Table
 
 COLUMNS = (
     "line",
@@ -123,7 +123,7 @@ def lines(
     for pair in apart:
         found += _test_lines(pair, None, "")
     found += [line for each in studies for line in _gain_lines(each)]
-    return csv_lines(COLUMNS, [{**each, "size": size} for each in found])
+    return Table.of_records(COLUMNS, ({**each, "size": size} for each in found)).to_csv()
 
 
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:

@@ -25,9 +25,8 @@ from experiments.reports.findings import Findings
 from experiments.reports.origin import Origin
 from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.reports.verdict import sentence
-from experiments.tables import text_formats
-from experiments.tables.text_formats import Sheet
 from lora_jax.suggest import require_known
+from lora_jax.table import Table, render_tables
 
 if TYPE_CHECKING:
     from experiments.reports.pictures import Picture
@@ -124,10 +123,8 @@ class Document:
         said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
         told = [f"{each.title}: {text}" for each in parts for text in each.notes]
         sheets = [sheet for each in parts for sheet in each.sheets]
-        write = getattr(text_formats, form)
-        return file.beginning(form, self.title) + write(
-            sheets, [*told, *explained, *said], verdicts
-        )
+        text = render_tables(form, sheets, [*told, *explained, *said], verdicts)
+        return file.beginning(form, self.title) + text
 
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
@@ -181,7 +178,7 @@ class Document:
             title, (), self._sized(sheets), drawn, seen_first=True, notes=found.notes
         )
 
-    def _sized(self, sheets: Sequence[Sheet]) -> list[Sheet]:
+    def _sized(self, sheets: Sequence[Table]) -> list[Table]:
         """The tables with the size in their titles, unless it is full."""
         small = f"{self.size} runs: " * (self.size != "full")
         return [dataclasses.replace(each, title=small + each.title) for each in sheets]

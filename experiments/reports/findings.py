@@ -16,7 +16,7 @@ from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
 from experiments.analysis.task_evidence import Evidence
 from experiments.reports.gain_sheet import Columns, evidence_sheet, gain_sheet
-from experiments.tables.text_formats import Sheet
+from lora_jax.table import Table
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
 OTHER_VERDICTS = "These are not the verdicts of the study that was registered. "
@@ -78,7 +78,7 @@ class Findings:
     methods: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers."""
-    sheet: Sheet | None = None
+    sheet: Table | None = None
     """The numbers over all tasks."""
     level: float = significance.LEVEL
     """Intervals have a confidence of 1 - level."""
@@ -108,7 +108,7 @@ class Findings:
     """The same over the tasks that can show something, if others cannot."""
 
     @property
-    def sheets(self) -> list[Sheet]:
+    def sheets(self) -> list[Table]:
         """Its tables over all tasks."""
         gained = [self.sheet] if self.sheet is not None else []
         if not self.evidence:

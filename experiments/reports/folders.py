@@ -5,7 +5,7 @@ import urllib.parse
 from pathlib import Path
 
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.reports.html_table import Links
+from lora_jax.table import Links
 
 
 def links(contest: Contest, start: Path) -> Links:

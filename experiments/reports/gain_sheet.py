@@ -8,8 +8,7 @@ from experiments.analysis.gains import Estimate, Gain, Gains
 from experiments.analysis.random_effects import FEWEST
 from experiments.analysis.task_evidence import Evidence
 from experiments.reports.sheets import DECIMALS, p_text
-from experiments.tables.cells import NONE
-from experiments.tables.text_formats import Sheet
+from lora_jax.table import NONE, Table
 
 NOTE = (
     "A mean gain is over all tasks, with the same weight; where a method lacks some, the row says "
@@ -45,7 +44,7 @@ def gain_sheet(
     level: float,
     tasks: int,
     more: Columns = MappingProxyType({}),
-) -> Sheet:
+) -> Table:
     """A row for each method, the largest gain first; methods that lack a task come last.
 
     Args:
@@ -73,10 +72,10 @@ def gain_sheet(
         [*_row(each, tasks, alone), *(own.get(each.key, NONE) for own in more.values())]
         for each in ordered
     ]
-    return Sheet(title, heads, rows)
+    return Table(heads, rows, title)
 
 
-def pair_sheet(pairs: Sequence[Gains], title: str, level: float, tasks: int) -> Sheet:
+def pair_sheet(pairs: Sequence[Gains], title: str, level: float, tasks: int) -> Table:
     """The same for pairs of methods: a row for what the first gains over the second.
 
     Args:
@@ -118,7 +117,7 @@ def _interval(found: Estimate) -> str:
     return f"[{_signed(found.low)}, {_signed(found.high)}]"
 
 
-def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet:
+def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Table:
     """What each task can show: a row for each task, with the scores that need no adaptation."""
     names = list(dict.fromkeys(each.name for task in found for each in task.floors))
     best = f"gain of {found[0].reference} over the best of these, {unit}"
@@ -137,7 +136,7 @@ def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Sheet
                 task.shows,
             ]
         )
-    return Sheet("What each task can show", heads, rows)
+    return Table(heads, rows, "What each task can show")
 
 
 def estimate_text(found: Estimate) -> str:

@@ -5,10 +5,10 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.reports import file, html_table
+from experiments.reports import file
 from experiments.reports.origin import Origin
 from experiments.reports.page_style import SCRIPT, STYLE
-from experiments.tables.text_formats import Sheet
+from lora_jax.table import Links, Table
 
 if TYPE_CHECKING:
     from experiments.reports.pictures import Picture
@@ -24,9 +24,9 @@ class Section:
 
     title: str
     warnings: Sequence[str] = ()
-    sheets: Sequence[Sheet] = ()
+    sheets: Sequence[Table] = ()
     pictures: "Sequence[Picture]" = ()
-    links: Sequence[html_table.Links] = ()
+    links: Sequence[Links] = ()
     seen_first: bool = False
     notes: Sequence[str] = ()
 
@@ -73,7 +73,7 @@ def _section(section: Section, number: int) -> list[str]:
     lines = [f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>']
     lines += _list(section.warnings, "warnings")
     tables = [
-        html_table.table(sheet, section.links[at] if at < len(section.links) else ())
+        sheet.to_html(section.links[at] if at < len(section.links) else ())
         for at, sheet in enumerate(section.sheets)
     ]
     drawn = _pictures(section, number)

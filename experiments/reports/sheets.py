@@ -18,8 +18,8 @@ from experiments.analysis import (
 from experiments.analysis.choose_methods import Contest, Method, Setting
 from experiments.analysis.rate_choice import Choice
 from experiments.plurals import agree, count
-from experiments.tables.cells import NONE, is_raw, score_text, spread_text
-from experiments.tables.text_formats import Sheet
+from experiments.tables.cells import is_raw, score_text, spread_text
+from lora_jax.table import NONE, Table
 
 DECIMALS = 2
 UNNAMED = "processor not named"
@@ -107,7 +107,7 @@ def full_title(contest: Contest) -> str:
     return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
 
 
-def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxyType({})) -> Sheet:
+def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxyType({})) -> Table:
     """A table of the methods of a contest.
 
     Args:
@@ -141,7 +141,7 @@ def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxy
         if set(texts) != {NONE}:
             heads = (*heads[:after], head, *heads[after:])
             rows = [[*r[:after], text, *r[after:]] for r, text in zip(rows, texts, strict=True)]
-    return Sheet(full_title(contest), heads, rows)
+    return Table(heads, rows, full_title(contest))
 
 
 def _method_row(method: Method, metric: str) -> list[str]:
@@ -192,7 +192,7 @@ def not_completed(settings: Iterable[Setting]) -> str:
 
 def reference_sheet(
     contest: Contest, reference: Method, family: Sequence[pairwise.Pair], judged: bool = True
-) -> Sheet:
+) -> Table:
     """A table of the differences between the methods of a contest and the reference.
 
     Args:
@@ -215,7 +215,7 @@ def reference_sheet(
     unit = recorded_runs.unit(contest.metric)
     title = f"{contest.title}: difference from {reference.label}, {unit}"
     title += f", {ALONE}" * (not judged)
-    return Sheet(title, heads, rows)
+    return Table(heads, rows, title)
 
 
 def _test(test: significance.Difference, raw: bool) -> list[str]:
@@ -238,7 +238,7 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Sheet]:
+def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Table]:
     """Tables of how often the method of a row wins, ties and loses against that of a column.
 
     There is a table for each study, since rows of two studies may share a name by chance.
@@ -250,7 +250,7 @@ def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Sheet]:
     ]
 
 
-def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sheet:
+def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Table:
     counts: dict[str, dict[str, Counter[str]]] = {}
     contests = {(pair.contest.model, pair.contest.task): pair.contest for pair, _ in verdicts}
     labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
@@ -278,6 +278,5 @@ def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sh
         rows.append([label, text(sum(own.values(), Counter())), *cells])
     size = count(len(contests), "contest")
     name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart)"
-    return Sheet(
-        f"{name}, in the family of all pairs, {size}", ["method", "all", *labels.values()], rows
-    )
+    title = f"{name}, in the family of all pairs, {size}"
+    return Table(["method", "all", *labels.values()], rows, title)

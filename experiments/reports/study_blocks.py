@@ -10,9 +10,8 @@ from experiments.marked_documents import fill_blocks
 from experiments.reports import claims_table, registered
 from experiments.reports.findings import Findings
 from experiments.reports.verdict import sentence
-from experiments.tables import text_formats
 from experiments.tables.config_tables import RESULTS, ROOT
-from experiments.tables.text_formats import Sheet
+from lora_jax.table import Table, render_tables
 
 
 def fill(text: str, results: Path = ROOT / RESULTS) -> str:
@@ -41,11 +40,11 @@ def block(folder: Path, size: str = "full") -> str:
     studies = {name: _found(folder / name, size) for name in names}
     if len(studies) == 1:
         (study,) = studies.values()
-        return text_formats.markdown(study.sheets, (), [sentence(study)])
+        return render_tables("markdown", study.sheets, first=[sentence(study)])
     verdicts = [f"{name}: {sentence(study)}" for name, study in studies.items()]
     kinds = zip(*(study.sheets for study in studies.values()), strict=True)
     sheets = [sheet for own in kinds for sheet in together(dict(zip(studies, own, strict=True)))]
-    return text_formats.markdown(sheets, (), verdicts)
+    return render_tables("markdown", sheets, first=verdicts)
 
 
 def _found(folder: Path, size: str) -> Findings:
@@ -54,7 +53,7 @@ def _found(folder: Path, size: str) -> Findings:
     return study
 
 
-def together(sheets: Mapping[str, Sheet]) -> list[Sheet]:
+def together(sheets: Mapping[str, Table]) -> list[Table]:
     """One table of several studies, each with its name before its rows.
 
     If some have other columns, each has a table of its own.

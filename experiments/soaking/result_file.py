@@ -8,7 +8,7 @@ from typing import Any
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.records.environment import environment
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 
 def write(out: Path, part: str, settings: Mapping[str, Any], rows: Sequence[Any]) -> None:
@@ -52,4 +52,4 @@ def read(out: Path, part: str, settings: Mapping[str, Any]) -> list[dict[str, An
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """A table of some columns of rows as lines of text."""
-    return text_table(columns, [[str(each[name]) for name in columns] for each in rows])
+    return Table(columns, [[str(each[name]) for name in columns] for each in rows]).to_text()

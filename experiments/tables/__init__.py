@@ -1,5 +1,5 @@
 """Tables of our scores beside the papers'.
 
 `cells` has a table as numbers, and `formats` writes such a table in any format. Import
-`config_tables` for the table of a config, and `text_formats` to write a table of texts.
+`config_tables` for the table of a config.
 """

@@ -9,8 +9,7 @@ from experiments.analysis.collect_runs import Summary, statuses, summarise
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
 from experiments.analysis.recorded_runs import Run
-
-NONE = "–"
+from lora_jax.table import NONE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,21 +3,21 @@
 import dataclasses
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from experiments.analysis import parameters
-from experiments.tables import cells, text_formats
+from experiments.tables import cells
+from lora_jax.table import NONE, Cell, Table, render_tables
 
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
 STYLE = (
     "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
-    "caption{text-align:left;font-weight:bold}th,td{padding:.3em .8em;text-align:left}"
+    "th,td{padding:.3em .8em;text-align:left}.number{text-align:right}.scroll{overflow-x:auto}"
     "thead,table{border-bottom:1px solid}thead{border-top:1px solid}"
 )
 END = "</body></html>\n"
 
 
-def sheet(block: cells.Block, decimals: int) -> text_formats.Sheet:
+def table_of(block: cells.Block, decimals: int) -> Table:
     """A block as text.
 
     If a block has our numbers and published ones, a cell is `ours / published`.
@@ -40,12 +40,12 @@ def sheet(block: cells.Block, decimals: int) -> text_formats.Sheet:
             )
         only = ours and paper and not any(cell.runnable or cell.ours for cell in row.cells)
         rows.append([f"{row.label} (published only)" if only else row.label, *texts])
-    return text_formats.Sheet(f"{block.title} ({kind})", heads, rows)
+    return Table(heads, rows, f"{block.title} ({kind})")
 
 
 def _both(ours: str, published: str, has_ours: bool, has_published: bool) -> str:
     if has_ours and has_published:
-        return cells.NONE if ours == published == cells.NONE else f"{ours} / {published}"
+        return NONE if ours == published == NONE else f"{ours} / {published}"
     return ours if has_ours else published
 
 
@@ -55,14 +55,14 @@ def write(
     """The tables as text in one of `FORMATS`."""
     if form == "csv":
         return comma_separated(blocks, title)
-    sheets = [sheet(block, decimals) for block in blocks]
+    made = [table_of(block, decimals) for block in blocks]
     if form == "html":
-        return page(sheets, title, notes)
-    titled = [dataclasses.replace(each, title=f"{title}, {each.title}") for each in sheets]
-    return getattr(text_formats, form)(titled, notes)
+        return page(made, title, notes)
+    titled = [dataclasses.replace(each, title=f"{title}, {each.title}") for each in made]
+    return render_tables(form, titled, notes)
 
 
-def page(sheets: Sequence[text_formats.Sheet], title: str, notes: Sequence[str]) -> str:
+def page(made: Sequence[Table], title: str, notes: Sequence[str]) -> str:
     """The tables as a complete HTML page without other files."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     lines = [
@@ -70,15 +70,7 @@ def page(sheets: Sequence[text_formats.Sheet], title: str, notes: Sequence[str])
         f'<html lang="en"><head>{head}</head><body>',
         f"<h1>{html.escape(title)}</h1>",
     ]
-    for each in sheets:
-        lines += [
-            f"<table><caption>{html.escape(each.title)}</caption>",
-            "<thead><tr>",
-            *(f'<th scope="col">{html.escape(text)}</th>' for text in each.heads),
-            "</tr></thead><tbody>",
-            *text_formats.html_rows(each),
-            "</tbody></table>",
-        ]
+    lines += [each.to_html() for each in made]
     return "\n".join([*lines, *(f"<p>{html.escape(note)}</p>" for note in notes), END])
 
 
@@ -106,7 +98,7 @@ CSV = (
 
 def comma_separated(blocks: Sequence[cells.Block], title: str) -> str:
     """The tables as CSV for other programs: a line for each cell, with unrounded numbers."""
-    lines: list[Mapping[str, Any]] = []
+    lines: list[Mapping[str, Cell]] = []
     for block in blocks:
         for row in block.rows:
             for column, cell in zip(block.columns, row.cells, strict=True):
@@ -131,4 +123,4 @@ def comma_separated(blocks: Sequence[cells.Block], title: str) -> str:
                     "state": cells.state(cell),
                 }
                 lines.append(values)
-    return text_formats.csv_lines(CSV, lines)
+    return Table.of_records(CSV, lines).to_csv()

@@ -16,7 +16,7 @@ from experiments.reports.document import Document
 from experiments.reports.verdict import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
-from experiments.tables.text_formats import Sheet
+from lora_jax.table import Table
 
 MODULE = importlib.import_module("configs.studies.against_lora")
 TASKS, SEEDS, TUNING = ("rte", "sst2"), range(6), 100
@@ -356,9 +356,9 @@ def test_a_document_s_block_has_the_verdict_and_the_gains(study, tmp_path):
 
 
 def test_studies_with_other_columns_have_tables_of_their_own():
-    one, two = Sheet("gain", ("method", "p"), [["a", "1"]]), Sheet("gain", ("method",), [["b"]])
+    one, two = Table(("method", "p"), [["a", "1"]], "gain"), Table(("method",), [["b"]], "gain")
     (both,) = study_blocks.together({"8": one, "16": one})
-    assert both == Sheet("gain", ("study", "method", "p"), [["8", "a", "1"], ["16", "a", "1"]])
+    assert both == Table(("study", "method", "p"), [["8", "a", "1"], ["16", "a", "1"]], "gain")
     apart = study_blocks.together({"8": one, "16": two})
     assert [each.title for each in apart] == ["8: gain", "16: gain"]
     assert [each.rows for each in apart] == [one.rows, two.rows]

@@ -18,6 +18,7 @@ from experiments.runs.group import Alone
 from experiments.setup import classification, experiment
 from lora_jax import data
 from lora_jax.records import run_record
+from lora_jax.table import Table
 from lora_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,7 @@ def test_the_quickstarts_table_fits_and_is_the_readmes():
     labels = (quickstart_table.HEAD, quickstart_table.LORA, quickstart_table.MERGED)
     rows = [(label, "100.0%", "22,713,216", "1234 s", "12.3 s") for label in labels]
     console = Console(width=80, file=io.StringIO())
-    console.print(quickstart_table.table(rows))
+    console.print(Table(quickstart_table.COLUMNS, rows).to_rich())
     assert len(console.file.getvalue().splitlines()) == 3 + len(rows) + 1
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("<!-- quickstart -->")[2].partition("<!-- /quickstart -->")[0]
