@@ -27,13 +27,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, marked_documents
-from experiments.analysis import (
-    collect_runs,
-    comparable,
-    recorded_runs,
-    select_runs,
-    unfinished_runs,
-)
+from experiments.analysis import collect_runs, recorded_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.command_names import shown
@@ -107,7 +101,7 @@ def report() -> None:
     if pictures is not None and pictures.is_file():
         raise ValueError(f"--figures={pictures} is a file: name a folder")
     folder = Path(str(_RESULTS.value))
-    lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
+    lost = [each for each in recorded_runs.find_unfinished(folder) if _wanted(each)]
     found = recorded_runs.find(folder)
     made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
@@ -168,7 +162,7 @@ def compared(
     table: str | None,
     size: str,
     varies: Sequence[str],
-    lost: Sequence[unfinished_runs.Unfinished],
+    lost: Sequence[recorded_runs.Unfinished],
 ) -> tuple[list[Contest], list[Adherence], list[str]]:
     """The contests between the runs of a table and a size, and notes on these runs.
 
@@ -178,9 +172,9 @@ def compared(
     Raises:
       ValueError: no such run has completed; the message counts completed runs of other sizes.
     """
-    own, notes = select_runs.select(found, table, size, parts=True)
+    own, notes = collect_runs.select(found, table, size, parts=True)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
-    comparable.require_settings_of(varies, own)
+    collect_runs.require_settings_of(varies, own)
     kept = adherence.of_folder(folder, own, found)
     notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
@@ -197,13 +191,13 @@ def compared(
     )
 
 
-def _wanted(run: unfinished_runs.Unfinished) -> bool:
+def _wanted(run: recorded_runs.Unfinished) -> bool:
     """Whether a run without a record can belong to the table and size that the flags ask for."""
     table, size = run.study.table or _TABLE.value, run.study.size
     return table in (None, _TABLE.value or table) and size == _SIZE.value
 
 
-def apart(lost: Sequence[unfinished_runs.Unfinished]) -> list[str]:
+def apart(lost: Sequence[recorded_runs.Unfinished]) -> list[str]:
     """A note on the runs without a record that belong to no contest; nothing if there are none."""
     if not lost:
         return []

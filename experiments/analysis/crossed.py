@@ -14,7 +14,7 @@ For accuracy, the values of examples are 0 and 1. For other metrics they are tho
 (`bootstrap.pseudovalues`): for many examples, a metric is the mean of these.
 
 Degrees of freedom are those of Satterthwaite (1946) over the three mean squares if there are
-`TRUSTED` seeds or more. With fewer seeds they are seeds - 1, as in `mean_difference`: few seeds may
+`TRUSTED` seeds or more. With fewer seeds they are seeds - 1, as in `significance`: few seeds may
 be close by chance, so that the estimate is small and its degrees of freedom many, both at once.
 """
 
@@ -23,7 +23,7 @@ import math
 
 import numpy as np
 
-from experiments.analysis.mean_difference import TRUSTED, MeanDifference, over_seeds
+from experiments.analysis.significance import TRUSTED, MeanDifference, over_seeds
 
 
 @dataclasses.dataclass(frozen=True)

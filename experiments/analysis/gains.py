@@ -1,21 +1,30 @@
-"""What methods gain over the reference of a study, on each task and over all of them together."""
+"""What methods gain over the reference of a study, on each task and over all of them together.
+
+`changed_without_a_task` names the verdicts that depend on a single one of the tasks.
+"""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from experiments.analysis import crossed, equivalence, power
+from experiments.analysis import crossed, power, significance
 from experiments.analysis.choose_methods import Contest
-from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
 from experiments.analysis.paired_scores import Scored, common, common_examples, scored
-from experiments.analysis.random_effects import between_tasks, new_task
 from experiments.analysis.scored_examples import Values
-from experiments.analysis.significance import LEVEL, holm
+from experiments.analysis.significance import (
+    LEVEL,
+    MeanDifference,
+    between_tasks,
+    holm,
+    new_task,
+    over_seeds,
+    over_tasks,
+)
 from lora_jax.suggest import require_known
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
@@ -63,7 +72,7 @@ class Gain:
     over_tasks: Estimate
     """The mean over the tasks of `by_task`, all of the same weight."""
     new_task: Estimate | None
-    """The mean of all tasks of which these are a sample (`random_effects`)."""
+    """The mean of all tasks of which these are a sample (`significance.new_task`)."""
     between_tasks: float | None
     """The sd of its true differences between such tasks, without the noise of seeds and
     examples."""
@@ -313,7 +322,9 @@ def _decided(
     """What the tests of a family decide, whatever the errors of the means are over."""
     pairs = list(zip(means, whole, strict=True))
     adjusted = _holm([m.p if w else None for m, w in pairs], tests)
-    within = _holm([equivalence.of_mean(m, margin) if w else None for m, w in pairs], tests)
+    within = _holm(
+        [significance.equivalence_of_mean(m, margin) if w else None for m, w in pairs], tests
+    )
     for mean, p, same in zip(means, adjusted, within, strict=True):
         decided = verdict(mean.mean, p, same, level)
         yield OverSeeds(_estimate(mean, level), p, same, decided, mean.upper(level))
@@ -362,3 +373,32 @@ def _require_one_study(contests: Sequence[Contest], reference: str) -> None:
         raise ValueError(f"two contests on {min(twice)}: gains need one for each task")
     keys = {method.key for contest in contests for method in contest.methods}
     require_known(reference, keys, f"no method '{reference}' to compare others with")
+
+
+FEWEST_TO_LEAVE_OUT = 3
+"""Tasks of a study: with two, leaving one out leaves a single task, which is another question."""
+
+
+def changed_without_a_task(
+    contests: Sequence[Contest],
+    found: Gains,
+    tasks: int,
+    judge: Callable[[Sequence[Contest]], Gains],
+) -> Mapping[str, Sequence[Gain]] | None:
+    """By left-out task, the gains over the others whose verdicts are not those over all tasks.
+
+    Nothing is tested (None) if there are fewer than `FEWEST` tasks, or while any method lacks one.
+
+    Args:
+      contests: of which `found` was made.
+      tasks: how many tasks the study has.
+      judge: gives the gains of contests by the rules of the study.
+    """
+    if tasks < FEWEST_TO_LEAVE_OUT or any(len(each.by_task) < tasks for each in found.methods):
+        return None
+    verdicts = {each.key: each.verdict for each in found.methods}
+    changes = {}
+    for task in found.tasks:
+        others = judge([contest for contest in contests if contest.task != task])
+        changes[task] = [each for each in others.methods if each.verdict != verdicts[each.key]]
+    return changes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis import bootstrap, draws, mean_difference, score_check, significance
+from experiments.analysis import bootstrap, collect_runs, scored_examples, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
@@ -49,7 +49,7 @@ class Pair:
 
     def generalises_to(self, kind: str) -> str:
         """What the test of a kind is of, in words."""
-        if draws.share_seeds(self.first.scores().keys() & self.second.scores().keys()):
+        if collect_runs.draws_share_seeds(self.first.scores().keys() & self.second.scores().keys()):
             return OF_DRAWS.get(kind, KINDS[kind])
         return KINDS[kind]
 
@@ -155,8 +155,11 @@ def _pair(
     if len(common) == 1:
         why.append("one seed in common")
     if len(common) > 1:
-        scores = (draws.means({k: side[k].score for k in common}) for side in (ours, theirs))
-        found = mean_difference.over_seeds(*scores)
+        scores = (
+            collect_runs.means_of_draws({k: side[k].score for k in common})
+            for side in (ours, theirs)
+        )
+        found = significance.over_seeds(*scores)
         low, high = found.interval() or (None, None)
         tests["seeds"] = significance.Difference(found.mean, low, high, found.p, found.n)
     both = {number: (ours[number], theirs[number]) for number in common}
@@ -167,8 +170,12 @@ def _pair(
     elif len(stored) < len(common):
         why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
     if stored:
-        observed = draws.means({number: a.score - b.score for number, (a, b) in stored.items()})
-        drawn = draws.means({number: _replicated(*each) for number, each in stored.items()})
+        observed = collect_runs.means_of_draws(
+            {number: a.score - b.score for number, (a, b) in stored.items()}
+        )
+        drawn = collect_runs.means_of_draws(
+            {number: _replicated(*each) for number, each in stored.items()}
+        )
         over = significance.over_examples(observed, drawn, next(iter(stored.values()))[0].n)
         if contest.metric == "accuracy":
             right = (np.array([pair[i].right for pair in stored.values()]) for i in (0, 1))
@@ -176,7 +183,9 @@ def _pair(
         tests["examples"] = over
         if len(stored) > 1:
             tests["both"] = significance.over_both(observed, drawn)
-    return Pair(contest, first, second, len(draws.groups(common)), tests, ", ".join(why))
+    return Pair(
+        contest, first, second, len(collect_runs.runs_by_draw(common)), tests, ", ".join(why)
+    )
 
 
 def _replicated(first: Seen, second: Seen) -> np.ndarray:
@@ -200,7 +209,7 @@ def _seen(
     if not every:
         return found
     first, metric = every[0][2], contest.metric
-    labels, choices = first.labels, score_check.choices(first.run)
+    labels, choices = first.labels, scored_examples.choices_of(first.run)
     outputs = [own.outputs for _, _, own in every]
     drawn = scale(metric) * bootstrap.replicates(
         metric, outputs, labels, choices=choices, resamples=resamples, seed=seed

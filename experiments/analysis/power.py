@@ -19,7 +19,7 @@ from collections.abc import Callable
 from scipy import integrate, optimize, special, stats
 
 from experiments.analysis.crossed import Squares
-from experiments.analysis.mean_difference import degrees
+from experiments.analysis.significance import degrees
 
 POWER = 0.8
 """The probability of finding a difference that reports ask for."""

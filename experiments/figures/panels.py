@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import draws
+from experiments.analysis import collect_runs
 from experiments.analysis.collect_runs import Summary, one_of_each, settings_of, summarise
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
@@ -48,7 +48,7 @@ class Panel:
         """The summary of some runs, computed as in the table; None without scores."""
         scores = {run.number: run.score(self.metric, self.table["choose"]) for run in runs}
         known = {number: score for number, score in scores.items() if score is not None}
-        counted = draws.means(known).tolist()
+        counted = collect_runs.means_of_draws(known).tolist()
         return summarise(counted, self.table["report"], self.table["spread"]) if counted else None
 
     def best(self, runs: Sequence[Run]) -> Summary | None:

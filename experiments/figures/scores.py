@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import parameters as counted, score_check
-from experiments.analysis.collect_runs import collect, elsewhere
+from experiments.analysis import parameters as counted, scored_examples
+from experiments.analysis.collect_runs import collect, elsewhere, select
 from experiments.analysis.recorded_runs import Run, find, scale
-from experiments.analysis.select_runs import select
 from experiments.figures.panels import Panel, figure_of, metric_label, panels, scored
 from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
@@ -209,7 +208,7 @@ def draw(
     if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
         raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
     for run in chosen:
-        score_check.require_agreement(run)
+        scored_examples.require_agreement(run)
     figure = FIGURES[kind](chosen)
     if size != "full":
         figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")

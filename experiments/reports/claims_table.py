@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from experiments.analysis import published, recorded_runs, scored_examples, select_runs
+from experiments.analysis import collect_runs, published, recorded_runs, scored_examples
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.gains import Gain, gains
 from experiments.analysis.scored_examples import Values
@@ -111,7 +111,7 @@ def block(results: Path, claims: Sequence[Claim] = CLAIMS) -> str:
 
 def _read(results: Path, name: str) -> Study:
     runs = recorded_runs.find(results / name) if (results / name).is_dir() else []
-    kept = adherence.of_folder(results / name, select_runs.select(runs, None, "full")[0])
+    kept = adherence.of_folder(results / name, collect_runs.select(runs, None, "full")[0])
     if len(kept) != 1:
         raise ValueError(f"no registered study in {results / name}")
     made = registered.contests_of(kept[0])

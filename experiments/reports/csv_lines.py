@@ -88,11 +88,11 @@ The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks s
 one-sided tests against the `margin`. In a `pair`, they are of the family of all pairs, and in a
 `gain`, too, if the study registered that. `upper` is the one-sided upper bound, and `detectable`
 the smallest difference that the test would find with a power of 80%. `such_tasks` is the mean over
-all tasks of which these are a sample (`random_effects`), with its interval, and `between_tasks` the
-standard deviation of gains between them, without the noise of seeds and examples. All intervals and
-bounds of gains are at the level of the study's protocol. They are over new seeds and new examples;
-`seeds_low` to `seeds_verdict` are over new seeds alone. They are empty where runs have no
-predictions, as all numbers are over seeds alone then.
+all tasks of which these are a sample (`significance.new_task`), with its interval, and
+`between_tasks` the standard deviation of gains between them, without the noise of seeds and
+examples. All intervals and bounds of gains are at the level of the study's protocol. They are over
+new seeds and new examples; `seeds_low` to `seeds_verdict` are over new seeds alone. They are empty
+where runs have no predictions, as all numbers are over seeds alone then.
 """
 
 

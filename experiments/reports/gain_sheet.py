@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from experiments.analysis.gains import Estimate, Gain, Gains
-from experiments.analysis.random_effects import FEWEST
+from experiments.analysis.significance import FEWEST_TASKS
 from experiments.analysis.task_evidence import Evidence
 from experiments.reports.sheets import DECIMALS, p_text
 from lora_jax.table import NONE, Table
@@ -18,7 +18,7 @@ NOTE = (
     "bound is one-sided. Detectable is the smallest difference that the test would find with a "
     "power of 80%. Such tasks: the mean of all tasks of which these are a sample, by a t-test of "
     "the tasks' gains; where these tasks alone have the wider interval, it is that; fewer than "
-    f"{FEWEST} tasks are no sample. All these "
+    f"{FEWEST_TASKS} tasks are no sample. All these "
     "numbers are of the rates that were chosen, whose choice has noise of its own. They generalise "
     "over seeds (other orders and first weights, and other training examples where seeds draw "
     "them) and over the examples of the development sets. Seeds alone: the interval and the "
@@ -64,7 +64,7 @@ def gain_sheet(
         "p of equivalence",
         f"{confidence} upper bound",
         "detectable",
-        *["such tasks"] * (tasks >= FEWEST),
+        *["such tasks"] * (tasks >= FEWEST_TASKS),
         "seeds",
         *more,
     )
@@ -102,7 +102,8 @@ def _row(gain: Gain, tasks: int, alone: bool) -> list[str]:
         p_text(gain.equivalent),
         _signed(gain.upper),
         NONE if gain.detectable is None else f"{gain.detectable:.{DECIMALS}f}",
-        *[NONE if gain.new_task is None else estimate_text(gain.new_task)] * (tasks >= FEWEST),
+        *[NONE if gain.new_task is None else estimate_text(gain.new_task)]
+        * (tasks >= FEWEST_TASKS),
         str(whole.n),
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.analysis import collect_runs, draws, parameters
+from experiments.analysis import collect_runs, parameters
 from experiments.analysis.choose_methods import Contest, Method, by_number
 from experiments.figures import labelled_points, small_multiples
 from experiments.figures.panels import metric_label
@@ -68,7 +68,7 @@ def by_rate(contest: Contest) -> Figure | None:
 
 def rate_caption(contest: Contest) -> str:
     seeds = [
-        len(draws.means(by_number(setting.of(method.phase))))
+        len(collect_runs.means_of_draws(by_number(setting.of(method.phase))))
         for method in contest.methods
         for setting in method.tried
     ]
@@ -111,7 +111,7 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
-        scores = draws.means(by_number(setting.of(method.phase))).tolist()
+        scores = collect_runs.means_of_draws(by_number(setting.of(method.phase))).tolist()
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
             whole = collect_runs.summarise(scores, "mean", "ci95")
             best[setting.rate] = whole.centre, whole.spread or np.nan

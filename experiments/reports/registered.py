@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from experiments.analysis import (
-    left_out_tasks,
-    pairing,
+    paired_scores,
     parameters,
     rank_stability,
     recorded_runs,
     scored_examples,
-    untrained,
+    task_evidence,
 )
 from experiments.analysis.choose_methods import Contest, Method, contests
-from experiments.analysis.equal_rows import SAME, equal_rows
-from experiments.analysis.gains import Gain, Gains, all_pairs, gains
+from experiments.analysis.gains import Gain, Gains, all_pairs, changed_without_a_task, gains
 from experiments.analysis.labels import Titles, heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.analysis.scored_examples import Values
-from experiments.analysis.task_evidence import HEAD, Evidence, evidence
+from experiments.analysis.task_evidence import HEAD, SAME, Evidence, equal_rows, evidence
 from experiments.plurals import agree, count
 from experiments.reports import claims, findings
 from experiments.reports.gain_sheet import estimate_text
@@ -167,7 +165,7 @@ def evidence_of(kept: Adherence, made: Sequence[Contest]) -> tuple[Evidence, ...
     Args:
       made: as `contests_of` gives them.
     """
-    begun = untrained.read(kept.folder) if kept.folder is not None else {}
+    begun = task_evidence.read_untrained(kept.folder) if kept.folder is not None else {}
     start = {task: own.predictions for task, own in begun.items() if own.score is not None}
     return evidence(made, kept.registered.protocol.reference, start)
 
@@ -353,7 +351,7 @@ def _of_left_out_tasks(
     made: Sequence[Contest], examples: Mapping[str, Values], compared: Gains, protocol: Protocol
 ) -> Iterator[str]:
     """Which verdicts depend on one task."""
-    changes = left_out_tasks.changed(
+    changes = changed_without_a_task(
         made, compared, len(protocol.columns), lambda others: _judged(others, examples, protocol)[0]
     )
     if changes is None:
@@ -401,9 +399,9 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
         "the same runs, so these shares are higher than those of new runs would be: equal "
         "methods, too, seem to keep an order."
     )
-    saved = pairing.together(
+    saved = paired_scores.pooled(
         [
-            pairing.bought(first, second)
+            paired_scores.bought(first, second)
             for task in known.scores
             for first, second in itertools.combinations(task, 2)
         ]

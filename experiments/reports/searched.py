@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from experiments.analysis.choose_methods import Contest
-from experiments.analysis.halved_runs import halved
+from experiments.analysis.choose_methods import Contest, halved
 from experiments.analysis.recorded_runs import Run, scale
 from experiments.figures import halving
 from experiments.figures.panels import metric_label

@@ -8,13 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from experiments.analysis import (
-    collect_runs,
-    pairwise,
-    parameters,
-    recorded_runs,
-    significance,
-)
+from experiments.analysis import collect_runs, pairwise, parameters, recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method, Setting
 from experiments.analysis.rate_choice import Choice
 from experiments.plurals import agree, count

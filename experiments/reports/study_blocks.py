@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.analysis import recorded_runs, select_runs
+from experiments.analysis import collect_runs, recorded_runs
 from experiments.analysis.labels import natural
 from experiments.marked_documents import fill_blocks
 from experiments.reports import claims_table, registered
@@ -48,7 +48,7 @@ def block(folder: Path, size: str = "full") -> str:
 
 
 def _found(folder: Path, size: str) -> Findings:
-    runs, _ = select_runs.select(recorded_runs.find(folder), None, size)
+    runs, _ = collect_runs.select(recorded_runs.find(folder), None, size)
     (study,) = registered.found(folder, runs)
     return study
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.analysis import draws, parameters
+from experiments.analysis import collect_runs, parameters
 from experiments.analysis.collect_runs import Summary, statuses, summarise
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
@@ -204,15 +204,17 @@ def _difference(
 
 def _scores(
     runs: Iterable[Run], metric: str, table: Mapping[str, Any]
-) -> dict[draws.Number, float]:
+) -> dict[collect_runs.RunNumber, float]:
     """The scores of completed runs that have one, by seed and draw."""
     scores = {run.number: run.score(metric, table["choose"]) for run in runs}
     return {number: score for number, score in scores.items() if score is not None}
 
 
-def _summary(scores: Mapping[draws.Number, float], table: Mapping[str, Any]) -> Summary | None:
+def _summary(
+    scores: Mapping[collect_runs.RunNumber, float], table: Mapping[str, Any]
+) -> Summary | None:
     """The table's summary of a cell; None without scores."""
-    counted = draws.means(scores).tolist()
+    counted = collect_runs.means_of_draws(scores).tolist()
     return summarise(counted, table["report"], table["spread"]) if counted else None
 
 

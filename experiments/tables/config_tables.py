@@ -10,14 +10,7 @@ from typing import Any
 
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
-from experiments.analysis import (
-    collect_runs,
-    parameters,
-    published,
-    recorded_runs,
-    score_check,
-    select_runs,
-)
+from experiments.analysis import collect_runs, parameters, published, recorded_runs, scored_examples
 from experiments.analysis.labels import Titles
 from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
@@ -100,7 +93,7 @@ def render_table(
     chosen, left = _selected(results, found, name, size)
     collected = collect_runs.collect(chosen, name, size)
     for run in collected.runs:
-        score_check.require_agreement(run)
+        scored_examples.require_agreement(run)
     # A smoke run has only a few steps, so it is not compared with published numbers.
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
@@ -127,7 +120,7 @@ def _selected(
     own = [run for run in found if run.study.table == name]
     if not own:
         return [], []
-    chosen, left = select_runs.select(own, name, size)
+    chosen, left = collect_runs.select(own, name, size)
     kept, said = adherence.as_registered(results, chosen, own)
     return kept, [*left, *said]
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.analysis.crossed import over_both, squares
 from experiments.analysis.gains import all_pairs, gains
-from experiments.analysis.mean_difference import over_seeds
+from experiments.analysis.significance import over_seeds
 
 
 def test_the_variance_is_unbiased():

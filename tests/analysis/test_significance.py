@@ -9,8 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from experiments.analysis import bootstrap, significance
-from experiments.analysis.mean_difference import over_seeds
-from experiments.analysis.significance import Difference
+from experiments.analysis.significance import Difference, over_seeds
 from lora_jax.metrics import label_metrics
 
 NULLS = 200

@@ -3,7 +3,7 @@
 import report_study
 from report_study import RATES, made, tuned, tuning
 
-from experiments.analysis import halved_runs
+from experiments.analysis import choose_methods
 from experiments.reports import searched
 
 
@@ -23,7 +23,7 @@ def test_a_stopped_trial_is_never_chosen_and_budgets_are_counted_in_steps(tmp_pa
     (contest,) = made(tmp_path)
     lora, dora = (next(m for m in contest.methods if m.key == key) for key in ("lora", "dora"))
     assert lora.chosen.rate == RATES[1]
-    assert halved_runs.any_stopped([lora]) and not halved_runs.any_stopped([dora])
+    assert choose_methods.any_stopped([lora]) and not choose_methods.any_stopped([dora])
     assert (lora.steps, dora.steps) == (10 + 100 + 10, 300)
     assert lora.budget == dora.budget == (3, 3)
     text = report_study.said(tmp_path)

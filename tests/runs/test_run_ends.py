@@ -11,7 +11,7 @@ import pytest
 import small_model
 from rich.console import Console
 
-from experiments.analysis import unfinished_runs
+from experiments.analysis import recorded_runs
 from experiments.runs import made_run, quickstart_table, run
 from experiments.runs.finished_run import is_completed
 from experiments.runs.group import Alone
@@ -88,7 +88,7 @@ def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, m
     assert caught.value.code == 75
     assert "interrupted: step 2 is saved; the same command goes on\n" in capfd.readouterr().out
     assert run_record.read(tmp_path / "run") is None
-    (left,) = unfinished_runs.find(tmp_path)
+    (left,) = recorded_runs.find_unfinished(tmp_path)
     assert left.status == "unfinished"
     with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         assert saved.steps() == [2]
