@@ -19,7 +19,7 @@ import lora_jax as lj
 from experiments import cli
 from experiments.combining.trained_runs import open_runs
 from experiments.distributed.devices import announce
-from experiments.figures.installed import require_matplotlib
+from experiments.figures import require_matplotlib
 from lora_jax.table import Table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")

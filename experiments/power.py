@@ -32,7 +32,7 @@ from experiments import cli
 from experiments.analysis import collect_runs, power, recorded_runs, scored_examples, significance
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.paired_scores import Noise, noise_of_seeds
-from experiments.reports.gain_sheet import of_tasks
+from experiments.reports.sheets import of_tasks
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
 from experiments.tables import config_tables

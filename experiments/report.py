@@ -32,7 +32,7 @@ from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.command_names import shown
 from experiments.plurals import count
-from experiments.reports import file, origin, parts, registered, study_blocks
+from experiments.reports import document, html_page, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
@@ -42,7 +42,7 @@ from lora_jax.records.environment import environment
 _RESULTS = flags.DEFINE_string(
     "results", None, "The folder with the runs' records below it. Only --documents goes without it."
 )
-_FORMAT = flags.DEFINE_enum("format", "rich", file.FORMATS, "The format of the report.")
+_FORMAT = flags.DEFINE_enum("format", "rich", document.FORMATS, "The format of the report.")
 _OUT = flags.DEFINE_string(
     "out",
     None,
@@ -96,7 +96,7 @@ def report() -> None:
         )
     out = None if _OUT.value is None else Path(_OUT.value)
     if out is not None:
-        file.require_replaceable(out, _FORMAT.value)
+        document.require_replaceable(out, _FORMAT.value)
     pictures = None if _FIGURES.value is None else Path(_FIGURES.value)
     if pictures is not None and pictures.is_file():
         raise ValueError(f"--figures={pictures} is a file: name a folder")
@@ -106,12 +106,12 @@ def report() -> None:
     made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    names = parts.names(kept)
+    names = document.names_of_parts(kept)
     by_digest = {
         each.registered.digest: registered.of_study(each, bool(_PAIRS.value)) for each in kept
     }
     studies = [dataclasses.replace(by_digest[each], title=name) for each, name in names.items()]
-    title, made = _title(folder, made), parts.named(made, names)
+    title, made = _title(folder, made), document.with_names_of_parts(made, names)
     if _PAIRS.value and not studies:
         raise ValueError(
             f"--pairs: {folder} has no registered study; without --pairs, the report compares all "
@@ -122,7 +122,7 @@ def report() -> None:
             f"--reference={_REFERENCE.value} leaves out what the registration compares: give no "
             "--reference to see that."
         )
-    document = Document(
+    whole = Document(
         made,
         _REFERENCE.value,
         title=title,
@@ -132,13 +132,13 @@ def report() -> None:
         studies=studies if _REFERENCE.value is None else (),
     )
     start = Path.cwd() if out is None else out.parent
-    text = document.render(_FORMAT.value, notes, _origin(made), start)
+    text = whole.render(_FORMAT.value, notes, _origin(made), start)
     if pictures is not None:
-        document.write_pictures(pictures)
+        whole.write_pictures(pictures)
     if out is None:
         print(text, end="")
         return
-    file.write(out, _FORMAT.value, text)
+    document.write_report(out, _FORMAT.value, text)
     print(f"report: {out}")
 
 
@@ -149,11 +149,11 @@ def _title(folder: Path, made: Sequence[Contest]) -> str:
     return titles.pop() if len(titles) == 1 else ""
 
 
-def _origin(made: list[Contest]) -> origin.Origin:
+def _origin(made: list[Contest]) -> html_page.Origin:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     command = f"{shown('report')} {shlex.join(sys.argv[1:])}"
-    commit = origin.commit(environment()["git"])
-    return origin.of_runs(made, date=today, command=command, commit=commit)
+    commit = html_page.commit_text(environment()["git"])
+    return html_page.origin_of(made, date=today, command=command, commit=commit)
 
 
 def compared(

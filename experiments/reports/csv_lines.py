@@ -11,7 +11,7 @@ from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.analysis.rate_choice import Choice
 from experiments.reports import sheets
 from experiments.reports.findings import Findings
-from experiments.reports.gain_sheet import of_tasks
+from experiments.reports.sheets import of_tasks
 from lora_jax.table import Table
 
 COLUMNS = (

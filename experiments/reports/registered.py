@@ -23,8 +23,8 @@ from experiments.analysis.scored_examples import Values
 from experiments.analysis.task_evidence import HEAD, SAME, Evidence, equal_rows, evidence
 from experiments.plurals import agree, count
 from experiments.reports import claims, findings
-from experiments.reports.gain_sheet import estimate_text
-from experiments.studies import adherence, history, rates
+from experiments.reports.sheets import estimate_text
+from experiments.studies import adherence, protocol, registration
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import NO_RATE
@@ -268,7 +268,7 @@ def _kept(kept: Adherence) -> Iterator[str]:
     else:
         yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
     if kept.folder is not None:
-        yield history.committed(kept.folder, registered, kept.runs)
+        yield registration.committed(kept.folder, registered, kept.runs)
     if not registered.budgets:
         yield (
             "The registration is of an earlier version, which says nothing of metrics and families "
@@ -284,7 +284,7 @@ def _kept(kept: Adherence) -> Iterator[str]:
             "The rule allows no further rates, and better ones may lie beyond those of "
             f"{_first(kept.edges)}."
         )
-    if (number := len(rates.first(registered.protocol.rates))) < FEWEST_RATES:
+    if (number := len(protocol.first_places(registered.protocol.rates))) < FEWEST_RATES:
         yield (
             f"Each method begins with {count(number, 'learning rate')}. With fewer than "
             f"{FEWEST_RATES}, a better one may lie beside those tried, so a difference between "

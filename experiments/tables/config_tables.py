@@ -16,7 +16,7 @@ from experiments.setup.config import of_record
 from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill as filled
 from experiments.studies import adherence, registration
-from experiments.tables import cells, formats
+from experiments.tables import cells
 from lora_jax.files.canonical_json import plain
 from lora_jax.suggest import require_known
 
@@ -76,7 +76,7 @@ def render_table(
     size: str = "full",
     first: Sequence[str] = (),
 ) -> str:
-    """The table of a config's runs below a folder, as text in one of `formats.FORMATS`.
+    """The table of a config's runs below a folder, as text in one of `cells.FORMATS`.
 
     Args:
       first: notes that come before the others.
@@ -110,7 +110,7 @@ def render_table(
     notes += [] if made else ["Nothing has been run."]
     notes += [*left, *collected.notes]
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
-    return formats.write(form, made, title, notes, table["decimals"])
+    return cells.write(form, made, title, notes, table["decimals"])
 
 
 def _selected(

@@ -13,10 +13,10 @@ from report_study import LABELS, made, make_study, wrong
 
 from experiments.analysis.gains import Estimate, Gains
 from experiments.analysis.task_evidence import Evidence, Floor
-from experiments.reports import claims, findings, gain_sheet
+from experiments.reports import claims, findings, sheets
 from experiments.reports.document import Document
-from experiments.reports.pictures import FEWER, forests, marked
-from experiments.reports.verdict import sentence
+from experiments.reports.findings import sentence
+from experiments.reports.plots import FEWER, forests, marked
 
 
 def study(gains=GAINS, **how):
@@ -148,7 +148,7 @@ def test_a_question_has_a_figure_of_its_rows_in_their_order():
 
 
 def test_the_table_of_gains_has_every_number():
-    sheet, three = (gain_sheet.gain_sheet(GAINS, "title", 0.05, tasks) for tasks in (2, 3))
+    sheet, three = (sheets.gain_sheet(GAINS, "title", 0.05, tasks) for tasks in (2, 3))
     assert three.heads == (*sheet.heads[:-1], "such tasks", "seeds")
     assert three.rows[0][-3:] == ["0.75", "–", "20"]
     assert sheet.rows[0] == [
@@ -162,7 +162,7 @@ def test_the_table_of_gains_has_every_number():
         detectable=None,
         new_task=estimate(1.0, 2.0),
     )
-    (row,) = gain_sheet.gain_sheet([lone], "title", 0.05, 3).rows
+    (row,) = sheets.gain_sheet([lone], "title", 0.05, 3).rows
     assert row[3] == row[6] == row[7] == "–" and row[8] == "+1.00 [-1.00, +3.00]"
 
 

@@ -19,8 +19,8 @@ from hypothesis import given, strategies as st
 from report_study import rendered
 
 from experiments.analysis import choose_methods, recorded_runs
-from experiments.reports import file, plots
-from experiments.reports.origin import Origin
+from experiments.reports import document, plots
+from experiments.reports.html_page import Origin
 from lora_jax import table
 
 NASTY = 'a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ "z" $ [r=8]'
@@ -96,7 +96,7 @@ class Reader(html.parser.HTMLParser):
 
 def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
-    forms = set(file.FORMATS) - {"html"}  # which `page` is
+    forms = set(document.FORMATS) - {"html"}  # which `page` is
     text = {form: rendered(contests, form, resamples=200) for form in forms}
     lines = [line for line in text["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]

@@ -22,7 +22,7 @@ from report_study import (
 
 from experiments import report
 from experiments.analysis import recorded_runs, task_evidence
-from experiments.reports import file, plots
+from experiments.reports import document, plots
 from experiments.runs import predictions
 from experiments.setup.read_config import read_config
 from experiments.setup.suggested import fill
@@ -350,20 +350,20 @@ def test_predictions_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / predictions.NAME).read_bytes() == before
 
 
-@pytest.mark.parametrize("form", file.FORMATS)
+@pytest.mark.parametrize("form", document.FORMATS)
 def test_only_a_report_in_the_same_format_is_replaced(study, tmp_path_factory, form):
     path = tmp_path_factory.mktemp("out") / "deep" / "report"
     text = rendered(made(study), form, resamples=100)
     for _ in range(2):
-        file.write(path, form, text)
+        document.write_report(path, form, text)
     assert path.read_text(encoding="utf-8") == text
     assert [each.name for each in path.parent.iterdir()] == ["report"]
     other = "csv" if form != "csv" else "html"
     with pytest.raises(ValueError, match=f"exists and is not a report with --format={other}"):
-        file.write(path, other, "text")
+        document.write_report(path, other, "text")
     path.write_text("\\section{My paper}")
     with pytest.raises(ValueError, match="name another file, or remove this one"):
-        file.write(path, form, text)
+        document.write_report(path, form, text)
     assert path.read_text() == "\\section{My paper}"
     with pytest.raises(ValueError, match="is a folder: name a file"):
-        file.require_replaceable(path.parent, form)
+        document.require_replaceable(path.parent, form)

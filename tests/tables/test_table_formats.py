@@ -12,7 +12,7 @@ import pytest
 
 from experiments.analysis import published
 from experiments.analysis.collect_runs import Summary
-from experiments.tables import config_tables, formats
+from experiments.tables import cells, config_tables
 from experiments.tables.cells import Block, Cell, Column, Row
 from lora_jax.records import seal
 from lora_jax.table import LATEX
@@ -60,7 +60,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_every_format_holds_the_same_cells():
-    made = {form: formats.write(form, [BLOCK], NASTY, [NASTY], 1) for form in formats.FORMATS}
+    made = {form: cells.write(form, [BLOCK], NASTY, [NASTY], 1) for form in cells.FORMATS}
 
     lines = [line for line in made["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
