@@ -9,7 +9,6 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from configs.settings import RunConfig
 from experiments.analysis import collect_runs
 from experiments.analysis.labels import (
     UNTITLED,
@@ -200,12 +199,12 @@ def contests(
             require_settings(run.folder / "record.json", run.record.config, OF_ANY)
         groups.setdefault(collect_runs.contest_key(run), []).append(run)
 
-    def fixed(config: RunConfig) -> Mapping[str, str]:
-        return collect_runs.varied_and_fixed(config, varies)[1]
+    def fixed(run: Run | Unfinished) -> Mapping[str, str]:
+        return collect_runs.varied_and_fixed(run, varies)[1]
 
     made, lost = [], list(unfinished)
     for (table, model, task), own in _in_order(groups, titles):
-        same = collect_runs.without_strays(own, lambda run: fixed(run.config))
+        same = collect_runs.without_strays(own, fixed)
         collect_runs.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
@@ -217,9 +216,9 @@ def contests(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
                 )
-            ours, registered = fixed(same[0].config), {run.study.registration for run in same}
+            ours, registered = fixed(same[0]), {run.study.registration for run in same}
             near = [each for each in lost if each.study.registration in registered]
-            mine = [each for each in near if each.config and fixed(each.config) == ours]
+            mine = [each for each in near if each.config and fixed(each) == ours]
             lost = [each for each in lost if each not in mine]
             known = titles.get(table, UNTITLED)
             title = known.column(task)
@@ -283,9 +282,7 @@ def _method(
     groups: dict[str, list[Run | Unfinished]] = {}
     for run in runs:
         if run.config is not None:
-            values = json.dumps(
-                collect_runs.varied_and_fixed(run.config, varies)[0], sort_keys=True
-            )
+            values = json.dumps(collect_runs.varied_and_fixed(run, varies)[0], sort_keys=True)
             groups.setdefault(values, []).append(run)
     settings = [_setting(json.loads(values), own) for values, own in groups.items()]
     settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))

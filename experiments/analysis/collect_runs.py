@@ -8,18 +8,17 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from configs.settings import COMBINED, IMPORTED, RunConfig, fields_of, free_names
+from configs.settings import COMBINED, IMPORTED, RunConfig, fields_of
 from experiments.analysis.labels import natural
 from experiments.analysis.recorded_runs import REGISTRATION, Run, Unfinished
 from experiments.plurals import agree, count
-from lora_jax.files.canonical_json import canonical
 from lora_jax.suggest import require_known
 
 RunNumber = tuple[int, int]
@@ -89,7 +88,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     single: list[Run] = []
     strays = 0
     for each in cells.values():
-        alike = without_strays(each, lambda run: settings_of(run.config))
+        alike = without_strays(each, lambda run: run.settings)
         _alike(alike)
         single += one_of_each(alike)
         strays += len(each) - len(alike)
@@ -143,9 +142,9 @@ def without_strays(runs: Sequence[Run], settings: Callable[[Run], Mapping[str, s
 
 def _alike(runs: Sequence[Run]) -> None:
     """Raise a ValueError if runs of a cell differ in settings, weights or data."""
-    first, settings = runs[0], settings_of(runs[0].config)
+    first, settings = runs[0], runs[0].settings
     for run in runs[1:]:
-        if key := different(settings, settings_of(run.config)):
+        if key := different(settings, run.settings):
             raise ValueError(f"{first.folder} and {run.folder} are runs of one cell, but {key}")
         require_same_weights(first, run)
         same_draw = run.number[1] == first.number[1]
@@ -166,30 +165,6 @@ def require_same_weights(one: Run, other: Run) -> None:
     """Raise a ValueError if two runs did not begin from the same weights."""
     if one.record.weights_digest != other.record.weights_digest:
         raise ValueError(f"{one.folder} and {other.folder} began from different weights")
-
-
-def settings_of(config: RunConfig) -> dict[str, str]:
-    """Every setting that affects a result, except seed and draw, as text by name.
-
-    Settings that a config may lack, and those of a variant, mean the same as null: these are left
-    out.
-    """
-    free = free_names(type(config))
-    optional = {n for n, (f, _) in fields_of(type(config)).items() if f.metadata.get("optional")}
-
-    def absent(value: Any, where: str) -> bool:
-        return value is None and (where in optional or where.startswith("variant."))
-
-    def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping) and value:
-            for key, item in value.items():
-                yield from leaves(item, f"{where}.{key}" if where else key)
-        elif where == "start_from":  # only whether it starts from a run matters
-            yield where, "a run" if value else "null"
-        elif where not in free and not absent(value, where):
-            yield where, canonical(value)
-
-    return dict(leaves(config.plain, ""))
 
 
 def one_of_each(runs: Sequence[Run]) -> list[Run]:
@@ -274,15 +249,15 @@ def variant_and_storage(run: Run | Unfinished) -> tuple[str, str]:
 
 
 def varied_and_fixed(
-    config: RunConfig, varies: Sequence[str]
+    run: Run | Unfinished, varies: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Split the settings of a config into those that a study varies, and the fixed ones.
+    """Split the settings of a run into those that a study varies, and the fixed ones.
 
     Args:
       varies: settings that vary besides those.
     """
     varied, fixed = {}, {}
-    for key, value in settings_of(config).items():
+    for key, value in run.settings.items():
         if key.partition(".")[0] in VARIED or key in (*ALSO_VARIED, *varies):
             varied[key] = value
         elif key not in BESIDE:
@@ -294,7 +269,7 @@ def require_settings_of(names: Sequence[str], runs: Sequence[Run]) -> None:
     """Raise a ValueError if `--varies` has a name that is no setting of the runs."""
     kinds = {type(run.config) for run in runs}
     known = {name for kind in kinds for name in fields_of(kind)}
-    known |= {name for run in runs for name in settings_of(run.config)}
+    known |= {name for run in runs for name in run.settings}
     for name in names:
         require_known(name, known, f"--varies={name}: no run has this setting")
 
@@ -304,11 +279,12 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
 
     Also raise it if two runs of one method differ in variant or storage.
     """
-    first, settings = runs[0], varied_and_fixed(runs[0].config, varies)[1]
+    first = runs[0]
+    settings = varied_and_fixed(first, varies)[1]
     firsts: dict[tuple[bool, int], Run] = {}
     methods: dict[str, Run] = {}
     for run in runs:
-        if said := different(settings, varied_and_fixed(run.config, varies)[1]):
+        if said := different(settings, varied_and_fixed(run, varies)[1]):
             raise ValueError(
                 f"{first.folder} and {run.folder} cannot be compared: {said} (if the study varies "
                 f"it, add --varies={said.partition(' ')[0]})"

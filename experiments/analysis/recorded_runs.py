@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.settings import RunConfig, Study, fields_of
+from configs.settings import RunConfig, Study, fields_of, free_names
 from experiments.analysis.published import PERCENT, SIZES
 from experiments.runs import predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
+from lora_jax.files.canonical_json import canonical
 from lora_jax.records import packed, run_record
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.records.packed import Pack
@@ -67,6 +68,11 @@ class Run:
         return of_record(self.record.config)
 
     @functools.cached_property
+    def settings(self) -> Mapping[str, str]:
+        """Its settings as texts (`settings_of`)."""
+        return settings_of(self.config)
+
+    @functools.cached_property
     def study(self) -> Study:
         return study_of(self.record.config)
 
@@ -104,15 +110,21 @@ class Run:
         """Whether the run was scored on training examples, of a task with a development set."""
         return held_out(self.config)
 
+    @functools.cached_property
+    def _predictions(self) -> dict[str, predictions.Predictions]:
+        if self.pack is None:
+            return predictions.read(self.folder)
+        return predictions.read_packed(self.pack, self._packed_as)
+
     def predictions(self) -> dict[str, predictions.Predictions]:
         """The outputs of its saved adapter by part (`validation`, ...), with labels; may be empty.
+
+        They are read once.
 
         Raises:
           ValueError: they are damaged.
         """
-        if self.pack is None:
-            return predictions.read(self.folder)
-        return predictions.read_packed(self.pack, self._packed_as)
+        return dict(self._predictions)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What it reported, a dict with its "step" for each report; empty if it has no metrics.
@@ -136,6 +148,30 @@ class Run:
         metrics = self.record.metrics_best if choose == "best" else self.record.metrics_last
         value = metrics.get(metric)
         return None if value is None else value * scale(metric)
+
+
+def settings_of(config: RunConfig) -> dict[str, str]:
+    """Every setting that affects a result, except seed and draw, as text by name.
+
+    Settings that a config may lack, and those of a variant, mean the same as null: these are left
+    out.
+    """
+    free = free_names(type(config))
+    optional = {n for n, (f, _) in fields_of(type(config)).items() if f.metadata.get("optional")}
+
+    def absent(value: Any, where: str) -> bool:
+        return value is None and (where in optional or where.startswith("variant."))
+
+    def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping) and value:
+            for key, item in value.items():
+                yield from leaves(item, f"{where}.{key}" if where else key)
+        elif where == "start_from":  # only whether it starts from a run matters
+            yield where, "a run" if value else "null"
+        elif where not in free and not absent(value, where):
+            yield where, canonical(value)
+
+    return dict(leaves(config.plain, ""))
 
 
 def saved_metrics(record: run_record.Record) -> Mapping[str, float | None]:
@@ -251,6 +287,12 @@ class Unfinished:
     @property
     def study(self) -> Study:
         return self.config.study if self.config else Study()
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, str]:
+        """Its settings as texts (`settings_of`)."""
+        assert self.config is not None
+        return settings_of(self.config)
 
     @property
     def number(self) -> tuple[int, int]:

@@ -18,7 +18,6 @@ from experiments.analysis.collect_runs import (
     elsewhere,
     one_of_each,
     select,
-    settings_of,
     summarise,
 )
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
@@ -70,7 +69,7 @@ class Panel:
         """The summary of the runs of one setting, that with the best; None without scores."""
         settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
         for run in runs:
-            settings.setdefault(tuple(settings_of(run.config).items()), []).append(run)
+            settings.setdefault(tuple(run.settings.items()), []).append(run)
         scores = [self.score(one_of_each(own)) for own in settings.values()]
         better = min if self.metric in LOWER_IS_BETTER else max
         return better(filter(None, scores), key=lambda each: each.centre, default=None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.settings import RunConfig
-from experiments.analysis.collect_runs import settings_of
+from experiments.analysis.recorded_runs import settings_of
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.how import USUAL, How
 from experiments.runs.memory_line import TooManyTrialsError

@@ -180,7 +180,7 @@ def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[st
     for place, run in cells.items():
         if (config := _config_of(module, run)) is None:
             continue
-        own, ours = (collect_runs.settings_of(each) for each in (config, run.config))
+        own, ours = recorded_runs.settings_of(config), run.settings
         changed = [
             f"{key} is {ours[key]} in place of {own[key]}"
             for key in sorted(own.keys() & ours.keys() - GIVEN)

@@ -13,9 +13,9 @@ import pytest
 from fake_records import planted, write
 
 from experiments.analysis import recorded_runs
-from experiments.pack import pack_runs as pack_runs, unpack_runs as unpack_runs
 from experiments.runs import finished_run, folder_lock, packing, predictions
 from experiments.setup import json_config
+from experiments.studies import packs
 from lora_jax.records import packed, run_record
 
 LABELS = np.tile([0, 1], 10)
@@ -45,11 +45,11 @@ def results(tmp_path):
 
 
 def pack(results):
-    return list(pack_runs(results))
+    return list(packs.pack(results))
 
 
 def unpack(folder):
-    return list(unpack_runs(folder))
+    return list(packs.unpack(folder))
 
 
 def content(folder):
