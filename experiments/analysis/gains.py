@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.analysis import crossed, power, significance
+from experiments.analysis import power, significance
 from experiments.analysis.choose_methods import Contest
 from experiments.analysis.paired_scores import Scored, common, common_examples, scored
 from experiments.analysis.scored_examples import Values
@@ -61,8 +61,8 @@ class OverSeeds:
 class Gain:
     """A method's scores minus those of the reference, paired by seed and example.
 
-    What is tested is of new seeds and new examples (`crossed`). On a task where the values of
-    examples are not known it is of new seeds alone, and the notes say so.
+    What is tested is of new seeds and new examples (`significance.over_both`). On a task where the
+    values of examples are not known it is of new seeds alone, and the notes say so.
     """
 
     key: str
@@ -279,7 +279,7 @@ def _differences(
             seeds = primary = over_seeds(ours, theirs)
             values, missing = common_examples(first, second, examples.get(task, {}))
             if values is not None:
-                primary = crossed.over_both(ours, theirs, *values)
+                primary = significance.over_both(ours, theirs, *values)
             elif known:
                 notes.append((task, f"tested over seeds alone, as {missing}"))
             differences[task] = _Difference(primary, seeds)

@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from experiments.analysis import collect_runs, crossed, power
+from experiments.analysis import collect_runs, power, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import RunNumber
 from experiments.analysis.scored_examples import Values
@@ -234,8 +234,8 @@ def noise_of_seeds(
         for task, (first, second) in known.items():
             both, _ = common_examples(own[task], theirs[task], values[task])
             if both is not None:
-                by_task[task] = crossed.over_both(first, second, *both)
-                parts[task] = power.Task.of(crossed.squares(first - second, both[0] - both[1]))
+                by_task[task] = significance.over_both(first, second, *both)
+                parts[task] = power.Task.of(significance.squares(first - second, both[0] - both[1]))
         paired = pooled([bought(*pair) for pair in known.values()])
         found.append(Noise(key, labels[key], by_task, sd, parts, paired))
     return found

@@ -8,9 +8,10 @@ import numpy as np
 
 from experiments.analysis import bootstrap, collect_runs, scored_examples, significance
 from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.collect_runs import means_of_draws, runs_by_draw
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
-from experiments.analysis.scored_examples import stored
+from experiments.analysis.scored_examples import stored, values_of
 from lora_jax.metrics import label_metrics
 
 KINDS = {
@@ -59,8 +60,9 @@ class Seen:
     """What is known about one run: its score and, if it has predictions, how it scores on examples.
 
     `n` is the number of examples (or questions), 0 without predictions. `replicates` are the scores
-    on bootstrap resamples, in the unit of `score`. For accuracy, `right` says which examples (or
-    questions) are right. A run that diverged has its last score (see `paired_scores`) and no more.
+    on bootstrap resamples, and `values` what each example adds, in the unit of `score`. For
+    accuracy, `right` says which examples (or questions) are right. A run that diverged has its last
+    score (see `paired_scores`) and no more.
     """
 
     score: float
@@ -68,6 +70,7 @@ class Seen:
     n: int = 0
     replicates: np.ndarray | None = None
     right: np.ndarray | None = None
+    values: np.ndarray | None = None
 
 
 def pairs(
@@ -155,44 +158,34 @@ def _pair(
     if len(common) == 1:
         why.append("one seed in common")
     if len(common) > 1:
-        scores = (
-            collect_runs.means_of_draws({k: side[k].score for k in common})
-            for side in (ours, theirs)
-        )
-        found = significance.over_seeds(*scores)
-        low, high = found.interval() or (None, None)
-        tests["seeds"] = significance.Difference(found.mean, low, high, found.p, found.n)
+        scores = (means_of_draws({n: side[n].score for n in common}) for side in (ours, theirs))
+        tests["seeds"] = _difference(significance.over_seeds(*scores))
     both = {number: (ours[number], theirs[number]) for number in common}
-    stored = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
+    seen = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
     if any(a.diverged or b.diverged for a, b in both.values()):
-        stored = {}  # a test of the others would be one of the lucky seeds
+        seen = {}  # a test of the others would be one of the lucky seeds
         why.append("a diverged run has its last score alone")
-    elif len(stored) < len(common):
-        why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
-    if stored:
-        observed = collect_runs.means_of_draws(
-            {number: a.score - b.score for number, (a, b) in stored.items()}
-        )
-        drawn = collect_runs.means_of_draws(
-            {number: _replicated(*each) for number, each in stored.items()}
-        )
-        over = significance.over_examples(observed, drawn, next(iter(stored.values()))[0].n)
+    elif len(seen) < len(common):
+        why.append(f"predictions of {len(seen)} of {len(common)} common seeds")
+    if seen:
+        sides = [{n: pair[at] for n, pair in seen.items()} for at in (0, 1)]
+        scores = [means_of_draws({n: one.score for n, one in side.items()}) for side in sides]
+        drawn = [means_of_draws({n: one.replicates for n, one in side.items()}) for side in sides]
+        count = next(iter(seen.values()))[0].n
+        over = significance.over_examples(scores[0] - scores[1], drawn[0] - drawn[1], count)
         if contest.metric == "accuracy":
-            right = (np.array([pair[i].right for pair in stored.values()]) for i in (0, 1))
+            right = (np.array([one.right for one in side.values()]) for side in sides)
             over = dataclasses.replace(over, p=significance.mcnemar(*right))
         tests["examples"] = over
-        if len(stored) > 1:
-            tests["both"] = significance.over_both(observed, drawn)
-    return Pair(
-        contest, first, second, len(collect_runs.runs_by_draw(common)), tests, ", ".join(why)
-    )
+        if len(seen) > 1:
+            values = (means_of_draws({n: one.values for n, one in side.items()}) for side in sides)
+            tests["both"] = _difference(significance.over_both(*scores, *values))
+    return Pair(contest, first, second, len(runs_by_draw(common)), tests, ", ".join(why))
 
 
-def _replicated(first: Seen, second: Seen) -> np.ndarray:
-    """The differences of two runs with predictions on every resample."""
-    assert first.replicates is not None
-    assert second.replicates is not None
-    return first.replicates - second.replicates
+def _difference(found: significance.MeanDifference) -> significance.Difference:
+    low, high = found.interval() or (None, None)
+    return significance.Difference(found.mean, low, high, found.p, found.n)
 
 
 def _seen(
@@ -219,5 +212,6 @@ def _seen(
             accuracy = metric == "accuracy"
             right = label_metrics.correct(own.outputs, labels, choices) if accuracy else None
             score, n = found[key][number].score, len(labels) // choices
-            found[key][number] = Seen(score, False, n, replicated, right)
+            values = values_of(metric, own)
+            found[key][number] = Seen(score, False, n, replicated, right, values)
     return found

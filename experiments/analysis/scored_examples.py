@@ -132,14 +132,15 @@ def values(contests: Sequence[Contest]) -> dict[str, Values]:
     """
     return {
         contest.task: {
-            key: {number: _values(contest.metric, each) for number, each in own.items()}
+            key: {number: values_of(contest.metric, each) for number, each in own.items()}
             for key, own in stored(contest).items()
         }
         for contest in contests
     }
 
 
-def _values(metric: str, own: Stored) -> np.ndarray:
+def values_of(metric: str, own: Stored) -> np.ndarray:
+    """What each question adds to a run's score, in the unit of scores."""
     choices = choices_of(own.run)
     found = bootstrap.pseudovalues(metric, own.outputs, own.labels, choices=choices)
     return scale(metric) * found

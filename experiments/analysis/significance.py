@@ -12,6 +12,24 @@ two-sided and paired, so they need the same examples in the same order, and the 
 al., 2018 (ACL, P18-1128) say which test fits which metric. `holm` keeps the probability of any
 false claim in a family of tests below the level of a single test.
 
+**Over seeds and examples**, which are crossed: all seeds have the same examples. The difference of
+two methods with seed s on example e is taken to be d_se = mean + a_s + b_e +
+c_se: seeds differ, examples differ, and some seeds do better on some examples. The variance of the
+mean of S seeds and E examples is var(a) / S + var(b) / E + var(c) / SE. With the mean squares of
+the two-way analysis of variance, (MS_seeds + MS_examples - MS_rest) / SE is an unbiased estimate of
+it (Cornfield and Tukey, 1956; Searle, Casella and McCulloch, 1992). The variance of the S means of
+seeds, / S, is MS_seeds / SE: it holds var(c), and so does that of the E means of examples. Their
+sum would count var(c) twice, as resampling both seeds and examples does (Owen, 2007). As the true
+variance is at least each of the two, so is the estimate. Miller (2024, "Adding error bars to
+evals") counts examples as a sample in the same way.
+
+For accuracy, the values of examples are 0 and 1. For other metrics they are those of the jackknife
+(`bootstrap.pseudovalues`): for many examples, a metric is the mean of these.
+
+Degrees of freedom are those of Satterthwaite (1946) over the three mean squares if there are
+`TRUSTED` seeds or more. With fewer seeds they are seeds - 1, as over several tasks: few seeds may
+be close by chance, so that the estimate is small and its degrees of freedom many, both at once.
+
 **Over several tasks**, each has the same weight, and the claim is about these tasks. Seeds of
 different tasks are taken as independent, so the variance of the mean of T task means is the sum of
 theirs / T². Its degrees of freedom are those of Welch and Satterthwaite (1946) if each task has
@@ -67,7 +85,7 @@ class Difference:
     """The first method's score minus the second's, in the unit of the scores.
 
     `low` and `high` are the ends of the 95% interval, and `p` is the p value of no difference. They
-    are None if undefined. `n` is the number of sampled seeds or examples; for `over_both`, seeds.
+    are None if undefined. `n` is the number of sampled seeds or examples; over both, seeds.
     """
 
     difference: float
@@ -135,43 +153,6 @@ def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Diffe
         return Difference(mean, None, None, p, n)
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     return Difference(mean, float(low), float(high), p, n)
-
-
-def over_both(observed: np.ndarray, replicated: np.ndarray) -> Difference:
-    """The test over seeds and examples, which generalises to new seeds and new examples.
-
-    Seeds and examples are crossed. So the variance of the mean difference is at most the sum of its
-    variance over seeds (from the t-test) and over examples (from the paired bootstrap). The sum
-    counts their interaction twice, which is conservative (Owen, 2007, on two-way bootstraps). Seeds
-    are not resampled: for a few seeds, a bootstrap's variance would be too small by the factor
-    (seeds - 1)/seeds, and its tails would be those of a normal distribution.
-
-    The test is conservative. It is Student's t-test with seeds - 1 degrees of freedom, the smaller
-    number of the two parts, as allowed in Welch's test. This keeps the level for any share of the
-    variance that is due to seeds (Mickey and Brown, 1966). Satterthwaite's (1946) estimated degrees
-    of freedom do not: if a few seeds are close by chance, the variance is too small and the degrees
-    of freedom too many, both at once. So the p value is never smaller than that of the t-test over
-    seeds for the same scores. Three seeds, with two degrees of freedom, can only show large
-    differences. The assumptions are those of that test and of `over_examples`.
-
-    Args:
-      observed, replicated: as for `over_examples`; at least two seeds.
-
-    Raises:
-      ValueError: fewer than two seeds.
-    """
-    if (n := len(observed)) < 2:
-        raise ValueError(f"over_both needs two common seeds: got {n}")
-    mean = float(observed.mean())
-    of_seeds = float(observed.var(ddof=1)) / n
-    of_examples = float(replicated.mean(0).var(ddof=1))
-    variance = of_seeds + of_examples
-    largest = max(np.abs(observed).max(), np.abs(replicated).max())
-    if math.sqrt(variance) <= 1e-9 * largest or largest == 0:
-        return Difference(mean, None, None, 1.0 if largest == 0 else None, n)
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * math.sqrt(variance)
-    p = 2 * float(stats.t.sf(abs(mean) / math.sqrt(variance), n - 1))
-    return Difference(mean, mean - half, mean + half, p, n)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -366,3 +347,74 @@ def between_tasks(tasks: Sequence[MeanDifference]) -> float | None:
         return None
     seen = statistics.variance(task.mean for task in tasks)
     return math.sqrt(max(0.0, seen - statistics.fmean(each**2 for each in errors)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares:
+    """The mean squares of seeds, examples and their interaction, each as a variance of the mean.
+
+    They are divided by seeds * examples.
+    """
+
+    seeds: float
+    examples: float
+    rest: float
+    shape: tuple[float, float]
+    """The numbers of seeds and examples, at least two each."""
+
+    @property
+    def variance(self) -> float:
+        """That of the mean over new seeds and new examples."""
+        return max(self.seeds + self.examples - self.rest, self.seeds, self.examples)
+
+    @property
+    def df(self) -> float:
+        """The degrees of freedom of the variance."""
+        seeds, examples = (each - 1.0 for each in self.shape)
+        if self.shape[0] < TRUSTED or self.variance == 0:
+            return seeds
+        parts = self.seeds**2 / seeds + self.examples**2 / examples
+        return self.variance**2 / (parts + self.rest**2 / (seeds * examples))
+
+
+def squares(scores: np.ndarray, differences: np.ndarray) -> Squares:
+    """The mean squares of the differences of two methods.
+
+    Args:
+      scores: by seed, (seeds,); for a metric that is no mean over examples, these are not quite
+        the means of the next ones.
+      differences: of what each example adds, (seeds, examples).
+    """
+    seeds, examples = differences.shape
+    by_seed, by_example = differences.mean(1), differences.mean(0)
+    rest = differences - by_seed[:, None] - by_example + differences.mean()
+    scale = (seeds - 1) * (examples - 1) * seeds * examples
+    return Squares(
+        float(scores.var(ddof=1)) / seeds,
+        float(by_example.var(ddof=1)) / examples,
+        float((rest**2).sum()) / scale,
+        (seeds, examples),
+    )
+
+
+def over_both(
+    first: np.ndarray, second: np.ndarray, ours: np.ndarray, theirs: np.ndarray
+) -> MeanDifference:
+    """The first method's scores minus the second's, with its error over seeds and examples.
+
+    Args:
+      first, second: as for `over_seeds`; one seed gives no error.
+      ours, theirs: what each example adds to these scores, (seeds, examples).
+
+    Raises:
+      ValueError: no seeds, or arrays of different shapes.
+    """
+    found = over_seeds(first, second)
+    if ours.shape != theirs.shape or len(ours) != len(first):
+        raise ValueError(f"paired scores need the same examples: {ours.shape} and {theirs.shape}")
+    if found.error is None:
+        return found
+    own = squares(first - second, ours - theirs)
+    if math.sqrt(own.variance) <= 1e-9 * max(np.abs(ours).max(), np.abs(theirs).max()):
+        return found  # all differences are 0, but for roundings
+    return dataclasses.replace(found, error=math.sqrt(own.variance), df=own.df)

@@ -73,12 +73,13 @@ COLUMNS = (
 )
 """The columns.
 
-`line` is `method`, `test`, or for registered studies `gain`, and `pair` where all pairs of methods
-are compared over all tasks. Columns that a line does not use are empty. `low` and `high` are the
-ends of the 95% interval of the mean, or of the difference `method` minus `other`. The mean counts
-runs that diverged with their last scores, and its `note` says so. The test that `decides` has the
-verdict, and Holm's p value in the family of all deciding tests; where a registered study has the
-verdicts, it has none.
+`line` is `method`, `test`, or for registered studies `gain`, `pair` where all pairs of methods are
+compared over all tasks, and `floor` for what needs no adaptation (`other`), which the reference
+must beat: its `note` says what the task can show. Columns that a line does not use are empty. `low`
+and `high` are the ends of the 95% interval of the mean, or of the difference `method` minus
+`other`. The mean counts runs that diverged with their last scores, and its `note` says so. The test
+that `decides` has the verdict, and Holm's p value in the family of all deciding tests; where a
+registered study has the verdicts, it has none.
 
 `lead` is that of the chosen setting over the next best of those tried, and `chosen_in` the share of
 resamples that choose the same (`rate_choice`).
@@ -123,6 +124,7 @@ def lines(
     for pair in apart:
         found += _test_lines(pair, None, "")
     found += [line for each in studies for line in _gain_lines(each)]
+    found += [line for each in studies for line in _floor_lines(each)]
     return Table.of_records(COLUMNS, ({**each, "size": size} for each in found)).to_csv()
 
 
@@ -149,6 +151,30 @@ def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
                 "high": own.high,
                 "p": own.p,
                 **(_whole(gain, found.margin) if own is gain.over_tasks else {}),
+            }
+
+
+def _floor_lines(found: Findings) -> Iterator[dict[str, Any]]:
+    """A line for each score without adaptation that the reference of a study must beat."""
+    for task in found.evidence:
+        for floor in task.floors:
+            yield {
+                "line": "floor",
+                "table": found.title,
+                "model": found.model,
+                "task": task.task,
+                "metric": found.metrics.get(task.task, ""),
+                "scored_on": "development",
+                "method": found.reference_key,
+                "label": task.reference,
+                "other": floor.name,
+                "n": floor.gain.n,
+                "difference": floor.gain.mean,
+                "low": floor.gain.low,
+                "high": floor.gain.high,
+                "p": floor.gain.p,
+                "margin": found.margin,
+                "note": task.shows,
             }
 
 

@@ -207,8 +207,9 @@ def explain(
         f"equal ({KINDS['seeds']}). Over examples: "
         + ("exact McNemar test for accuracy, else " if exact else "")
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
-        f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
-        f"conservative ({KINDS['both']}). {_training_sets(contests)}"
+        f"the variance of the mean over seeds and examples, which are crossed, and the degrees of "
+        f"freedom of Satterthwaite, or with fewer than {significance.TRUSTED} seeds, seeds - 1 "
+        f"({KINDS['both']}). {_training_sets(contests)}"
         + " Each interval, and the p beside it, is of one comparison alone."
         * referred
     )

@@ -7,9 +7,8 @@ import pytest
 from scipy import special, stats
 
 from experiments.analysis import power, significance
-from experiments.analysis.crossed import over_both
 from experiments.analysis.power import Design, Task
-from experiments.analysis.significance import over_seeds, over_tasks
+from experiments.analysis.significance import over_both, over_seeds, over_tasks
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 14])

@@ -13,7 +13,7 @@ from report_study import LABELS, made, make_study, wrong
 
 from experiments.analysis.gains import Estimate, Gains
 from experiments.analysis.task_evidence import Evidence, Floor
-from experiments.reports import claims, findings, sheets
+from experiments.reports import claims, csv_lines, findings, sheets
 from experiments.reports.document import Document
 from experiments.reports.findings import sentence
 from experiments.reports.plots import FEWER, forests, marked
@@ -67,6 +67,14 @@ def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing()
         ["CoLA", "90.0", "85.0", "-5.00 [-5.50, -4.50]", "1", "nothing about adaptation"],
         ["SST-2", "–", "1.0", "–", "1", "not known"],
     ]
+    rows = csv.DictReader(io.StringIO(csv_lines.lines([], [], [], [found])))
+    (line,) = (row for row in rows if row["line"] == "floor")
+    assert (line["task"], line["other"], line["difference"]) == (
+        "cola",
+        "the untrained model",
+        "-5.0",
+    )
+    assert line["note"] == "nothing about adaptation" and (line["low"], line["n"]) == ("-5.5", "20")
 
 
 @pytest.mark.parametrize(
