@@ -18,6 +18,7 @@ from experiments.analysis.paired_scores import Scored, common, common_examples, 
 from experiments.analysis.scored_examples import Values
 from experiments.analysis.significance import (
     LEVEL,
+    Estimate,
     MeanDifference,
     between_tasks,
     holm,
@@ -28,22 +29,6 @@ from experiments.analysis.significance import (
 from lora_jax.suggest import require_known
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean difference in points of the metric, with its two-sided 95% interval.
-
-    `p` is that of no difference, None for one seed; `low` and `high` are None where no variance is
-    known. `n` is the number of common seeds: on one task; for the mean over tasks, the fewest on
-    any of them; for a new task, the number of tasks.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +287,7 @@ def _judged(
         yield Gain(
             key=each.key,
             label=each.label,
-            by_task={task: _estimate(one, level) for task, one in each.by_task.items()},
+            by_task={task: one.estimate(level) for task, one in each.by_task.items()},
             over_tasks=own.over_tasks,
             new_task=_new_task(each, level),
             between_tasks=between_tasks(list(each.by_task.values())),
@@ -327,7 +312,7 @@ def _decided(
     )
     for mean, p, same in zip(means, adjusted, within, strict=True):
         decided = verdict(mean.mean, p, same, level)
-        yield OverSeeds(_estimate(mean, level), p, same, decided, mean.upper(level))
+        yield OverSeeds(mean.estimate(level), p, same, decided, mean.upper(level))
 
 
 def _holm(values: Sequence[float | None], tests: int) -> list[float | None]:
@@ -343,11 +328,6 @@ def verdict(mean: float, p: float | None, equivalent: float | None, level: float
     return "equivalent" if equivalent is not None and equivalent < level else "undecided"
 
 
-def _estimate(found: MeanDifference, level: float) -> Estimate:
-    low, high = found.interval(level) or (None, None)
-    return Estimate(found.mean, low, high, found.p, found.n)
-
-
 def _new_task(method: _Method, level: float) -> Estimate | None:
     """None with fewer than three tasks, or one without a variance.
 
@@ -357,7 +337,7 @@ def _new_task(method: _Method, level: float) -> Estimate | None:
     found = new_task(np.array([task.mean for task in tasks]))
     if found is None or not all(task.error for task in tasks):
         return None
-    such, these = _estimate(found, level), _estimate(method.over_tasks, level)
+    such, these = found.estimate(level), method.over_tasks.estimate(level)
     return dataclasses.replace(max(such, these, key=_width), n=found.n)
 
 

@@ -39,7 +39,7 @@ class Pair:
     second: Method
     common: int
     """How many seeds both methods have, or draws of the examples that seeds share (`draws`)."""
-    tests: Mapping[str, significance.Difference | None]
+    tests: Mapping[str, significance.Estimate | None]
     why: str
 
     @property
@@ -104,7 +104,7 @@ def pairs(
 
 def swapped(pair: Pair) -> Pair:
     """The pair and its tests with the two methods exchanged."""
-    tests = {kind: None if test is None else _negative(test) for kind, test in pair.tests.items()}
+    tests = {kind: None if test is None else -test for kind, test in pair.tests.items()}
     return dataclasses.replace(pair, first=pair.second, second=pair.first, tests=tests)
 
 
@@ -127,14 +127,8 @@ def verdicts(family: Sequence[Pair]) -> list[str]:
         elif p >= significance.LEVEL:
             found.append("tie")
         else:
-            found.append("win" if test.difference > 0 else "loss")
+            found.append("win" if test.mean > 0 else "loss")
     return found
-
-
-def _negative(test: significance.Difference) -> significance.Difference:
-    low = None if test.high is None else -test.high
-    high = None if test.low is None else -test.low
-    return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
 
 
 def _unknown(found: Scored) -> list[str]:
@@ -153,13 +147,13 @@ def _pair(
     unknown: Sequence[str],
 ) -> Pair:
     common = sorted(ours.keys() & theirs.keys())
-    tests: dict[str, significance.Difference | None] = dict.fromkeys(KINDS)
+    tests: dict[str, significance.Estimate | None] = dict.fromkeys(KINDS)
     why = list(unknown) if unknown or common else ["no seed in common"]
     if len(common) == 1:
         why.append("one seed in common")
     if len(common) > 1:
         scores = (means_of_draws({n: side[n].score for n in common}) for side in (ours, theirs))
-        tests["seeds"] = _difference(significance.over_seeds(*scores))
+        tests["seeds"] = significance.over_seeds(*scores).estimate()
     both = {number: (ours[number], theirs[number]) for number in common}
     seen = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
     if any(a.diverged or b.diverged for a, b in both.values()):
@@ -179,13 +173,8 @@ def _pair(
         tests["examples"] = over
         if len(seen) > 1:
             values = (means_of_draws({n: one.values for n, one in side.items()}) for side in sides)
-            tests["both"] = _difference(significance.over_both(*scores, *values))
+            tests["both"] = significance.over_both(*scores, *values).estimate()
     return Pair(contest, first, second, len(runs_by_draw(common)), tests, ", ".join(why))
-
-
-def _difference(found: significance.MeanDifference) -> significance.Difference:
-    low, high = found.interval() or (None, None)
-    return significance.Difference(found.mean, low, high, found.p, found.n)
 
 
 def _seen(

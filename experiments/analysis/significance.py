@@ -81,18 +81,25 @@ LEVEL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """The first method's score minus the second's, in the unit of the scores.
+class Estimate:
+    """A mean difference in the unit of the scores, with its two-sided interval of 95%, or a level.
 
-    `low` and `high` are the ends of the 95% interval, and `p` is the p value of no difference. They
-    are None if undefined. `n` is the number of sampled seeds or examples; over both, seeds.
+    `p` is that of no difference. `low`, `high` and `p` are None where no variance is known. `n` is
+    the number of scored examples over examples alone, else of common seeds: for the mean over
+    tasks, the fewest on any of them; for a new task, the number of tasks.
     """
 
-    difference: float
+    mean: float
     low: float | None
     high: float | None
     p: float | None
     n: int
+
+    def __neg__(self) -> "Estimate":
+        """That of the second method minus the first."""
+        low = None if self.high is None else -self.high
+        high = None if self.low is None else -self.low
+        return dataclasses.replace(self, mean=-self.mean, low=low, high=high)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -131,7 +138,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return min(1.0, 2 * float(chances[: tail + 1].sum()))
 
 
-def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Difference:
+def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Estimate:
     """The paired bootstrap over examples, which generalises to new examples for the same models.
 
     Every resample draws examples with replacement, the same for both methods and all seeds (Efron
@@ -150,9 +157,9 @@ def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Diffe
     p = min(1.0, 2 * (1 + float(beyond)) / (1 + len(means)))
     mean = float(observed.mean())
     if constant(means, np.abs(replicated).max()):
-        return Difference(mean, None, None, p, n)
+        return Estimate(mean, None, None, p, n)
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
-    return Difference(mean, float(low), float(high), p, n)
+    return Estimate(mean, float(low), float(high), p, n)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -210,6 +217,11 @@ class MeanDifference:
             return None
         half = float(stats.t.isf(level / 2, self.df)) * self.error
         return self.mean - half, self.mean + half
+
+    def estimate(self, level: float = LEVEL) -> Estimate:
+        """The mean with its interval of confidence 1 - level."""
+        low, high = self.interval(level) or (None, None)
+        return Estimate(self.mean, low, high, self.p, self.n)
 
     def upper(self, level: float = LEVEL) -> float | None:
         """The one-sided upper bound of confidence 1 - level; None if no variance is known.

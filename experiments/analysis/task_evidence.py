@@ -19,9 +19,10 @@ from configs.settings import TextConfig
 from experiments.analysis import scored_examples
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import RunNumber
-from experiments.analysis.gains import Estimate, gains
+from experiments.analysis.gains import gains
 from experiments.analysis.recorded_runs import REGISTRATION, Run, scale
 from experiments.analysis.scored_examples import require_scores
+from experiments.analysis.significance import Estimate
 from experiments.runs.predictions import Predictions, parts_of
 from lora_jax.files import archives, json_text
 from lora_jax.metrics import label_metrics
@@ -270,7 +271,7 @@ def _of_task(contest: Contest, reference: str, untrained: Predictions | None) ->
     examples = scored_examples.values([compared])
     over = gains([compared], reference=reference, margin=1.0, examples=examples)
     floors = [
-        Floor(each.label, statistics.fmean(method.counted()), _turned(each.by_task[contest.task]))
+        Floor(each.label, statistics.fmean(method.counted()), -each.by_task[contest.task])
         for each in over.methods
         for method in others
         if method.key == each.key
@@ -296,10 +297,3 @@ def _never_trained(own: Method, name: str, contest: Contest, part: Predictions) 
         if run.completed
     )
     return dataclasses.replace(own, key=name, label=name, runs=runs)
-
-
-def _turned(found: Estimate) -> Estimate:
-    """The gain of the reference over a method, from that of the method over the reference."""
-    low = None if found.high is None else -found.high
-    high = None if found.low is None else -found.low
-    return dataclasses.replace(found, mean=-found.mean, low=low, high=high)

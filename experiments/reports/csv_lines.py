@@ -262,7 +262,7 @@ def _test_lines(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[s
             "test": kind,
             "generalises_to": pair.generalises_to(kind),
             "n": test and test.n,
-            "difference": test and test.difference,
+            "difference": test and test.mean,
             "low": test and test.low,
             "high": test and test.high,
             "p": test and test.p,

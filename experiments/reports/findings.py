@@ -13,12 +13,13 @@ from types import MappingProxyType
 
 from experiments.analysis import recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.gains import Estimate, Gain, Gains
+from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
 from experiments.analysis.parameters import MATCHED
+from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence
-from experiments.plurals import agree, count
+from experiments.plurals import agree, count, joined, span
 from experiments.reports.sheets import Columns, evidence_sheet, gain_sheet
 from lora_jax.table import Table
 
@@ -251,16 +252,14 @@ def _of_pairs(pairs: Sequence[tuple[Pair, str]], several: bool) -> list[Finding]
         if test is not None:
             task = pair.contest.task_title
             task += f", {pair.contest.model}" if several else ""
-            estimates.setdefault(pair.first.label, {})[task] = _estimate(test, pair.common)
+            estimates.setdefault(pair.first.label, {})[task] = dataclasses.replace(
+                test, n=pair.common
+            )
             said.setdefault(pair.first.label, {})[task] = OF_PAIR[verdict]
     return [
         Finding(label, by_task, said[label], None, _single(said[label]))
         for label, by_task in estimates.items()
     ]
-
-
-def _estimate(test: significance.Difference, seeds: int) -> Estimate:
-    return Estimate(test.difference, test.low, test.high, test.p, seeds)
 
 
 def _single(said: Mapping[str, str]) -> str:
@@ -302,7 +301,7 @@ def _of_blind_tasks(found: Findings) -> str:
     if rest is None:
         return said
     names = [each.title for each in blind]
-    return f"{said} Without {_list(names)}, {_counts(rest)}."
+    return f"{said} Without {joined(names)}, {_counts(rest)}."
 
 
 def _decided(found: Findings) -> str:
@@ -318,7 +317,7 @@ def _decided(found: Findings) -> str:
     begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
     idle = "".join(f" {each}" for each in found.idle)
     beside = _of_controls(found) + _of_parameters(found) + idle + _no_margin(found)
-    return f"{begin}, with {_seeds(found)}{_of_whom(found)}, {_counts(found)}.{beside}"
+    return f"{begin}, with {span(found.seeds, 'seed')}{_of_whom(found)}, {_counts(found)}.{beside}"
 
 
 def _of_whom(found: Findings) -> str:
@@ -341,7 +340,7 @@ def _counts(found: Findings) -> str:
     if absent := len(found.absent):
         has = agree(absent, "has", "have")
         parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
-    return _list([part for part in parts if part])
+    return joined([part for part in parts if part])
 
 
 def _of_parameters(found: Findings) -> str:
@@ -350,13 +349,13 @@ def _of_parameters(found: Findings) -> str:
     fewer = [e for e in worse if e.parameters is not None and e.parameters < 1 - MATCHED]
     if not fewer:
         return ""
-    names, train = _list([each.label for each in fewer]), agree(len(fewer), "trains", "train")
+    names, train = joined([each.label for each in fewer]), agree(len(fewer), "trains", "train")
     return f" Of the worse, {names} {train} fewer parameters than {found.reference}."
 
 
 def _of_controls(found: Findings) -> str:
     said = [f"{each.label} is {each.verdict}" for each in found.methods if each.control]
-    return f" As a control, {_list(said)}." if said else ""
+    return f" As a control, {joined(said)}." if said else ""
 
 
 def _pairs_said(found: Findings) -> str:
@@ -370,7 +369,7 @@ def _pairs_said(found: Findings) -> str:
         f"{same} {agree(same, 'is', 'are')} equivalent",
         f"{(rest := len(said) - apart - same)} {agree(rest, 'is', 'are')} undecided",
     ]
-    return f" Of {count(len(said), 'pair')} of methods, {_list(parts)}."
+    return f" Of {count(len(said), 'pair')} of methods, {joined(parts)}."
 
 
 def _by_little(each: Finding, found: Findings) -> str:
@@ -387,13 +386,13 @@ def _of_tasks(found: Findings) -> str:
     begin = (
         f"In {count(len(said), 'comparison')} with {found.reference} "
         f"({count(len(found.methods), 'method')} on {len(found.tasks)} tasks), with "
-        f"{_seeds(found)}"
+        f"{span(found.seeds, 'seed')}"
     )
     parts = [f"{said.count('better')} found the other method better"]
     parts.append(f"{said.count('worse')} found it worse")
     parts.append(f"{said.count('undecided')} could not tell the two apart")
     parts += [f"{said.count('')} could not be tested"] * ("" in said)
-    return f"{begin}, {_list(parts)}.{_no_margin(found)}"
+    return f"{begin}, {joined(parts)}.{_no_margin(found)}"
 
 
 def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:
@@ -419,12 +418,3 @@ def _no_margin(found: Findings) -> str:
         " Undecided is not equal: without a margin for equivalence that was set before the runs, "
         "nothing here says that two methods are the same."
     )
-
-
-def _seeds(found: Findings) -> str:
-    fewest, most = found.seeds
-    return count(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-
-
-def _list(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

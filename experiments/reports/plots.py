@@ -12,9 +12,10 @@ from experiments.analysis import collect_runs, parameters
 from experiments.analysis.choose_methods import Contest, Method, by_number, halved
 from experiments.analysis.recorded_runs import Run, scale
 from experiments.figures import curves, forest, labelled_points
-from experiments.figures.curves import Curve, draw_curves as draw_curves
+from experiments.figures.curves import Curve, draw_curves
 from experiments.figures.scores import metric_label
 from experiments.figures.style import NORMAL
+from experiments.plurals import span
 from experiments.reports.findings import Finding, Findings
 from experiments.reports.sheets import Costs, costs, interval, of_tasks, unlike
 
@@ -69,7 +70,7 @@ def _over_tasks(found: Findings) -> Iterator[Picture]:
             for name, each in question.answers
         ]
     limits = forest.shown(drawings[_all(found)], found.margin)
-    what = f"n = {_seeds_said(found.seeds)}"
+    what = f"n = {span(found.seeds, 'seed')}"
     if len(found.tasks) > 1:
         what = f"Mean difference over {len(found.tasks)} tasks of the same weight, {what}"
     for title, lines in drawings.items():
@@ -92,7 +93,7 @@ def _of_tasks(found: Findings) -> Iterator[Picture]:
     }
     limits = forest.shown([line for lines in drawings.values() for line in lines], found.margin)
     for task, lines in drawings.items():
-        what = f"n = {_seeds_said([each.by_task[task].n for each in own[task]])}"
+        what = f"n = {span([each.by_task[task].n for each in own[task]], 'seed')}"
         many = MANY * any(each.verdict_of_task.get(task) for each in own[task])
         yield _picture(found, f"gain_{task}", task, lines, limits, what, many)
 
@@ -127,13 +128,6 @@ def _forest_line(found: Finding, task: str | None) -> forest.Line:
     assert estimate is not None
     verdict = found.verdict if task is None else found.verdict_of_task.get(task, "")
     return forest.Line(found.label, estimate.mean, estimate.low, estimate.high, verdict)
-
-
-def _seeds_said(counts: Sequence[int]) -> str:
-    fewest, most = min(counts), max(counts)
-    if most == 1:
-        return "1 seed"
-    return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
 
 
 def halving_picture(contest: Contest) -> Picture | None:

@@ -21,7 +21,7 @@ from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.analysis.scored_examples import Values
 from experiments.analysis.task_evidence import HEAD, SAME, Evidence, equal_rows, evidence
-from experiments.plurals import agree, count
+from experiments.plurals import agree, count, joined
 from experiments.reports import claims, findings
 from experiments.reports.sheets import estimate_text
 from experiments.studies import adherence, protocol, registration
@@ -122,7 +122,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     if known and blind and rest:
         others = _judged(rest, examples, protocol)[0].methods
         without = findings.of_gains(others, **study)
-        named = _list([each.title for each in blind])
+        named = joined([each.title for each in blind])
         notes.append(
             f"Leaving out {named} was not registered. A task is judged by the scores of "
             f"{labels[protocol.reference]} alone, so one where it was lucky is kept more often."
@@ -422,7 +422,7 @@ def _of_equal_rows(same: Sequence[tuple[str, Sequence[Method]]]) -> Iterator[str
     for task, (first, *others) in same:
         gives = agree(len(others), "gives", "give")
         yield (
-            f"On {task}, {_list([each.label for each in others])} {gives} the same predictions as "
+            f"On {task}, {joined([each.label for each in others])} {gives} the same predictions as "
             f"{first.label}, but for {SAME:.0%} of their spread or less."
         )
 
@@ -431,12 +431,8 @@ def _idle(same: Sequence[tuple[str, Sequence[Method]]]) -> Iterator[str]:
     """Which adapters did nothing: with them, the head gives the predictions that it gives alone."""
     for task, (first, *others) in same:
         if first.key == HEAD:
-            names, which = _list([each.label for each in others]), agree(len(others), "", "s")
+            names, which = joined([each.label for each in others]), agree(len(others), "", "s")
             yield f"On {task}, the adapter{which} of {names} did nothing."
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _share(found: rank_stability.Share) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.analysis import collect_runs, pairwise, parameters, recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method, Setting
-from experiments.analysis.gains import Estimate, Gain, Gains
+from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.rate_choice import Choice
-from experiments.analysis.significance import FEWEST_TASKS
+from experiments.analysis.significance import FEWEST_TASKS, Estimate
 from experiments.analysis.task_evidence import Evidence
 from experiments.plurals import agree, count
 from experiments.tables.cells import is_raw, score_text, spread_text
@@ -215,9 +215,9 @@ def reference_sheet(
     return Table(heads, rows, title)
 
 
-def _test(test: significance.Difference, raw: bool) -> list[str]:
+def _test(test: Estimate, raw: bool) -> list[str]:
     form = "+.2g" if raw else f"+z.{DECIMALS}f"
-    text = f"{test.difference:{form}}"
+    text = f"{test.mean:{form}}"
     if test.low is not None and test.high is not None:
         text += f" [{test.low:{form}}, {test.high:{form}}]"
     return [text, p_text(test.p)]

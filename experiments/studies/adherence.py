@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import REGISTRATION, Run
 from experiments.studies import registration
-from experiments.studies.protocol import best_place, first_places, grown, rate_at as rate_at
+from experiments.studies.protocol import best_place, first_places, grown, rate_at
 from experiments.studies.registration import Planned, Registration
 from experiments.studies.training import ENDED, cell_digest
 from lora_jax.records.run_record import Record

@@ -21,7 +21,7 @@ def test_a_diverged_run_counts_with_its_last_score():
     differences = np.array([50.0, 50.0, *gained]) - LORA
     sign = 1 if pair.first.key == "dora" else -1
     assert pair.common == 8
-    assert sign * pair.tests["seeds"].difference == pytest.approx(differences.mean())
+    assert sign * pair.tests["seeds"].mean == pytest.approx(differences.mean())
     assert pair.tests["examples"] is pair.tests["both"] is None
     assert "a diverged run has its last score alone" in pair.why
 
@@ -49,6 +49,6 @@ def test_a_test_over_both_has_the_error_of_crossed_seeds_and_examples(tmp_path):
     squares = 120 * by_seed.var(ddof=1), 3 * by_example.var(ddof=1)
     error = np.sqrt(max(sum(squares) - rest, *squares) / d.size)
     found = pair.tests["both"]
-    assert pair.decided_by == "both" and found.difference == pytest.approx(d.mean())
+    assert pair.decided_by == "both" and found.mean == pytest.approx(d.mean())
     assert found.high - found.low == pytest.approx(2 * stats.t.isf(0.025, 2) * error)
     assert found.p == pytest.approx(2 * stats.t.sf(abs(d.mean()) / error, 2))

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from experiments.analysis import bootstrap, significance
-from experiments.analysis.significance import Difference
+from experiments.analysis.significance import Estimate
 from lora_jax.metrics import label_metrics
 
 NULLS = 200
@@ -126,7 +126,7 @@ def test_over_examples_on_planted_nulls_and_effects(metric):
 
 def test_equal_resamples_have_no_interval():
     found = significance.over_examples(np.zeros(2), np.zeros((2, 200)), 100)
-    assert found == Difference(0.0, None, None, 1.0, 100)
+    assert found == Estimate(0.0, None, None, 1.0, 100)
 
 
 def test_holm_by_hand():

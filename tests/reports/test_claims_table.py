@@ -6,7 +6,7 @@ import pytest
 from fake_gains import gain
 
 from experiments.analysis import published, recorded_runs
-from experiments.analysis.gains import Estimate
+from experiments.analysis.significance import Estimate
 from experiments.reports import registered, study_blocks
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
 from experiments.reports.study_blocks import effect, verdict_on_claim

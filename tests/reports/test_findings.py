@@ -11,7 +11,8 @@ from fake_gains import GAINS, estimate, gain
 from fake_records import planted
 from report_study import LABELS, made, make_study, wrong
 
-from experiments.analysis.gains import Estimate, Gains
+from experiments.analysis.gains import Gains
+from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence, Floor
 from experiments.reports import claims, csv_lines, findings, sheets
 from experiments.reports.document import Document
