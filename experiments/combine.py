@@ -35,7 +35,7 @@ from experiments.distributed.devices import announce
 from experiments.runs import adapter_as_run
 from lora_jax.arithmetic.merging import BY, KEPT, Method
 from lora_jax.files.new_folder import new_folder
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of the runs.")
 _WEIGHTS = flags.DEFINE_list(
@@ -130,7 +130,7 @@ def _table(combined: lj.Combined) -> str:
         (path, str(combined.trainable["adapters"][path]["a"].shape[-2]), f"{np.max(errors):.2%}")
         for path, errors in combined.errors.items()
     ]
-    return text_table(("weight", "rank", "largest relative error"), rows)
+    return Table(("weight", "rank", "largest relative error"), rows).to_text()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import lora_jax as lj
 from experiments import cli
 from experiments.combining.trained_runs import open_runs
 from experiments.distributed.devices import announce
-from experiments.figures.installed import require_matplotlib
-from lora_jax.text_table import text_table
+from experiments.figures import require_matplotlib
+from lora_jax.table import Table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")
 _DIRECTIONS = flags.DEFINE_integer(
@@ -85,7 +85,7 @@ def _of_all(phi: np.ndarray) -> str:
 def _table(columns: Mapping[str, Mapping[str, str]]) -> str:
     paths = list(dict.fromkeys(path for each in columns.values() for path in each))
     rows = [(path, *(each.get(path, "") for each in columns.values())) for path in paths]
-    return text_table(("weight", *columns), rows)
+    return Table(("weight", *columns), rows).to_text()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from configs import instruct
@@ -23,6 +22,7 @@ from experiments.runs.interruption import between_programs
 from experiments.runs.run import run
 from experiments.setup.config import parse
 from lora_jax.records import run_record
+from lora_jax.table import Table
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", "runs/instruct", "The folder for the runs, one folder for each method."
@@ -52,7 +52,7 @@ def teach() -> None:
             if found[method].status != "completed":
                 raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
     console = Console()
-    console.print(table(found))
+    console.print(table(found).to_rich())
     for line in samples(found):
         console.print(line)
     console.print(f"records and adapters: {_WORKDIR.value}", markup=False, soft_wrap=True)
@@ -69,17 +69,18 @@ def table(found: dict[str, run_record.Record]) -> Table:
 
     Scores are on held-out questions.
     """
-    made = Table("method", "accuracy", "loss", "parameters", "seconds")
+    rows = []
     for method, record in found.items():
         before, after = record.metrics_first or {}, record.metrics_last
-        made.add_row(
+        row = (
             method,
             f"{before['accuracy']:.1%} to {after['accuracy']:.1%}",
             f"{before['eval_loss']:.3f} to {after['eval_loss']:.3f}",
             parameters.text(parameters.counts([record])),
             f"{record.seconds:.0f}",
         )
-    return made
+        rows.append(row)
+    return Table(("method", "accuracy", "loss", "parameters", "seconds"), rows)
 
 
 def samples(found: dict[str, run_record.Record]) -> list[Text]:

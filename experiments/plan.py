@@ -134,7 +134,7 @@ def cost() -> None:
     device, efficiency = accelerator(_DEVICE.value), float(_EFFICIENCY.value or 0)
     cells = table_cost.table_cost(str(_TABLE.value), _MODEL.value, _TOKENS.value)
     if _FORMAT.value == "csv":
-        print(table_cost.as_csv(cells, device, efficiency), end="")
+        print(table_cost.table(cells, device, efficiency).to_csv(), end="")
     else:
         without = table_cost.left_out(str(_TABLE.value))
         print(table_cost.text(cells, _DEVICE.value, device, efficiency, without), end="")

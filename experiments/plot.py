@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import recorded_runs
-from experiments.figures.installed import require_matplotlib
+from experiments.figures import require_matplotlib
 from lora_jax.suggest import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")

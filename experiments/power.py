@@ -29,19 +29,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import (
-    collect_runs,
-    comparable,
-    draws,
-    power,
-    recorded_runs,
-    scored_examples,
-    select_runs,
-    significance,
-)
+from experiments.analysis import collect_runs, power, recorded_runs, scored_examples, significance
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.analysis.seed_noise import Noise, noise
-from experiments.reports.gain_sheet import of_tasks
+from experiments.analysis.paired_scores import Noise, noise_of_seeds
+from experiments.reports.sheets import of_tasks
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
 from experiments.tables import config_tables
@@ -201,8 +192,8 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
       ValueError: no such run has completed.
     """
     runs = recorded_runs.find(folder)
-    sized, notes = select_runs.select(runs, _TABLE.value, _SIZE.value)
-    comparable.require_settings_of(_VARIES.value, sized)
+    sized, notes = collect_runs.select(runs, _TABLE.value, _SIZE.value)
+    collect_runs.require_settings_of(_VARIES.value, sized)
     notes += adherence.elsewhere(known, sized)
     sized, left = adherence.as_registered(folder, sized, runs)
     tables = config_tables.tables(folder)
@@ -238,7 +229,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     # The noise of scores on held-out examples is not that of the scores that a study compares.
     tuned = [each.task_title for each in made if each.held_out and protocol]
     own = [each for each in made if not (each.held_out and protocol)]
-    found = noise(own, reference, scored_examples.values(own))
+    found = noise_of_seeds(own, reference, scored_examples.values(own))
     if not found and tuned:
         raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
     if not found:
@@ -259,7 +250,7 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         lines += [*_grid(rows[shown], asked)]
         noises = next(each for each in found if each.key == shown)
         lines += [f"What this noise is of, {noises.label}:", parts_table(noises.parts)]
-    if shared := [e.task_title for e in made if draws.are_shared(e.numbers)]:
+    if shared := [e.task_title for e in made if collect_runs.share_draws(e.numbers)]:
         each = "each draw of the training examples counts as one seed, with the mean of its runs"
         lines.append(f"Runs share draws, so {each}: {', '.join(shared)}")
     lines += [f"Tuned, but not scored yet: {', '.join(tuned)}"] if tuned else []

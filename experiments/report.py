@@ -27,18 +27,12 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, marked_documents
-from experiments.analysis import (
-    collect_runs,
-    comparable,
-    recorded_runs,
-    select_runs,
-    unfinished_runs,
-)
+from experiments.analysis import collect_runs, recorded_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.command_names import shown
 from experiments.plurals import count
-from experiments.reports import file, origin, parts, registered, study_blocks
+from experiments.reports import document, html_page, registered, study_blocks
 from experiments.reports.document import Document
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
@@ -48,7 +42,7 @@ from lora_jax.records.environment import environment
 _RESULTS = flags.DEFINE_string(
     "results", None, "The folder with the runs' records below it. Only --documents goes without it."
 )
-_FORMAT = flags.DEFINE_enum("format", "rich", file.FORMATS, "The format of the report.")
+_FORMAT = flags.DEFINE_enum("format", "rich", document.FORMATS, "The format of the report.")
 _OUT = flags.DEFINE_string(
     "out",
     None,
@@ -102,22 +96,22 @@ def report() -> None:
         )
     out = None if _OUT.value is None else Path(_OUT.value)
     if out is not None:
-        file.require_replaceable(out, _FORMAT.value)
+        document.require_replaceable(out, _FORMAT.value)
     pictures = None if _FIGURES.value is None else Path(_FIGURES.value)
     if pictures is not None and pictures.is_file():
         raise ValueError(f"--figures={pictures} is a file: name a folder")
     folder = Path(str(_RESULTS.value))
-    lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
+    lost = [each for each in recorded_runs.find_unfinished(folder) if _wanted(each)]
     found = recorded_runs.find(folder)
     made, kept, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    names = parts.names(kept)
+    names = document.names_of_parts(kept)
     by_digest = {
         each.registered.digest: registered.of_study(each, bool(_PAIRS.value)) for each in kept
     }
     studies = [dataclasses.replace(by_digest[each], title=name) for each, name in names.items()]
-    title, made = _title(folder, made), parts.named(made, names)
+    title, made = _title(folder, made), document.with_names_of_parts(made, names)
     if _PAIRS.value and not studies:
         raise ValueError(
             f"--pairs: {folder} has no registered study; without --pairs, the report compares all "
@@ -128,7 +122,7 @@ def report() -> None:
             f"--reference={_REFERENCE.value} leaves out what the registration compares: give no "
             "--reference to see that."
         )
-    document = Document(
+    whole = Document(
         made,
         _REFERENCE.value,
         title=title,
@@ -138,13 +132,13 @@ def report() -> None:
         studies=studies if _REFERENCE.value is None else (),
     )
     start = Path.cwd() if out is None else out.parent
-    text = document.render(_FORMAT.value, notes, _origin(made), start)
+    text = whole.render(_FORMAT.value, notes, _origin(made), start)
     if pictures is not None:
-        document.write_pictures(pictures)
+        whole.write_pictures(pictures)
     if out is None:
         print(text, end="")
         return
-    file.write(out, _FORMAT.value, text)
+    document.write_report(out, _FORMAT.value, text)
     print(f"report: {out}")
 
 
@@ -155,11 +149,11 @@ def _title(folder: Path, made: Sequence[Contest]) -> str:
     return titles.pop() if len(titles) == 1 else ""
 
 
-def _origin(made: list[Contest]) -> origin.Origin:
+def _origin(made: list[Contest]) -> html_page.Origin:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     command = f"{shown('report')} {shlex.join(sys.argv[1:])}"
-    commit = origin.commit(environment()["git"])
-    return origin.of_runs(made, date=today, command=command, commit=commit)
+    commit = html_page.commit_text(environment()["git"])
+    return html_page.origin_of(made, date=today, command=command, commit=commit)
 
 
 def compared(
@@ -168,7 +162,7 @@ def compared(
     table: str | None,
     size: str,
     varies: Sequence[str],
-    lost: Sequence[unfinished_runs.Unfinished],
+    lost: Sequence[recorded_runs.Unfinished],
 ) -> tuple[list[Contest], list[Adherence], list[str]]:
     """The contests between the runs of a table and a size, and notes on these runs.
 
@@ -178,9 +172,9 @@ def compared(
     Raises:
       ValueError: no such run has completed; the message counts completed runs of other sizes.
     """
-    own, notes = select_runs.select(found, table, size, parts=True)
+    own, notes = collect_runs.select(found, table, size, parts=True)
     notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
-    comparable.require_settings_of(varies, own)
+    collect_runs.require_settings_of(varies, own)
     kept = adherence.of_folder(folder, own, found)
     notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
@@ -197,13 +191,13 @@ def compared(
     )
 
 
-def _wanted(run: unfinished_runs.Unfinished) -> bool:
+def _wanted(run: recorded_runs.Unfinished) -> bool:
     """Whether a run without a record can belong to the table and size that the flags ask for."""
     table, size = run.study.table or _TABLE.value, run.study.size
     return table in (None, _TABLE.value or table) and size == _SIZE.value
 
 
-def apart(lost: Sequence[unfinished_runs.Unfinished]) -> list[str]:
+def apart(lost: Sequence[recorded_runs.Unfinished]) -> list[str]:
     """A note on the runs without a record that belong to no contest; nothing if there are none."""
     if not lost:
         return []

@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import cli, marked_documents
 from experiments.catalogue import settings_table
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 _DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
@@ -21,7 +21,7 @@ def settings() -> None:
     if _DOCUMENTS.value:
         marked_documents.update(_DOCUMENTS.value, settings_table.fill)
         return
-    print(text_table(settings_table.HEADS, [list(row) for row in settings_table.rows()]))
+    print(Table(settings_table.HEADS, settings_table.rows()).to_text())
 
 
 if __name__ == "__main__":

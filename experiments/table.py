@@ -16,7 +16,7 @@ from experiments import cli, marked_documents
 from experiments.analysis import recorded_runs
 from experiments.reports import registered
 from experiments.studies import adherence
-from experiments.tables import formats
+from experiments.tables import cells
 from experiments.tables.config_tables import RESULTS, names, render_table
 
 _TABLE = flags.DEFINE_string(
@@ -25,7 +25,7 @@ _TABLE = flags.DEFINE_string(
 _RESULTS = flags.DEFINE_string(
     "results", str(RESULTS), "The folder with the runs' records below it."
 )
-_FORMAT = flags.DEFINE_enum("format", "rich", formats.FORMATS, "The format of the table.")
+_FORMAT = flags.DEFINE_enum("format", "rich", cells.FORMATS, "The format of the table.")
 _MODEL = flags.DEFINE_string(
     "model", None, "Only this model of the table. The default is all models."
 )

@@ -43,7 +43,7 @@ from experiments.setup import config_files
 from experiments.setup.config import parse, study_of
 from experiments.setup.config_flags import check_config
 from experiments.setup.from_config import make_any_task
-from experiments.studies import history, registration, untrained
+from experiments.studies import registration, untrained
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
 from experiments.tracking import track_flag
@@ -125,7 +125,7 @@ def tune() -> None:
         budgets = {task: _budget(row, protocol, metrics[task]) for task, row in cells.items()}
     table = getattr(module, "TABLE", {})
     registered = registration.register(workdir, name, protocol, planned, budgets, table)
-    if new and (said := history.how_to_commit(workdir, name)):
+    if new and (said := registration.how_to_commit(workdir, name)):
         print(said)
     if _REGISTER.value:
         return

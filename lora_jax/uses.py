@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,6 @@ class Uses(dict[str, WeightUse]):
                 )
             )
         heads = ("path", "shape", "in -> out", "stack", "used as", "merged at")
-        return text_table(heads, rows)
+        return Table(heads, rows).to_text()
 
     __repr__ = __str__

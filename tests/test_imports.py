@@ -22,7 +22,7 @@ FORBIDDEN = {
 ROOMS = (
     "lora_jax.error_text",
     "lora_jax.suggest",
-    "lora_jax.text_table",
+    "lora_jax.table",
     "lora_jax.nnx",
     "lora_jax.partition",
     "lora_jax.explicit_sharding",

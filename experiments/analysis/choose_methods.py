@@ -9,8 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from configs.settings import RunConfig
-from experiments.analysis import collect_runs, comparable, draws
+from experiments.analysis import collect_runs
 from experiments.analysis.labels import (
     UNTITLED,
     Titles,
@@ -20,8 +19,7 @@ from experiments.analysis.labels import (
     told_apart,
 )
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import OF_ANY, Run, mean_score, require_settings
-from experiments.analysis.unfinished_runs import Unfinished
+from experiments.analysis.recorded_runs import OF_ANY, Run, Unfinished, mean_score, require_settings
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 
 RATE = "optimizer.learning_rate"
@@ -97,12 +95,12 @@ class Method:
         return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.chosen.rate, "")
 
     @property
-    def last_scores(self) -> dict[draws.Number, float | None]:
+    def last_scores(self) -> dict[collect_runs.RunNumber, float | None]:
         """The last scores of the runs that diverged, None for those that left none."""
         lost = [run for run in self.runs if run.record.status == "diverged"]
         return {run.number: run.score(run.record.metric) for run in lost}
 
-    def scores(self) -> dict[draws.Number, float]:
+    def scores(self) -> dict[collect_runs.RunNumber, float]:
         """The scores by seed and draw: of completed runs, and of diverged runs the last ones.
 
         A run that diverged is a result of its method: without it, the mean would be that of the
@@ -113,7 +111,7 @@ class Method:
 
     def counted(self) -> list[float]:
         """Those that count in means and intervals: where runs share draws, the mean of each."""
-        return draws.means(self.scores()).tolist()
+        return collect_runs.means_of_draws(self.scores()).tolist()
 
     def describe(self, setting: Setting) -> str:
         """A setting as text: its learning rate, and whatever else differs between the settings."""
@@ -156,7 +154,7 @@ class Contest:
         return next((run.study.registration for each in settings for run in each.runs), "")
 
     @property
-    def numbers(self) -> set[draws.Number]:
+    def numbers(self) -> set[collect_runs.RunNumber]:
         """The seeds and draws of all scored runs."""
         return {run.number for method in self.methods for run in method.runs}
 
@@ -171,7 +169,7 @@ def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
     return [(run, score) for run, score in zip(done, scores, strict=True) if score is not None]
 
 
-def by_number(runs: Iterable[Run]) -> dict[draws.Number, float]:
+def by_number(runs: Iterable[Run]) -> dict[collect_runs.RunNumber, float]:
     """The scores of the completed runs by seed and draw."""
     return {run.number: score for run, score in saved_scores(runs)}
 
@@ -186,7 +184,7 @@ def contests(
 
     Args:
       titles: for each study, those of its rows, in order, and of its columns.
-      varies: settings that a study varies besides the sections `comparable.VARIED`, such as
+      varies: settings that a study varies besides the sections `collect_runs.VARIED`, such as
         `train.batch_size`.
       unfinished: runs without a record; one belongs to a contest if it differs from the contest's
         runs only in what the study varies, and is of the same registration, or of none as they are.
@@ -199,15 +197,15 @@ def contests(
     for run in runs:
         if not run.study.table:
             require_settings(run.folder / "record.json", run.record.config, OF_ANY)
-        groups.setdefault(comparable.contest_key(run), []).append(run)
+        groups.setdefault(collect_runs.contest_key(run), []).append(run)
 
-    def fixed(config: RunConfig) -> Mapping[str, str]:
-        return comparable.varied_and_fixed(config, varies)[1]
+    def fixed(run: Run | Unfinished) -> Mapping[str, str]:
+        return collect_runs.varied_and_fixed(run, varies)[1]
 
     made, lost = [], list(unfinished)
     for (table, model, task), own in _in_order(groups, titles):
-        same = collect_runs.without_strays(own, lambda run: fixed(run.config))
-        comparable.require_comparable(same, varies)
+        same = collect_runs.without_strays(own, fixed)
+        collect_runs.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
                 by_metric = {run.record.metric: run.folder for run in same if run.completed}
@@ -218,9 +216,9 @@ def contests(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
                 )
-            ours, registered = fixed(same[0].config), {run.study.registration for run in same}
+            ours, registered = fixed(same[0]), {run.study.registration for run in same}
             near = [each for each in lost if each.study.registration in registered]
-            mine = [each for each in near if each.config and fixed(each.config) == ours]
+            mine = [each for each in near if each.config and fixed(each) == ours]
             lost = [each for each in lost if each not in mine]
             known = titles.get(table, UNTITLED)
             title = known.column(task)
@@ -247,7 +245,7 @@ def _in_order(
 
 
 def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
-    key = comparable.method_key(run)
+    key = collect_runs.method_key(run)
     return (names.get(key) if run.study.table else "") or method(key)
 
 
@@ -259,14 +257,14 @@ def _methods(
     held_out: bool,
 ) -> tuple[Method, ...]:
     labels = told_apart(
-        {comparable.method_key(each): _label(each, names) for each in (*runs, *lost)}
+        {collect_runs.method_key(each): _label(each, names) for each in (*runs, *lost)}
     )
     order = [key for key in names if key in labels] + in_order(labels)
     return tuple(
         _method(
             key,
             labels[key],
-            [each for each in (*runs, *lost) if comparable.method_key(each) == key],
+            [each for each in (*runs, *lost) if collect_runs.method_key(each) == key],
             varies,
             held_out,
         )
@@ -284,7 +282,7 @@ def _method(
     groups: dict[str, list[Run | Unfinished]] = {}
     for run in runs:
         if run.config is not None:
-            values = json.dumps(comparable.varied_and_fixed(run.config, varies)[0], sort_keys=True)
+            values = json.dumps(collect_runs.varied_and_fixed(run, varies)[0], sort_keys=True)
             groups.setdefault(values, []).append(run)
     settings = [_setting(json.loads(values), own) for values, own in groups.items()]
     settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))
@@ -324,5 +322,17 @@ def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
     for setting, runs in tried:
         if scores := by_number(runs):
             stable = all(run.record.status != "diverged" for run in runs)
-            ranks.append((stable, mean_score(draws.means(scores).tolist()), setting))
+            ranks.append(
+                (stable, mean_score(collect_runs.means_of_draws(scores).tolist()), setting)
+            )
     return max(ranks, key=lambda rank: rank[:2])[2] if ranks else None
+
+
+def halved(method: Method) -> list[Run]:
+    """The tried runs of a method that reached a rung of successive halving."""
+    return [run for each in method.tried for run in each.of(method.phase) if run.record.rungs]
+
+
+def any_stopped(methods: Sequence[Method]) -> bool:
+    """Whether a run was stopped early, so that numbers of runs say too much of what was spent."""
+    return any(run.record.status == "stopped" for each in methods for run in halved(each))

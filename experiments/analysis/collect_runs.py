@@ -1,19 +1,52 @@
-"""Select the runs of a table's cells, compare their settings, and summarise scores."""
+"""Select the runs that belong together, refuse those that cannot, and summarise their scores.
+
+Runs that share a draw of the training examples are not independent: each draw counts once, with the
+mean of its runs. Runs of one contest may differ in what a study varies, and in nothing else.
+"""
 
 import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
-from configs.settings import RunConfig, fields_of, free_names
-from experiments.analysis import draws
-from experiments.analysis.recorded_runs import Run
+from configs.settings import COMBINED, IMPORTED, RunConfig, fields_of
+from experiments.analysis.labels import natural
+from experiments.analysis.recorded_runs import REGISTRATION, Run, Unfinished
 from experiments.plurals import agree, count
-from lora_jax.files.canonical_json import canonical
+from lora_jax.suggest import require_known
+
+RunNumber = tuple[int, int]
+"""A run's seed and its draw of the examples (`recorded_runs.Run.number`)."""
+
+
+def runs_by_draw(numbers: Iterable[RunNumber]) -> list[list[RunNumber]]:
+    """The numbers in groups that count once: those of a draw, or each, if they have one draw."""
+    by_draw: dict[int, list[RunNumber]] = {}
+    for number in sorted(numbers):
+        by_draw.setdefault(number[1], []).append(number)
+    found = list(by_draw.values())
+    return found if len(found) > 1 else [[number] for own in found for number in own]
+
+
+def means_of_draws(values: Mapping[RunNumber, Any]) -> np.ndarray:
+    """The mean of each group's values, numbers or arrays, (groups, ...)."""
+    return np.array([np.mean([values[n] for n in own], axis=0) for own in runs_by_draw(values)])
+
+
+def share_draws(numbers: Collection[RunNumber]) -> bool:
+    """Whether several runs count as one, as they share a draw."""
+    return len(runs_by_draw(numbers)) < len(numbers)
+
+
+def draws_share_seeds(numbers: Collection[RunNumber]) -> bool:
+    """Whether several draws have a seed in common, so that nothing is found of new seeds."""
+    return len({seed for seed, _ in numbers}) < len(numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +88,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     single: list[Run] = []
     strays = 0
     for each in cells.values():
-        alike = without_strays(each, lambda run: settings_of(run.config))
+        alike = without_strays(each, lambda run: run.settings)
         _alike(alike)
         single += one_of_each(alike)
         strays += len(each) - len(alike)
@@ -76,11 +109,11 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
 
 def _of_draws(runs: Iterable[Run]) -> str:
     """A note on cells with several runs of one of their draws; empty if there are none."""
-    numbers: dict[tuple[str, str, str], list[draws.Number]] = {}
+    numbers: dict[tuple[str, str, str], list[RunNumber]] = {}
     for run in runs:
         if run.completed:
             numbers.setdefault(run.place, []).append(run.number)
-    if not (several := sum(map(draws.are_shared, numbers.values()))):
+    if not (several := sum(map(share_draws, numbers.values()))):
         return ""
     return (
         f"{count(several, 'cell')} {agree(several, 'has', 'have')} several runs of one draw of the "
@@ -109,9 +142,9 @@ def without_strays(runs: Sequence[Run], settings: Callable[[Run], Mapping[str, s
 
 def _alike(runs: Sequence[Run]) -> None:
     """Raise a ValueError if runs of a cell differ in settings, weights or data."""
-    first, settings = runs[0], settings_of(runs[0].config)
+    first, settings = runs[0], runs[0].settings
     for run in runs[1:]:
-        if key := different(settings, settings_of(run.config)):
+        if key := different(settings, run.settings):
             raise ValueError(f"{first.folder} and {run.folder} are runs of one cell, but {key}")
         require_same_weights(first, run)
         same_draw = run.number[1] == first.number[1]
@@ -132,30 +165,6 @@ def require_same_weights(one: Run, other: Run) -> None:
     """Raise a ValueError if two runs did not begin from the same weights."""
     if one.record.weights_digest != other.record.weights_digest:
         raise ValueError(f"{one.folder} and {other.folder} began from different weights")
-
-
-def settings_of(config: RunConfig) -> dict[str, str]:
-    """Every setting that affects a result, except seed and draw, as text by name.
-
-    Settings that a config may lack, and those of a variant, mean the same as null: these are left
-    out.
-    """
-    free = free_names(type(config))
-    optional = {n for n, (f, _) in fields_of(type(config)).items() if f.metadata.get("optional")}
-
-    def absent(value: Any, where: str) -> bool:
-        return value is None and (where in optional or where.startswith("variant."))
-
-    def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping) and value:
-            for key, item in value.items():
-                yield from leaves(item, f"{where}.{key}" if where else key)
-        elif where == "start_from":  # only whether it starts from a run matters
-            yield where, "a run" if value else "null"
-        elif where not in free and not absent(value, where):
-            yield where, canonical(value)
-
-    return dict(leaves(config.plain, ""))
 
 
 def one_of_each(runs: Sequence[Run]) -> list[Run]:
@@ -191,7 +200,7 @@ def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
     """The median or mean of scores, and their spread.
 
     Args:
-      scores: of independent runs (`draws.means`).
+      scores: of independent runs (`collect_runs.means_of_draws`).
       report: `median` or `mean`.
       spread: `sd`, the sample standard deviation, or `ci95`, half the width of the 95% confidence
         interval of the mean (Student's t).
@@ -209,3 +218,170 @@ def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
 def statuses(runs: Iterable[Run]) -> dict[str, int]:
     """The number of runs that did not complete, by status."""
     return dict(Counter(run.record.status for run in runs if not run.completed))
+
+
+VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
+"""The sections of a config that methods and their settings may vary."""
+ALSO_VARIED = ("train.optimizer", "train.ema")
+"""Settings of other sections that they may vary, too."""
+BESIDE = ("study.row", "data.validation")
+
+
+def contest_key(run: Run) -> tuple[str, str, str]:
+    """The study, the model and the task of a run."""
+    if run.study.table:
+        return run.study.table, run.model, run.study.column
+    return run.record.experiment, run.config.model.name, run.config.data.name
+
+
+def method_key(run: Run | Unfinished) -> str:
+    """The key of a run's method: its row, or without a study its variant and storage."""
+    if run.study.table:
+        return run.study.row
+    name, storage = variant_and_storage(run)
+    return name if storage == "none" else f"{name}_{storage}"
+
+
+def variant_and_storage(run: Run | Unfinished) -> tuple[str, str]:
+    """The names of a run's variant and of its storage."""
+    assert run.config is not None
+    return run.config.variant.name, run.config.quantize.storage
+
+
+def varied_and_fixed(
+    run: Run | Unfinished, varies: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Split the settings of a run into those that a study varies, and the fixed ones.
+
+    Args:
+      varies: settings that vary besides those.
+    """
+    varied, fixed = {}, {}
+    for key, value in run.settings.items():
+        if key.partition(".")[0] in VARIED or key in (*ALSO_VARIED, *varies):
+            varied[key] = value
+        elif key not in BESIDE:
+            fixed[key] = value
+    return varied, fixed
+
+
+def require_settings_of(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """Raise a ValueError if `--varies` has a name that is no setting of the runs."""
+    kinds = {type(run.config) for run in runs}
+    known = {name for kind in kinds for name in fields_of(kind)}
+    known |= {name for run in runs for name in run.settings}
+    for name in names:
+        require_known(name, known, f"--varies={name}: no run has this setting")
+
+
+def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
+    """Raise a ValueError if runs differ in fixed settings, weights or examples.
+
+    Also raise it if two runs of one method differ in variant or storage.
+    """
+    first = runs[0]
+    settings = varied_and_fixed(first, varies)[1]
+    firsts: dict[tuple[bool, int], Run] = {}
+    methods: dict[str, Run] = {}
+    for run in runs:
+        if said := different(settings, varied_and_fixed(run, varies)[1]):
+            raise ValueError(
+                f"{first.folder} and {run.folder} cannot be compared: {said} (if the study varies "
+                f"it, add --varies={said.partition(' ')[0]})"
+            )
+        require_same_weights(first, run)
+        same = firsts.setdefault((run.held_out, run.number[1]), run)
+        if run.record.data_digest != same.record.data_digest:
+            raise ValueError(f"{same.folder} and {run.folder} had different examples")
+        other = methods.setdefault(method_key(run), run)
+        both = zip(variant_and_storage(other), variant_and_storage(run), strict=True)
+        for name, (one, two) in zip(("variant.name", "quantize.storage"), both, strict=True):
+            if one != two:
+                raise ValueError(
+                    f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
+                    f"{name} is {one} in one and {two} in the other"
+                )
+
+
+def select(
+    runs: Sequence[Run], table: str | None, size: str, parts: bool = False
+) -> tuple[list[Run], list[str]]:
+    """The runs of a table and a size, and notes on how many others were left out.
+
+    Combined and imported adapters are left out where others were trained, runs without a study
+    where others have one, and runs without a registration where others of their table have one.
+
+    Args:
+      table: None for the runs of all tables.
+      parts: whether a table may have several registrations. Each needs a folder and tasks of its
+        own.
+
+    Raises:
+      ValueError: there are no runs of the table, or those of one table are of two registrations.
+    """
+    known = sorted({_name(run) for run in runs})
+    if table is not None:
+        require_known(table, known, f"no runs of --table={table}")
+    every = [run for run in runs if table in (None, _name(run))]
+    sized = [run for run in every if run.study.size == size]
+    trained = _those(sized, lambda run: run.record.experiment not in (COMBINED, IMPORTED))
+    own = _those(trained, lambda run: bool(run.study.table))
+    notes = [
+        left_out(len(every) - len(sized), "of another size"),
+        left_out(len(sized) - len(trained), "combined or imported, so not trained here"),
+        left_out(len(trained) - len(own), "of no study, so not mixed into one"),
+    ]
+    kept: list[Run] = []
+    for name in sorted({_name(run) for run in own}):
+        kept += _registered(name, [run for run in own if _name(run) == name], parts)
+    notes.append(left_out(len(own) - len(kept), "of no registration, though their study has one"))
+    same = {id(run) for run in kept}
+    return [run for run in own if id(run) in same], list(filter(None, notes))
+
+
+def _registered(table: str, runs: Sequence[Run], parts: bool) -> list[Run]:
+    known = _those(runs, lambda run: bool(run.study.registration))
+    by_digest = {
+        digest: [run for run in known if run.study.registration == digest]
+        for digest in sorted({run.study.registration for run in known})
+    }
+    if len(by_digest) > 1 and not (parts and _are_parts(list(by_digest.values()))):
+        raise ValueError(
+            f"runs of {table} belong to {len(by_digest)} registrations"
+            f"{_what_to_give(list(by_digest.values()))} (--results)"
+        )
+    return known
+
+
+def _are_parts(registered: Sequence[Sequence[Run]]) -> bool:
+    """Whether the runs of each registration have a folder and tasks of their own."""
+    tasks = [{contest_key(run) for run in runs} for runs in registered]
+    apart = sum(map(len, tasks)) == len(set.union(*tasks))
+    return apart and len(_homes(registered)) == len(registered)
+
+
+def _what_to_give(registered: Sequence[Sequence[Run]]) -> str:
+    homes = _homes(registered)
+    if len(homes) == len(registered):
+        return f": give one of {', '.join(homes)}"
+    folders = " and ".join(str(runs[0].folder) for runs in registered[:2])
+    own = f"the folder of its own {REGISTRATION}"
+    return f" ({folders}): keep the runs of each in {own}, and give that"
+
+
+def _homes(registered: Sequence[Sequence[Run]]) -> list[str]:
+    """The folders of the studies that the first runs of each registration lie in."""
+    return natural(str(home) for runs in registered if (home := _home(runs[0].folder)))
+
+
+def _home(folder: Path) -> Path | None:
+    return next((each for each in folder.parents if (each / REGISTRATION).exists()), None)
+
+
+def _those(runs: Sequence[Run], has: Callable[[Run], bool]) -> list[Run]:
+    """The runs that have something, or all if none has it."""
+    return [run for run in runs if has(run)] or list(runs)
+
+
+def _name(run: Run) -> str:
+    return run.study.table or run.record.experiment

@@ -1,40 +1,34 @@
-"""What methods gain over the reference of a study, on each task and over all of them together."""
+"""What methods gain over the reference of a study, on each task and over all of them together.
+
+`changed_without_a_task` names the verdicts that depend on a single one of the tasks.
+"""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from experiments.analysis import crossed, equivalence, power
+from experiments.analysis import power, significance
 from experiments.analysis.choose_methods import Contest
-from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
 from experiments.analysis.paired_scores import Scored, common, common_examples, scored
-from experiments.analysis.random_effects import between_tasks, new_task
 from experiments.analysis.scored_examples import Values
-from experiments.analysis.significance import LEVEL, holm
+from experiments.analysis.significance import (
+    LEVEL,
+    Estimate,
+    MeanDifference,
+    between_tasks,
+    holm,
+    new_task,
+    over_seeds,
+    over_tasks,
+)
 from lora_jax.suggest import require_known
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean difference in points of the metric, with its two-sided 95% interval.
-
-    `p` is that of no difference, None for one seed; `low` and `high` are None where no variance is
-    known. `n` is the number of common seeds: on one task; for the mean over tasks, the fewest on
-    any of them; for a new task, the number of tasks.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +46,8 @@ class OverSeeds:
 class Gain:
     """A method's scores minus those of the reference, paired by seed and example.
 
-    What is tested is of new seeds and new examples (`crossed`). On a task where the values of
-    examples are not known it is of new seeds alone, and the notes say so.
+    What is tested is of new seeds and new examples (`significance.over_both`). On a task where the
+    values of examples are not known it is of new seeds alone, and the notes say so.
     """
 
     key: str
@@ -63,7 +57,7 @@ class Gain:
     over_tasks: Estimate
     """The mean over the tasks of `by_task`, all of the same weight."""
     new_task: Estimate | None
-    """The mean of all tasks of which these are a sample (`random_effects`)."""
+    """The mean of all tasks of which these are a sample (`significance.new_task`)."""
     between_tasks: float | None
     """The sd of its true differences between such tasks, without the noise of seeds and
     examples."""
@@ -270,7 +264,7 @@ def _differences(
             seeds = primary = over_seeds(ours, theirs)
             values, missing = common_examples(first, second, examples.get(task, {}))
             if values is not None:
-                primary = crossed.over_both(ours, theirs, *values)
+                primary = significance.over_both(ours, theirs, *values)
             elif known:
                 notes.append((task, f"tested over seeds alone, as {missing}"))
             differences[task] = _Difference(primary, seeds)
@@ -293,7 +287,7 @@ def _judged(
         yield Gain(
             key=each.key,
             label=each.label,
-            by_task={task: _estimate(one, level) for task, one in each.by_task.items()},
+            by_task={task: one.estimate(level) for task, one in each.by_task.items()},
             over_tasks=own.over_tasks,
             new_task=_new_task(each, level),
             between_tasks=between_tasks(list(each.by_task.values())),
@@ -313,10 +307,12 @@ def _decided(
     """What the tests of a family decide, whatever the errors of the means are over."""
     pairs = list(zip(means, whole, strict=True))
     adjusted = _holm([m.p if w else None for m, w in pairs], tests)
-    within = _holm([equivalence.of_mean(m, margin) if w else None for m, w in pairs], tests)
+    within = _holm(
+        [significance.equivalence_of_mean(m, margin) if w else None for m, w in pairs], tests
+    )
     for mean, p, same in zip(means, adjusted, within, strict=True):
         decided = verdict(mean.mean, p, same, level)
-        yield OverSeeds(_estimate(mean, level), p, same, decided, mean.upper(level))
+        yield OverSeeds(mean.estimate(level), p, same, decided, mean.upper(level))
 
 
 def _holm(values: Sequence[float | None], tests: int) -> list[float | None]:
@@ -332,11 +328,6 @@ def verdict(mean: float, p: float | None, equivalent: float | None, level: float
     return "equivalent" if equivalent is not None and equivalent < level else "undecided"
 
 
-def _estimate(found: MeanDifference, level: float) -> Estimate:
-    low, high = found.interval(level) or (None, None)
-    return Estimate(found.mean, low, high, found.p, found.n)
-
-
 def _new_task(method: _Method, level: float) -> Estimate | None:
     """None with fewer than three tasks, or one without a variance.
 
@@ -346,7 +337,7 @@ def _new_task(method: _Method, level: float) -> Estimate | None:
     found = new_task(np.array([task.mean for task in tasks]))
     if found is None or not all(task.error for task in tasks):
         return None
-    such, these = _estimate(found, level), _estimate(method.over_tasks, level)
+    such, these = found.estimate(level), method.over_tasks.estimate(level)
     return dataclasses.replace(max(such, these, key=_width), n=found.n)
 
 
@@ -362,3 +353,32 @@ def _require_one_study(contests: Sequence[Contest], reference: str) -> None:
         raise ValueError(f"two contests on {min(twice)}: gains need one for each task")
     keys = {method.key for contest in contests for method in contest.methods}
     require_known(reference, keys, f"no method '{reference}' to compare others with")
+
+
+FEWEST_TO_LEAVE_OUT = 3
+"""Tasks of a study: with two, leaving one out leaves a single task, which is another question."""
+
+
+def changed_without_a_task(
+    contests: Sequence[Contest],
+    found: Gains,
+    tasks: int,
+    judge: Callable[[Sequence[Contest]], Gains],
+) -> Mapping[str, Sequence[Gain]] | None:
+    """By left-out task, the gains over the others whose verdicts are not those over all tasks.
+
+    Nothing is tested (None) if there are fewer than `FEWEST` tasks, or while any method lacks one.
+
+    Args:
+      contests: of which `found` was made.
+      tasks: how many tasks the study has.
+      judge: gives the gains of contests by the rules of the study.
+    """
+    if tasks < FEWEST_TO_LEAVE_OUT or any(len(each.by_task) < tasks for each in found.methods):
+        return None
+    verdicts = {each.key: each.verdict for each in found.methods}
+    changes = {}
+    for task in found.tasks:
+        others = judge([contest for contest in contests if contest.task != task])
+        changes[task] = [each for each in others.methods if each.verdict != verdicts[each.key]]
+    return changes

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis import bootstrap, draws, mean_difference, score_check, significance
+from experiments.analysis import bootstrap, collect_runs, scored_examples, significance
 from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.collect_runs import means_of_draws, runs_by_draw
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
-from experiments.analysis.scored_examples import stored
+from experiments.analysis.scored_examples import stored, values_of
 from lora_jax.metrics import label_metrics
 
 KINDS = {
@@ -38,7 +39,7 @@ class Pair:
     second: Method
     common: int
     """How many seeds both methods have, or draws of the examples that seeds share (`draws`)."""
-    tests: Mapping[str, significance.Difference | None]
+    tests: Mapping[str, significance.Estimate | None]
     why: str
 
     @property
@@ -49,7 +50,7 @@ class Pair:
 
     def generalises_to(self, kind: str) -> str:
         """What the test of a kind is of, in words."""
-        if draws.share_seeds(self.first.scores().keys() & self.second.scores().keys()):
+        if collect_runs.draws_share_seeds(self.first.scores().keys() & self.second.scores().keys()):
             return OF_DRAWS.get(kind, KINDS[kind])
         return KINDS[kind]
 
@@ -59,8 +60,9 @@ class Seen:
     """What is known about one run: its score and, if it has predictions, how it scores on examples.
 
     `n` is the number of examples (or questions), 0 without predictions. `replicates` are the scores
-    on bootstrap resamples, in the unit of `score`. For accuracy, `right` says which examples (or
-    questions) are right. A run that diverged has its last score (see `paired_scores`) and no more.
+    on bootstrap resamples, and `values` what each example adds, in the unit of `score`. For
+    accuracy, `right` says which examples (or questions) are right. A run that diverged has its last
+    score (see `paired_scores`) and no more.
     """
 
     score: float
@@ -68,6 +70,7 @@ class Seen:
     n: int = 0
     replicates: np.ndarray | None = None
     right: np.ndarray | None = None
+    values: np.ndarray | None = None
 
 
 def pairs(
@@ -101,7 +104,7 @@ def pairs(
 
 def swapped(pair: Pair) -> Pair:
     """The pair and its tests with the two methods exchanged."""
-    tests = {kind: None if test is None else _negative(test) for kind, test in pair.tests.items()}
+    tests = {kind: None if test is None else -test for kind, test in pair.tests.items()}
     return dataclasses.replace(pair, first=pair.second, second=pair.first, tests=tests)
 
 
@@ -124,14 +127,8 @@ def verdicts(family: Sequence[Pair]) -> list[str]:
         elif p >= significance.LEVEL:
             found.append("tie")
         else:
-            found.append("win" if test.difference > 0 else "loss")
+            found.append("win" if test.mean > 0 else "loss")
     return found
-
-
-def _negative(test: significance.Difference) -> significance.Difference:
-    low = None if test.high is None else -test.high
-    high = None if test.low is None else -test.low
-    return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
 
 
 def _unknown(found: Scored) -> list[str]:
@@ -150,40 +147,34 @@ def _pair(
     unknown: Sequence[str],
 ) -> Pair:
     common = sorted(ours.keys() & theirs.keys())
-    tests: dict[str, significance.Difference | None] = dict.fromkeys(KINDS)
+    tests: dict[str, significance.Estimate | None] = dict.fromkeys(KINDS)
     why = list(unknown) if unknown or common else ["no seed in common"]
     if len(common) == 1:
         why.append("one seed in common")
     if len(common) > 1:
-        scores = (draws.means({k: side[k].score for k in common}) for side in (ours, theirs))
-        found = mean_difference.over_seeds(*scores)
-        low, high = found.interval() or (None, None)
-        tests["seeds"] = significance.Difference(found.mean, low, high, found.p, found.n)
+        scores = (means_of_draws({n: side[n].score for n in common}) for side in (ours, theirs))
+        tests["seeds"] = significance.over_seeds(*scores).estimate()
     both = {number: (ours[number], theirs[number]) for number in common}
-    stored = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
+    seen = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
     if any(a.diverged or b.diverged for a, b in both.values()):
-        stored = {}  # a test of the others would be one of the lucky seeds
+        seen = {}  # a test of the others would be one of the lucky seeds
         why.append("a diverged run has its last score alone")
-    elif len(stored) < len(common):
-        why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
-    if stored:
-        observed = draws.means({number: a.score - b.score for number, (a, b) in stored.items()})
-        drawn = draws.means({number: _replicated(*each) for number, each in stored.items()})
-        over = significance.over_examples(observed, drawn, next(iter(stored.values()))[0].n)
+    elif len(seen) < len(common):
+        why.append(f"predictions of {len(seen)} of {len(common)} common seeds")
+    if seen:
+        sides = [{n: pair[at] for n, pair in seen.items()} for at in (0, 1)]
+        scores = [means_of_draws({n: one.score for n, one in side.items()}) for side in sides]
+        drawn = [means_of_draws({n: one.replicates for n, one in side.items()}) for side in sides]
+        count = next(iter(seen.values()))[0].n
+        over = significance.over_examples(scores[0] - scores[1], drawn[0] - drawn[1], count)
         if contest.metric == "accuracy":
-            right = (np.array([pair[i].right for pair in stored.values()]) for i in (0, 1))
+            right = (np.array([one.right for one in side.values()]) for side in sides)
             over = dataclasses.replace(over, p=significance.mcnemar(*right))
         tests["examples"] = over
-        if len(stored) > 1:
-            tests["both"] = significance.over_both(observed, drawn)
-    return Pair(contest, first, second, len(draws.groups(common)), tests, ", ".join(why))
-
-
-def _replicated(first: Seen, second: Seen) -> np.ndarray:
-    """The differences of two runs with predictions on every resample."""
-    assert first.replicates is not None
-    assert second.replicates is not None
-    return first.replicates - second.replicates
+        if len(seen) > 1:
+            values = (means_of_draws({n: one.values for n, one in side.items()}) for side in sides)
+            tests["both"] = significance.over_both(*scores, *values).estimate()
+    return Pair(contest, first, second, len(runs_by_draw(common)), tests, ", ".join(why))
 
 
 def _seen(
@@ -200,7 +191,7 @@ def _seen(
     if not every:
         return found
     first, metric = every[0][2], contest.metric
-    labels, choices = first.labels, score_check.choices(first.run)
+    labels, choices = first.labels, scored_examples.choices_of(first.run)
     outputs = [own.outputs for _, _, own in every]
     drawn = scale(metric) * bootstrap.replicates(
         metric, outputs, labels, choices=choices, resamples=resamples, seed=seed
@@ -210,5 +201,6 @@ def _seen(
             accuracy = metric == "accuracy"
             right = label_metrics.correct(own.outputs, labels, choices) if accuracy else None
             score, n = found[key][number].score, len(labels) // choices
-            found[key][number] = Seen(score, False, n, replicated, right)
+            values = values_of(metric, own)
+            found[key][number] = Seen(score, False, n, replicated, right, values)
     return found

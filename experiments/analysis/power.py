@@ -2,14 +2,13 @@
 
 All tests are Student's t-tests of a mean difference with a standard error. `Design` says what error
 and degrees of freedom numbers of seeds and examples give, for one task or the mean over several. On
-a task, the variance is that of `crossed`: of seeds / seeds + of examples / examples + of what one
-example adds with one seed / (seeds * examples). More seeds leave the second part as it is, and more
-examples the first. Power is the mean, over the chi distribution of the estimated error, of a normal
-probability. For the t-test this is the noncentral t-distribution
-(Cohen, 1988), which SciPy gets wrong for few degrees of freedom or small levels; for two one-sided
-tests (TOST) see Phillips (1990). For a family of m tests by Holm's procedure, `family_level` gives
-the level of the first step; later steps have larger levels, so the power in the family is at least
-the one found.
+a task, the variance is that of `significance`: of seeds / seeds + of examples / examples + of what
+one example adds with one seed / (seeds * examples). More seeds leave the second part as it is, and
+more examples the first. Power is the mean, over the chi distribution of the estimated error, of a
+normal probability. For the t-test this is the noncentral t-distribution (Cohen, 1988), which SciPy
+gets wrong for few degrees of freedom or small levels; for two one-sided tests (TOST) see Phillips
+(1990). For a family of m tests by Holm's procedure, `family_level` gives the level of the first
+step; later steps have larger levels, so the power in the family is at least the one found.
 """
 
 import dataclasses
@@ -18,8 +17,7 @@ from collections.abc import Callable
 
 from scipy import integrate, optimize, special, stats
 
-from experiments.analysis.crossed import Squares
-from experiments.analysis.mean_difference import degrees
+from experiments.analysis.significance import Squares, degrees
 
 POWER = 0.8
 """The probability of finding a difference that reports ask for."""

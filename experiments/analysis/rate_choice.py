@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis import bootstrap, draws, score_check
+from experiments.analysis import bootstrap, collect_runs, scored_examples
 from experiments.analysis.choose_methods import RATE, Contest, Method, Setting, by_number
 from experiments.analysis.recorded_runs import mean_score, scale, unit
 from experiments.plurals import count
@@ -80,7 +80,7 @@ def _mean(setting: Setting, phase: str) -> float | None:
     runs, scores = setting.of(phase), by_number(setting.of(phase))
     if not runs or len(scores) < len(runs) or setting.lost(phase):
         return None
-    return mean_score(draws.means(scores).tolist())
+    return mean_score(collect_runs.means_of_draws(scores).tolist())
 
 
 def _below_collapse(method: Method, chosen: Setting, best: float) -> bool:
@@ -123,12 +123,12 @@ def _chosen_in(
                     f"{own[0].folder} and {run.folder} were scored on different examples: their "
                     "labels differ"
                 )
-            score_check.require_agreement(run, predicted)
-        choices, outputs = score_check.choices(own[0]), [each.outputs for each in parts]
+            scored_examples.require_agreement(run, predicted)
+        choices, outputs = scored_examples.choices_of(own[0]), [each.outputs for each in parts]
         how = {"choices": choices, "resamples": resamples, "seed": seed + number[1]}
         drawn[number] = bootstrap.replicates(metric, outputs, labels[0], **how)
     # rounded as `recorded_runs.mean_score`, so that equal means are equal here, too
-    means = np.round(scale(metric) * draws.means(drawn).mean(0), 9)
+    means = np.round(scale(metric) * collect_runs.means_of_draws(drawn).mean(0), 9)
     return float(np.mean(means.argmax(0) == at))
 
 

@@ -1,16 +1,25 @@
-"""The records of runs below a folder, and what analyses ask of a recorded run."""
+"""Find the runs below a folder: those with a record, and those that began and left none.
+
+Every run writes its `config.json` first and its `record.json` last. A folder with only the first
+belongs to a run that has not ended: killed, interrupted, still running, or unknown. In a sweep's
+folder, `outcomes/` says more about such a run, and about trials that failed before they had a
+folder.
+"""
 
 import dataclasses
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.settings import RunConfig, Study, fields_of
+from configs.settings import RunConfig, Study, fields_of, free_names
 from experiments.analysis.published import PERCENT, SIZES
 from experiments.runs import predictions
 from experiments.setup.config import is_a, of_record, study_of
+from experiments.sweeps.folder import SweepFolder
+from lora_jax.files import json_text
+from lora_jax.files.canonical_json import canonical
 from lora_jax.records import packed, run_record
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.records.packed import Pack
@@ -59,6 +68,11 @@ class Run:
         return of_record(self.record.config)
 
     @functools.cached_property
+    def settings(self) -> Mapping[str, str]:
+        """Its settings as texts (`settings_of`)."""
+        return settings_of(self.config)
+
+    @functools.cached_property
     def study(self) -> Study:
         return study_of(self.record.config)
 
@@ -96,15 +110,21 @@ class Run:
         """Whether the run was scored on training examples, of a task with a development set."""
         return held_out(self.config)
 
+    @functools.cached_property
+    def _predictions(self) -> dict[str, predictions.Predictions]:
+        if self.pack is None:
+            return predictions.read(self.folder)
+        return predictions.read_packed(self.pack, self._packed_as)
+
     def predictions(self) -> dict[str, predictions.Predictions]:
         """The outputs of its saved adapter by part (`validation`, ...), with labels; may be empty.
+
+        They are read once.
 
         Raises:
           ValueError: they are damaged.
         """
-        if self.pack is None:
-            return predictions.read(self.folder)
-        return predictions.read_packed(self.pack, self._packed_as)
+        return dict(self._predictions)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What it reported, a dict with its "step" for each report; empty if it has no metrics.
@@ -128,6 +148,30 @@ class Run:
         metrics = self.record.metrics_best if choose == "best" else self.record.metrics_last
         value = metrics.get(metric)
         return None if value is None else value * scale(metric)
+
+
+def settings_of(config: RunConfig) -> dict[str, str]:
+    """Every setting that affects a result, except seed and draw, as text by name.
+
+    Settings that a config may lack, and those of a variant, mean the same as null: these are left
+    out.
+    """
+    free = free_names(type(config))
+    optional = {n for n, (f, _) in fields_of(type(config)).items() if f.metadata.get("optional")}
+
+    def absent(value: Any, where: str) -> bool:
+        return value is None and (where in optional or where.startswith("variant."))
+
+    def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping) and value:
+            for key, item in value.items():
+                yield from leaves(item, f"{where}.{key}" if where else key)
+        elif where == "start_from":  # only whether it starts from a run matters
+            yield where, "a run" if value else "null"
+        elif where not in free and not absent(value, where):
+            yield where, canonical(value)
+
+    return dict(leaves(config.plain, ""))
 
 
 def saved_metrics(record: run_record.Record) -> Mapping[str, float | None]:
@@ -222,3 +266,94 @@ def require_settings(path: Path, config: Mapping[str, Any], needed: Sequence[str
         if not is_a(value, kind):
             expected = getattr(kind, "__name__", str(kind))
             raise ValueError(f"{path}: its config's {where} is {value!r}, expected {expected}")
+
+
+SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
+"""Sections of a run's config; a `config.json` without them is another file, such as a model's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """A run without a record: its folder, its config and its status.
+
+    `status` is the sweep's status: `killed`, `failed`, `diverged`, `interrupted` or `running`. It
+    is `unfinished` if no sweep has noted one.
+    """
+
+    folder: Path
+    config: RunConfig | None
+    status: str
+
+    @property
+    def study(self) -> Study:
+        return self.config.study if self.config else Study()
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, str]:
+        """Its settings as texts (`settings_of`)."""
+        assert self.config is not None
+        return settings_of(self.config)
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """The seed and the draw of the examples, as for a `recorded_runs.Run`."""
+        assert self.config is not None
+        return self.config.seed, self.config.data.draw if self.config.data.train else 0
+
+    @property
+    def held_out(self) -> bool:
+        return self.config is not None and held_out(self.config)
+
+
+def find_unfinished(results: Path) -> list[Unfinished]:
+    """All runs below a folder without a record: those with a folder in order, then other trials.
+
+    Raises:
+      ValueError: a `config.json` or a sweep's list of trials cannot be read.
+    """
+    found = []
+    for path in sorted(results.rglob("config.json")):
+        if (path.parent / "record.json").exists() or packed.holder(path.parent):
+            continue
+        config = json_text.read(path)
+        sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
+        if all(isinstance(each, dict) for each in sections):
+            require_settings(
+                path,
+                config,
+                NEEDED if in_study(config) else OF_ANY,
+            )
+            found.append(Unfinished(path.parent, of_record(config), _status(path.parent)))
+    return [*found, *_without_folder(results)]
+
+
+def _status(folder: Path) -> str:
+    """The status of a run in its sweep; `unfinished` without a sweep or without a noted status."""
+    sweep = SweepFolder(folder.parent.parent)
+    if folder != sweep.run(folder.name) or not (sweep.path / "trials.json").exists():
+        return "unfinished"
+    attempt = sweep.attempt(folder.name)
+    return "unfinished" if attempt is None or attempt.status == "completed" else attempt.status
+
+
+def _without_folder(results: Path) -> Iterator[Unfinished]:
+    """The trials of sweeps that began and have no folder of their own."""
+    for path in sorted(results.rglob("outcomes")):
+        sweep = SweepFolder(path.parent)
+        if not (sweep.path / "trials.json").exists():
+            continue
+        for name in sorted(sweep.require(())):
+            folder = sweep.run(name)
+            if (folder / "record.json").exists() or (folder / "config.json").exists():
+                continue
+            attempt = sweep.attempt(name)
+            if attempt is not None and attempt.status != "completed":
+                yield Unfinished(folder, _config(sweep, name), attempt.status)
+
+
+def _config(sweep: SweepFolder, name: str) -> RunConfig | None:
+    """The config of a trial, built again; None if that fails or gives another config by now."""
+    try:
+        return sweep.trial(name).config
+    except (ValueError, OSError):
+        return None

@@ -1,16 +1,91 @@
-"""The stored predictions of a contest's runs, and what each example adds to their scores."""
+"""Stored predictions: whether they give the recorded scores, and what each example adds to them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis import bootstrap, score_check
+from experiments.analysis import bootstrap
 from experiments.analysis.choose_methods import Contest
-from experiments.analysis.draws import Number
-from experiments.analysis.recorded_runs import Run, scale
+from experiments.analysis.collect_runs import RunNumber
+from experiments.analysis.recorded_runs import Run, saved_metrics, scale
+from experiments.runs import predictions
+from lora_jax.data import SPECS
+from lora_jax.metrics import label_metrics
 
-Values = Mapping[str, Mapping[Number, np.ndarray]]
+
+def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | None = None) -> None:
+    """Compare every metric of a run's saved adapter with the value from its predictions.
+
+    Metrics that predictions cannot give, such as scores of generated texts, are not compared. A run
+    that is not completed or has no predictions is not checked.
+
+    Args:
+      parts: the predictions, if they have been read already.
+
+    Raises:
+      ValueError: a metric disagrees with the predictions, or their file is damaged.
+    """
+    if not run.completed:
+        return
+    kept = run.predictions() if parts is None else parts
+    require_scores(kept, saved_metrics(run.record), f"{run.folder}: its", choices_of(run))
+
+
+def require_scores(
+    parts: Mapping[str, predictions.Predictions],
+    recorded: Mapping[str, float | None],
+    whose: str,
+    choices: int = 1,
+) -> None:
+    """Compare every metric that predictions can give with the recorded value.
+
+    Args:
+      whose: the beginning of an error, before "predictions give ...".
+      choices: as for `label_metrics.score`.
+
+    Raises:
+      ValueError: a metric disagrees.
+    """
+    for part, (outputs, labels) in parts.items():
+        if labels is None:
+            continue
+        end = "" if part == "validation" else f"_{part}"
+        known = label_metrics.REGRESSION if outputs.shape[1] == 1 else label_metrics.CLASSIFICATION
+        said = {name: value for name in known if (value := recorded.get(name + end)) is not None}
+        given = label_metrics.score([*said], np.asarray(outputs, np.float64), labels, choices)
+        for name, value in said.items():
+            n = _counted(name, labels, choices)
+            _compare(whose, name + end, given[name], value, n)
+
+
+def choices_of(run: Run) -> int:
+    """How many successive examples make one question in a run's task."""
+    data = run.config.data
+    spec = None if data.source == "files" else SPECS.get(data.name)
+    return spec.choices if spec else 1
+
+
+def _counted(name: str, labels: np.ndarray, choices: int) -> int:
+    """How many answers a score depends on; for F1 and Matthews, the size of the rarest class."""
+    if name in ("f1", "matthews"):
+        return int(np.unique(labels, return_counts=True)[1].min())
+    return len(labels) // choices
+
+
+def _compare(whose: str, name: str, given: float, recorded: float, n: int) -> None:
+    # Predictions are the very outputs that were scored: the records of this repository agree to the
+    # last digit. Rounding on another machine may change one answer, but not two.
+    most = max(1e-3, 1.5 / n)
+    if abs(given - recorded) > most * max(1.0, abs(given)):
+        unit = scale(name)
+        raise ValueError(
+            f"{whose} predictions give {name} {unit * given:.4g}, but its record says "
+            f"{unit * recorded:.4g}"
+        )
+
+
+Values = Mapping[str, Mapping[RunNumber, np.ndarray]]
 """What each question adds to a run's score, (questions,), by method and then by seed and draw."""
 
 
@@ -23,14 +98,14 @@ class Stored:
     labels: np.ndarray
 
 
-def stored(contest: Contest) -> dict[str, dict[Number, Stored]]:
+def stored(contest: Contest) -> dict[str, dict[RunNumber, Stored]]:
     """The completed runs that have predictions, by method and then by seed and draw.
 
     Raises:
       ValueError: the predictions of two runs are of different examples, or predictions do not give
         the score in their record.
     """
-    found: dict[str, dict[Number, Stored]] = {method.key: {} for method in contest.methods}
+    found: dict[str, dict[RunNumber, Stored]] = {method.key: {} for method in contest.methods}
     first: Stored | None = None
     for method in contest.methods:
         for run in (each for each in method.runs if each.completed):
@@ -45,7 +120,7 @@ def stored(contest: Contest) -> dict[str, dict[Number, Stored]]:
                     f"{first.run.folder} and {run.folder} were scored on different examples: their "
                     "labels differ"
                 )
-            score_check.require_agreement(run, parts)
+            require_agreement(run, parts)
             found[method.key][run.number] = own
     return found
 
@@ -57,14 +132,15 @@ def values(contests: Sequence[Contest]) -> dict[str, Values]:
     """
     return {
         contest.task: {
-            key: {number: _values(contest.metric, each) for number, each in own.items()}
+            key: {number: values_of(contest.metric, each) for number, each in own.items()}
             for key, own in stored(contest).items()
         }
         for contest in contests
     }
 
 
-def _values(metric: str, own: Stored) -> np.ndarray:
-    choices = score_check.choices(own.run)
+def values_of(metric: str, own: Stored) -> np.ndarray:
+    """What each question adds to a run's score, in the unit of scores."""
+    choices = choices_of(own.run)
     found = bootstrap.pseudovalues(metric, own.outputs, own.labels, choices=choices)
     return scale(metric) * found

@@ -2,19 +2,166 @@
 
 If training with the reference does not beat the untrained model, a head alone and the constant
 answer by more than its noise, then the task shows nothing about adaptation, and neither do the
-differences between methods on it.
+differences between methods on it. Rows whose models give the same outputs show nothing either.
+
+`experiments.studies.untrained` scores the untrained models and writes `untrained.json`, which is
+sealed, and their outputs, `untrained.npz`, beside `study.json`.
 """
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from experiments.analysis import chance, score_check, scored_examples
+import numpy as np
+
+from configs.settings import TextConfig
+from experiments.analysis import scored_examples
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.gains import Estimate, gains
-from experiments.analysis.recorded_runs import Run
-from experiments.runs.predictions import Predictions
+from experiments.analysis.collect_runs import RunNumber
+from experiments.analysis.gains import gains
+from experiments.analysis.recorded_runs import REGISTRATION, Run, scale
+from experiments.analysis.scored_examples import require_scores
+from experiments.analysis.significance import Estimate
+from experiments.runs.predictions import Predictions, parts_of
+from lora_jax.files import archives, json_text
 from lora_jax.metrics import label_metrics
+from lora_jax.records import sealed_file
+
+
+def one_answer(contest: Contest) -> Predictions | None:
+    """The outputs of always giving the most frequent answer, (examples, classes).
+
+    None if answers are no classes, if an example is a choice among several texts, or if no run kept
+    its predictions, which hold the labels.
+    """
+    runs = [run for method in contest.methods for run in method.runs if run.completed]
+    if any(isinstance(run.config, TextConfig) for run in runs):
+        return None
+    for run in runs:
+        part = run.predictions().get("validation")
+        if part is not None and part.labels is not None:
+            classes = part.outputs.shape[1]
+            if classes < 2 or scored_examples.choices_of(run) > 1:
+                return None
+            counts = np.bincount(part.labels.astype(int), minlength=classes)
+            row = np.eye(classes)[counts.argmax()]
+            return Predictions(np.tile(row, (len(part.labels), 1)), part.labels)
+    return None
+
+
+def most_frequent(contest: Contest) -> float | None:
+    """The accuracy of always giving the most frequent answer, in the unit of the scores.
+
+    None if the metric is another one, or as for `one_answer`.
+    """
+    if contest.metric != "accuracy" or (constant := one_answer(contest)) is None:
+        return None
+    assert constant.labels is not None
+    right = constant.outputs.argmax(1) == constant.labels
+    return scale(contest.metric) * float(right.mean())
+
+
+SAME = 0.01
+"""Two methods are the same if their outputs differ by less than this share of their spread.
+
+Of the committed runs, adapters that do nothing differ from the head alone by 0.4 to 0.7%. Those
+that do something differ from other methods by 3% or more, but for LoRA in float32 from LoRA.
+"""
+
+
+def equal_rows(contest: Contest) -> list[tuple[Method, ...]]:
+    """The methods whose predictions agree on all examples and common seeds, in groups of several.
+
+    Only the share of a class matters: what is added to all classes of an example changes nothing. A
+    method joins the first group whose first method it agrees with. One without predictions of two
+    seeds joins none.
+    """
+    groups: list[list[tuple[Method, Mapping[RunNumber, np.ndarray]]]] = []
+    for method in contest.methods:
+        own = dict(_outputs(method))
+        same = (each for each in groups if _agree(each[0][1], own))
+        group = next(same, None)
+        if group is None:
+            groups.append(group := [])
+        group.append((method, own))
+    return [tuple(method for method, _ in group) for group in groups if len(group) > 1]
+
+
+def _outputs(method: Method) -> Iterator[tuple[RunNumber, np.ndarray]]:
+    """The centred outputs of each scored run, (examples, classes or 1)."""
+    for run in method.runs:
+        part = run.predictions().get("validation") if run.completed else None
+        if part is not None:
+            outputs = np.asarray(part.outputs, np.float64)
+            classes = outputs.shape[1] > 1
+            yield run.number, outputs - outputs.mean(1, keepdims=True) if classes else outputs
+
+
+def _agree(one: Mapping[RunNumber, np.ndarray], other: Mapping[RunNumber, np.ndarray]) -> bool:
+    common = one.keys() & other.keys()
+    if len(common) < 2 or any(one[each].shape != other[each].shape for each in common):
+        return False
+    apart = np.mean([np.mean((one[each] - other[each]) ** 2) for each in common])
+    spread = np.mean([np.var(one[each], axis=0).mean() for each in common])
+    return bool(apart <= SAME**2 * spread)
+
+
+UNTRAINED_FILE, UNTRAINED_OUTPUTS = "untrained.json", "untrained.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Untrained:
+    """The untrained model on one task."""
+
+    task: str
+    metric: str
+    """The main one."""
+    how: str
+    """How it was scored, or why it has no score, in words."""
+    scores: Mapping[str, float]
+    """All metrics, in the unit of records; empty if it has no score."""
+    parts: Mapping[str, Predictions]
+    """Its outputs by part (`validation`, ...), as a run keeps them."""
+
+    @property
+    def score(self) -> float | None:
+        """The main metric, in the unit of records; None if it has no score."""
+        return self.scores.get(self.metric)
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """The outputs for the validation part; None if it has no score."""
+        return self.parts.get("validation")
+
+
+def read_untrained(folder: Path) -> dict[str, Untrained]:
+    """The untrained models in the folder of a study, by task; empty if they were not scored.
+
+    Raises:
+      ValueError: a file was changed or damaged, is of another study, or the outputs do not give
+        the scores.
+    """
+    path = folder / UNTRAINED_FILE
+    if not path.exists():
+        return {}
+    content = sealed_file.read(path)
+    if content["registration"] != json_text.read_object(folder / REGISTRATION)["digest"]:
+        raise ValueError(f"{path} is of another {REGISTRATION} than the one beside it")
+    try:
+        outputs = parts_of(archives.read_arrays(folder / UNTRAINED_OUTPUTS))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{folder / UNTRAINED_OUTPUTS} cannot be read ({error}): delete {path} and give "
+            "experiments.tune --untrained, which writes both again"
+        ) from error
+    found = {}
+    for task, each in content["tasks"].items():
+        own = {name: outputs[f"{task}/{name}"] for name in each["examples"]}
+        require_scores(own, each["scores"], f"{folder / UNTRAINED_OUTPUTS}: {task}'s")
+        found[task] = Untrained(task, each["metric"], each["how"], each["scores"], own)
+    return found
+
 
 HEAD = "head_only"
 """The row that trains a head alone, if a study has one."""
@@ -116,7 +263,7 @@ def _of_task(contest: Contest, reference: str, untrained: Predictions | None) ->
     own = by_key.get(reference)
     if own is None or not (scores := own.counted()):
         return None
-    given = {UNTRAINED: untrained, ONE_ANSWER: chance.one_answer(contest)}
+    given = {UNTRAINED: untrained, ONE_ANSWER: one_answer(contest)}
     others = [_never_trained(own, name, contest, part) for name, part in given.items() if part]
     if HEAD in by_key and reference != HEAD:
         others.append(by_key[HEAD])
@@ -124,7 +271,7 @@ def _of_task(contest: Contest, reference: str, untrained: Predictions | None) ->
     examples = scored_examples.values([compared])
     over = gains([compared], reference=reference, margin=1.0, examples=examples)
     floors = [
-        Floor(each.label, statistics.fmean(method.counted()), _turned(each.by_task[contest.task]))
+        Floor(each.label, statistics.fmean(method.counted()), -each.by_task[contest.task])
         for each in over.methods
         for method in others
         if method.key == each.key
@@ -137,7 +284,7 @@ def _never_trained(own: Method, name: str, contest: Contest, part: Predictions) 
     """A method whose runs have the seeds of the reference, and all the same predictions."""
     metric = contest.metric
     scores = label_metrics.score(
-        [metric], part.outputs, part.labels, score_check.choices(own.runs[0])
+        [metric], part.outputs, part.labels, scored_examples.choices_of(own.runs[0])
     )
     runs = tuple(
         _Fixed(
@@ -150,10 +297,3 @@ def _never_trained(own: Method, name: str, contest: Contest, part: Predictions) 
         if run.completed
     )
     return dataclasses.replace(own, key=name, label=name, runs=runs)
-
-
-def _turned(found: Estimate) -> Estimate:
-    """The gain of the reference over a method, from that of the method over the reference."""
-    low = None if found.high is None else -found.high
-    high = None if found.low is None else -found.low
-    return dataclasses.replace(found, mean=-found.mean, low=low, high=high)

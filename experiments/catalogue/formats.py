@@ -11,9 +11,7 @@ from experiments.catalogue.catalogue import Catalogue
 from experiments.catalogue.method import MOST_RANKS, Method
 from experiments.command_names import shown
 from experiments.marked_documents import fill_blocks
-from experiments.tables import text_formats
-from experiments.tables.text_formats import Sheet
-from lora_jax.text_table import text_table
+from lora_jax.table import Table, render_tables
 
 FORMATS = ("text", "markdown", "csv", "json")
 NONE = "-"
@@ -66,8 +64,8 @@ def _text(catalogue: Catalogue) -> str:
         [each.name, each.title, *_costs(each), each.peft or NONE, _number(each.paper) or NONE]
         for each in catalogue.methods
     ]
-    sheets = Sheet("What there is", heads, rows), _abilities(catalogue)
-    parts = [f"{each.title}\n\n{text_table(each.heads, each.rows)}" for each in sheets]
+    tables = Table(heads, rows, "What there is"), _abilities(catalogue)
+    parts = [f"{each.title}\n\n{each.to_text()}" for each in tables]
     lines = (textwrap.fill(note, width=100) for note in notes(catalogue))
     return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
@@ -78,8 +76,8 @@ def _markdown(catalogue: Catalogue) -> str:
         [each.name, each.title, each.idea, *_costs(each), each.peft or NONE, _link(each.paper)]
         for each in catalogue.methods
     ]
-    sheets = Sheet("What there is", heads, rows), _abilities(catalogue)
-    return text_formats.markdown(sheets, notes(catalogue))
+    tables = Table(heads, rows, "What there is"), _abilities(catalogue)
+    return render_tables("markdown", tables, notes(catalogue))
 
 
 def _groups(catalogue: Catalogue) -> str:
@@ -88,9 +86,8 @@ def _groups(catalogue: Catalogue) -> str:
     for each in sorted(catalogue.methods, key=lambda method: GROUPS.index(_group(method))):
         said = f"[{each.title}]({each.paper})" if each.paper else each.title
         groups.setdefault(_group(each), []).append(said)
-    lines = ["| kind | methods |", "| --- | --- |"]
-    lines += [f"| {group} | {', '.join(titles)} |" for group, titles in groups.items()]
-    return "\n".join(lines)
+    rows = [(group, ", ".join(titles)) for group, titles in groups.items()]
+    return Table(("kind", "methods"), rows).to_markdown(escape=False)
 
 
 def _group(method: Method) -> str:
@@ -101,12 +98,12 @@ def _group(method: Method) -> str:
     return GROUPS[2] if method.served_rank is None else GROUPS[0]
 
 
-def _abilities(catalogue: Catalogue) -> Sheet:
+def _abilities(catalogue: Catalogue) -> Table:
     rows = []
     for each in catalogue.methods:
         own = each.abilities and dataclasses.asdict(each.abilities)
         rows.append([each.name, *(own[name] or NONE if own else NONE for name in ABILITIES)])
-    return Sheet("What each can", ("name", *ABILITIES.values()), rows)
+    return Table(("name", *ABILITIES.values()), rows, "What each can")
 
 
 def notes(catalogue: Catalogue) -> list[str]:
@@ -169,7 +166,7 @@ def _record(method: Method) -> dict[str, Any]:
 
 def _csv(catalogue: Catalogue) -> str:
     records = [_record(each) for each in catalogue.methods]
-    return text_formats.csv_lines(list(records[0]), records)
+    return Table.of_records(list(records[0]), records).to_csv()
 
 
 def _json(catalogue: Catalogue) -> str:

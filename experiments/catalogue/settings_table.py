@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from configs import settings
 from experiments.marked_documents import fill_blocks
+from lora_jax.table import Table
 
 KINDS = {"encoders": settings.ClassifierConfig, "decoders": settings.TextConfig}
 HEADS = ("key", "type", "default", "of", "meaning")
@@ -46,11 +47,8 @@ def rows() -> list[Row]:
 
 def markdown() -> str:
     """The table as Markdown."""
-    lines = [HEADS, ["---"] * len(HEADS)]
-    for row in rows():
-        cells = (f"`{row.key}`", row.type, row.default, row.of, row.meaning)
-        lines.append([cell.replace("|", "\\|") for cell in cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    shown = [row._replace(key=f"`{row.key}`") for row in rows()]
+    return Table(HEADS, shown).to_markdown(escape=False)
 
 
 def fill(text: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from configs.settings import TextConfig
 from experiments.analysis.bootstrap import replicates
 from experiments.analysis.recorded_runs import Run, saved_metrics
-from experiments.analysis.score_check import choices, require_agreement
+from experiments.analysis.scored_examples import choices_of, require_agreement
 from experiments.analysis.significance import LEVEL, constant
 from experiments.runs import predictions
 from experiments.runs.finished_run import FinishedRun
@@ -55,7 +55,7 @@ def scores(run: FinishedRun) -> list[Score]:
         if value is not None:
             metric, part = _split(name, [*run.experiment.texts.task.extra])
             one = Score(name, metric, part, value, examples=_generated(run, metric, part))
-            found.append(_with_interval(one, parts, choices(of_record)))
+            found.append(_with_interval(one, parts, choices_of(of_record)))
     return found
 
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from lora_jax.table import Table
+
 
 def code(text: str) -> str:
     """A text as inline code, on one line."""
@@ -20,12 +22,7 @@ def block(text: str, language: str = "") -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already; a `|` in a cell stays one."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return Table(heads, list(rows)).to_markdown(escape=False)
 
 
 def _ticks(text: str) -> int:

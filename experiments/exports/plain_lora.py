@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from configs.settings import TextConfig
 from experiments.exports.base_model import require_published_base
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 
 @contextlib.contextmanager
@@ -37,4 +37,6 @@ def require_for_servers(run: FinishedRun) -> None:
 def svd_lines(errors: Mapping[str, float]) -> list[str]:
     """A table of the relative error that the SVD makes in each weight's update."""
     rows = [(name, f"{error:.2%}") for name, error in errors.items()]
-    return text_table(("weight", "relative error of its update"), rows).splitlines() if rows else []
+    if not rows:
+        return []
+    return Table(("weight", "relative error of its update"), rows).to_text().splitlines()

@@ -1,4 +1,4 @@
-"""The colours, markers and lines of all figures, in one place.
+"""How all figures look, and how they become files and parts of a page.
 
 Eight colours differ for readers with any common colour blindness (a test computes it), and from a
 white page by a contrast of 3. A figure with more than eight methods names them beside their points,
@@ -6,10 +6,16 @@ or gives each axes of its own; where a legend must do, colours return with other
 Figures on a page take the page's own colours instead (`VARIABLES`), which differ in dark mode.
 """
 
+import html
+import io
+import re
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
 PALETTE = (
@@ -64,3 +70,50 @@ def shortened(text: str, size: float, most: float) -> str:
     while text and width(f"{text}…", size) > most:
         text = text[:-1]
     return f"{text.rstrip()}…"
+
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def write_picture(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>.png`, `.svg` and `.pdf` into a folder, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}.{form}" for form in FORMATS]
+    for path, form in zip(paths, FORMATS, strict=True):
+        path.write_bytes(_bytes(figure, form, stem))
+    return paths
+
+
+def svg(figure: Figure, salt: str, label: str) -> str:
+    """A figure as an SVG element without background, in the colours of its page (`VARIABLES`).
+
+    Args:
+      salt: a text that is different for each picture of a page, to make element ids distinct.
+      label: a description for screen readers.
+    """
+    drawn = _bytes(figure, "svg", salt, transparent=True).decode()
+    drawn = drawn[drawn.index("<svg") :]
+    for attribute in ('id="', 'xlink:href="#', "url(#"):
+        drawn = drawn.replace(attribute, f"{attribute}{salt}-")
+    drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: VARIABLES.get(found[0], found[0]), drawn)
+    named = f'<svg role="img" fill="currentColor" aria-label="{html.escape(label)}"'
+    return drawn.replace("<svg", named, 1)
+
+
+def _bytes(figure: Figure, form: str, salt: str, transparent: bool = False) -> bytes:
+    """The figure in a format, with letters as paths, and nothing that says when or by what."""
+    unsaid = {
+        "png": ("Software",),
+        "svg": ("Creator", "Date", "Format", "Type"),
+        "pdf": ("Creator", "Producer", "CreationDate"),
+    }
+    written = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
+        figure.savefig(
+            written,
+            format=form,
+            dpi=150,
+            transparent=transparent,
+            metadata=dict.fromkeys(unsaid[form]),
+        )
+    return written.getvalue()

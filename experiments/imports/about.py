@@ -9,7 +9,7 @@ from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.load_source import Loaded
 from lora_jax.models.published.location import hub_name, locate
 from lora_jax.peft_format import quoted
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 CLASSIFIER, DECODER, ANY = "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"
 """Values of PEFT's `task_type`."""
@@ -21,7 +21,7 @@ def table(found: Loaded) -> str:
     for path, variant, layers in targets_of(found.frozen):
         rows.append((path, name_of(variant), str(getattr(variant, "rank", "")), _span(layers)))
     rows += [(path, "in full", "", "") for path in found.trainable["params"]]
-    return text_table(("weight", "method", "rank", "layers"), rows)
+    return Table(("weight", "method", "rank", "layers"), rows).to_text()
 
 
 def base_model(config: RunConfig, found: Loaded) -> str:

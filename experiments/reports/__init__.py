@@ -1,8 +1,8 @@
 """The report of a study.
 
-`document` puts it together. `findings` holds what was found about each method, and `verdict` says
-it in a sentence; `sheets` and `gain_sheet` make the tables, `warnings` the warnings and notes,
-`pictures` and `plots` the pictures, `origin` says where all comes from, and `folders` links to the
-runs. `html_page` (with `html_table` and `page_style`), `csv_lines` and `file` write it. Only
-`experiments.report` imports these.
+`document` puts it together and writes its file. `findings` holds what was found about each method
+and says it in a sentence, and `registered` finds it for a registered study, with the outcomes of
+its `claims`. `sheets` makes the tables, `warnings` the warnings and notes, `plots` the pictures.
+`html_page` and `csv_lines` write the page and the CSV. `study_blocks` fills the project's
+documents, with the claims of papers (`paper_claims`).
 """

@@ -11,8 +11,8 @@ from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.analysis.rate_choice import Choice
 from experiments.reports import sheets
 from experiments.reports.findings import Findings
-from experiments.reports.gain_sheet import of_tasks
-from experiments.tables.text_formats import csv_lines
+from experiments.reports.sheets import of_tasks
+from lora_jax.table import Table
 
 COLUMNS = (
     "line",
@@ -73,12 +73,13 @@ COLUMNS = (
 )
 """The columns.
 
-`line` is `method`, `test`, or for registered studies `gain`, and `pair` where all pairs of methods
-are compared over all tasks. Columns that a line does not use are empty. `low` and `high` are the
-ends of the 95% interval of the mean, or of the difference `method` minus `other`. The mean counts
-runs that diverged with their last scores, and its `note` says so. The test that `decides` has the
-verdict, and Holm's p value in the family of all deciding tests; where a registered study has the
-verdicts, it has none.
+`line` is `method`, `test`, or for registered studies `gain`, `pair` where all pairs of methods are
+compared over all tasks, and `floor` for what needs no adaptation (`other`), which the reference
+must beat: its `note` says what the task can show. Columns that a line does not use are empty. `low`
+and `high` are the ends of the 95% interval of the mean, or of the difference `method` minus
+`other`. The mean counts runs that diverged with their last scores, and its `note` says so. The test
+that `decides` has the verdict, and Holm's p value in the family of all deciding tests; where a
+registered study has the verdicts, it has none.
 
 `lead` is that of the chosen setting over the next best of those tried, and `chosen_in` the share of
 resamples that choose the same (`rate_choice`).
@@ -88,11 +89,11 @@ The task of a method's mean gain is `all tasks`, or `3 of 5 tasks` if it lacks s
 one-sided tests against the `margin`. In a `pair`, they are of the family of all pairs, and in a
 `gain`, too, if the study registered that. `upper` is the one-sided upper bound, and `detectable`
 the smallest difference that the test would find with a power of 80%. `such_tasks` is the mean over
-all tasks of which these are a sample (`random_effects`), with its interval, and `between_tasks` the
-standard deviation of gains between them, without the noise of seeds and examples. All intervals and
-bounds of gains are at the level of the study's protocol. They are over new seeds and new examples;
-`seeds_low` to `seeds_verdict` are over new seeds alone. They are empty where runs have no
-predictions, as all numbers are over seeds alone then.
+all tasks of which these are a sample (`significance.new_task`), with its interval, and
+`between_tasks` the standard deviation of gains between them, without the noise of seeds and
+examples. All intervals and bounds of gains are at the level of the study's protocol. They are over
+new seeds and new examples; `seeds_low` to `seeds_verdict` are over new seeds alone. They are empty
+where runs have no predictions, as all numbers are over seeds alone then.
 """
 
 
@@ -123,7 +124,8 @@ def lines(
     for pair in apart:
         found += _test_lines(pair, None, "")
     found += [line for each in studies for line in _gain_lines(each)]
-    return csv_lines(COLUMNS, [{**each, "size": size} for each in found])
+    found += [line for each in studies for line in _floor_lines(each)]
+    return Table.of_records(COLUMNS, ({**each, "size": size} for each in found)).to_csv()
 
 
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
@@ -149,6 +151,30 @@ def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
                 "high": own.high,
                 "p": own.p,
                 **(_whole(gain, found.margin) if own is gain.over_tasks else {}),
+            }
+
+
+def _floor_lines(found: Findings) -> Iterator[dict[str, Any]]:
+    """A line for each score without adaptation that the reference of a study must beat."""
+    for task in found.evidence:
+        for floor in task.floors:
+            yield {
+                "line": "floor",
+                "table": found.title,
+                "model": found.model,
+                "task": task.task,
+                "metric": found.metrics.get(task.task, ""),
+                "scored_on": "development",
+                "method": found.reference_key,
+                "label": task.reference,
+                "other": floor.name,
+                "n": floor.gain.n,
+                "difference": floor.gain.mean,
+                "low": floor.gain.low,
+                "high": floor.gain.high,
+                "p": floor.gain.p,
+                "margin": found.margin,
+                "note": task.shows,
             }
 
 
@@ -236,7 +262,7 @@ def _test_lines(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[s
             "test": kind,
             "generalises_to": pair.generalises_to(kind),
             "n": test and test.n,
-            "difference": test and test.difference,
+            "difference": test and test.mean,
             "low": test and test.low,
             "high": test and test.high,
             "p": test and test.p,

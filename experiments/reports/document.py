@@ -1,6 +1,8 @@
-"""Put a report together: what is compared, and the parts of the document in their order."""
+"""Put a report together: what is compared, the parts of the document in order, and its file."""
 
 import dataclasses
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,29 +10,102 @@ from typing import TYPE_CHECKING
 from experiments.analysis import rate_choice
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.labels import natural
 from experiments.analysis.pairwise import Pair, pairs, swapped
 from experiments.analysis.rate_choice import Choice
-from experiments.figures.installed import require_matplotlib
+from experiments.figures import require_matplotlib
 from experiments.plurals import count
-from experiments.reports import (
-    csv_lines,
-    file,
-    findings,
-    folders,
-    gain_sheet,
-    html_page,
-    warnings,
+from experiments.reports import csv_lines, findings, html_page, warnings
+from experiments.reports.csv_lines import COLUMNS
+from experiments.reports.findings import Findings, sentence
+from experiments.reports.html_page import GENERATOR, Origin
+from experiments.reports.sheets import (
+    GAINS_NOTE,
+    methods_sheet,
+    pair_sheet,
+    reference_sheet,
+    wins_sheets,
 )
-from experiments.reports.findings import Findings
-from experiments.reports.origin import Origin
-from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
-from experiments.reports.verdict import sentence
-from experiments.tables import text_formats
-from experiments.tables.text_formats import Sheet
+from experiments.studies.adherence import Adherence
+from lora_jax.files.atomic import write_atomically
 from lora_jax.suggest import require_known
+from lora_jax.table import Table, render_tables
 
 if TYPE_CHECKING:
-    from experiments.reports.pictures import Picture
+    from experiments.reports.plots import Picture
+
+
+def names_of_parts(kept: Sequence[Adherence]) -> dict[str, str]:
+    """What a report calls each registration, by its digest, in natural order of the names.
+
+    It is the name of the study. Where several are of one study, a folder follows: `lora_scale/16`.
+    """
+    count = Counter(each.registered.study for each in kept)
+    found = {each.registered.digest: each.registered.study for each in kept}
+    for study in (name for name, number in count.items() if number > 1):
+        own = {each.registered.digest: each for each in kept if each.registered.study == study}
+        folders = {digest: each.folder or Path() for digest, each in own.items()}
+        above = os.path.commonpath(folders.values())
+        found |= {d: f"{study}/{each.relative_to(above).as_posix()}" for d, each in folders.items()}
+    order = natural(found.values())
+    return dict(sorted(found.items(), key=lambda each: order.index(each[1])))
+
+
+def with_names_of_parts(made: Sequence[Contest], known: Mapping[str, str]) -> list[Contest]:
+    """The contests, each with the name of its registration in place of its table, by these names.
+
+    Args:
+      known: the names by digest; a contest of no such registration keeps its table.
+    """
+    found = [
+        dataclasses.replace(each, table=known.get(each.registration, each.table)) for each in made
+    ]
+    order = natural(each.table for each in found)
+    return sorted(found, key=lambda each: order.index(each.table))
+
+
+FORMATS = ("rich", "markdown", "latex", "html", "csv")
+TITLE = "Comparison of methods"
+_BEGINNINGS = {"rich": TITLE, "markdown": f"# {TITLE}", "latex": f"% {TITLE}"}
+_ENDS = {"rich": "\n\n", "markdown": "\n\n", "latex": "\n"}
+_SIGNS = _BEGINNINGS | {"html": f'content="{GENERATOR}"', "csv": ",".join(COLUMNS[:4])}
+"""What a report in each format begins with; HTML has it near the beginning."""
+
+
+def beginning(form: str, title: str) -> str:
+    """The beginning of a report in a text format; `title` says what it is about, if anything."""
+    return _BEGINNINGS[form] + f": {title}" * bool(title) + _ENDS[form]
+
+
+def require_replaceable(path: Path, form: str) -> None:
+    """Check that a report may be written to a path.
+
+    Raises:
+      ValueError: it is a folder, or a file that is neither empty nor a report in this format.
+    """
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder: name a file")
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        begins = file.read(4096)
+    sign = _SIGNS[form].encode()
+    of_form = sign in begins if form == "html" else begins.startswith(sign)
+    if begins and not of_form:
+        raise ValueError(
+            f"--out {path} exists and is not a report with --format={form}: name another file, or "
+            "remove this one"
+        )
+
+
+def write_report(path: Path, form: str, text: str) -> None:
+    """Write a report atomically, and create its folder if needed.
+
+    Raises:
+      ValueError: as `require_replaceable`.
+    """
+    require_replaceable(path, form)
+    write_atomically(path, text.encode())
 
 
 class Document:
@@ -87,7 +162,7 @@ class Document:
         origin: Origin | None = None,
         start: Path | None = None,
     ) -> str:
-        """The report as text in one of `file.FORMATS`.
+        """The report as text in one of `document.FORMATS`.
 
         Args:
           notes: more to say of the runs.
@@ -108,7 +183,7 @@ class Document:
         every = [*self.family, *self.apart]
         referred = any(pair.second is own for pair in every for own in self.references)
         explained = [
-            *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
+            *[GAINS_NOTE] * any(each.sheet for each in self.findings),
             *warnings.explain(self.made, self.family, self.apart, self.resamples, referred),
             *rate_choice.notes(self.made, self.choices),
             *notes,
@@ -117,31 +192,29 @@ class Document:
         gains = [self._gains(each, form) for each in self.findings]
         if form == "html":
             shown = [*gains, *sections]
-            title = self.title or file.TITLE
+            title = self.title or TITLE
             about, where = _about(self.made), origin or Origin()
             return html_page.page(title, about, verdicts, where, shown, explained)
         parts = [*gains, *sections]
         said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
         told = [f"{each.title}: {text}" for each in parts for text in each.notes]
         sheets = [sheet for each in parts for sheet in each.sheets]
-        write = getattr(text_formats, form)
-        return file.beginning(form, self.title) + write(
-            sheets, [*told, *explained, *said], verdicts
-        )
+        text = render_tables(form, sheets, [*told, *explained, *said], verdicts)
+        return beginning(form, self.title) + text
 
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
         require_matplotlib()
-        from experiments.figures import files
+        from experiments.figures import style
 
         paths = []
         for number, found in enumerate(self.findings, 1):
             for each in _forests(found, self.size):
-                paths += files.write(each.figure, folder, _stem(number, found.title, each))
+                paths += style.write_picture(each.figure, folder, _stem(number, found.title, each))
         for number, (contest, own) in enumerate(zip(self.made, self.references, strict=True), 1):
             for each in _plots(contest, own, self.size):
                 stem = _stem(number, f"{contest.table}_{contest.task}", each)
-                paths += files.write(each.figure, folder, stem)
+                paths += style.write_picture(each.figure, folder, stem)
         return paths
 
     def _section(
@@ -160,7 +233,7 @@ class Document:
             said.append(f"The reference, {self.reference}, was not run here.")
         elif len(contest.methods) > 1:
             shown.append(reference_sheet(contest, own, family, judged))
-        links = [] if start is None else [folders.links(contest, start)]
+        links = [] if start is None else [html_page.links_of(contest, start)]
         several = len({(each.table, each.model) for each in self.made}) > 1
         title = contest.title if several else contest.task_title
         drawn = _plots(contest, own, self.size) if form == "html" else ()
@@ -174,14 +247,12 @@ class Document:
         if any(each.methods for each in found.pairs):
             named = f"Gain of one method over another, all tasks together, {found.unit}"
             named += "" if found.pairs_registered else "; not registered"
-            sheets.append(
-                gain_sheet.pair_sheet(found.pairs, named, found.level, found.planned_tasks)
-            )
+            sheets.append(pair_sheet(found.pairs, named, found.level, found.planned_tasks))
         return html_page.Section(
             title, (), self._sized(sheets), drawn, seen_first=True, notes=found.notes
         )
 
-    def _sized(self, sheets: Sequence[Sheet]) -> list[Sheet]:
+    def _sized(self, sheets: Sequence[Table]) -> list[Table]:
         """The tables with the size in their titles, unless it is full."""
         small = f"{self.size} runs: " * (self.size != "full")
         return [dataclasses.replace(each, title=small + each.title) for each in sheets]
@@ -232,16 +303,16 @@ def _about(made: Sequence[Contest]) -> list[str]:
 
 def _forests(found: Findings, size: str) -> "Sequence[Picture]":
     require_matplotlib()
-    from experiments.reports.pictures import forests, marked
+    from experiments.reports.plots import forests, marked
 
     return [marked(each, size) for each in forests(found)]
 
 
 def _plots(contest: Contest, own: Method | None, size: str) -> "Sequence[Picture]":
     require_matplotlib()
-    from experiments.reports import pictures, plots
+    from experiments.reports import plots
 
-    return [pictures.marked(each, size) for each in plots.pictures(contest, own)]
+    return [plots.marked(each, size) for each in plots.pictures(contest, own)]
 
 
 def _stem(number: int, of: str, picture: "Picture") -> str:

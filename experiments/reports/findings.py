@@ -2,6 +2,8 @@
 
 A registered study has gains over all its tasks (`experiments.analysis.gains`). Other runs have the
 tests of pairs, one for each task.
+
+`sentence` says it in a sentence.
 """
 
 import dataclasses
@@ -11,12 +13,15 @@ from types import MappingProxyType
 
 from experiments.analysis import recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.gains import Estimate, Gain, Gains
+from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
+from experiments.analysis.parameters import MATCHED
+from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence
-from experiments.reports.gain_sheet import Columns, evidence_sheet, gain_sheet
-from experiments.tables.text_formats import Sheet
+from experiments.plurals import agree, count, joined, span
+from experiments.reports.sheets import Columns, evidence_sheet, gain_sheet
+from lora_jax.table import Table
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
 OTHER_VERDICTS = "These are not the verdicts of the study that was registered. "
@@ -78,7 +83,7 @@ class Findings:
     methods: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers."""
-    sheet: Sheet | None = None
+    sheet: Table | None = None
     """The numbers over all tasks."""
     level: float = significance.LEVEL
     """Intervals have a confidence of 1 - level."""
@@ -108,7 +113,7 @@ class Findings:
     """The same over the tasks that can show something, if others cannot."""
 
     @property
-    def sheets(self) -> list[Sheet]:
+    def sheets(self) -> list[Table]:
         """Its tables over all tasks."""
         gained = [self.sheet] if self.sheet is not None else []
         if not self.evidence:
@@ -247,16 +252,14 @@ def _of_pairs(pairs: Sequence[tuple[Pair, str]], several: bool) -> list[Finding]
         if test is not None:
             task = pair.contest.task_title
             task += f", {pair.contest.model}" if several else ""
-            estimates.setdefault(pair.first.label, {})[task] = _estimate(test, pair.common)
+            estimates.setdefault(pair.first.label, {})[task] = dataclasses.replace(
+                test, n=pair.common
+            )
             said.setdefault(pair.first.label, {})[task] = OF_PAIR[verdict]
     return [
         Finding(label, by_task, said[label], None, _single(said[label]))
         for label, by_task in estimates.items()
     ]
-
-
-def _estimate(test: significance.Difference, seeds: int) -> Estimate:
-    return Estimate(test.difference, test.low, test.high, test.p, seeds)
 
 
 def _single(said: Mapping[str, str]) -> str:
@@ -273,3 +276,145 @@ def _best_first(found: Sequence[Finding]) -> tuple[Finding, ...]:
     """The methods by their mean gain; those that lack a task come last."""
     tasks = {task for each in found for task in each.by_task}
     return tuple(sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -each.mean)))
+
+
+MOST_NAMES = 6
+"""More methods with a verdict than these are counted, not named."""
+ORDER = ("better", "worse", "equivalent", "undecided")
+
+
+def sentence(found: Findings) -> str:
+    """How many methods are better, worse, equivalent and undecided, with the margin and n.
+
+    Tasks that can show nothing are named, and the verdicts without them follow.
+    """
+    return found.caveat + _decided(found) + _pairs_said(found) + _of_blind_tasks(found)
+
+
+def _of_blind_tasks(found: Findings) -> str:
+    blind = [each for each in found.evidence if each.blind]
+    if not blind:
+        return ""
+    shows = agree(len(blind), "this task shows", "these tasks show")
+    said = f" {' '.join(f'{each.blind}.' for each in blind)} So {shows} nothing about adaptation."
+    rest = found.without_blind
+    if rest is None:
+        return said
+    names = [each.title for each in blind]
+    return f"{said} Without {joined(names)}, {_counts(rest)}."
+
+
+def _decided(found: Findings) -> str:
+    if not found.methods:
+        return f"Nothing could be compared with {found.reference}."
+    if len(found.tasks) > 1 and all(each.over_tasks is None for each in found.methods):
+        return _of_tasks(found)
+    where = f"on {found.tasks[0]}"
+    if len(found.tasks) > 1:
+        where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
+    methods = sum(not each.control for each in found.methods) + len(found.absent)
+    to_compare = "to compare" if found.absent else "compared"
+    begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
+    idle = "".join(f" {each}" for each in found.idle)
+    beside = _of_controls(found) + _of_parameters(found) + idle + _no_margin(found)
+    return f"{begin}, with {span(found.seeds, 'seed')}{_of_whom(found)}, {_counts(found)}.{beside}"
+
+
+def _of_whom(found: Findings) -> str:
+    """What the verdicts of a registered study are of, in brackets."""
+    gains = [each.gain for each in found.methods if each.gain is not None]
+    if not gains:
+        return ""
+    examples = "other" if any(each.seeds_alone for each in gains) else "the same"
+    return f" (for other seeds and {examples} test examples)"
+
+
+def _counts(found: Findings) -> str:
+    """How many methods have each verdict, with their names."""
+    named: dict[str, list[str]] = {verdict: [] for verdict in (*ORDER, "")}
+    for each in found.methods:
+        if not each.control:
+            named[each.verdict].append(each.label + _by_little(each, found))
+    parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
+    parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
+    if absent := len(found.absent):
+        has = agree(absent, "has", "have")
+        parts.append(f"{absent} {has} no number ({', '.join(found.absent)})")
+    return joined([part for part in parts if part])
+
+
+def _of_parameters(found: Findings) -> str:
+    """Which of the worse methods train fewer parameters than the reference."""
+    worse = [each for each in found.methods if each.verdict == "worse" and not each.control]
+    fewer = [e for e in worse if e.parameters is not None and e.parameters < 1 - MATCHED]
+    if not fewer:
+        return ""
+    names, train = joined([each.label for each in fewer]), agree(len(fewer), "trains", "train")
+    return f" Of the worse, {names} {train} fewer parameters than {found.reference}."
+
+
+def _of_controls(found: Findings) -> str:
+    said = [f"{each.label} is {each.verdict}" for each in found.methods if each.control]
+    return f" As a control, {joined(said)}." if said else ""
+
+
+def _pairs_said(found: Findings) -> str:
+    """The verdicts on all pairs, if these are what the study registered."""
+    said = [gain.verdict for each in found.pairs for gain in each.methods]
+    if not (said and found.pairs_registered):
+        return ""
+    apart, same = said.count("better") + said.count("worse"), said.count("equivalent")
+    parts = [
+        f"{apart} {agree(apart, 'differs', 'differ')}",
+        f"{same} {agree(same, 'is', 'are')} equivalent",
+        f"{(rest := len(said) - apart - same)} {agree(rest, 'is', 'are')} undecided",
+    ]
+    return f" Of {count(len(said), 'pair')} of methods, {joined(parts)}."
+
+
+def _by_little(each: Finding, found: Findings) -> str:
+    """What follows the name of a method that is better or worse, but within the margin."""
+    shown = None if each.gain is None else each.gain.equivalent
+    if each.verdict not in ("better", "worse") or shown is None or shown >= found.level:
+        return ""
+    return f" by less than {_points(found.margin)}"
+
+
+def _of_tasks(found: Findings) -> str:
+    """The sentence where each task was decided by itself."""
+    said = [verdict for each in found.methods for verdict in each.verdict_of_task.values()]
+    begin = (
+        f"In {count(len(said), 'comparison')} with {found.reference} "
+        f"({count(len(found.methods), 'method')} on {len(found.tasks)} tasks), with "
+        f"{span(found.seeds, 'seed')}"
+    )
+    parts = [f"{said.count('better')} found the other method better"]
+    parts.append(f"{said.count('worse')} found it worse")
+    parts.append(f"{said.count('undecided')} could not tell the two apart")
+    parts += [f"{said.count('')} could not be tested"] * ("" in said)
+    return f"{begin}, {joined(parts)}.{_no_margin(found)}"
+
+
+def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:
+    if not names:
+        return {"better": "none is better", "worse": "none is worse"}.get(verdict, "")
+    what = verdict
+    if verdict == "equivalent" and margin is not None:
+        what = f"equivalent within ±{_points(margin)}"
+    text = f"{len(names)} {agree(len(names), 'is', 'are')} {what}"
+    if verdict != "undecided" and len(names) <= MOST_NAMES:
+        text += f" ({', '.join(names)})"
+    return text
+
+
+def _points(margin: float | None) -> str:
+    return f"{margin:g} {'point' if margin == 1 else 'points'}"
+
+
+def _no_margin(found: Findings) -> str:
+    if found.margin is not None:
+        return ""
+    return (
+        " Undecided is not equal: without a margin for equivalence that was set before the runs, "
+        "nothing here says that two methods are the same."
+    )

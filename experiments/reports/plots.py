@@ -1,18 +1,167 @@
-"""Draw the pictures of a contest: scores against costs, and scores by learning rate."""
+"""The pictures of a report: forest plots, scores by cost, curves over rates, stopped trials."""
 
+import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.analysis import collect_runs, draws, parameters
-from experiments.analysis.choose_methods import Contest, Method, by_number
-from experiments.figures import labelled_points, small_multiples
-from experiments.figures.panels import metric_label
-from experiments.reports import searched
-from experiments.reports.pictures import Picture
-from experiments.reports.sheets import Costs, costs, interval, unlike
+from experiments.analysis import collect_runs, parameters
+from experiments.analysis.choose_methods import Contest, Method, by_number, halved
+from experiments.analysis.recorded_runs import Run, scale
+from experiments.figures import curves, forest, labelled_points
+from experiments.figures.curves import Curve, draw_curves
+from experiments.figures.scores import metric_label
+from experiments.figures.style import NORMAL
+from experiments.plurals import span
+from experiments.reports.findings import Finding, Findings
+from experiments.reports.sheets import Costs, costs, interval, of_tasks, unlike
+
+FAR = (
+    " An arrow is a difference beyond the axis, whose number is at the right; of its bar, the part "
+    "on the axis is drawn."
+)
+FEWER = " A method that lacks tasks comes last; its mean is over those that its name counts."
+MANY = (
+    " Verdicts take all comparisons into account, so the bar of a method that is equivalent or "
+    "undecided may miss zero."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure, the name of its files, its heading, and a caption that says what a bar means."""
+
+    stem: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def marked(picture: Picture, size: str) -> Picture:
+    """The picture of runs of a size, which its figure, heading and caption say of all but full."""
+    if size == "full":
+        return picture
+    mark = f"{size} runs"
+    picture.figure.text(0.005, 0.005, mark, fontsize=NORMAL)  # in a corner, below what is drawn
+    title, caption = f"{mark}: {picture.title}", f"{mark}: {picture.caption}"
+    return dataclasses.replace(picture, title=title, caption=caption)
+
+
+def forests(found: Findings) -> list[Picture]:
+    """The differences from the reference: over all tasks, by question, and by task.
+
+    Figures over all tasks share one axis, and so do those of single tasks.
+    """
+    return [*_over_tasks(found), *_of_tasks(found)]
+
+
+def _over_tasks(found: Findings) -> Iterator[Picture]:
+    """The figure of all methods, if they were tested over all tasks, and one for each question."""
+    whole = [each for each in found.methods if each.over_tasks is not None]
+    if not whole:
+        return
+    drawings = {_all(found): [_over_all(found, each, each.label) for each in whole]}
+    for question in found.questions:
+        drawings[question.title] = [
+            _over_all(found, each, name) if each else forest.Line(name, 0.0, None, None)
+            for name, each in question.answers
+        ]
+    limits = forest.shown(drawings[_all(found)], found.margin)
+    what = f"n = {span(found.seeds, 'seed')}"
+    if len(found.tasks) > 1:
+        what = f"Mean difference over {len(found.tasks)} tasks of the same weight, {what}"
+    for title, lines in drawings.items():
+        stem = "gain_over_tasks" if title == _all(found) else f"gain_by_{title}"
+        fewer = FEWER * any(line.behind for line in lines)
+        yield _picture(found, stem, title, lines, limits, what, f"{fewer}{MANY}")
+
+
+def _all(found: Findings) -> str:
+    """The title of the figure over all tasks; of a single one, it is that of the task."""
+    return found.tasks[0] if len(found.tasks) == 1 else "Mean over tasks"
+
+
+def _of_tasks(found: Findings) -> Iterator[Picture]:
+    if len(found.tasks) == 1 and any(each.over_tasks is not None for each in found.methods):
+        return  # it is the figure over all tasks
+    own = {task: [each for each in found.methods if task in each.by_task] for task in found.tasks}
+    drawings = {
+        task: [_forest_line(each, task) for each in methods] for task, methods in own.items()
+    }
+    limits = forest.shown([line for lines in drawings.values() for line in lines], found.margin)
+    for task, lines in drawings.items():
+        what = f"n = {span([each.by_task[task].n for each in own[task]], 'seed')}"
+        many = MANY * any(each.verdict_of_task.get(task) for each in own[task])
+        yield _picture(found, f"gain_{task}", task, lines, limits, what, many)
+
+
+def _picture(
+    found: Findings,
+    stem: str,
+    title: str,
+    lines: Sequence[forest.Line],
+    limits: tuple[float, float],
+    what: str,
+    more: str,
+) -> Picture:
+    """A forest plot, and a caption that says what is drawn, what a bar means, and more."""
+    axis = f"difference from {found.reference} ({found.unit})"
+    drawn = forest.forest(lines, title=title, axis=axis, margin=found.margin, limits=limits)
+    bar = f"a bar is the {100 * (1 - found.level):g}% interval of that difference alone"
+    band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
+    far = FAR * forest.beyond(lines, limits)
+    return Picture(stem, title, f"{what}, {found.how}; {bar}.{band}{far}{more}", drawn)
+
+
+def _over_all(found: Findings, method: Finding, name: str) -> forest.Line:
+    """The line of a mean over tasks, with the number of these behind its name if it lacks some."""
+    line = dataclasses.replace(_forest_line(method, None), label=name)
+    tasks = found.planned_tasks or len(found.tasks)
+    return dataclasses.replace(line, behind=of_tasks(len(method.by_task), tasks))
+
+
+def _forest_line(found: Finding, task: str | None) -> forest.Line:
+    estimate = found.over_tasks if task is None else found.by_task[task]
+    assert estimate is not None
+    verdict = found.verdict if task is None else found.verdict_of_task.get(task, "")
+    return forest.Line(found.label, estimate.mean, estimate.low, estimate.high, verdict)
+
+
+def halving_picture(contest: Contest) -> Picture | None:
+    """Scores at the rungs, for the trials of all methods; None if none were halved."""
+    runs = [run for method in contest.methods for run in halved(method)]
+    drawn = [(run, path) for run in runs if (path := _trial_path(run, contest.metric))]
+    if not drawn:
+        return None
+    statuses = Counter(run.record.status for run, _ in drawn)
+    ended, diverged = statuses["completed"], statuses["diverged"]
+    stopped = f"{len(drawn) - ended - diverged} were stopped"
+    stopped += f" and {diverged} diverged" * bool(diverged)
+    steps = sum(run.record.steps for run in runs)
+    said = (
+        f"Scores on held-out examples at each rung, n = {len(drawn)} trials, of which {ended} "
+        f"trained to the end (blue) and {stopped} (grey, a cross at the last rung); {steps:,} "
+        "training steps in all."
+    )
+    paths = [path for _, path in drawn]
+    figure = curves.draw_halving(paths, title=contest.title, scores=metric_label(contest.metric))
+    return Picture("halving", "Trials that were stopped early", said, figure)
+
+
+def _trial_path(run: Run, metric: str) -> curves.TrialPath | None:
+    record = run.record
+    points: list[tuple[int, float]] = [
+        (each["step"], each["score"] * scale(metric))
+        for each in record.rungs or ()
+        if each["score"] is not None
+    ]
+    if run.completed and (score := run.score(metric, run.config.train.select)) is not None:
+        points.append((record.steps, score))
+    return curves.TrialPath(points, run.completed) if points else None
+
 
 TIME = "training time (s)"
 AXES: Mapping[str, Callable[[Costs], float | None]] = {
@@ -41,7 +190,7 @@ def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]
     if (drawn := by_rate(contest)) is not None:
         rates = Picture("learning_rates", "Scores by learning rate", rate_caption(contest), drawn)
         made.insert(1, rates)
-    if (rungs := searched.picture(contest)) is not None:
+    if (rungs := halving_picture(contest)) is not None:
         made.append(rungs)
     return made
 
@@ -52,13 +201,13 @@ def by_rate(contest: Contest) -> Figure | None:
     If several settings share a rate, the best is drawn. The result is None without data.
     """
     curves = [
-        small_multiples.Curve(method.label, points, method.chosen and method.chosen.rate)
+        Curve(method.label, points, method.chosen and method.chosen.rate)
         for method in contest.methods
         if (points := best_by_rate(method))
     ]
     if not curves:
         return None
-    return small_multiples.draw(
+    return draw_curves(
         curves,
         title=contest.title,
         axis="learning rate",
@@ -68,7 +217,7 @@ def by_rate(contest: Contest) -> Figure | None:
 
 def rate_caption(contest: Contest) -> str:
     seeds = [
-        len(draws.means(by_number(setting.of(method.phase))))
+        len(collect_runs.means_of_draws(by_number(setting.of(method.phase))))
         for method in contest.methods
         for setting in method.tried
     ]
@@ -111,7 +260,7 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
-        scores = draws.means(by_number(setting.of(method.phase))).tolist()
+        scores = collect_runs.means_of_draws(by_number(setting.of(method.phase))).tolist()
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
             whole = collect_runs.summarise(scores, "mean", "ci95")
             best[setting.rate] = whole.centre, whole.spread or np.nan

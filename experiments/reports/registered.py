@@ -7,26 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from experiments.analysis import (
-    left_out_tasks,
-    pairing,
+    paired_scores,
     parameters,
     rank_stability,
     recorded_runs,
     scored_examples,
-    untrained,
+    task_evidence,
 )
 from experiments.analysis.choose_methods import Contest, Method, contests
-from experiments.analysis.equal_rows import SAME, equal_rows
-from experiments.analysis.gains import Gain, Gains, all_pairs, gains
+from experiments.analysis.gains import Gain, Gains, all_pairs, changed_without_a_task, gains
 from experiments.analysis.labels import Titles, heading, method, told_apart
 from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.analysis.scored_examples import Values
-from experiments.analysis.task_evidence import HEAD, Evidence, evidence
-from experiments.plurals import agree, count
+from experiments.analysis.task_evidence import HEAD, SAME, Evidence, equal_rows, evidence
+from experiments.plurals import agree, count, joined
 from experiments.reports import claims, findings
-from experiments.reports.gain_sheet import estimate_text
-from experiments.studies import adherence, history, rates
+from experiments.reports.sheets import estimate_text
+from experiments.studies import adherence, protocol, registration
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import NO_RATE
@@ -124,7 +122,7 @@ def of_study(kept: Adherence, pairs: bool = False) -> findings.Findings:
     if known and blind and rest:
         others = _judged(rest, examples, protocol)[0].methods
         without = findings.of_gains(others, **study)
-        named = _list([each.title for each in blind])
+        named = joined([each.title for each in blind])
         notes.append(
             f"Leaving out {named} was not registered. A task is judged by the scores of "
             f"{labels[protocol.reference]} alone, so one where it was lucky is kept more often."
@@ -167,7 +165,7 @@ def evidence_of(kept: Adherence, made: Sequence[Contest]) -> tuple[Evidence, ...
     Args:
       made: as `contests_of` gives them.
     """
-    begun = untrained.read(kept.folder) if kept.folder is not None else {}
+    begun = task_evidence.read_untrained(kept.folder) if kept.folder is not None else {}
     start = {task: own.predictions for task, own in begun.items() if own.score is not None}
     return evidence(made, kept.registered.protocol.reference, start)
 
@@ -270,7 +268,7 @@ def _kept(kept: Adherence) -> Iterator[str]:
     else:
         yield f"{begin}. {_left_out(kept)}: {_first(kept.departures)}."
     if kept.folder is not None:
-        yield history.committed(kept.folder, registered, kept.runs)
+        yield registration.committed(kept.folder, registered, kept.runs)
     if not registered.budgets:
         yield (
             "The registration is of an earlier version, which says nothing of metrics and families "
@@ -286,7 +284,7 @@ def _kept(kept: Adherence) -> Iterator[str]:
             "The rule allows no further rates, and better ones may lie beyond those of "
             f"{_first(kept.edges)}."
         )
-    if (number := len(rates.first(registered.protocol.rates))) < FEWEST_RATES:
+    if (number := len(protocol.first_places(registered.protocol.rates))) < FEWEST_RATES:
         yield (
             f"Each method begins with {count(number, 'learning rate')}. With fewer than "
             f"{FEWEST_RATES}, a better one may lie beside those tried, so a difference between "
@@ -353,7 +351,7 @@ def _of_left_out_tasks(
     made: Sequence[Contest], examples: Mapping[str, Values], compared: Gains, protocol: Protocol
 ) -> Iterator[str]:
     """Which verdicts depend on one task."""
-    changes = left_out_tasks.changed(
+    changes = changed_without_a_task(
         made, compared, len(protocol.columns), lambda others: _judged(others, examples, protocol)[0]
     )
     if changes is None:
@@ -401,9 +399,9 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
         "the same runs, so these shares are higher than those of new runs would be: equal "
         "methods, too, seem to keep an order."
     )
-    saved = pairing.together(
+    saved = paired_scores.pooled(
         [
-            pairing.bought(first, second)
+            paired_scores.bought(first, second)
             for task in known.scores
             for first, second in itertools.combinations(task, 2)
         ]
@@ -424,7 +422,7 @@ def _of_equal_rows(same: Sequence[tuple[str, Sequence[Method]]]) -> Iterator[str
     for task, (first, *others) in same:
         gives = agree(len(others), "gives", "give")
         yield (
-            f"On {task}, {_list([each.label for each in others])} {gives} the same predictions as "
+            f"On {task}, {joined([each.label for each in others])} {gives} the same predictions as "
             f"{first.label}, but for {SAME:.0%} of their spread or less."
         )
 
@@ -433,12 +431,8 @@ def _idle(same: Sequence[tuple[str, Sequence[Method]]]) -> Iterator[str]:
     """Which adapters did nothing: with them, the head gives the predictions that it gives alone."""
     for task, (first, *others) in same:
         if first.key == HEAD:
-            names, which = _list([each.label for each in others]), agree(len(others), "", "s")
+            names, which = joined([each.label for each in others]), agree(len(others), "", "s")
             yield f"On {task}, the adapter{which} of {names} did nothing."
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _share(found: rank_stability.Share) -> str:

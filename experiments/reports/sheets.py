@@ -1,4 +1,4 @@
-"""The tables of a report: methods, comparisons with a reference, and wins."""
+"""The tables of a report: of methods, of differences from a reference, of wins, and of gains."""
 
 import dataclasses
 import statistics
@@ -8,18 +8,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from experiments.analysis import (
-    collect_runs,
-    pairwise,
-    parameters,
-    recorded_runs,
-    significance,
-)
+from experiments.analysis import collect_runs, pairwise, parameters, recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method, Setting
+from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.rate_choice import Choice
+from experiments.analysis.significance import FEWEST_TASKS, Estimate
+from experiments.analysis.task_evidence import Evidence
 from experiments.plurals import agree, count
-from experiments.tables.cells import NONE, is_raw, score_text, spread_text
-from experiments.tables.text_formats import Sheet
+from experiments.tables.cells import is_raw, score_text, spread_text
+from lora_jax.table import NONE, Table
 
 DECIMALS = 2
 UNNAMED = "processor not named"
@@ -107,7 +104,7 @@ def full_title(contest: Contest) -> str:
     return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
 
 
-def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxyType({})) -> Sheet:
+def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxyType({})) -> Table:
     """A table of the methods of a contest.
 
     Args:
@@ -141,7 +138,7 @@ def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxy
         if set(texts) != {NONE}:
             heads = (*heads[:after], head, *heads[after:])
             rows = [[*r[:after], text, *r[after:]] for r, text in zip(rows, texts, strict=True)]
-    return Sheet(full_title(contest), heads, rows)
+    return Table(heads, rows, full_title(contest))
 
 
 def _method_row(method: Method, metric: str) -> list[str]:
@@ -192,7 +189,7 @@ def not_completed(settings: Iterable[Setting]) -> str:
 
 def reference_sheet(
     contest: Contest, reference: Method, family: Sequence[pairwise.Pair], judged: bool = True
-) -> Sheet:
+) -> Table:
     """A table of the differences between the methods of a contest and the reference.
 
     Args:
@@ -215,12 +212,12 @@ def reference_sheet(
     unit = recorded_runs.unit(contest.metric)
     title = f"{contest.title}: difference from {reference.label}, {unit}"
     title += f", {ALONE}" * (not judged)
-    return Sheet(title, heads, rows)
+    return Table(heads, rows, title)
 
 
-def _test(test: significance.Difference, raw: bool) -> list[str]:
+def _test(test: Estimate, raw: bool) -> list[str]:
     form = "+.2g" if raw else f"+z.{DECIMALS}f"
-    text = f"{test.difference:{form}}"
+    text = f"{test.mean:{form}}"
     if test.low is not None and test.high is not None:
         text += f" [{test.low:{form}}, {test.high:{form}}]"
     return [text, p_text(test.p)]
@@ -238,7 +235,7 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Sheet]:
+def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Table]:
     """Tables of how often the method of a row wins, ties and loses against that of a column.
 
     There is a table for each study, since rows of two studies may share a name by chance.
@@ -250,7 +247,7 @@ def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Sheet]:
     ]
 
 
-def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sheet:
+def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Table:
     counts: dict[str, dict[str, Counter[str]]] = {}
     contests = {(pair.contest.model, pair.contest.task): pair.contest for pair, _ in verdicts}
     labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
@@ -278,6 +275,140 @@ def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sh
         rows.append([label, text(sum(own.values(), Counter())), *cells])
     size = count(len(contests), "contest")
     name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart)"
-    return Sheet(
-        f"{name}, in the family of all pairs, {size}", ["method", "all", *labels.values()], rows
+    title = f"{name}, in the family of all pairs, {size}"
+    return Table(["method", "all", *labels.values()], rows, title)
+
+
+GAINS_NOTE = (
+    "A mean gain is over all tasks, with the same weight; where a method lacks some, the row says "
+    "so. p (Holm) is that of no difference, in the family of all methods, or of all pairs where "
+    "these are compared; the p of equivalence is that of two one-sided tests against the margin; "
+    "if it is small, a method that is better or worse is so by less than the margin. The upper "
+    "bound is one-sided. Detectable is the smallest difference that the test would find with a "
+    "power of 80%. Such tasks: the mean of all tasks of which these are a sample, by a t-test of "
+    "the tasks' gains; where these tasks alone have the wider interval, it is that; fewer than "
+    f"{FEWEST_TASKS} tasks are no sample. All these "
+    "numbers are of the rates that were chosen, whose choice has noise of its own. They generalise "
+    "over seeds (other orders and first weights, and other training examples where seeds draw "
+    "them) and over the examples of the development sets. Seeds alone: the interval and the "
+    "verdict of the same tests over new seeds on these very examples, which an earlier version "
+    "had as its verdict; without that column, runs have no predictions, and all numbers are over "
+    "seeds alone. With 10 seeds of a task, false claims can be 1.25 "
+    "times as frequent as the level says, and less so with more."
+)
+
+
+def of_tasks(own: int, tasks: int) -> str:
+    """What follows the name of a method whose mean is not over all tasks; nothing otherwise."""
+    return f" ({own} of {tasks} tasks)" if own < tasks else ""
+
+
+Columns = Mapping[str, Mapping[str, str]]
+"""Further columns by their heads: the cell of each method, by its key."""
+
+
+def gain_sheet(
+    gains: Sequence[Gain],
+    title: str,
+    level: float,
+    tasks: int,
+    more: Columns = MappingProxyType({}),
+) -> Table:
+    """A row for each method, the largest gain first; methods that lack a task come last.
+
+    Args:
+      tasks: how many the study has.
+      more: columns that follow.
+    """
+    ordered = sorted(gains, key=lambda e: (len(e.by_task) < tasks, -e.over_tasks.mean))
+    alone = any(each.seeds_alone for each in gains)
+    confidence = f"{100 * (1 - level):g}%"
+    heads = (
+        "method",
+        "verdict",
+        "mean gain",
+        f"{confidence} interval",
+        *[f"{confidence} interval, seeds alone", "verdict, seeds alone"] * alone,
+        "p (Holm)",
+        "p of equivalence",
+        f"{confidence} upper bound",
+        "detectable",
+        *["such tasks"] * (tasks >= FEWEST_TASKS),
+        "seeds",
+        *more,
     )
+    rows = [
+        [*_row(each, tasks, alone), *(own.get(each.key, NONE) for own in more.values())]
+        for each in ordered
+    ]
+    return Table(heads, rows, title)
+
+
+def pair_sheet(pairs: Sequence[Gains], title: str, level: float, tasks: int) -> Table:
+    """The same for pairs of methods: a row for what the first gains over the second.
+
+    Args:
+      pairs: the gains over each method of those after it.
+    """
+    named = [
+        dataclasses.replace(gain, label=f"{gain.label} over {each.reference}")
+        for each in pairs
+        for gain in each.methods
+    ]
+    sheet = gain_sheet(named, title, level, tasks)
+    return dataclasses.replace(sheet, heads=("pair", *sheet.heads[1:]))
+
+
+def _row(gain: Gain, tasks: int, alone: bool) -> list[str]:
+    whole, seeds = gain.over_tasks, gain.seeds_alone
+    return [
+        gain.label + of_tasks(len(gain.by_task), tasks),
+        gain.verdict,
+        _signed(whole.mean),
+        _interval(whole),
+        *([_interval(seeds.over_tasks), seeds.verdict] if seeds else [NONE, NONE] * alone),
+        p_text(gain.adjusted),
+        p_text(gain.equivalent),
+        _signed(gain.upper),
+        NONE if gain.detectable is None else f"{gain.detectable:.{DECIMALS}f}",
+        *[NONE if gain.new_task is None else estimate_text(gain.new_task)]
+        * (tasks >= FEWEST_TASKS),
+        str(whole.n),
+    ]
+
+
+def _signed(value: float | None) -> str:
+    return NONE if value is None else f"{value:+z.{DECIMALS}f}"
+
+
+def _interval(found: Estimate) -> str:
+    if found.low is None or found.high is None:
+        return NONE
+    return f"[{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def evidence_sheet(found: Sequence[Evidence], margin: float, unit: str) -> Table:
+    """What each task can show: a row for each task, with the scores that need no adaptation."""
+    names = list(dict.fromkeys(each.name for task in found for each in task.floors))
+    best = f"gain of {found[0].reference} over the best of these, {unit}"
+    heads = ("task", *names, found[0].reference, best, "margin", "what it can show")
+    rows = []
+    for task in found:
+        scores = {each.name: f"{each.score:.1f}" for each in task.floors}
+        gain = NONE if task.best is None else estimate_text(task.best.gain)
+        rows.append(
+            [
+                task.title,
+                *(scores.get(name, NONE) for name in names),
+                f"{task.score:.1f}",
+                gain,
+                f"{margin:g}",
+                task.shows,
+            ]
+        )
+    return Table(heads, rows, "What each task can show")
+
+
+def estimate_text(found: Estimate) -> str:
+    """A mean and its interval: `-0.33 [-0.58, -0.08]`."""
+    return f"{_signed(found.mean)} {_interval(found)}"

@@ -1,18 +1,230 @@
-"""What registered studies found, as blocks of the project's documents."""
+"""The blocks of the project's documents: what registered studies found, beside papers' claims."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from experiments.analysis import recorded_runs, select_runs
+from experiments.analysis import collect_runs, published, recorded_runs, scored_examples
+from experiments.analysis.choose_methods import Contest
+from experiments.analysis.gains import Gain, gains
 from experiments.analysis.labels import natural
+from experiments.analysis.scored_examples import Values
 from experiments.marked_documents import fill_blocks
-from experiments.reports import claims_table, registered
-from experiments.reports.findings import Findings
-from experiments.reports.verdict import sentence
-from experiments.tables import text_formats
+from experiments.plurals import count
+from experiments.reports import registered
+from experiments.reports.findings import Findings, sentence
+from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
+from experiments.reports.sheets import estimate_text
+from experiments.studies import adherence
+from experiments.studies.protocol import Protocol
 from experiments.tables.config_tables import RESULTS, ROOT
-from experiments.tables.text_formats import Sheet
+from lora_jax.suggest import require_known
+from lora_jax.table import NONE, Table, render_tables
+
+Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A registered study, and its contests."""
+
+    name: str
+    protocol: Protocol
+    contests: Sequence[Contest]
+    examples: Mapping[str, Values]
+    """What each example adds to the scores (`scored_examples.values`)."""
+    blind: frozenset[str]
+    """The tasks that show nothing about adaptation."""
+
+    def gain(self, compared: Compared, margin: float, tasks: Sequence[str]) -> Gain:
+        """What a method gains over another on some tasks, by the rules of the study."""
+        made = [each for each in self.contests if each.task in tasks]
+        known = {method.key for each in made for method in each.methods}
+        for row in (compared.row, compared.over):
+            require_known(row, known, f"no method '{row}' in {self.name}")
+        found = gains(
+            made,
+            reference=compared.over,
+            margin=margin,
+            level=self.protocol.level,
+            tasks=tasks,
+            tests=self.protocol.tests,
+            examples=self.examples,
+        )
+        (own,) = (each for each in found.methods if each.key == compared.row)
+        return own
+
+    def parameters(self, row: str) -> float:
+        """The mean number that the adapters of a method train, over all its scored runs."""
+        methods = [each for made in self.contests for each in made.methods if each.key == row]
+        runs = [run.record.parameters_adapters for each in methods for run in each.runs]
+        return statistics.fmean(each for each in runs if each is not None)
+
+
+def verdict_on_claim(claim: Claim, gain: Gain) -> Verdict:
+    """What a gain here says of a claim; it is undecided where the study's own test is.
+
+    Otherwise a claim that a method is better follows the test: supported if better, contradicted if
+    worse. A claim that it is as good, or within a margin, is supported if it is equivalent or if
+    the whole interval is in that range, and contradicted if the whole interval is outside.
+    """
+    if claim.kind == "faster":
+        return "not tested"
+    low, high = gain.over_tasks.low, gain.over_tasks.high
+    if gain.verdict == "undecided" or low is None or high is None:
+        return "undecided"
+    if claim.kind == "better":
+        said: dict[str, Verdict] = {"better": "supported", "worse": "contradicted"}
+        return said.get(gain.verdict, "undecided")
+    most = claim.margin if claim.kind == "within" else math.inf
+    if gain.verdict == "equivalent" or (-claim.margin <= low and high <= most):
+        return "supported"
+    return "contradicted" if high <= -claim.margin or low >= most else "undecided"
+
+
+def claims_block(results: Path, claims: Sequence[Claim] = CLAIMS) -> str:
+    """The claims beside what studies below a folder found, as two tables in Markdown.
+
+    Raises:
+      ValueError: a claim names a study, a method or a printed cell that is not there.
+    """
+    cells = {(*cell.line, cell.task): cell for cell in published.load()}
+    studies: dict[str, Study] = {}
+    all_tasks, others = [], []
+    for claim in claims:
+        try:
+            first = [_paper(claim), claim.says, _effect(claim, cells)]
+            for own in claim.compared:
+                if own.study not in studies:
+                    studies[own.study] = _read(results, own.study)
+                row, other = _rows(claim, own, studies[own.study], _ratios(claim, cells))
+                all_tasks.append([*first, *row])
+                others += [[claim.paper, *other]] if other else []
+                first = ["", "", ""]
+        except ValueError as error:
+            raise ValueError(f"claim of {claim.paper}, {claim.table}: {error}") from error
+    heads = ("paper", "claim", "its effect", "compared here", "gain here", "parameters", "verdict")
+    tables = [Table(heads, all_tasks, "Claims of papers, and gains here, points")]
+    heads = ("paper", "compared here", "all tasks", "verdict", "such tasks", "gain", "verdict")
+    title = "The same gains on the tasks that can show a difference, points"
+    return render_tables("markdown", [*tables, Table(heads, others, title)])
+
+
+def _read(results: Path, name: str) -> Study:
+    runs = recorded_runs.find(results / name) if (results / name).is_dir() else []
+    kept = adherence.of_folder(results / name, collect_runs.select(runs, None, "full")[0])
+    if len(kept) != 1:
+        raise ValueError(f"no registered study in {results / name}")
+    made = registered.contests_of(kept[0])
+    blind = frozenset(each.task for each in registered.evidence_of(kept[0], made) if each.blind)
+    return Study(name, kept[0].registered.protocol, made, scored_examples.values(made), blind)
+
+
+def _rows(
+    claim: Claim, own: Compared, study: Study, ratios: Sequence[float]
+) -> tuple[list[str], list[str]]:
+    """The cells of a comparison in both tables; none in the second if no task is left out.
+
+    The verdict of the first table is undecided unless both sets of tasks lead to it.
+    """
+    tasks = study.protocol.columns
+    gain = study.gain(own, claim.margin, tasks)
+    (over,) = {m.label for c in study.contests for m in c.methods if m.key == own.over}
+    compared, said = f"{gain.label} over {over}", _said(claim, gain)
+    seeds, number = count(gain.over_tasks.n, "seed"), count(len(gain.by_task), "task")
+    ours = _times([study.parameters(own.row) / study.parameters(own.over)])
+    paper = _times(ratios)
+    parameters = f"{ours}, as in the paper" if ours == paper else f"{ours}; paper: {paper}"
+    row = [
+        f"{compared} ({study.name}: {number}, {seeds})",
+        estimate_text(gain.over_tasks),
+        parameters,
+    ]
+    others = [task for task in tasks if task not in study.blind]
+    if claim.kind == "faster" or others == list(tasks):
+        return [*row, said], []
+    second = [compared, estimate_text(gain.over_tasks), said, "none", NONE, "undecided"]
+    if others:
+        rest = study.gain(own, claim.margin, others)
+        titles = [each.task_title for each in study.contests if each.task in others]
+        second[3:] = [", ".join(titles), estimate_text(rest.over_tasks), _said(claim, rest)]
+    return [*row, said if second[-1] == said else "undecided"], second
+
+
+def _paper(claim: Claim) -> str:
+    return f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv}), {claim.table}"
+
+
+_Cells = Mapping[tuple[str, ...], published.Published]
+
+
+def _cell(
+    claim: Claim, printed: Printed, row: str, task: str, cells: _Cells
+) -> published.Published:
+    key = (*(printed.source or (claim.paper, claim.table)), printed.model, row, task)
+    if key not in cells:
+        raise ValueError(f"no cell {', '.join(key)} in {published.PATH.name}")
+    return cells[key]
+
+
+def _said(claim: Claim, gain: Gain) -> str:
+    """The verdict, and whether an undecided difference is small."""
+    found = verdict_on_claim(claim, gain)
+    small = found == "undecided" and gain.verdict == "equivalent"
+    return found + f" (within ±{claim.margin:g})" * small
+
+
+def effect(claim: Claim, printed: Printed, cells: _Cells) -> float:
+    """The mean over tasks of the printed differences.
+
+    Args:
+      cells: by paper, table, model, row and task.
+
+    Raises:
+      ValueError: a cell that is not there.
+    """
+    rows = [row for row in (printed.row, printed.over) if row]
+    found = [[_cell(claim, printed, row, t, cells).value for t in printed.tasks] for row in rows]
+    means = [statistics.fmean(each) for each in found]
+    return means[0] - sum(means[1:])
+
+
+def _effect(claim: Claim, cells: _Cells) -> str:
+    said = [
+        f"{published.MODEL_TITLES.get(each.model, each.model)}: "
+        f"{each.shown.format(effect(claim, each, cells))}"
+        for each in claim.printed
+    ]
+    return ", ".join(said) or "no number at hand"
+
+
+def _ratios(claim: Claim, cells: _Cells) -> list[float]:
+    """The parameters of the paper's method divided by those of the other, as it prints them."""
+    known = list(_printed_ratios(claim, cells))
+    return [claim.parameters] if not known and claim.parameters else known
+
+
+def _printed_ratios(claim: Claim, cells: _Cells) -> Iterator[float]:
+    for each in claim.printed:
+        rows = [row for row in (each.row, each.over) if row]
+        known = [_cell(claim, each, r, each.tasks[0], cells).trained_parameters for r in rows]
+        if len(known) == 2 and known[0] and known[1]:
+            yield known[0] / known[1]
+
+
+def _times(ratios: Sequence[float]) -> str:
+    """Numbers of parameters divided by others, in words."""
+    return " and ".join(map(_time, ratios)) or "not printed"
+
+
+def _time(ratio: float) -> str:
+    if abs(ratio - 1) < 0.005:
+        return "equal"
+    times, more = max(ratio, 1 / ratio), "as many" if ratio > 1 else "fewer"
+    return f"{times:,.0f} times {more}" if times >= 100 else f"{times:.3g} times {more}"
 
 
 def fill(text: str, results: Path = ROOT / RESULTS) -> str:
@@ -26,11 +238,11 @@ def fill(text: str, results: Path = ROOT / RESULTS) -> str:
     Raises:
       ValueError: a marker without its partner, or a name that is no folder of registered studies.
     """
-    text = fill_blocks(text, "study", lambda name: block(results / name))
-    return fill_blocks(text, "papers", lambda _: claims_table.block(results))
+    text = fill_blocks(text, "study", lambda name: study_block(results / name))
+    return fill_blocks(text, "papers", lambda _: claims_block(results))
 
 
-def block(folder: Path, size: str = "full") -> str:
+def study_block(folder: Path, size: str = "full") -> str:
     """The verdict and the gains of each registered study in or below a folder, as Markdown."""
     names = natural(
         each.parent.relative_to(folder).as_posix()
@@ -41,20 +253,20 @@ def block(folder: Path, size: str = "full") -> str:
     studies = {name: _found(folder / name, size) for name in names}
     if len(studies) == 1:
         (study,) = studies.values()
-        return text_formats.markdown(study.sheets, (), [sentence(study)])
+        return render_tables("markdown", study.sheets, first=[sentence(study)])
     verdicts = [f"{name}: {sentence(study)}" for name, study in studies.items()]
     kinds = zip(*(study.sheets for study in studies.values()), strict=True)
     sheets = [sheet for own in kinds for sheet in together(dict(zip(studies, own, strict=True)))]
-    return text_formats.markdown(sheets, (), verdicts)
+    return render_tables("markdown", sheets, first=verdicts)
 
 
 def _found(folder: Path, size: str) -> Findings:
-    runs, _ = select_runs.select(recorded_runs.find(folder), None, size)
+    runs, _ = collect_runs.select(recorded_runs.find(folder), None, size)
     (study,) = registered.found(folder, runs)
     return study
 
 
-def together(sheets: Mapping[str, Sheet]) -> list[Sheet]:
+def together(sheets: Mapping[str, Table]) -> list[Table]:
     """One table of several studies, each with its name before its rows.
 
     If some have other columns, each has a table of its own.

@@ -6,10 +6,9 @@ from statistics import fmean
 
 from scipy import stats
 
-from experiments.analysis import chance, draws, parameters, significance
-from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis import collect_runs, parameters, significance, task_evidence
+from experiments.analysis.choose_methods import Contest, Method, any_stopped
 from experiments.analysis.collect_runs import statuses
-from experiments.analysis.halved_runs import any_stopped
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.plurals import count
 from experiments.reports.sheets import equal, machines, of_diverged, unlike
@@ -113,8 +112,8 @@ def _unlike(contest: Contest) -> list[str]:
 def _of_draws(contest: Contest) -> list[str]:
     """A warning if runs share draws of the training examples, or draws share seeds."""
     numbers = contest.numbers
-    each = "each draw counts once, with the mean of its runs" * draws.are_shared(numbers)
-    new = "nothing is said of new seeds" * draws.share_seeds(numbers)
+    each = "each draw counts once, with the mean of its runs" * collect_runs.share_draws(numbers)
+    new = "nothing is said of new seeds" * collect_runs.draws_share_seeds(numbers)
     if not each and not new:
         return []
     which = len({draw for _, draw in numbers}), len({seed for seed, _ in numbers})
@@ -127,7 +126,7 @@ def _of_draws(contest: Contest) -> list[str]:
 
 def _of_chance(contest: Contest) -> list[str]:
     """A warning if no method is better than who always gives the same answer."""
-    share = chance.most_frequent(contest)
+    share = task_evidence.most_frequent(contest)
     means = [fmean(scores) for each in contest.methods if (scores := each.counted())]
     if share is None or not means or max(means) > share + ROUNDING:
         return []
@@ -208,8 +207,9 @@ def explain(
         f"equal ({KINDS['seeds']}). Over examples: "
         + ("exact McNemar test for accuracy, else " if exact else "")
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
-        f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
-        f"conservative ({KINDS['both']}). {_training_sets(contests)}"
+        f"the variance of the mean over seeds and examples, which are crossed, and the degrees of "
+        f"freedom of Satterthwaite, or with fewer than {significance.TRUSTED} seeds, seeds - 1 "
+        f"({KINDS['both']}). {_training_sets(contests)}"
         + " Each interval, and the p beside it, is of one comparison alone."
         * referred
     )

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from experiments.marked_documents import fill_blocks
 from experiments.setup.experiment import Experiment
 from lora_jax import data
 from lora_jax.records import run_record
+from lora_jax.table import Table
 
 SENTENCES = (
     "a film of quiet power that stays with you long after the lights come up .",
@@ -37,7 +37,7 @@ def show(head: Trained, lora: Trained, console: Console) -> list[tuple[str, ...]
     Return the rows of the table, with COLUMNS.
     """
     rows = [_row(HEAD, head), _row(LORA, lora), _row(MERGED, lora, merged=True)]
-    console.print(table(rows))
+    console.print(Table(COLUMNS, rows).to_rich())
     for sentence, before, after in zip(SENTENCES, _classify(head), _classify(lora), strict=True):
         console.print(f"[italic]{sentence}[/italic]")
         console.print(f"    before (trained head only): {before}, after (LoRA): {after}")
@@ -46,17 +46,8 @@ def show(head: Trained, lora: Trained, console: Console) -> list[tuple[str, ...]
 
 def fill(text: str, rows: Iterable[Sequence[str]]) -> str:
     """A document with the rows between `<!-- quickstart -->` and `<!-- /quickstart -->`."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    made = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    made = Table(COLUMNS, list(rows)).to_markdown(escape=False)
     return fill_blocks(text, "quickstart", lambda _: made)
-
-
-def table(rows: Iterable[Sequence[str]]) -> Table:
-    """A table of rows with COLUMNS, within 80 characters; `parameters` are those of the adapter."""
-    made = Table(*COLUMNS)
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def _row(label: str, trained: Trained, merged: bool = False) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Studies that are registered before they run.
 
-`protocol` says what a study compares and how it decides, `registration` writes that into the
-study's folder before the first run, `rates` has the rule for learning rates, and `training` trains
-what is registered. `adherence` compares the runs of a folder with what was registered.
+`protocol` says what a study compares, how it decides and which learning rates it tries,
+`registration` writes that into the study's folder before the first run and asks git's history for
+it, and `training` trains what is registered. `adherence` compares the runs of a folder with what
+was registered, and `untrained` scores models before any training.
 """

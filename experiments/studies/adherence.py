@@ -8,7 +8,8 @@ from pathlib import Path
 
 from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import REGISTRATION, Run
-from experiments.studies import rates, registration
+from experiments.studies import registration
+from experiments.studies.protocol import best_place, first_places, grown, rate_at
 from experiments.studies.registration import Planned, Registration
 from experiments.studies.training import ENDED, cell_digest
 from lora_jax.records.run_record import Record
@@ -202,7 +203,7 @@ def _place(planned: Planned, per_decade: int, run: Run) -> int | None:
     if not rate > 0:
         return None
     place = round(math.log10(rate / planned.middle) * per_decade)
-    return place if rates.rate(planned.middle, place, per_decade) == rate else None
+    return place if rate_at(planned.middle, place, per_decade) == rate else None
 
 
 def _compare(
@@ -218,7 +219,7 @@ def _compare(
                 place = _place(planned[row], protocol.rates.per_decade, run)
                 assert place is not None
                 tried[row][place][run.record.seed] = run
-    places = rates.first(protocol.rates)
+    places = first_places(protocol.rates)
     while True:
         untried = {row: _untried(tried[row], places, protocol.tuning.seeds) for row in cells}
         if any(untried.values()):
@@ -228,9 +229,9 @@ def _compare(
                 said = f"{', '.join(done)} on {task}: scored before all were tuned"
                 found.depart(said, [run for own in done.values() for run in own])
             return
-        best = {row: rates.best_place(_records(tried[row], places)) for row in cells}
+        best = {row: best_place(_records(tried[row], places)) for row in cells}
         known = [place for place in best.values() if place is not None]
-        if (more := rates.grown(places, known, protocol.rates)) == places:
+        if (more := grown(places, known, protocol.rates)) == places:
             break
         places = more
     for row, runs in cells.items():

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from configs.settings import RunConfig
-from experiments.analysis.collect_runs import settings_of
+from experiments.analysis.recorded_runs import settings_of
 from experiments.runs.announce import TooManyTrialsError
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.run_options import USUAL, RunOptions
-from experiments.studies import rates
+from experiments.studies import protocol
 from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
 from experiments.sweeps import jobs
@@ -78,7 +78,7 @@ class Trainer:
         Runs of some methods alone stop there if the others have not been tuned.
         """
         wanted = [cell for cell in cells if not only or cell.row in only]
-        places = rates.first(self.protocol.rates)
+        places = protocol.first_places(self.protocol.rates)
         while True:
             for cell in wanted:
                 self.tune(cell, places)
@@ -86,16 +86,16 @@ class Trainer:
             if missing := [row for row, found in tried.items() if found is None]:
                 self.say(f"{cells[0].task}: {', '.join(missing)} must be tuned before seeds run")
                 return
-            best = {row: rates.best_place(found) for row, found in tried.items() if found}
+            best = {row: protocol.best_place(found) for row, found in tried.items() if found}
             chosen = {row: place for row, place in best.items() if place is not None}
-            if (more := rates.grown(places, chosen.values(), self.protocol.rates)) == places:
+            if (more := protocol.grown(places, chosen.values(), self.protocol.rates)) == places:
                 break
             self.say(f"{cells[0].task}: a best rate lies at an edge, so all methods get one more")
             places = more
         for cell in wanted:
             if cell.row in chosen:
                 place, per_decade = chosen[cell.row], self.protocol.rates.per_decade
-                self.seeds(cell, rates.rate(cell.middle, place, per_decade))
+                self.seeds(cell, protocol.rate_at(cell.middle, place, per_decade))
             else:
                 self.say(f"{cell.row} on {cell.task}: {NO_RATE}, so it has no scored runs")
 
@@ -133,7 +133,7 @@ class Trainer:
 
     def _rates(self, cell: Cell, places: Sequence[int]) -> list[float]:
         per_decade = self.protocol.rates.per_decade
-        return [rates.rate(cell.middle, place, per_decade) for place in places]
+        return [protocol.rate_at(cell.middle, place, per_decade) for place in places]
 
     def _train(
         self,
@@ -232,5 +232,5 @@ def _ended(folder: Path) -> bool:
 
 
 def _mean(results: Sequence[run_record.Record]) -> str:
-    scores = rates.saved_scores(results)
+    scores = protocol.saved_scores(results)
     return f"mean {results[0].metric} {statistics.fmean(scores):.4f}" if scores else "no score"

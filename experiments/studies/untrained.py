@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from configs.settings import ClassifierConfig, RunConfig, TextConfig, VariantSettings
-from experiments.analysis import untrained
+from experiments.analysis import task_evidence
 from experiments.runs import predictions
 from experiments.runs.group import Group
 from experiments.setup import from_config
@@ -70,18 +70,18 @@ def write(folder: Path, registered: Registration, configs: Mapping[str, RunConfi
     Args:
       configs: by task; the draw of the examples only changes `data_digest`.
     """
-    if not (folder / untrained.FILE).exists():
+    if not (folder / task_evidence.UNTRAINED_FILE).exists():
         scored = {task: score(config) for task, config in configs.items()}
         outputs = {f"{t}/{part}": p for t, own in scored.items() for part, p in own.parts.items()}
-        predictions.write(folder, outputs, untrained.OUTPUTS)
+        predictions.write(folder, outputs, task_evidence.UNTRAINED_OUTPUTS)
         about = {
             "registration": registered.digest,
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **environment(),
         }
         tasks = {task: _plain(each) for task, each in scored.items()}
-        sealed_file.write(folder / untrained.FILE, about | {"tasks": tasks})
-    for task, each in untrained.read(folder).items():
+        sealed_file.write(folder / task_evidence.UNTRAINED_FILE, about | {"tasks": tasks})
+    for task, each in task_evidence.read_untrained(folder).items():
         said = "no score" if each.score is None else f"{each.metric} {each.score:.4f}"
         print(f"{task}, untrained: {said} ({each.how})")
 

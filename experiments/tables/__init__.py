@@ -1,5 +1,6 @@
 """Tables of our scores beside the papers'.
 
-`cells` has a table as numbers, and `formats` writes such a table in any format. Import
-`config_tables` for the table of a config, and `text_formats` to write a table of texts.
+`cells` has a table as numbers and writes it in any format. Import `config_tables` for the table of
+a config. `table_cost` estimates what the runs of a table cost, `power_table` says what a study
+shows.
 """

@@ -10,19 +10,12 @@ from typing import Any
 
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
-from experiments.analysis import (
-    collect_runs,
-    parameters,
-    published,
-    recorded_runs,
-    score_check,
-    select_runs,
-)
+from experiments.analysis import collect_runs, parameters, published, recorded_runs, scored_examples
 from experiments.analysis.labels import Titles
 from experiments.setup.config import fill as filled, of_record
 from experiments.setup.config_files import config_modules
 from experiments.studies import adherence, registration
-from experiments.tables import cells, formats
+from experiments.tables import cells
 from lora_jax.files.canonical_json import plain
 from lora_jax.suggest import require_known
 
@@ -82,7 +75,7 @@ def render_table(
     size: str = "full",
     first: Sequence[str] = (),
 ) -> str:
-    """The table of a config's runs below a folder, as text in one of `formats.FORMATS`.
+    """The table of a config's runs below a folder, as text in one of `cells.FORMATS`.
 
     Args:
       first: notes that come before the others.
@@ -99,7 +92,7 @@ def render_table(
     chosen, left = _selected(results, found, name, size)
     collected = collect_runs.collect(chosen, name, size)
     for run in collected.runs:
-        score_check.require_agreement(run)
+        scored_examples.require_agreement(run)
     # A smoke run has only a few steps, so it is not compared with published numbers.
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
@@ -116,7 +109,7 @@ def render_table(
     notes += [] if made else ["Nothing has been run."]
     notes += [*left, *collected.notes]
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
-    return formats.write(form, made, title, notes, table["decimals"])
+    return cells.write(form, made, title, notes, table["decimals"])
 
 
 def _selected(
@@ -126,7 +119,7 @@ def _selected(
     own = [run for run in found if run.study.table == name]
     if not own:
         return [], []
-    chosen, left = select_runs.select(own, name, size)
+    chosen, left = collect_runs.select(own, name, size)
     kept, said = adherence.as_registered(results, chosen, own)
     return kept, [*left, *said]
 
@@ -186,7 +179,7 @@ def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[st
     for place, run in cells.items():
         if (config := _config_of(module, run)) is None:
             continue
-        own, ours = (collect_runs.settings_of(each) for each in (config, run.config))
+        own, ours = recorded_runs.settings_of(config), run.settings
         changed = [
             f"{key} is {ours[key]} in place of {own[key]}"
             for key in sorted(own.keys() & ours.keys() - GIVEN)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from experiments.analysis import power
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 _OVER = f"> {power.MOST_SEEDS}"
 _NEVER = "never"
@@ -88,7 +88,7 @@ def power_table(rows: Sequence[Row], asked: Question) -> str:
         ],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
-    return text_table(tuple(shown), list(zip(*shown.values(), strict=True)))
+    return Table(tuple(shown), list(zip(*shown.values(), strict=True))).to_text()
 
 
 def _smallest(find: Callable[..., float], row: Row, asked: Question) -> float | None:
@@ -130,7 +130,7 @@ def parts_table(tasks: Mapping[str, power.Task]) -> str:
         + [_number(each) if math.isfinite(task.n) else "" for each in (task.examples, task.rest)]
         for name, task in tasks.items()
     ]
-    return text_table(heads, rows)
+    return Table(heads, rows).to_text()
 
 
 def grid(row: Row, asked: Question) -> str:
@@ -148,4 +148,4 @@ def grid(row: Row, asked: Question) -> str:
         ]
         for n in seeds
     ]
-    return text_table(("seeds", *(f"{times:g} times" for times in TIMES)), found)
+    return Table(("seeds", *(f"{times:g} times" for times in TIMES)), found).to_text()

@@ -1,8 +1,6 @@
 """Estimate what all runs of a table cost on a device: the cells of its config, and the total."""
 
-import csv
 import dataclasses
-import io
 import itertools
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -17,7 +15,7 @@ from experiments.plurals import count
 from experiments.setup.config import parse
 from experiments.setup.config_files import module_of
 from lora_jax.suggest import require_known
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 
 STAND_INS = ("minilm", "smollm2")
 """Models of laptops, which a table has beside those of its paper."""
@@ -148,13 +146,13 @@ def text(
     Args:
       without: sentences on runs that are no cells (`left_out`).
     """
-    rows = [list(map(_shown, row)) for row in lines(cells, device, efficiency)]
+    rows = [list(map(_shown, row)) for row in table(cells, device, efficiency).rows]
     known = [(each, each.run.hours(device, efficiency)) for each in cells]
     total = sum(each.seeds * hours for each, hours in known if hours is not None)
     unknown = sum(hours is None for _, hours in known)
     runs = sum(each.seeds for each, hours in known if hours is not None)
     said = [
-        text_table(HEADS, rows),
+        Table(HEADS, rows).to_text(),
         "",
         f"About {_shown(float(total))} hours on one {name} for "
         f"{'' if unknown or without else 'all '}{count(runs, 'run')}.",
@@ -181,18 +179,9 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else value or "?"
 
 
-def as_csv(cells: list[CellCost], device: Accelerator, efficiency: float) -> str:
-    """The costs as CSV, a line for each cell; what is unknown is empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(HEADS)
-    writer.writerows(lines(cells, device, efficiency))
-    return out.getvalue()
-
-
-def lines(cells: list[CellCost], device: Accelerator, efficiency: float) -> list[list[Any]]:
-    """The entries of each cell, in the order of HEADS."""
-    return [
+def table(cells: list[CellCost], device: Accelerator, efficiency: float) -> Table:
+    """The costs, a row for each cell; what is unknown is None."""
+    rows = [
         [
             each.model,
             each.row,
@@ -205,3 +194,4 @@ def lines(cells: list[CellCost], device: Accelerator, efficiency: float) -> list
         ]
         for each in cells
     ]
+    return Table(HEADS, rows)

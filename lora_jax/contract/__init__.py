@@ -15,7 +15,7 @@ from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
 from lora_jax.contract.timing import dot_time
 from lora_jax.contract.training import OF_TRAINING as OF_TRAINING
 from lora_jax.suggest import require_known
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 from lora_jax.variant import Variant
 
 CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL, *OF_TRAINING, *OF_COMPOSITIONS)
@@ -33,7 +33,7 @@ class Report:
     """The sizes, dtype and device of that."""
 
     def __str__(self) -> str:
-        table = f"{self.variant}\n{text_table(('clause', 'result'), self.rows)}"
+        table = f"{self.variant}\n{Table(('clause', 'result'), self.rows).to_text()}"
         if self.dot_time is None:
             return table
         return f"{table}\ndot takes {self.dot_time:.2f} x the time of x @ W' ({self.dot_of})"

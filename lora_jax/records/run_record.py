@@ -5,6 +5,7 @@ one; in `metrics.jsonl` it leaves complete lines, and at most one torn last line
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -94,7 +95,7 @@ class Record:
 
 def validate(values: Mapping[str, Any]) -> Record:
     """The record that a dict describes; ValueError lists all missing, unknown and wrong fields."""
-    hints = typing.get_type_hints(Record)
+    hints = _hints()
     required = {f.name for f in dataclasses.fields(Record) if f.default is dataclasses.MISSING}
     required.add("schema_version")  # its default is for building a record, not for reading one
     problems = [f"{name} is missing" for name in hints if name in required - values.keys()]
@@ -108,6 +109,12 @@ def validate(values: Mapping[str, Any]) -> Record:
         if not problems:
             return record
     raise ValueError(f"not a valid record: {'; '.join(problems)}")
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The types of a record's fields, by name."""
+    return typing.get_type_hints(Record)
 
 
 def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from lora_jax.serving import pick, ways
 from lora_jax.serving.fastest_way import Product, fastest, seconds
 from lora_jax.serving.layout import Held
 from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 from lora_jax.transform.placement import AdaptedSpec
 
 
@@ -26,7 +26,7 @@ def explain(spec: AdaptedSpec, held: Held) -> str:
             if f"{number}/{ACTIVE}" in own
         )
         rows.append((each.use.path, *(", ".join(x) for x in (kinds, methods, merged))))
-    return text_table(("path", "used as", "methods", "merged for each row at"), rows)
+    return Table(("path", "used as", "methods", "merged for each row at"), rows).to_text()
 
 
 def timings(spec: AdaptedSpec, held: Held, way: str, rows: int, tokens: int) -> str:
@@ -38,7 +38,7 @@ def timings(spec: AdaptedSpec, held: Held, way: str, rows: int, tokens: int) -> 
         each = [f"{1000 * times[name]:.3f}" if name in times else "" for name in ways.WAYS]
         lines.append((path, f"{product.inputs} x {product.outputs}", taken, *each))
     heads = "first path", "in x out", "way", *(f"{name} ms" for name in ways.WAYS)
-    return text_table(heads, lines)
+    return Table(heads, lines).to_text()
 
 
 def _products(spec: AdaptedSpec, held: Held, rows: int, tokens: int) -> dict[Product, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lora_jax.text_table import text_table
+from lora_jax.table import Table
 from lora_jax.transform.placement import Frozen, Trainable
 
 
@@ -29,7 +29,7 @@ class Summary:
         whole = max(self.trained, 1)
         body = [(*row[:5], f"{row[5]:,}", f"{100 * row[5] / whole:.1f}%") for row in self.rows]
         last = f"{self.trained:,} of {self.total:,} parameters are trained ({self.share:.3f}%)"
-        return f"{text_table(heads, body)}\n{last}"
+        return f"{Table(heads, body).to_text()}\n{last}"
 
     __repr__ = __str__
 

@@ -9,7 +9,7 @@ from fake_records import write
 
 from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
-from experiments.figures.panels import panels
+from experiments.figures.scores import panels
 from experiments.search import objective
 from experiments.tables import cells, config_tables
 

@@ -7,9 +7,8 @@ from crossed_studies import Planted
 from planted_scores import contest
 from scipy import stats
 
-from experiments.analysis.crossed import over_both, squares
 from experiments.analysis.gains import all_pairs, gains
-from experiments.analysis.mean_difference import over_seeds
+from experiments.analysis.significance import over_both, over_seeds, squares
 
 
 def test_the_variance_is_unbiased():

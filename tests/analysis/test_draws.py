@@ -8,10 +8,10 @@ from rendered_tables import markdown
 from report_study import LABELS, lines, made, said, wrong
 from scipy import stats
 
-from experiments.analysis import draws, seed_noise
-from experiments.analysis.mean_difference import over_seeds
+from experiments.analysis import collect_runs, paired_scores
 from experiments.analysis.paired_scores import Scored, common
 from experiments.analysis.pairwise import pairs
+from experiments.analysis.significance import over_seeds
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,12 @@ from experiments.analysis.pairwise import pairs
     ],
 )
 def test_draws_count_where_there_are_several(numbers, groups, shared, seeds):
-    assert draws.groups(numbers) == groups
-    assert (draws.are_shared(numbers), draws.share_seeds(numbers)) == (shared, seeds)
-    found = draws.means({number: float(sum(number)) for number in numbers})
+    assert collect_runs.runs_by_draw(numbers) == groups
+    assert (collect_runs.share_draws(numbers), collect_runs.draws_share_seeds(numbers)) == (
+        shared,
+        seeds,
+    )
+    found = collect_runs.means_of_draws({number: float(sum(number)) for number in numbers})
     np.testing.assert_array_equal(found, [np.mean([sum(n) for n in own]) for own in groups])
 
 
@@ -74,7 +77,7 @@ def test_pairs_and_noise_are_those_of_draws():
     assert pair.tests["seeds"].low == pytest.approx(theirs.confidence_interval().low)
     assert pair.generalises_to("seeds").startswith("new draws")
     assert pair.generalises_to("examples") == "new examples, the same models"
-    (found,) = seed_noise.noise([own], "lora")
+    (found,) = paired_scores.noise_of_seeds([own], "lora")
     assert found.mean.n == 4
     assert found.deviations == {"RTE": pytest.approx((first - second).std(ddof=1))}
 

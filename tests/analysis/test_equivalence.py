@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.analysis import equivalence
-from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
+from experiments.analysis import significance
+from experiments.analysis.significance import MeanDifference, over_seeds, over_tasks
 
 MARGIN = 1.0
 
@@ -18,12 +18,12 @@ def test_tost_is_the_larger_of_scipy_s_two_one_sided_tests():
         first, second = rng.normal(80, 1, (2, seeds)) + np.array([[mean], [0]])
         above = stats.ttest_1samp(first - second, -MARGIN, alternative="greater").pvalue
         below = stats.ttest_1samp(first - second, MARGIN, alternative="less").pvalue
-        found = equivalence.of_mean(over_seeds(first, second), MARGIN)
+        found = significance.equivalence_of_mean(over_seeds(first, second), MARGIN)
         assert found == pytest.approx(max(above, below), rel=1e-9)
         own = over_seeds(first, second)
         low, high = own.interval(0.1)
         assert (found < 0.05) == (low > -MARGIN and high < MARGIN)
-        assert equivalence.at_most(own.mean, own.error, own.df, MARGIN) == pytest.approx(below)
+        assert significance.at_most(own.mean, own.error, own.df, MARGIN) == pytest.approx(below)
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
@@ -36,7 +36,7 @@ def test_tost_keeps_its_level_at_the_margin_and_finds_equals(tasks, mean):
     )
     zeros = np.zeros(seeds)
     means = [over_tasks([over_seeds(task, zeros) for task in study]) for study in drawn]
-    claims = sum(equivalence.of_mean(each, MARGIN) < 0.05 for each in means)
+    claims = sum(significance.equivalence_of_mean(each, MARGIN) < 0.05 for each in means)
     if mean:
         low, high = stats.binom.ppf([0.001, 0.999], studies, 0.05)
         assert low <= claims <= high
@@ -49,15 +49,15 @@ def test_without_variance_the_sign_test_decides():
     halves = np.array(list(itertools.product((False, True), repeat=4)))
 
     def p(first, second):
-        return equivalence.of_mean(over_seeds(first, second), MARGIN)
+        return significance.equivalence_of_mean(over_seeds(first, second), MARGIN)
 
     assert p(scores, scores) == p(scores + 0.9, scores) == halves.all(1).mean()
     assert p(scores + 1.1, scores) == 1.0
     assert p(scores[:1], scores[:1]) is None
     identical = [MeanDifference(0.0, 0.0, n - 1.0, n) for n in (5, 9)]
-    assert equivalence.of_mean(over_tasks(identical), MARGIN) == 2**-5
+    assert significance.equivalence_of_mean(over_tasks(identical), MARGIN) == 2**-5
 
 
 def test_a_margin_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="a margin and an error above 0"):
-        equivalence.tost(0.0, 0.0, 3, 1.0)
+        significance.tost(0.0, 0.0, 3, 1.0)

@@ -7,8 +7,7 @@ from scipy import stats
 
 from experiments.analysis import power, significance
 from experiments.analysis.gains import all_pairs, gains, verdict
-from experiments.analysis.mean_difference import over_seeds, over_tasks
-from experiments.analysis.random_effects import new_task
+from experiments.analysis.significance import new_task, over_seeds, over_tasks
 
 NOISE = (0.5, 0.8, 1.2)
 

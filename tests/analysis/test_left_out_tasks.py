@@ -3,8 +3,7 @@
 import numpy as np
 from planted_scores import contest, study
 
-from experiments.analysis import left_out_tasks
-from experiments.analysis.gains import gains
+from experiments.analysis.gains import changed_without_a_task, gains
 
 NOISE = (0.3, 0.3, 0.3)
 TASKS = ("cola", "mrpc", "rte")
@@ -22,7 +21,7 @@ def changed(made, tasks=3):
     def judge(contests):
         return gains(contests, reference="lora", margin=1.0, tests=3)
 
-    return left_out_tasks.changed(made, judge(made), tasks, judge)
+    return changed_without_a_task(made, judge(made), tasks, judge)
 
 
 def test_a_gain_of_one_task_is_gone_without_it():

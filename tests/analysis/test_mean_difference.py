@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.analysis import mean_difference
-from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
+from experiments.analysis import significance
+from experiments.analysis.significance import MeanDifference, over_seeds, over_tasks
 
 STUDIES = 1000
 
@@ -93,7 +93,7 @@ def test_intervals_over_tasks_cover_the_mean(noise, seeds):
     bounded = sum(each.upper() >= 0.5 for each in found)
     for count in (covered, bounded):
         assert count >= stats.binom.ppf(0.001, STUDIES, 0.95)
-        if seeds >= mean_difference.TRUSTED:
+        if seeds >= significance.TRUSTED:
             assert count <= stats.binom.ppf(0.999, STUDIES, 0.95)
 
 
@@ -106,9 +106,9 @@ def test_the_level_of_holm_s_first_of_14_tests_is_kept_with_unequal_noise():
         variances = noise[:, 0] ** 2 * rng.chisquare(seeds - 1, (studies, 5)) / (seeds - 1) / seeds
         means = (noise[:, 0] / np.sqrt(seeds) * rng.normal(size=(studies, 5))).mean(1)
         df = np.full(studies, seeds - 1.0)
-        if seeds >= mean_difference.TRUSTED:
+        if seeds >= significance.TRUSTED:
             df = variances.sum(1) ** 2 / (variances**2 / (seeds - 1)).sum(1)
-            own = mean_difference.degrees(list(variances[0]), [seeds - 1.0] * 5, seeds)
+            own = significance.degrees(list(variances[0]), [seeds - 1.0] * 5, seeds)
             assert own == pytest.approx(df[0], rel=1e-12)
         p = 2 * stats.t.sf(np.abs(means) / np.sqrt(variances.sum(1)) * 5, df)
         assert (p < level).mean() <= most * level * 1.1

@@ -8,7 +8,7 @@ from fake_records import write
 from planted_scores import contest, run
 from report_study import made
 
-from experiments.analysis import seed_noise
+from experiments.analysis import paired_scores
 from experiments.analysis.gains import gains
 from experiments.analysis.paired_scores import common, scored, table
 
@@ -89,7 +89,7 @@ def test_each_method_has_noise_of_its_own():
         "cola", {"lora": [80.0, 81, 83], "dora": [81.0, 80, 85], "vera": [79.0, 82], "eva": [1.0]}
     )
     rte = contest("rte", {"vera": [50.0, 58], "lora": [50.0, 54]})
-    found = seed_noise.noise([cola, rte], "lora")
+    found = paired_scores.noise_of_seeds([cola, rte], "lora")
     assert [each.label for each in found] == ["DORA", "VERA"]
     dora, vera = found
     differences = {"CoLA": np.std([-1, 1], ddof=1), "RTE": np.std([0, 4], ddof=1)}
@@ -99,10 +99,17 @@ def test_each_method_has_noise_of_its_own():
     apart = np.var([79, 82], ddof=1) + np.var([80, 81], ddof=1)
     apart += np.var([50, 58], ddof=1) + np.var([50, 54], ddof=1)
     assert vera.pairing.ratio == pytest.approx(sum(np.square([*differences.values()])) / apart)
-    assert [each.label for each in seed_noise.noise([cola, rte], "dora")] == ["LORA", "VERA"]
+    assert [each.label for each in paired_scores.noise_of_seeds([cola, rte], "dora")] == [
+        "LORA",
+        "VERA",
+    ]
     # Differences that are equal but for roundings have none.
     known = np.array([0.7, 0.8, 0.9])
     equal = contest("cola", {"lora": 100 * known, "dora": 100 * (known + 5 / 872)})
-    (same,) = seed_noise.noise([equal], "lora")
+    (same,) = paired_scores.noise_of_seeds([equal], "lora")
     assert same.deviations == {"CoLA": 0}
-    assert seed_noise.noise([cola], "eva") == seed_noise.noise([cola], "full") == []
+    assert (
+        paired_scores.noise_of_seeds([cola], "eva")
+        == paired_scores.noise_of_seeds([cola], "full")
+        == []
+    )

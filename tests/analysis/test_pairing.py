@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.analysis import pairing
-from experiments.analysis.pairing import Paired
+from experiments.analysis import paired_scores
+from experiments.analysis.paired_scores import Paired
 
 
 def test_the_ratio_is_one_less_the_correlation_for_equal_variances():
@@ -16,7 +16,7 @@ def test_the_ratio_is_one_less_the_correlation_for_equal_variances():
     first, other = (each / each.std(ddof=1) for each in (first, other))
     for correlation in (0.0, 0.75, -0.5):
         second = 80 + correlation * first + np.sqrt(1 - correlation**2) * other
-        found = pairing.bought(first, second)
+        found = paired_scores.bought(first, second)
         assert found.ratio == pytest.approx(1 - correlation) and found.unpaired == pytest.approx(2)
         # The standard error of so many seeds without pairs is that of these 20 pairs.
         unpaired = found.unpaired / (20 / found.ratio)
@@ -25,16 +25,16 @@ def test_the_ratio_is_one_less_the_correlation_for_equal_variances():
 
 def test_limits():
     scores = np.array([1.0, 2.0, 4.0])
-    shifted = pairing.bought(scores, scores + 1)
+    shifted = paired_scores.bought(scores, scores + 1)
     assert shifted.ratio == 0.0
-    still = pairing.bought(np.ones(3), np.zeros(3))
+    still = paired_scores.bought(np.ones(3), np.zeros(3))
     assert still.ratio is None
     with pytest.raises(ValueError, match="pairs need two common seeds: got 1 and 1"):
-        pairing.bought(scores[:1], scores[:1])
+        paired_scores.bought(scores[:1], scores[:1])
 
 
 def test_comparisons_together_have_the_mean_of_their_variances():
-    found = pairing.together([Paired(1.0, 2.0), Paired(3.0, 4.0)])
+    found = paired_scores.pooled([Paired(1.0, 2.0), Paired(3.0, 4.0)])
     assert found.ratio == pytest.approx(4 / 6)
     with pytest.raises(ValueError, match="one comparison at least"):
-        pairing.together([])
+        paired_scores.pooled([])

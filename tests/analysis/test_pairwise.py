@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from fake_records import planted
 from planted_scores import contest, run
+from report_study import made
+from scipy import stats
 
 from experiments.analysis.pairwise import pairs
 
@@ -18,7 +21,7 @@ def test_a_diverged_run_counts_with_its_last_score():
     differences = np.array([50.0, 50.0, *gained]) - LORA
     sign = 1 if pair.first.key == "dora" else -1
     assert pair.common == 8
-    assert sign * pair.tests["seeds"].difference == pytest.approx(differences.mean())
+    assert sign * pair.tests["seeds"].mean == pytest.approx(differences.mean())
     assert pair.tests["examples"] is pair.tests["both"] is None
     assert "a diverged run has its last score alone" in pair.why
 
@@ -29,3 +32,23 @@ def test_a_method_whose_diverged_run_left_no_score_has_no_number():
     (pair,) = pairs(contest("mrpc", {"lora": LORA, "dora": []}, lost), 100, 0)
     assert (pair.common, pair.decided_by) == (0, "")
     assert pair.why == "DORA: seed 0 diverged and left no score, so it has no number"
+
+
+def test_a_test_over_both_has_the_error_of_crossed_seeds_and_examples(tmp_path):
+    """By the two-way analysis of variance, whose interaction counts once."""
+    seeds, labels = (3, 4, 5), np.repeat([0, 1], 60)
+    wrong = np.random.default_rng(0).random((2, 3, 120)) < np.array([0.1, 0.3])[:, None, None]
+    for method, own in zip(("lora", "dora"), wrong, strict=True):
+        for seed, mask in zip(seeds, own, strict=True):
+            planted(tmp_path / method / str(seed), method, seed, labels, mask, parameters=8)
+    (pair,) = pairs(made(tmp_path)[0], 200, 0)
+    sign = 1 if pair.first.key == "lora" else -1
+    d = 100.0 * sign * (wrong[1].astype(float) - wrong[0])
+    by_seed, by_example = d.mean(1), d.mean(0)
+    rest = ((d - by_seed[:, None] - by_example + d.mean()) ** 2).sum() / (2 * 119)
+    squares = 120 * by_seed.var(ddof=1), 3 * by_example.var(ddof=1)
+    error = np.sqrt(max(sum(squares) - rest, *squares) / d.size)
+    found = pair.tests["both"]
+    assert pair.decided_by == "both" and found.mean == pytest.approx(d.mean())
+    assert found.high - found.low == pytest.approx(2 * stats.t.isf(0.025, 2) * error)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(d.mean()) / error, 2))

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from experiments.analysis import equivalence, power
-from experiments.analysis.crossed import over_both
-from experiments.analysis.mean_difference import over_seeds, over_tasks
+from experiments.analysis import power, significance
 from experiments.analysis.power import Design, Task
+from experiments.analysis.significance import over_both, over_seeds, over_tasks
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 14])
@@ -115,7 +114,7 @@ def test_power_over_tasks_is_that_of_the_tests_over_tasks():
 
     low, high = stats.binom.ppf([0.001, 0.999], studies, 0.8)
     assert low <= sum(each.p < level for each in tested(found, 1.0)) <= high + 0.05 * studies
-    same = sum(equivalence.of_mean(each, 1.0) < level for each in tested(shown, 0.0))
+    same = sum(significance.equivalence_of_mean(each, 1.0) < level for each in tested(shown, 0.0))
     assert low <= same <= high + 0.05 * studies  # one seed fewer would not have been enough
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.analysis.mean_difference import MeanDifference, over_seeds
-from experiments.analysis.random_effects import between_tasks, new_task
+from experiments.analysis.significance import MeanDifference, between_tasks, new_task, over_seeds
 
 
 def test_it_is_a_t_test_of_the_tasks():

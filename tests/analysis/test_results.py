@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.analysis import choose_methods, recorded_runs, select_runs
+from experiments.analysis import choose_methods, collect_runs, recorded_runs
 from experiments.reports import registered
 from experiments.studies import registration
 from experiments.studies.adherence import adherence
@@ -65,7 +65,7 @@ def test_a_study_was_run_as_it_was_registered(folder):
 @EACH
 def test_a_study_can_be_reported(folder):
     runs = recorded_runs.find(folder)
-    own, _ = select_runs.select(runs, None, "full")
+    own, _ = collect_runs.select(runs, None, "full")
     name = own[0].study.table
     assert choose_methods.contests(own, {}, config_tables.varied(config_tables.tables(), [name]))
     (found,) = registered.found(folder, own)

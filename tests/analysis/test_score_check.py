@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_records import planted, write
 
-from experiments.analysis import recorded_runs, score_check
+from experiments.analysis import recorded_runs, scored_examples
 from experiments.runs import predictions
 from experiments.runs.predictions import Predictions
 from experiments.tables import config_tables
@@ -25,7 +25,7 @@ def checked(folder):
     """Whether the record in a folder agrees, or what is said of it."""
     (run,) = recorded_runs.find(folder)
     try:
-        score_check.require_agreement(run)
+        scored_examples.require_agreement(run)
     except ValueError as error:
         assert "\n" not in str(error)
         return str(error).removeprefix(str(folder))

@@ -8,7 +8,7 @@ from fake_records import write
 from configs import instruct, own_data, quickstart
 from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
-from experiments.analysis.select_runs import select
+from experiments.analysis.collect_runs import select
 from experiments.combining import combined_run
 from experiments.figures import scores
 from experiments.setup.config import fill, parse

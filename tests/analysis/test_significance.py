@@ -9,8 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from experiments.analysis import bootstrap, significance
-from experiments.analysis.mean_difference import over_seeds
-from experiments.analysis.significance import Difference
+from experiments.analysis.significance import Estimate
 from lora_jax.metrics import label_metrics
 
 NULLS = 200
@@ -77,27 +76,6 @@ def test_an_interval_without_0_is_a_small_p_value():
         assert (found.low > 0) == (found.p < 0.05) or abs(found.low) < 0.02
 
 
-def test_over_both_has_the_t_test_and_the_bootstrap_as_its_limits():
-    observed = np.array([1.0, 2.0, 4.0])
-    alone = significance.over_both(observed, np.repeat(observed[:, None], 10, axis=1))
-    seeds = over_seeds(observed, np.zeros(3))
-    found = alone.difference, alone.low, alone.high, alone.p
-    assert found == pytest.approx((seeds.mean, *seeds.interval(), seeds.p))
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 1, 4000)
-    noise = (noise - noise.mean()) / noise.std(ddof=1)
-    examples = significance.over_both(np.full(3, 2.0), 2.0 + np.tile(noise, (3, 1)))
-    # Student's distribution of two degrees of freedom has a closed form.
-    assert examples.p == pytest.approx(1 - 2 / math.sqrt(2 + 2**2))
-    assert examples.high == pytest.approx(2 + 0.95 * math.sqrt(2 / (1 - 0.95**2)))
-    same = significance.over_both(np.zeros(3), np.zeros((3, 50)))
-    assert (same.difference, same.p, same.low) == (0.0, 1.0, None)
-    constant = significance.over_both(np.ones(3), np.ones((3, 50)))
-    assert (constant.p, constant.low) == (None, None)
-    with pytest.raises(ValueError, match="over_both needs two common seeds: got 1"):
-        significance.over_both(np.ones(1), np.ones((1, 50)))
-
-
 def runs(rng, seeds, n=300, effect=0.0, of_seed=0.0, of_example=0.0, own=1.0):
     """Whether each of two methods gets an example right: (methods, seeds, n).
 
@@ -146,65 +124,9 @@ def test_over_examples_on_planted_nulls_and_effects(metric):
     assert rejected([test(1.2) for _ in range(20)]) > 0.9
 
 
-def both(right):
-    """`over_both` of runs of which it is known what they got right."""
-    drawn = np.concatenate(list(bootstrap.weights(right.shape[-1], 400, 0)))
-    differences = right[0].astype(float) - right[1]
-    return significance.over_both(differences.mean(1), differences @ drawn.T / right.shape[-1])
-
-
-@pytest.mark.parametrize("of_seed", [0.02, 0.3])
-def test_over_both_on_planted_nulls_and_effects_of_seeds_and_examples(of_seed):
-    rng = np.random.default_rng(4)
-    noise = {"of_seed": of_seed, "of_example": 1.0, "own": 0.5}
-    planted = [runs(rng, 3, **noise) for _ in range(NULLS)]
-    found = [both(right) for right in planted]
-    assert rejected([test.p for test in found]) <= NEAR[1]
-    assert np.mean([test.low <= 0 <= test.high for test in found]) >= 0.91
-    over = [over_seeds(*right.mean(2)).p for right in planted]
-    if of_seed < 0.1:  # the t-test claims nothing of other examples, and here one sees why
-        assert rejected(over) > NEAR[1]
-    strong = [both(runs(rng, 3, 600, effect=2.0, **noise)).p for _ in range(20)]
-    assert rejected(strong) > 0.7
-
-
-def crossed(rng, count, seeds, share, effect=0.0):
-    """Differences of two methods with known noise: (count, seeds), and bootstraps of examples.
-
-    The variance of the mean difference is 1, of which a `share` is of seeds, the rest of examples.
-    """
-    of_seeds = np.sqrt(share * seeds) * rng.normal(size=(count, seeds))
-    of_examples = np.sqrt(1 - share) * rng.normal(size=(count, 1))
-    observed = effect + of_seeds + of_examples
-    drawn = np.sqrt(1 - share) * rng.normal(size=(count, 1, 100))
-    return observed, observed[:, :, None] + drawn
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_over_both_keeps_its_level_whatever_share_of_the_noise_is_of_seeds(seeds, share):
-    rng = np.random.default_rng([seeds, round(10 * share)])
-    count = 800
-    planted = zip(*crossed(rng, count, seeds, share), strict=True)
-    found = [significance.over_both(*each).p for each in planted]
-    assert sum(p < 0.05 for p in found) <= stats.binom.ppf(0.999, count, 0.05)
-    if seeds == 5:
-        planted = zip(*crossed(rng, 50, seeds, share, effect=6.0), strict=True)
-        assert rejected([significance.over_both(*each).p for each in planted]) > 0.9
-
-
-@given(st.integers(2, 6), st.integers(0, 10_000), st.floats(0.0, 1.0), st.floats(0.0, 9.0))
-@settings(max_examples=50)
-def test_over_both_never_has_a_smaller_p_value_than_over_seeds(seeds, seed, share, effect):
-    observed, drawn = crossed(np.random.default_rng(seed), 1, seeds, share, effect)
-    narrow = over_seeds(observed[0], np.zeros(seeds))
-    p = significance.over_both(observed[0], drawn[0]).p
-    assert not narrow.error or p >= narrow.p * (1 - 1e-9)  # without a variance, signs decide
-
-
 def test_equal_resamples_have_no_interval():
     found = significance.over_examples(np.zeros(2), np.zeros((2, 200)), 100)
-    assert found == Difference(0.0, None, None, 1.0, 100)
+    assert found == Estimate(0.0, None, None, 1.0, 100)
 
 
 def test_holm_by_hand():

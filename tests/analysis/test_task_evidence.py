@@ -5,8 +5,7 @@ import pytest
 from fake_records import planted
 from report_study import made
 
-from experiments.analysis.equal_rows import equal_rows
-from experiments.analysis.task_evidence import ONE_ANSWER, UNTRAINED, evidence
+from experiments.analysis.task_evidence import ONE_ANSWER, UNTRAINED, equal_rows, evidence
 from experiments.runs import predictions
 from experiments.runs.predictions import Predictions
 

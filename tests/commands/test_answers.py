@@ -10,7 +10,7 @@ from fake_records import write
 from test_imports import ROOT
 
 from experiments import report, tune
-from experiments.analysis import collect_runs, recorded_runs, select_runs
+from experiments.analysis import collect_runs, recorded_runs
 from experiments.figures import scores
 from experiments.runs import artifacts
 from experiments.sweeps.launchers import local
@@ -32,9 +32,9 @@ def folders(runs):
 
 
 def test_a_run_of_no_study_is_not_of_every_size(mixed):
-    assert folders(select_runs.select(mixed, None, "full")[0]) == ["c"]
-    assert folders(select_runs.select(mixed, None, "smoke")[0]) == ["a", "b"]
-    assert select_runs.select(mixed, None, "smoke")[1] == ["1 run left out: of another size"]
+    assert folders(collect_runs.select(mixed, None, "full")[0]) == ["c"]
+    assert folders(collect_runs.select(mixed, None, "smoke")[0]) == ["a", "b"]
+    assert collect_runs.select(mixed, None, "smoke")[1] == ["1 run left out: of another size"]
 
 
 def test_sizes_that_completed_runs_have_are_named(mixed, tmp_path):

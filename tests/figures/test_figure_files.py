@@ -4,7 +4,7 @@ import re
 
 from matplotlib.figure import Figure
 
-from experiments.figures import files
+from experiments.figures import style
 from experiments.figures.style import BLUE, GREY, INK, PAPER
 
 
@@ -19,8 +19,8 @@ def figure():
 
 
 def test_a_figure_is_written_as_png_svg_and_pdf_with_the_same_bytes_each_time(tmp_path):
-    first = files.write(figure(), tmp_path / "new" / "a", "x")
-    again = files.write(figure(), tmp_path / "b", "x")
+    first = style.write_picture(figure(), tmp_path / "new" / "a", "x")
+    again = style.write_picture(figure(), tmp_path / "b", "x")
     assert [path.name for path in first] == ["x.png", "x.svg", "x.pdf"]
     begins = [path.read_bytes()[:4] for path in first]
     assert begins == [b"\x89PNG", b"<?xm", b"%PDF"]
@@ -30,7 +30,7 @@ def test_a_figure_is_written_as_png_svg_and_pdf_with_the_same_bytes_each_time(tm
 
 
 def test_an_element_of_a_page_takes_the_page_s_colours():
-    drawn = files.svg(figure(), "p1", 'a "name"')
+    drawn = style.svg(figure(), "p1", 'a "name"')
     assert drawn.startswith('<svg role="img" fill="currentColor" aria-label="a &quot;name&quot;"')
     for name in ("currentColor", "var(--blue)", "var(--grey)", "var(--paper)"):
         assert name in drawn

@@ -9,14 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
 from experiments.analysis import collect_runs, recorded_runs
-from experiments.figures.scores import (
-    FIGURES,
-    draw,
-    examples,
-    learning_rate,
-    parameters,
-    training,
-)
+from experiments.figures.scores import FIGURES, draw, examples, learning_rate, parameters, training
 from experiments.runs.rank_map import rank_grid, rank_map
 
 STACKED = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.figures.small_multiples import Curve, draw
+from experiments.figures.curves import Curve, draw_curves
 from experiments.figures.style import BLUE, GREY
 
 NAN = np.nan
@@ -13,7 +13,7 @@ CURVES = [
 
 
 def test_each_curve_is_in_front_of_all_others_once():
-    figure = draw(CURVES, title="t", axis="rate", scores="score")
+    figure = draw_curves(CURVES, title="t", axis="rate", scores="score")
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == ["m0", "m1", "m2", "m3"]
     for number, axes in enumerate(shown):

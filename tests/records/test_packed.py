@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_records import planted, write
 
-from experiments.analysis import recorded_runs, unfinished_runs
+from experiments.analysis import recorded_runs
 from experiments.runs import finished_run, folder_lock, packing, predictions
 from experiments.setup import config_files
 from experiments.studies import packs
@@ -54,7 +54,7 @@ def unpack(folder):
 
 def content(folder):
     """All that readers get of the runs below a folder."""
-    assert unfinished_runs.find(folder) == []
+    assert recorded_runs.find_unfinished(folder) == []
     return [
         (each.folder, each.record, each.sealed, each.metrics(), exact(each.predictions()))
         for each in recorded_runs.find(folder)
@@ -159,7 +159,7 @@ def test_what_is_more_than_results_stays_a_folder(results):
     ]
     assert said.endswith("runs/lora/0 stays a folder: it also holds adapter.safetensors")
     assert (runs / "lora" / "1" / "config.json").exists()
-    (ended,) = unfinished_runs.find(results)
+    (ended,) = recorded_runs.find_unfinished(results)
     assert ended.folder == runs / "lora" / "1"
 
 

@@ -6,10 +6,10 @@ import pytest
 from fake_gains import gain
 
 from experiments.analysis import published, recorded_runs
-from experiments.analysis.gains import Estimate
-from experiments.reports import claims_table, registered
-from experiments.reports.claims_table import effect, verdict
+from experiments.analysis.significance import Estimate
+from experiments.reports import registered, study_blocks
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
+from experiments.reports.study_blocks import effect, verdict_on_claim
 from experiments.tables.config_tables import RESULTS, ROOT
 
 CELLS = {(*cell.line, cell.task): cell for cell in published.load()}
@@ -46,7 +46,7 @@ SMALL = Claim(
 )
 def test_a_verdict_follows_from_the_study_s_test_and_the_interval(kind, said, interval, expected):
     made = dataclasses.replace(gain("x", said), over_tasks=Estimate(0.0, *interval, 0.01, 10))
-    assert verdict(dataclasses.replace(SMALL, kind=kind), made) == expected
+    assert verdict_on_claim(dataclasses.replace(SMALL, kind=kind), made) == expected
 
 
 def test_effects_are_those_of_the_printed_cells():
@@ -80,7 +80,9 @@ def test_a_row_has_the_study_s_gain_its_parameters_and_the_verdict():
     folder = ROOT / RESULTS / "against_lora_smollm2"
     (study,) = registered.found(folder, recorded_runs.find(folder))
     (full,) = (each.over_tasks for each in study.methods if each.label == "full fine-tuning")
-    *_, row = claims_table.block(ROOT / RESULTS, [SMALL]).partition("**The same")[0].split("| [")
+    *_, row = (
+        study_blocks.claims_block(ROOT / RESULTS, [SMALL]).partition("**The same")[0].split("| [")
+    )
     cells = [each.strip() for each in row.split("|")]
     assert cells[2:5] == [
         "LLaMA-7B: +3.7",
@@ -104,4 +106,4 @@ def test_a_row_has_the_study_s_gain_its_parameters_and_the_verdict():
 )
 def test_what_is_not_there_is_an_error_that_names_the_claim(change, said):
     with pytest.raises(ValueError, match=f"claim of DoRA, Table 1: {said}"):
-        claims_table.block(ROOT / RESULTS, [dataclasses.replace(SMALL, **change)])
+        study_blocks.claims_block(ROOT / RESULTS, [dataclasses.replace(SMALL, **change)])

@@ -11,12 +11,13 @@ from fake_gains import GAINS, estimate, gain
 from fake_records import planted
 from report_study import LABELS, made, make_study, wrong
 
-from experiments.analysis.gains import Estimate, Gains
+from experiments.analysis.gains import Gains
+from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence, Floor
-from experiments.reports import claims, findings, gain_sheet
+from experiments.reports import claims, csv_lines, findings, sheets
 from experiments.reports.document import Document
-from experiments.reports.pictures import FEWER, forests, marked
-from experiments.reports.verdict import sentence
+from experiments.reports.findings import sentence
+from experiments.reports.plots import FEWER, forests, marked
 
 
 def study(gains=GAINS, **how):
@@ -67,6 +68,14 @@ def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing()
         ["CoLA", "90.0", "85.0", "-5.00 [-5.50, -4.50]", "1", "nothing about adaptation"],
         ["SST-2", "–", "1.0", "–", "1", "not known"],
     ]
+    rows = csv.DictReader(io.StringIO(csv_lines.lines([], [], [], [found])))
+    (line,) = (row for row in rows if row["line"] == "floor")
+    assert (line["task"], line["other"], line["difference"]) == (
+        "cola",
+        "the untrained model",
+        "-5.0",
+    )
+    assert line["note"] == "nothing about adaptation" and (line["low"], line["n"]) == ("-5.5", "20")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +157,7 @@ def test_a_question_has_a_figure_of_its_rows_in_their_order():
 
 
 def test_the_table_of_gains_has_every_number():
-    sheet, three = (gain_sheet.gain_sheet(GAINS, "title", 0.05, tasks) for tasks in (2, 3))
+    sheet, three = (sheets.gain_sheet(GAINS, "title", 0.05, tasks) for tasks in (2, 3))
     assert three.heads == (*sheet.heads[:-1], "such tasks", "seeds")
     assert three.rows[0][-3:] == ["0.75", "–", "20"]
     assert sheet.rows[0] == [
@@ -162,7 +171,7 @@ def test_the_table_of_gains_has_every_number():
         detectable=None,
         new_task=estimate(1.0, 2.0),
     )
-    (row,) = gain_sheet.gain_sheet([lone], "title", 0.05, 3).rows
+    (row,) = sheets.gain_sheet([lone], "title", 0.05, 3).rows
     assert row[3] == row[6] == row[7] == "–" and row[8] == "+1.00 [-1.00, +3.00]"
 
 

@@ -5,8 +5,8 @@ import shutil
 from fake_records import planted
 from report_study import LABELS, made, make_study, rendered, wrong
 
-from experiments.reports import folders, origin
-from experiments.reports.origin import Origin
+from experiments.reports import html_page
+from experiments.reports.html_page import Origin
 
 
 def test_commits_and_versions_are_those_of_the_runs(tmp_path):
@@ -18,7 +18,7 @@ def test_commits_and_versions_are_those_of_the_runs(tmp_path):
         versions = {"jax": version, "lora_jax": "0.1.0", "python": "3.11.7"}
         mask = wrong((0.20, 0.22)[seed], seed)
         planted(folder, "lora", seed, LABELS, mask, rate=1e-3, git=git, versions=versions)
-    found = origin.of_runs(made(root), date="2026-11-28", command="x --a", commit="abc")
+    found = html_page.origin_of(made(root), date="2026-11-28", command="x --a", commit="abc")
     assert found.lines() == [
         ("Generated 2026-11-28 at commit abc by", "x --a"),
         (
@@ -37,7 +37,7 @@ def test_a_row_leads_to_the_folders_of_its_runs(tmp_path):
     root = make_study(tmp_path / "my runs")
     (contest,) = made(root)
     start = tmp_path / "pages"
-    lora, dora, vera = folders.links(contest, start)
+    lora, dora, vera = html_page.links_of(contest, start)
     addresses = ["../my%20runs/lora/0/", "../my%20runs/lora/1/", "../my%20runs/lora/2/"]
     assert lora == [("lora", "../my%20runs/lora/")]
     page = rendered([contest], "html", resamples=100, start=start)
@@ -45,7 +45,7 @@ def test_a_row_leads_to_the_folders_of_its_runs(tmp_path):
     assert '<a href="../' not in rendered([contest], "html", resamples=100)
     shutil.move(root / "dora" / "0", root / "lora" / "of_dora")  # one folder of two methods
     (contest,) = made(root)
-    lora, dora, vera = folders.links(contest, start)
+    lora, dora, vera = html_page.links_of(contest, start)
     assert lora == [(f"seed {seed}", each) for seed, each in enumerate(addresses)]
     assert dora[0] == ("seed 0", "../my%20runs/lora/of_dora/") and len(dora) == 3
     assert vera == [("vera", "../my%20runs/vera/")]

@@ -11,12 +11,16 @@ from fake_records import write
 
 from experiments import marked_documents, report, tune
 from experiments.analysis import recorded_runs
-from experiments.reports import csv_lines, parts, registered, study_blocks
-from experiments.reports.document import Document
-from experiments.reports.verdict import sentence
+from experiments.reports import csv_lines, registered, study_blocks
+from experiments.reports.document import (
+    Document,
+    names_of_parts as names_of_parts,
+    with_names_of_parts as with_names_of_parts,
+)
+from experiments.reports.findings import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
-from experiments.tables.text_formats import Sheet
+from lora_jax.table import Table
 
 MODULE = importlib.import_module("configs.studies.against_lora")
 TASKS, SEEDS, TUNING = ("rte", "sst2"), range(6), 100
@@ -133,10 +137,10 @@ def test_a_page_has_each_part_of_a_study_by_its_own_rules(tmp_path):
         plant(tmp_path / name, dataclasses.replace(PROTOCOL, columns=(task,)))
     runs = recorded_runs.find(tmp_path)
     made, kept, notes = report.compared(tmp_path, runs, None, "smoke", (), [])
-    names = parts.names(kept)
+    names = names_of_parts(kept)
     assert [*names.values()] == ["against_lora/8", "against_lora/64"] and not notes
-    assert [*parts.names(kept[:1]).values()] == ["against_lora"]
-    contests = parts.named(made, names)
+    assert [*names_of_parts(kept[:1]).values()] == ["against_lora"]
+    contests = with_names_of_parts(made, names)
     assert [(each.table, each.task) for each in contests] == [
         ("against_lora/8", "sst2"), ("against_lora/64", "rte"),
     ]  # fmt: skip
@@ -346,19 +350,19 @@ def test_tables_of_tasks_have_the_study_s_reference(study):
 def test_a_document_s_block_has_the_verdict_and_the_gains(study, tmp_path):
     (one,) = found(study)
     row = f"| DoRA | better | {one.methods[0].mean:+.2f} |"
-    made = study_blocks.block(study, "smoke")
+    made = study_blocks.study_block(study, "smoke")
     assert made.startswith(sentence(one)) and f"\n{row}" in made
     for name in ("8", "16"):
         shutil.copytree(study, tmp_path / name)
-    made = study_blocks.block(tmp_path, "smoke")
+    made = study_blocks.study_block(tmp_path, "smoke")
     assert made.index(f"8: {sentence(one)}") < made.index(f"16: {sentence(one)}")
     assert made.index(f"\n| 8 {row}") < made.index(f"\n| 16 {row}") and made.count("---\n") < 2
 
 
 def test_studies_with_other_columns_have_tables_of_their_own():
-    one, two = Sheet("gain", ("method", "p"), [["a", "1"]]), Sheet("gain", ("method",), [["b"]])
+    one, two = Table(("method", "p"), [["a", "1"]], "gain"), Table(("method",), [["b"]], "gain")
     (both,) = study_blocks.together({"8": one, "16": one})
-    assert both == Sheet("gain", ("study", "method", "p"), [["8", "a", "1"], ["16", "a", "1"]])
+    assert both == Table(("study", "method", "p"), [["8", "a", "1"], ["16", "a", "1"]], "gain")
     apart = study_blocks.together({"8": one, "16": two})
     assert [each.title for each in apart] == ["8: gain", "16: gain"]
     assert [each.rows for each in apart] == [one.rows, two.rows]

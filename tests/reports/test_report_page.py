@@ -19,9 +19,9 @@ from hypothesis import given, strategies as st
 from report_study import rendered
 
 from experiments.analysis import choose_methods, recorded_runs
-from experiments.reports import file, plots
-from experiments.reports.origin import Origin
-from experiments.tables import text_formats
+from experiments.reports import document, plots
+from experiments.reports.html_page import Origin
+from lora_jax import table
 
 NASTY = 'a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ "z" $ [r=8]'
 LABELS = np.tile([0, 1], 60)
@@ -96,7 +96,7 @@ class Reader(html.parser.HTMLParser):
 
 def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
-    forms = set(file.FORMATS) - {"html"}  # which `page` is
+    forms = set(document.FORMATS) - {"html"}  # which `page` is
     text = {form: rendered(contests, form, resamples=200) for form in forms}
     lines = [line for line in text["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
@@ -112,7 +112,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
 
     body = re.findall(r"\\toprule\n(.*?)\\bottomrule", text["latex"], re.DOTALL)
     rows = [line.removesuffix(" \\\\") for part in body for line in part.splitlines()]
-    back = {"$-$": "-"} | {code: sign for sign, code in text_formats.LATEX.items()}
+    back = {"$-$": "-"} | {code: sign for sign, code in table.LATEX.items()}
     pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
     plain = [
         [re.sub(pattern, lambda m: back[m[0]], cell) for cell in re.split(r"(?<!\\) & ", row)]
@@ -120,7 +120,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
         if row != "\\midrule"
     ]
     assert plain == cells
-    assert not re.search(r"(?<!\\)[%#_]", text["latex"].partition(text_formats.PACKAGES)[2])
+    assert not re.search(r"(?<!\\)[%#_]", text["latex"].partition(table.PACKAGES)[2])
 
     values = list(csv.DictReader(io.StringIO(text["csv"])))
     named = [line for line in values if line["line"] == "method"]

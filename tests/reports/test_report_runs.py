@@ -21,8 +21,8 @@ from report_study import (
 )
 
 from experiments import report
-from experiments.analysis import chance, unfinished_runs
-from experiments.reports import file, plots
+from experiments.analysis import recorded_runs, task_evidence
+from experiments.reports import document, plots
 from experiments.runs import predictions
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
@@ -175,7 +175,7 @@ def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
     for name, status in (("failed", "failed"), ("ended", "running")):
         outcome = {"status": status, "note": "no data", "process": 1}
         (tmp_path / "outcomes" / f"{name}.json").write_text(json.dumps(outcome))
-    one, two = sorted(unfinished_runs.find(tmp_path), key=lambda each: each.status)
+    one, two = sorted(recorded_runs.find_unfinished(tmp_path), key=lambda each: each.status)
     assert (one.status, one.number, one.config.variant.name) == ("failed", (3, 0), "lora")
     for train, draw in ((0, 0), (8, 4)):  # no draw where all examples are trained on
         listed[0]["arguments"] = [
@@ -186,17 +186,19 @@ def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
         config = fill(read_config(listed[0]["arguments"]).to_dict())
         listed[0]["digest"] = config_digest(plain(config))
         (tmp_path / "trials.json").write_text(json.dumps({"version": 1, "trials": listed}))
-        assert (3, draw) in [each.number for each in unfinished_runs.find(tmp_path) if each.config]
+        assert (3, draw) in [
+            each.number for each in recorded_runs.find_unfinished(tmp_path) if each.config
+        ]
     assert (two.status, two.config) == ("interrupted", None)
     assert "2 runs without a record" in report.apart([one, two])[0]
 
 
 def test_a_config_of_something_else_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert unfinished_runs.find(tmp_path) == []
+    assert recorded_runs.find_unfinished(tmp_path) == []
     (tmp_path / "config.json").write_text('{"model')
     with pytest.raises(ValueError, match=r"config.json is not JSON"):
-        unfinished_runs.find(tmp_path)
+        recorded_runs.find_unfinished(tmp_path)
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -294,7 +296,7 @@ def test_a_choice_among_texts_has_no_most_frequent_answer(tmp_path):
     how = {"labels": labels, "outputs": outputs}
     write(tmp_path, "studies.against_lora_smollm2", arg, {"accuracy": 0.6}, **how)
     (contest,) = made(tmp_path)
-    assert chance.most_frequent(contest) is None
+    assert task_evidence.most_frequent(contest) is None
 
 
 def test_the_caption_speaks_of_a_line_only_where_one_is_drawn(tmp_path):
@@ -348,20 +350,20 @@ def test_predictions_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / predictions.NAME).read_bytes() == before
 
 
-@pytest.mark.parametrize("form", file.FORMATS)
+@pytest.mark.parametrize("form", document.FORMATS)
 def test_only_a_report_in_the_same_format_is_replaced(study, tmp_path_factory, form):
     path = tmp_path_factory.mktemp("out") / "deep" / "report"
     text = rendered(made(study), form, resamples=100)
     for _ in range(2):
-        file.write(path, form, text)
+        document.write_report(path, form, text)
     assert path.read_text(encoding="utf-8") == text
     assert [each.name for each in path.parent.iterdir()] == ["report"]
     other = "csv" if form != "csv" else "html"
     with pytest.raises(ValueError, match=f"exists and is not a report with --format={other}"):
-        file.write(path, other, "text")
+        document.write_report(path, other, "text")
     path.write_text("\\section{My paper}")
     with pytest.raises(ValueError, match="name another file, or remove this one"):
-        file.write(path, form, text)
+        document.write_report(path, form, text)
     assert path.read_text() == "\\section{My paper}"
     with pytest.raises(ValueError, match="is a folder: name a file"):
-        file.require_replaceable(path.parent, form)
+        document.require_replaceable(path.parent, form)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.runs.group import Together
+from experiments.runs.group import Group
 from experiments.runs.group_folder import GroupFolder, found_by_timing
 
 
@@ -44,7 +44,8 @@ class Trial:
 def test_common_checkpoints_belong_to_all_that_any_of_the_trials_depends_on(tmp_path):
     def identity(*trials):
         given: Any = trials
-        group = Together(given, common=given[0], frozen=(), trainables=(), traced=None)
+        rest: Any = {"frozen": (), "trainables": (), "alone": False, "step": None}
+        group = Group(given, common=given[0], **rest)
         with group.saved(tmp_path) as saved:
             return saved.identity
 

@@ -11,13 +11,14 @@ import pytest
 import small_model
 from rich.console import Console
 
-from experiments.analysis import unfinished_runs
+from experiments.analysis import recorded_runs
 from experiments.runs import adapter_as_run, quickstart_table, run
 from experiments.runs.finished_run import is_completed
 from experiments.runs.group import Group
 from experiments.setup import classification, experiment
 from lora_jax import data
 from lora_jax.records import run_record
+from lora_jax.table import Table
 from lora_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, m
     assert caught.value.code == 75
     assert "interrupted: step 2 is saved; the same command goes on\n" in capfd.readouterr().out
     assert run_record.read(tmp_path / "run") is None
-    (left,) = unfinished_runs.find(tmp_path)
+    (left,) = recorded_runs.find_unfinished(tmp_path)
     assert left.status == "unfinished"
     with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         assert saved.steps() == [2]
@@ -163,7 +164,7 @@ def test_the_quickstarts_table_fits_and_is_the_readmes():
     labels = (quickstart_table.HEAD, quickstart_table.LORA, quickstart_table.MERGED)
     rows = [(label, "100.0%", "22,713,216", "1234 s", "12.3 s") for label in labels]
     console = Console(width=80, file=io.StringIO())
-    console.print(quickstart_table.table(rows))
+    console.print(Table(quickstart_table.COLUMNS, rows).to_rich())
     assert len(console.file.getvalue().splitlines()) == 3 + len(rows) + 1
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("<!-- quickstart -->")[2].partition("<!-- /quickstart -->")[0]

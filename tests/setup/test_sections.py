@@ -10,7 +10,7 @@ import small_model
 
 from configs import adalora_table1, glue, instruct, quickstart
 from configs.settings import DataSettings
-from experiments.analysis.collect_runs import settings_of
+from experiments.analysis.recorded_runs import settings_of
 from experiments.setup import from_config
 from experiments.setup.config import fill, parse
 from experiments.setup.experiment import build

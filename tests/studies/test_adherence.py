@@ -9,7 +9,7 @@ from fake_records import write
 
 from experiments import tune
 from experiments.analysis import recorded_runs
-from experiments.studies import rates, registration
+from experiments.studies import protocol, registration
 from experiments.studies.adherence import adherence, as_registered, of_folder
 from experiments.studies.protocol import Protocol, Tuning
 
@@ -39,7 +39,7 @@ def run(
 ):
     """Write the record of a run with the rate of a place."""
     folder, registered = study
-    rate = rates.rate(registered.cells["cola"][row].middle, place, PROTOCOL.rates.per_decade)
+    rate = protocol.rate_at(registered.cells["cola"][row].middle, place, PROTOCOL.rates.per_decade)
     changes = {
         "optimizer.learning_rate": rate,
         "study.registration": registered.digest,

@@ -6,7 +6,7 @@ import types
 import pytest
 from test_registration import CELLS, PROTOCOL
 
-from experiments.studies import history, registration
+from experiments.studies import registration
 
 
 def git(folder, *line):
@@ -41,7 +41,7 @@ def said(folder, *commits):
     """What is said of runs that were made at these commits; None for a run that names none."""
     made = [None if each is None else {"commit": each, "dirty": False} for each in commits]
     runs = [types.SimpleNamespace(record=types.SimpleNamespace(git=each)) for each in made]
-    return history.committed(folder, registration.read(folder), runs)
+    return registration.committed(folder, registration.read(folder), runs)
 
 
 def register(folder):
@@ -81,7 +81,7 @@ def test_without_git_nothing_is_known(repository, tmp_path, monkeypatch):
     register(outside)
     unknown = "No git history of study.json is here: only its own date"
     assert said(outside, "0" * 40).startswith(unknown)
-    assert history.how_to_commit(outside, "mine") == ""
+    assert registration.how_to_commit(outside, "mine") == ""
     register(repository)
     commit(repository, "study.json")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -92,7 +92,7 @@ def test_without_git_nothing_is_known(repository, tmp_path, monkeypatch):
 def test_a_new_registration_comes_with_the_commands_that_commit_it(place, repository):
     folder = repository / place
     register(folder)
-    line = history.how_to_commit(folder, "mine")
+    line = registration.how_to_commit(folder, "mine")
     ignored = place.startswith("runs")
     assert ("git ignores" in line) == ignored
     _, _, commands = line.partition("first") if not ignored else line.partition("will do)")

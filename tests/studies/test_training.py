@@ -6,7 +6,7 @@ import fake_records
 import pytest
 from quickstart_sweep import made
 
-from experiments.analysis.collect_runs import settings_of
+from experiments.analysis.recorded_runs import settings_of
 from experiments.runs.announce import TooManyTrialsError
 from experiments.runs.group_folder import GroupFolder
 from experiments.studies.protocol import Protocol, Rates, Tuning

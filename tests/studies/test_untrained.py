@@ -9,7 +9,7 @@ import small_model
 import tune_command
 from scipy import stats
 
-from experiments.analysis import untrained
+from experiments.analysis import task_evidence
 from experiments.runs import predictions
 from experiments.studies import registration
 from experiments.sweeps import jobs
@@ -69,7 +69,7 @@ def give(place, tmp_path, monkeypatch):
 
     def train(configs, folders, names, how):
         assert how.execution == "each"  # as it is asked for, and not by timing
-        assert set(untrained.read(tmp_path)) == {"pairs", "classes"}
+        assert set(task_evidence.read_untrained(tmp_path)) == {"pairs", "classes"}
         raise Began
 
     monkeypatch.setattr(jobs, "train", train)
@@ -92,12 +92,14 @@ def test_it_is_scored_once_and_before_anything_trains(give, place, tmp_path, cap
     give(untrained=True)
     assert "pairs, untrained: pearson" in capsys.readouterr().out
     assert registration.read(tmp_path) is not None
-    files = [tmp_path / name for name in (untrained.FILE, untrained.OUTPUTS)]
+    files = [
+        tmp_path / name for name in (task_evidence.UNTRAINED_FILE, task_evidence.UNTRAINED_OUTPUTS)
+    ]
     before = [path.read_bytes() for path in files]
     with pytest.raises(Began):
         give()
     assert [path.read_bytes() for path in files] == before
-    found = untrained.read(tmp_path)
+    found = task_evidence.read_untrained(tmp_path)
     assert found["classes"].score is found["classes"].predictions is None
     assert found["classes"].how == "a head that has not been trained gives no score"
 
@@ -111,15 +113,18 @@ def test_it_is_scored_once_and_before_anything_trains(give, place, tmp_path, cap
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_change_of_the_files_is_noticed(give, tmp_path):
-    assert untrained.read(tmp_path) == {}
+    assert task_evidence.read_untrained(tmp_path) == {}
     with pytest.raises(Began):
         give()
-    path, kept = tmp_path / untrained.FILE, untrained.read(tmp_path)["pairs"]
+    path, kept = (
+        tmp_path / task_evidence.UNTRAINED_FILE,
+        task_evidence.read_untrained(tmp_path)["pairs"],
+    )
     sound, content = path.read_text(), sealed_file.read(path)
 
     def refused(said):
         with pytest.raises(ValueError, match=said):
-            untrained.read(tmp_path)
+            task_evidence.read_untrained(tmp_path)
 
     path.write_text(sound.replace(f'"pearson": {kept.score}', '"pearson": 0.99'))
     refused("changed after it was written")
@@ -127,7 +132,7 @@ def test_a_change_of_the_files_is_noticed(give, tmp_path):
     refused(r"is of another study\.json")
     path.write_text(sound)
     shuffled = kept.predictions._replace(outputs=kept.predictions.outputs[::-1])
-    predictions.write(tmp_path, {"pairs/validation": shuffled}, untrained.OUTPUTS)
+    predictions.write(tmp_path, {"pairs/validation": shuffled}, task_evidence.UNTRAINED_OUTPUTS)
     refused("pairs's predictions give pearson")
-    (tmp_path / untrained.OUTPUTS).write_bytes(b"cut")
+    (tmp_path / task_evidence.UNTRAINED_OUTPUTS).write_bytes(b"cut")
     refused("cannot be read .*--untrained")

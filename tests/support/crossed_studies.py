@@ -12,9 +12,15 @@ import math
 import numpy as np
 
 from experiments.analysis import bootstrap
-from experiments.analysis.crossed import over_both, squares
-from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
-from experiments.analysis.significance import LEVEL, holm
+from experiments.analysis.significance import (
+    LEVEL,
+    MeanDifference,
+    holm,
+    over_both,
+    over_seeds,
+    over_tasks,
+    squares,
+)
 from lora_jax.metrics import label_metrics
 
 METHODS = 6

@@ -1,6 +1,7 @@
 """Gains of a study that never was: a method for each verdict."""
 
-from experiments.analysis.gains import Estimate, Gain
+from experiments.analysis.gains import Gain
+from experiments.analysis.significance import Estimate
 
 TASKS = ("cola", "sst2")
 MEANS = {"better": 2.0, "worse": -3.0, "equivalent": 0.1, "undecided": -0.4}

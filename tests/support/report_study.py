@@ -6,12 +6,7 @@ import io
 import numpy as np
 from fake_records import planted
 
-from experiments.analysis import (
-    choose_methods,
-    pairwise,
-    recorded_runs,
-    unfinished_runs,
-)
+from experiments.analysis import choose_methods, pairwise, recorded_runs
 from experiments.reports import warnings
 from experiments.reports.document import Document
 from experiments.tables import config_tables
@@ -47,7 +42,7 @@ def made(root, varies=()):
         recorded_runs.find(root),
         config_tables.titles(config_tables.tables()),
         varies,
-        unfinished_runs.find(root),
+        recorded_runs.find_unfinished(root),
     )
 
 

@@ -6,22 +6,21 @@ import subprocess
 
 import pytest
 
-from experiments.tables.numbers import is_numeric, value
-from experiments.tables.text_formats import Sheet, latex
+from lora_jax.table import Table, is_numeric, number_of, render_tables
 
 NASTY = '|a & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ "z" [r=8] … ± † ‡ –'
-SHEETS = [
-    Sheet("One, 50% of #1", ("method", "score", "95% interval", "word"), [
+TABLES = [
+    Table(("method", "score", "95% interval", "word"), [
         ["[first]", "28.0 ± 2.7 (3)", "[21.3, 34.7]", "held-out"],
         [NASTY, "not run", "–", "–"],
         ["* third", "<0.001", "[-1.0, +2.0]", "none"],
-    ]),
-    Sheet("One: 50% of 1!", ("method", "score"), [["a", "3-0-1"]]),
+    ], "One, 50% of #1"),
+    Table(("method", "score"), [["a", "3-0-1"]], "One: 50% of 1!"),
 ]  # fmt: skip
 
 
 def test_a_table_has_a_caption_and_a_label_of_its_own():
-    text = latex(SHEETS, [NASTY], ["First 100%."])
+    text = render_tables("latex", TABLES, [NASTY], ["First 100%."])
     opened = re.findall(r"\\begin\{(\w+)\}", text)
     closed = re.findall(r"\\end\{(\w+)\}", text)
     assert opened == ["table", "tabular"] * 2 and closed == ["tabular", "table"] * 2
@@ -52,7 +51,7 @@ def test_a_table_has_a_caption_and_a_label_of_its_own():
     ],
 )
 def test_the_number_of_a_cell_is_the_one_that_it_begins_with(text, found):
-    assert value(text) == found
+    assert number_of(text) == found
 
 
 def test_a_column_is_of_numbers_if_all_that_is_told_is_one():
@@ -62,7 +61,9 @@ def test_a_column_is_of_numbers_if_all_that_is_told_is_one():
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX is installed")
 def test_a_document_takes_the_tables(tmp_path):
-    (tmp_path / "tables.tex").write_text(latex(SHEETS, [NASTY], [NASTY]), encoding="utf-8")
+    (tmp_path / "tables.tex").write_text(
+        render_tables("latex", TABLES, [NASTY], [NASTY]), encoding="utf-8"
+    )
     document = r"""\documentclass{article}
 \usepackage{booktabs, graphicx}
 \begin{document}

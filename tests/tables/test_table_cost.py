@@ -10,7 +10,7 @@ import pytest
 
 from experiments.planning.run_cost import RunCost, StepCost
 from experiments.planning.topologies import Accelerator
-from experiments.tables.table_cost import CellCost, as_csv, cell_configs, left_out, text
+from experiments.tables.table_cost import CellCost, cell_configs, left_out, table, text
 
 DEVICE = Accelerator(narrow=2e12, wide=1e12, traffic=1e15, memory=5e9)
 SMALL, LARGE = StepCost(36e12, 1e9, 2e9, False), StepCost(36e12, 9e9, 18e9, True)
@@ -35,7 +35,7 @@ def test_the_total_is_over_cells_and_seeds():
 
 
 def test_csv_has_plain_numbers():
-    first, second, _ = csv.DictReader(io.StringIO(as_csv(CELLS, DEVICE, 0.5)))
+    first, second, _ = csv.DictReader(io.StringIO(table(CELLS, DEVICE, 0.5).to_csv()))
     assert float(first["hours a run"]) == 4.0
     assert (second["steps"], second["hours a run"]) == ("", "")
 

@@ -12,9 +12,10 @@ import pytest
 
 from experiments.analysis import published
 from experiments.analysis.collect_runs import Summary
-from experiments.tables import config_tables, formats, text_formats
+from experiments.tables import cells, config_tables
 from experiments.tables.cells import Block, Cell, Column, Row
 from lora_jax.records import seal
+from lora_jax.table import LATEX
 
 NASTY = "a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ *z* `q` [r=8]"
 BLOCK = Block(
@@ -59,7 +60,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_every_format_holds_the_same_cells():
-    made = {form: formats.write(form, [BLOCK], NASTY, [NASTY], 1) for form in formats.FORMATS}
+    made = {form: cells.write(form, [BLOCK], NASTY, [NASTY], 1) for form in cells.FORMATS}
 
     lines = [line for line in made["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
@@ -74,7 +75,7 @@ def test_every_format_holds_the_same_cells():
 
     body = made["latex"].partition("\\toprule\n")[2].partition("\\bottomrule")[0]
     rows = [line.removesuffix(" \\\\") for line in body.splitlines() if line != "\\midrule"]
-    back = {code: sign for sign, code in text_formats.LATEX.items()}
+    back = {code: sign for sign, code in LATEX.items()}
     pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
     plain = [
         [re.sub(pattern, lambda m: back[m[0]], text) for text in re.split(r"(?<!\\) & ", row)]

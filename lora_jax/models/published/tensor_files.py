@@ -71,7 +71,7 @@ def write_weights(
     Only the tensors of one file, of `shard_bytes`, are made and held at a time.
 
     Args:
-      dtype: of all tensors; by default each parameter's own, as `parts.shapes` has it.
+      dtype: of all tensors; by default each parameter's own, as `document.shapes` has it.
 
     Returns:
       What rounding changed, by the name of each tensor that was rounded: the Frobenius norm of the

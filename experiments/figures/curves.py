@@ -1,4 +1,7 @@
-"""Draw curves of many methods, each in axes of its own with all others behind it."""
+"""Draw scores by learning rate, and those of trials that successive halving stopped.
+
+Curves of many methods have axes of their own each, with all others behind them.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,15 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments.figures.style import (
-    BLUE,
-    GREY,
-    NORMAL,
-    ORANGE,
-    SMALL,
-    plain,
-    shortened,
-)
+from experiments.figures.style import BLUE, GREY, NORMAL, ORANGE, SMALL, plain, shortened
 
 COLUMNS = 3
 WIDTH = 5.0
@@ -33,7 +28,7 @@ class Curve:
     chosen: float | None
 
 
-def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figure:
+def draw_curves(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figure:
     """All curves on equal axes, x logarithmic; the chosen x has a ring and a line down.
 
     Args:
@@ -53,7 +48,7 @@ def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figu
             if other is not curve:
                 x, y = _xy(other)
                 axes.plot(x, y, color=GREY, alpha=0.35, linewidth=0.8, zorder=1)
-        _draw(axes, curve)
+        _draw_curve(axes, curve)
         most = 72 * WIDTH / columns - 40
         axes.set_title(plain(shortened(curve.label, SMALL, most)), fontsize=SMALL, pad=3)
         axes.xaxis.set_major_locator(LogLocator(numticks=4))
@@ -72,7 +67,7 @@ def _xy(curve: Curve) -> tuple[list[float], list[float]]:
     return [x for x, _, _ in curve.points], [y for _, y, _ in curve.points]
 
 
-def _draw(axes: Axes, curve: Curve) -> None:
+def _draw_curve(axes: Axes, curve: Curve) -> None:
     x, y = _xy(curve)
     bars = [half for _, _, half in curve.points]
     axes.errorbar(
@@ -86,3 +81,41 @@ def _draw(axes: Axes, curve: Curve) -> None:
                 [best], [height], "o", ms=8, markerfacecolor="none", markeredgecolor=ORANGE,
                 markeredgewidth=1.4, zorder=4,
             )  # fmt: skip
+
+
+WIDTH, HEIGHT = 5.0, 3.0
+"""Of the figure, in inches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialPath:
+    """One trial: (step, score) at each rung, and at its end if it was trained to the end."""
+
+    points: Sequence[tuple[int, float]]
+    completed: bool
+
+
+def draw_halving(paths: Sequence[TrialPath], *, title: str, scores: str) -> Figure:
+    """Scores by step, which is logarithmic. Trials that were stopped are grey and end in a cross.
+
+    Args:
+      scores: the label of the vertical axis, with its unit.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    for path in sorted(paths, key=lambda each: each.completed):
+        steps, values = zip(*path.points, strict=True)
+        colour = BLUE if path.completed else GREY
+        axes.plot(steps, values, color=colour, linewidth=1.6 if path.completed else 0.8)
+        marker = "o" if path.completed else "x"
+        axes.plot(steps[-1:], values[-1:], color=colour, marker=marker, markersize=5)
+    ticks = sorted({step for path in paths for step, _ in path.points})
+    axes.set_xticks(ticks, [f"{step:,}" for step in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_xlabel("training steps", fontsize=NORMAL)
+    axes.set_ylabel(plain(scores), fontsize=NORMAL)
+    axes.set_title(plain(title), fontsize=NORMAL)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
