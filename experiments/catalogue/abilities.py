@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr
 
 from lora_jax.contract import toy_matrices
 from lora_jax.quantization.quantize import NF4, quantized
-from lora_jax.transform import jaxprs
+from lora_jax.transform import jaxprs, walk
 from lora_jax.variant import Base, Factors, Variant
 
 YES, DENSE, NO = "yes", "dense", "no"
@@ -116,8 +116,8 @@ def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
     """How many numbers each array has that a jaxpr makes, inner ones included."""
     for eqn in jaxpr.eqns:
         yield from (math.prod(jaxprs.shape(var)) for var in eqn.outvars)
-        for body, _ in jaxprs.bodies(eqn):
-            yield from _sizes(body)
+        for body, _ in walk.bodies(eqn):
+            yield from _sizes(body.jaxpr)
 
 
 def _layer_ranks(variant: Variant) -> str:

@@ -14,7 +14,7 @@ import jax
 from configs.settings import TextConfig
 from experiments.planning.abstract_step import AbstractStep, batch_of
 from experiments.setup.task_and_model import Texts
-from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.sharding import memory
 
 LEAST = {"cpu": 0.5}

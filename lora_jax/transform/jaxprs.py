@@ -1,6 +1,5 @@
-"""Read jaxprs of jax 0.10 and later; all that depends on JAX's version is here."""
+"""Trace functions, and read equations, with jax 0.10 and later (`walk` enters what they run)."""
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,11 +9,6 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.interpreters import partial_eval
-
-JIT = ("jit", "pjit")
-CALLS = (*JIT, "closed_call", "core_call")
-REMAT = ("checkpoint", "remat2", "remat")
-BODIES = (Jaxpr, ClosedJaxpr)
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Jaxpr, list[Any], Any]:
@@ -42,17 +36,6 @@ def _needed(closed: ClosedJaxpr) -> Jaxpr:
 def shape(var: Any) -> tuple[int, ...]:
     """The shape of a variable's values."""
     return var.aval.shape
-
-
-def inner(closed: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    """A jaxpr found in an equation's parameters, and its constants."""
-    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-
-
-def inside(eqn: JaxprEqn) -> list[Jaxpr]:
-    """All jaxprs in an equation's parameters."""
-    values = (v if isinstance(v, tuple | list) else (v,) for v in eqn.params.values())
-    return [inner(each)[0] for each in itertools.chain(*values) if isinstance(each, BODIES)]
 
 
 def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -105,20 +88,6 @@ def unusual(eqn: JaxprEqn) -> str | None:
     return "precision" if precision(eqn) is None else None
 
 
-def by_platform(eqn: JaxprEqn) -> bool:
-    """Whether the branches of a `cond` are for different platforms, so only one can be lowered."""
-    return eqn.params.get("branches_platforms") is not None
-
-
-def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
-    """How many operands of a scan are constants, and how many are carried."""
-    params = eqn.params
-    if "ft_in" in params:  # jax >= 0.11
-        consts, carry, _ = params["ft_in"].unpack()
-        return len(list(consts)), len(list(carry))
-    return params["num_consts"], params["num_carry"]
-
-
 def as_array(var: Any, constant: Any) -> Any:
     """A constant of a trace as an array of a variable's type; a scalar may be weakly typed."""
     if var.aval.weak_type:
@@ -148,73 +117,3 @@ def is_cast(eqn: JaxprEqn) -> bool:
         return False
     new = eqn.params["new_dtype"]
     return jnp.issubdtype(new, jnp.floating) and jnp.finfo(new).bits >= 16
-
-
-def unchanged(jaxpr: Jaxpr, consts: int, carry: int) -> list[bool]:
-    """For each value that a loop carries, whether its body returns it unchanged."""
-    carried = jaxpr.invars[consts : consts + carry]
-    return [old is new for old, new in zip(carried, jaxpr.outvars[:carry], strict=True)]
-
-
-def call(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
-    """The body of an inner `jit` (or plain call) that may be evaluated in place, else None.
-
-    A `jit` that sets shardings gives None, because these must be kept.
-    """
-    if eqn.primitive.name not in CALLS:
-        return None
-    params = eqn.params
-    if eqn.primitive.name in JIT:
-        shardings = (*params["in_shardings"], *params["out_shardings"])
-        if any(type(each).__name__ != "UnspecifiedValue" for each in shardings):
-            return None
-    return inner(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])
-
-
-def bodies(eqn: JaxprEqn) -> list[tuple[Jaxpr, Sequence[int]]]:
-    """The jaxprs that an equation runs, and which of its operands each takes, in order.
-
-    For an unknown operation, a jaxpr counts only if it takes as many inputs as there are operands.
-    """
-    params, everything = eqn.params, range(len(eqn.invars))
-    match eqn.primitive.name:
-        case "cond":
-            return [(inner(branch)[0], everything[1:]) for branch in params["branches"]]
-        case "while":
-            return [(inner(params["body_jaxpr"])[0], everything[params["cond_nconsts"] :])]
-        case "custom_linear_solve":
-            product, _ = inner(params["jaxprs"].matvec)
-            consts = params["const_lengths"].matvec
-            vector = len(everything) - (len(product.invars) - consts)
-            return [(product, [*everything[:consts], *everything[vector:]])]
-    found = [inner(v)[0] for v in params.values() if isinstance(v, Jaxpr | ClosedJaxpr)]
-    return [(jaxpr, everything) for jaxpr in found if len(jaxpr.invars) == len(everything)]
-
-
-def final_products(jaxpr: Jaxpr, ends: Iterable[Any]) -> tuple[set[int], set[Any]]:
-    """The products and the variables that reach `ends` through no other product.
-
-    Values are not followed back from one iteration of a loop to the iteration before.
-    """
-    found: set[int] = set()
-    live = _variables(ends)
-    for eqn in reversed(jaxpr.eqns):
-        reached = [var in live for var in eqn.outvars]
-        if not any(reached):
-            continue
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            found.add(id(eqn))
-        elif inside := bodies(eqn):
-            for body, places in inside:
-                hits = [var for var, hit in zip(body.outvars, reached, strict=True) if hit]
-                products, through = final_products(body, hits)
-                found |= products
-                pairs = zip((eqn.invars[i] for i in places), body.invars, strict=True)
-                live |= _variables(var for var, inner_var in pairs if inner_var in through)
-        else:
-            live |= _variables(eqn.invars)
-    return found, live
-
-
-def _variables(atoms: Iterable[Any]) -> set[Any]:
-    return {atom for atom in atoms if not isinstance(atom, Literal)}

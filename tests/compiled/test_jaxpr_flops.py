@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lora_jax.compiled.jaxpr_flops import product_flops
+from lora_jax.compiled.jaxpr_costs import product_flops
 
 X, W = jnp.ones((2, 3, 5)), jnp.ones((5, 7))
 ONE = 2 * (2 * 3) * 5 * 7

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lora_jax.compiled.jaxpr_traffic import traffic_bytes
+from lora_jax.compiled.jaxpr_costs import traffic_bytes
 
 X, W = jnp.ones((8, 16)), jnp.ones((16, 4))
 SQUARE = jnp.ones((4, 4))

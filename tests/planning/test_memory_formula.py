@@ -15,7 +15,7 @@ from experiments.planning.memory_formula import Setting, by_formula, weights
 from experiments.planning.model_sizes import SIZES
 from experiments.planning.topologies import topology
 from experiments.setup.completion import cross_entropy_per_token
-from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.parts.completion import completion_likelihood
