@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr
 
 from lora_jax.contract import toy_matrices
 from lora_jax.quantization.quantize import NF4, quantized
-from lora_jax.transform import jaxprs, walk
+from lora_jax.transform import jaxprs
 from lora_jax.variant import Base, Factors, Variant
 
 YES, DENSE, NO = "yes", "dense", "no"
@@ -116,7 +116,7 @@ def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
     """How many numbers each array has that a jaxpr makes, inner ones included."""
     for eqn in jaxpr.eqns:
         yield from (math.prod(jaxprs.shape(var)) for var in eqn.outvars)
-        for body, _ in walk.bodies(eqn):
+        for body, _ in jaxprs.bodies(eqn):
             yield from _sizes(body.jaxpr)
 
 

@@ -28,7 +28,7 @@ from lora_jax.training.step import (
     cross_entropy,
     make_train_step,
 )
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""

@@ -11,17 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from lora_jax.compiled import numpy_ops
 from lora_jax.files.arrays import is_key
-from lora_jax.transform import jaxprs, walk
-from lora_jax.transform.walk import Walk
+from lora_jax.transform import jaxprs
 
 Rounded = Callable[[np.ndarray], np.ndarray]
 
 
-class ByNumpy(Walk):
+class ByNumpy(jaxprs.Walk):
     """Evaluates jaxprs in float64, or each operation in the dtype that it has.
 
     Args:
@@ -41,7 +40,8 @@ class ByNumpy(Walk):
             return [_whole(each) for each in self.run(jaxpr, consts, args)]
 
     def constant(self, atom: Any, value: Any) -> Any:
-        return self.held(atom, np.asarray(value, _dtype(atom)))
+        literal = isinstance(atom, Literal)  # others are written as any variable is
+        return self.held(atom, np.asarray(value, _dtype(atom))) if literal else value
 
     def held(self, var: Any, value: Any) -> Any:
         """A value in the form for calculation: rounded to its dtype, and at least float32."""
@@ -56,10 +56,10 @@ class ByNumpy(Walk):
         rounded = value.astype(dtype, copy=False)
         return rounded.astype(np.float32) if rounded.dtype.itemsize < 4 else rounded
 
-    def called(self, eqn: JaxprEqn) -> walk.Body | None:
+    def called(self, eqn: JaxprEqn) -> jaxprs.Body | None:
         if eqn.primitive.name == "shard_map":
             raise NotImplementedError("shard_map: exchanges between devices are not evaluated")
-        return walk.any_call(eqn)
+        return jaxprs.any_call(eqn)
 
     def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
@@ -94,7 +94,7 @@ class ByNumpy(Walk):
         return result if eqn.primitive.multiple_results else [result]
 
     def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        body, fixed, carry, columns = walk.Scan.of(eqn, operands)
+        body, fixed, carry, columns = jaxprs.Scan.of(eqn, operands)
         columns = [_Rows.of_keys(each) if is_key(each) else each for each in columns]
         length, carried = eqn.params["length"], len(carry)
         order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
@@ -108,7 +108,7 @@ class ByNumpy(Walk):
         return [*carry, *found]
 
     def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        test, asked, body, fixed, carry = walk.While.of(eqn, operands)
+        test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
         while (rows := np.asarray(self.run(*test, [*asked, *carry])[0])).any():
             new = self.run(*body, [*fixed, *carry])
             # A vmapped loop has a condition for each row.
@@ -118,7 +118,7 @@ class ByNumpy(Walk):
     def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         branches = eqn.params["branches"]
         chosen = min(max(int(operands[0]), 0), len(branches) - 1)
-        return self.run(*walk.inner(branches[chosen]), operands[1:])
+        return self.run(*jaxprs.inner(branches[chosen]), operands[1:])
 
 
 def rounded_operands(platform: str) -> Rounded | None:

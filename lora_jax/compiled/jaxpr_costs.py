@@ -11,8 +11,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from lora_jax.transform import walk
-from lora_jax.transform.walk import Walk
+from lora_jax.transform import jaxprs
 
 WIDTH = 8
 """Bytes of a number for NumPy, where nearly all numbers are float64."""
@@ -42,7 +41,7 @@ def product_flops(jaxpr: Jaxpr) -> int:
 
 def _of_bodies(eqn: JaxprEqn, cost: Callable[[Jaxpr], int]) -> int:
     """What all that runs inside an equation costs."""
-    inside = list(map(cost, walk.inside(eqn)))
+    inside = list(map(cost, jaxprs.inside(eqn)))
     if eqn.primitive.name == "cond":
         return max(inside, default=0)
     return int(eqn.params["length"] if eqn.primitive.name == "scan" else 1) * sum(inside)
@@ -62,7 +61,7 @@ def peak_bytes(jaxpr: Jaxpr, compiled: bool = False) -> int:
         of an inner jaxpr in its caller's memory. Otherwise count as `lora_jax.compiled.by_numpy`
         evaluates in float64.
     """
-    last = walk.last_uses(jaxpr)
+    last = jaxprs.last_uses(jaxpr)
     held = {v: _size(v, compiled) for v in (*jaxpr.constvars, *jaxpr.invars)}
     total = sum(held.values())
     most = total
@@ -87,7 +86,7 @@ def _working(eqn: JaxprEqn, made: int, compiled: bool) -> int:
     """The bytes that an operation holds besides its operands and its results (`made` bytes)."""
     if eqn.primitive.name == "dot_general":  # copied, so that NumPy can multiply matrices
         return 0 if compiled else _sizes(eqn.invars, compiled)
-    bodies = walk.inside(eqn)
+    bodies = jaxprs.inside(eqn)
     inside = [peak_bytes(body, compiled) - _sizes(body.invars, compiled) for body in bodies]
     most = max(inside, default=0)
     if eqn.primitive.name == "scan":
@@ -144,7 +143,7 @@ class _Operation:
     def by_entry(self) -> bool:
         name = self.eqn.primitive.name
         apart = name.startswith(_APART) and name != "reduce_precision"
-        return not (apart or walk.inside(self.eqn))
+        return not (apart or jaxprs.inside(self.eqn))
 
     @property
     def bytes(self) -> int:
@@ -159,7 +158,7 @@ class _Operation:
         return _of_bodies(self.eqn, traffic_bytes)
 
 
-class _Operations(Walk):
+class _Operations(jaxprs.Walk):
     """Finds the operations of a jaxpr, with those of the functions that it calls."""
 
     def __init__(self) -> None:

@@ -25,12 +25,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from lora_jax.transform import jaxprs, walk
-from lora_jax.transform.walk import Walk
+from lora_jax.transform import jaxprs
 
 Function = Callable[..., Any]
 Params = Mapping[str, Any]
-WITH_BODIES = (*walk.JIT, *walk.REMAT, "scan", "while", "cond")
+WITH_BODIES = (*jaxprs.JIT, *jaxprs.REMAT, "scan", "while", "cond")
 
 
 def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
@@ -62,7 +61,7 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rewriter(Walk):
+class _Rewriter(jaxprs.Walk):
     multiply: Callable[[Array, Array, Params], Array]
     """The product of two operands, which it rounds, by the parameters of a `dot_general`."""
 
@@ -76,10 +75,10 @@ class _Rewriter(Walk):
 
         return run
 
-    def called(self, eqn: JaxprEqn) -> walk.Body | None:
-        if eqn.primitive.name in walk.CUSTOM:  # its rule is not needed any more
-            return walk.any_call(eqn)
-        return walk.call(eqn)
+    def called(self, eqn: JaxprEqn) -> jaxprs.Body | None:
+        if eqn.primitive.name in jaxprs.CUSTOM:  # its rule is not needed any more
+            return jaxprs.any_call(eqn)
+        return jaxprs.call(eqn)
 
     def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         """The results of one equation: products are rounded, also those inside loops, branches."""

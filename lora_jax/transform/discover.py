@@ -18,9 +18,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from lora_jax.files.arrays import is_key
 from lora_jax.partition import flatten, is_array, split_arrays
-from lora_jax.transform import jaxprs, views, walk
+from lora_jax.transform import jaxprs, views
 from lora_jax.transform.views import Atom, Axis, Parts, View
-from lora_jax.transform.walk import Walk
 from lora_jax.uses import Use, Uses, WeightUse
 
 ADDED = -1
@@ -85,7 +84,7 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
         return forward(treedef.unflatten(filled.values()), *some_args, **some_kwargs)
 
     jaxpr, consts, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
-    recorder = UseRecorder(walk.final_products(jaxpr, jaxpr.outvars)[0])
+    recorder = UseRecorder(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
     given = [_untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
     for out in recorder.run(jaxpr, consts, [*tracked, *given]):
@@ -161,7 +160,7 @@ def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
     return marked
 
 
-class UseRecorder(Walk):
+class UseRecorder(jaxprs.Walk):
     """Follows parameters through a jaxpr and records every use."""
 
     def __init__(self, final: set[int]):
@@ -196,8 +195,8 @@ class UseRecorder(Walk):
                 return self._convolution(eqn, operands)
             case "ragged_dot_general" if isinstance(operands[1], Tracked):
                 return self._ragged_dot(eqn, operands[0], operands[1])
-            case _ if name in walk.REMAT:
-                outputs = self.run(*walk.inner(eqn.params["jaxpr"]), operands)
+            case _ if name in jaxprs.REMAT:
+                outputs = self.run(*jaxprs.inner(eqn.params["jaxpr"]), operands)
                 return [self._merge(out, name) for out in outputs]
         first, *rest = operands
         if isinstance(first, Tracked) and not any(isinstance(each, Tracked) for each in rest):
@@ -216,15 +215,15 @@ class UseRecorder(Walk):
         return outputs
 
     def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
-        merging = ["cond"] if walk.by_platform(eqn) else []
+        merging = ["cond"] if jaxprs.by_platform(eqn) else []
         self._opaque += merging
-        branches = map(walk.inner, eqn.params["branches"])
+        branches = map(jaxprs.inner, eqn.params["branches"])
         outputs = [self.run(*body, operands[1:]) for body in branches]
         del self._opaque[len(self._opaque) - len(merging) :]
         return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
 
     def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
-        body, fixed, carry, slices = walk.Scan.of(eqn, operands)
+        body, fixed, carry, slices = jaxprs.Scan.of(eqn, operands)
         rows: list[TraceValue] = [
             dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
             for each in slices
@@ -236,7 +235,7 @@ class UseRecorder(Walk):
         return [*kept, *[None] * (len(outputs) - len(kept))]
 
     def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
-        test, asked, body, fixed, carry = walk.While.of(eqn, operands)
+        test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
         kept = self._carried(body, fixed, carry, [], "while carry")
         self.run(*test, [*asked, *kept])
         self.run(*body, [*fixed, *kept])
@@ -244,7 +243,7 @@ class UseRecorder(Walk):
 
     def _carried(
         self,
-        body: walk.Body,
+        body: jaxprs.Body,
         fixed: list[TraceValue],
         kept: list[TraceValue],
         rows: list[TraceValue],
@@ -254,7 +253,7 @@ class UseRecorder(Walk):
 
         A value that becomes data in any iteration counts as data, no longer as a parameter.
         """
-        same = walk.unchanged(body.jaxpr, len(fixed), len(kept))
+        same = jaxprs.unchanged(body.jaxpr, len(fixed), len(kept))
         for i, stays in enumerate(same):
             if not stays:
                 self._mixed(kept[i], name)
@@ -290,7 +289,7 @@ class UseRecorder(Walk):
         """Look for products inside an operation that gets merged weights."""
         outputs = None
         self._opaque.append(eqn.primitive.name)
-        for body, places in walk.bodies(eqn):
+        for body, places in jaxprs.bodies(eqn):
             given = list(map(_resized, [operands[i] for i in places], body.jaxpr.invars))
             ends = self.run(*body, given)
             if len(ends) == len(eqn.outvars):

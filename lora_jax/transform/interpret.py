@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from lora_jax.transform import jaxprs, products, walk
+from lora_jax.transform import adapted_weight, jaxprs
 from lora_jax.transform.adapted_weight import Shared, Weight
-from lora_jax.transform.walk import Walk
 from lora_jax.variant import Variant
 
 Value = Any  # an array or a Weight
@@ -47,7 +46,7 @@ def evaluate(
     return jax.tree.unflatten(jax.tree.structure(shape), found)
 
 
-class _Evaluator(Walk):
+class _Evaluator(jaxprs.Walk):
     def __init__(self, shared: Mapping[Variant, Shared]) -> None:
         self._uses = itertools.count()  # numbers the products, so that each has its own dropout
         self._shared = shared
@@ -72,7 +71,7 @@ class _Evaluator(Walk):
                 return self._dot(eqn, operands)
             case "optimization_barrier":
                 return lax.optimization_barrier(operands)
-            case name if name in walk.REMAT:
+            case name if name in jaxprs.REMAT:
                 return self._remat(eqn, operands)
         weight, *rest = operands
         if not isinstance(weight, Weight) or any(isinstance(value, Weight) for value in rest):
@@ -81,17 +80,17 @@ class _Evaluator(Walk):
             return [followed]
         if (parts := weight.parts(eqn)) is not None:
             return parts
-        y = products.lookup(weight, eqn, rest, self._shared[weight.variant])
+        y = adapted_weight.lookup(weight, eqn, rest, self._shared[weight.variant])
         return None if y is None else [y]
 
     def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         side = 1 if isinstance(operands[1], Weight) else 0
         weight, (x,) = operands[side], self.merged([operands[1 - side]])
-        y = products.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
+        y = adapted_weight.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
         return None if y is None else [y]
 
     def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
-        body = walk.inner(eqn.params["jaxpr"])
+        body = jaxprs.inner(eqn.params["jaxpr"])
 
         def block(*values: Value) -> list[Any]:
             return self.merged(self.run(*body, values))
@@ -100,17 +99,17 @@ class _Evaluator(Walk):
         return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)(*operands)
 
     def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
-        if walk.by_platform(eqn):
+        if jaxprs.by_platform(eqn):
             return None
         index, *values = operands
 
         def chosen(closed: Any) -> Callable[[], list[Any]]:
-            return lambda: self.merged(self.run(*walk.inner(closed), values))
+            return lambda: self.merged(self.run(*jaxprs.inner(closed), values))
 
         return lax.switch(index, [chosen(closed) for closed in eqn.params["branches"]])
 
     def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
-        params, (body, fixed, carry, rows) = eqn.params, walk.Scan.of(eqn, operands)
+        params, (body, fixed, carry, rows) = eqn.params, jaxprs.Scan.of(eqn, operands)
         carried = _Carried(self, body.jaxpr, len(fixed), carry)
         stacked = [
             each.lead(0)
@@ -139,7 +138,7 @@ class _Evaluator(Walk):
         return [*carried.fill(last), *ys]
 
     def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
-        test, asked, body, fixed, carry = walk.While.of(eqn, operands)
+        test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
         carried = _Carried(self, body.jaxpr, len(fixed), carry)
 
         def goes_on(values: list[Any]) -> Any:
@@ -172,7 +171,7 @@ class _Carried:
 
     def __init__(self, run: _Evaluator, body: Jaxpr, fixed: int, values: list[Value]):
         self._run = run
-        same = walk.unchanged(body, fixed, len(values))
+        same = jaxprs.unchanged(body, fixed, len(values))
         self._kept = [
             v if stays and isinstance(v, Weight) else None
             for v, stays in zip(values, same, strict=True)

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from lora_jax.partition import Parts
-from lora_jax.transform.layer_bias import effective_biases
 from lora_jax.transform.placement import (
     Frozen,
     Trainable,
+    effective_biases,
     require_order,
     warn_of_doubts,
     weight_of,

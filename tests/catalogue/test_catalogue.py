@@ -21,7 +21,7 @@ from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Found, Measured
 from experiments.catalogue import catalogue, formats, sizes, source, step_costs
 from experiments.catalogue.abilities import abilities
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 from lora_jax.variant import Factors
 from variants.ia3 import IA3
 from variants.lora import LoRA

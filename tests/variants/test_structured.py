@@ -16,7 +16,7 @@ import lora_jax as lj
 import variants
 from lora_jax.methods.places import distinct_places
 from lora_jax.peft_format import Peft
-from lora_jax.transform.walk import inner
+from lora_jax.transform.jaxprs import inner
 from lora_jax.variant import Base, Factors
 
 KEY = jax.random.key(0)
