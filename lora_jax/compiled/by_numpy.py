@@ -61,20 +61,20 @@ class ByNumpy(jaxprs.Walk):
             raise NotImplementedError("shard_map: exchanges between devices are not evaluated")
         return jaxprs.any_call(eqn)
 
-    def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def operation(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         operands = [_whole(each) for each in operands]
         rule = numpy_ops.rule(name)
         if rule is None or any(not isinstance(each, np.ndarray) for each in operands):
-            return self._by_jax(jaxpr, eqn, operands)
+            return self._by_jax(eqn, operands)
         if rule is numpy_ops.product and self.operands is not None and _is_default(eqn):
             operands = [self.operands(each) for each in operands]
         result = rule(eqn.params, *operands)
         if result is NotImplemented:
-            return self._by_jax(jaxpr, eqn, operands)
+            return self._by_jax(eqn, operands)
         return result if eqn.primitive.multiple_results else [result]
 
-    def _by_jax(self, around: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def _by_jax(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         """Run the operation alone, by JAX; if `wide`, in float64, unless it is about bits."""
         params = dict(eqn.params)
         jaxpr_inside = any(isinstance(each, Jaxpr | ClosedJaxpr) for each in params.values())
@@ -87,13 +87,13 @@ class ByNumpy(jaxprs.Walk):
                 for each, var in zip(operands, eqn.invars, strict=True)
             ]
         if jaxpr_inside:
-            return jaxprs.apply(around, eqn, operands)
+            return jaxprs.apply(eqn, operands)
         if eqn.primitive.name.startswith("random_"):
             return [_random(eqn.primitive, tuple(params.items()), *operands)]
         result = eqn.primitive.bind(*operands, **params)
         return result if eqn.primitive.multiple_results else [result]
 
-    def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def scan(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         body, fixed, carry, columns = jaxprs.Scan.of(eqn, operands)
         columns = [_Rows.of_keys(each) if is_key(each) else each for each in columns]
         length, carried = eqn.params["length"], len(carry)
@@ -107,7 +107,7 @@ class ByNumpy(jaxprs.Walk):
                 each.rows[number] = result
         return [*carry, *found]
 
-    def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def loop(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
         while (rows := np.asarray(self.run(*test, [*asked, *carry])[0])).any():
             new = self.run(*body, [*fixed, *carry])
@@ -115,7 +115,7 @@ class ByNumpy(jaxprs.Walk):
             carry = new if rows.ndim == 0 else _where_rows(rows, new, carry)
         return carry
 
-    def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def branch(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         branches = eqn.params["branches"]
         chosen = min(max(int(operands[0]), 0), len(branches) - 1)
         return self.run(*jaxprs.inner(branches[chosen]), operands[1:])

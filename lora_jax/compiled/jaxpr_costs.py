@@ -167,7 +167,7 @@ class _Operations(jaxprs.Walk):
     def constant(self, atom: Any, value: Any) -> _Value:
         return _Value(0) if isinstance(atom, Literal) else _value(atom)
 
-    def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
+    def operation(self, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
         gives = [_value(var) for var in eqn.outvars]
         self.found.append(_Operation(eqn, operands, gives))
         return gives

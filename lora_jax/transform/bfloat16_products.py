@@ -80,7 +80,7 @@ class _Rewriter(jaxprs.Walk):
             return jaxprs.any_call(eqn)
         return jaxprs.call(eqn)
 
-    def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    def operation(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         """The results of one equation: products are rounded, also those inside loops, branches."""
         params, name = eqn.params, eqn.primitive.name
         if name == "dot_general" and _is_float32(eqn) and jaxprs.precision(eqn) in ("", "default"):
@@ -88,7 +88,7 @@ class _Rewriter(jaxprs.Walk):
             return [self.multiply(left, right, params)]
         if name in WITH_BODIES:
             eqn = eqn.replace(params={key: self.within(value) for key, value in params.items()})
-        return jaxprs.apply(jaxpr, eqn, operands)
+        return jaxprs.apply(eqn, operands)
 
     def within(self, value: Any) -> Any:
         """A parameter of an equation, with the products rounded if it is a jaxpr, or several."""

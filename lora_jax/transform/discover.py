@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import JaxprEqn, Var
 
 from lora_jax.files.arrays import is_key
 from lora_jax.partition import flatten, is_array, split_arrays
@@ -171,19 +171,17 @@ class UseRecorder(jaxprs.Walk):
     def constant(self, atom: Any, value: Any) -> TraceValue:
         return None
 
-    def step(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+    def step(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         outputs: list[TraceValue] | None = None
         if any(isinstance(each, Tracked) for each in operands):
-            outputs = super().step(jaxpr, eqn, operands)
+            outputs = super().step(eqn, operands)
         data = DATA in operands
         return [
             out if isinstance(out, Tracked) else _untracked(var, data)
             for var, out in zip(eqn.outvars, outputs or [None] * len(eqn.outvars), strict=True)
         ]
 
-    def operation(
-        self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]
-    ) -> list[TraceValue] | None:
+    def operation(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """The results of an equation, or None if no parameter is followed to them."""
         name = eqn.primitive.name
         match name:
@@ -214,7 +212,7 @@ class UseRecorder(jaxprs.Walk):
             self.record_other(operand, name) if DATA in operands else self._mixed(operand, name)
         return outputs
 
-    def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+    def branch(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         merging = ["cond"] if jaxprs.by_platform(eqn) else []
         self._opaque += merging
         branches = map(jaxprs.inner, eqn.params["branches"])
@@ -222,7 +220,7 @@ class UseRecorder(jaxprs.Walk):
         del self._opaque[len(self._opaque) - len(merging) :]
         return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
 
-    def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+    def scan(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         body, fixed, carry, slices = jaxprs.Scan.of(eqn, operands)
         rows: list[TraceValue] = [
             dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
@@ -234,7 +232,7 @@ class UseRecorder(jaxprs.Walk):
             self.record_other(out, "scan output")
         return [*kept, *[None] * (len(outputs) - len(kept))]
 
-    def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+    def loop(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
         kept = self._carried(body, fixed, carry, [], "while carry")
         self.run(*test, [*asked, *kept])

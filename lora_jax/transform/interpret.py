@@ -58,13 +58,13 @@ class _Evaluator(jaxprs.Walk):
             for value in values
         ]
 
-    def step(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+    def step(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         results = None
         if any(isinstance(value, Weight) for value in operands):
-            results = super().step(jaxpr, eqn, operands)
-        return jaxprs.apply(jaxpr, eqn, self.merged(operands)) if results is None else results
+            results = super().step(eqn, operands)
+        return jaxprs.apply(eqn, self.merged(operands)) if results is None else results
 
-    def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
+    def operation(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         """The results of an equation that takes adapted weights, or None if it has no rule."""
         match eqn.primitive.name:
             case "dot_general":
@@ -98,7 +98,7 @@ class _Evaluator(jaxprs.Walk):
         policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
         return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)(*operands)
 
-    def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
+    def branch(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         if jaxprs.by_platform(eqn):
             return None
         index, *values = operands
@@ -108,7 +108,7 @@ class _Evaluator(jaxprs.Walk):
 
         return lax.switch(index, [chosen(closed) for closed in eqn.params["branches"]])
 
-    def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+    def scan(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         params, (body, fixed, carry, rows) = eqn.params, jaxprs.Scan.of(eqn, operands)
         carried = _Carried(self, body.jaxpr, len(fixed), carry)
         stacked = [
@@ -137,7 +137,7 @@ class _Evaluator(jaxprs.Walk):
         )
         return [*carried.fill(last), *ys]
 
-    def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+    def loop(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
         carried = _Carried(self, body.jaxpr, len(fixed), carry)
 

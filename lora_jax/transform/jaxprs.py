@@ -14,6 +14,7 @@ Two readers of jaxprs are no walks: `lora_jax.training.fingerprint` writes equat
 another, and `final_products` goes backwards.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
@@ -58,18 +59,23 @@ def shape(var: Any) -> tuple[int, ...]:
     return var.aval.shape
 
 
-def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def apply(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Run one equation of a jaxpr exactly as JAX would, its own derivative rules included."""
-    one = jaxpr.replace(
-        constvars=(),
+    one = _empty().replace(
         invars=[v for v in eqn.invars if not isinstance(v, Literal)],
         outvars=list(eqn.outvars),
         eqns=[eqn],
         effects=eqn.effects,
-        debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     arrays = [x for x, v in zip(operands, eqn.invars, strict=True) if not isinstance(v, Literal)]
     return jaxpr_as_fun(ClosedJaxpr(one, ()))(*arrays)
+
+
+@functools.cache
+def _empty() -> Jaxpr:
+    """A jaxpr of nothing, to put an equation into."""
+    jaxpr = jax.make_jaxpr(lambda: ())().jaxpr
+    return jaxpr.replace(debug_info=jaxpr.debug_info.with_unknown_names())
 
 
 def varying(arrays: Any) -> frozenset[Any]:
@@ -211,24 +217,24 @@ class Walk:
         write(jaxpr.constvars, list(map(self.constant, jaxpr.constvars, consts)))
         write(jaxpr.invars, inputs)
         for eqn in jaxpr.eqns:
-            write(eqn.outvars, self.step(jaxpr, eqn, [read(atom) for atom in eqn.invars]))
+            write(eqn.outvars, self.step(eqn, [read(atom) for atom in eqn.invars]))
             for atom in eqn.invars:
                 if not isinstance(atom, Literal) and last[atom] is eqn:
                     values.pop(atom, None)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def step(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Any:
+    def step(self, eqn: JaxprEqn, operands: list[Any]) -> Any:
         """The results of one equation."""
         match eqn.primitive.name:
             case "scan":
-                return self.scan(jaxpr, eqn, operands)
+                return self.scan(eqn, operands)
             case "while":
-                return self.loop(jaxpr, eqn, operands)
+                return self.loop(eqn, operands)
             case "cond":
-                return self.branch(jaxpr, eqn, operands)
+                return self.branch(eqn, operands)
         if body := self.called(eqn):
             return self.run(*body, operands)
-        return self.operation(jaxpr, eqn, operands)
+        return self.operation(eqn, operands)
 
     def constant(self, atom: Any, value: Any) -> Any:
         """What represents a literal, or an array that a function closes over."""
@@ -242,18 +248,18 @@ class Walk:
         """What runs in the place of an equation, or None."""
         return call(eqn)
 
-    def operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Any:
+    def operation(self, eqn: JaxprEqn, operands: list[Any]) -> Any:
         """The results of an equation that has no body, or whose body is not entered."""
         raise NotImplementedError
 
-    def scan(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Any:
-        return self.operation(jaxpr, eqn, operands)
+    def scan(self, eqn: JaxprEqn, operands: list[Any]) -> Any:
+        return self.operation(eqn, operands)
 
-    def loop(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Any:
-        return self.operation(jaxpr, eqn, operands)
+    def loop(self, eqn: JaxprEqn, operands: list[Any]) -> Any:
+        return self.operation(eqn, operands)
 
-    def branch(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Any:
-        return self.operation(jaxpr, eqn, operands)
+    def branch(self, eqn: JaxprEqn, operands: list[Any]) -> Any:
+        return self.operation(eqn, operands)
 
 
 def last_uses(jaxpr: Jaxpr) -> dict[Any, JaxprEqn | None]:
