@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
-from lora_jax.partition import flatten, matches, select_paths
+from lora_jax.partition import flatten, matches, only, select_paths
 from lora_jax.suggest import nearest, nearest_if_close
 
 
@@ -131,6 +131,12 @@ def test_two_leaves_of_one_path():
 )
 def test_a_pattern_matches_a_whole_path_or_its_tail(pattern, path, expected):
     assert matches(pattern, path) is expected
+
+
+def test_a_path_alone_is_no_tail_of_another():
+    paths = ["a.b/w", "c/a.b/w", "aab/w"]
+    assert select_paths([only("a.b/w")], paths) == ["a.b/w"]
+    assert select_paths([only("c/a.b/w")], paths) == ["c/a.b/w"]
 
 
 def test_nearest():

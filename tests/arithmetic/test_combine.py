@@ -1,6 +1,7 @@
 """Adapters combined: the model acts with W + the combination of dW, whatever the methods were."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -196,6 +197,10 @@ def test_heads_that_began_at_random_add_what_each_has_learnt():
     np.testing.assert_allclose(summed.trainable["params"]["last"], wanted, atol=1e-12)
     with pytest.raises(ValueError, match="1 starts for 2 adapters"):
         lj.combine_adapters(adapters, LORA, (1, 2), start=starts[:1])
+    frozen_head = run(3, {"heads": LORA_OF_2})[1:3]  # which has learnt nothing, wherever it began
+    summed = lj.combine_adapters([adapters[1], frozen_head], LORA, (2, 3), start=starts[1])
+    wanted = other["last"] + 2 * (two - other["last"])
+    np.testing.assert_allclose(summed.trainable["params"]["last"], wanted, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -218,6 +223,25 @@ def test_ties_and_a_cut_are_made_of_each_layer():
     dropped = acting(runs[0][0], *again[:2])["layers"] - drawn(0)["layers"]
     assert (np.abs(dropped[0] - dropped[1]) > 1e-6).any()
     assert (np.abs(dropped) < 1e-9).mean() > 0.4  # of three that keep a tenth each
+
+
+@pytest.mark.usefixtures("x64")
+def test_every_matrix_and_seed_drops_entries_of_its_own():
+    """Of one full update of two weights of one shape, one of them a stack of two."""
+    params = {"stack": jnp.zeros((2, 6, 6)), "w": jnp.zeros((6, 6))}
+    lora = variants.make("lora", rank=6)
+    adapted = lj.adapt(lambda p, x: x @ p["stack"][0] @ p["stack"][1] @ p["w"], lora)
+    begun, frozen = jax.jit(adapted.init)(jax.random.key(0), params, X)
+    trainable = noisy(begun, 1)
+    kept = []
+    for seed in (0, 1):
+        options = {"by": "dare", "density": 0.5, "rank": 6, "seed": seed}
+        found = lj.combine_adapters([(trainable, frozen)], LORA, **options)
+        dropped = by_numpy(adapted.merge)(*found[:2])
+        kept += [abs(each) > 1e-9 for each in (*dropped["stack"], dropped["w"])]
+    assert all(0.2 < each.mean() < 0.8 for each in kept)
+    for one, other in itertools.combinations(kept, 2):
+        assert (one != other).mean() > 0.2
 
 
 def test_the_result_has_the_dtypes_of_training():

@@ -87,8 +87,10 @@ def test_intruders_are_new_directions(pair):
     u, _, vt = np.linalg.svd(PARAMS["last"], full_matrices=False)
     new = 50 * np.outer(u[:, 0], vt.sum(axis=0) / 2)
     old = 50 * np.outer(u[:, 0], vt[0])
+    minor = 50 * np.outer(u[:, 2], vt[2])  # leads now, and is not new
     scale = float(frozen.constants["last"]["scale"])
-    for update, k, epsilon, wanted in ((new, 1, 0.6, 1), (new, 1, 0.4, 0), (old, 4, 0.9, 0)):
+    cases = ((new, 1, 0.6, 1), (new, 1, 0.4, 0), (old, 4, 0.9, 0), (minor, 1, 0.9, 0))
+    for update, k, epsilon, wanted in cases:
         left, s, right = np.linalg.svd(update)
         a, b = (left[:, :2] * s[:2]).T / scale, right[:2]
         factors = {"last": {"a": jnp.asarray(a), "b": jnp.asarray(b)}}

@@ -78,6 +78,19 @@ def test_large_vocabularies(top_k):
         assert TOGETHER(samplings, logits, index) == expected.tolist(), top_p
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_probabilities_that_add_up_exactly_are_enough(count):
+    """Of four that are equal, a half is that of two: of the first, as they are equal."""
+    texts = 48
+    samplings = [Sampling(1.0, count / 4, seed=seed) for seed in range(texts)]
+    index = jnp.zeros(texts, jnp.int32)
+    logits = jnp.zeros((texts, 4))
+    found = TOGETHER(samplings, logits, index)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(jnp.arange(texts))
+    assert draw(keys, logits, 1.0, count / 4).tolist() == found
+    assert {*found} == {*range(count)}
+
+
 def test_what_is_no_number_is_no_token():
     logits = np.zeros((4, 5), np.float32)
     logits[0, 2], logits[1, 3], logits[2] = np.nan, np.inf, -np.inf

@@ -99,6 +99,8 @@ def test_what_is_refused(tokenizer):
         run([])
     with pytest.raises(ValueError, match="data set 'prompts': texts is one string, not a list"):
         run("one")
+    with pytest.raises(ValueError, match="a length of 3 exceeds the limit of 2"):
+        run(["one two", "two two three"], limit=2)
     with pytest.raises(ValueError, match="eos_ids must be an integer >= 0, got -1"):
         run(["one"], eos_ids=-1)
     with pytest.raises(TypeError, match="top_q"):

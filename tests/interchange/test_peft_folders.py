@@ -356,6 +356,7 @@ def test_places_that_a_matrix_does_not_have(params, tmp_path):
     _, found = read(tmp_path)
     name = "base_model.model.top.head.shira_indices"
     wrong = [(2**32, "4294967296, outside of"), (-1, "-1, outside of"), (0.5, "not integers")]
+    wrong.append((2, "2, outside of"))  # the matrix has two outputs
     for place, said in wrong:
         places = found[name].astype(np.asarray(place).dtype)
         places[0, 0] = place

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 import variants
 from lora_jax.interchange.peft_config import compiled, joined, of_module
 from lora_jax.interchange.peft_folder import PeftFolder
+from lora_jax.peft_format import Peft
 from lora_jax.variant import Base, Factors
 
 
@@ -232,3 +233,130 @@ def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
     monkeypatch.setattr(re, "compile", lambda *a, **k: counted.append(a) or compile_(*a, **k))
     assert [folder.settings(m)["r"] for m in (*modules, "other")] == [2, 2, 2, 2, 1]
     assert len(counted) == len(modules)
+
+
+DEFAULTS = {
+    "LORA": {"rank": 8, "alpha": 8, "scale": "alpha/rank"},
+    "ADALORA": {"rank": 12, "target_rank": 8, "alpha": 8, "orthogonality": 0.5, "delta_t": 1}
+    | {"t_init": 0, "t_final": 0, "beta1": 0.85, "beta2": 0.85, "mode": "reference"},
+    "VERA": {"rank": 256, "d_init": 0.1},
+    "HIRA": {"rank": 32, "alpha": 1, "scale": "alpha"},
+    "MISS": {"rank": 64},
+    "OFT": {"block_size": 32, "neumann_terms": 5},
+    "BOFT": {"block_size": 4, "butterfly_factors": 1},
+    "LOHA": {"rank": 8, "alpha": 8},
+    "LOKR": {"rank": 8, "alpha": 8, "factor": -1, "decompose_both": False},
+    "HRA": {"rank": 8, "pairs": True},
+    "FOURIERFT": {"frequencies": 1000, "alpha": 150},
+    "RANDLORA": {"rank": 32, "alpha": 640},
+    "SHIRA": {"rank": 32},
+    "DELORA": {"rank": 8, "strength": 15},
+    "GRALORA": {"rank": 32, "alpha": 64, "blocks": 2},
+    "C3A": {"block_size": 256},
+    "ROAD": {"per_pair": 1, "group_size": 64},
+    "VBLORA": {"rank": 4, "num_vectors": 256, "vector_length": 256, "topk": 2},
+}
+"""What a config of PEFT 0.21 means that leaves everything out."""
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_what_a_config_leaves_out_is_pefts_default(kind):
+    found = variants.from_peft({"peft_type": kind})
+    wanted = DEFAULTS[kind] | ({"dropout": 0.0} if hasattr(found, "dropout") else {})
+    assert {field: getattr(found, field) for field in wanted} == wanted
+
+
+@pytest.mark.parametrize("kind", ["bat", "mini"])
+def test_other_kinds_of_miss_are_refused(kind):
+    with pytest.raises(ValueError, match=f"init_weights='{kind}' is not here"):
+        variants.from_peft({"peft_type": "MISS", "init_weights": kind})
+
+
+@pytest.mark.parametrize(
+    ("seed", "drawn"),
+    [({"random_loc_seed": 3}, [1, 11, 7, 6]), ({}, [5, 14, 4, 0])],
+)
+def test_places_are_those_that_torch_draws_from_the_seed(seed, drawn):
+    """`torch.randperm(15, generator=torch.Generator().manual_seed(seed))[:4]`, 777 by default."""
+    variant, base = variants.make("fourierft", frequencies=4), Base(jnp.ones((5, 3)), "io")
+    begun = variant.init(jax.random.key(0), base)
+    peft = Peft({"n_frequency": 4, **seed}, {"fourierft_spectrum": np.ones(4, np.float32)})
+    found = variant.factors_from_peft(base, peft, begun)
+    places = np.stack([np.remainder(drawn, 5), np.floor_divide(drawn, 5)])
+    np.testing.assert_array_equal(found.constants["places"], places)
+    # What PEFT would draw elsewhere, from the seed that its files are written with, is not written.
+    assert (variant.to_peft(base, found) is None) == bool(seed)
+
+
+WRITTEN = [
+    (
+        "adalora",
+        {"rank": 3, "target_rank": 2, "alpha": 5.0, "dropout": 0.25, "mode": "reference"}
+        | {"total_steps": 50, "t_init": 4, "t_final": 7, "delta_t": 3, "orthogonality": 0.3}
+        | {"beta1": 0.7, "beta2": 0.9},
+    ),
+    ("boft", {"block_size": 4, "butterfly_factors": 1}),
+    ("c3a", {"block_size": 2}),
+    ("delora", {"rank": 3, "strength": 3.0, "dropout": 0.25}),
+    ("dora", {"rank": 3, "alpha": 100.3, "dropout": 0.125}),
+    ("gralora", {"rank": 8, "alpha": 100.3, "dropout": 0.25, "blocks": 4}),
+    ("hira", {"rank": 3, "dropout": 0.25}),
+    ("hra", {"rank": 3, "pairs": False}),
+    ("ia3", {"scales": "inputs"}),
+    ("ia3", {"scales": "outputs"}),
+    ("loha", {"rank": 3, "alpha": 100.3}),
+    ("lokr", {"rank": 1, "alpha": 100.3, "factor": 2, "decompose_both": True}),
+    ("lora", {"rank": 3, "alpha": 100.3, "dropout": 0.25}),
+    ("miss", {"rank": 3, "dropout": 0.25}),
+    ("oft", {"block_size": 4}),
+    ("oft", {"block_size": 2, "neumann_terms": 6}),
+    ("road", {"per_pair": 4, "group_size": 4}),
+    ("shira", {"rank": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), WRITTEN)
+def test_what_is_written_is_read_as_the_same_method(name, settings):
+    """Settings and weight; norms that a file holds are those that it was trained with."""
+    random = np.random.default_rng(0)
+    base = Base(jnp.asarray(random.standard_normal((8, 12)), jnp.float32), "io")
+    variant = variants.make(name, **settings)
+    trainable, constants = jax.jit(variant.init)(jax.random.key(0), base)
+    moved = {n: jnp.asarray(random.standard_normal(x.shape), x.dtype) for n, x in trainable.items()}
+    held = {n: 2 * x for n, x in constants.items() if n == "norms"}
+    factors = Factors(moved, {**constants, **held})
+    peft = variant.to_peft(base, factors)
+    config = joined({"up": peft.settings})
+    module = of_module(config, "up", compiled(config))
+    shapes = {tensor: x.shape for tensor, x in peft.tensors.items()}
+    again = variants.from_peft({**module, "tensor_shapes": shapes})
+    for field, value in settings.items():
+        rounded = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+        assert getattr(again, field) == rounded, field
+    begun = jax.jit(again.init)(jax.random.key(1), base)
+    found = again.factors_from_peft(base, Peft(module, peft.tensors), begun)
+    weights = jax.jit(lambda base: (again.weight(base, found), variant.weight(base, factors)))
+    np.testing.assert_allclose(*weights(base), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("terms", [None, 3, 4, 5, 7])
+def test_rotations_are_those_that_peft_makes_of_its_angles(terms):
+    """Its `_cayley_batch` written out; the series turns the other way than the exact rotation."""
+    random = np.random.default_rng(0)
+    w, angles = random.standard_normal((8, 3)), 0.3 * random.standard_normal((2, 6))
+    config = {"peft_type": "OFT", "oft_block_size": 4, "use_cayley_neumann": terms is not None}
+    config |= {} if terms is None else {"num_cayley_neumann_terms": terms}
+    q, (rows, columns) = np.zeros((2, 4, 4)), np.triu_indices(4, 1)
+    q[:, rows, columns], q[:, columns, rows] = angles, -angles
+    if terms is None:
+        turns = (np.eye(4) - q) @ np.linalg.inv(np.eye(4) + q)
+    else:
+        last = max(terms, 4) - 1
+        powers = [np.linalg.matrix_power(q, n) for n in range(1, last + 1)]
+        turns = np.eye(4) + 2 * sum(powers[:-1]) + powers[-1]
+    wanted = np.concatenate([turn @ part for turn, part in zip(turns, np.split(w, 2), strict=True)])
+    variant, base = variants.from_peft(config), Base(jnp.asarray(w, jnp.float32), "io")
+    begun = variant.init(jax.random.key(0), base)
+    peft = Peft(config, {"oft_R.weight": angles.astype(np.float32)})
+    factors = variant.factors_from_peft(base, peft, begun)
+    np.testing.assert_allclose(jax.jit(variant.weight)(base, factors), wanted, atol=1e-5)

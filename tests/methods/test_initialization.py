@@ -19,6 +19,7 @@ import lora_jax as lj
 import variants
 from lora_jax.methods import initialization, truncated_svd
 from lora_jax.methods.lowrank import LowRank
+from lora_jax.partition import flatten
 from lora_jax.variant import Base, Factors, wide
 from variants.lora import LoRA
 
@@ -95,6 +96,81 @@ def test_another_key_gives_other_numbers_unless_they_are_the_weights():
         starts = [np.asarray(init(variant, key, base).trainable["a"]) for key in keys]
         np.testing.assert_array_equal(starts[0], starts[1])
         assert (starts[0] != starts[2]).any() == (name not in TAKEN), name
+
+
+DRAWING = [
+    *((name, {}) for name in ("lora", "lora_fa", "adalora", "dora", "vera", "randlora", "vblora")),
+    *((name, {}) for name in ("loha", "delora", "gralora")),
+    *(("lora", {"initialization": start}) for start in ("orthogonal", "init_ab", "pissa_niter_2")),
+    ("lokr", {"factor": 2}),
+    ("hra", {"pairs": False}),
+]
+
+
+def numbers_in_order(array):
+    """The order in size of each run of 16 numbers that differ, whatever they are multiplied by."""
+    flat = np.asarray(array).ravel()
+    runs = flat[: flat.size // 16 * 16].reshape(-1, 16)
+    return list(map(tuple, runs[np.ptp(runs, axis=1) > 0].argsort(axis=1)))
+
+
+@pytest.mark.parametrize("name, settings", DRAWING, ids=lambda each: str(each))
+def test_what_is_drawn_is_drawn_once(name, settings):
+    """As it is not where one key serves for two factors, two of their blocks, or two matrices.
+
+    Three layers of a stack, of which one has another rank where there are ranks, and a matrix.
+    """
+    params = {"stack": np.zeros((3, 64, 64), np.float32), "w": np.zeros((64, 64), np.float32)}
+    variant = variants.make(name, **settings)
+    ranked = isinstance(variant, LowRank) and name != "adalora"
+    other = dataclasses.replace(variant, rank=4) if ranked else variant
+    targets = {lj.layers("stack", 1): other, ".*": variant}
+
+    def model(params, x):
+        return lax.scan(lambda x, w: (x @ w, None), x, params["stack"])[0] @ params["w"]
+
+    params = check.random_like(params, 0)
+    adapted = lj.adapt(model, None, targets)
+    begun = jax.jit(adapted.init)
+    starts = [begun(jax.random.key(seed), params, np.zeros((2, 64))) for seed in (0, 1)]
+    arrays = [{**flatten(t)[0], **flatten((f.constants, f.shared))[0]} for t, f in starts]
+    drawn = {
+        path: x
+        for path, x in arrays[0].items()
+        if jnp.issubdtype(x.dtype, jnp.floating)
+        and np.any(np.asarray(x) != np.asarray(arrays[1][path]))
+        and path.rpartition("/")[2] not in ("a0", "b0")
+    }
+    runs = [run for x in drawn.values() for run in numbers_in_order(x)]
+    assert len(runs) > 16 and len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize(
+    "name, settings, shape, bounds",
+    [
+        ("loha", {"rank": 5}, (40, 300), {"a": 40, "c": 40, "d": 5}),
+        ("lokr", {"rank": 5, "factor": 2}, (96, 120), {"a": 48, "b": 5}),
+        ("lokr", {"rank": 40, "factor": 2}, (96, 120), {"d": 48}),
+        ("lokr", {"rank": 2, "factor": 48, "decompose_both": True}, (96, 120), {"ca": 48}),
+        ("hra", {"rank": 6}, (300, 8), {"u": 3}),
+        ("hra", {"rank": 5, "pairs": False}, (300, 8), {"u": 5}),
+        ("delora", {"rank": 5}, (40, 300), {"a": 40}),
+        ("randlora", {"rank": 6}, (40, 300), {"random_a": 1 / 3, "random_b": 1 / 3}),
+    ],
+)
+def test_what_is_drawn_fills_pefts_interval(name, settings, shape, bounds):
+    """torch's `kaiming_uniform_(a=sqrt(5))`: up to the root of 1 / inputs, of each factor's own.
+
+    RandLoRA's matrices have variance one.
+    """
+    variant = variants.make(name, **settings)
+    arrays = {**init(variant, KEY, base_of(shape)).trainable}
+    arrays |= variant.init_shared(KEY, [shape], jnp.float32)
+    for factor, fan_in in bounds.items():
+        numbers = np.unique(np.asarray(arrays[factor], np.float64))  # HRA has each twice
+        uniform = (numbers * fan_in**0.5 + 1) / 2
+        assert uniform.min() >= 0 and uniform.max() <= 1
+        assert stats.kstest(uniform, "uniform").pvalue > SURPRISE
 
 
 # -- taken from the weight ---------------------------------------------------------------------

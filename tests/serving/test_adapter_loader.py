@@ -124,6 +124,46 @@ def test_a_run_of_adalora_has_the_steps_of_its_record(loader, tmp_path, monkeypa
     (_, again), _ = AdapterLoader(base, AdapterFolder(folder.parent))("run")
     (shared,) = again.shared_by_group(trainable).values()
     assert shared.constants["budget"].shape == (steps + 1,)
+    first = dataclasses.replace(base, pool="cls")
+    with pytest.raises(ValueError, match="its head reads mean, and the server was started with"):
+        AdapterLoader(first, AdapterFolder(folder.parent))("run")
+
+
+class Replaced(AdapterFolder):
+    """A folder in which the next of some versions takes the place of an adapter."""
+
+    def __init__(self, root, versions, when):
+        super().__init__(root)
+        self.versions, self.when, self.looks = versions, when, 0
+
+    def files(self, name):
+        """Look up files, after they were replaced if it is time."""
+        self.looks += 1
+        if self.looks in self.when:
+            shutil.rmtree(self.root / name)
+            shutil.copytree(self.versions[self.looks % len(self.versions)], self.root / name)
+        return super().files(name)
+
+
+@pytest.mark.parametrize("when", [{2}, {3}, {3, 5}, set(range(2, 99))])
+def test_a_digest_is_of_what_was_read_though_the_folder_changes_meanwhile(loader, tmp_path, when):
+    source, name, versions = loader._folder.root / "whole", "adapter_model.safetensors", []
+    for number in range(3):
+        versions.append(shutil.copytree(source, tmp_path / f"version{number}"))
+        weights = load_file(source / name)
+        shifted = {key: x + number + 1 for key, x in weights.items()}
+        save_file(shifted, versions[-1] / name, metadata={"format": "pt"})
+    shutil.copytree(versions[1], tmp_path / "root" / "it")
+    folder = Replaced(tmp_path / "root", versions, when)
+    read = AdapterLoader(loader._base, folder)
+    if len(when) > 9:
+        with pytest.raises(ValueError, match="'it' changes while it is read"):
+            read("it")
+        return
+    (trainable, _), digest = read("it")
+    assert digest == AdapterFolder(tmp_path / "root").digest("it")
+    (wanted, _), _ = AdapterLoader(loader._base, AdapterFolder(tmp_path / "root"))("it")
+    jax.tree.map(np.testing.assert_array_equal, trainable, wanted)
 
 
 def test_ranks_that_were_chosen_from_data_are_refused(loader, tmp_path):

@@ -51,13 +51,14 @@ def mixed(params):
             ),
             trained(params, variants.make("ia3", biases=True), STACK, 7),
             trained(params, None, {lj.layers(STACK, 0): variants.make("hira", rank=2)}, 8),
+            trained(params, dataclasses.replace(dora, rank=1, max_rank=3), "head", 9),
         ]
 
 
 @pytest.mark.usefixtures("x64")
 class TestRows:
     def test_each_has_its_own_adapter(self, mixed, params):
-        rows = [3, 0, 5, 1, 1, 8, 2, 4, 7, 6, 2]
+        rows = [3, 0, 5, 1, 1, 8, 2, 4, 9, 7, 6, 2]
         assert_rows_are_those_alone(filled(params, mixed), [params, *merged(mixed)], rows)
 
     @pytest.mark.parametrize("way", pick.WAYS)
@@ -65,6 +66,8 @@ class TestRows:
         some = mixed[:3]
         bank = filled(params, some, way=way)
         assert_rows_are_those_alone(bank, [params, *merged(some)], [3, 0, 1, 2, 1, 3])
+        program = jax.make_jaxpr(lj.Bank.apply)(bank, jnp.arange(3), *inputs(3))
+        assert ("ragged_dot" in str(program)) == (way == "ragged")
 
     def test_every_variant_may_be_in_a_bank(self, params):
         """Those with a rank are computed together; the others one by one. PiSSA is for all that
@@ -105,6 +108,12 @@ class TestRows:
         assert_rows_are_those_alone(bank, each, [2, 0, 2])
         with pytest.raises(ValueError, match="of a base with another 'layers/kernel': quantised"):
             lj.Bank(forward, params).put(1, adapter)
+        stored = bank.base.base[STACK]
+        for name, own in stored.items():  # what they have in common is not all
+            changed = {**stored, name: own + jnp.ones((), own.dtype)}
+            other = dataclasses.replace(adapter[1], base={**adapter[1].base, STACK: changed})
+            with pytest.raises(ValueError, match="of another base: 'layers/kernel' has other numb"):
+                bank.put(1, (adapter[0], other))
         with_head = trained(params, lora, STACK, 1, quantize=quantize, also_train="head")
         bank = bank.put(1, with_head[1])  # beside one that keeps the base's
         assert_rows_are_those_alone(bank, [each[0], *merged([with_head]), each[2]], [2, 0, 1])
@@ -215,6 +224,9 @@ def test_what_does_not_fit_is_named(params):
         _, adapter = trained(moved, lora, STACK)
         with pytest.raises(ValueError, match="of another base: 'table' has other numbers"):
             bank.put(1, adapter)
+        _, adapter = trained({**params, "other": params["head"]}, lora, STACK)
+        with pytest.raises(ValueError, match="of a base with 'other', which the bank's has not"):
+            bank.put(1, adapter)
         with pytest.raises(ValueError, match=r"an input of shape \(2, 3\) has not the 3 rows"):
             bank.apply(jnp.zeros(3, int), *inputs(2))
         with pytest.raises(ValueError, match="way 'gathr' is unknown; nearest: 'gather'"):
@@ -232,6 +244,21 @@ def test_numbers_that_are_not_finite_are_refused(params, factor):
         adapter = {**trainable, "adapters": own}, dataclasses.replace(frozen, constants=constants)
         with pytest.raises(ValueError, match=r"^'head': .* numbers that are not finite .*float64"):
             lj.Bank(forward, params, capacity=2, max_rank=2).put(1, adapter)
+
+
+def test_numbers_that_the_dtype_of_a_weight_has_not_are_refused():
+    """Float32, in which factors train, has 1e6, and float16, in which they are multiplied, not."""
+
+    def forward(params, x):
+        return x @ params["w"]
+
+    params, x = {"w": jnp.ones((2, 3), jnp.float16)}, jnp.ones((1, 2), jnp.float16)
+    adapted = lj.adapt(forward, variants.make("lora", rank=1, alpha=1.0), "w")
+    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+    factors = {"a": jnp.ones((1, 2), jnp.float32), "b": jnp.full((1, 3), 1e6, jnp.float32)}
+    adapter = {**trainable, "adapters": {"w": factors}}, frozen
+    with pytest.raises(ValueError, match=r"^'w': .* numbers that are not finite .* as float16"):
+        lj.Bank(forward, params, capacity=2, max_rank=2).put(1, adapter)
 
 
 def test_it_says_how_weights_are_computed(mixed, params):

@@ -1,5 +1,8 @@
 """The way to multiply is measured: once for each shape, and outside of the program."""
 
+import itertools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +33,19 @@ def test_a_product_is_measured_once_while_a_program_is_traced(compilations):
     assert not counted
     assert times.keys() == {"gather", "concat"} and all(each > 0 for each in times.values())
     assert fastest(product) == chosen(times)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "turns", "shortest"),
+    [(4, [5, 14, 3, 4, 4, 2, 6, 8, 9, 9], 2), (5, [5, 16, 3, 4, 6, 9], 16)],
+)
+def test_the_shortest_of_several_times_counts(inputs, turns, shortest, monkeypatch):
+    """A way that at first takes more than three times as long as the usual one has no others."""
+    ticks = itertools.chain.from_iterable((0.0, each) for each in turns)
+    monkeypatch.setattr(fastest_way, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    times = seconds(Product(2, 3, 2, 1, inputs, 7, "float32"), "cpu")
+    assert times == {"gather": 3, "concat": shortest}
+    assert next(ticks, None) is None
 
 
 def test_nothing_is_measured_where_it_could_not_decide(monkeypatch, compilations):

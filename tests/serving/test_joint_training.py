@@ -162,6 +162,44 @@ def test_a_bank_that_serves_cannot_be_trained(world):
         bank.put(1, prepared)
 
 
+def test_what_a_method_shares_trains_in_a_slot_that_has_it_on_some_weights():
+    """Another adapter has it on both, and a third has not the method."""
+    params, x = (drawn(shape) for shape in ({"up": (4, 4), "head": (4, 4)}, (1, 4)))
+    bank, found = lj.Bank(two_layers, params, 3, train=True), []
+    for seed, targets in enumerate(("up", ["up", "head"], "head")):
+        variant = Tied() if seed < 2 else variants.make("lora", rank=2)
+        adapted = lj.adapt(two_layers, variant, targets)
+        trainable, frozen = adapted.init(jax.random.key(seed), params, x)
+        found.append((moved(trainable, seed), frozen))
+        with jax.disable_jit():
+            bank = bank.put(seed + 1, found[-1])
+    stepped = bank.with_trainable(jax.tree.map(lambda x: x + 1, bank.trainable))
+    for slot, adapter in enumerate(found, 1):
+        wanted = jax.tree.map(lambda x: x + 1, adapter[0])
+        chex.assert_trees_all_equal(stepped.trained(slot, adapter)[0], wanted)
+    for key, before in bank.trainable.items():
+        if key.part == "shared trainable":
+            np.testing.assert_array_equal(
+                stepped.trainable[key][jnp.asarray([0, 3])], before[jnp.asarray([0, 3])]
+            )
+
+
+def test_an_adapter_that_trains_less_than_that_of_the_slot_is_refused():
+    """They have the same factors and scales."""
+    params, x = (drawn(shape) for shape in ({"up": (4, 4), "head": (4, 4)}, (1, 4)))
+    more, less = (
+        lj.adapt(two_layers, variants.make("lora", rank=2), "up", also_train=also).init(
+            jax.random.key(0), params, x
+        )
+        for also in ("head", ())
+    )
+    with jax.disable_jit():
+        bank = lj.Bank(two_layers, params, 2, train=True).put(1, more)
+    chex.assert_trees_all_equal(bank.trained(1, more)[0], more[0])
+    with pytest.raises(ValueError, match="slot 1 has not this adapter on 'head'"):
+        bank.trained(1, less)
+
+
 def test_layers_of_one_stack():
     """A layer without an adapter does not train, nor does another adapter's parameter."""
     params, lora = drawn(SHAPES), variants.make("lora", rank=2)

@@ -75,12 +75,24 @@ def test_each_text_is_classified_as_alone(served):
             assert (each["index"], list(found)) == (index, list(LABELS))
             np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5)
             assert each["label"] == LABELS[int(wanted.argmax())]
+        tokens = sum(len(backend.encode(*([x] if isinstance(x, str) else x)).ids) for x in TEXTS)
+        usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+        assert answer.json()["usage"] == usage
     single = client.post("/v1/classify", json={"model": "one", "input": TEXTS[0]}).json()
     np.testing.assert_allclose(
         list(single["data"][0]["probabilities"].values()),
         expected(alone["one"], backend, TEXTS[0]),
         atol=1e-5,
     )
+
+
+def test_an_encoder_has_the_dtype_and_reads_what_is_asked_for(tmp_path):
+    """Its file has the head of a mean, which is none of a first token."""
+    folder = str(small_model.write(tmp_path / "bert"))
+    for dtype, pool in (("bfloat16", "mean"), ("float32", "cls")):
+        base = load_encoder(folder, dtype, LABELS, pool)
+        assert {x.dtype.name for x in jax.tree.leaves(base.params)} == {dtype}
+        assert (base.pool, bool(base.fresh)) == (pool, pool == "cls")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,8 @@ def test_texts_are_counted_while_they_are_computed(monkeypatch):
     monkeypatch.setattr(classifying, "_probabilities", probabilities)
     for _ in range(3):
         engine.submit(0, classifying.Labelled((1,), (0,)))
-    assert len([*engine.step(None), *engine.step(None)]) == 3
+    found = [*engine.step(None), *engine.step(None)]
+    assert [number for number, *_ in found] == [0, 1, 2]  # who has waited longest comes first
     assert seen == [(2, 1), (1, 0)] and not engine.active
 
 

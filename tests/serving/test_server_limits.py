@@ -88,6 +88,29 @@ def test_a_stop_text_frees_the_lane(server, stream):
     assert http_client.counts(server)['tokens_total{kind="completion"}'] == before + 6
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_choice_is_that_of_its_own_prompt(server, stream):
+    """One that a stop text ends is ended alone, and there are more of them than lanes."""
+    prompt = ["w900", "w930", [910, 1], "w950"]
+    content = asked(prompt=prompt, stop=["w932"], max_tokens=5)
+    texts, ends = [""] * 4, [""] * 4
+    if stream:
+        with http_client.stream(server, TEXT, content) as lines:
+            events = [json.loads(line.removeprefix("data: ")) for line in lines if "{" in line]
+        choices = [each["choices"][0] for each in events]
+    else:
+        _, body, _ = http_client.call(server, "POST", TEXT, content)
+        choices = body["choices"]
+        assert [each["index"] for each in choices] == [0, 1, 2, 3]
+        assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 18, "total_tokens": 23}
+    for each in choices:
+        texts[each["index"]] += each["text"]
+        ends[each["index"]] += each["finish_reason"] or ""
+    counted = ["".join(f" w{first + i}" for i in range(5)) for first in (900, 910, 950)]
+    assert texts == [counted[0], " w930 w931 ", *counted[1:]]
+    assert ends == ["length", "stop", "length", "length"]
+
+
 class TestLimits:
     def test_of_the_body(self, server):
         long = asked(prompt="w1 " * 1000)

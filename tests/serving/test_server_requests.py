@@ -1,20 +1,25 @@
-"""What a server reads of requests and names, and how tokens become text; nothing is started."""
+"""What a server reads of requests, flags and names, and how tokens become text; none is started."""
 
 import dataclasses
 import hashlib
+import json
 import types
 from concurrent.futures import Future
 
+import commands
+import jax
 import pytest
+import small_model
 from fake_server import base, tokenizer
 from hypothesis import given, settings, strategies as st
 from small_language import write_model
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, processors
 
 from experiments.runs.finished_run import ADAPTER
 from experiments.serving import assemble
 from experiments.serving.adapter_folder import AdapterFolder
-from experiments.serving.asked import IGNORED, NEUTRAL, read_chat, read_completion
+from experiments.serving.asked import IGNORED, NEUTRAL, Asked, read_chat, read_completion
+from experiments.serving.base_model import load_language_model, most_tokens
 from experiments.serving.errors import ApiError, refusal
 from experiments.serving.text_stream import TextStream
 from experiments.serving.texts import texts_of
@@ -109,6 +114,36 @@ class TestRequests:
         )
         assert said(read_completion, {"prompt": "a"}).startswith("'model' is missing")
 
+    def test_every_field_acts_and_those_that_are_missing_are_as_at_openai(self):
+        messages = [
+            {"role": "system", "content": "a"},
+            {"role": "user", "content": [{"type": "text", "text": "b"}], "name": "me"},
+            {"role": "assistant", "content": "c"},
+        ]
+        given = {"temperature": 0.3, "top_p": 0.6, "top_k": 5, "seed": 11, "stop": ["b", "a"]}
+        given |= {"stop_token_ids": [9, 4], "ignore_eos": True, "stream": True}
+        options = {"stream_options": {"include_usage": True}}
+        usual = Asked(
+            **{"model": "m", "prompts": (), "messages": (), "max_tokens": None},
+            **{"usual_tokens": None, "temperature": 1, "top_p": 1, "top_k": 0, "seed": None},
+            **{"stop": (), "stop_token_ids": (), "ignore_eos": False, "stream": False},
+            include_usage=False,
+        )
+        read = {"stop": ("b", "a"), "stop_token_ids": (9, 4), "include_usage": True}
+        text = dataclasses.replace(usual, prompts=("x", (3, 1)), usual_tokens=16)
+        parts = ({**messages[1], "content": "b"},)
+        chat = dataclasses.replace(usual, messages=(messages[0], *parts, messages[2]))
+        asked_text = {"model": "m", "prompt": ["x", [3, 1]]}
+        asked_chat = {"model": "m", "messages": messages}
+        for reads, content, wanted, limits in (
+            (read_completion, asked_text, text, ["max_tokens"]),
+            (read_chat, asked_chat, chat, ["max_tokens", "max_completion_tokens"]),
+        ):
+            assert reads(content) == wanted
+            for name in limits:
+                every = reads({**content, **given, **options, name: 7})
+                assert every == dataclasses.replace(wanted, **{**given, **read}, max_tokens=7)
+
     def test_parts_of_text_are_joined(self):
         parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
         asked = read_chat({"model": "m", "messages": [{"role": "user", "content": parts}]})
@@ -116,11 +151,52 @@ class TestRequests:
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory):
-    """Bytes, and what is frequent: a character may be in several tokens."""
+def language(tmp_path_factory):
+    """The folder of a decoder that has been trained on 4096 tokens at most."""
     folder = tmp_path_factory.mktemp("language")
-    write_model(folder)
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    write_model(folder, tokens=4096)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backend(language):
+    """Bytes, and what is frequent: a character may be in several tokens."""
+    return Tokenizer.from_file(str(language / "tokenizer.json"))
+
+
+def test_every_flag_has_its_own_effect(language, tmp_path):
+    """Those of the server's limits, of what it holds, and of how its model is loaded."""
+
+    def given(*line, **more):
+        (tmp_path / "token").write_text("a" * 16)
+        flags = [f"--{name}={value}" for name, value in more.items()]
+        ended = commands.run("tests/support/server_flags.py", *line, *flags)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    numbers = {"lanes": 3, "queue": 5, "tokens": 33, "max_body": 777, "time_limit": 2.5}
+    numbers |= {"drain_seconds": 1.5, "capacity": 6, "max_rank": 7}
+    line = f"--model={language}", f"--adapters={tmp_path}"
+    found = given(
+        *line, f"--admin_token_file={tmp_path / 'token'}", host_megabytes=9, dtype="bfloat16",
+        **numbers,
+    )  # fmt: skip
+    loads = ["load_language_model", str(language), "bfloat16"]
+    others = {"name": language.name, "folder": str(tmp_path), "token": "a" * 16}
+    assert found == {**numbers, **others, "host_bytes": 9 * 2**20, "load": loads}
+    usual = given(*line)
+    assert usual["tokens"] == 2048 and usual["load"][2] == "float32" and usual["token"] is None
+    encoder = small_model.write(tmp_path / "bert")
+    line = f"--model={encoder}", f"--adapters={tmp_path}", "--dtype=bfloat16"
+    loads = ["load_encoder", str(encoder), "bfloat16", ["b", "a"]]
+    assert given(*line, "--labels=b,a", "--pool=cls")["load"] == [*loads, "cls"]
+
+
+def test_a_language_model_has_the_dtype_that_is_asked_for(language):
+    assert most_tokens(str(language)) == 4096
+    for dtype in ("float32", "bfloat16"):
+        params = load_language_model(str(language), dtype).params
+        assert {x.dtype.name for x in jax.tree.leaves(params)} == {dtype}
 
 
 class TestText:
@@ -142,6 +218,28 @@ class TestText:
         places = [whole.index(stop) for stop in stops if stop in whole]
         assert found == whole[: min(places, default=len(whole))]
         assert stream.stopped == bool(places)
+
+    @settings(max_examples=200)
+    @given(
+        st.lists(st.integers(0, 3), max_size=8),
+        st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    )
+    def test_it_ends_at_the_first_token_with_which_there_is_a_stop_text(self, ids, stops):
+        """Of two letters: stop texts lie in each other, and begin in what was held back."""
+        backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "ba": 2, "abb": 3}, "a"))
+        backend.decoder = decoders.Fuse()
+        texts = [backend.decode(ids[:count]) for count in range(len(ids) + 1)]
+        stopped = next((x for x in texts if any(stop in x for stop in stops)), None)
+        wanted = texts[-1]
+        if stopped is not None:
+            wanted = stopped[: min(stopped.index(stop) for stop in stops if stop in stopped)]
+        stream, found = TextStream(backend, stops), ""
+        for token in ids:
+            found += stream.add(token)
+            assert wanted.startswith(found)
+            if stream.stopped:
+                break
+        assert (found + stream.end(), stream.stopped) == (wanted, stopped is not None)
 
     def test_a_stop_text_over_tokens_is_held_back(self):
         stream = TextStream(tokenizer().backend, ["1 w2 w", "w7"])
@@ -211,6 +309,21 @@ class TestTexts:
         assert text.stop_ids == (3, 7, 8, 9)
         (text,) = self.texts(stop_token_ids=[3], ignore_eos=True)
         assert text.stop_ids == (3,)
+
+    def test_special_tokens_begin_a_prompt_and_a_template_writes_its_own(self):
+        tokens = tokenizer()
+        tokens.backend.post_processor = processors.TemplateProcessing("w5 $A", None, [("w5", 5)])
+        template = "w3 {{ messages[0].content }}{% if add_generation_prompt %} w6{% endif %}"
+        base = dataclasses.replace(
+            self.BASE,
+            tokenizer=Tokens(tokens.backend, 0),
+            template=ChatTemplate(template),
+        )
+        text = {"model": "m", "prompt": ["w1 w2", [4, 2]]}
+        chat = {"model": "m", "messages": [{"role": "user", "content": "w1 w2"}]}
+        found = [*texts_of(base, read_completion(text), 9), *texts_of(base, read_chat(chat), 9)]
+        assert [each.prompt_ids for each in found] == [(5, 1, 2), (4, 2), (3, 1, 2, 6)]
+        assert [each.max_new_tokens for each in found] == [6, 7, 5]
 
     def test_equal_prompts_differ_without_a_seed(self):
         drawn = self.texts(prompt=["w1"] * 8, temperature=1)

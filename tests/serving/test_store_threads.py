@@ -118,6 +118,20 @@ def test_a_load_that_began_before_an_unload_is_not_used(slow, meanwhile):
     store.close()
 
 
+def test_a_reload_that_began_before_an_unload_is_not_used(slow):
+    """Though it ends after it, and says what it found."""
+    store = lj.AdapterStore(bank(), slow)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.reload, "a")
+        assert slow.begun.wait(60)
+        slow.disk.numbers["a"], slow.name = 7, None
+        store.unload("a")
+        slow.go.set()
+        assert waiting.result(60) == "digest 1"
+    assert store.prefetch("a").result(60) == store.acquire("a").digest == "digest 7"
+    store.close()
+
+
 def test_a_reload_does_not_wait_for_a_load_that_began_before(slow):
     store = lj.AdapterStore(bank(), slow)
     first = store.prefetch("a")

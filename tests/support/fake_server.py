@@ -49,7 +49,7 @@ def base():
 
 
 class FakeEngine:
-    """Gives each row the tokens 0, 1, 2 ...
+    """Gives each row the tokens 0, 1, 2 ..., or those from the first of its prompt on, from 900 up.
 
     A prompt with token 13 makes a step fail, and one with token 14 every step; after token 15 there
     are no numbers.
@@ -102,7 +102,8 @@ class FakeEngine:
             ended = each[1] == row.max_new_tokens
             if ended:
                 del self.rows[number]
-            yield number, count, "length" if ended else None
+            first = row.prompt_ids[0] if row.prompt_ids[0] >= 900 else 0
+            yield number, first + count, "length" if ended else None
 
 
 class FakeStore:

@@ -150,3 +150,13 @@ def test_only_methods_that_share_have_the_part():
     assert set(trainable) == {"adapters", "params", "shared"}
     _, _, _, trainable, frozen = begun({"up": variants.make("vera", rank=2)})
     assert set(trainable) == {"adapters", "params"} and "projection_a" in frozen.shared[0]
+
+
+@pytest.mark.parametrize("first", ["float32", "float64"])
+def test_what_matrices_of_two_dtypes_share_is_of_the_wider_one(first):
+    other = {"float32": "float64", "float64": "float32"}[first]
+    params = {"a": np.ones((4, 4), first), "b": np.ones((4, 4), other)}
+    vera = variants.make("vera", rank=2)
+    adapted = lj.adapt(lambda p, x: [x.astype(w.dtype) @ w for w in p.values()], vera)
+    _, frozen = jax.eval_shape(adapted.init, jax.random.key(0), params, np.ones((2, 4)))
+    assert frozen.shared[0]["projection_a"].dtype == np.float64

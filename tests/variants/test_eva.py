@@ -118,6 +118,21 @@ def test_some_layers_of_a_stack_share_the_budget(problem):
     assert undivided["adapters"]["stack"]["a"].shape == (2, 2, WIDTH)
 
 
+def test_layers_of_several_stacked_axes_keep_their_places(problem):
+    """With a rho of 1 each has the same rank; the first of two layers is left out."""
+    params, batches = {"w": np.stack([[problem[0]["out"]] * 3] * 2)}, problem[1]
+
+    def net(params, x):
+        return lax.scan(
+            lambda x, w: (lax.scan(lambda x, w: (x @ w, None), x, w)[0], None), x, params["w"]
+        )[0]
+
+    variant = variants.make("eva", rank=2, initialization="eva_rho_1")
+    adapted = lj.adapt(net, variant, lj.layers("w", 1))
+    found = adapted.init(KEY, params, batches[0][0], batches=batches)
+    np.testing.assert_array_equal(lj.ranks(*found)["w"], [[0] * 3, [2] * 3])
+
+
 def test_a_matrix_without_a_share_has_no_adapter(problem):
     """A half of the variance of two's inputs is in each direction; of all's, a sixth."""
     noise = np.random.RandomState(0).randn(50, WIDTH)

@@ -10,7 +10,6 @@ from jax import lax
 import lora_jax as lj
 import variants
 from lora_jax.contract import toy_matrices
-from lora_jax.methods.from_data import GAMMA, GAMMA_ONE
 from lora_jax.methods.lowrank import LowRank
 
 KEY = jax.random.key(0)
@@ -63,13 +62,13 @@ def test_the_first_step_is_the_gradient_of_twice_the_rank(storage, x64):
     check.assert_close(started, plain, 1e-12)
     for name, gradient in dense.items():
         scale = 3.0**2 / RANK  # s squared
-        size = gradient.shape[-1] ** 0.5 / GAMMA  # c squared
+        size = gradient.shape[-1] ** 0.5 / 16  # c squared, by the gamma of the paper's experiments
         check.assert_close(moved[name], scale * size * of_rank(gradient, 2 * RANK), 1e-9)
 
 
 @pytest.mark.parametrize("storage", [None, lj.NF4()])
 def test_lora_one_starts_with_a_step_of_its_rank(storage, x64):
-    """A step against the gradient, over the gradient's greatest singular value."""
+    """A step against the gradient, over 128 times the gradient's greatest singular value."""
     params, batches = problem()
     quantize = {} if storage is None else {".*": storage}
     adapted = lj.adapt(net, variants.make("lora_one", rank=RANK, alpha=3.0), quantize=quantize)
@@ -85,7 +84,7 @@ def test_lora_one_starts_with_a_step_of_its_rank(storage, x64):
     merged, base, dense = jax.device_get(found(trainable, frozen))
     for name, gradient in dense.items():
         size = np.linalg.norm(gradient, 2, axis=(-2, -1))[..., None, None]
-        step = 3.0 / RANK**0.5 / GAMMA_ONE * of_rank(gradient, RANK) / size
+        step = 3.0 / RANK**0.5 / 128 * of_rank(gradient, RANK) / size
         check.assert_close(merged[name] - base[name], -step, 1e-7)
         a, b = (np.asarray(trainable["adapters"][name][factor]) for factor in "ab")
         norms = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)

@@ -34,9 +34,13 @@ def one_step(adapted, params, x, tx, ratio=None):
     return tx.update(gradient, tx.init(moved), moved)[0]
 
 
-@pytest.mark.parametrize("name", ["lora_plus", "dora", "lora_fa", "adalora", "vera"])
+OWN = {"adalora": {"target_rank": 1}, "vblora": {"num_vectors": 5, "vector_length": 1}}
+
+
+@pytest.mark.parametrize("name", ["lora_plus", "dora", "lora_fa", "adalora", "vera", "vblora"])
 def test_only_b_has_its_own_rate(name, x64, standard_promotion):
-    settings = {"rank": 2} | ({"target_rank": 1} if name == "adalora" else {})
+    """In VB-LoRA the logits of both have it, and not the bank."""
+    settings = {"rank": 2} | OWN.get(name, {})
     plain = variants.make(name, learning_rate_ratio=1.0, **settings)
     fast = dataclasses.replace(plain, learning_rate_ratio=7.0)
     tx = optax.adamw(0.1) if name == "dora" else optax.sgd(0.1)
@@ -45,9 +49,13 @@ def test_only_b_has_its_own_rate(name, x64, standard_promotion):
         lambda params, x: [one_step(each, params, x, tx) for each in (adapted, faster)]
     )(params, x)
     np.testing.assert_array_equal(got["params"]["bias"], wanted["params"]["bias"])
+    for one, other in zip(
+        *(jax.tree.leaves(each.get("shared")) for each in (got, wanted)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
     for path, updates in wanted["adapters"].items():
         for factor, update in updates.items():
-            ratio = 7.0 if factor == "b" else 1.0
+            ratio = 7.0 if factor == "b" or name == "vblora" else 1.0
             update = np.asarray(update)
             assert update.any()
             np.testing.assert_allclose(got["adapters"][path][factor], ratio * update, rtol=1e-12)

@@ -113,3 +113,31 @@ def test_an_import_that_fails_inside_a_users_file_is_not_hidden(folder):
     (folder / "bad_project" / "broken.py").write_text("import a_module_that_is_not_there")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         variants.make("bad_project.broken")
+
+
+PUBLISHED = {
+    "adalora": {"initialization": "normal", "beta1": 0.85, "beta2": 0.85, "delta_t": 1},
+    "boft": {"block_size": 4, "butterfly_factors": 2},
+    "delora": {"strength": 4.0},
+    "dora": {"detach_norm": True},
+    "eva": {"initialization": "eva_rho_2"},
+    "fourierft": {"frequencies": 1000, "alpha": 150.0},
+    "hira": {"alpha": 1.0, "scale": "alpha"},
+    "lora_ga": {"initialization": "lora_ga", "scale": "alpha/sqrt(rank)"},
+    "lora_one": {"initialization": "lora_one", "scale": "alpha/sqrt(rank)"},
+    "lora_plus": {"learning_rate_ratio": 4.0},
+    "lora_pro": {"preconditioner": "lora_pro", "damping": 1e-8},
+    "oft": {"block_size": 32, "neumann_terms": 0},
+    "randlora": {"rank": 32, "alpha": 640.0},
+    "riemannian": {"preconditioner": "riemannian", "damping": 1e-6},
+    "rslora": {"scale": "alpha/sqrt(rank)"},
+    "vblora": {"rank": 4, "num_vectors": 256, "vector_length": 256, "topk": 2},
+    "vera": {"rank": 256, "d_init": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_method_by_itself_is_as_its_authors_have_it(name):
+    """What their papers or code say, by each method's docstring."""
+    made = variants.make(name)
+    assert {field: getattr(made, field) for field in PUBLISHED[name]} == PUBLISHED[name]

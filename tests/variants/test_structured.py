@@ -70,6 +70,7 @@ def test_layers_of_a_stack_may_have_lohas_of_other_ranks(x64):
     [
         ((12, 20), {"rank": 1}, "abc"),  # 3 x 4 and 4 x 5
         ((12, 20), {"rank": 3}, "cd"),
+        ((12, 24), {"rank": 3}, "cd"),  # half of the longer side is not below it
         ((12, 10), {"rank": 1, "factor": 6, "decompose_both": True}, ("ca", "cb", "a", "b")),
         ((7, 13), {"rank": 2}, "abc"),  # primes: C is a number
     ],
@@ -183,19 +184,27 @@ def test_places_are_distinct_and_inside(shape, count):
 
 def test_delora_fixes_the_length_of_each_part(x64):
     variant = variants.make("delora", rank=2, strength=3.0)
-    w, (each, _), weight = setup(variant, (6, 4))
+    w, (each, constants), weight = setup(variant, (6, 4))
     directions = [each[name] / np.linalg.norm(each[name], axis=1)[:, None] for name in "ab"]
     norms = np.linalg.norm(w, axis=1)
     update = each["lambda"] / 2 * norms[:, None] * (directions[0].T @ directions[1])
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    short = Factors({**each, "b": [[1e-5], [2.0]] * directions[1]}, constants)
+    shorter = directions[0].T @ ([[0.1], [1.0]] * directions[1])  # a norm counts as 1e-4 at least
+    weight = jax.jit(variant.weight)(Base(jnp.asarray(w), "io"), short)
+    update = each["lambda"] / 2 * norms[:, None] * shorter
     np.testing.assert_allclose(weight, w + update, atol=1e-12)
     begun = jax.jit(variant.init)(KEY, Base(jnp.asarray(w), "io")).trainable
     np.testing.assert_array_equal(begun["lambda"], [3.0])
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_rank": 6}, {"initialization": "pissa"}])
+@pytest.mark.parametrize(
+    "settings", [{"scale": "alpha/sqrt(rank)"}, {"max_rank": 6}, {"initialization": "pissa"}]
+)
 def test_gralora_is_a_lora_of_each_block(settings, x64):
     variant = variants.make("gralora", rank=2, alpha=3.0, blocks=2, **settings)
     w, (each, constants), weight = setup(variant, (6, 4))
+    scale = 3 / 2**0.5 if "scale" in settings else 3 / 2
 
     def updates(a, b):
         """Those of the blocks; of `max_rank` rows, the first of each block count."""
@@ -205,11 +214,11 @@ def test_gralora_is_a_lora_of_each_block(settings, x64):
     update = updates(each["a"], each["b"])
     if "a0" in constants:
         start = updates(constants["a0"], constants["b0"])
-        for block, from_w in zip(*(corners(x) for x in (1.5 * start, w)), strict=True):
+        for block, from_w in zip(*(corners(x) for x in (scale * start, w)), strict=True):
             u, s, v = np.linalg.svd(from_w)
             np.testing.assert_allclose(block, s[0] * np.outer(u[:, 0], v[0]), atol=1e-12)
         update = update - start
-    np.testing.assert_allclose(weight, w + 1.5 * update, atol=1e-12)
+    np.testing.assert_allclose(weight, w + scale * update, atol=1e-12)
     assert variant.count((6, 4)) == 2 * (6 + 4)
 
 
@@ -351,6 +360,9 @@ def test_bad_settings_are_named(name, wrong, message):
         ),
         ("road", {}, "the 3 outputs of (4, 3) cannot be paired"),
         ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
+        ("trainable_tokens", {"tokens": (3, -1)}, "tokens (3, -1) name a row of (4, 3) twice"),
+        ("trainable_tokens", {"tokens": (0, -5)}, "token -5 is none of the 4 rows of (4, 3)"),
+        ("trainable_tokens", {"tokens": (4,)}, "token 4 is none of the 4 rows of (4, 3)"),
     ],
 )
 def test_settings_that_a_matrix_cannot_have_are_named(name, settings, message):
