@@ -29,8 +29,7 @@ from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.sharding import memory
-from lora_jax.transform.placement import AdaptedSpec
-from lora_jax.transform.shared_arrays import count_shared
+from lora_jax.transform.placement import AdaptedSpec, count_shared
 from lora_jax.variant import Variant
 
 BITS: dict[str, float] = {

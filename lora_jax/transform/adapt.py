@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from lora_jax.partition import flatten, is_array, split_arrays
+from lora_jax.partition import Parts, flatten, is_array, split_arrays
 from lora_jax.quantization.quantize import Storage
 from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
@@ -34,12 +34,14 @@ from lora_jax.transform.placement import (
     effective_biases,
     fold_path,
     grouped,
+    init_shared,
     require_order,
     settings_of,
+    split_shared,
     warn_of_doubts,
     weight_of,
+    with_shared_arrays,
 )
-from lora_jax.transform.shared_arrays import init_shared, split_shared, with_shared_arrays
 from lora_jax.transform.target_patterns import Pattern, Rule, Targets
 from lora_jax.variant import Factors, Variant
 
@@ -397,3 +399,46 @@ def seen_shapes(adapted: Adapted, params: PyTree, /, *args: Any, **kwargs: Any) 
     uses = discover(adapted.forward, params, *args, **kwargs)
     placements, _ = choose(adapted.rules, adapted.also_train, adapted.storage, uses)
     return gathered_shapes(placements)
+
+
+def merged_parts(trainable: Trainable, frozen: Frozen) -> Parts:
+    """What `Adapted.merge` gives, made layer by layer, and before it is rounded.
+
+    Adapted weights are of float32 at least. Warns if training seems to have left something out.
+    """
+    require_order(trainable, frozen)
+    warn_of_doubts(trainable, frozen)
+    return _parts(trainable, frozen)
+
+
+def base_parts(frozen: Frozen) -> Parts:
+    """The frozen base without adapters: what is stored quantised is made dense again."""
+    bare = [each.bare() for each in frozen.spec.placements]
+    spec = dataclasses.replace(frozen.spec, placements=tuple(bare))
+    return _parts({"adapters": {}, "params": {}}, dataclasses.replace(frozen, spec=spec, shared=()))
+
+
+def _parts(trainable: Trainable, frozen: Frozen) -> Parts:
+    arrays = {**frozen.base, **trainable["params"]}
+    arrays |= effective_biases(arrays, trainable, frozen)
+    placements = {each.use.path: each for each in frozen.spec.placements}
+    shared = frozen.shared_by(trainable)
+
+    def part(path: str, layer: int | None) -> Any:
+        if path not in placements:
+            return arrays[path] if layer is None else arrays[path][layer]
+        placement = placements[path]
+        weight = weight_of(placement, trainable, frozen, None)
+        within = layer is not None and weight.is_stacked(0)
+        if within:
+            weight = jax.tree.map(lambda leaf: leaf[layer], weight.lead(0)).without_lead(0)
+        with jax.default_matmul_precision("highest"):  # accelerators round operands otherwise
+            array = dataclasses.replace(weight, dtypes=()).dense(shared[placement.variant])
+        return array if within or layer is None else array[layer]
+
+    shapes = {path: each for path, each in arrays.items() if path not in placements}
+    shapes |= {
+        path: jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+        for path, each in placements.items()
+    }
+    return Parts({path: shapes[path] for path in frozen.spec.paths if path in shapes}, part)

@@ -12,8 +12,14 @@ from jax import Array
 from optax import GradientTransformation
 
 from lora_jax.transform.adapted_weight import over_stack, with_shared
-from lora_jax.transform.placement import Frozen, Placement, Trainable, group_of, grouped
-from lora_jax.transform.shared_arrays import split_shared
+from lora_jax.transform.placement import (
+    Frozen,
+    Placement,
+    Trainable,
+    group_of,
+    grouped,
+    split_shared,
+)
 from lora_jax.variant import Factors
 
 
