@@ -33,7 +33,7 @@ PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity bench mutants notebooks lint docs wheel sbom clean
+.PHONY: quickstart instruct test slow parity bench mutants soak notebooks lint docs wheel sbom clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart$(addprefix -,$(EXTRA)) $(ARGS)
@@ -53,11 +53,15 @@ parity: .venv-parity/parity
 
 # Beside PEFT and transformers, in the environment that has all: ARGS="--suite=memory --out=DIR".
 bench: .venv-parity/parity
-	$(ENV) .venv-parity/bin/python -m experiments.bench $(ARGS)
+	$(ENV) .venv-parity/bin/python -m benchmarks $(ARGS)
 
 # Which of some hundred faults, put into the code one by one, the tests notice.
 mutants: $(VENV)/decoders
 	$(BIN)/python tests/mutants.py $(ARGS)
+
+# Commands that are killed, and damaged files: what becomes of results. ARGS="--kills=20 --damaged=50".
+soak: $(VENV)/decoders
+	PYTHONPATH=.:tests/support $(BIN)/python tests/soak/soak.py $(ARGS)
 
 # Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none.
 SIZE ?= full

@@ -66,7 +66,7 @@ setup(
         "lora_jax": ["py.typed"],
         "variants": ["py.typed"],
         "lora_jax_experiments": ["py.typed"],
-        "lora_jax_experiments.experiments": ["analysis/*.csv", "results/bench/*.json"],
+        "lora_jax_experiments.experiments": ["analysis/*.csv", "results/bench/methods.json"],
     },
     entry_points={"console_scripts": ["lora-jax = lora_jax_experiments:main"]},
     install_requires=[
@@ -95,7 +95,6 @@ setup(
             "equinox>=0.13",
             "scikit-learn>=1.6",
             "openai>=3.0",  # the client that the server is tested with
-            "jsonschema>=4.23",  # for manifests of Kubernetes
             *TFDS,
             *SPM,
             *SLURM,

@@ -17,9 +17,7 @@ from experiments.command_environment import asks_for_help
 from experiments.command_names import shown
 from experiments.compilation_cache import keep_programs
 from experiments.help_text import help_text, own_flags, settings_text, takes_config
-from experiments.setup import variant_flags
-from experiments.setup.read_config import flag_texts, read, read_config
-from experiments.setup.setting_names import settings_of
+from experiments.setup.config_flags import flag_texts, read, read_config, settings_of, with_all
 from lora_jax.files import number_text
 
 
@@ -105,7 +103,7 @@ def _help(argv: Sequence[str]) -> str:
     given = _config_flags(argv[1:])
     files = [each.partition("=")[2] for each in given if re.match("--?config=", each)]
     if any(map(takes_config, own)) and files:
-        settings = settings_of(variant_flags.with_all(read_config(given)))
+        settings = settings_of(with_all(read_config(given)))
         said += f"\n\n{settings_text(files[-1], settings)}"
     example = shown("")
     return said.replace("python -m experiments.", example)

@@ -32,7 +32,7 @@ from experiments import cli
 from experiments.combining import combined_run
 from experiments.combining.trained_runs import open_runs, origin, params_before
 from experiments.distributed.devices import announce
-from experiments.runs import made_run
+from experiments.runs import adapter_as_run
 from lora_jax.arithmetic.merging import BY, KEPT, Method
 from lora_jax.files.new_folder import new_folder
 from lora_jax.text_table import text_table
@@ -101,10 +101,10 @@ def combine() -> None:
     }
     note = f"combined by {method.by}: {', '.join(map(str, folders))}"
     with new_folder(out) as folder:
-        record = made_run.write(folder, experiment, combined_run.FILE, made_of, note)
+        record = adapter_as_run.write(folder, experiment, combined_run.FILE, made_of, note)
     if combined.errors:
         print(_table(combined))
-    made_run.say(record, out)
+    adapter_as_run.say(record, out)
 
 
 def _method(count: int) -> Method:

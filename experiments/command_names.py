@@ -9,6 +9,8 @@ from pathlib import Path
 
 PACKAGE = "lora_jax_experiments"
 """The package that starts commands where `experiments` is installed, and is no checkout."""
+MOVED = {"bench": "make bench", "soak": "make soak"}
+"""Former commands, which are tools of the repository now."""
 
 
 def commands() -> dict[str, str]:
@@ -42,6 +44,8 @@ def require_command(name: str) -> None:
     """Raise a ValueError unless there is a command of this name."""
     if name.startswith("-"):
         raise ValueError(f"no flag {name}; nearest: --help, which lists the commands")
+    if name in MOVED:
+        raise ValueError(f"no command '{name}'; it is a tool of the repository: {MOVED[name]}")
     if name not in (known := commands()):
         from lora_jax.suggest import nearest  # takes seconds, with all of lora_jax
 

@@ -26,7 +26,7 @@ from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.imports import about, adapter_source, imported_run
 from experiments.imports.read_adapter import read_adapter
-from experiments.runs import made_run
+from experiments.runs import adapter_as_run
 from experiments.setup.config import parse
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained, of_evaluation, of_loading
@@ -93,8 +93,8 @@ def import_adapter() -> None:
         with new_folder(out) as folder:
             note = f"imported from {source.given}"
             note += f", with {', '.join(drawn)} drawn anew" if drawn else ""
-            record = made_run.write(folder, experiment, imported_run.FILE, made_of, note)
-    made_run.say(record, out)
+            record = adapter_as_run.write(folder, experiment, imported_run.FILE, made_of, note)
+    adapter_as_run.say(record, out)
 
 
 def _enabled(words: list[str] | None) -> list[bool] | None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments import cli
 from experiments.distributed.devices import announce
-from experiments.planning.memory_tables import published_sizes, side_by_side
+from experiments.planning.memory_formula import published_sizes, side_by_side
 
 _CONFIG = flags.DEFINE_string(
     "config",

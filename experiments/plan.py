@@ -33,11 +33,14 @@ from rich.console import Console
 from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed.devices import announce
-from experiments.planning import show, topology_search
-from experiments.planning.accelerators import ACCELERATORS, EFFICIENCY, accelerator
+from experiments.planning import memory_fit
 from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.topologies import (
+    ACCELERATORS,
+    EFFICIENCY,
+    GIB,
     Topology,
+    accelerator,
     check_device_count,
     listed,
     prepare,
@@ -109,7 +112,7 @@ def plan() -> None:
     config = parse(_CONFIG.value.to_dict())
     with console.status(f"compiling for {chosen}, which may take minutes"):
         found = fit(config, chosen, mesh, _ROWS.value)
-    console.print(show.show(found))
+    console.print(memory_fit.show(found))
     if _SEARCH.value:
         with console.status("searching") as status:
             _search(config, found, console, lambda text: status.update(text))
@@ -140,22 +143,20 @@ def cost() -> None:
 def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:
     kind, rows = found.topology.kind, f"{count(found.rows, 'row')} a shard"
     console.print()
-    least = topology_search.smallest(config, found, say)
+    least = memory_fit.smallest(config, found, say)
     if least is None:
-        tried = (
-            "" if found.topology.ahead else f" of up to {topology_search.MOST_SIMULATED} devices"
-        )
+        tried = "" if found.topology.ahead else f" of up to {memory_fit.MOST_SIMULATED} devices"
         console.print(f"No listed topology of {kind}{tried} fits {rows}.")
     else:
-        console.print(f"Smallest listed topology that fits {rows}:\n  {show.short(least)}")
-    best, sure = topology_search.largest_batch(config, found, say)
+        console.print(f"Smallest listed topology that fits {rows}:\n  {memory_fit.short(least)}")
+    best, sure = memory_fit.largest_batch(config, found, say)
     if best is None:
         console.print(f"No batch fits on {found.topology}.")
         return
     end = "one row a shard more does not" if sure else "more may, too"
     console.print(
         f"Largest batch that fits on {found.topology}, "
-        f"in {(best.total or 0) / show.GIB:.2f} GiB ({end}):\n  {show.rows(best)}"
+        f"in {(best.total or 0) / GIB:.2f} GiB ({end}):\n  {memory_fit.rows(best)}"
     )
 
 
@@ -164,7 +165,7 @@ def _simulated(chosen: Topology) -> int:
     if chosen.ahead:
         return 1
     others = [each.devices for each in listed(chosen.kind)] if _SEARCH.value else []
-    return max([chosen.devices, *(n for n in others if n <= topology_search.MOST_SIMULATED)])
+    return max([chosen.devices, *(n for n in others if n <= memory_fit.MOST_SIMULATED)])
 
 
 if __name__ == "__main__":

@@ -46,14 +46,12 @@ from rich.console import Console
 
 from experiments import cli
 from experiments.runs import audit_flag
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.search import search_flags
 from experiments.search.search import Asked, Search
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import launch, local
-from experiments.sweeps.launchers.names import LAUNCHERS, require_own_flags
-from experiments.sweeps.launchers.stopping import stopped_by_signals
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
 from experiments.tracking import track_flag
@@ -83,12 +81,11 @@ _DRY_RUN = flags.DEFINE_bool(
     False,
     "List the trials with their states and an estimate of the time; train nothing.",
 )
-_LAUNCHER = flags.DEFINE_enum(
+_LAUNCHER = flags.DEFINE(
+    launch.LauncherParser(),
     "launcher",
     "local",
-    LAUNCHERS,
-    "What runs the jobs: processes on this machine, Slurm, or Ray. kubernetes writes a file for "
-    "kubectl, and print prints the jobs' commands.",
+    "What runs the jobs: processes on this machine, Slurm, or Ray. print prints their commands.",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes",
@@ -123,7 +120,7 @@ _RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 
 
 def sweep() -> None:
-    with stopped_by_signals():
+    with launch.stopped_by_signals():
         _sweep()
 
 
@@ -132,7 +129,7 @@ def _sweep() -> None:
     folder.require_sweep_or_empty()
     track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
-    require_own_flags(str(_LAUNCHER.value), flags.FLAGS)
+    launch.require_own_flags(str(_LAUNCHER.value), flags.FLAGS)
     if _LAUNCHER.value != "local" and _PER_JOB.value is not None:
         cli.refuse_ignored((_PROCESSES,), "--per_job says how many trials a job has")
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
@@ -146,7 +143,7 @@ def _sweep() -> None:
     if not _DRY_RUN.value:
         # The workers need the devices; this process traces shapes and reads texts.
         jax.config.update("jax_platforms", "cpu")
-        launch.require(launcher, folder)
+        launch.require(launcher)
     machine = local.slots(_PROCESSES.value, len(found)) if launcher == "local" else []
     loops = check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
@@ -243,15 +240,15 @@ def _trials() -> list[trials.Trial]:
     return trials.make(arguments, overrides)
 
 
-def _todo(mine: list[jobs.Job], folder: SweepFolder, how: How) -> list[jobs.Job]:
+def _todo(mine: list[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
     return [
         job for job in mine if any(folder.state(trial).status not in how.final for trial in job)
     ]
 
 
-def _how(halving: int = 0) -> How:
-    return How(
+def _how(halving: int = 0) -> RunOptions:
+    return RunOptions(
         execution=_EXECUTION.value,  # type: ignore[arg-type]
         retry=bool(_RETRY.value),
         audit=audit_flag.wanted(),
@@ -269,7 +266,7 @@ def _finish(view: View, folder: SweepFolder) -> None:
         sys.exit(1)
 
 
-def _list(view: View, todo: list[jobs.Job], how: How) -> None:
+def _list(view: View, todo: list[jobs.Job], how: RunOptions) -> None:
     """Print every trial with its digest and status, and an estimate of the time to train."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:

@@ -37,12 +37,12 @@ from experiments import cli
 from experiments.command_names import shown
 from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
-from experiments.runs.how import How
 from experiments.runs.interruption import between_programs
-from experiments.setup import config_errors, config_files
+from experiments.runs.run_options import RunOptions
+from experiments.setup import config_files
 from experiments.setup.config import parse, study_of
+from experiments.setup.config_flags import check_config
 from experiments.setup.from_config import make_any_task
-from experiments.setup.read_config import check_config
 from experiments.studies import history, registration, untrained
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
@@ -131,7 +131,7 @@ def tune() -> None:
         return
     announce()
     track = Track(trackers, group=workdir)
-    how = How(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
+    how = RunOptions(_EXECUTION.value, audit=wanted(), track=track)  # type: ignore[arg-type]
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     # Of the first seed's draw, so that the digest of the data is that of these runs.
     first = {"seed": protocol.seeds[0], "data__draw": protocol.seeds[0]}
@@ -223,7 +223,7 @@ def make_cells(
 
             def config(task: str = task, row: str = row, **changes: Any) -> RunConfig:
                 given = ",".join(filter(None, (argument, f"task={task}", f"row={row}")))
-                with config_errors.in_one_line([module.__file__]):
+                with config_files.in_one_line([module.__file__]):
                     made = module.get_config(given)
                 check_config(module.__file__, made)
                 named = {name.replace("__", "."): value for name, value in changes.items()}

@@ -17,16 +17,14 @@ from absl import flags
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
-from experiments.runs.how import How
-from experiments.sweeps import child_process, job_list, jobs, open_files, process_error
+from experiments.runs.run_options import RunOptions
+from experiments.sweeps import child_process, jobs, open_files, process_error
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial.")
-_JOBS = flags.DEFINE_string("jobs", None, "A file with jobs, to be given in place of --trial.")
-_JOB = flags.DEFINE_integer("job", None, "The number of the job in the file of --jobs, from 0 on.")
 _LOCK_WAIT = flags.DEFINE_float(
     "lock_wait",
     jobs.GRACE,
@@ -63,7 +61,7 @@ def worker() -> None:
     halving = int(_HALVING.value or 0)
     with process_error.written(folder.error(names[0])):
         track = jobs.tracked(folder, track_flag.wanted())
-        how = How(
+        how = RunOptions(
             execution=_EXECUTION.value,  # type: ignore[arg-type]
             retry=retry,
             audit=audit,
@@ -79,20 +77,13 @@ def worker() -> None:
 
 
 def _names() -> list[str]:
-    """The trials of --trial, or those of job --job in the file --jobs."""
-    if _JOBS.value is None and _JOB.value is None:
-        if not _TRIAL.value:
-            raise ValueError("--trial is missing: the name of a trial; repeat it for several")
-        for name in _TRIAL.value:
-            if name != Path(name).name:  # a file of this name would be elsewhere
-                raise ValueError(f"--trial={name}: expected the name of a folder in trials/")
-        return list(_TRIAL.value)
-    if _TRIAL.value:
-        raise ValueError("--trial and --jobs both name trials: give one of them")
-    if _JOBS.value is None or _JOB.value is None:
-        one, other = ("job", "jobs") if _JOBS.value is None else ("jobs", "job")
-        raise ValueError(f"--{one} needs --{other}: --jobs=FILE --job=NUMBER")
-    return job_list.read(Path(_JOBS.value), _JOB.value)
+    """The trials of --trial."""
+    if not _TRIAL.value:
+        raise ValueError("--trial is missing: the name of a trial; repeat it for several")
+    for name in _TRIAL.value:
+        if name != Path(name).name:  # a file of this name would be elsewhere
+            raise ValueError(f"--trial={name}: expected the name of a folder in trials/")
+    return list(_TRIAL.value)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,14 @@ def matches(pattern: str, path: str) -> bool:
     try:
         return re.fullmatch(rf"(?:.*/)?(?:{pattern})", path) is not None
     except re.error as error:
-        raise ValueError(f"pattern '{pattern}' is not a regular expression: {error}") from None
+        raise ValueError(
+            f"pattern {_quoted(pattern)} is not a regular expression: {error}"
+        ) from None
+
+
+def _quoted(pattern: str) -> str:
+    """A pattern for a message of one line."""
+    return f"'{pattern}'" if pattern.isprintable() else repr(pattern)
 
 
 def only(path: str) -> str:
@@ -100,8 +107,7 @@ def select_paths(
     for pattern in patterns:
         if not any(matches(pattern, path) for path in paths):
             close = nearest(pattern, [*paths, *words])
-            shown = f"'{pattern}'" if pattern.isprintable() else repr(pattern)  # one line
-            raise ValueError(f"pattern {shown} matches no {what}; nearest: {close}")
+            raise ValueError(f"pattern {_quoted(pattern)} matches no {what}; nearest: {close}")
     return [path for path in paths if any(matches(pattern, path) for pattern in patterns)]
 
 

@@ -1,15 +1,21 @@
 """Imports run one way, between packages and from folder to folder; configs are plain data."""
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import lora_jax
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
-    "lora_jax": {"variants", "experiments", "configs", "tests"},
-    "variants": {"experiments", "configs", "tests"},
-    "experiments": {"tests"},
+    "lora_jax": {"variants", "experiments", "configs", "benchmarks", "tests"},
+    "variants": {"experiments", "configs", "benchmarks", "tests"},
+    "experiments": {"benchmarks", "tests"},
+    "benchmarks": {"tests"},
     "configs": {"jax", "jaxlib", "flax", "optax", "lora_jax", "variants", "experiments", "tests"},
 }
 
@@ -72,16 +78,12 @@ ROOMS = (
     "experiments.analysis",
     "experiments.search",
     "experiments.studies",
-    "experiments.benchmarks",
-    "experiments.benchmarks.contenders",
-    "experiments.benchmarks.suites",
     "experiments.tables",
     "experiments.catalogue",
     "experiments.exports",
     "experiments.exports.formats",
     "experiments.figures",
     "experiments.reports",
-    "experiments.soaking",
     "experiments",
 )
 """Folders, and files at the top that others import, lowest first: each imports only earlier ones.
@@ -156,3 +158,25 @@ def test_the_check_sees_an_import_against_the_direction(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("def f():\n    from variants import lora\n")
     assert {name.partition(".")[0] for name in imported(path)} == {"variants"}
+
+
+def test_public_names_are_those_that_type_checkers_see():
+    tree = ast.parse((ROOT / "lora_jax" / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {(alias.asname, node.module) for node in block.body for alias in node.names}
+    assert len(seen) > 40
+    for name, file in seen:
+        found = getattr(lora_jax, name)
+        assert found is getattr(importlib.import_module(file), name), name
+        assert name in dir(lora_jax)
+    with pytest.raises(AttributeError, match="'lora_jax' has no attribute 'adapts'"):
+        lora_jax.adapts  # noqa: B018
+
+
+def test_reading_records_imports_no_transform():
+    code = (
+        "import sys, lora_jax.records.run_record; "
+        "print(any(name.startswith('lora_jax.transform') for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr

@@ -3,13 +3,11 @@
 Autodoc reads signatures and docstrings as Sphinx builds the pages.
 """
 
-import ast
 import importlib
 import inspect
 import pkgutil
 import types
 from collections.abc import Iterator
-from pathlib import Path
 
 import lora_jax
 from docs.generate.docstrings import escaped
@@ -17,17 +15,8 @@ from docs.generate.rst import heading, table
 
 
 def names() -> list[str]:
-    """What `lora_jax` exports: the names that its `__init__` imports as themselves."""
-    assert lora_jax.__file__ is not None
-    tree = ast.parse(Path(lora_jax.__file__).read_text(encoding="utf-8"))
-    found = [
-        alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-        if alias.asname == alias.name
-    ]
-    return sorted(found, key=str.lower)
+    """What `lora_jax` exports."""
+    return sorted(set(dir(lora_jax)) - {"__version__"}, key=str.lower)
 
 
 def packages() -> list[str]:

@@ -116,7 +116,7 @@ def notes(catalogue: Catalogue) -> list[str]:
         f"Parameters: those that the adapter of {catalogue.of} begins with, by default settings; "
         "no head.",
         "Step: the time of a training step of MiniLM (32 x 48 tokens) over that of a step with "
-        f"LoRA, by {shown('bench')} --suite=methods{where}.",
+        f"LoRA, by python -m benchmarks --suite=methods{where}.",
         "vLLM: the rank of the plain LoRA that is equal (`as_lora`), if it is at most "
         f"{MOST_RANKS}, as vLLM serves; {shown('export')} --as=peft --for=vllm writes "
         "it. Merged (--as=merged), every method is a plain model, which any server loads.",

@@ -4,10 +4,9 @@ import dataclasses
 
 import variants
 from experiments.analysis import labels
-from experiments.benchmarks.results import Found
 from experiments.catalogue import sizes, source
 from experiments.catalogue.abilities import Abilities, abilities
-from experiments.catalogue.step_costs import StepCosts
+from experiments.catalogue.step_costs import StepCost, StepCosts
 from lora_jax.uses import Uses
 
 MOST_RANKS = 512
@@ -28,7 +27,7 @@ class Method:
     """Why it cannot; empty if it can."""
     abilities: Abilities | None
     """None for a method without an adapter."""
-    step: Found | None
+    step: StepCost | None
     """The time of a training step over that of LoRA's; None if it was not measured."""
     peft: str
     paper: str

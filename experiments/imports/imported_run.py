@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import lora_jax as lj
 from configs.settings import IMPORTED, RunConfig
-from experiments.setup import suggested
-from experiments.setup.config import parse
+from experiments.setup.config import fill, parse
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.load_source import Loaded
@@ -59,7 +58,7 @@ def config_of(plain: Mapping[str, Any], found: Loaded) -> RunConfig:
         "targets": [_target(each, usual) for each in targets],
         "also_train": [only(path) for path in found.trainable["params"]],
     }
-    return parse({**suggested.fill({**plain, **changes}), "variant": own})
+    return parse({**fill({**plain, **changes}), "variant": own})
 
 
 def _target(target: Target, usual: lj.Variant) -> Any:

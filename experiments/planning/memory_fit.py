@@ -1,19 +1,27 @@
-"""Compile a training step to find out whether it fits in the memory of a topology's devices."""
+"""Compile a training step to find out whether it fits in the memory of a topology's devices.
+
+`fit` compiles; `smallest` and `largest_batch` search with it for the smallest topology that fits,
+and for the largest batch; `show` makes tables and sentences of what is found.
+"""
 
 import dataclasses
 import math
 import re
 import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from rich.console import Group
+from rich.table import Table
 
 from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import AbstractStep
-from experiments.planning.topologies import GIB, Topology, devices_of
-from lora_jax.compiled.collectives import Collective, collectives
+from experiments.planning.topologies import GIB, Topology, devices_of, listed
+from experiments.plurals import count
 from lora_jax.partition import flatten
-from lora_jax.sharding.mesh import ROWS, make_mesh, part_count
+from lora_jax.sharding.mesh import AXES, ROWS, make_mesh, part_count
 from lora_jax.uses import WeightUse
 
 # CPUs have no matrix products in bfloat16, so their compiler converts weights to float32. It would
@@ -22,6 +30,17 @@ SIMULATION_OPTIONS: dict[str, str | bool] = {
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion"
 }
 """Options of the CPU's compiler that make its temporaries more like those of other devices."""
+
+MOST_SIMULATED = 64
+"""The most devices that a search simulates."""
+MOST_ROWS = 4096
+TRIES = 8
+"""The most programs that the search for a batch compiles."""
+
+SIMULATION_NOTE = (
+    "Temporaries and collectives are those of a program for the CPU, which keeps\n"
+    "float32 where a TPU's or GPU's has bfloat16: take them as a rough guide."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +109,8 @@ class Fit:
     temporaries: int | None = None
     """Gradients, activations and other buffers of the program; None if it was not compiled."""
     code: int = 0
-    collectives: tuple[Collective, ...] = ()
+    collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How often the program's text has each kind of collective (`collectives`)."""
     seconds: float = 0.0
     """The seconds that compilation took."""
     refused: str = ""
@@ -120,23 +140,24 @@ class Fit:
         """One sentence on what does not fit; empty if everything fits."""
         if self.fits:
             return ""
-        gib = f"{self.topology.capacity / GIB:.2f} GiB that a device of {self.topology} has"
-        if self.arrays.total > self.topology.capacity:
-            return (
-                f"Does not fit: weights, adapters and optimiser alone are "
-                f"{self.arrays.total / GIB:.2f} GiB a device, more than the {gib}."
-            )
-        if self.loading > self.topology.capacity:
-            reads = f"weights are {self.loading / GIB:.2f} GiB a device as they are read"
-            return f"Does not fit: {reads}, before they are quantised, more than the {gib}."
-        if self.total is not None and self.total > self.topology.capacity:
-            asks = f"it asks for {self.total / GIB:.2f} GiB a device"
-            return f"Does not fit: {asks}, more than the {gib}."
-        if self.total is not None or self.hopeless:
-            whole = (self.total or self.arrays.total) + self.saving
-            asks = f"while it saves, it asks for {whole / GIB:.2f} GiB a device"
-            return f"Does not fit: {asks}, more than the {gib}."
-        return f"Does not fit: {self.refused}, more than the {gib}."
+        reasons = (
+            (self.arrays.total, "weights, adapters and optimiser alone are {} a device"),
+            (self.loading, "weights are {} a device as they are read, before they are quantised"),
+            (self.total or 0, "it asks for {} a device"),
+            (
+                (self.total or self.arrays.total) + self.saving,
+                "while it saves, it asks for {} a device",
+            ),
+        )
+        capacity = self.topology.capacity
+        for size, said in reasons:
+            if size > capacity:
+                why = said.format(f"{size / GIB:.2f} GiB")
+                break
+        else:
+            why = self.refused
+        more = f"more than the {capacity / GIB:.2f} GiB that a device of {self.topology} has"
+        return f"Does not fit: {why}, {more}."
 
 
 def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | None = None) -> Fit:
@@ -173,9 +194,23 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
         empty,
         temporaries=memory.temp_size_in_bytes + max(outputs, 0),
         code=memory.generated_code_size_in_bytes,
-        collectives=tuple(collectives(compiled.as_text() or "")),
+        collectives=collectives(compiled.as_text() or ""),
         seconds=took,
     )
+
+
+_COLLECTIVE = re.compile(
+    r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def collectives(text: str) -> Counter[str]:
+    """How often a compiled program's text has each kind of collective.
+
+    The body of a loop over layers is counted once. On TPUs, a reduce-scatter is an all-reduce of
+    which a part is kept.
+    """
+    return Counter(_COLLECTIVE.findall(text))
 
 
 def arrays_of(found: AbstractStep) -> Arrays:
@@ -257,3 +292,188 @@ def refusal(text: str) -> str:
         return "the compiler finds no way to run it"
     number, unit = (each for each in sizes.groups() if each is not None)
     return f"the program needs {number} {unit}iB a device"
+
+
+# ---- searches ------------------------------------------------------------------------------------
+
+
+def smallest(config: RunConfig, known: Fit, say: Callable[[str], None]) -> Fit | None:
+    """The smallest listed topology of the same kind that fits the same rows a shard, or None.
+
+    Its mesh is that of `known` for the same topology, else that of `mesh_like`. Simulated
+    topologies with more than MOST_SIMULATED devices are not tried. If no listed one fits, but
+    `known` does, `known` is returned.
+
+    Args:
+      known: the fit that has been found already.
+      say: called with a text before each compilation, which takes time.
+    """
+    for chosen in listed(known.topology.kind):
+        if chosen == known.topology:
+            found = known
+        elif chosen.ahead or chosen.devices <= MOST_SIMULATED:
+            say(f"compiling for {chosen}")
+            found = fit(config, chosen, mesh_like(known.mesh, chosen), known.rows)
+        else:
+            continue
+        if found.fits:
+            return found
+    return known if known.fits else None
+
+
+def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
+    """Sizes of data, fsdp and tensor for another number of devices.
+
+    data is 1. tensor is the greatest common divisor of the old size and the number of devices. fsdp
+    takes the rest.
+    """
+    tensor = math.gcd(mesh[2], chosen.devices)
+    return 1, chosen.devices // tensor, tensor
+
+
+def largest_batch(
+    config: RunConfig, known: Fit, say: Callable[[str], None]
+) -> tuple[Fit | None, bool]:
+    """The fit with the most rows a shard, and whether one more row is known not to fit.
+
+    Memory grows by about the same amount with every row. Once two programs fit, a line through
+    them gives the next number of rows to try. If these do not fit, the search tries fewer and
+    fewer.
+    """
+    fits = {known.rows: known} if known.fits else {}
+    least = MOST_ROWS + 1 if known.fits else known.rows  # this many do not fit
+    misses = 0
+    for _ in range(TRIES):
+        best = max(fits, default=0)
+        if least - best <= 1:
+            break
+        rows = _next(fits, best, least, misses)
+        say(f"compiling with {count(rows, 'row')} a shard")
+        found = fit(config, known.topology, known.mesh, rows)
+        if found.fits:
+            fits[rows], misses = found, 0
+        else:
+            least, misses = rows, misses + 1
+    best = max(fits, default=0)
+    return fits.get(best), best < MOST_ROWS and least - best <= 1
+
+
+def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
+    """The number of rows to try next: more than `best`, which fits, and fewer than `least`."""
+    if len(fits) < 2:
+        wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
+    else:
+        one, two = sorted(fits)[-2:]
+        low, high = (fits[rows].total or 0 for rows in (one, two))
+        capacity = fits[two].topology.capacity
+        slope = max((high - low) / (two - one), 1.0)
+        # With few rows, memory may not grow at all.
+        wanted = min(int(two + (capacity - high) / slope), 16 * best)
+        if misses:
+            halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least
+            wanted = min(wanted, halfway, least - 2 ** (misses - 1))
+    return max(best + 1, min(wanted, least - 1, MOST_ROWS))
+
+
+# ---- what a plan prints --------------------------------------------------------------------------
+
+
+def show(found: Fit) -> Group:
+    """Show the memory, FLOPs and collectives of a step, and whether it fits."""
+    parts = [heading(found), memory(found), flops(found)]
+    if found.collectives:
+        parts.append(moved(found))
+    parts.append(verdict(found))
+    return Group(*parts)
+
+
+def heading(found: Fit) -> str:
+    """The devices, the mesh and the batch, a line for each."""
+    chosen, sizes = found.topology, dict(zip(AXES, found.mesh, strict=True))
+    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
+    return "\n".join(
+        (
+            f"{chosen}: {count(chosen.devices, 'device')} of "
+            f"{chosen.capacity / GIB:.2f} GiB, compiled {compiled}",
+            f"mesh: {mesh}",
+            f"batch: {rows(found)}",
+        )
+    )
+
+
+def rows(found: Fit) -> str:
+    """The rows of a batch, and how shards and accumulation make them up."""
+    shards = found.mesh[0] * found.mesh[1]
+    batch = found.rows * shards * found.accumulate
+    times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
+    parts = f"{count(shards, 'shard')} by data x fsdp"
+    each = f"{count(found.rows, 'row')} a shard, {parts}{times}"
+    own = ""
+    if found.asked not in (0, batch):
+        own = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    return f"{batch} x {found.tokens} tokens a step ({each}){own}"
+
+
+def memory(found: Fit) -> Table:
+    """A table of the memory of one device, with a row for each part."""
+    made = Table("", title_justify="left")
+    made.add_column("GiB a device", justify="right")
+    parts = {
+        "weights": found.arrays.weights,
+        "adapters" if found.flops.frozen else "trained": found.arrays.adapters,
+        "optimiser": found.arrays.optimizer,
+        "other": found.arrays.other,
+        "temporaries": found.temporaries,
+        "program": found.code if found.temporaries is not None else None,
+    }
+    saves = None if found.total is None else found.total + found.saving
+    whole = {
+        "total": found.total,
+        "while it saves": saves,
+        "while it loads": found.loading,
+        "capacity": found.topology.capacity,
+    }
+    for name, each in parts.items():
+        made.add_row(name, _gib(each), end_section=name == "program")
+    for name, each in whole.items():
+        made.add_row(name, _gib(each))
+    return made
+
+
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / GIB:.2f}"
+
+
+def flops(found: Fit) -> str:
+    """The FLOPs for one token: of the step, and of recomputed layers."""
+    each = found.flops
+    kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
+    said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
+    again = f"\n  and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
+    return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"
+
+
+def moved(found: Fit) -> str:
+    """The collectives of the program."""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.collectives.items()))
+    return f"collectives of the program, with the loop over layers counted once:\n  {kinds}"
+
+
+def verdict(found: Fit) -> str:
+    """One sentence on whether the step fits, and a caution if devices were simulated."""
+    took = f"compiled in {found.seconds:.0f} s" if found.seconds else "not compiled"
+    simulated = "" if found.topology.ahead or found.total is None else f"\n{SIMULATION_NOTE}"
+    if not found.fits or found.total is None:
+        return f"{found.why_not} ({took}){simulated}"
+    share = found.total / found.topology.capacity
+    return f"Fits, in {share:.0%} of a device's memory ({took}).{simulated}"
+
+
+def short(found: Fit) -> str:
+    """A fit in one short line."""
+    mesh = ",".join(map(str, found.mesh))
+    total = (found.total or 0) / GIB
+    return (
+        f"{found.topology}, --mesh={mesh}: {total:.2f} of {found.topology.capacity / GIB:.2f} GiB"
+    )

@@ -17,15 +17,23 @@ with N weights, of which n are in linear layers of shapes (in, out):
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from rich.table import Table
 
 import variants
 from configs.settings import TextConfig
 from experiments.planning.abstract_step import batch_of
-from experiments.setup.experiment import Experiment
+from experiments.planning.model_sizes import SIZES
+from experiments.planning.topologies import GIB
+from experiments.setup import config_files
+from experiments.setup.config import parse
+from experiments.setup.config_flags import read_config
+from experiments.setup.experiment import Experiment, build
+from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.sharding import memory
@@ -38,6 +46,11 @@ BITS: dict[str, float] = {
     "int8": 8,
 }
 """Bits of a quantised weight; the scales of int8, one for each column, are left out."""
+
+GB = 10**9
+CARDS = (16, 24, 40, 48, 80, 141)
+"""Memory sizes of common accelerators in GB, as `topologies` takes them: 80 GB are 74.5 GiB."""
+PARTS = ("weights", "trained", "gradients", "AdamW", "temporaries", "total")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,3 +215,63 @@ def as_compiled(experiment: Experiment) -> Memory:
         optimizer=memory.tree_bytes((state.opt_state, state.average)),
         temporaries=max(analysis.temp_size_in_bytes - trained, 0),
     )
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def published_sizes(tokens: int) -> Table:
+    """A table of published model sizes, with the smallest card that each method fits on."""
+    made = Table("model", "method", *PARTS, "smallest card")
+    settings = {
+        "full": Setting(None, width=4, tokens=tokens, predicted=tokens, remat=True),
+        "LoRA r=16": Setting(
+            LowRank(rank=16), width=2, tokens=tokens, predicted=tokens, remat=True
+        ),
+        "QLoRA r=16": Setting(
+            LowRank(rank=16), "nf4_double", 2, tokens=tokens, predicted=tokens, remat=True
+        ),
+    }
+    for name, content in SIZES.items():
+        config = LlamaConfig.from_json(content)
+        for method, setting in settings.items():
+            found = by_formula(config, setting)
+            made.add_row(name, method, *_numbers(found, GIB), smallest_card(found))
+    return made
+
+
+def smallest_card(found: Memory) -> str:
+    """The smallest of CARDS that a step fits on, with 5% of its memory to spare."""
+    for size in CARDS:
+        if found.total <= 0.95 * size * GB:
+            return f"{size} GB"
+    return f"none of {CARDS[-1]} GB"
+
+
+def side_by_side(config: str, methods: Sequence[str]) -> Table:
+    """A table of the memory of a config's methods, by formula and as compiled."""
+    made = Table("method", "", *PARTS)
+    for method in methods:
+        separator = "," if ":" in config else ":"
+        try:
+            found = read_config([f"--config={config}{separator}method={method}"])
+        except ValueError as error:
+            unknown = config_files.unknown_argument(error)
+            if unknown is None or unknown.key != "method":
+                raise
+            raise ValueError(
+                f"--config={config} has no argument 'method' with values to compare: choose a "
+                "config that has one, such as configs/instruct.py"
+            ) from error
+        experiment = build(parse(found.to_dict()))
+        formula = by_formula(experiment.texts.shape, setting_of(experiment))
+        made.add_row(method, "formula", *_numbers(formula, 2**20))
+        made.add_row("", "compiled", *_numbers(as_compiled(experiment), 2**20))
+        made.add_section()
+    return made
+
+
+def _numbers(found: Memory, unit: int) -> list[str]:
+    digits = 1 if unit == GIB else 0
+    values = (*dataclasses.astuple(found), found.total)
+    return [f"{value / unit:,.{digits}f}" for value in values]

@@ -13,6 +13,7 @@ from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained, of_texts
 from experiments.setup.validate import FROM_OPTIONS
 from lora_jax import data
+from lora_jax.data.tokenised_task import Completions
 from lora_jax.data.tokenizing.encode_prompts import encode_prompts
 from lora_jax.generation.beam_search import beam_search
 from lora_jax.generation.generate import generate
@@ -25,12 +26,11 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
 
     Prompts are tokenised and cut as in training, and cut further to leave room for an answer.
     """
-    tokenizer, step = experiment.texts.tokenizer, experiment.step
-    if step is None or tokenizer.eos_id is None:
-        raise ValueError(
-            f"task '{experiment.texts.task.name}' is not text-to-text: nothing is written"
-        )
-    section, limit = _settings(experiment), experiment.texts.prompt_limit
+    texts, step = experiment.texts, experiment.step
+    tokenizer = texts.tokenizer
+    if step is None or not isinstance(texts, Completions) or tokenizer.eos_id is None:
+        raise ValueError(f"task '{texts.task.name}' is not text-to-text: nothing is written")
+    section, limit = _settings(experiment), texts.prompt_limit
     beams = {
         "beams": section.beams,
         "length_penalty": section.length_penalty,

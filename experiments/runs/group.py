@@ -1,4 +1,4 @@
-"""Trials that train together: one by itself, or several in arrays of one structure."""
+"""Trials that train together: several in arrays of one structure, or a run by itself."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.loop import TrialRun
 from lora_jax.training.masking import narrow, union, widen
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import ManyTrials, OneTrial
+from lora_jax.training.saved_trials import SavedTrials
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_step
 from lora_jax.transform.adapt import init_shapes
 from lora_jax.transform.placement import Trainable
@@ -35,60 +35,44 @@ Outputs = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Alone:
-    """One trial, number 0; the numbers of its optimiser are constants of its program."""
-
-    experiment: Experiment
-    outputs: dict[Experiment, Outputs] = dataclasses.field(default_factory=dict)
-    """The outputs of each trial at its newest evaluation, which `evaluate` leaves here."""
-
-    @property
-    def experiments(self) -> tuple[Experiment]:
-        return (self.experiment,)
-
-    def start(self) -> list[TrainState]:
-        """The trials' states before the first step, in arrays of their own."""
-        return [self.experiment.start(keep=writes_samples(self.experiment.config))]
-
-    def program(self, execution: trial_program.Execution) -> trial_program.Program:
-        """The program that steps the trials (see `lora_jax.training.trial_program`)."""
-        return trial_program.alone(self.experiment.make_step(), self.experiment.separated)
-
-    def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
-        """The adapted model of a trial without dropout, as a function of a batch."""
-        return self.experiment.adapted_call(trainable)
-
-    def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
-        """The metrics of a trial's trainables."""
-        return _evaluate(self, number, trainable)
-
-    def own(self, number: int, state: TrainState) -> TrainState:
-        """A trial's state in the shapes that it has alone."""
-        return state
-
-    @contextlib.contextmanager
-    def saved(self, folder: Path) -> Iterator[OneTrial]:
-        """The checkpoints of the trials in a folder."""
-        loop = self.experiment.loop
-        with Checkpoints(folder / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints:
-            yield OneTrial(checkpoints, _identity([self.experiment]))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Together:
-    """Several trials, in arrays of one structure, with the methods of `Alone`."""
+class Group:
+    """Trials that train together, in arrays of one structure. A run is a group of one."""
 
     experiments: tuple[Experiment, ...]
     common: Experiment
     """The first trial, whose model all use, with this model adapted in the common structure."""
     frozen: tuple[lj.Frozen, ...]
     trainables: tuple[Trainable, ...]
-    traced: trial_program.TracedStep
+    alone: bool
+    """Whether the numbers of the one trial's optimiser are constants of its program."""
+    step: trial_program.TracedStep
     """The step of all trials. A group of some of them has the same function, compiled once."""
     outputs: dict[Experiment, Outputs] = dataclasses.field(default_factory=dict)
-    """As in `Alone`; groups of some of these trials share it."""
+    """The outputs of each trial at its newest evaluation, which `evaluate` leaves here.
 
-    def take(self, numbers: Sequence[int]) -> "Together":
+    Groups of some of these trials share it.
+    """
+
+    @classmethod
+    def of(cls, experiments: Sequence[Experiment], alone: bool = False) -> "Group":
+        """Put the trials of a group (`experiments.sweeps.grouping`) into one structure.
+
+        Args:
+          alone: whether this is a run by itself, of one trial, which keeps its own structure.
+        """
+        first, trainables = experiments[0], [each.trainable for each in experiments]
+        common, frozen = first, [first.separated]
+        if not alone:
+            common, wide = _widened(experiments)
+            trainables, halves = zip(*wide, strict=True)
+            frozen = separated(first.config.model, *halves)
+        step = traced_step(
+            common.adapted, common.predict, common.texts.loss, common.config, common.loop.steps
+        )
+        arrays = tuple(frozen), tuple(trainables)
+        return cls(tuple(experiments), common, *arrays, alone=alone, step=step)
+
+    def take(self, numbers: Sequence[int]) -> "Group":
         """The group of the trials with these numbers, in the same structure."""
         return dataclasses.replace(
             self,
@@ -98,35 +82,48 @@ class Together:
         )
 
     def start(self) -> list[TrainState]:
+        """The trials' states before the first step, in arrays of their own."""
+        if self.alone:
+            return [self.common.start(keep=writes_samples(self.common.config))]
         return [
-            TrainState.create(
-                self.common.adapted,
-                each.tx,
-                jax.tree.map(jnp.copy, trainable),
-                frozen,
-                each.rng,
-                averaged="ema" in each.hyper,
-            )
+            dataclasses.replace(
+                each, adapted=self.common.adapted, trainable=trainable, frozen=frozen
+            ).start()
             for each, trainable, frozen in zip(
                 self.experiments, self.trainables, self.frozen, strict=True
             )
         ]
 
     def program(self, execution: trial_program.Execution) -> trial_program.Program:
+        """The program that steps the trials (see `lora_jax.training.trial_program`)."""
+        if self.alone:
+            return trial_program.alone(self.common.make_step(), self.frozen[0])
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
         ]
-        return trial_program.make_program(execution, self.traced, self.frozen, hyper)
+        return trial_program.make_program(execution, self.step, self.frozen, hyper)
 
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
-        """As in `Alone`; `trainable` is in the program's structure."""
+        """The adapted model of a trial without dropout, as a function of a batch.
+
+        Args:
+          trainable: in the program's structure.
+        """
         return lambda batch: self.common.jitted(trainable, self.frozen[number], batch)
 
     def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
-        return _evaluate(self, number, trainable)
+        """The metrics of a trial's trainables, in the program's structure."""
+        mine = self.experiments[number]
+        with explained(of_evaluation(mine.config)):
+            outputs = mine.predictions(self.call(number, trainable), *mine.scored)
+        self.outputs[mine] = outputs
+        return mine.texts.score(outputs)
 
     def own(self, number: int, state: TrainState) -> TrainState:
+        """A trial's state in the shapes that it has alone."""
+        if self.alone:
+            return state
         mine = self.experiments[number]
         trainable = narrow(state.trainable, mine.trainable)
         like = mine.adapted.init_state(mine.trainable, mine.frozen)
@@ -134,27 +131,20 @@ class Together:
         return dataclasses.replace(state, trainable=trainable, variant_state=variant_state)
 
     @contextlib.contextmanager
-    def saved(self, folder: Path) -> Iterator[ManyTrials]:
-        digests = [config_digest(each.config.plain) for each in self.experiments]
-        identity = {"trials": config_digest({"trials": digests}), **_identity(self.experiments)}
+    def saved(self, folder: Path) -> Iterator[SavedTrials]:
+        """The checkpoints of the trials in a folder."""
         keep_best = self.experiments[0].config.train.select == "best"
         with Checkpoints(folder / "checkpoints") as checkpoints:
-            yield ManyTrials(checkpoints, identity, keep_best)
-
-
-def _evaluate(group: Alone | Together, number: int, trainable: Trainable) -> dict[str, float]:
-    mine = group.experiments[number]
-    with explained(of_evaluation(mine.config)):
-        outputs = mine.predictions(group.call(number, trainable), *mine.scored)
-    group.outputs[mine] = outputs
-    return mine.texts.score(outputs)
+            yield SavedTrials(checkpoints, _identity(self.experiments), keep_best)
 
 
 def _identity(experiments: Sequence[Experiment]) -> dict[str, str]:
     """Digests of what trials of one program depend on besides their states."""
     first, texts = experiments[0], dict.fromkeys(each.texts for each in experiments)
     data = [each.task.digest() for each in texts]
+    configs = [config_digest(each.config.plain) for each in experiments]
     return {
+        "trials": config_digest({"trials": configs}),
         "weights": first.weights_digest,
         "files of config and tokenizer": first.reading_digest,
         "data": data[0],
@@ -164,8 +154,10 @@ def _identity(experiments: Sequence[Experiment]) -> dict[str, str]:
     }
 
 
-def together(experiments: Sequence[Experiment]) -> Together:
-    """Put the trials of a group (`experiments.sweeps.grouping`) into one structure."""
+def _widened(
+    experiments: Sequence[Experiment],
+) -> tuple[Experiment, list[tuple[Trainable, lj.Frozen]]]:
+    """The first trial with factors large enough for all, and each trial's arrays in its shapes."""
     first = experiments[0]
     rules = tuple(
         (of_target[0][0], union([variant for _, variant in of_target]))
@@ -176,18 +168,7 @@ def together(experiments: Sequence[Experiment]) -> Together:
     params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
     like = init_shapes(adapted, jax.random.key(0), params, example, example, example)
     wide = [widen(each.trainable, each.frozen, like) for each in experiments]
-    trainables, frozen = zip(*wide, strict=True)
-    common = dataclasses.replace(first, adapted=adapted)
-    halves = tuple(separated(first.config.model, *frozen))
-    return Together(
-        experiments=tuple(experiments),
-        common=common,
-        frozen=halves,
-        trainables=trainables,
-        traced=traced_step(
-            adapted, common.predict, common.texts.loss, common.config, common.loop.steps
-        ),
-    )
+    return dataclasses.replace(first, adapted=adapted), wide
 
 
 def with_batches_for(

@@ -1,5 +1,6 @@
 """Show the quickstart's two runs: a table, and how each classifies three sentences."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -75,8 +76,11 @@ def _classify(trained: Trained) -> list[str]:
     """The predicted label of each sentence, with its probability."""
     _, experiment, trainable = trained
     texts, examples = experiment.texts, data.Examples("sentences", SENTENCES, None)
-    encoded = data.encode(texts.tokenizer, examples, texts.boundaries[-1])
-    logits = experiment.outputs(experiment.adapted_call(trainable), encoded)
+    encoded = {"sentences": data.encode(texts.tokenizer, examples, texts.boundaries[-1])}
+    of_sentences = dataclasses.replace(
+        experiment, texts=dataclasses.replace(texts, encoded=encoded)
+    )
+    logits = of_sentences.outputs(experiment.adapted_call(trainable), "sentences")
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     odds /= odds.sum(axis=1, keepdims=True)
     names = (isinstance(texts.task, data.Task) and texts.task.label_names) or ()

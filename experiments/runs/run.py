@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 
 from configs.settings import RunConfig
 from experiments.distributed import processes
-from experiments.runs import data_line
+from experiments.runs.announce import TooManyTrialsError, announce, describe
 from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
-from experiments.runs.how import USUAL, How
-from experiments.runs.memory_line import TooManyTrialsError, announce
-from experiments.runs.train_trials import Order, train
+from experiments.runs.run_options import USUAL, RunOptions
+from experiments.runs.training import Order, train
 from experiments.setup import from_data
 from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
@@ -69,7 +68,7 @@ def run(
       LostFolderError: the folder was removed or replaced during the run (also a ValueError).
       Interrupted: a SIGTERM came before the end of training; there is no record yet.
     """
-    how = How(retry=True, audit=audit, track=track)
+    how = RunOptions(retry=True, audit=audit, track=track)
     (ended,) = run_together([config], [workdir], how, label, say, mesh)
     if isinstance(ended, Exception):
         raise ended
@@ -79,7 +78,7 @@ def run(
 def run_together(
     configs: Sequence[RunConfig],
     folders: Sequence[Path],
-    how: How = USUAL,
+    how: RunOptions = USUAL,
     label: str = "trials",
     say: Say | None = None,
     mesh: Mesh | None = None,
@@ -205,7 +204,7 @@ def _build(
         try:
             if loaded is None and say is not None and processes.writes():
                 texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
-                line = data_line.describe(config, texts)
+                line = describe(config, texts)
                 alike = all(configs[each].data == config.data for each in numbers)
                 say(line if alike else f"{line} (of the first trial)")
                 if config.model.products and not multiplies_bfloat16():

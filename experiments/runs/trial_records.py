@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.distributed import processes
 from experiments.runs import artifacts
 from experiments.runs.folder_lock import HeldFolder
-from experiments.runs.group import Alone, Together
+from experiments.runs.group import Group
 from experiments.runs.rungs import Decision, of_trial
 from experiments.setup.experiment import Experiment
 from experiments.tracking.tracking import Tracking
@@ -61,9 +61,7 @@ class TrialRecords:
         number = list(self._folders)[place]
         return self._tracking.metrics(number, self._folders[number], processes.writes())
 
-    def completed(
-        self, number: int, group: Alone | Together, place: int, state: TrainState, note: str
-    ) -> None:
+    def completed(self, number: int, group: Group, place: int, state: TrainState) -> None:
         """Save what a trained trial leaves, and its record.
 
         Args:
@@ -78,7 +76,7 @@ class TrialRecords:
         scored = group.outputs.get(mine, {}) if is_last else {}
         results = artifacts.save(mine, own, self._folders[number], call, scored)
         self._tracking.write(number, self.outcomes[number].steps, results.written, results.images)
-        self._end(number, "completed", note, results)
+        self._end(number, "completed", "", results)
 
     def diverged(self, number: int) -> None:
         self._end(number, "diverged", artifacts.NOT_FINITE.format(self.outcomes[number].steps))

@@ -14,22 +14,20 @@ from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
     TaskAndModel,
-    Texts,
     boundaries,
     check_vocabulary,
     text_limit,
 )
 from lora_jax import data
-from lora_jax.metrics import label_metrics
+from lora_jax.data.tokenised_task import LabelledTexts
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
 from lora_jax.models.published import encoders, torch_names, weight_files
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.reading_files import reading_digest, unchanged
 from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
-from lora_jax.training.step import cross_entropy, squared_error
 
 
-def read_texts(config: ClassifierConfig, task: data.Task | None = None) -> Texts:
+def read_texts(config: ClassifierConfig, task: data.Task | None = None) -> LabelledTexts:
     """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
     task = task or from_config.make_task(config.data)
     folder = locate(config.model.name)
@@ -43,23 +41,17 @@ def read_texts(config: ClassifierConfig, task: data.Task | None = None) -> Texts
     encoded = {name: each.encoded for name, each in tokenised.items()}
     # DeBERTa without token types accepts and ignores any token type.
     check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
-    return Texts(
+    return LabelledTexts(
         task=task,
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=tokenised["train"].examples_per_second,
         boundaries=boundaries(encoded, config.data, limit),
         shape=shape,
-        loss=cross_entropy if task.label_names else squared_error,
-        collate=data.collate,
-        examples=lambda part, rows: rows,
-        labels=lambda part: parts[part].labels,
-        score=lambda outputs: label_metrics.score_parts(task, outputs),
-        rules=ENCODER,
     )
 
 
-def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
+def load(config: ClassifierConfig, texts: LabelledTexts, mesh: Mesh | None) -> TaskAndModel:
     """Load a config's task and model (see `load.load`)."""
     folder = locate(config.model.name)
     task: Any = texts.task
@@ -86,7 +78,7 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndMo
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
-    return TaskAndModel(texts, model, digest, reading, fresh=loaded.fresh)
+    return TaskAndModel(texts, model, ENCODER, digest, reading, fresh=loaded.fresh)
 
 
 def load_abstract(config: ClassifierConfig) -> TaskAndModel:
@@ -94,7 +86,7 @@ def load_abstract(config: ClassifierConfig) -> TaskAndModel:
     texts = read_texts(config)
     task: Any = texts.task
     abstracted = lj.from_nnx(abstract(texts.shape, config.model, task.num_outputs))
-    return TaskAndModel(texts, lambda key: abstracted)
+    return TaskAndModel(texts, lambda key: abstracted, ENCODER)
 
 
 def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:

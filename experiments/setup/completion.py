@@ -1,13 +1,9 @@
 """Load text-to-text tasks: a decoder learns completions, and is scored by their likelihood."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from configs.settings import DecoderSettings, GenerateSettings, TextConfig
@@ -15,14 +11,13 @@ from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
     TaskAndModel,
-    Texts,
     boundaries,
     check_vocabulary,
     text_limit,
 )
 from experiments.setup.validate import LAYERS, check_written
 from lora_jax import data
-from lora_jax.metrics import label_metrics
+from lora_jax.data.tokenised_task import Completions
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.kv_cache import cached_step, empty_cache
@@ -33,67 +28,8 @@ from lora_jax.models.published.sharding_rules import DECODER, shardings_of
 from lora_jax.sharding import memory
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """One part of a text-to-text task: each row is a prompt with its completion or all options."""
-
-    encoded: data.Encoded
-    answers: np.ndarray | None = None
-    """The index of the right option, (questions,); None if rows are completions."""
-    offsets: np.ndarray | None = None
-    """Where the options of each question begin and end in the list of all options, or None.
-
-    Question i has the options from offsets[i] to offsets[i + 1] - 1.
-    """
-
-    @property
-    def options(self) -> int:
-        """The most completions that a row has."""
-        return 1 if self.offsets is None else int(np.diff(self.offsets).max())
-
-    def examples(self, rows: np.ndarray) -> np.ndarray:
-        """Select the log-likelihoods of this part's options.
-
-        Args:
-          rows: log-likelihoods, (rows, options), with the most options of any part.
-        """
-        if self.offsets is None:
-            return rows[:, :1]
-        counts = np.diff(self.offsets)
-        wanted = np.arange(rows.shape[1]) < counts[:, None]
-        return data.option_outputs(rows[wanted], self.offsets)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The indices of the right options, or the numbers of tokens of the completions."""
-        if self.answers is None:
-            return self.encoded.labels.astype(np.float64)
-        return self.answers
-
-
-def cross_entropy_per_token(outputs: Array, batch: Mapping[str, Any]) -> Array:
-    """The loss of each row for each token of its completion, (B,).
-
-    `batch["weight"]` is the number of tokens, so the weighted mean of rows is the mean over tokens.
-    """
-    return -outputs[:, 0] / jnp.maximum(batch["weight"], 1)
-
-
-def collate(
-    encoded: data.Encoded, indices: np.ndarray, padded_length: int, batch_size: int
-) -> dict[str, np.ndarray]:
-    """Collate a batch as `data.collate`, and weight each row by the tokens of its completion."""
-    batch = data.collate(encoded, indices, padded_length, batch_size)
-    tokens = (batch["token_type_ids"] > 0).sum(axis=1).astype(np.float32)
-    return {**batch, "weight": batch["weight"] * tokens}
-
-
-def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Texts:
-    """Read the examples of a config as tokens of its model (see `load.read_texts`).
-
-    A model's outputs are log-likelihoods of completions. The loss is the mean cross-entropy over
-    the tokens of the completions.
-    """
+def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Completions:
+    """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
     task = task or from_config.make_text_task(config.data)
     check_written(config.generate, task)
     where = locate(config.model.name)
@@ -114,34 +50,27 @@ def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Texts:
     with text_limit(config.data, most, where) as limit:
         train = _completions(tokenizer, task.train, limit)
         parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
-    parts["train"] = Part(train.encoded)
-    encoded = {name: each.encoded for name, each in parts.items()}
+    encoded = {**{name: each for name, (each, _) in parts.items()}, "train": train.encoded}
     check_vocabulary(encoded, shape.vocab_size, where)
     # A row with all options of a question may be longer than its prompt with any single option.
     longest = max(int(each.lengths.max()) for each in encoded.values())
     room = limit if longest <= limit else shape.max_tokens
-    return Texts(
+    answers = {name: each.answers for name, each in scored.items() if each.answers is not None}
+    return Completions(
         task=task,
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, config.data, room),
         shape=shape,
-        loss=cross_entropy_per_token,
-        collate=collate,
-        examples=lambda part, rows: parts[part].examples(rows),
-        labels=lambda part: parts[part].labels,
-        score=lambda outputs: label_metrics.score_parts(
-            task, outputs, {part: parts[part].labels for part in outputs}
-        ),
-        rules=DECODER,
-        options=max(part.options for part in parts.values()),
+        answers=answers,
+        offsets={name: each for name, (_, each) in parts.items() if each is not None},
         completion=int(train.encoded.labels.max()),
         prompt_limit=min(limit, most - new),
     )
 
 
-def load(config: TextConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
+def load(config: TextConfig, texts: Completions, mesh: Mesh | None) -> TaskAndModel:
     """Load a config's task and model (see `load.load`)."""
     where = locate(config.model.name)
     given, shardings = options(config.model), None
@@ -163,14 +92,16 @@ def load_abstract(config: TextConfig) -> TaskAndModel:
 
 
 def _loaded(
-    config: TextConfig, texts: Texts, decoder: Decoder, digest: str = "", reading: str = ""
+    config: TextConfig, texts: Completions, decoder: Decoder, digest: str = "", reading: str = ""
 ) -> TaskAndModel:
     longest = max(int(each.labels.max()) for each in texts.encoded.values())
     smoothing, chunk = config.train.label_smoothing, config.model.chunk
     forward, params = completion_likelihood(decoder, texts.completion, chunk, smoothing)
     eval_forward, _ = option_likelihoods(decoder, texts.options, longest, chunk)
     step, _ = cached_step(decoder)
-    return TaskAndModel(texts, lambda key: (forward, params), digest, reading, eval_forward, step)
+    return TaskAndModel(
+        texts, lambda key: (forward, params), DECODER, digest, reading, eval_forward, step
+    )
 
 
 def _check_cache(decoder: Decoder, generate: GenerateSettings) -> None:
@@ -210,12 +141,14 @@ def options(model: DecoderSettings) -> dict[str, Any]:
     }
 
 
-def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
-    """Make a scored part: with all options of each prompt, or with completions if it has none."""
+def _part(
+    tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int
+) -> tuple[data.Encoded, np.ndarray | None]:
+    """The tokens of a scored part, and the places of its questions' options if it has any."""
     if prompts.options is None:
-        return Part(_completions(tokenizer, prompts, limit).encoded)
+        return _completions(tokenizer, prompts, limit).encoded, None
     made, offsets = data.encode_options_cached(tokenizer, prompts, limit, begin(tokenizer))
-    return Part(data.branched(made.encoded, offsets), prompts.answers, offsets)
+    return data.branched(made.encoded, offsets), offsets
 
 
 def _completions(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> data.Tokenised:

@@ -9,7 +9,6 @@ from typing import Any
 
 import variants
 from configs import settings
-from experiments.setup import suggested
 from experiments.setup.validate import validate
 from lora_jax.suggest import require_known
 
@@ -22,10 +21,49 @@ def parse(config: Mapping[str, Any]) -> settings.RunConfig:
     """
     _require_sections(config)
     variants.find(config["variant"]["name"])
-    config = suggested.fill(config)
+    config = fill(config)
     parsed = _make(config, _complete)
     validate(parsed)
     return parsed
+
+
+def fill(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config as plain data, with what its section `suggested` asks for in the section's place.
+
+    What the config sets itself stays. A config without the section stays as it is, and so does one
+    whose variant cannot be found: `variants.find` says why.
+
+    Raises:
+      ValueError: the section asks for a rate that no variant suggests, or lacks a setting.
+    """
+    asked = config.get("suggested")
+    if asked is None:
+        return config
+    for name in ("rate", "targets", "size"):
+        if not isinstance(asked, Mapping) or name not in asked:
+            raise ValueError(
+                f"config.suggested has no {name}; configs.common.suggested(...) makes the section"
+            )
+    variant, optimizer = config["variant"], config["optimizer"]
+    try:
+        own = variants.find(str(variant["name"])).suggested
+    except (ValueError, ImportError):
+        return config
+    filled = {name: each for name, each in config.items() if name != "suggested"}
+    if asked["size"]:
+        given = {name: value for name, value in variant.items() if value is not None}
+        filled["variant"] = {**own.settings, **given}
+    # What these sections lack is said when they are parsed.
+    if optimizer.get("learning_rate", 0) is None:
+        rates = {"small": own.small, "large": own.large, "tried": own.tried[len(own.tried) // 2]}
+        require_known(asked["rate"], rates, f"unknown config.suggested.rate '{asked['rate']}'")
+        filled["optimizer"] = {**optimizer, "learning_rate": rates[asked["rate"]]}
+    filled["targets"] = config["targets"] or own.targets or asked["targets"]
+    study, storage = config.get("study"), config["quantize"].get("storage", "none")
+    if study and study.get("row", "") is None:
+        row = variant["name"] if storage == "none" else f"{variant['name']}_{storage}"
+        filled["study"] = {**study, "row": row}
+    return filled
 
 
 def study_of(config: Mapping[str, Any]) -> settings.Study:
@@ -171,12 +209,36 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"config.{name} must be {wanted}, got {value!r}")
 
 
+_CHECKED = (str, bool, Mapping, types.NoneType)
+_OF_FLAGS = {int, float, bool, str, tuple}
+
+
 def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a setting. An integer is also a number; a bool is not."""
-    if isinstance(hint, types.UnionType):
-        return any(is_a(value, each) for each in typing.get_args(hint))
-    kind = typing.get_origin(hint) or hint
+    """Whether a value has the type of a setting. An integer is also a number; a bool is not.
+
+    Of the types that settings of variants have, only numbers, texts, bools and tuples are checked.
+    """
+    if len(kinds := types_beside(hint)) > 1:
+        return any(is_a(value, each) for each in kinds)
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (int, float):
         real = numbers.Integral if kind is int else numbers.Real
         return isinstance(value, real) and not isinstance(value, bool)
-    return isinstance(value, (list, tuple) if kind is tuple else kind)
+    if kind is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        inner = inner[:1] * len(value) if inner[1:] in ((), (...,)) else inner
+        return not inner or (len(inner) == len(value) and all(map(is_a, value, inner)))
+    return kind not in _CHECKED or isinstance(value, kind)
+
+
+def types_beside(hint: Any) -> tuple[Any, ...]:
+    """The types of an annotation such as `str | None`."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def flag_type(hint: Any) -> type:
+    """The type by which a flag's text is read; `object`, as a Python literal, for mixed ones."""
+    kinds = {typing.get_origin(each) or each for each in types_beside(hint)} - {types.NoneType}
+    return kinds.pop() if len(kinds) == 1 and kinds <= _OF_FLAGS else object

@@ -1,13 +1,26 @@
-"""Config files by name: those of this project, and files or modules of one's own."""
+"""Config files: found by name, read from Python or from a run's JSON, with errors of one line."""
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import linecache
+import os
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from experiments.setup import config_errors
+from ml_collections import ConfigDict, config_dict
+
+from configs import common
+from configs.common import UnknownArgumentError
+from configs.settings import fields_of
+from experiments.setup.config import flag_type, kind_of
+from lora_jax.error_text import first_line
+from lora_jax.files import json_text
+from lora_jax.records import packed
 from lora_jax.suggest import nearest, nearest_path
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +83,9 @@ def module_of(name: str, needs: Sequence[str], flag: str) -> tuple[str, ModuleTy
                 "reports find runs by the name of their file"
             )
     else:
-        config_errors.compiled(str(path))
+        compiled(str(path))
         module = importlib.util.module_from_spec(spec)
-        with config_errors.in_one_line([str(path)]):
+        with in_one_line([str(path)]):
             assert spec.loader is not None
             spec.loader.exec_module(module)
     if not _defines(module, needs):
@@ -104,3 +117,122 @@ def _of_name(name: str, given: str) -> ModuleSpec:
     if spec is None or not spec.has_location:
         raise ValueError(f"{given}: PYTHONPATH has no such module; a file's path ends in .py")
     return spec
+
+
+def is_json(name: str) -> bool:
+    """Whether `--config` names such a file, and not one of Python."""
+    return name.endswith(".json")
+
+
+def read_json(path: str) -> ConfigDict:
+    """The config in a run's `config.json`, packed or not, or in the `run.json` of an export.
+
+    Settings that are null there keep the types that flags can give them.
+
+    Raises:
+      ValueError: the file is not JSON, or is not the config of a run.
+    """
+    content = _packed(Path(path)) or json_text.read_object(Path(path))
+    if not {"experiment", "seed", "model", "data", "variant"} <= content.keys():
+        raise ValueError(f"'{path}' is not the config of a run, such as config.json in its folder")
+    hints = {name: hint for name, (_, hint) in fields_of(kind_of(content)).items()}
+    return ConfigDict(_typed(content, hints))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file, or a packed run whose `config.json` it would be."""
+    return Path(path).is_file() or _packed(Path(path)) is not None
+
+
+def _packed(path: Path) -> dict[str, Any] | None:
+    if path.name != "config.json" or path.exists() or not (there := packed.holder(path.parent)):
+        return None
+    pack, run = there
+    return pack.values(run)["config"]
+
+
+def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found[name] = _typed(value, hints, f"{where}{name}.")
+        elif value is None and (own := flag_type(hints.get(where + name))) is not object:
+            found[name] = config_dict.placeholder(own)
+        else:
+            found[name] = _tuples(value)
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def in_one_line(files: Sequence[str]) -> Iterator[None]:
+    """Turn an error from the code of these config files into a ValueError of one line.
+
+    Other errors pass unchanged. If a config, a file in its folder or one of this project's configs
+    raises a ValueError with its own `raise` statement, the message is kept without file and line.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if said := _said(error, files):
+            raise ValueError(said) from error
+        raise
+
+
+def compiled(name: str) -> tuple[str, ...]:
+    """Compile a config file and return the names that its code uses.
+
+    Raises:
+      ValueError: the file is not Python; the message has the line.
+    """
+    try:
+        return compile(Path(name).read_bytes(), name, "exec").co_names
+    except SyntaxError as error:
+        raise ValueError(f"'{name}' is not a config, not even Python: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # null bytes, deep nesting
+        said = first_line(error)
+        raise ValueError(f"'{name}' is not a config, not even Python: {said}") from error
+
+
+def _said(error: BaseException, files: Sequence[str]) -> str:
+    """The line to report if the error, or one of its causes, was raised in one of these files."""
+    for cause in causes(error):
+        frames = traceback.extract_tb(cause.__traceback__)
+        inside = [frame for frame in frames if _named(frame.filename, files)]
+        if not inside:
+            continue
+        if isinstance(cause, ValueError) and _deliberate(frames[-1], inside[-1].filename):
+            return " ".join(str(cause).split())
+        return (
+            f"{_named(inside[-1].filename, files)}, line {inside[-1].lineno}: {first_line(cause)}"
+        )
+    return ""
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and its chain of causes and contexts, as libraries wrap what a config raises."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:
+        found.append(cause)
+    return found
+
+
+def unknown_argument(error: BaseException) -> UnknownArgumentError | None:
+    """The error of an unknown argument in an error's chain of causes."""
+    found = [each for each in causes(error) if isinstance(each, UnknownArgumentError)]
+    return found[-1] if found else None  # the last is the config's own
+
+
+def _deliberate(frame: traceback.FrameSummary, file: str) -> bool:
+    folders = [Path(each).resolve().parent for each in (file, common.__file__)]
+    line = linecache.getline(frame.filename, frame.lineno or 0)
+    return Path(frame.filename).resolve().parent in folders and line.strip().startswith("raise ")
+
+
+def _named(path: str, files: Sequence[str]) -> str:
+    """The path of one of the files as the user gave it; empty for another file."""
+    same = (file for file in files if os.path.abspath(path) == os.path.abspath(file))
+    return next(same, "")

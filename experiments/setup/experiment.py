@@ -19,11 +19,11 @@ from experiments.setup.forward_pass import model_inputs, predictor, separated, u
 from experiments.setup.from_data import Gathered, gathered, placeholder
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import check_ids
-from experiments.setup.sharded_batches import spread
-from experiments.setup.task_and_model import TaskAndModel, Texts
+from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.adapters.finite import require_finite
+from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.parts.separate_layers import separate, stacked
 from lora_jax.sharding.layout import Layout, lay_out
@@ -37,7 +37,7 @@ class Experiment:
     """Everything that a run needs, made and checked before anything trains."""
 
     config: RunConfig
-    texts: Texts
+    texts: TokenisedTask
     weights_digest: str
     reading_digest: str
     eval_forward: Callable[..., Any] | None
@@ -64,7 +64,7 @@ class Experiment:
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches, starting with that of a step."""
         for batch in self.planned(step):
-            yield self.batch(self.texts.encoded["train"], batch)
+            yield self.batch("train", batch)
 
     def planned(self, step: int = 0) -> Iterator[data.PlannedBatch]:
         """What is in the training batches from a step on, and how long they are."""
@@ -74,8 +74,7 @@ class Experiment:
 
     def plan(self) -> data.BatchPlan:
         """The plan of which training examples are in the batch of each step."""
-        lengths, seed = self.texts.encoded["train"].lengths, self.config.seed
-        return data.BatchPlan(lengths, self.batch_size, self.texts.boundaries, seed)
+        return self.texts.plan(self.batch_size, self.config.seed)
 
     def first_epoch(self) -> list[data.PlannedBatch]:
         """The batches of the first epoch in the plan."""
@@ -86,18 +85,9 @@ class Experiment:
         """The outputs of a batch, with dropout in training (see `predictor`)."""
         return predictor(self.adapted, self.config.model, self.eval_forward)
 
-    def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
-        """The outputs of a jitted `call` for every row, (rows, outputs), in the data's order."""
-        plan = data.eval_plan(encoded.lengths, self.batch_size, self.texts.boundaries)
-        found = [np.asarray(call(self.batch(encoded, batch))) for batch in plan]
-        return data.in_order(plan, found)
-
-    def batch(self, encoded: data.Encoded, batch: data.PlannedBatch) -> dict[str, Any]:
-        """Make the arrays of a batch; on a mesh, each process makes the rows of its own devices."""
-        rows = batch.indices, batch.padded_length, self.batch_size
-        if self.layout is None:
-            return self.texts.collate(encoded, *rows)
-        return spread(self.layout.rows, self.texts.collate, encoded, *rows)
+    def batch(self, part: str, planned: data.PlannedBatch) -> dict[str, Any]:
+        """The arrays of a batch; on a mesh, each process makes the rows of its own devices."""
+        return self.texts.batch(part, planned, self.batch_size, self.layout and self.layout.rows)
 
     def score(self, call: Callable[[Batch], Array]) -> dict[str, float]:
         """The metrics of a jitted `call` on the validation part and the task's extra parts."""
@@ -105,15 +95,18 @@ class Experiment:
 
     def predictions(self, call: Callable[[Batch], Array], *parts: str) -> dict[str, np.ndarray]:
         """The outputs of a jitted `call` for the examples of each part."""
-        return {
-            name: self.texts.examples(name, self.outputs(call, self.texts.encoded[name]))
-            for name in parts
-        }
+        return {part: self.outputs(call, part) for part in parts}
+
+    def outputs(self, call: Callable[[Batch], Array], part: str) -> np.ndarray:
+        """The outputs of a jitted `call` for each example of a part, (n, outputs), in order."""
+        return self.texts.outputs(
+            part, self.batch_size, lambda planned: call(self.batch(part, planned))
+        )
 
     @property
     def scored(self) -> tuple[str, ...]:
         """The parts of the data whose outputs are scored."""
-        return "validation", *self.texts.task.extra
+        return self.texts.scored
 
     def adapted_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The adapted model without dropout, as a function of a batch."""
@@ -230,7 +223,7 @@ def build(
     else:
         found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
     seen = found.seen if found else {}
-    layout = None if mesh is None else lay_out(adapted, mesh, texts.rules, *inputs, seen=seen)
+    layout = None if mesh is None else lay_out(adapted, mesh, loaded.rules, *inputs, seen=seen)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs, seen=seen)
     if config.start_from:
         trainable, frozen = _begin(config.start_from, trainable, frozen)

@@ -24,9 +24,9 @@ import lora_jax as lj
 from configs.settings import RunConfig, TextTrainSettings
 from experiments.distributed import processes
 from experiments.setup import from_config
-from experiments.setup.sharded_batches import spread
-from experiments.setup.task_and_model import TaskAndModel, Texts
+from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
+from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.sharding.between_processes import said_by_all
 from lora_jax.sharding.mesh import ROWS
@@ -166,29 +166,25 @@ def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen])
     )
 
 
-def _planned(config: RunConfig, texts: Texts) -> list[data.PlannedBatch]:
+def _planned(config: RunConfig, texts: TokenisedTask) -> list[data.PlannedBatch]:
     """The first batches of training."""
-    lengths, size = texts.encoded["train"].lengths, config.train.batch_size
-    plan = data.BatchPlan(lengths, size, texts.boundaries, config.seed)
+    plan = texts.plan(config.train.batch_size, config.seed)
     return list(itertools.islice(plan.start(), config.train.init_batches or BATCHES))
 
 
 def _batches(
-    config: RunConfig, texts: Texts, mesh: Mesh | None, planned: Sequence[data.PlannedBatch]
+    config: RunConfig, texts: TokenisedTask, mesh: Mesh | None, planned: Sequence[data.PlannedBatch]
 ) -> Iterator[Any]:
     """The arrays of batches, in as many parts as training takes them in."""
-    encoded, size, parts = texts.encoded["train"], config.train.batch_size, config.train.accumulate
+    rows = None if mesh is None else NamedSharding(mesh, PartitionSpec(ROWS))
+    parts = config.train.accumulate
     for batch in planned:
-        rows = encoded, batch.indices, batch.padded_length, size
-        if mesh is None:
-            whole = texts.collate(*rows)
-        else:
-            whole = spread(NamedSharding(mesh, PartitionSpec(ROWS)), texts.collate, *rows)
+        whole = texts.batch("train", batch, config.train.batch_size, rows)
         for part in range(parts):
             yield jax.tree.map(lambda x, start=part: x[start::parts], whole)
 
 
-def _loss(texts: Texts) -> Any:
+def _loss(texts: TokenisedTask) -> Any:
     """The mean loss of a batch's examples, without dropout."""
 
     def loss(model: Any, batch: Any) -> Array:

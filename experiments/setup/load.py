@@ -9,12 +9,13 @@ from jax.sharding import Mesh
 
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import classification, completion
-from experiments.setup.task_and_model import TaskAndModel, Texts
+from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
+from lora_jax.data.tokenised_task import Completions, TokenisedTask
 from lora_jax.sharding.mesh import ROWS, part_count
 
 
-def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None) -> Texts:
+def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None) -> TokenisedTask:
     """Read the examples of a config as tokens of its model, without reading weights.
 
     Args:
@@ -26,22 +27,27 @@ def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None)
     return _kind(config).read_texts(config, task)
 
 
-def with_room(texts: Texts, mine: RunConfig, configs: Sequence[RunConfig]) -> Texts:
+def with_room(texts: TokenisedTask, mine: RunConfig, configs: Sequence[RunConfig]) -> TokenisedTask:
     """The texts of one trial (`mine`), for a model that all of these trials share.
 
     Trials may draw other examples. Their model takes completions as long as the longest of all.
     """
-    sections, lengths = [mine.data], [texts.completion]
-    for config in configs if texts.completion else ():  # a classifier learns no completions
+    if not isinstance(texts, Completions):
+        return texts
+    sections, longest = [mine.data], texts.completion
+    for config in configs:
         if config.data in sections:
             continue
         sections.append(config.data)
         with contextlib.suppress(ValueError, OSError):  # its trial says so itself
-            lengths.append(read_texts(config).completion)
-    return dataclasses.replace(texts, completion=max(lengths))
+            other = read_texts(config)
+            longest = max(longest, other.completion if isinstance(other, Completions) else 0)
+    return dataclasses.replace(texts, completion=longest)
 
 
-def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None) -> TaskAndModel:
+def load(
+    config: RunConfig, mesh: Mesh | None = None, texts: TokenisedTask | None = None
+) -> TaskAndModel:
     """Load the task and the model of a config, with weights on the devices of a mesh, if given.
 
     Args:

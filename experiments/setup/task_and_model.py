@@ -11,62 +11,21 @@ from jax import Array
 
 from configs import settings
 from lora_jax import data
+from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.sharding.mesh import Rules
-from lora_jax.training.step import Loss
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Texts:
-    """Examples as tokens, from the section `data` of a config; no weights are needed.
-
-    The functions are all that differs between a classifier's tasks and a language model's. A
-    model's forward pass takes `input_ids`, `attention_mask` and `token_type_ids` of a batch, and
-    returns an array (B, outputs).
-    """
-
-    task: data.Task | data.TextTask
-    tokenizer: data.Tokenizer
-    encoded: dict[str, data.Encoded]
-    """The tokens of `train`, `validation` and the task's other parts, by name."""
-    examples_per_second: float
-    """The speed at which the training texts were tokenised; for cached texts, when they were."""
-    boundaries: tuple[int, ...]
-    shape: Any
-    """The model's own config, such as a `BertConfig`."""
-    loss: Loss
-    collate: Callable[[data.Encoded, np.ndarray, int, int], dict[str, np.ndarray]]
-    """Makes a batch of some rows of a part (`data.collate`)."""
-    examples: Callable[[str, np.ndarray], np.ndarray]
-    """From a part's name and the outputs of its rows, (rows, outputs), to those of its examples."""
-    labels: Callable[[str], np.ndarray | None]
-    """From a part's name to the labels that its outputs are scored against, (n,)."""
-    score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
-    """From the outputs of each part, by name, to the metrics."""
-    rules: Rules
-    """The sharding rules of the model's own weights on a mesh."""
-    options: int = 1
-    """The most completions that a row of a language model has."""
-    completion: int = 0
-    """The most tokens of a completion that a language model learns."""
-    prompt_limit: int = 0
-    """The most tokens of a prompt for generation; a longer prompt loses its beginning."""
-
-    @property
-    def longest(self) -> int:
-        """The padded length of the longest training batch, in tokens."""
-        longest = int(self.encoded["train"].lengths.max())
-        return next(each for each in self.boundaries if each >= longest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskAndModel:
     """A task's examples as tokens, and a model."""
 
-    texts: Texts
+    texts: TokenisedTask
     model: Callable[[Array], tuple[Callable[..., Any], Any]]
     """From a random key, for new parameters, to the forward pass and the parameters."""
+    rules: Rules
+    """The sharding rules of the model's own weights on a mesh."""
     weights_digest: str = ""
     """The digest of the weights; empty if the model has shapes in place of weights."""
     reading_digest: str = ""

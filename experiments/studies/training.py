@@ -14,9 +14,9 @@ from pathlib import Path
 
 from configs.settings import RunConfig
 from experiments.analysis.collect_runs import settings_of
+from experiments.runs.announce import TooManyTrialsError
 from experiments.runs.group_folder import GroupFolder
-from experiments.runs.how import USUAL, How
-from experiments.runs.memory_line import TooManyTrialsError
+from experiments.runs.run_options import USUAL, RunOptions
 from experiments.studies import rates
 from experiments.studies.protocol import Protocol
 from experiments.studies.registration import Planned
@@ -64,7 +64,7 @@ class Trainer:
 
     workdir: Path
     protocol: Protocol
-    how: How = USUAL
+    how: RunOptions = USUAL
     adapters: bool = True
     """Whether adapters stay; records and predictions always do."""
     begin: Callable[[], None] = lambda: None

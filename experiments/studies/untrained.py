@@ -17,7 +17,7 @@ from flax import nnx
 from configs.settings import ClassifierConfig, RunConfig, TextConfig, VariantSettings
 from experiments.analysis import untrained
 from experiments.runs import predictions
-from experiments.runs.group import Alone
+from experiments.runs.group import Group
 from experiments.setup import from_config
 from experiments.setup.experiment import build
 from experiments.setup.forward_pass import model_inputs
@@ -98,7 +98,7 @@ def _by_likelihood(config: TextConfig) -> Scored:
     """By the path of runs, whose first adapter is LoRA's: with it, a model is as without it."""
     lora = VariantSettings(name="lora", settings={"rank": 1})
     plain = dataclasses.replace(config, variant=lora, targets=("all-linear",), start_from=None)
-    group = Alone(experiment := build(plain))
+    group = Group.of([experiment := build(plain)], alone=True)
     scores = group.evaluate(0, experiment.trainable)
     labels = experiment.texts.labels
     parts = {

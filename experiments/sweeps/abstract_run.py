@@ -14,8 +14,9 @@ from experiments.runs.group import traced_step
 from experiments.setup import from_config
 from experiments.setup.forward_pass import predictor
 from experiments.setup.load import load_abstract
-from experiments.setup.task_and_model import TaskAndModel, Texts
+from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
+from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.training.fingerprint import fingerprint
 from lora_jax.training.step import TrainState
 from lora_jax.transform.adapt import init_shapes
@@ -106,13 +107,13 @@ class AbstractRun:
         return adapted, *init_shapes(adapted, key, params, ids, ids, ids)
 
 
-def _batches(texts: Texts, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
+def _batches(texts: TokenisedTask, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
     """The shapes of a batch for each padded length of the parts; shuffling does not change them."""
     found: dict[int, BatchShapes] = {}
-    for encoded in map(texts.encoded.__getitem__, parts):
-        for plan in data.eval_plan(encoded.lengths, size, texts.boundaries):
+    for part in parts:
+        for plan in data.eval_plan(texts.encoded[part].lengths, size, texts.boundaries):
             if (length := plan.padded_length) not in found:
-                batch = texts.collate(encoded, plan.indices, length, size)
+                batch = texts.batch(part, plan, size)
                 found[length] = {
                     n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()
                 }

@@ -5,8 +5,6 @@ trials/NAME/            the run's folder, as from `experiments.train`: config, m
 outcomes/NAME.json      the newest attempt: running, or how it ended
 logs/NAME.log           what a process printed, named after its first trial
 logs/NAME.error.json    the error that ended such a process
-jobs/NAME.json          the jobs of a launcher whose workers know only their number
-kubernetes/NAME.yaml    what `--launcher=kubernetes` wrote for kubectl
 slurm/                  submitit's files
 locks/                  locks of working processes; the system frees them when a process dies
 """
@@ -19,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.setup.read_config import read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
+from experiments.setup.config_flags import read_config
 from experiments.sweeps.file_lock import lock, locked
 from experiments.sweeps.trials import Trial
 from lora_jax.error_text import said

@@ -12,9 +12,9 @@ from pathlib import Path
 from configs.settings import RunConfig
 from experiments.command_names import command_line
 from experiments.plurals import count
-from experiments.runs.how import USUAL, How
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
+from experiments.runs.run_options import USUAL, RunOptions
 from experiments.sweeps.file_lock import LockedError, lock
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.grouping import groups
@@ -29,7 +29,7 @@ LOCK_WAIT = 120
 """The seconds to wait for the locks of a machine that died: as long as NFS keeps them."""
 
 
-Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], How], Sequence[Ended]]
+Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], RunOptions], Sequence[Ended]]
 """Trains trials of one program, given `(configs, folders, names, how)`; returns how each ended."""
 
 
@@ -86,13 +86,13 @@ def parse_shard(text: str) -> tuple[int, int] | None:
     return int(first), int(second)
 
 
-def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
+def command(folder: SweepFolder, job: Job, how: RunOptions = USUAL) -> list[str]:
     """The command that trains the trials of a job that have not ended."""
     line = [*command_line("worker"), f"--workdir={folder.path.resolve()}"]
     return [*line, *(f"--trial={trial.name}" for trial in job), *options(how)]
 
 
-def options(how: How) -> list[str]:
+def options(how: RunOptions) -> list[str]:
     """The flags of a worker that trains in this way."""
     line = [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
@@ -106,13 +106,13 @@ def tracked(folder: SweepFolder, names: tuple[str, ...]) -> Track:
     return Track(names, group=folder.path, root=folder.run(""))
 
 
-def shell_command(folder: SweepFolder, job: Job, how: How = USUAL) -> str:
+def shell_command(folder: SweepFolder, job: Job, how: RunOptions = USUAL) -> str:
     """The same as a quoted line for a shell, in any folder of this machine."""
     return f"cd {shlex.quote(os.getcwd())} && {shlex.join(command(folder, job, how))}"
 
 
 def train(
-    configs: Sequence[RunConfig], folders: Sequence[Path], names: Sequence[str], how: How
+    configs: Sequence[RunConfig], folders: Sequence[Path], names: Sequence[str], how: RunOptions
 ) -> Sequence[Ended]:
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     label = names[0] if len(names) == 1 else f"{len(names)} trials"
@@ -122,7 +122,7 @@ def train(
 def work(
     folder: SweepFolder,
     names: Sequence[str],
-    how: How = USUAL,
+    how: RunOptions = USUAL,
     train: Train = train,
     wait: float | None = None,
 ) -> bool:
@@ -166,13 +166,13 @@ def work(
     return len(done) == len(names)
 
 
-def _require_none_missing(how: How, name: str, error: Exception) -> None:
+def _require_none_missing(how: RunOptions, name: str, error: Exception) -> None:
     """Raise a ValueError if the trials are to be halved, which takes all of them."""
     if how.halving:
         raise ValueError(MISSING.format(name, error)) from error
 
 
-def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
+def _train(folder: SweepFolder, trials: Job, how: RunOptions, train: Train) -> None:
     """Train trials of one program, and note how each ended."""
     done = {each.name for each in trials if folder.state(each).status in how.final}
     if len(done) == len(trials):

@@ -164,7 +164,7 @@ def _cost(
 ) -> Cost:
     """Time a call on the longest batch of a plan for a part."""
     longest = max(plan, key=lambda batch: batch.padded_length)
-    arrays = experiment.batch(experiment.texts.encoded[part], longest)
+    arrays = experiment.batch(part, longest)
     first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
     return Cost(max(first - min(others), 0.0), min(others), longest.padded_length)
 

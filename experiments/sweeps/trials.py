@@ -13,11 +13,16 @@ from ml_collections.config_flags.config_path import get_type, get_value
 
 from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
-from experiments.setup import config_errors, json_config, variant_flags
-from experiments.setup.config import parse
-from experiments.setup.read_config import FlagValueError, first_setting, read_config
-from experiments.setup.setting_names import all_names, meant, settings_of
-from experiments.setup.suggested import fill
+from experiments.setup import config_files, config_flags
+from experiments.setup.config import fill, parse
+from experiments.setup.config_flags import (
+    FlagValueError,
+    all_names,
+    first_setting,
+    meant,
+    read_config,
+    settings_of,
+)
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.trial_names import labels_of, name_of
 from lora_jax.files.canonical_json import config_digest
@@ -56,10 +61,10 @@ def own_sweep(file: str) -> list[sweep_flag.Overrides]:
       ValueError: it yields something else than a dict, an invalid key or value, no trials, or too
         many.
     """
-    if json_config.is_json(file):  # it is no Python
+    if config_files.is_json(file):  # it is no Python
         return [{}]
     found = []
-    with config_errors.in_one_line([file]):
+    with config_files.in_one_line([file]):
         if (function := runpy.run_path(file).get("sweep")) is None:
             return [{}]
         for each in function():
@@ -132,14 +137,14 @@ def integers(
         raise ValueError(f"{written(row)}: {_with_hint(error, arguments, row)}") from error
     whole = {f"config.{path}" for path in settings_of(config) if get_type(path, config) is int}
     ends = {a.key: (a.low, a.high) for a in axes if isinstance(a, sweep_flag.Range)}
-    fractions = {f"config.{path}" for path in variant_flags.fractions(config)}
+    fractions = {f"config.{path}" for path in config_flags.fractions(config)}
     return whole - {key for key in fractions & ends.keys() if any(end % 1 for end in ends[key])}
 
 
 def _with_unset(arguments: Sequence[str]) -> ConfigDict:
     """The config that flags make, with all settings of its variant's class, unset."""
     config = read_config(arguments)
-    variant_flags.unset(config)
+    config_flags.unset(config)
     return config
 
 
@@ -228,7 +233,7 @@ def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, .
 
 def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, str]) -> str:
     """The text of a mistake, with a hint if one is known, such as the path of a setting."""
-    unknown = config_errors.unknown_argument(mistake)
+    unknown = config_files.unknown_argument(mistake)
     if unknown is not None and unknown.key in row:
         return _no_argument(unknown, arguments)
     if isinstance(mistake, FlagValueError) and mistake.name in row:
@@ -257,11 +262,11 @@ def _no_setting(arguments: Sequence[str], key: str) -> str:
     near = f"{key}.{first_setting(section)}"
     argument = key.rpartition(".")[2]
     file = arguments[0].removeprefix("--config=").partition(":")[0]
-    known = not json_config.is_json(file)  # which has no arguments
+    known = not config_files.is_json(file)  # which has no arguments
     try:
         read_config(_arguments(arguments, {argument: ""}))
     except ValueError as error:
-        known = known and config_errors.unknown_argument(error) is None
+        known = known and config_files.unknown_argument(error) is None
     return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
 
 

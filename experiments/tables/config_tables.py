@@ -19,9 +19,8 @@ from experiments.analysis import (
     select_runs,
 )
 from experiments.analysis.labels import Titles
-from experiments.setup.config import of_record
+from experiments.setup.config import fill as filled, of_record
 from experiments.setup.config_files import config_modules
-from experiments.setup.suggested import fill as filled
 from experiments.studies import adherence, registration
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain

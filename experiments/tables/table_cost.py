@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.settings import RunConfig
-from experiments.planning.accelerators import Accelerator
 from experiments.planning.run_cost import RunCost, StepCost, step_cost, steps_of
+from experiments.planning.topologies import Accelerator
 from experiments.plurals import count
 from experiments.setup.config import parse
 from experiments.setup.config_files import module_of

@@ -5,3 +5,5 @@ of several, and `distance` measures them. `updates` gives dW; `merging` and `low
 it; `in_full` combines what is trained without an adapter; `one_base` and `plain_lora` make of the
 result an adapter like any other.
 """
+
+from lora_jax.arithmetic import distance as distance

@@ -1,6 +1,6 @@
-"""Compiled programs: what they do, and whether they are right.
+"""Programs before and after compilation: what they cost, and whether they are right.
 
-`hlo`, `loops`, `device_groups` and `collectives` read a program's text; `audit` compares a step
-with NumPy's evaluation of it (`by_numpy`); `compiler_faults` sets the flag that avoids faults of
-released compilers.
+`audit` compares a compiled step with NumPy's evaluation of it (`by_numpy`). `compiler_faults` sets
+the flag that avoids faults of released compilers. `jaxpr_flops`, `jaxpr_memory` and `jaxpr_traffic`
+estimate what a traced program computes, holds and moves.
 """

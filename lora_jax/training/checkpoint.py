@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,27 +40,18 @@ _OVERHEAD, _LEAF = 2**16, 2**10
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of one run: the newest `keep` of them and, optionally, the best.
+    """The newest `keep` checkpoints of a run.
 
-    `best=("accuracy", "max")` also keeps the step of the highest `meta["accuracy"]` ("min": the
-    lowest; of equals, the first). Only one run at a time may use a folder. Use it as a context
+    Only one run at a time may use a folder. Use it as a context
     manager or call `close`: only then is the last save sure to be on disk. In a run of several
     processes, each makes one for a folder that all can see, and all call the same methods with the
     same arguments.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        *,
-        keep: int = 2,
-        best: tuple[str, Literal["max", "min"]] | None = None,
-    ):
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
-            raise ValueError(f"best is {best!r}: expected (metric, 'max') or (metric, 'min')")
-        self.folder, self.keep, self.best = Path(folder).absolute(), keep, best
+        self.folder, self.keep = Path(folder).absolute(), keep
         # A single process writes from its own thread, which blocks training less than Orbax's
         # asynchronous saving does. Several must enter Orbax's barriers in the same order.
         self._alone = jax.process_count() == 1
@@ -70,7 +61,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: concurrent.futures.Future | None = None
-        self._scores: dict[int, float | None] = {}
 
     def save(
         self, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, owned: bool = False
@@ -113,27 +103,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._retire()
 
     def _retire(self) -> None:
-        steps = self.steps()
-        for step in set(steps) - {*steps[-self.keep :], *self._ranked(steps)[:1]}:
-            self._delete(step)
-
-    def _delete(self, step: int) -> None:
-        self._manager.delete(step)
-        self._scores.pop(step, None)  # the step may be saved again, with another score
-
-    def _ranked(self, steps: list[int]) -> list[int]:
-        """The steps that have the metric of `best`, best first; of equals, the earlier first."""
-        if self.best is None:
-            return []
-        for step in sorted(set(steps) - self._scores.keys()):
-            try:
-                score = self._body(step)["meta"].get(self.best[0])
-            except _DamagedError:
-                score = None
-            self._scores[step] = score if isinstance(score, int | float) else None
-        scores = {step: score for step in steps if (score := self._scores[step]) is not None}
-        sign = {"max": -1, "min": 1}[self.best[1]]
-        return sorted(scores, key=lambda step: sign * scores[step])
+        for step in self.steps()[: -self.keep]:
+            self._manager.delete(step)
 
     def wait(self) -> None:
         """Wait until all saves are on disk; raise the error of a save that failed."""
@@ -160,11 +131,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """The steps that are on disk, ascending."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """The best step on disk; None without `best`, or if no step has that metric."""
-        self.wait()
-        return next(iter(self._ranked(self.steps())), None)
-
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
         """The newest good state, its `meta` and its step, or None if nothing was saved.
 
@@ -177,7 +143,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self.wait()
         steps = self.steps()
         if step is None:
-            return self._first_good(like, steps[::-1], "the one before it")
+            return self._newest_good(like, steps[::-1])
         if step not in steps:
             raise ValueError(f"{self.folder} has no checkpoint of step {step}, only of {steps}")
         try:
@@ -185,16 +151,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except _DamagedError as error:
             raise ValueError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 
-    def restore_best(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
-        """The best good state (see `best`), its `meta` and its step; None if none has a score.
-
-        The next best step is used in place of a damaged one, as in `restore`.
-        """
-        self.wait()
-        return self._first_good(like, self._ranked(self.steps()), "the next best")
-
-    def _first_good(
-        self, like: Any, candidates: list[int], instead: str
+    def _newest_good(
+        self, like: Any, candidates: list[int]
     ) -> tuple[Any, dict[str, Any], int] | None:
         damaged = []
         for candidate in candidates:
@@ -205,11 +163,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 if candidate == candidates[-1]:
                     advice = f"delete {self.folder} to start over"
                     raise ValueError(f"{problem}; {advice}") from error
-                warnings.warn(f"{problem}; using {instead}", stacklevel=3)
+                warnings.warn(f"{problem}; using the one before it", stacklevel=3)
                 damaged.append(candidate)
                 continue
             for bad in damaged:
-                self._delete(bad)
+                self._manager.delete(bad)
             return state, meta, candidate
         return None
 

@@ -155,7 +155,7 @@ def fit(
             for trial in trials:
                 trial.metrics.require()
                 trial.outcome.metrics_checksum = trial.metrics.checksum
-            saved.save(number, program, population, outcomes, evaluates and loop.eligible(number))
+            saved.save(number, program, population, outcomes)
         if stops:
             for outcome in outcomes:
                 outcome.interrupted = True

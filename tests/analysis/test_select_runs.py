@@ -11,8 +11,7 @@ from experiments.analysis.choose_methods import contests
 from experiments.analysis.select_runs import select
 from experiments.combining import combined_run
 from experiments.figures import scores
-from experiments.setup.config import parse
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill, parse
 from experiments.tables import config_tables
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.benchmarks import models, theory
-from experiments.benchmarks.cases import CLASSES, Case
-from experiments.benchmarks.contenders import hand_step, ours_step
-from experiments.benchmarks.contenders.made import compiled
-from experiments.benchmarks.contenders.process import growth
-from experiments.benchmarks.suites.train import METHODS, SMOLLM2
+from benchmarks import models, theory
+from benchmarks.cases import CLASSES, Case
+from benchmarks.contenders import hand, ours
+from benchmarks.contenders.made import compiled, growth
+from benchmarks.suites.training import CASES, SMOLLM2
 
 BERT = Case(model="tiny bert", rows=4, tokens=16)
 LLAMA = Case(model="tiny llama", rows=2, tokens=16)
@@ -28,8 +27,8 @@ OF_OTHERS = pytest.mark.filterwarnings("ignore")
 def test_lora_by_hand_takes_our_steps(case):
     """From the same first factors, both lose the same over several steps."""
     batch = models.batch(case)
-    our_step, state, our_frozen = ours_step.training(case)
-    hand, (trained, moments), frozen = hand_step.training(case)
+    our_step, state, our_frozen = ours.training(case)
+    by_hand, (trained, moments), frozen = hand.training(case)
     flat = nnx.to_flat_state(trained)
     factors = {}
     for path, leaf in flat:
@@ -48,7 +47,7 @@ def test_lora_by_hand_takes_our_steps(case):
     pair = (trained, moments)
     for _ in range(4):
         state, metrics = our_step(state, our_frozen, batch)
-        pair, theirs = hand(pair, frozen, batch)
+        pair, theirs = by_hand(pair, frozen, batch)
         losses.append((float(metrics["loss"]), float(theirs["loss"])))
     np.testing.assert_allclose(*np.transpose(losses), rtol=2e-5)
     assert losses[-1][0] < losses[0][0]
@@ -68,7 +67,7 @@ def test_lora_by_hand_takes_our_steps(case):
 )
 def test_the_operations_in_theory_are_those_that_xla_counts(case):
     """XLA counts the operations of norms and activations, too, and LoRA's first layer less."""
-    step, *arguments = ours_step.training(case)
+    step, *arguments = ours.training(case)
     _, facts = compiled(step, *arguments, models.batch(case))
     assert facts["flops"] == pytest.approx(theory.step_flops(case), rel=0.1)
 
@@ -111,9 +110,9 @@ def test_batches_have_no_padding_and_known_labels():
 @pytest.mark.usefixtures("standard_promotion")
 def test_qwix_trains_lora_in_the_same_encoder():
     """It trains as many numbers as LoRA by hand, from the same loss, in about the same steps."""
-    from experiments.benchmarks.contenders import qwix_step
+    from benchmarks.contenders import with_qwix
 
-    found = [side.make(BERT) for side in (hand_step, qwix_step)]
+    found = [side.step_work(BERT) for side in (hand, with_qwix)]
     ours, qwix = ([made.work() for _ in range(4)] for made in found)
     assert qwix[0] == pytest.approx(ours[0], rel=1e-5)  # nothing has been added to the base yet
     assert qwix == pytest.approx(ours, rel=5e-3) and qwix[-1] < qwix[0]
@@ -125,21 +124,21 @@ def test_qwix_trains_lora_in_the_same_encoder():
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     "case",
-    [*(case for case, *_ in METHODS), SMOLLM2],
+    [*(case for case, *_ in CASES), SMOLLM2],
     ids=lambda case: f"{case.model}, {case.method}, {case.targets}",
 )
 def test_both_sides_learn_the_same_batch(case):
     """Before the first step, both have the published model: their first losses are equal."""
-    from experiments.benchmarks.contenders import peft_step
+    from benchmarks.contenders import with_peft
 
     small = dataclasses.replace(case, rows=4, tokens=16)
     losses = {}
-    for side in (ours_step, peft_step):
-        work = side.make(small).work
+    for side in (ours, with_peft):
+        work = side.step_work(small).work
         losses[side] = [work() for _ in range(6)]
         assert losses[side][-1] < losses[side][0]
     if models.family(case) == "llama":
-        assert losses[ours_step][0] == pytest.approx(losses[peft_step][0], rel=1e-3)
+        assert losses[ours][0] == pytest.approx(losses[with_peft][0], rel=1e-3)
     elif case.method != "adalora":  # whose loss has a penalty, too
         # Two classes and a head that knows nothing.
         assert [each[0] for each in losses.values()] == pytest.approx([0.69] * 2, abs=0.1)
@@ -150,9 +149,9 @@ def test_both_sides_learn_the_same_batch(case):
 @pytest.mark.usefixtures("standard_promotion")
 def test_both_sides_mix_adapters_of_the_same_model():
     """Adapters that begin at the base: both give the published model's loss."""
-    from experiments.benchmarks.contenders import ours_mixed, peft_mixed
+    from benchmarks.contenders import with_peft
 
     case = dataclasses.replace(SMOLLM2, work="mixed", rows=3, tokens=16, adapters=2)
-    likelihoods = ours_mixed.make(case).work()
+    likelihoods = ours.mixed_work(case).work()
     loss = -likelihoods.sum() / (case.rows * (case.tokens - 1))
-    assert peft_mixed.make(case).work() == pytest.approx(float(loss), rel=1e-3)
+    assert with_peft.mixed_work(case).work() == pytest.approx(float(loss), rel=1e-3)

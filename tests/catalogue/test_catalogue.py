@@ -15,10 +15,9 @@ from make_fixtures.peft_methods import METHODS
 
 import lora_jax as lj
 import variants
+from benchmarks.cases import Plan
+from benchmarks.results import Found, Measured, content
 from experiments import marked_documents
-from experiments.benchmarks.plan import Plan
-from experiments.benchmarks.result_files import write
-from experiments.benchmarks.results import Found, Measured
 from experiments.catalogue import catalogue, formats, sizes, source, step_costs
 from experiments.catalogue.abilities import abilities
 from lora_jax.transform.adapt import init_shapes
@@ -193,12 +192,14 @@ def test_a_model_that_is_nowhere(monkeypatch):
 
 def test_costs_are_those_that_were_measured(tmp_path):
     path = tmp_path / "methods.json"
-    assert step_costs.read(path) == step_costs.StepCosts({"lora": step_costs.ONE})
-    ratio = Found("dora/lora", 1.25, 1.2, 1.5)
-    write(tmp_path, "methods", Plan(), [Measured("dora", ratios=[ratio])])
-    assert step_costs.read(path).ratios == {"lora": step_costs.ONE, "dora": ratio}
-    assert " cores, jax 0." in step_costs.read(path).machine
-    write(tmp_path, "methods", Plan(smoke=True), [Measured("dora", ratios=[ratio])])
+    one = step_costs.StepCost(1.0, 1.0, 1.0)
+    assert step_costs.read(path) == step_costs.StepCosts({"lora": one})
+    found = content("methods", Plan(), [Measured("dora", ratios=[Found("", 1.25, 1.2, 1.5)])])
+    path.write_text(json.dumps(found), encoding="utf-8")
+    costs = step_costs.read(path)
+    assert costs.ratios == {"lora": one, "dora": step_costs.StepCost(1.25, 1.2, 1.5)}
+    assert " cores, jax 0." in costs.machine
+    path.write_text(json.dumps(found | {"smoke": True}), encoding="utf-8")
     assert "dora" not in step_costs.read(path).ratios
 
 

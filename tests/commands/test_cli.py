@@ -12,8 +12,9 @@ from absl import flags
 from commands import ROOT
 
 from experiments import cli, command_environment
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 from experiments.sweeps import jobs, trials
+from experiments.sweeps.launchers.launch import LauncherParser
 from lora_jax.files import full_disk
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -302,9 +303,6 @@ def test_whole_numbers_are_plain(text):
         jobs.parse_shard(f"{text}/12")
 
 
-LAUNCHERS = ["local", "slurm", "ray", "kubernetes", "print"]
-
-
 @pytest.fixture
 def some_flags(monkeypatch):
     values = flags.FlagValues()
@@ -314,7 +312,7 @@ def some_flags(monkeypatch):
     flags.DEFINE_list("tasks", [], "Tasks.", flag_values=values)
     flags.DEFINE_string("kind", "best", "A kind.", flag_values=values)
     flags.DEFINE_string("shard", "", "A shard.", flag_values=values)
-    flags.DEFINE_enum("launcher", "local", LAUNCHERS, "A launcher.", flag_values=values)
+    flags.DEFINE(LauncherParser(), "launcher", "local", "A launcher.", flag_values=values)
     flags.DEFINE_integer("seeds", 2, "Seeds.", lower_bound=2, flag_values=values)
     flags.DEFINE_integer("rows", 2, "Rows.", lower_bound=1, flag_values=values)
     flags.DEFINE_float("share", 1.0, "A share.", 0.0, 1.0, flag_values=values)
@@ -322,7 +320,7 @@ def some_flags(monkeypatch):
     return values
 
 
-ONE = r"expected local\|slurm\|ray\|kubernetes\|print"
+ONE = r"expected local\|slurm\|ray\|print"
 
 
 @pytest.mark.parametrize(
@@ -336,7 +334,11 @@ ONE = r"expected local\|slurm\|ray\|kubernetes\|print"
         ("--kind=", "--kind is empty: a kind"),
         ("--knd=x", "no flag --knd; nearest: --kind"),
         ("--zzzz=x", "no flag --zzzz; --help lists all"),
-        ("--launcher=k8s", f"flag --launcher=k8s: {ONE}; nearest: 'kubernetes'"),
+        ("--launcher=slrm", f"flag --launcher=slrm: {ONE}; nearest: 'slurm'"),
+        (
+            "--launcher=kubernetes",
+            "--launcher=kubernetes is gone: use --launcher=ray on a KubeRay .*",
+        ),
         ("--launcher=zzz", f"flag --launcher=zzz: {ONE}"),
         ("--seeds=1", "flag --seeds=1: expected a whole number of at least 2"),
         ("--rows=-1", "flag --rows=-1: expected a positive integer"),

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import commands
+import jax
 import numpy as np
 import pytest
 import small_model
@@ -83,6 +84,11 @@ def test_a_combined_run_is_one_of_lora(root):
     continued = build(parse({**runs[0].record.config, "start_from": str(out)}))
     for path, value in flatten(continued.trainable)[0].items():
         np.testing.assert_array_equal(value, flatten(runs[0].trainable)[0][path])
+    spoiled = root / "spoiled"  # with the checksums of what it holds
+    adapters = by_numpy(jax.tree.map(lambda x: np.full_like(x, np.nan), runs[0].trainable))
+    lj.save_adapter(spoiled, adapters, runs[0].frozen)
+    with pytest.raises(ValueError, match=r"start_from .*spoiled.*' holds NaN or an infinity"):
+        build(parse({**runs[0].record.config, "start_from": str(spoiled)}))
     again = combine(root, "lora", by="negate", out=out)
     assert again.returncode == 1 and f"--out={out} exists" in again.stderr
 

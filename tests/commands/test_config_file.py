@@ -6,7 +6,7 @@ import pytest
 from commands import ROOT
 
 from experiments import cli
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 

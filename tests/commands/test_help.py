@@ -16,7 +16,7 @@ from commands import ROOT
 from ml_collections import config_flags
 
 from experiments import command_environment, command_names, help_text
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 
 FILES = [
     path
@@ -161,6 +161,8 @@ def test_the_version():
 
 
 def test_a_command_that_there_is_not():
+    with pytest.raises(ValueError, match=r"'bench'; it is a tool of the repository: make bench$"):
+        command_names.require_command("bench")
     with pytest.raises(ValueError, match=r"no command 'trian'; nearest: 'train'.* lists all"):
         command_names.require_command("trian")
     with pytest.raises(ValueError, match=r"^no flag --hlep; nearest: --help, "):

@@ -9,28 +9,42 @@ import pytest
     [
         ("memory", ["--config=configs/instruct.py"], "--tokens=8", "--config has a batch of its"),
         ("memory", [], "--methods=lora", "it goes with --config"),
-        ("bench", [], "--trials=8", "it goes with --suite=sweep"),
-        ("bench", ["--suite=start"], "--sizes=8x16", "it goes with --suite=sweep"),
-        ("bench", ["--suite=start"], "--size=smoke", "--suite=start takes what --config trains"),
-        ("bench", ["--suite=sweep"], "--cases=minilm", "--suite=sweep has no cases"),
-        ("bench", ["--suite=scale"], "--steps=20", "it goes with --suite=sweep"),
-        ("bench", [], "--executions=each", "it goes with --suite=sweep"),
-        ("bench", [], "--config=configs/glue.py", "it goes with --suite=sweep and --suite=start"),
+        ("benchmarks", [], "--trials=8", "it goes with --suite=sweep"),
+        ("benchmarks", ["--suite=start"], "--sizes=8x16", "it goes with --suite=sweep"),
+        (
+            "benchmarks",
+            ["--suite=start"],
+            "--size=smoke",
+            "--suite=start takes what --config trains",
+        ),
+        ("benchmarks", ["--suite=sweep"], "--cases=minilm", "--suite=sweep has no cases"),
+        ("benchmarks", ["--suite=scale"], "--steps=20", "it goes with --suite=sweep"),
+        (
+            "benchmarks",
+            [],
+            "--config=configs/glue.py",
+            "it goes with --suite=sweep and --suite=start",
+        ),
         ("combine", ["--runs=a,b", "--out=runs/no"], "--seed=1", "it goes with --by=dare"),
         ("distance", ["--runs=a"], "--directions=4", "it compares two runs"),
         ("table", ["--documents=README.md"], "--table=glue", "--documents writes whole tables"),
         ("table", ["--documents=README.md"], "--size=smoke", "--documents writes whole tables"),
         ("power", ["--sd=0.6"], "--reference=dora", "it goes with --results"),
         ("power", ["--sd=0.6"], "--size=smoke", "it goes with --results"),
-        ("soak", ["--parts=damage", "--out=runs/no"], "--kills=3", "it goes with --parts=kills"),
-        ("bench", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
-        ("bench", ["--documents=README.md"], "--config=configs/glue.py", "--documents times no"),
+        ("benchmarks", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
+        (
+            "benchmarks",
+            ["--documents=README.md"],
+            "--config=configs/glue.py",
+            "--documents times no",
+        ),
         ("report", ["--documents=README.md"], "--results=runs", "--documents writes what committ"),
         ("methods", ["--documents=README.md"], "--format=csv", "the tables in documents are in Ma"),
     ],
 )
 def test_a_flag_that_would_be_ignored(command, given, flag, why):
-    ended = commands.run(f"experiments.{command}", *given, flag)
+    module = command if command == "benchmarks" else f"experiments.{command}"
+    ended = commands.run(module, *given, flag)
     name = flag.partition("=")[0]
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith(f"error: {name} would be ignored: {why}")

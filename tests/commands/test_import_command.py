@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 import lora_jax as lj
 from experiments.imports import adapter_source, imported_run
 from experiments.imports.read_adapter import read_adapter
-from experiments.runs import made_run
+from experiments.runs import adapter_as_run
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
+from experiments.setup.config_flags import read_config
 from experiments.setup.experiment import build
 from experiments.setup.load import load
-from experiments.setup.read_config import read_config
 from lora_jax.contract.toy_matrices import noisy
 from lora_jax.interchange.families import names_of
 from lora_jax.partition import flatten
@@ -46,7 +46,7 @@ def made(config, folder):
             trainable["adapters"][path] = {name: x * mask for name, x in own.items()}
     run = dataclasses.replace(run, trainable=trainable)
     folder.mkdir()
-    record = made_run.write(folder, run, "made.json", {}, "")
+    record = adapter_as_run.write(folder, run, "made.json", {}, "")
     names, base = names_of(run.texts.shape), config.model.name
     lj.save_peft(folder / "peft", run.trainable, run.frozen, names, base_model=base)
     return run, record
@@ -161,7 +161,7 @@ def test_a_file_of_loralib(run, root):
     source, model = adapter_source.find(str(file)), load(config)
     found = read_adapter(source, config, model)
     again = imported_run.experiment_of(imported_run.config_of(config.plain, found), model, found)
-    written = made_run.write(root / "loralib", again, imported_run.FILE, {}, "")
+    written = adapter_as_run.write(root / "loralib", again, imported_run.FILE, {}, "")
     assert written.metrics_last == pytest.approx(record.metrics_last, rel=1e-6)
     assert source.digests().keys() == {"lora.safetensors"}
     with pytest.raises(ValueError, match=r"alpha=5.0, and lora_alpha in its header is "):
@@ -177,7 +177,7 @@ def test_a_language_models_adapter_on_a_quantised_base(root):
     found = read_adapter(source, config, model)
     again = imported_run.experiment_of(imported_run.config_of(config.plain, found), model, found)
     assert_same(again.trainable, experiment.trainable, rtol=3e-7)
-    written = made_run.write(root / "decoder", again, imported_run.FILE, {}, "")
+    written = adapter_as_run.write(root / "decoder", again, imported_run.FILE, {}, "")
     assert written.metrics_last == pytest.approx(record.metrics_last, rel=1e-6)
     assert written.metrics_last["chrf"] == record.metrics_last["chrf"]
 

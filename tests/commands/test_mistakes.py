@@ -18,9 +18,9 @@ import lora_jax as lj
 import variants
 from configs import glue
 from configs.settings import ModelSettings
-from experiments.runs import memory_line, run
+from experiments.runs import announce, run
 from experiments.runs.finished_run import open_run
-from experiments.runs.group import Alone
+from experiments.runs.group import Group
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
@@ -139,7 +139,7 @@ def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    score = Alone.evaluate
+    score = Group.evaluate
 
     def evaluate(group, number, trainable):
         shutil.rmtree(folder)
@@ -147,7 +147,7 @@ def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, 
         (folder / "config.json").write_text("another's")
         return score(group, number, trainable)
 
-    monkeypatch.setattr(Alone, "evaluate", evaluate)
+    monkeypatch.setattr(Group, "evaluate", evaluate)
     with pytest.raises(LostFolderError, match="was removed or replaced during its run"):
         run.run(smoke(train__checkpoint_every=8), folder, audit=False)
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
@@ -170,7 +170,7 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         if positions == 4:
             preflight.check_trials(trials)
             said = []
-            texts = memory_line.announce(config, said.append)
+            texts = announce.announce(config, said.append)
             assert said
             assert texts.boundaries == build(config).texts.boundaries == (4,)
             continue
@@ -230,11 +230,11 @@ def test_outputs_are_in_the_order_of_the_data(smoke):
     """Batches are of rows of like lengths."""
     experiment = build(smoke(data__buckets=2))
     assert len(experiment.texts.boundaries) == 2
-    for encoded in experiment.texts.encoded.values():
-        found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
+    for part, encoded in experiment.texts.encoded.items():
+        found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], part)
         starts = [encoded.ids[start : start + 2] for start in encoded.offsets[:-1]]
         np.testing.assert_array_equal(found, starts)
-        lengths = experiment.outputs(lambda b: np.sum(b["attention_mask"], 1)[:, None], encoded)
+        lengths = experiment.outputs(lambda b: np.sum(b["attention_mask"], 1)[:, None], part)
         np.testing.assert_array_equal(lengths[:, 0], encoded.lengths)
 
 

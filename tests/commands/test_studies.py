@@ -19,7 +19,7 @@ from configs.studies import against_lora
 from experiments import report
 from experiments.analysis import recorded_runs
 from experiments.reports.document import Document
-from experiments.runs import predictions, run, train_trials
+from experiments.runs import predictions, run, training
 from experiments.runs.interruption import between_programs
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
@@ -250,7 +250,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         margin=1.0,
     )
     seen, trained = [], []
-    true_train, true_fit = jobs.train, train_trials.fit
+    true_train, true_fit = jobs.train, training.fit
 
     def watched(configs, *more):
         seen.extend((build(config).texts.task, config) for config in configs)
@@ -261,7 +261,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         return true_fit(program, states, trials, **more)
 
     monkeypatch.setattr(jobs, "train", watched)
-    monkeypatch.setattr(train_trials, "fit", counted)
+    monkeypatch.setattr(training, "fit", counted)
 
     def config(**changes):
         small = {"data__train": 2, "targets": ("query/kernel",), **changes}

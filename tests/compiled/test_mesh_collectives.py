@@ -8,12 +8,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from mesh_runs import decoder, method, own_problem, program
+from moved_arrays import KINDS, moved
 
 import lora_jax as lj
-from lora_jax.compiled.collectives import collectives
 
 LAYERS, WIDTH, INNER, HEADS, KEYS, WORDS, RANK, TOKENS = 5, 64, 160, 80, 40, 96, 3, 28
 SIZES = {
@@ -37,8 +36,8 @@ def slices(mesh, rows=1):
     return into | {(inputs // t // rows, outputs) for inputs, outputs in OUT}
 
 
-def moved(problem, mesh):
-    return collectives(program(problem, mesh).as_text())
+def moves(problem, mesh):
+    return moved(program(problem, mesh).as_text())
 
 
 def language_model(mesh, name="lora", storage=None, **more):
@@ -46,46 +45,31 @@ def language_model(mesh, name="lora", storage=None, **more):
     return decoder(adapt, mesh, jnp.float32, SIZES, (8, TOKENS), **more)
 
 
-def of_tokens(shape, mesh):
-    """Whether an array is of activations."""
-    t = mesh.shape["tensor"]
-    return bool({TOKENS, TOKENS - 1, TOKENS // t} & set(shape.dims))
-
-
 def of_weights(found, mesh, *kinds):
-    """The shapes that collectives of some kinds have the larger side of, and their groups."""
-    for each in found:
-        if each.kind in kinds:
-            for shape in each.results if each.kind == "all-gather" else each.operands:
-                if not of_tokens(shape, mesh):
-                    yield shape, {frozenset(group) for group in each.groups}
+    """The arrays that collectives of some kinds give, without those of activations."""
+    tokens = {TOKENS, TOKENS - 1, TOKENS // mesh.shape["tensor"]}
+    return [each for each in found if each.kind in kinds and not tokens & set(each.dims)]
 
 
-def along(mesh, *names):
-    """The groups of devices that differ along some axes of the mesh alone."""
-    places = np.arange(mesh.size).reshape(mesh.devices.shape)
-    axes = [mesh.axis_names.index(name) for name in names]
-    rows = np.moveaxis(places, axes, range(-len(axes), 0))
-    return {
-        frozenset(row) for row in rows.reshape(-1, math.prod(rows.shape[-len(axes) :])).tolist()
-    }
-
-
-def bare(shape):
-    """Without axes of one: of one layer of a stack."""
-    return tuple(size for size in shape.dims if size != 1)
-
-
-def test_frozen_dense_weights_are_gathered_over_fsdp_alone():
-    mesh = lj.make_mesh(2, 2, 2)
-    found = moved(language_model(mesh), mesh)
-    gathered = list(of_weights(found, mesh, "all-gather"))
+# No two axes of a mesh have the same size, so how often a gathered array grows names the axis.
+@pytest.mark.parametrize(
+    "sizes", [(1, 4, 2), pytest.param((4, 2, 1), marks=pytest.mark.slow)], ids=str
+)
+def test_frozen_dense_weights_are_gathered_over_fsdp_alone(sizes):
+    mesh = lj.make_mesh(*sizes)
+    found = moves(language_model(mesh), mesh)
+    gathered = of_weights(found, mesh, "all-gather")
     head = (WIDTH, WORDS // mesh.shape["tensor"])
-    large = {bare(s) for s, _ in gathered if math.prod(s.dims) > RANK * INNER}
-    assert large == slices(mesh) | {head, head[::-1]}  # and the table
-    for shape, groups in gathered:
-        if bare(shape) in large:
-            assert groups == along(mesh, "fsdp"), shape
+    large = [each for each in gathered if math.prod(each.dims) > RANK * INNER]
+    assert {each.bare for each in large} == slices(mesh) | {head, head[::-1]}  # and the table
+    assert {each.grows for each in large} == {mesh.shape["fsdp"]}
+    assert_only_adapters_are_summed(found, mesh)
+
+
+def test_data_parallel_devices_gather_no_weights():
+    mesh = lj.make_mesh(8, 1, 1)
+    found = moves(language_model(mesh), mesh)
+    assert of_weights(found, mesh, "all-gather") == []
     assert_only_adapters_are_summed(found, mesh)
 
 
@@ -94,12 +78,12 @@ def test_frozen_dense_weights_are_gathered_over_fsdp_alone():
 )
 def test_quantised_weights_travel_as_they_are_stored(sizes):
     mesh = lj.make_mesh(*sizes)
-    found = moved(language_model(mesh, storage=BITS), mesh)
-    gathered = list(of_weights(found, mesh, "all-gather"))
-    codes = {bare(shape) for shape, _ in gathered if shape.dtype == "u8"}
-    assert codes == slices(mesh, rows=2)
-    assert all(groups == along(mesh, "fsdp") for shape, groups in gathered if shape.dtype == "u8")
-    floats = {bare(shape) for shape, _ in gathered if shape.dtype != "u8"}
+    found = moves(language_model(mesh, storage=BITS), mesh)
+    gathered = of_weights(found, mesh, "all-gather")
+    codes = [each for each in gathered if each.dtype == "u8"]
+    assert {each.bare for each in codes} == slices(mesh, rows=2)
+    assert {each.grows for each in codes} == {mesh.shape["fsdp"]}
+    floats = {each.bare for each in gathered if each.dtype != "u8"}
     assert slices(mesh, rows=8) <= floats  # the scales, of blocks of eight
     assert not floats & {each[::turn] for each in (*slices(mesh), *INTO, *OUT) for turn in (1, -1)}
     head = WIDTH * WORDS // mesh.shape["tensor"]
@@ -109,20 +93,20 @@ def test_quantised_weights_travel_as_they_are_stored(sizes):
 
 def assert_only_adapters_are_summed(found, mesh):
     """And nothing of weights is moved in any other way."""
-    summed = list(of_weights(found, mesh, "all-reduce", "reduce-scatter"))
-    assert any(RANK in shape.dims for shape, _ in summed)
-    for shape, _ in summed:
-        assert RANK in shape.dims or math.prod(shape.dims) <= WIDTH, shape
-    others = "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast"
-    for shape, _ in of_weights(found, mesh, *others):
-        assert math.prod(shape.dims) <= RANK * INNER, shape
+    summed = of_weights(found, mesh, "all-reduce", "reduce-scatter")
+    assert any(RANK in each.dims for each in summed)
+    for each in summed:
+        assert RANK in each.dims or math.prod(each.dims) <= WIDTH, each
+    others = set(KINDS) - {"all-gather", "all-reduce", "reduce-scatter"}
+    for each in of_weights(found, mesh, *others):
+        assert math.prod(each.dims) <= RANK * INNER, each
 
 
 def test_in_full_fine_tuning_gradients_of_matrices_are_summed():
     """So that those above would be seen."""
     mesh = lj.make_mesh(1, 4, 2)
-    found = moved(language_model(mesh, "full"), mesh)
-    summed = {bare(shape) for shape, _ in of_weights(found, mesh, "all-reduce", "reduce-scatter")}
+    found = moves(language_model(mesh, "full"), mesh)
+    summed = {each.bare for each in of_weights(found, mesh, "all-reduce", "reduce-scatter")}
     for shape in slices(mesh):
         assert {shape, shape[::-1]} & summed, shape
 
@@ -134,11 +118,10 @@ def test_bits_of_a_users_own_function_travel_as_they_are_stored():
     adapt = method("lora", storage, rank=RANK)
     problem = own_problem(adapt, None, inner=512, width=144, tokens=TOKENS, words=192)
     problem = dataclasses.replace(problem, params=jax.tree.map(jnp.float32, problem.params))
-    found = moved(problem, mesh)
-    gathered = list(of_weights(found, mesh, "all-gather"))
-    codes = {bare(shape) for shape, _ in gathered if shape.dtype == "u8"}
+    gathered = of_weights(moves(problem, mesh), mesh, "all-gather")
+    codes = {each.bare for each in gathered if each.dtype == "u8"}
     assert {(72, 256), (128, 144), (72, 72)} <= codes
-    floats = {bare(shape) for shape, _ in gathered if shape.dtype != "u8"}
+    floats = {each.bare for each in gathered if each.dtype != "u8"}
     others = {shape for shape in floats if not {192, 96, 48} & set(shape)}  # not of the table
     assert max(map(math.prod, others)) < 144 * 72
 

@@ -26,9 +26,8 @@ from configs import (
     vera_table2,
 )
 from experiments.analysis import published
-from experiments.setup.config import parse
+from experiments.setup.config import fill, parse
 from experiments.setup.config_files import config_modules
-from experiments.setup.suggested import fill
 from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parents[2]

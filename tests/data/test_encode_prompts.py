@@ -261,11 +261,14 @@ def test_the_second_time_comes_from_the_file(tmp_path):
         assert rows.from_cache == cached
         same(rows.encoded, encode_options(GPT2, prompts, 4, BOS)[0])
         assert offsets.tolist() == [0, 2, 5]
-    for changed in [
-        (GPT2, prompts, 5, EOS, BOS),
-        (GPT2, prompts, 4, 0, BOS),
-        (LLAMA, prompts, 4, 1),
+    for tokenizer, length, eos, bos in [
+        (GPT2, 5, EOS, BOS),
+        (GPT2, 4, 0, BOS),
+        (GPT2, 4, EOS, None),
+        (LLAMA, 4, 1, None),
     ]:
-        made = encode_prompts_cached(*changed, folder=tmp_path)
+        made = encode_prompts_cached(tokenizer, prompts, length, eos, bos, tmp_path)
         assert not made.from_cache
-        same(made.encoded, encode_prompts(*changed))
+        same(made.encoded, encode_prompts(tokenizer, prompts, length, eos, bos))
+        rows, _ = encode_options_cached(tokenizer, prompts, length, bos, tmp_path)
+        same(rows.encoded, encode_options(tokenizer, prompts, length, bos)[0])

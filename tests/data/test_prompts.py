@@ -123,6 +123,17 @@ def test_metrics_follow_from_the_validation_part():
     assert TextTask("t", part(), part(), unlabelled={"test": bare}).unlabelled["test"] is bare
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 8])
+def test_the_examples_to_score_are_so_many_and_evenly_spaced(size):
+    dev, more = plain("dev", 7), plain("more", 5)
+    found = TextTask("t", plain(), dev, extra={"more": more}).scored(size)
+    for own, whole in ((found.validation, dev), (found.extra["more"], more)):
+        places = [whole.prompts.index(prompt) for prompt in own.prompts]
+        gaps = np.diff([*places, len(whole)])
+        assert places[0] == 0 and len(places) == min(size, len(whole))
+        assert gaps.min() > 0 and gaps.max() - gaps.min() <= 1
+
+
 def test_digest_sees_all_that_changes_a_result():
     task = TextTask("t", part(), part("dev", 6))
     tasks = [

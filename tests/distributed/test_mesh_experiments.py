@@ -17,8 +17,8 @@ from experiments.distributed.mesh import mesh_of
 from experiments.runs import generated_texts, run
 from experiments.runs.interruption import Interrupted
 from experiments.setup.experiment import build
-from experiments.setup.sharded_batches import spread
 from lora_jax import data
+from lora_jax.data.tokenised_task import LabelledTexts
 from lora_jax.records import run_record
 from lora_jax.sharding.mesh import ROWS
 
@@ -42,7 +42,9 @@ def test_a_batch_is_that_of_one_device_cut_by_rows(sizes, count):
     rows = NamedSharding(mesh, P(ROWS))
     source, indices = encoded(), np.array([7, 2, 9, 4, 0, 3, 10, 1])[:count]
     wanted = data.collate(source, indices, 9, 8)
-    got = spread(rows, data.collate, source, indices, 9, 8)
+    given = dict.fromkeys(("task", "tokenizer", "examples_per_second", "shape"))
+    texts = LabelledTexts(encoded={"train": source}, boundaries=(9,), **given)
+    got = texts.batch("train", data.PlannedBatch(9, indices), 8, rows)
     assert got.keys() == wanted.keys()
     for name, array in got.items():
         assert array.sharding == rows and array.dtype == wanted[name].dtype

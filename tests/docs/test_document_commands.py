@@ -16,12 +16,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 ELSEWHERE = {
     r"experiments\.serve": "tests/serving/test_server.py",
-    r"experiments\.soak": "tests/soaking/test_soak.py",
     r"experiments\.sweep .*--search=": "tests/search/test_search_command.py",
     r"experiments\.tune": "tests/commands/test_studies.py",
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
     r"experiments\.plan .*--topology": "tests/planning/test_plan.py",
-    r"experiments\.bench .*--suite": "tests/benchmarks/test_suites.py",
+    r"benchmarks .*--suite": "tests/benchmarks/test_suites.py",
     r"experiments\.quickstart": "tests/docs/test_stated_results.py",
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
     r"experiments\.export .*--run=runs/qlora": "tests/exports/test_adapter_formats.py",

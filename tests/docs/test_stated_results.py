@@ -1,7 +1,5 @@
 """What documents say: the quickstart works, the example of a variant too, and results are so."""
 
-import itertools
-import json
 import os
 import re
 import statistics
@@ -9,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import lora_jax as lj
 import variants
 from configs.common_tasks import TITLES
-from experiments.setup import json_config
+from experiments.setup import config_files
 from lora_jax.records import run_record
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +70,7 @@ def test_best_practice_has_the_rates_that_studies_chose():
         folder = folder if folder.parent.exists() else folder.parents[2] / "against_lora" / name
         chosen = []
         for method in ("lora", "full"):
-            config = json_config.read(str(folder / "runs" / method / "0/config.json"))
+            config = config_files.read_json(str(folder / "runs" / method / "0/config.json"))
             assert config["data"]["train"] == count
             chosen.append(config["optimizer"]["learning_rate"])
         assert (float(lora), float(full)) == (pytest.approx(chosen[0]), pytest.approx(chosen[1]))
@@ -94,46 +91,3 @@ def test_the_example_variant(tmp_path, monkeypatch):
     (tmp_path / "my_package" / "columns.py").write_text(code, encoding="utf-8")
     report = lj.check(variants.make("my_package.columns"))
     assert "ok" in str(report)
-
-
-def soaked(pattern):
-    """The rows of each file of a soak's results, by the file's name."""
-    paths = sorted((ROOT / "experiments/results/soak").glob(f"{pattern}.json"))
-    return {path.stem: json.loads(path.read_text(encoding="utf-8"))["rows"] for path in paths}
-
-
-def numbers_below(head, page):
-    """The numbers of a table's rows, by the text of the first cell."""
-    lines = itertools.takewhile(str.strip, page.partition(f"{head}\n")[2].splitlines()[1:])
-    rows = [line.strip("| ").split(" | ") for line in lines]
-    return {name: [int(each) for each in numbers] for name, *numbers in rows}
-
-
-def test_hardening_has_the_counts_of_the_committed_soak():
-    page = (ROOT / "docs/reference/hardening.md").read_text(encoding="utf-8")
-    head = "| command | kills | at a drawn time | before a drawn change of a file | of a sweep's "
-    stated = numbers_below(f"{head}worker | rounds | results that differ |", page)
-    expected = {}
-    for rounds in soaked("kills-*").values():
-        kinds = [kill["kind"] for each in rounds for kill in each["kills"] if not kill["missed"]]
-        differ = sum(each["outcome"] != "equal" for each in rounds)
-        by_kind = [kinds.count(kind) for kind in ("time", "change", "worker")]
-        expected[rounds[0]["work"]] = [len(kinds), *by_kind, len(rounds), differ]
-    assert stated == expected | {"all": np.sum([*expected.values()], axis=0).tolist()}
-
-    outcomes = ("found", "healed", "harmless", "silent", "unclear")
-    stated = numbers_below(f"| files | tried | cut | {' | '.join(outcomes)} |", page)
-    expected = []
-    for tried in soaked("damage-*").values():
-        cut = sum(each["how"].startswith("cut") for each in tried)
-        said = [each["outcome"] for each in tried]
-        expected.append([len(tried), cut, *map(said.count, outcomes)])
-    assert stated.pop("all") == np.sum(expected, axis=0).tolist()
-    assert sorted(stated.values()) == sorted(expected)
-
-    heads = "| input | tried | taken | refused in one line | otherwise | executed |"
-    kinds = ("tried", "taken", "refused", "unclear", "executed")
-    (rows,) = soaked("malformed").values()
-    expected = {row["kind"]: [row[kind] for kind in kinds] for row in rows}
-    total = {"all": np.sum([*expected.values()], axis=0).tolist()}
-    assert numbers_below(heads, page) == expected | total

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments.runs import artifacts, run, train_trials
+from experiments.runs import artifacts, run, training
 from experiments.runs.folder_lock import alone
 from experiments.setup.config import parse
 from lora_jax.files import full_disk
@@ -201,7 +201,7 @@ def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_pa
         return {0: types.SimpleNamespace(config=config)}, {}
 
     monkeypatch.setattr(run, "_build", build)
-    monkeypatch.setattr(train_trials, "_fit", fit)
+    monkeypatch.setattr(training, "_train", fit)
     monkeypatch.setattr(artifacts, "record", lambda *_, **__: None)
     monkeypatch.setattr(run_record, "write", no_space)
     with pytest.raises(FullDiskError) as error:

@@ -22,6 +22,7 @@ from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, s
 
 from lora_jax.models.families.bert import BertClassifier, dropout
 from lora_jax.models.families.bert_config import BertConfig
+from lora_jax.models.parts.modules import masked_mean
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.torch_names import path_of
@@ -82,6 +83,17 @@ def test_mean_pooling_is_the_mean_of_torchs_hidden_states(tmp_path, truth):
     hidden, kernel = truth[f"{name}/hidden"], np.asarray(model.classifier.kernel)
     pooled = np.stack([h[m == 1].mean(0) for h, m in zip(hidden, np.asarray(mask), strict=True)])
     np.testing.assert_allclose(run(model, ids, mask, types), pooled @ kernel, atol=1e-5)
+
+
+def test_a_mean_of_bfloat16_states_is_in_float32():
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(1, 1, (3, 300, 2)), jnp.bfloat16)
+    mask = random.random((3, 300)) < np.array([[0.5], [0.9], [0.0]])
+    found = masked_mean(x, jnp.asarray(mask, jnp.int32))
+    exact = [np.asarray(row, np.float64)[kept] for row, kept in zip(x, mask, strict=True)]
+    expected = [row.mean(0) if len(row) else np.zeros(2) for row in exact]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_minilm_equals_torch_on_real_sentences():

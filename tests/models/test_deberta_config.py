@@ -1,5 +1,7 @@
 """What a DeBERTa config.json says: refused, read, and how large the published models are."""
 
+import dataclasses
+
 import jax
 import pytest
 from flax import nnx
@@ -39,6 +41,7 @@ def test_config_defaults_and_round_trip():
     assert config.pos_att_type == ("p2c", "c2p")
     assert (config.embedding_size, config.span, config.relative_positions) == (16, 8, 24)
     assert config.head_dropout == 0.1
+    assert dataclasses.replace(config, cls_dropout=0.0).head_dropout == 0.0
     assert DebertaConfig.from_json(config.to_json()) == config
     assert hash(config) == hash(DebertaConfig.from_json(config.to_json()))
     assert DebertaConfig.from_json({"model_type": "deberta-v2"}) == DebertaConfig()

@@ -1,13 +1,14 @@
 """Llama 2 on TPUs that are not there: programs that libtpu compiles, and what it says of them."""
 
 import json
+import re
 
 import jax
 import pytest
 
 from configs import llama2_70b
-from experiments.planning import show, topology_search
-from experiments.planning.memory_fit import fit
+from experiments.planning.abstract_step import AbstractStep
+from experiments.planning.memory_fit import fit, heading, mesh_like, verdict
 from experiments.planning.topologies import GIB, Topology, devices_of, listed, topology
 from experiments.setup.config import parse
 from lora_jax.sharding.mesh import make_mesh
@@ -53,7 +54,7 @@ def test_70b_with_lora_fits_sixteen_small_devices():
     found = fit(config_of("model=llama_2_70b"), topology("v5e:4x4"), (1, 4, 4), 1)
     assert (found.tokens, found.rows) == (2048, 1)
     assert found.fits and found.total <= 11.5 * GIB
-    assert show.verdict(found).startswith("Fits, in 72% of a device's memory")
+    assert verdict(found).startswith("Fits, in 72% of a device's memory")
 
 
 SMALL = {
@@ -70,13 +71,17 @@ def test_a_small_llama_in_nf4_fits_and_gathers_bits(tmp_path):
     found = fit(config, topology("v5e:2x2"), (1, 2, 2), 1)
     assert (found.tokens, found.rows) == (128, 1)
     assert found.fits and found.arrays.total < found.total < 32 * 2**20
-    assert "compiled ahead of time" in show.heading(found)
-    assert show.verdict(found).startswith("Fits, in 0% of a device's memory")
+    assert "compiled ahead of time" in heading(found)
+    assert verdict(found).startswith("Fits, in 0% of a device's memory")
+    assert found.collectives["all-gather"]
+    mesh = make_mesh(1, 2, 2, devices=devices_of(topology("v5e:2x2")))
+    step = AbstractStep.of(config, mesh, 1)
+    text = step.traced(step.batch).lower(lowering_platforms=("tpu",)).compile().as_text()
+    # Results of a gather, and those of its start, beside the parts that are gathered.
+    kinds = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
     gathered = {
-        (shape.dtype, tuple(size for size in shape.dims if size > 1))
-        for each in found.collectives
-        if each.kind == "all-gather"
-        for shape in each.results
+        (dtype, tuple(int(size) for size in dims.split(",") if int(size) > 1))
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", " ".join(kinds))
     }
     assert any(dtype == "u8" for dtype, _ in gathered)
     # One device's part where it is used, cut by tensor alone: queries, keys, up, down.
@@ -90,7 +95,7 @@ def test_listed_topologies_are_known_and_have_meshes(kind):
         devices = devices_of(chosen)
         assert len(devices) == chosen.devices
         for mesh in ((1, chosen.devices, 1), (1, 4, 4)):
-            sizes = topology_search.mesh_like(mesh, chosen)
+            sizes = mesh_like(mesh, chosen)
             assert make_mesh(*sizes, devices=devices).devices.shape == sizes
 
 

@@ -14,7 +14,7 @@ import pytest
 import tiny_sweep
 from sweep_processes import parent, workers
 
-from experiments.sweeps.launchers import local, ray_cluster, ray_jobs
+from experiments.sweeps.launchers import local, ray as ray_launcher
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
 
@@ -59,7 +59,7 @@ def cluster():
             while True:
                 assert head.poll() is None and time.monotonic() < until, "Ray does not start"
                 try:
-                    ray_cluster._reach(address)
+                    ray_launcher._reach(address)
                     break
                 except ValueError:
                     time.sleep(0.2)
@@ -76,14 +76,14 @@ def cluster():
 @pytest.fixture
 def ray(cluster, monkeypatch):
     monkeypatch.chdir(commands.ROOT)
-    with ray_cluster.connected(cluster) as connected:
+    with ray_launcher.connected(cluster) as connected:
         yield connected
 
 
 def launch(todo, folder, ray, retries=3, command=launcher_contract.stub, watch=lambda: None):
-    demand = ray_cluster.Demand(cpus=1)
-    assert demand.shortage(ray_cluster.machines(ray)) == ""
-    ray_jobs.launch(todo, folder, ray, demand, retries, watch, command)
+    demand = ray_launcher.Demand(cpus=1)
+    assert demand.shortage(ray_launcher.machines(ray)) == ""
+    ray_launcher.launch(todo, folder, ray, demand, retries, watch, command)
 
 
 def test_tasks_train_each_trial_once(tmp_path, ray):
@@ -130,10 +130,10 @@ def test_a_sweep_that_is_asked_to_end_asks_its_processes(tmp_path, ray):
 
 
 def test_what_no_machine_has_is_named(ray):
-    machines = ray_cluster.machines(ray)
-    said = ray_cluster.Demand(gpus=1).shortage(machines)
+    machines = ray_launcher.machines(ray)
+    said = ray_launcher.Demand(gpus=1).shortage(machines)
     assert said == "--ray_gpus=1: no machine of the Ray cluster has more than 0"
-    assert ray_cluster.Demand(cpus=3).shortage(machines).startswith("--ray_cpus=3: no machine")
+    assert ray_launcher.Demand(cpus=3).shortage(machines).startswith("--ray_cpus=3: no machine")
 
 
 @pytest.mark.minutes

@@ -123,9 +123,7 @@ def test_scores_on_real_data():
         for each in (experiment.trainable, state.trainable)
     )
     with torch.no_grad():
-        theirs = experiment.outputs(
-            lambda b: model(b).numpy(), experiment.texts.encoded["validation"]
-        )
+        theirs = experiment.outputs(lambda b: model(b).numpy(), "validation")
     np.testing.assert_allclose(ours, theirs, atol=5e-4)
     assert np.abs(ours - before).max() > 0.05  # training matters
     right, theirs_right = (

@@ -10,11 +10,20 @@ import optax
 import plain_step
 import pytest
 from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from configs import llama2_70b, quickstart
 from experiments.planning import memory_fit as fits
 from experiments.planning.abstract_step import AbstractStep
-from experiments.planning.memory_fit import arrays_of, fit, flops_of, loading_of, on_one_device
+from experiments.planning.memory_fit import (
+    arrays_of,
+    collectives,
+    fit,
+    flops_of,
+    loading_of,
+    on_one_device,
+)
 from experiments.planning.memory_formula import linears, weights
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.planning.topologies import topology
@@ -277,7 +286,7 @@ def test_a_step_needs_no_more_than_one_written_by_hand(config_of):
     assert abs(ours.arrays.total - masks - memory.argument_size_in_bytes) < 256
     assert ours.temporaries < 1.03 * memory.temp_size_in_bytes
     assert ours.fits and ours.seconds > 0
-    assert {"all-gather", "all-reduce"} <= {each.kind for each in ours.collectives}
+    assert {"all-gather", "all-reduce"} <= ours.collectives.keys()
 
 
 @pytest.mark.slow
@@ -305,3 +314,32 @@ def test_what_does_not_fit_by_its_arrays_is_not_compiled(config_of, monkeypatch)
     assert not found.fits and found.total is None
     assert "weights, adapters and optimiser alone" in found.why_not
     assert np.isclose(found.arrays.weights, 2 * PUBLISHED["meta-llama/Llama-2-70b-hf"])
+
+
+def test_each_kind_of_collective_is_counted():
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("a", "b"))
+    ring = [(i, (i + 1) % 4) for i in range(4)]
+
+    def function(x):
+        return (
+            lax.psum(x, "b"),
+            lax.all_gather(2 * x, "a", tiled=True),
+            lax.all_gather(6 * x, "b", tiled=True),
+            lax.psum_scatter(3 * x, "b", tiled=True),
+            lax.all_to_all(4 * x, "b", 1, 0, tiled=True),
+            lax.ppermute(5 * x, "b", ring),
+        )
+
+    specs = (P("a"), P(None, "b"), P("a"), P(("a", "b")), P("a"), P("a", "b"))
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=P("a", "b"), out_specs=specs, check_vma=False
+    )
+    x = jax.ShapeDtypeStruct((64, 512), "float32", sharding=NamedSharding(mesh, P("a", "b")))
+    text = jax.jit(mapped).lower(x).compile().as_text()
+    once = ("all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    assert collectives(text) == {"all-gather": 2, **dict.fromkeys(once, 1)}
+    started = """
+  %a = (f32[4], f32[32]) all-gather-start(%p), replica_groups={}
+  %a.1 = f32[32] all-gather-done(%a)"""
+    assert collectives(started) == {"all-gather": 1}
+    assert collectives("  ROOT %r = f32[4] negate(%all-gather.1)") == {}

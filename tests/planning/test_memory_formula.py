@@ -10,12 +10,12 @@ from commands import ROOT
 
 import lora_jax as lj
 import variants
-from experiments.planning import memory_tables
+from experiments.planning import memory_formula
 from experiments.planning.memory_formula import Setting, by_formula, weights
 from experiments.planning.model_sizes import SIZES
 from experiments.planning.topologies import topology
-from experiments.setup.completion import cross_entropy_per_token
 from lora_jax.compiled.jaxpr_costs import working_bytes
+from lora_jax.data.tokenised_task import token_cross_entropy
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.parts.completion import completion_likelihood
@@ -60,7 +60,7 @@ def made(setting):
 
     state = jax.eval_shape(begin, trainable, frozen)
     weight = jax.ShapeDtypeStruct((setting.batch,), np.float32)
-    step = make_train_step(adapted, tx, predict, cross_entropy_per_token)
+    step = make_train_step(adapted, tx, predict, token_cross_entropy)
     return step, state, frozen, {"ids": ids, "weight": weight}
 
 
@@ -89,7 +89,7 @@ def test_the_formula_is_that_of_the_arrays_and_near_what_is_compiled(setting):
     compiled = traced.lower().compile().memory_analysis()
     ratio = (compiled.temp_size_in_bytes - found.gradients) / found.temporaries
     assert 0.6 < ratio < 1.6
-    # What a run announces of it (`experiments.planning.step_memory`) is nearer.
+    # What a run announces of it (`experiments.planning.abstract_step.Batches`) is nearer.
     assert 0.7 < compiled.temp_size_in_bytes / working_bytes(traced.jaxpr.jaxpr) < 1.2
 
 
@@ -97,21 +97,21 @@ def test_which_cards_hold_what():
     config = LlamaConfig.from_json(SIZES["Llama 2 70B"])
     quantised = by_formula(config, Setting(LowRank(rank=16), "nf4_double", 2, remat=True))
     assert 36e9 < quantised.weights < 37e9
-    assert memory_tables.smallest_card(quantised) == "48 GB"
+    assert memory_formula.smallest_card(quantised) == "48 GB"
     dense = by_formula(config, Setting(LowRank(rank=16), width=2, remat=True))
     assert dense.total < 141 * 2**30  # but a card of 141 GB has 131.3 GiB, as `plan` says too
     assert dense.total > topology("h200:1").capacity
-    assert memory_tables.smallest_card(dense) == "none of 141 GB"
+    assert memory_formula.smallest_card(dense) == "none of 141 GB"
     full = by_formula(LlamaConfig.from_json(SIZES["Llama 2 7B"]), Setting(None, remat=True))
     assert full.total < topology("h200:1").capacity
-    assert memory_tables.smallest_card(full) == "141 GB"
+    assert memory_formula.smallest_card(full) == "141 GB"
 
 
 def test_the_page_on_plans_has_the_table_that_the_command_prints():
     page = (ROOT / "docs" / "guides" / "plan.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.endswith(" GB |")]
     shown = [re.split(r" *\| *", line)[1:-1] for line in rows]
-    columns = [list(column.cells) for column in memory_tables.published_sizes(512).columns]
+    columns = [list(column.cells) for column in memory_formula.published_sizes(512).columns]
     printed = list(zip(*columns, strict=True))
     numbers = [tuple(cell.removesuffix(".0") for cell in row[2:]) for row in printed]
     assert {tuple(cell.removesuffix(".0") for cell in row[2:]) for row in shown} == {*numbers}

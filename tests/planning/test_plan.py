@@ -8,7 +8,7 @@ import commands
 import pytest
 from rich.console import Console
 
-from experiments.planning import show
+from experiments.planning import memory_fit
 from experiments.planning.memory_fit import Arrays, Fit, Flops, refusal
 from experiments.planning.topologies import GIB, topology
 
@@ -66,10 +66,10 @@ def test_what_libtpu_says_of_a_program_that_does_not_fit(text):
 def test_a_fit(found):
     found = with_program(found, 2.5)
     assert found.fits and found.why_not == ""
-    assert show.verdict(found).startswith(
+    assert memory_fit.verdict(found).startswith(
         "Fits, in 71% of a device's memory (compiled in 61 s).\nTemporaries and collectives are "
     )
-    assert show.short(found) == "v5e:4x4, --mesh=1,4,4: 11.25 of 15.75 GiB"
+    assert memory_fit.short(found) == "v5e:4x4, --mesh=1,4,4: 11.25 of 15.75 GiB"
 
 
 def test_a_program_that_fits_to_the_byte(found):
@@ -80,7 +80,7 @@ def test_a_program_that_fits_to_the_byte(found):
 
 
 def test_a_program_that_does_not_fit(found):
-    said = show.verdict(with_program(found, 10))
+    said = memory_fit.verdict(with_program(found, 10))
     assert said.startswith(
         "Does not fit: it asks for 18.75 GiB a device, more than the 15.75 GiB that a device of "
         "v5e:4x4 has. (compiled in 61 s)"
@@ -89,7 +89,7 @@ def test_a_program_that_does_not_fit(found):
 
 def test_a_program_that_the_compiler_refuses(found):
     refused = dataclasses.replace(found, refused="the program needs 17.09 GiB a device")
-    assert show.verdict(refused) == (
+    assert memory_fit.verdict(refused) == (
         "Does not fit: the program needs 17.09 GiB a device, more than the 15.75 GiB that a device "
         "of v5e:4x4 has. (compiled in 61 s)"
     )
@@ -97,7 +97,7 @@ def test_a_program_that_the_compiler_refuses(found):
 
 def test_arrays_that_do_not_fit(found):
     large = dataclasses.replace(found, arrays=Arrays(20 * GIB, GIB, 2 * GIB, 0), seconds=0.0)
-    assert show.verdict(large) == (
+    assert memory_fit.verdict(large) == (
         "Does not fit: weights, adapters and optimiser alone are 23.00 GiB a device, more than the "
         "15.75 GiB that a device of v5e:4x4 has. (not compiled)"
     )
@@ -118,19 +118,19 @@ def test_arrays_that_do_not_fit(found):
 )
 def test_rows(found, mesh, rows, accumulate, said):
     changed = dataclasses.replace(found, mesh=mesh, rows=rows, accumulate=accumulate)
-    assert show.rows(changed) == said
+    assert memory_fit.rows(changed) == said
 
 
 def test_what_full_fine_tuning_trains_is_not_called_adapters(found):
     whole = dataclasses.replace(found, flops=Flops(0.0, 4.12e11, 0.0))
-    names = [str(cell) for cell in show.memory(whole).columns[0].cells]
+    names = [str(cell) for cell in memory_fit.memory(whole).columns[0].cells]
     assert names[:2] == ["weights", "trained"]
-    assert show.flops(whole).endswith("= 4.12e+11 (6n of trained)")
+    assert memory_fit.flops(whole).endswith("= 4.12e+11 (6n of trained)")
 
 
 def test_all_of_it_fits_a_terminal_of_80_columns(found):
     console = Console(width=80, file=io.StringIO(), soft_wrap=True)
-    console.print(show.show(with_program(found, 2.5)))
+    console.print(memory_fit.show(with_program(found, 2.5)))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     values = {row[1]: row[3] for row in map(str.split, lines) if len(row) == 5 and row[0] == "│"}

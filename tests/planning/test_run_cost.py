@@ -5,11 +5,10 @@ import json
 import pytest
 from commands import ROOT
 
-from experiments.planning.accelerators import ACCELERATORS, Accelerator, accelerator, measured
-from experiments.planning.data_sizes import examples
-from experiments.planning.run_cost import RunCost, StepCost, step_cost, steps_of
+from experiments.planning.run_cost import RunCost, StepCost, examples, step_cost, steps_of
+from experiments.planning.topologies import ACCELERATORS, Accelerator, accelerator, measured
 from experiments.setup.config import parse
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from experiments.planning import topologies
+from experiments.planning.memory_fit import mesh_like
 from experiments.planning.topologies import GIB, KINDS, Topology, listed, topology
-from experiments.planning.topology_search import mesh_like
 from lora_jax.sharding.mesh import make_mesh
 
 

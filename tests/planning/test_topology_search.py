@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.planning import topology_search
+from experiments.planning import memory_fit
 from experiments.planning.memory_fit import Arrays, Fit, Flops
 from experiments.planning.topologies import GIB, topology
 
@@ -43,7 +43,7 @@ def search(monkeypatch):
 
     def make(compiler, name, rows, mesh=None):
         chosen = topology(name)
-        monkeypatch.setattr(topology_search, "fit", compiler.fit)
+        monkeypatch.setattr(memory_fit, "fit", compiler.fit)
         known = compiler.fit({}, chosen, mesh or (1, chosen.devices, 1), rows)
         compiler.asked.clear()
         return known
@@ -61,9 +61,9 @@ def said(_):
     [(10, "v5e:1x1"), (50, "v5e:2x2"), (100, "v5e:2x4"), (250, "v5e:4x4"), (3000, "v5e:16x16")],
 )
 def test_the_smallest_topology(search, monkeypatch, whole, smallest, refuses):
-    monkeypatch.setattr(topology_search, "MOST_SIMULATED", 256)
+    monkeypatch.setattr(memory_fit, "MOST_SIMULATED", 256)
     compiler = Compiler(lambda devices, rows: whole / devices, refuses)
-    found = topology_search.smallest({}, search(compiler, "v5e:4x4", 1), said)
+    found = memory_fit.smallest({}, search(compiler, "v5e:4x4", 1), said)
     assert str(found.topology) == smallest
     assert len({name for name, _ in compiler.asked}) == len(compiler.asked)
     assert ("v5e:4x4", 1) not in compiler.asked  # which is known
@@ -71,14 +71,14 @@ def test_the_smallest_topology(search, monkeypatch, whole, smallest, refuses):
 
 def test_what_cannot_fit_is_not_compiled(search):
     compiler = Compiler(lambda devices, rows: 140 / devices, arrays=130)
-    found = topology_search.smallest({}, search(compiler, "v5e:4x4", 1), said)
+    found = memory_fit.smallest({}, search(compiler, "v5e:4x4", 1), said)
     assert str(found.topology) == "v5e:4x4"
     assert not compiler.asked
 
 
 def test_no_topology(search):
     compiler = Compiler(lambda devices, rows: 16, arrays=1)
-    assert topology_search.smallest({}, search(compiler, "v5e:2x2", 1), said) is None
+    assert memory_fit.smallest({}, search(compiler, "v5e:2x2", 1), said) is None
     assert len(compiler.asked) == 5  # of at most 64 devices, v5e:2x2 aside
 
 
@@ -89,7 +89,7 @@ def test_the_largest_batch(search, begin, most, refuses):
     """With 4 GiB of arrays and a line through `most` rows."""
     row = (15.75 - 4) / (most + 0.5)
     compiler = Compiler(lambda _, rows: 4 + row * rows, refuses)
-    best, sure = topology_search.largest_batch({}, search(compiler, "v5e:1x1", begin), said)
+    best, sure = memory_fit.largest_batch({}, search(compiler, "v5e:1x1", begin), said)
     assert best.rows == most and sure
     assert len(compiler.asked) <= 5
 
@@ -97,8 +97,8 @@ def test_the_largest_batch(search, begin, most, refuses):
 def test_memory_that_is_no_line(search):
     """It grows by steps of 8 rows, and faster and faster."""
     compiler = Compiler(lambda _, rows: 4 + (8 * -(-rows // 8)) ** 1.2 / 10, True)
-    best, sure = topology_search.largest_batch({}, search(compiler, "v5e:1x1", 1), said)
-    assert best.fits and best.rows <= 48 and len(compiler.asked) <= topology_search.TRIES
+    best, sure = memory_fit.largest_batch({}, search(compiler, "v5e:1x1", 1), said)
+    assert best.fits and best.rows <= 48 and len(compiler.asked) <= memory_fit.TRIES
     if sure:
         assert best.rows == 48
     assert best.rows >= 24
@@ -106,26 +106,26 @@ def test_memory_that_is_no_line(search):
 
 def test_no_batch(search):
     compiler = Compiler(lambda _, rows: 16 + rows, True)
-    assert topology_search.largest_batch({}, search(compiler, "v5e:1x1", 1), said) == (None, True)
+    assert memory_fit.largest_batch({}, search(compiler, "v5e:1x1", 1), said) == (None, True)
     assert not compiler.asked
-    best, _ = topology_search.largest_batch({}, search(compiler, "v5e:1x1", 4), said)
+    best, _ = memory_fit.largest_batch({}, search(compiler, "v5e:1x1", 4), said)
     assert best is None
     assert [rows for _, rows in compiler.asked] == [2, 1]
 
 
 def test_a_batch_that_never_ends(search):
     compiler = Compiler(lambda _, rows: 4.0)
-    best, sure = topology_search.largest_batch({}, search(compiler, "v5e:1x1", 1), said)
-    assert best.rows == topology_search.MOST_ROWS and not sure
-    assert len(compiler.asked) <= topology_search.TRIES
+    best, sure = memory_fit.largest_batch({}, search(compiler, "v5e:1x1", 1), said)
+    assert best.rows == memory_fit.MOST_ROWS and not sure
+    assert len(compiler.asked) <= memory_fit.TRIES
 
 
 def test_who_waits_is_told(search):
     heard = []
     compiler = Compiler(lambda devices, rows: 100 / devices + rows)
     known = search(compiler, "v5e:4x4", 1)
-    topology_search.smallest({}, known, heard.append)
-    topology_search.largest_batch({}, known, heard.append)
+    memory_fit.smallest({}, known, heard.append)
+    memory_fit.largest_batch({}, known, heard.append)
     assert heard[:2] == ["compiling for v5e:1x1", "compiling for v5e:2x2"]
     assert "compiling with 2 rows a shard" in heard
     assert len(heard) == len(compiler.asked)

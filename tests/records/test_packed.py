@@ -14,7 +14,7 @@ from fake_records import planted, write
 
 from experiments.analysis import recorded_runs, unfinished_runs
 from experiments.runs import finished_run, folder_lock, packing, predictions
-from experiments.setup import json_config
+from experiments.setup import config_files
 from experiments.studies import packs
 from lora_jax.records import packed, run_record
 
@@ -337,6 +337,9 @@ def test_a_packed_run_is_neither_trained_nor_exported(results):
         with pytest.raises(ValueError, match=rf"--unpack={folder} makes it a folder again$"):
             use(folder)
     assert not folder.exists() and record is not None
-    assert json_config.read(str(folder / "config.json")).to_dict()["seed"] == record.config["seed"]
+    assert (
+        config_files.read_json(str(folder / "config.json")).to_dict()["seed"]
+        == record.config["seed"]
+    )
     with pytest.raises(FileNotFoundError):
-        json_config.read(str(folder.parent / "7" / "config.json"))
+        config_files.read_json(str(folder.parent / "7" / "config.json"))

@@ -24,8 +24,8 @@ from experiments import report
 from experiments.analysis import chance, unfinished_runs
 from experiments.reports import file, plots
 from experiments.runs import predictions
-from experiments.setup.read_config import read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
+from experiments.setup.config_flags import read_config
 from lora_jax.files.canonical_json import config_digest, plain
 
 

@@ -8,13 +8,12 @@ from small_language import write_places
 
 from configs import instruct
 from experiments.distributed.mesh import mesh_of
-from experiments.planning import step_memory
-from experiments.planning.abstract_step import AbstractStep
-from experiments.planning.step_memory import Batches, stays
-from experiments.runs import data_line, run
-from experiments.runs.how import How
-from experiments.runs.memory_line import Held, TooManyTrialsError, announce
+from experiments.planning import abstract_step
+from experiments.planning.abstract_step import AbstractStep, Batches, stays
+from experiments.runs import run
+from experiments.runs.announce import Held, TooManyTrialsError, announce, describe
 from experiments.runs.run import run_together
+from experiments.runs.run_options import RunOptions
 from experiments.setup.config import parse
 from experiments.setup.load import read_texts
 from lora_jax.models.published.weight_files import Weights
@@ -57,8 +56,8 @@ def simple(monkeypatch):
     def evaluation(step, rows, tokens):
         return EACH * rows * tokens // 10
 
-    monkeypatch.setattr(step_memory, "training", training)
-    monkeypatch.setattr(step_memory, "evaluation", evaluation)
+    monkeypatch.setattr(abstract_step, "training", training)
+    monkeypatch.setattr(abstract_step, "evaluation", evaluation)
 
 
 def held_by(config):
@@ -90,14 +89,14 @@ def test_a_run_says_it_before_it_begins(smoke, tmp_path, room):
     assert begins.startswith(f"memory: {memory.size(held.weights)} of weights, ")
     assert re.search(r"about \d\.\d MiB for gradients and a batch of 8 x 24 tokens; ", begins)
     assert begins.endswith("; 1,024.0 GiB are available")
-    assert then == data_line.describe(smoke(), read_texts(smoke()))
+    assert then == describe(smoke(), read_texts(smoke()))
 
 
 def test_weights_that_do_not_fit_are_refused_before_texts_are_read(
     smoke, tmp_path, room, monkeypatch
 ):
     monkeypatch.setattr(
-        "experiments.runs.memory_line.read_texts", lambda config: pytest.fail("texts were read")
+        "experiments.runs.announce.read_texts", lambda config: pytest.fail("texts were read")
     )
     total = held_by(smoke())[0].total
     room(total - 1)
@@ -191,7 +190,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
     configs = [smoke(seed=seed, **LARGE) for seed in range(3)]
     folders = [tmp_path / str(seed) for seed in range(3)]
     room(held_by(configs[0])[0].total + TAKES)
-    ended = run_together(configs, folders, How("vmap"), say=pytest.fail)
+    ended = run_together(configs, folders, RunOptions("vmap"), say=pytest.fail)
     assert f"about {memory.size(3 * TAKES)} for gradients and 3 batches of" in str(ended[0])
     assert isinstance(ended[0], TooManyTrialsError) and "or train fewer trials" in str(ended[0])
     assert not any(folder.exists() for folder in folders)
@@ -220,7 +219,7 @@ def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
     assert batches.trained == texts.longest < 256 == config.data.max_length
     logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
     more = min(config.model.chunk, texts.longest) - int(texts.encoded["train"].labels.max())
-    assert step_memory.training(step, 8, texts.longest) - batches.training > more * logits / 2
+    assert abstract_step.training(step, 8, texts.longest) - batches.training > more * logits / 2
 
 
 def test_a_rank_that_makes_an_adapter_larger_than_its_weight_is_named(smoke, room):

@@ -6,8 +6,8 @@ import pytest
 from group_trials import folders
 
 from experiments.runs import predictions, run
-from experiments.runs.group import Alone, Together
-from experiments.runs.how import How
+from experiments.runs.group import Group
+from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import build
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.metrics import label_metrics
@@ -35,9 +35,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
 ):
     states = {0: [], 1: []}
 
-    def planted(kind):
-        true = kind.evaluate
-
+    def planted(true):
         def evaluate(group, number, trainable):
             mine = group.experiments[number]
             known = states[mine.config.seed]
@@ -47,8 +45,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
 
         return evaluate
 
-    for kind in (Alone, Together):
-        monkeypatch.setattr(kind, "evaluate", planted(kind))
+    monkeypatch.setattr(Group, "evaluate", planted(Group.evaluate))
     if better is min:
         monkeypatch.setattr(label_metrics, "LOWER_IS_BETTER", ("accuracy",))
     few = {"train__select": select, "train__evaluations": 4, "targets": ("down/kernel",)}
@@ -56,7 +53,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
     own = {"variant__rank": 3, "variant__alpha": 40.0} if trials > 1 else {}
     configs = [config_of(seed=0, **few), config_of(seed=1, **few, **own)][:trials]
     where = folders(tmp_path, trials)
-    how = How("each", audit=False, halving=halving)
+    how = RunOptions("each", audit=False, halving=halving)
     records = run.run_together(configs, where, how)
     for number, (config, record, folder) in enumerate(zip(configs, records, where, strict=True)):
         if record.status == "stopped":  # of two, the first one, which is worse at step 2
@@ -95,9 +92,7 @@ def test_averages_are_scored_and_saved_in_place_of_the_weights(
     """Those of the weights that the same run has without them."""
     states = {}
 
-    def noted(kind):
-        true = kind.evaluate
-
+    def noted(true):
         def evaluate(group, number, trainable):
             mine = group.experiments[number]
             key = mine.config.seed, mine.config.train.ema
@@ -107,14 +102,13 @@ def test_averages_are_scored_and_saved_in_place_of_the_weights(
 
         return evaluate
 
-    for kind in (Alone, Together):
-        monkeypatch.setattr(kind, "evaluate", noted(kind))
+    monkeypatch.setattr(Group, "evaluate", noted(Group.evaluate))
     few = {"train__evaluations": 4, "targets": ("query/kernel",), "variant__rank": 2}
     seeds = range(3, 3 + trials)
     for ema in (0.6, None):
         configs = [config_of(seed=seed, train__ema=ema, **few) for seed in seeds]
         where = folders(tmp_path / str(ema), trials)
-        run.run_together(configs, where, How("each", audit=False))
+        run.run_together(configs, where, RunOptions("each", audit=False))
     for seed, folder in zip(seeds, folders(tmp_path / "0.6", trials), strict=True):
         shares = 0.6 ** np.arange(3, -1, -1)
         weights = zip(*states[seed, None], strict=True)

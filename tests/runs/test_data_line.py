@@ -7,7 +7,7 @@ import pytest
 from small_language import write_places
 from text_runs import config
 
-from experiments.runs.data_line import describe
+from experiments.runs.announce import describe
 from experiments.setup.load import read_texts
 from lora_jax import data
 

@@ -5,8 +5,8 @@ from group_trials import assert_scored, folders
 from killed import Killed
 
 from experiments.runs import run
-from experiments.runs.group import Together
-from experiments.runs.how import How
+from experiments.runs.group import Group
+from experiments.runs.run_options import RunOptions
 from lora_jax.files.canonical_json import plain
 from lora_jax.files.tree_file import load_tree
 from lora_jax.records import run_record
@@ -22,7 +22,7 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
     chosen[3] = tiny(4, variant__alpha=3.0)[3]
     run_record.claim(where[2], chosen[2].plain)
     (where[2] / "record.json").write_text("{", encoding="utf-8")
-    found = run.run_together(chosen, where, How("each"))
+    found = run.run_together(chosen, where, RunOptions("each"))
     assert "takes rank = 999 directions" in str(found[0])
     assert "trial_2" in str(found[2]) and isinstance(found[2], ValueError)
     for number in (1, 3):  # each has its own files
@@ -39,7 +39,7 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
 def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, monkeypatch):
     """The first process trains without it, and is killed; the second one trains all."""
     chosen, where = tiny(4), folders(tmp_path, 4)
-    build, evaluate = run.build, Together.evaluate
+    build, evaluate = run.build, Group.evaluate
     calls = iter(range(1, 1000))
 
     def failing(config, *more, **named):
@@ -54,10 +54,10 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "build", failing)
-        patch.setattr(Together, "evaluate", killed)
+        patch.setattr(Group, "evaluate", killed)
         with pytest.raises(Killed):
-            run.run_together(chosen, where, How("each"))
-    found = run.run_together(chosen, where, How("each"))
+            run.run_together(chosen, where, RunOptions("each"))
+    found = run.run_together(chosen, where, RunOptions("each"))
     assert [record.status for record in found] == ["completed"] * 4
     assert [record.config["seed"] for record in found] == [0, 1, 2, 3]
     assert not list((tmp_path / ".programs").iterdir())
@@ -67,7 +67,7 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
 def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path, monkeypatch):
     """They are of all trials: nothing goes on without one, and nothing of them is lost."""
     chosen, where = tiny(), folders(tmp_path, 3)
-    build, evaluate, calls = run.build, Together.evaluate, []
+    build, evaluate, calls = run.build, Group.evaluate, []
 
     def killed(self, number, trainable):
         calls.append(number)
@@ -80,16 +80,16 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
             raise OSError("the disk is away")
         return build(config, *more, **named)
 
-    monkeypatch.setattr(Together, "evaluate", killed)
+    monkeypatch.setattr(Group, "evaluate", killed)
     with pytest.raises(Killed):
-        run.run_together(chosen, where, How("each"))
+        run.run_together(chosen, where, RunOptions("each"))
     with monkeypatch.context() as patch:
         patch.setattr(run, "build", failing)
-        found = run.run_together(chosen, where, How("each"))
+        found = run.run_together(chosen, where, RunOptions("each"))
     assert str(found[1]) == "the disk is away"
     for number in (0, 2):
         assert "trial_1 cannot be made now: the disk is away" in str(found[number])
-    found = run.run_together(chosen, where, How("each"))
+    found = run.run_together(chosen, where, RunOptions("each"))
     assert [record.status for record in found] == ["completed"] * 3
     assert len(calls) == 4 + 3  # the first of two evaluations was not made again
 
@@ -100,7 +100,7 @@ def test_a_trial_that_diverges_is_recorded(tiny, tmp_path):
     lengths = {"data__max_length": 48, "data__buckets": 2}
     chosen = tiny(**lengths)
     chosen[1] = tiny(**lengths, optimizer__learning_rate=1e30, optimizer__clip=1e30)[1]
-    found = run.run_together(chosen, folders(tmp_path, 3), How("vmap"))
+    found = run.run_together(chosen, folders(tmp_path, 3), RunOptions("vmap"))
     assert [record.status for record in found] == ["completed", "diverged", "completed"]
     assert "not finite" in found[1].note
     assert not (tmp_path / "trial_1" / "adapter.safetensors").exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_pa
     with pytest.warns(UserWarning, match=r"it is made again: .*\.safetensors is damaged"):
         assert run(other, tmp_path / "third", audit=False).gathered["digest"] == said["digest"]
     assert len(once) == 2 and lj.load_seen(cached)
+    tokenizer = Path(config.model.name) / "tokenizer_config.json"
+    text = tokenizer.read_text(encoding="utf-8")
+    tokenizer.write_text(f"{text} ", encoding="utf-8")  # another one, as far as its digest says
+    run(config, tmp_path / "tokenizer", audit=False)
+    assert len(once) == 3
+    tokenizer.write_text(text, encoding="utf-8")
     once.clear()
 
     shutil.rmtree(tmp_path / "cache")

@@ -12,10 +12,10 @@ import safetensors.numpy
 import small_model
 from killed import Killed
 
-from experiments.runs import halving, run
+from experiments.runs import run, training
 from experiments.runs.folder_lock import alone
 from experiments.runs.group_folder import GroupFolder
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.runs.rungs import Rung, cost, decide, most_trials, plan
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
@@ -92,7 +92,7 @@ def folders(root):
 def halved(configs, tmp_path_factory):
     where = folders(tmp_path_factory.mktemp("halved"))
     with jax.numpy_dtype_promotion("standard"):
-        return where, run.run_together(configs, where, How("each", halving=2, audit=False))
+        return where, run.run_together(configs, where, RunOptions("each", halving=2, audit=False))
 
 
 def assert_same_adapter(here, there):
@@ -106,7 +106,7 @@ def assert_same_adapter(here, there):
 @pytest.mark.slow
 def test_so_are_survivors_of_trials_that_step_at_once(configs, tmp_path):
     where = folders(tmp_path)
-    records = run.run_together(configs, where, How("vmap", halving=2, audit=False))
+    records = run.run_together(configs, where, RunOptions("vmap", halving=2, audit=False))
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     run.run(configs[number], tmp_path / "alone", audit=False)
     assert_same_adapter(where[number], tmp_path / "alone")
@@ -160,16 +160,16 @@ def test_a_killed_search_ends_with_the_same_bits(configs, halved, tmp_path, monk
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         if point == "rung":
-            patched.setattr(halving, "decide", dies(halving.decide, 1))
+            patched.setattr(training, "decide", dies(training.decide, 1))
         elif point == "decided":
-            patched.setattr(halving.Halving, "_take_out", dies(halving.Halving._take_out, 1))
+            patched.setattr(training.Training, "_take_out", dies(training.Training._take_out, 1))
         elif point == "record":
             patched.setattr(run_record, "write", dies(run_record.write, 2))
         else:
-            patched.setattr(halving, "fit", dies(halving.fit, 3))
+            patched.setattr(training, "fit", dies(training.fit, 3))
         patched.setattr(run_record, "write", _no_failures(run_record.write))
-        run.run_together(configs, where, How("each", halving=2, audit=False))
-    again = run.run_together(configs, where, How("each", halving=2, audit=False))
+        run.run_together(configs, where, RunOptions("each", halving=2, audit=False))
+    again = run.run_together(configs, where, RunOptions("each", halving=2, audit=False))
     assert [without_time(each) for each in again] == [without_time(each) for each in records]
     number = next(n for n, each in enumerate(records) if each.status == "completed")
     mine, wanted = (
@@ -209,7 +209,7 @@ def test_a_halving_without_one_of_its_trials_does_not_begin(
         if why == "forgotten":
             GroupFolder.of(configs, where).begin([0, 2, 3])
         monkeypatch.setattr(run, "train", pytest.fail)
-        found = run.run_together(configs, where, How(halving=2, audit=False))
+        found = run.run_together(configs, where, RunOptions(halving=2, audit=False))
     line = f"a halving has all of its trials or does not begin, and trial_1 is missing: .*{said}"
     for number, each in enumerate(found):
         if (number, why) != (1, "ended"):
@@ -218,7 +218,7 @@ def test_a_halving_without_one_of_its_trials_does_not_begin(
 
 def test_one_trial_is_not_halved(configs, tmp_path):
     with pytest.raises(ValueError, match="it needs 2 trials or more, not 1"):
-        run.run_together(configs[:1], folders(tmp_path)[:1], How(halving=2, audit=False))
+        run.run_together(configs[:1], folders(tmp_path)[:1], RunOptions(halving=2, audit=False))
 
 
 def _no_failures(write):

@@ -12,9 +12,9 @@ import small_model
 from rich.console import Console
 
 from experiments.analysis import unfinished_runs
-from experiments.runs import made_run, quickstart_table, run
+from experiments.runs import adapter_as_run, quickstart_table, run
 from experiments.runs.finished_run import is_completed
-from experiments.runs.group import Alone
+from experiments.runs.group import Group
 from experiments.setup import classification, experiment
 from lora_jax import data
 from lora_jax.records import run_record
@@ -39,7 +39,7 @@ def failed(smoke, tmp_path_factory):
         raise RuntimeError("the disk is full")
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(Alone, "evaluate", broken)
+        patch.setattr(Group, "evaluate", broken)
         with pytest.raises(RuntimeError):
             run.run(smoke(), workdir)
     return workdir
@@ -59,9 +59,12 @@ def test_a_run_that_fails_says_so_in_its_record(failed):
     [
         (data.Task, "digest", lambda self: "of other data", "data"),
         (classification, "boundaries", lambda *_: (20, 24), "lengths of texts"),
+        (classification.weight_files, "weights_digest", lambda _: "of other weights", "weights"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch, place, name, value, said):
+def test_a_run_does_not_go_on_with_other_data_or_weights(
+    failed, smoke, monkeypatch, place, name, value, said
+):
     monkeypatch.setattr(place, name, value)
     with (
         pytest.raises(ValueError, match=f"belongs to a run with other {said}; name"),
@@ -143,7 +146,7 @@ def test_an_adapter_whose_scores_are_not_finite_is_an_error(tmp_path, capsys):
     folder = tmp_path / "made"
     record = fake_records.write(folder, "quickstart", "size=smoke", {"accuracy": 0.5}, **fields)
     with pytest.raises(ValueError, match=f"scores are not finite, .* says diverged: {folder}$"):
-        made_run.say(record, folder)
+        adapter_as_run.say(record, folder)
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["diverged", "combined by sum"]
     assert printed[-1] == f"record and adapter: {folder}"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.runs.group import together, trial_runs
+from experiments.runs.group import Group, trial_runs
 from experiments.setup.experiment import build
 from experiments.setup.load import load
 from lora_jax.training.outcome import Outcome
@@ -61,7 +61,7 @@ def test_a_seed_changes_all_that_is_drawn(config_of, variant, monkeypatch, tmp_p
         assert all(map(np.array_equal, seen_by, again))
         assert min(map(apart, seen_by, another)) > 1e-3  # not by rounding alone
         return
-    group = together(trials)
+    group = Group.of(trials)
     fed = trial_runs(trials, [None] * len(trials), [Outcome() for _ in trials])
     for n, state in enumerate(group.start()):
         own = group.own(n, state)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.runs.group import Alone, together
+from experiments.runs.group import Group
 from experiments.setup.experiment import build
 from experiments.setup.load import load
 from lora_jax.training.averages import eval_params
@@ -69,20 +69,22 @@ def made(config_of):
 def usual(made):
     """Those of the trial that differs in nothing, by itself."""
     with jax.numpy_dtype_promotion("standard"):
-        return averages(Alone(made()))[0]
+        return averages(Group.of([made()], alone=True))[0]
 
 
 def test_each_number_acts_in_a_group_as_it_does_alone(made, usual):
     trials = [made(), *(made(**{name: value}) for name, value in NUMBERS.items())]
-    first, *others = averages(together(trials))
+    first, *others = averages(Group.of(trials))
     np.testing.assert_allclose(first, usual, rtol=1e-3, atol=1e-5)
     for name, trial, found in zip(NUMBERS, trials[1:], others, strict=True):
         assert not np.allclose(found, usual, rtol=1e-4, atol=1e-7), name
         if name in ("optimizer__clip", "train__ema", "optimizer__weight_decay"):  # of the step
-            np.testing.assert_allclose(found, averages(Alone(trial))[0], rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(
+                found, averages(Group.of([trial], alone=True))[0], rtol=1e-3, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_acts(made, usual, name):
-    (other,) = averages(Alone(made(**{name: KINDS[name]})))
+    (other,) = averages(Group.of([made(**{name: KINDS[name]})], alone=True))
     assert usual.shape != other.shape or not np.allclose(usual, other, rtol=1e-4, atol=1e-7)

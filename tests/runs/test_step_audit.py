@@ -7,8 +7,8 @@ import pytest
 import small_model
 
 from experiments.runs import run, step_audit
-from experiments.runs.group import Together
-from experiments.runs.how import How
+from experiments.runs.group import Group
+from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import Experiment, build
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.jobs import command
@@ -74,16 +74,16 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
 
 
 def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch):
-    made = Together.program
+    made = Group.program
 
     def wrong(self, execution):
         program = made(self, execution)
         return dataclasses.replace(program, jitted=Wrong(program.jitted))
 
-    monkeypatch.setattr(Together, "program", wrong)
+    monkeypatch.setattr(Group, "program", wrong)
     configs, folders = [smoke(), smoke(seed=1)], [tmp_path / "0", tmp_path / "1"]
     with pytest.raises(ValueError, match=r"query/kernel/[ab] is off by"):
-        run.run_together(configs, folders, How("each"))
+        run.run_together(configs, folders, RunOptions("each"))
     for each in map(run_record.read, folders):
         assert each.status == "failed" and "query/kernel/" in each.note and each.steps == 0
     assert not list(tmp_path.glob(".programs/*/checkpoints/[0-9]*"))
@@ -135,4 +135,4 @@ def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
 def test_a_worker_is_told(tmp_path):
     folder = SweepFolder(tmp_path)
     assert "--noaudit" not in command(folder, [])
-    assert command(folder, [], How(audit=False))[-1] == "--noaudit"
+    assert command(folder, [], RunOptions(audit=False))[-1] == "--noaudit"

@@ -12,7 +12,7 @@ from text_runs import config, followed, own_scores
 import lora_jax as lj
 from experiments.runs import generated_texts, predictions, run
 from experiments.runs.finished_run import changed_data, open_run
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import build
 from experiments.setup.load import read_texts
 from experiments.studies import untrained
@@ -138,7 +138,7 @@ def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
     other = config(places, **WRITTEN, optimizer__learning_rate=3e-3, seed=1)
     folders = [tmp_path / str(number) for number in range(2)]
     configs = [other, config(places, **WRITTEN)]
-    first, record = run.run_together(configs, folders, How("each"))
+    first, record = run.run_together(configs, folders, RunOptions("each"))
     assert record.metrics_first == pytest.approx(alone.metrics_first, rel=1e-5)
     assert record.metrics_last == pytest.approx(alone.metrics_last, rel=1e-3)
     losses = [
@@ -166,7 +166,7 @@ def test_trials_that_draw_other_examples_learn_the_whole_of_their_completions(pl
     drawn.sort(key=lambda each: read_texts(each).completion)
     configs, folders = [drawn[0], drawn[-1]], [tmp_path / "first", tmp_path / "last"]
     assert read_texts(configs[0]).completion < read_texts(configs[1]).completion
-    run.run_together(configs, folders, How("each", audit=False))
+    run.run_together(configs, folders, RunOptions("each", audit=False))
     run.run(configs[1], tmp_path / "alone", audit=False)
     losses = [
         json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]

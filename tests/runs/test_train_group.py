@@ -7,8 +7,8 @@ from group_trials import QUERY, assert_alike, assert_scored, folders, without_ti
 from killed import Killed
 
 from experiments.runs import predictions, run
-from experiments.runs.group import Together, with_batches_for
-from experiments.runs.how import How
+from experiments.runs.group import Group, with_batches_for
+from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups
 from lora_jax import data
@@ -33,7 +33,7 @@ def one_by_one(chosen, tmp_path_factory):
     """The folders of `chosen` as one group, which step one after the other."""
     where = folders(tmp_path_factory.mktemp("each"), 3)
     with jax.numpy_dtype_promotion("standard"):
-        assert run.run_together(chosen, where, How("each")) == [*map(run_record.read, where)]
+        assert run.run_together(chosen, where, RunOptions("each")) == [*map(run_record.read, where)]
     return where
 
 
@@ -48,7 +48,7 @@ def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
 @pytest.mark.parametrize("execution", ["vmap", "map"])
 def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     where = folders(tmp_path, 3)
-    assert run.run_together(chosen, where, How(execution)) == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, RunOptions(execution)) == [*map(run_record.read, where)]
     for number in (1, 2):
         assert_alike(where[number], alone[number])
     assert_scored(where[0])
@@ -73,16 +73,16 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
         with monkeypatch.context() as patch:
             patch.setattr(place, name, dies)
             with pytest.raises(Killed):
-                run.run_together(chosen, where, How("each"))
+                run.run_together(chosen, where, RunOptions("each"))
         return [run_record.read(folder) for folder in where]
 
-    assert killed(Together, "evaluate", 2) == [None] * 3
-    assert killed(Together, "evaluate", 5) == [None] * 3
+    assert killed(Group, "evaluate", 2) == [None] * 3
+    assert killed(Group, "evaluate", 5) == [None] * 3
     before = killed(run_record, "write", 2)
     assert [record is not None for record in before] == [True, False, False]
     with monkeypatch.context() as patch:
-        patch.setattr(Together, "evaluate", None)  # nothing is trained again
-        after = run.run_together(chosen, where, How("each"))
+        patch.setattr(Group, "evaluate", None)  # nothing is trained again
+        after = run.run_together(chosen, where, RunOptions("each"))
     assert after[0] == before[0]
     assert after == [run_record.read(folder) for folder in where]
     for one, other in zip(where, one_by_one, strict=True):
@@ -126,7 +126,7 @@ def test_every_kind_of_variant(config_of, tmp_path):
         config_of(targets=KINDS, variant__rank=2, seed=3, **other),
     ]
     where = folders(tmp_path, 2)
-    assert run.run_together(chosen, where, How("vmap")) == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, RunOptions("vmap")) == [*map(run_record.read, where)]
     run.run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
@@ -138,7 +138,7 @@ def test_a_frozen_head_that_each_trial_draws_is_its_own(config_of, tmp_path):
     chosen = [config_of(quantize__storage="nf4", seed=seed, **changes) for seed in range(2)]
     assert groups(chosen) == [[0, 1]]
     where = folders(tmp_path, 2)
-    assert run.run_together(chosen, where, How("vmap")) == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, RunOptions("vmap")) == [*map(run_record.read, where)]
     run.run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
@@ -157,11 +157,11 @@ def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     configs = [config_of(seed=each, data__draw=each, **many) for each in range(3)]
     alone = {build(each).texts.boundaries for each in configs}
     three, two = folders(tmp_path / "three", 3), folders(tmp_path / "two", 2)
-    records = run.run_together(configs, three, How("each", audit=False))
+    records = run.run_together(configs, three, RunOptions("each", audit=False))
     assert [each.status for each in records] == ["completed"] * 3
     assert len(calls) == sum(len(each.evaluations) for each in records)
     assert set(calls) == alone and len(alone) > 1
-    run.run_together(configs[:0:-1], two, How("each", audit=False))
+    run.run_together(configs[:0:-1], two, RunOptions("each", audit=False))
     for one, other in zip(two, three[:0:-1], strict=True):
         outputs = [predictions.read(each)["validation"].outputs for each in (one, other)]
         np.testing.assert_array_equal(*outputs)

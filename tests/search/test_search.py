@@ -1,5 +1,6 @@
 """Searches whose trials are scored by a formula in place of training."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -12,15 +13,17 @@ import fake_records
 import pytest
 import small_model
 from killed import Killed
+from quickstart_sweep import sweep
 
-from experiments.search import ask
+from experiments.search import ask, objective, space
 from experiments.search.search import Asked, Search
-from experiments.setup.read_config import read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
+from experiments.setup.config_flags import read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import canonical_json
 from lora_jax.records import run_record
+from lora_jax.training.loop_settings import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -129,6 +132,17 @@ def test_tpe_searches_where_scores_are_good(found):
     assert said[0].startswith("best: learning_rate=")
     assert f"accuracy {quality(best):.4g} on 40 held-out examples (24 trials, 192 " in said[0]
     assert f"--{RATE}={best[RATE]}" in said[1]
+
+
+def test_the_best_trial_has_the_lowest_score_where_lower_is_better(search, tmp_path, monkeypatch):
+    def lowest(*given):
+        return dataclasses.replace(loop_of(*given), mode="min")
+
+    loop_of, folder = space.loop_of, SweepFolder(tmp_path)
+    monkeypatch.setattr(space, "loop_of", lowest)
+    run(search, folder, "random", trials=5)
+    (asked,) = ledger(folder)["rounds"]
+    assert ledger(folder)["best"]["score"] == min(map(quality, asked)) < max(map(quality, asked))
 
 
 def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
@@ -312,6 +326,23 @@ def test_trials_without_a_score_do_not_count(tmp_path):
     for _ in range(2):
         new = ask.ask(axes, told, 4, seed=1, maximise=True, integer=lambda key: True)
         assert new == [{RANK: "2"}]
+
+
+def test_only_a_completed_record_of_a_trials_own_settings_has_its_score(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    good, foreign, failed = found
+    ends = [(good, "completed"), (good, "completed"), (failed, "failed")]
+    for place, (of, status) in zip(found, ends, strict=True):
+        fake_records.write(
+            folder.run(place.name),
+            "quickstart",
+            "size=smoke",
+            {"accuracy": 0.25},
+            changes={"seed": of.config.seed},
+            status=status,
+        )
+    scores = [objective.score(folder, each, Loop(8)) for each in (good, foreign, failed)]
+    assert scores == [0.25, None, None]
 
 
 def test_numbers_are_within_their_ranges_and_of_few_digits():

@@ -19,8 +19,7 @@ from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.adapter_loader import AdapterLoader
 from experiments.serving.base_model import load_encoder
 from experiments.setup import from_config
-from experiments.setup.config import parse
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill, parse
 from lora_jax.files.canonical_json import plain
 from lora_jax.files.tree_file import save_tree
 from lora_jax.interchange.families import names_of

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from configs import adalora_table1, instruct, qlora_llama, quickstart
-from experiments.setup.config import of_record, parse
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill, of_record, parse
 
 CONFIGS = {
     module.__name__.rpartition(".")[2]: fill(module.get_config("").to_dict())

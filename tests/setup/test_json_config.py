@@ -6,7 +6,7 @@ import pytest
 
 from configs import instruct, quickstart
 from experiments.setup.config import parse
-from experiments.setup.read_config import read_config
+from experiments.setup.config_flags import read_config
 from experiments.sweeps import trials
 from lora_jax.files.canonical_json import config_digest, plain
 

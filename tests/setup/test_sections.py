@@ -12,9 +12,8 @@ from configs import adalora_table1, glue, instruct, quickstart
 from configs.settings import DataSettings
 from experiments.analysis.collect_runs import settings_of
 from experiments.setup import from_config
-from experiments.setup.config import parse
+from experiments.setup.config import fill, parse
 from experiments.setup.experiment import build
-from experiments.setup.suggested import fill
 from experiments.sweeps import grouping, preflight
 from experiments.sweeps.trials import Trial
 from lora_jax.records import run_record

@@ -13,9 +13,8 @@ from configs import quickstart
 from configs.studies import against_lora
 from experiments import tune
 from experiments.analysis import labels
-from experiments.setup.config import parse
+from experiments.setup.config import fill, parse
 from experiments.setup.from_config import make_targets
-from experiments.setup.suggested import fill
 from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table
 

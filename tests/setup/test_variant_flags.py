@@ -13,9 +13,8 @@ from commands import ROOT
 
 import variants
 from configs import quickstart
-from experiments.setup.config import of_record, parse
-from experiments.setup.read_config import read, read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill, of_record, parse
+from experiments.setup.config_flags import read, read_config
 from experiments.sweeps import trials
 from experiments.sweeps.sweep_flag import text_of
 from lora_jax.files.canonical_json import config_digest

@@ -14,7 +14,7 @@ from experiments import report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import registered
 from experiments.setup import config_files
-from experiments.setup.setting_names import settings_of
+from experiments.setup.config_flags import settings_of
 from experiments.studies import registration
 from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from configs import quickstart
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
 from experiments.studies import rates
 from experiments.studies.protocol import Rates
 

@@ -1,13 +1,16 @@
 """A study trains runs together as far as they fit into memory; `jobs.train` is stood in for."""
 
+import dataclasses
+
 import fake_records
 import pytest
 from quickstart_sweep import made
 
+from experiments.analysis.collect_runs import settings_of
+from experiments.runs.announce import TooManyTrialsError
 from experiments.runs.group_folder import GroupFolder
-from experiments.runs.memory_line import TooManyTrialsError
 from experiments.studies.protocol import Protocol, Rates, Tuning
-from experiments.studies.training import Cell, Trainer
+from experiments.studies.training import Cell, Trainer, cell_digest
 from experiments.sweeps import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -93,3 +96,21 @@ def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_pa
     (home.path / "checkpoints" / "5").rmdir()  # as if killed before the first save
     memory.seeds(tmp_path, monkeypatch, 10)
     assert len(memory.trained) == 4 and not home.path.exists()
+
+
+def with_another(plain, path):
+    """A config as plain data, with another value of the setting at a path, and of no other one."""
+    name, _, rest = path.partition(".")
+    value = plain[name]
+    new = with_another(value, rest) if rest else f"other than {value}"
+    return {**plain, name: new}
+
+
+def test_only_what_runs_of_a_cell_may_differ_in_is_no_part_of_it():
+    of_runs = {"optimizer.learning_rate", "data.validation", "seed", "data.draw"}
+    first = config(1, 1e-3, 2)
+    names = of_runs | settings_of(first).keys()
+    assert len(names) > 40
+    for name in names - {"start_from"}:
+        other = dataclasses.replace(first, plain=with_another(first.plain, name))
+        assert (cell_digest(other) == cell_digest(first)) == (name in of_runs), name

@@ -67,14 +67,15 @@ def place(tmp_path_factory):
 def give(place, tmp_path, monkeypatch):
     """Give the command for the study in `tmp_path`; it trains nothing, but raises `Began`."""
 
-    def train(*_):
+    def train(configs, folders, names, how):
+        assert how.execution == "each"  # as it is asked for, and not by timing
         assert set(untrained.read(tmp_path)) == {"pairs", "classes"}
         raise Began
 
     monkeypatch.setattr(jobs, "train", train)
     argument = f"files={place},model={place / 'model'}"
     return lambda **flags: tune_command.give(
-        monkeypatch, str(place / "mine.py"), tmp_path, argument, **flags
+        monkeypatch, str(place / "mine.py"), tmp_path, argument, execution="each", **flags
     )
 
 

@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,14 +23,21 @@ class Started:
     """`python -m MODULE ARGUMENTS`, or `python FILE.py ARGUMENTS`, started in `folder`.
 
     `environment` is added to that of this process; what JAX reads as it is imported, but for
-    XLA_FLAGS, stays as it was when the first of these was started.
+    XLA_FLAGS, stays as it was when the first of these was started. `before` is called in the new
+    process, before the command is.
     """
 
-    def __init__(self, *line: object, folder: Path = ROOT, **environment: str):
+    def __init__(
+        self,
+        *line: object,
+        folder: Path = ROOT,
+        before: Callable[[], None] | None = None,
+        **environment: str,
+    ):
         self.line = [str(each) for each in line]
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [each.name for each in self.streams]
-        arguments = (self.line, folder, {**os.environ, **environment}, names)
+        arguments = (self.line, folder, {**os.environ, **environment}, names, before)
         self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
 
@@ -74,7 +82,13 @@ def with_devices(count: int) -> dict[str, str]:
     return {"XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={count}", os.environ["XLA_FLAGS"])}
 
 
-def _run(line: list[str], folder: Path, environment: dict[str, str], streams: list[str]) -> None:
+def _run(
+    line: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    streams: list[str],
+    before: Callable[[], None] | None,
+) -> None:
     for number, name in enumerate(streams, 1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
@@ -82,6 +96,8 @@ def _run(line: list[str], folder: Path, environment: dict[str, str], streams: li
     os.chdir(folder)
     sys.argv = line
     try:
+        if before is not None:
+            before()
         if line[0].endswith(".py"):
             runpy.run_path(line[0], run_name="__main__")
         else:

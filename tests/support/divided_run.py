@@ -32,7 +32,7 @@ from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.preemption import preemption
-from lora_jax.training.saved_trials import OneTrial
+from lora_jax.training.saved_trials import SavedTrials, without_optimizer
 from lora_jax.training.state_leaves import bare
 from lora_jax.training.step import TrainState, cross_entropy, make_step
 
@@ -207,8 +207,9 @@ if given.read:
     found = []
     for folder in given.read:
         with warnings_of_users() as warned, Checkpoints(folder) as saved:
-            restored, meta, number = saved.restore(state)
-        found.append(said(restored, Outcome(steps=number), warned))
+            like = {"now": [state], "best": [without_optimizer(state)]}
+            restored, meta, number = saved.restore(like)
+        found.append(said(restored["now"][0], Outcome(steps=number), warned))
     print(json.dumps(found), flush=True)
     raise SystemExit
 
@@ -223,7 +224,7 @@ print("ready", flush=True)
 with (
     warnings_of_users() as warned,
     preemption() as interrupted,
-    Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
+    Checkpoints(given.folder / "checkpoints") as saved,
     Metrics(given.folder, enabled=given.process == 0) as log,
 ):
     outcome, settings = Outcome(), Loop(given.steps, 1, 20, 10, metric="score", mode="max")
@@ -232,7 +233,7 @@ with (
         [state],
         [loop.TrialRun(settings, batches, log, outcome)],
         evaluate=lambda _, trainable: {"score": float(size(trainable))},
-        saved=OneTrial(saved, {}),
+        saved=SavedTrials(saved, {}, keep_best=True),
         progress=lambda number, loss, _: losses.update({number: loss}),
         interrupted=interrupted,
         audit=lambda states: audited(*states),

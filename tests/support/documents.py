@@ -17,7 +17,9 @@ FENCE = re.compile(
     r"|^<!--[ ]python\n(?P<hidden>.*?)^-->$",
     re.DOTALL | re.MULTILINE,
 )
-RECIPE = re.compile(r"^(\w+):.*\n\t.*-m (experiments\.\w+)(.*) \$\(ARGS\)$", re.MULTILINE)
+RECIPE = re.compile(
+    r"^(\w+):.*\n\t.*-m (experiments\.\w+|benchmarks)(.*) \$\(ARGS\)$", re.MULTILINE
+)
 """A target of the Makefile that gives ARGS to a command: its name, the module, and more flags."""
 VARIABLE = re.compile(r"\$\((?:[^()]|\([^()]*\))*\)")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
@@ -94,7 +96,7 @@ def project_commands() -> list[tuple[str, str, list[str]]]:
         if words[0] == "make" and words[1] in targets and given:
             module, own = targets[words[1]]
             found.append((place, module, shlex.split(f"{own} {given[0]}")))
-    return [line for line in found if line[1].startswith("experiments.")]
+    return [line for line in found if re.match(r"experiments\.|benchmarks$", line[1])]
 
 
 def links(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from configs import common_tasks
 from experiments.analysis.published import SIZES
 from experiments.runs import predictions
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
 from lora_jax.files import canonical_json
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.metrics import label_metrics

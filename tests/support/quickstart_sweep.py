@@ -7,7 +7,7 @@ from typing import Any
 import fake_records
 
 from configs.settings import RunConfig
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.sweeps import trials
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.records.run_record import Record
@@ -30,7 +30,7 @@ def sweep(tmp_path: Path, *specs: str) -> tuple[SweepFolder, list[trials.Trial]]
 
 
 def trained(
-    configs: Sequence[RunConfig], folders: Sequence[Path], names: Sequence[str], how: How
+    configs: Sequence[RunConfig], folders: Sequence[Path], names: Sequence[str], how: RunOptions
 ) -> list[Any]:
     """In place of training: what it leaves where seed 1 fails and seed 2 diverges."""
     return [trained_one(config, folder) for config, folder in zip(configs, folders, strict=True)]

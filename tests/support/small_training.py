@@ -14,7 +14,7 @@ from lora_jax.records import metrics_log
 from lora_jax.training import checkpoint, loop as training_loop, trial_program
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import OneTrial
+from lora_jax.training.saved_trials import SavedTrials
 from lora_jax.training.step import TrainState, cross_entropy, make_train_step
 
 
@@ -79,9 +79,13 @@ def fit(
     audit=None,
     evaluate_every=7,
     checkpoint_every=5,
+    chosen="last",
     **loop,
 ):
-    """A run of 20 steps; `scores(accuracy)` stands in for what an evaluation says."""
+    """A run of 20 steps: the state `chosen`, and the outcome.
+
+    `scores(accuracy)` stands in for what an evaluation says.
+    """
     adapted, trainable, frozen = problem(dropout=0.2)
     outcome = outcome or Outcome()
 
@@ -101,17 +105,19 @@ def fit(
         return {"accuracy": found if scores is None else scores(found)}
 
     with (
-        checkpoint.Checkpoints(folder / "checkpoints", best=("accuracy", "max")) as saved,
+        checkpoint.Checkpoints(folder / "checkpoints") as checkpoints,
         metrics_log.Metrics(folder) as log,
     ):
         settings = Loop(20, 3, evaluate_every, checkpoint_every, **loop)
+        saved = SavedTrials(checkpoints, {}, keep_best=True)
         (state,) = training_loop.fit(
             trial_program.alone(make(adapted, tx), frozen),
             [TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))],
             [training_loop.TrialRun(settings, source, log, outcome)],
             evaluate=lambda _, trainable: evaluate(trainable),
-            saved=OneTrial(saved, {}),
+            saved=saved,
             interrupted=interrupted,
             audit=None if audit is None else lambda states: audit(*states),
         )
-    return state, outcome
+        (best,) = saved.best([state], [outcome])
+    return best if chosen == "best" else state, outcome

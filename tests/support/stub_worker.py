@@ -15,14 +15,10 @@ from experiments.sweeps import child_process
 parser = argparse.ArgumentParser()
 parser.add_argument("--workdir", type=Path)
 parser.add_argument("--trial", action="append", default=[])
-parser.add_argument("--jobs", type=Path)
-parser.add_argument("--job", type=int)
 parser.add_argument("--lock_wait")
 parser.add_argument("--leash", action="store_true")
 parser.add_argument("--cores", default="")
 arguments = parser.parse_args()
-if arguments.jobs:
-    arguments.trial = json.loads(arguments.jobs.read_text())["jobs"][arguments.job]
 if arguments.leash:
     child_process.end_with(sys.stdin.fileno())
 

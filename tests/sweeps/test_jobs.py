@@ -10,7 +10,7 @@ import sys
 import pytest
 from quickstart_sweep import made, sweep, trained
 
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.sweeps import jobs
 from experiments.sweeps.file_lock import lock
 
@@ -87,7 +87,7 @@ def test_a_trial_that_diverged_is_trained_again_where_asked(tmp_path):
         return trained(configs, folders, names, how)
 
     for retry in (False, False, True):
-        jobs.work(folder, [trial.name for trial in found], How(retry=retry), train=noted)
+        jobs.work(folder, [trial.name for trial in found], RunOptions(retry=retry), train=noted)
     assert begun == [False, True]
 
 
@@ -106,7 +106,7 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
 @pytest.mark.parametrize("why", ["locked", "unknown"])
 def test_trials_that_are_halved_begin_all_together_or_not_at_all(tmp_path, why):
     folder, found = sweep(tmp_path, "config.seed=0:3")
-    names, how = [trial.name for trial in found], How(halving=2)
+    names, how = [trial.name for trial in found], RunOptions(halving=2)
     with contextlib.ExitStack() as stack:
         said = "has no trial 'seed=9'"
         if why == "locked":

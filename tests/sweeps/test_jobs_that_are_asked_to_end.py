@@ -13,8 +13,8 @@ from absl import flags
 from commands import ROOT
 from rich.console import Console
 
-from experiments.runs.how import USUAL
-from experiments.sweeps.launchers import launch, local, ray_cluster, ray_jobs, slurm, stopping
+from experiments.runs.run_options import USUAL
+from experiments.sweeps.launchers import launch, local, ray as ray_launcher, slurm
 from experiments.sweeps.view import View
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -160,7 +160,7 @@ def test_a_job_of_ray_that_saved_has_not_failed(tmp_path, ray, capsys):
     def command(folder, job):
         return worker(tmp_path / "saved", 3, "parent")
 
-    ray_jobs.launch([found], folder, ray, ray_cluster.Demand(), 1, lambda: None, command)
+    ray_launcher.launch([found], folder, ray, ray_launcher.Demand(), 1, lambda: None, command)
     assert (tmp_path / "saved").read_text() == "xxx"
     assert capsys.readouterr().out.count("its job begins again") == 1
     assert folder.state(found[0]).note.startswith("its process ended with code 0; ")
@@ -170,7 +170,7 @@ def test_a_second_sigterm_does_not_cut_the_saving_short():
     saved = []
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
     try:
-        with pytest.raises(SystemExit, match="75"), stopping.stopped_by_signals():
+        with pytest.raises(SystemExit, match="75"), launch.stopped_by_signals():
             try:
                 signal.raise_signal(signal.SIGTERM)
             except local.Terminated:

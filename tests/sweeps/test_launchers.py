@@ -1,31 +1,21 @@
 """What all launchers have in common, without training: `stub_worker` stands in for the worker."""
 
-import json
 import shlex
 import socket
 import subprocess
 import sys
 import types
 
-import job_controller
 import launcher_contract
 import pytest
-import yaml
 from absl import flags
 from absl.testing import flagsaver
 from commands import ROOT
 
-from experiments.sweeps import job_list, jobs
+from experiments.sweeps import jobs
 from experiments.sweeps.file_lock import LockedError, lock, locked
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.launchers import (
-    kubernetes,
-    local,
-    names,
-    ray_cluster,
-    ray_flags,
-    slurm,
-)
+from experiments.sweeps.launchers import launch, local, ray, slurm
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -48,39 +38,22 @@ def by_hand(todo, folder, command):
         subprocess.run(shlex.join(command(folder, job)), shell=True, check=False)
 
 
-def by_kubernetes(todo, folder, command):
-    """By processes that see the volume where the pods do."""
-    pods = kubernetes.Pods(
-        image="image",
-        claim="claim",
-        folder=folder.path,
-        mount=folder.path.parent,
-        command=(sys.executable, str(launcher_contract.STUB)),
-        directory=str(ROOT),
-    )
-    said = kubernetes.write(todo, folder, pods)
-    path = shlex.split(said[1])[-1]
-    with open(path, encoding="utf-8") as file:
-        fates = job_controller.run(yaml.safe_load(file), job_controller.pod)
-    assert [fate for fate, _ in fates.values()] == ["Failed", "Succeeded"]
-
-
-@pytest.mark.parametrize("launch", [by_local, by_slurm, by_hand, by_kubernetes])
-def test_every_launcher_trains_each_trial_once(launch, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", [by_local, by_slurm, by_hand])
+def test_every_launcher_trains_each_trial_once(by, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    launcher_contract.check(tmp_path, launch)
+    launcher_contract.check(tmp_path, by)
 
 
 def test_a_flag_of_another_launcher_is_refused():
     values = flags.FlagValues()
-    for name in ("slurm_gpus", "ray_gpus", "kubernetes_gpus", "per_job"):
+    for name in ("slurm_gpus", "ray_gpus", "per_job"):
         flags.DEFINE_integer(name, 0, "help", flag_values=values)
     values(["command", "--slurm_gpus=1", "--per_job=2"])
-    names.require_own_flags("slurm", values)
-    for launcher in ("local", "ray", "kubernetes", "print"):
+    launch.require_own_flags("slurm", values)
+    for launcher in ("local", "ray", "print"):
         said = f"^--slurm_gpus goes with --launcher=slurm, and --launcher={launcher} would ignore"
         with pytest.raises(ValueError, match=said):
-            names.require_own_flags(launcher, values)
+            launch.require_own_flags(launcher, values)
 
 
 def test_ray_that_is_not_installed_or_does_not_answer_is_one_line(monkeypatch):
@@ -88,7 +61,7 @@ def test_ray_that_is_not_installed_or_does_not_answer_is_one_line(monkeypatch):
     with pytest.raises(
         ValueError, match=r'^--launcher=ray needs Ray: pip install "lora-jax\[ray\]"'
     ):
-        ray_cluster.connected("auto").__enter__()
+        ray.connected("auto").__enter__()
     monkeypatch.setitem(sys.modules, "ray", object())
     with socket.socket() as taken:  # nobody listens
         taken.bind(("127.0.0.1", 0))
@@ -96,57 +69,44 @@ def test_ray_that_is_not_installed_or_does_not_answer_is_one_line(monkeypatch):
         for given, environment in ((address, ""), ("auto", address)):
             monkeypatch.setenv("RAY_ADDRESS", environment)
             with pytest.raises(ValueError, match=f"^no Ray cluster answers at {address}: Conn"):
-                ray_cluster.connected(given).__enter__()
+                ray.connected(given).__enter__()
 
 
 def test_the_address_of_a_cluster_has_a_form():
     flags.FLAGS.mark_as_parsed()
     for good in ("auto", "local", "127.0.0.1:6379", "head.example.org:6379", "[::1]:6379"):
         with flagsaver.flagsaver(ray_address=good):
-            assert ray_flags.address() == good
+            assert ray.address() == good
     for wrong, said in (
         ("lokal", "expected HOST:PORT, auto or local; nearest: 'local'"),
         ("head", "expected HOST:PORT"),
         ("ray://head:10001", "start the sweep on a machine of the cluster"),
     ):
         with flagsaver.flagsaver(ray_address=wrong), pytest.raises(ValueError, match=said):
-            ray_flags.address()
+            ray.address()
     both = flagsaver.flagsaver(ray_gpus=1, ray_tpus=4)
     with both, pytest.raises(ValueError, match=r"^--ray_gpus and --ray_tpus: .* give one$"):
-        ray_flags.demand()
+        ray.demand()
 
 
 def test_a_job_must_fit_on_one_machine():
     machines = [{"CPU": 8.0, "memory": 16.0 * 2**30}, {"CPU": 2.0, "GPU": 1.0, "memory": 2.0**30}]
-    assert ray_cluster.Demand(cpus=8, memory=16).shortage(machines) == ""
-    assert ray_cluster.Demand(cpus=2, gpus=1).shortage(machines) == ""
+    assert ray.Demand(cpus=8, memory=16).shortage(machines) == ""
+    assert ray.Demand(cpus=2, gpus=1).shortage(machines) == ""
     for demand, said in (
-        (ray_cluster.Demand(cpus=9), "--ray_cpus=9: no machine of the Ray cluster has more than 8"),
-        (ray_cluster.Demand(tpus=4), "--ray_tpus=4: no machine of the Ray cluster has more than 0"),
+        (ray.Demand(cpus=9), "--ray_cpus=9: no machine of the Ray cluster has more than 8"),
+        (ray.Demand(tpus=4), "--ray_tpus=4: no machine of the Ray cluster has more than 0"),
         (
-            ray_cluster.Demand(cpus=1, memory=17),
+            ray.Demand(cpus=1, memory=17),
             "--ray_memory=17: no machine of the Ray cluster has more than 16",
         ),
         (
-            ray_cluster.Demand(cpus=8, gpus=1),
+            ray.Demand(cpus=8, gpus=1),
             "no machine of the Ray cluster has --ray_cpus and --ray_gpus at once",
         ),
     ):
         assert demand.shortage(machines) == said
-    assert ray_cluster.Demand().shortage([]) != ""
-
-
-def test_a_list_gives_each_worker_its_job(tmp_path):
-    path = tmp_path / "jobs" / "name.json"
-    job_list.write(path, [["seed=0", "seed=1"], ["seed=2"]])
-    assert [job_list.read(path, n) for n in (0, 1)] == [["seed=0", "seed=1"], ["seed=2"]]
-    for number in (2, -1):
-        with pytest.raises(ValueError, match=f"^--job={number}: .* has the jobs 0 to 1$"):
-            job_list.read(path, number)
-    for wrong in ({}, {"version": 2, "jobs": []}, {"version": 1, "jobs": [[]]}):
-        path.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=r"is no list of jobs"):
-            job_list.read(path, 0)
+    assert ray.Demand().shortage([]) != ""
 
 
 def test_a_worker_waits_for_all_its_trials_together(tmp_path, monkeypatch, capsys):

@@ -7,10 +7,10 @@ import launcher_contract
 import pytest
 from commands import ROOT
 
-from experiments.runs.how import USUAL
+from experiments.runs.run_options import USUAL
 from experiments.sweeps import jobs
 from experiments.sweeps.file_lock import lock
-from experiments.sweeps.launchers import launch, slurm, slurm_flags
+from experiments.sweeps.launchers import launch, slurm
 
 
 def test_slurm_runs_commands(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):
     submitted = []
     monkeypatch.setattr(slurm, "submit", lambda lines, *_: submitted.append(lines) or [])
     for name in ("options", "cluster", "waits"):
-        monkeypatch.setattr(slurm_flags, name, lambda: None)
+        monkeypatch.setattr(slurm, name, lambda: None)
 
     def again():
         launch.launch("slurm", jobs.make(found, 2), folder, None, (), None, USUAL)

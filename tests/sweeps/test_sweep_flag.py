@@ -10,8 +10,8 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from configs import glue, quickstart
-from experiments.setup.read_config import read_config
-from experiments.setup.suggested import fill
+from experiments.setup.config import fill
+from experiments.setup.config_flags import read_config
 from experiments.sweeps import sweep_flag, trials
 from experiments.sweeps.sweep_flag import Range, Values
 from lora_jax.files.canonical_json import config_digest

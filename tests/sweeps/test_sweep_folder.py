@@ -43,6 +43,7 @@ def test_locks_die_with_their_processes(tmp_path):
     with folder.held(None), pytest.raises(LockedError, match=mine):
         folder.held((0, 2)).__enter__()
     with folder.held((0, 2)), folder.held((1, 2)):
+        assert not locked(tmp_path / "locks" / "sweep")  # not by one alone
         for part in (None, (0, 2)):
             with pytest.raises(LockedError):
                 folder.held(part).__enter__()

@@ -3,8 +3,8 @@
 import commands
 import pytest
 
+from benchmarks import tables
 from experiments import marked_documents
-from experiments.benchmarks import tables
 from experiments.runs import quickstart_table
 
 
@@ -63,7 +63,7 @@ def test_the_commands_say_what_they_have_written(tmp_path):
     page = tmp_path / "page.md"
     spoken_of = "Between `<!-- bench: NAME -->` and\n`<!-- /bench -->`:\n"
     page.write_text(f"{spoken_of}<!-- bench: sweep -->\nold\n<!-- /bench -->\n")
-    done = commands.run("experiments.bench", f"--documents={page}")
+    done = commands.run("benchmarks", f"--documents={page}")
     assert (done.returncode, done.stdout) == (0, f"{page}: tables rewritten\n"), done.stderr
     assert page.read_text().startswith(f"{spoken_of}<!-- bench: sweep -->\n| group | what |")
     assert "| 8 trials of 200 steps of 8x16 |" in page.read_text()

@@ -8,8 +8,8 @@ import itertools
 import commands
 import pytest
 
-from experiments.planning.accelerators import Accelerator
 from experiments.planning.run_cost import RunCost, StepCost
+from experiments.planning.topologies import Accelerator
 from experiments.tables.table_cost import CellCost, as_csv, cell_configs, left_out, text
 
 DEVICE = Accelerator(narrow=2e12, wide=1e12, traffic=1e15, memory=5e9)

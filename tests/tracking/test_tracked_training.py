@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from experiments.runs import run
-from experiments.runs.how import How
+from experiments.runs.run_options import RunOptions
 from experiments.setup import experiment
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
@@ -121,7 +121,7 @@ def test_trials_of_one_program_are_runs_of_a_group(smoke, tmp_path):
     ]
     folders = [folder.run(name) for name in names]
     with jax.numpy_dtype_promotion("standard"):
-        how = How("each", audit=False, track=jobs.tracked(folder, (OWN,)))
+        how = RunOptions("each", audit=False, track=jobs.tracked(folder, (OWN,)))
         ended = jobs.train(configs, folders, names, how)
     assert isinstance(ended[0], run_record.Record)
     identities = set()
@@ -149,7 +149,7 @@ def test_a_failed_run_ends_as_failed(smoke, tmp_path, monkeypatch):
 
 
 def test_workers_get_the_trackers_of_their_sweep():
-    how = How(track=jobs.tracked(SweepFolder(Path("runs/cola")), ("wandb", "mlflow")))
+    how = RunOptions(track=jobs.tracked(SweepFolder(Path("runs/cola")), ("wandb", "mlflow")))
     line = jobs.command(SweepFolder(Path("runs/cola")), [], how)
     assert line[-1] == "--track=wandb,mlflow"
     assert how.track == Track(("wandb", "mlflow"), Path("runs/cola"), Path("runs/cola/trials"))

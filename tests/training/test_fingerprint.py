@@ -57,6 +57,14 @@ def test_what_is_read_while_tracing_counts_by_value(name):
     assert fingerprint(make(NUMBER), X) != fingerprint(make(near), X)
 
 
+def test_how_keys_are_drawn_from_counts():
+    found = []
+    for setting in (True, False, True):
+        with jax.threefry_partitionable(setting):
+            found.append(fingerprint(lambda key: jax.random.bits(key, (3,)), jax.random.key(0)))
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_derivative_that_is_not_taken_does_not_count():
     assert fingerprint(scaled(NUMBER), X) == fingerprint(scaled(0.2), X)
 

@@ -16,7 +16,7 @@ from lora_jax.files import full_disk
 from lora_jax.records import metrics_log
 from lora_jax.training import checkpoint
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import OneTrial
+from lora_jax.training.saved_trials import without_optimizer
 from lora_jax.training.step import TrainState
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -141,9 +141,8 @@ def test_an_audit_that_fails_comes_before_everything(tmp_path):
 
 
 def test_an_interruption_is_never_the_best(tmp_path):
-    fit(tmp_path, evaluate_every=0, interrupted=lambda number: number == 4)
-    with checkpoint.Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved:
-        assert (saved.steps(), saved.best_step()) == ([4], None)
+    _, outcome = fit(tmp_path, evaluate_every=0, interrupted=lambda number: number == 4)
+    assert (outcome.steps, outcome.best_step) == (4, None)
 
 
 def test_checkpoints_from_before_runs_could_be_interrupted(tmp_path):
@@ -152,7 +151,7 @@ def test_checkpoints_from_before_runs_could_be_interrupted(tmp_path):
 
     def restore(self, state):
         state, meta, step = true_restore(self, state)
-        assert meta["outcome"].pop("interrupted") is False
+        assert meta["outcomes"][0].pop("interrupted") is False
         return state, meta, step
 
     with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +160,7 @@ def test_checkpoints_from_before_runs_could_be_interrupted(tmp_path):
 
 
 def test_a_run_continues_from_the_layout_of_checkpoints(tmp_path, straight):
-    """As all versions write it, here by hand; the evaluation of step 4 stays the best."""
+    """Here by hand; the evaluation of step 4 stays the best."""
     adapted, trainable, frozen = problem(dropout=0.2)
     state = TrainState.create(adapted, ADAM, own(trainable), frozen, jax.random.key(1))
     source = batches(0)
@@ -170,10 +169,11 @@ def test_a_run_continues_from_the_layout_of_checkpoints(tmp_path, straight):
     with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
         for step in range(1, 6):
             state, _ = make(adapted, ADAM)(state, frozen, next(source))
-            if step >= 4:
-                meta = {"outcome": outcome | {"steps": step}, "identity": {}}
-                saved.save(step, state, meta | ({"accuracy": 2.0} if step == 4 else {}))
-        best, _, _ = saved.restore(state, 4)
+            if step == 4:
+                best = jax.tree.map(jnp.copy, without_optimizer(state))
+        meta = {"outcomes": [outcome | {"steps": 5}], "identity": {}}
+        saved.save(5, {"now": [state], "best": [best]}, meta)
+    continued = shutil.copytree(tmp_path, tmp_path.with_name("continued"))
     again, resumed = fit(tmp_path)
     wanted, _, rows = straight
     assert_same_bits(again, wanted)
@@ -181,10 +181,8 @@ def test_a_run_continues_from_the_layout_of_checkpoints(tmp_path, straight):
     assert resumed.seconds > 1.5
     found = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
     assert found == [row for row in rows if row["step"] > 5]
-    with checkpoint.Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved:
-        (state,), notes = OneTrial(saved, {}).best([again], [resumed])
+    state, _ = fit(continued, chosen="best")
     assert_same_bits(state, best)
-    assert notes == [""]
 
 
 def test_the_metrics_of_other_processes_are_not_written(tmp_path):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from lora_jax.training import checkpoint, loop
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.masking import narrow
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import ManyTrials
+from lora_jax.training.saved_trials import SavedTrials, without_optimizer
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -33,8 +35,12 @@ def fit(
     interrupted=None,
     progress=None,
     identity="these",
+    asked=None,
 ):
-    """20 steps of all trials, as `small_training` has them for one."""
+    """20 steps of all trials, as `small_training` has them for one.
+
+    A list `asked` gets what is evaluated, which then begins before the first step.
+    """
     if chosen is TRIALS:
         run, states, made = built(execution)
         states = jax.tree.map(jnp.copy, states)  # what is started with is donated
@@ -53,6 +59,8 @@ def fit(
         return start
 
     def evaluate(number, trainable):
+        if asked is not None:
+            asked.append((number, outcomes[number].steps, total(trainable)))
         if (number, outcomes[number].steps) == overflow:
             return {"accuracy": 0.5, "eval_loss": math.inf}
         own = narrow(trainable, made[number].trainable)
@@ -62,13 +70,14 @@ def fit(
     outcomes = [Outcome() for _ in chosen]
     folders = [folder / str(number) for number in range(len(chosen))]
     logs = [metrics_log.Metrics(each) for each in folders]
+    settings = Loop(20, 3, 7, 5, evaluate_first=asked is not None)
     with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
-        saved = ManyTrials(checkpoints, {"trials": identity}, keep_best)
+        saved = SavedTrials(checkpoints, {"trials": identity}, keep_best)
         states = loop.fit(
             run,
             states,
             [
-                loop.TrialRun(Loop(20, 3, 7, 5), source(number), log, outcome)
+                loop.TrialRun(settings, source(number), log, outcome)
                 for number, (log, outcome) in enumerate(zip(logs, outcomes, strict=True))
             ],
             evaluate=evaluate,
@@ -76,9 +85,13 @@ def fit(
             progress=progress,
             interrupted=interrupted,
         )
-        ended, _ = saved.best(states, outcomes)
+        ended = saved.best(states, outcomes)
     own = [narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
     return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
+
+
+def total(trainable):
+    return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(trainable)))
 
 
 def without_seconds(outcome):
@@ -131,7 +144,7 @@ def test_trials_that_are_asked_to_end_save_that_step(tmp_path, execution, straig
 
 
 def test_trials_continue_from_the_layout_of_checkpoints(tmp_path, straight):
-    """As all versions write it, here by hand; one trial's evaluation of step 3 stays the best."""
+    """Here by hand; one trial's evaluation of step 3 stays the best."""
     run, states, made = built("each")
     population = run.start(jax.tree.map(jnp.copy, states))
     sources = [batches(trial) for trial in TRIALS]
@@ -143,6 +156,7 @@ def test_trials_continue_from_the_layout_of_checkpoints(tmp_path, straight):
     began |= {"target_step": None, "target_seconds": None, "diverged": False, "metrics_first": {}}
     old = began | {"metrics_best": {"accuracy": 2.0}, "best_step": 3}
     new = began | {"interrupted": False, "audit": None, "evaluations": []}
+    best = [*map(without_optimizer, best)]
     now, then = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (population, best))
     wanted = narrow(jax.tree.map(np.array, best[0].trainable), made[0].trainable)
     with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
@@ -218,6 +232,19 @@ def test_the_best_evaluations_state_is_returned(tmp_path, straight):
         )
         assert same == (outcome.best_step == 20)
     assert len({outcome.best_step for outcome in outcomes}) > 1
+
+
+def test_each_trial_is_evaluated_by_itself_and_has_a_share_of_the_seconds(tmp_path, monkeypatch):
+    """By a clock that is one second on whenever it is read, as at each line and each save."""
+    clock = types.SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(loop, "time", clock)
+    _, outcomes, _ = fit(tmp_path, asked=(asked := []))
+    starts = enumerate(map(total, (each.trainable for each in built("each")[1])))
+    assert asked[:3] == [(number, 0, weights) for number, weights in starts]
+    assert [each[:2] for each in asked[3:]] == [(n, step) for step in (7, 14, 20) for n in range(3)]
+    assert len({weights for *_, weights in asked}) == len(asked)
+    events = {step for step in range(1, 21) if not (step % 3 and step % 5 and step % 7)}
+    assert [each.seconds for each in outcomes] == pytest.approx([len(events) / 3] * 3)
 
 
 def test_checkpoints_of_other_trials_are_refused(tmp_path, straight):

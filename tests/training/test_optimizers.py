@@ -1,5 +1,6 @@
 """Optimisers by name, on adapted weights, against Optax's own and NumPy references."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import lora_jax as lj
 import variants
 from lora_jax.sharding.layout import lay_out
-from lora_jax.training import optimizers
+from lora_jax.training import optim, optimizers
 from lora_jax.training.averages import eval_params
 from lora_jax.training.optimizers import KINDS
 from lora_jax.training.step import TrainState, make_step, make_train_step
@@ -18,7 +19,7 @@ from lora_jax.transform.adapted_optimizer import axes_of_matrices
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-NUMBERS = {"weight_decay": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-6, "momentum": 0.7}
+NUMBERS = {"weight_decay": 0.1, "b1": 0.8, "b2": 0.95, "eps": 0.02, "momentum": 0.7}
 RATE = 0.05
 
 
@@ -93,7 +94,7 @@ def test_each_steps_as_optax_has_it():
             optax.scale_by_learning_rate(rate),
         ),
         "lion": optax.lion(rate, b1=NUMBERS["b1"], b2=NUMBERS["momentum"], **common),
-        "adamw": optax.adamw(rate, b1=0.8, b2=0.95, eps=1e-6, **common),
+        "adamw": optax.adamw(rate, b1=0.8, b2=0.95, eps=NUMBERS["eps"], **common),
     }
     for name, reference in references.items():
         ours, _ = stepped(made(name, adapted, frozen), trainable)
@@ -139,10 +140,13 @@ def test_muon_steps_matrices_towards_orthogonal_ones_and_the_rest_as_adamw():
     trainable, frozen = adapted.init(jax.random.key(0), params, jnp.zeros(2, jnp.int32))
     axes = axes_of_matrices(frozen)
     numbers = {**NUMBERS, "weight_decay": 0.0}
-    ours, _ = stepped(optimizers.muon(rate, numbers, axes), trainable, steps=1)
-    adam, _ = stepped(optax.adam(rate, b1=0.8, b2=0.95, eps=1e-6), trainable, steps=1)
+    tx = optimizers.muon(rate, numbers, axes)
+    rest = {**trainable, "params": {path: params[path] for path in ("bias", "table")}}
+    adam = optax.adam(rate, b1=0.8, b2=0.95, eps=NUMBERS["eps"])
+    found, wanted = stepped(tx, rest)[0], stepped(adam, rest)[0]
     for path in ("bias", "table"):
-        np.testing.assert_allclose(ours["params"][path], adam["params"][path], rtol=1e-5)
+        np.testing.assert_allclose(found["params"][path], wanted["params"][path], rtol=1e-5)
+    ours, _ = stepped(tx, trainable, steps=1)
     change = jax.tree.map(lambda x, y: np.asarray(x - y), trainable, ours)["params"]
     grads = jax.tree.map(np.asarray, gradients(trainable, 0)["params"])
     pairs = [*zip(change["stack"], grads["stack"], strict=True)]
@@ -218,7 +222,7 @@ def test_schedule_free_is_the_authors_algorithm():
     A step's weight is the square of the largest rate so far. After a warm-up, that is its own.
     """
     adapted, trainable, frozen = adapted_by("lora", rank=2)
-    b1, b2, eps, steps = 0.8, 0.95, 1e-6, 4
+    b1, b2, eps, steps = 0.8, 0.95, NUMBERS["eps"], 4
     kind, numbers = KINDS["schedule_free"], {"weight_decay": 0.0, "b1": b1, "b2": b2, "eps": eps}
     ours, state = stepped(adapted.optimizer(kind.make(rate, numbers), frozen), trainable, steps)
     x, z, y = (jax.tree.map(np.asarray, trainable) for _ in range(3))
@@ -256,6 +260,23 @@ def test_schedule_free_averages_steps_at_the_rates_of_factors():
     # The steps end at 1, 2 and 3 times the rate, and all of them weigh the same.
     np.testing.assert_allclose(after["a"], before["a"] - 2 * RATE, atol=1e-5)
     np.testing.assert_allclose(after["b"], before["b"] - 4 * 2 * RATE, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_steps_of_a_head_alone_are_multiplied(name):
+    """A first step is as long as its rate, also where steps are averaged."""
+    adapted, trainable, frozen = adapted_by("lora", rank=2)
+    kind, numbers = KINDS[name], {**NUMBERS, "weight_decay": 0.0}
+    tx = kind.make(rate, {each: numbers[each] for each in ("weight_decay", *kind.reads)})
+    longer = optimizers.scaled(tx, optim.scale_params(["head/.*"], 3.0))
+    plain, scaled = (
+        adapted.optimizer(each, frozen).update(
+            gradients(trainable, 0), adapted.optimizer(each, frozen).init(trainable), trainable
+        )[0]
+        for each in (tx, longer)
+    )
+    wanted = {**plain, "params": jax.tree.map(lambda update: 3 * update, plain["params"])}
+    chex.assert_trees_all_close(scaled, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", KINDS)

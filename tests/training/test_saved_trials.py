@@ -1,31 +1,33 @@
-"""The best states of trials, as they are saved and given back."""
+"""The best states of trials, as they are kept, saved and given back."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from small_training import fit
 
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.outcome import Outcome
-from lora_jax.training.saved_trials import OneTrial
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def test_a_damaged_best_checkpoint_gives_way(tmp_path):
-    states = {step: {"w": jax.numpy.full(9, step)} for step in (2, 4, 6)}
-
-    def saved():
-        return Checkpoints(tmp_path, keep=3, best=("accuracy", "max"))
-
-    scores = {2: 0.5, 4: 0.9, 6: 0.7}
-    with saved() as checkpoints:
-        for step, score in scores.items():
-            last = {"accuracy": score}
-            checkpoints.save(step, states[step], {"outcome": {"metrics_last": last}, **last})
-    outcome = Outcome(steps=8, best_step=4, metrics_best={"accuracy": 0.9})
-    with saved() as checkpoints:
-        (state,), (note,) = OneTrial(checkpoints, {}).best([states[2]], [outcome])
-        assert (state["w"][0], note, outcome.best_step) == (4, "", 4)
-    for file in (tmp_path / "4" / "state" / "d").iterdir():
+def test_the_best_state_outlives_its_checkpoint(tmp_path):
+    """It is in all later ones: where the newest is damaged, the one before it has it, too."""
+    scores = iter((0.2, 0.9, 0.1, 0.4, 0.6))
+    state, outcome = fit(tmp_path, evaluate_every=4, scores=lambda _: next(scores), chosen="best")
+    assert (outcome.best_step, int(state.step), outcome.steps) == (8, 8, 20)
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.steps() == [16, 20]
+    for file in (tmp_path / "checkpoints" / "20" / "state" / "d").iterdir():
         file.write_bytes(file.read_bytes()[:-1])
-    with saved() as checkpoints, pytest.warns(UserWarning, match="4 is damaged"):
-        (state,), (note,) = OneTrial(checkpoints, {}).best([states[2]], [outcome])
-    assert note == "the best checkpoint, of step 4, is damaged: of step 6 instead"
-    assert (state["w"][0], outcome.best_step, outcome.metrics_best) == (6, 6, {"accuracy": 0.7})
+    again = iter((0.6,))
+    with pytest.warns(UserWarning, match="20 is damaged"):
+        found, outcome = fit(
+            tmp_path, evaluate_every=4, scores=lambda _: next(again), chosen="best"
+        )
+    assert outcome.best_step == 8
+    for got, wanted in zip(
+        jax.tree.leaves(found.trainable), jax.tree.leaves(state.trainable), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
+    assert not jax.tree.leaves(found.opt_state) and jnp.issubdtype(found.step.dtype, jnp.integer)

@@ -3,6 +3,7 @@
 import functools
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from small_training import ADAM, SGD, batches, forward, make, own, problem
 
 import lora_jax as lj
 import variants
-from lora_jax.training.step import TrainState, make_step, make_train_step
+from lora_jax.training.step import TrainState, cross_entropy, make_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -114,6 +115,36 @@ def test_parts_of_a_batch_have_keys_of_their_own_and_one_penalty():
     keys = jax.random.split(jax.random.fold_in(state.rng, 0), 2)
     wanted = np.mean([jax.random.normal(key) for key in keys]) + 3
     np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-5)
+
+
+def test_a_method_sees_each_step_and_what_it_makes_of_it_goes_on_and_is_averaged():
+    adapted, trainable, frozen = problem()
+
+    def update(state, before, after, grads, step, frozen):
+        seen = {"before": before, "after": after, "norm": optax.tree.norm(grads), "step": step}
+        return seen, jax.tree.map(lambda x: x / 2, after)
+
+    halving = types.SimpleNamespace(
+        penalty=adapted.penalty, optimizer=adapted.optimizer, update=update
+    )
+
+    def predict(trainable, frozen, batch, rng):
+        return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
+
+    step, clip, ends = make_step(halving, predict, cross_entropy), 0.01, []
+    state = TrainState.create(adapted, SGD, trainable, frozen, jax.random.key(1), averaged=True)
+    for number, batch in zip(range(2), batches(0), strict=False):
+        before = state.trainable
+        run = jax.jit(functools.partial(step, SGD, clip, ema=0.5))
+        state, metrics = run(state, frozen, batch)
+        seen = state.variant_state
+        assert seen["step"] == number and metrics["grad_norm"] > clip
+        np.testing.assert_allclose(seen["norm"], clip, rtol=1e-5)
+        chex.assert_trees_all_equal(seen["before"], before)
+        chex.assert_trees_all_close(state.trainable, jax.tree.map(lambda x: x / 2, seen["after"]))
+        ends.append(state.trainable)
+    average = jax.tree.map(lambda one, two: (one / 2 + two) / 1.5, *ends)
+    chex.assert_trees_all_close(state.average.value(state.trainable), average, rtol=1e-5)
 
 
 def test_the_state_is_donated_and_the_frozen_weights_are_not():

@@ -63,9 +63,7 @@ def test_small_steps_add_up_as_in_float32(kind):
     np.testing.assert_allclose(masters, whole.trainable["params"]["w"], rtol=2e-6, atol=1e-7)
     assert one["params"]["w"].dtype == jnp.bfloat16
     # A number between two of bfloat16's may round either way after another last bit of float32.
-    np.testing.assert_allclose(
-        np.asarray(one["params"]["w"], np.float32), other["params"]["w"], rtol=2**-8 * 1.01
-    )
+    assert (one["params"]["w"] != other["params"]["w"].astype(jnp.bfloat16)).sum() <= 1
     np.testing.assert_array_equal(narrow.trainable["params"]["w"], masters.astype(jnp.bfloat16))
 
 

@@ -256,6 +256,8 @@ def test_the_summary_is_readable():
         ("up", {"also_train": [lj.layers("up", 0)]}, r"also_train takes patterns .*, not \[Lay"),
         (lj.layers("uq", 0), {}, r"'uq' matches no weight; nearest: 'layers/up'"),
         ("(", {}, r"'\(' is not a regular expression"),
+        ("(\nup", {}, r"'\(\\nup' is not a regular expression"),
+        ("u\nup", {}, r"'u\\nup' matches no weight; nearest: 'layers/up'"),
         ("all_linear", {}, r"'all_linear' matches no weight; nearest: 'all-linear'"),
         ([], {}, r"targets is empty; name weights, or leave it out for 'all-linear'"),
         ({}, {}, r"targets is empty"),

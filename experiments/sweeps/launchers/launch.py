@@ -1,38 +1,65 @@
-"""Check a launcher, connect to its cluster, and give it the jobs of a sweep."""
+"""The launchers of `experiments.sweep`: check one, connect to its cluster, give it the jobs.
+
+A sweep that a signal ends prints one line, and leaves no process behind.
+"""
 
 import contextlib
 import functools
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from absl import flags
+
 from experiments.cli import warn
-from experiments.runs.how import How
+from experiments.runs.interruption import TEMPORARY_FAILURE
+from experiments.runs.run_options import RunOptions
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.launchers import (
-    kubernetes,
-    kubernetes_flags,
-    local,
-    ray_cluster,
-    ray_flags,
-    ray_jobs,
-    slurm,
-    slurm_flags,
-)
+from experiments.sweeps.launchers import local, ray, slurm
 from experiments.sweeps.view import View
 
+LAUNCHERS = ("local", "slurm", "ray", "print")
 
-def require(launcher: str, folder: SweepFolder) -> None:
+
+class LauncherParser(flags.EnumParser):
+    """The parser of `--launcher`, which knows what became of a launcher that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(LAUNCHERS)
+
+    def parse(self, argument: str) -> str:
+        if argument == "kubernetes":
+            raise flags.Error(
+                "--launcher=kubernetes is gone: use --launcher=ray on a KubeRay cluster, or run "
+                "the lines of --launcher=print in pods (docs/guides/launchers.md)"
+            )
+        return super().parse(argument)
+
+
+def require_own_flags(launcher: str, values: flags.FlagValues) -> None:
+    """Raise a ValueError if a flag was given that only another launcher reads.
+
+    A launcher's own flags begin with its name: `--slurm_partition`.
+    """
+    for name in values:
+        owner = name.partition("_")[0]
+        if owner in LAUNCHERS and owner != launcher and values[name].present:
+            raise ValueError(
+                f"--{name} goes with --launcher={owner}, and --launcher={launcher} would ignore it"
+            )
+
+
+def require(launcher: str) -> None:
     """Raise a ValueError if a launcher is not installed, or a flag of it is wrong."""
     match launcher:
         case "slurm":
-            slurm.require(slurm_flags.cluster())
+            slurm.require(slurm.cluster())
         case "ray":
-            ray_cluster.require()
-            ray_flags.address()
-            ray_flags.demand()
-        case "kubernetes":
-            kubernetes_flags.pods(folder.path)
+            ray.require()
+            ray.address()
+            ray.demand()
 
 
 @contextlib.contextmanager
@@ -41,12 +68,12 @@ def cluster(launcher: str, todo: Sequence[jobs.Job]) -> Iterator[Any]:
     if launcher != "ray" or not todo:
         yield None
         return
-    with ray_cluster.connected(ray_flags.address()) as ray:
-        if shortage := ray_flags.demand().shortage(ray_cluster.machines(ray)):
-            if ray_flags.address() == "local":
+    with ray.connected(ray.address()) as connected:
+        if shortage := ray.demand().shortage(ray.machines(connected)):
+            if ray.address() == "local":
                 raise ValueError(shortage)
             warn(f"{shortage}; jobs wait until another machine joins it")
-        yield ray
+        yield connected
 
 
 def launch(
@@ -55,14 +82,14 @@ def launch(
     folder: SweepFolder,
     view: View,
     machine: Sequence[local.Slot],
-    ray: Any,
-    how: How,
+    connected: Any,
+    how: RunOptions,
 ) -> bool:
     """Have the jobs done; whether they are done now, or someone does them after this command.
 
     Args:
       machine: where the local launcher's processes run.
-      ray: what `cluster` gives.
+      connected: what `cluster` gives.
     """
     command = functools.partial(jobs.command, how=how)
     match launcher:
@@ -70,30 +97,24 @@ def launch(
             for job in todo:
                 print(jobs.shell_command(folder, job, how))
             return False
-        case "kubernetes" if todo:
-            options = jobs.options(how)
-            said = kubernetes.write(todo, folder, kubernetes_flags.pods(folder.path), options)
-            print("\n".join(said))
-            return False
         case "slurm" if todo:
             if not (todo := _not_running(todo, folder, how)):
                 print("all jobs are running already: none is submitted")
                 return False
             waits = f"--lock_wait={jobs.LOCK_WAIT}"
             lines = [[*command(folder, job), waits] for job in todo]
-            submitted = slurm.submit(
-                lines, folder.path / "slurm", slurm_flags.options(), slurm_flags.cluster()
-            )
+            submitted = slurm.submit(lines, folder.path / "slurm", slurm.options(), slurm.cluster())
             print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
-            if not slurm_flags.waits():
+            if not slurm.waits():
                 print("the same command with --dry_run tells how far they are")
                 return False
             with view.shown():
                 slurm.watch(submitted, view.update)
         case "ray" if todo:
-            demand, retries = ray_flags.demand(), ray_flags.retries()
             with view.shown():
-                ray_jobs.launch(todo, folder, ray, demand, retries, view.update, command)
+                ray.launch(
+                    todo, folder, connected, ray.demand(), ray.retries(), view.update, command
+                )
         case _ if todo:
             local.announce(machine, len(todo))
             with view.shown():
@@ -101,10 +122,33 @@ def launch(
     return True
 
 
-def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: How) -> list[jobs.Job]:
+def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jobs.Job]:
     """The jobs with a trial that is to be trained and that no process holds.
 
     A job that is queued twice would wait for the locks of the first, and take up its devices.
     """
     busy = {*how.final, "running"}
     return [job for job in todo if any(folder.state(trial).status not in busy for trial in job)]
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left.
+
+    After SIGTERM, by which schedulers announce that they will end a process, workers save first. A
+    second SIGTERM does not cut that short.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise local.Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(each, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        print("stopped; the same command goes on from here")
+        sys.exit(TEMPORARY_FAILURE if isinstance(stopped, local.Terminated) else 130)

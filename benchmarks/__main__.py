@@ -1,0 +1,127 @@
+r"""Time this project beside others, or beside itself, in turns on this machine.
+
+    make bench ARGS="--suite=train --out=runs/bench"
+    .venv-parity/bin/python -m benchmarks --against=peft --cases=dora --turns=20
+    python -m benchmarks --documents=README.md,docs  # times nothing, rewrites their tables
+
+Suites:
+
+    train      training steps beside PEFT's, LoRA written by hand, and other methods
+    methods    training steps of every method there is, beside LoRA's
+    memory     memory of steps beside PEFT's, and the batch that the memory of full training holds
+    infer      a merged and an unmerged adapter beside the base model
+    generate   generated tokens beside those of transformers
+    compile    compiling a step, by method and by layers
+    sweep      a sweep beside a process for each of its trials
+    start      from the start of a process to its first step, and what a second run compiles
+    bank       many adapters in one batch beside one adapter and beside PEFT's, and their loading
+    scale      how time and memory grow, with exponents beside those in theory
+    gpu        Llama shapes of 1B to 8B on an accelerator
+
+Every contender works in a process of its own, and the processes take turns, so that what else the
+machine does hits all of them; the time of a turn is that of its fastest work. A ratio is the median
+over neighbouring turns, with its quartiles. Threads and allocator settings are the same for all.
+
+`--out` names a folder, which gets SUITE.json: all times, and the machine. `--size=smoke` takes tiny
+models: it tries the suite and says nothing about speed. `--documents` writes the committed results,
+those of `experiments/results/bench`, into Markdown files.
+"""
+
+import json
+import os
+
+from absl import flags
+
+from benchmarks import tables
+from benchmarks.cases import Plan, sides
+from benchmarks.results import content, earlier
+from benchmarks.suites import SUITES
+from experiments import cli, marked_documents
+from experiments.distributed.devices import announce
+from lora_jax.files.atomic import write_atomically
+from lora_jax.suggest import require_known
+
+_SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
+_AGAINST = flags.DEFINE_list(
+    "against",
+    [],
+    "What to compare with: any of peft, full, hand, merged, qwix and lora. The default is all "
+    "that the suite has.",
+)
+_CASES = flags.DEFINE_list(
+    "cases", [], "Time only groups with one of these in their names. The default is all groups."
+)
+_TURNS = flags.DEFINE_integer(
+    "turns",
+    None,
+    "How many turns each contender takes. The default is the suite's own number.",
+    lower_bound=1,
+)
+_SIZE = flags.DEFINE_enum(
+    "size",
+    "full",
+    ["full", "smoke"],
+    "How large the models are: full takes real ones; smoke takes tiny ones.",
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "The folder for the results. By default, they are only printed."
+)
+_SIZES = flags.DEFINE_list(
+    "sizes", ["8x16"], "With --suite=sweep: the batches to time, each BATCHxLENGTH."
+)
+_TRIALS = flags.DEFINE_integer("trials", 8, "With --suite=sweep: how many trials.", lower_bound=2)
+_STEPS = flags.DEFINE_integer(
+    "steps", 200, "With --suite=sweep: how many steps a trial has.", lower_bound=10
+)
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/quickstart.py", "With --suite=sweep and --suite=start: what to train."
+)
+_DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothing is timed.")
+
+_OF_SWEEPS = (_SIZES, _TRIALS, _STEPS)
+
+
+def bench() -> None:
+    if _DOCUMENTS.value:
+        cli.refuse_all_but((_DOCUMENTS,), "--documents times nothing")
+        marked_documents.update(_DOCUMENTS.value, tables.fill)
+        return
+    if _SUITE.value != "sweep":
+        cli.refuse_ignored(_OF_SWEEPS, "it goes with --suite=sweep")
+    if _SUITE.value not in ("sweep", "start"):
+        cli.refuse_ignored((_CONFIG,), "it goes with --suite=sweep and --suite=start")
+    else:
+        cli.refuse_ignored((_CASES,), f"--suite={_SUITE.value} has no cases")
+    if _SUITE.value == "start":
+        cli.refuse_ignored((_SIZE,), "--suite=start takes what --config trains")
+    # All processes share a GPU, which none may take whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    name = str(_SUITE.value)
+    require_known(name, SUITES, f"--suite={name}: no such suite")
+    suite = SUITES[name]
+    plan = Plan(
+        against=sides(name, suite.against, _AGAINST.value),
+        turns=_TURNS.value or suite.turns,
+        smoke=_SIZE.value == "smoke",
+        cases=tuple(_CASES.value),
+        sizes=tuple(_SIZES.value),
+        trials=_TRIALS.value,
+        steps=_STEPS.value,
+        config=str(_CONFIG.value),
+    )
+    out = None if _OUT.value is None else cli.out_folder(_OUT.value)
+    found = {} if out is None else {each.name: each for each in earlier(out, name, plan)}
+    announce()
+    for measured in suite.run(plan):
+        print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)
+        found.pop(measured.name, None)
+        found[measured.name] = measured
+        if out is not None:  # now: what follows may take hours
+            whole = content(name, plan, list(found.values()))
+            write_atomically(out / f"{name}.json", f"{json.dumps(whole, indent=1)}\n".encode())
+    if out is not None:
+        print(f"results: {out}")
+
+
+if __name__ == "__main__":
+    cli.main(bench)

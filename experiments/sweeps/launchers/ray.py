@@ -1,0 +1,347 @@
+"""`--launcher=ray`: run the jobs of a sweep as tasks of a Ray cluster, which end with this process.
+
+`connected` finds the cluster, `launch` gives it tasks, and `attend` is what each task does.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments.runs.interruption import TEMPORARY_FAILURE
+from experiments.sweeps import jobs
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.launchers import local
+from lora_jax.suggest import nearest
+
+_ADDRESS = flags.DEFINE_string(
+    "ray_address",
+    "auto",
+    "The Ray cluster: auto for the one that runs on this machine or that RAY_ADDRESS names, "
+    "HOST:PORT, or local to start one on this machine that ends with the command.",
+)
+_CPUS = flags.DEFINE_integer("ray_cpus", 1, "How many CPUs each job gets.", lower_bound=0)
+_GPUS = flags.DEFINE_integer("ray_gpus", 0, "How many GPUs each job gets.", lower_bound=0)
+_TPUS = flags.DEFINE_integer("ray_tpus", 0, "How many TPU chips each job gets.", lower_bound=0)
+_MEMORY = flags.DEFINE_integer(
+    "ray_memory", 0, "How many GiB of memory each job gets; 0 for any.", lower_bound=0
+)
+_RETRIES = flags.DEFINE_integer(
+    "ray_retries",
+    3,
+    "How often a job begins again after its process or its machine has died.",
+    lower_bound=0,
+)
+
+_STORE = 100 * 2**20  # bytes; a sweep's tasks pass no objects, and Ray wants 75 MiB at least
+_REACHED = 5.0  # seconds; Ray itself would try for two minutes
+_TICK = 0.2  # seconds; between the ticks, Ray can raise KeyboardInterrupt in a task
+_LOOK = 0.5  # seconds between looks at the tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """What each job gets of a machine."""
+
+    cpus: int = 1
+    gpus: int = 0
+    tpus: int = 0
+    """TPU chips."""
+    memory: int = 0
+    """GiB, or 0 for any."""
+
+    def options(self) -> dict[str, Any]:
+        """The same as options of a Ray task."""
+        memory = {"memory": self.memory * 2**30} if self.memory else {}
+        tpus = {"resources": {"TPU": self.tpus}} if self.tpus else {}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory, **tpus}
+
+    def shortage(self, machines: Sequence[Mapping[str, float]]) -> str:
+        """What none of these machines has, with the flag; empty if a job fits on one of them.
+
+        Args:
+          machines: Ray's resources of each machine, such as `{"CPU": 8.0, "memory": 3e10}`.
+        """
+        wanted = {
+            "CPU": ("--ray_cpus", self.cpus, 1),
+            "GPU": ("--ray_gpus", self.gpus, 1),
+            "TPU": ("--ray_tpus", self.tpus, 1),
+            "memory": ("--ray_memory", self.memory, 2**30),
+        }
+        for name, (flag, amount, unit) in wanted.items():
+            most = max((each.get(name, 0) for each in machines), default=0) / unit
+            if amount > most:
+                return f"{flag}={amount}: no machine of the Ray cluster has more than {most:.4g}"
+        for each in machines:
+            if all(each.get(name, 0) >= n * unit for name, (_, n, unit) in wanted.items()):
+                return ""
+        asked = " and ".join(flag for flag, amount, _ in wanted.values() if amount)
+        return f"no machine of the Ray cluster has {asked} at once"
+
+
+def address() -> str:
+    """The cluster's address, as in `connected`.
+
+    Raises:
+      ValueError: it has another form.
+    """
+    given = str(_ADDRESS.value)
+    if given in ("auto", "local") or re.fullmatch(r"[\w.\[\]:-]*[\w\]]:[0-9]{1,5}", given):
+        return given
+    if given.startswith("ray://"):
+        raise ValueError(
+            f"--ray_address={given}: start the sweep on a machine of the cluster, with "
+            "--ray_address=auto"
+        )
+    near = nearest(given, ("auto", "local"), 1)
+    raise ValueError(f"--ray_address={given}: expected HOST:PORT, auto or local; nearest: {near}")
+
+
+def demand() -> Demand:
+    """What each job gets."""
+    if _GPUS.value and _TPUS.value:
+        raise ValueError("--ray_gpus and --ray_tpus: a job runs on one kind of device; give one")
+    return Demand(
+        int(_CPUS.value or 0), int(_GPUS.value or 0), int(_TPUS.value or 0), int(_MEMORY.value or 0)
+    )
+
+
+def retries() -> int:
+    """How often a job begins again after its process or its machine has died."""
+    return int(_RETRIES.value or 0)
+
+
+def require() -> Any:
+    """Import Ray; raise a ValueError if it is not installed."""
+    try:
+        return importlib.import_module("ray")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            '--launcher=ray needs Ray: pip install "lora-jax[ray]", or --launcher=local'
+        ) from error
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Connect to a cluster, and give the module `ray`. At the end, all tasks of this process end.
+
+    Args:
+      address: `auto` for the cluster that runs on this machine or that RAY_ADDRESS names, a
+        cluster's `HOST:PORT`, or `local` for a new one of this machine, which ends with this.
+
+    Raises:
+      ValueError: there is no such cluster, or Ray is not installed.
+    """
+    ray = require()
+    there = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if there not in ("", "auto", "local"):
+        _reach(there)
+    options: dict[str, Any] = {}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
+        options = {"object_store_memory": _STORE, "include_dashboard": False}
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            # JAX warns of forks, of which those here begin another program at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--ray_address={address}: {said}{_hint(address, error)}") from error
+    try:
+        signal.signal(signal.SIGTERM, own)  # Ray has replaced it
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _hint(address: str, error: BaseException | None) -> str:
+    """What may help after an error of `ray.init`."""
+    if address == "local":
+        return ""
+    while error is not None:
+        if "AuthenticationError" in f"{type(error).__name__}: {error}":
+            return (
+                "; the cluster asks for a token: set RAY_AUTH_MODE=token, as where it was started"
+            )
+        error = error.__cause__ or error.__context__
+    return "; --ray_address=local starts one on this machine"
+
+
+def machines(ray: Any) -> list[dict[str, float]]:
+    """Ray's resources of each machine of the cluster."""
+    return [each["Resources"] for each in ray.nodes() if each["Alive"]]
+
+
+def _reach(address: str) -> None:
+    """Raise a ValueError unless something answers at `HOST:PORT`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _REACHED).close()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ValueError(f"no Ray cluster answers at {address}: {said}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    job: jobs.Job
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """How a task ended: with its process, or with an error of Ray and code None."""
+
+    process: int
+    code: int | None
+    said: str = ""
+
+
+def launch(
+    todo: Sequence[jobs.Job],
+    folder: SweepFolder,
+    ray: Any,
+    demand: Demand,
+    retries: int,
+    watch: Callable[[], None],
+    command: Callable[[SweepFolder, jobs.Job], list[str]] = jobs.command,
+) -> None:
+    """Run all jobs, as many at a time as the cluster has room for, and return when all have ended.
+
+    If a job's process is killed, or dies with its machine, the job begins again, on any machine,
+    and goes on from its checkpoint. After the last retry, the trials that it was training are noted
+    as killed, and the others get a new process. A job that saved its state after SIGTERM, as when
+    its machine is to end, always begins again.
+
+    When this function ends with an error, it ends the tasks too: with `local.Terminated` so that
+    they save, otherwise at once.
+
+    Args:
+      ray: the connected module, from `connected`.
+      retries: how often a job begins again after its process died.
+      watch: called often, to show the progress of the trials.
+      command: gives the command line that trains a job. Every machine runs it in this folder.
+    """
+    # Workers unpickle it where `experiments` may not be importable.
+    importlib.import_module("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
+    task = ray.remote(max_retries=0, **demand.options())(attend)
+    running: dict[Any, _Attempt] = {}
+
+    def start(job: jobs.Job, number: int = 1) -> None:
+        line = [*command(folder, job), f"--lock_wait={jobs.LOCK_WAIT}"]
+        log = str(folder.log(job[0].name).resolve())
+        running[task.remote(line, os.getcwd(), log)] = _Attempt(job, number)
+
+    try:
+        for job in todo:
+            start(job)
+        while running:
+            done, _ = ray.wait(list(running), timeout=_LOOK)
+            watch()
+            for reference in done:
+                attempt, end = running.pop(reference), _end(ray, reference)
+                if end.code == TEMPORARY_FAILURE:
+                    start(attempt.job, attempt.number)
+                elif (end.code is None or end.code < 0) and attempt.number <= retries:
+                    print(f"{attempt.job[0].name}: {_cause(end)}, so its job begins again")
+                    start(attempt.job, attempt.number + 1)
+                elif rest := _settle(attempt, folder, end):
+                    start(rest)
+        watch()
+    except local.Terminated:
+        for reference in running:
+            ray.cancel(reference)
+        if running:
+            ray.wait(list(running), num_returns=len(running))
+        raise
+    except BaseException:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise
+
+
+def _end(ray: Any, reference: Any) -> _End:
+    try:
+        return _End(*ray.get(reference))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error  # of an error in the task itself
+        said = (str(cause).strip().splitlines() or ["no reason given"])[0]
+        return _End(0, None, f"{type(cause).__name__}: {said}")
+
+
+def _cause(end: _End) -> str:
+    return f"its Ray task ended ({end.said})" if end.code is None else local.cause(end.code, 0)
+
+
+def _settle(attempt: _Attempt, folder: SweepFolder, end: _End) -> jobs.Job:
+    """Note the killed trials of a job, and return its remaining trials."""
+    if end.code is not None and end.code >= 0:
+        return local.settle(attempt.job, folder, end.process, end.code)
+    times = f", the last of {attempt.number} times" if attempt.number > 1 else ""
+    process = end.process or _begun_by(attempt.job, folder)
+    return local.settle(attempt.job, folder, process, end.code or 0, f"{_cause(end)}{times}")
+
+
+def _begun_by(job: jobs.Job, folder: SweepFolder) -> int:
+    """The process that was training the job's trials; 0 if none has begun."""
+    states = [folder.state(trial) for trial in job]
+    return next((each.process for each in states if each.status in ("running", "interrupted")), 0)
+
+
+def attend(line: Sequence[str], folder: str, log: str) -> tuple[int, int]:
+    """Run a command that takes `--leash`, and return its process id and exit code.
+
+    The command ends with this process, even if this process is killed. If the task is cancelled, or
+    its machine asks it to end, the command gets SIGTERM and time to save its state. When the
+    machine asked, the code is EX_TEMPFAIL, as of a command that saved, if it had nothing to save.
+
+    Args:
+      folder: the folder in which the command runs.
+      log: the file to which its output is appended.
+    """
+    path, told, code = pathlib.Path(log), list[int](), None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers = {
+        # Ray's own handler ends this process, and how the command ended would not be known.
+        signal.SIGTERM: lambda number, _: told.append(number),
+        # A cancelled task gets SIGINT; a cluster that a shell started in its background ignores it.
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        with path.open("ab") as output:
+            process = subprocess.Popen(
+                [*line, "--leash"],
+                cwd=folder,
+                stdin=subprocess.PIPE,  # end of file tells the command that this process has died
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            while code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(timeout=_TICK)
+                if told:
+                    process.terminate()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    finally:
+        for number, handler in before.items():  # None if Python did not install the handler
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    return process.pid, os.EX_TEMPFAIL if told and code == -signal.SIGTERM else code
