@@ -117,7 +117,7 @@ def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
     for eqn in jaxpr.eqns:
         yield from (math.prod(jaxprs.shape(var)) for var in eqn.outvars)
         for body, _ in jaxprs.bodies(eqn):
-            yield from _sizes(body)
+            yield from _sizes(body.jaxpr)
 
 
 def _layer_ranks(variant: Variant) -> str:

@@ -25,8 +25,7 @@ from lora_jax.models.published.location import locate
 from lora_jax.models.published.weight_files import find_gguf, read_json
 from lora_jax.suggest import nearest_if_close
 from lora_jax.transform import target_patterns
-from lora_jax.transform.placement import group_of, place, trains
-from lora_jax.transform.shared_arrays import count_shared
+from lora_jax.transform.placement import count_shared, group_of, place, trains
 from lora_jax.uses import Uses
 from lora_jax.variant import Variant
 

@@ -8,7 +8,7 @@ from experiments.runs.finished_run import FinishedRun, replaced
 from lora_jax.data.tokenizing.export_tokenizer import has_tokenizer
 from lora_jax.models.published.any_family import changed_from
 from lora_jax.models.published.weight_files import find_gguf
-from lora_jax.transform.merge_parts import base_parts
+from lora_jax.transform.adapt import base_parts
 
 BITSANDBYTES = {
     "nf4": "load_in_4bit=True, bnb_4bit_quant_type='nf4'",

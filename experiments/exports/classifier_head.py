@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.transform.merge_parts import merged_parts
+from lora_jax.transform.adapt import merged_parts
 from lora_jax.transform.placement import Frozen, Trainable
 
 HEADS = ("pooler", "classifier")

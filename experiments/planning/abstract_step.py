@@ -19,7 +19,7 @@ from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.planning.model_sizes import ENCODERS, ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.forward_pass import predictor
-from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.data.tokenised_task import TokenisedTask, token_cross_entropy
 from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.published import encoders
@@ -38,7 +38,7 @@ from lora_jax.training.step import (
     cross_entropy,
     make_train_step,
 )
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""

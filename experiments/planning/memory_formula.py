@@ -10,7 +10,7 @@ with N weights, of which n are in linear layers of shapes (in, out):
   an experiment adapts. Without an experiment, it is each linear layer of a block: an untied head,
   which "all-linear" also adapts and quantises, is not counted then. The gradients are as large, and
   AdamW's two moments twice as large (Kingma and Ba 2015, arXiv:1412.6980). Weights of 2 bytes have
-  a copy of 4 bytes beside these, and moments of 4 bytes (`lora_jax.transform.master_weights`);
+  a copy of 4 bytes beside these, and moments of 4 bytes (`lora_jax.transform.adapted_optimizer`);
 * temporaries: what the backward pass keeps of every layer, what one layer holds while it is
   computed, and the logits that exist at one time. This is an estimate: a compiler may need more or
   less.
@@ -37,8 +37,7 @@ from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.sharding import memory
-from lora_jax.transform.placement import AdaptedSpec
-from lora_jax.transform.shared_arrays import count_shared
+from lora_jax.transform.placement import AdaptedSpec, count_shared
 from lora_jax.variant import Variant
 
 BITS: dict[str, float] = {

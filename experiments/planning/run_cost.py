@@ -1,7 +1,7 @@
 """What a config's run costs, from shapes alone: steps, FLOPs, memory, and hours by a roofline.
 
 The FLOPs are those of a step's products, as it is traced, and the bytes are those that all its
-operations move between a device and its memory (`lora_jax.compiled.jaxpr_traffic`). A step takes as
+operations move between a device and its memory (`lora_jax.compiled.jaxpr_costs`). A step takes as
 long as the slower of the two, each at the stated share of the device's peak. Evaluations,
 compilation and reading data are left out.
 
@@ -16,9 +16,7 @@ from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import AbstractStep, batch_of, stays
 from experiments.planning.topologies import Accelerator
 from experiments.setup.from_config import make_loop
-from lora_jax.compiled.jaxpr_flops import product_flops
-from lora_jax.compiled.jaxpr_memory import working_bytes
-from lora_jax.compiled.jaxpr_traffic import traffic_bytes
+from lora_jax.compiled.jaxpr_costs import product_flops, traffic_bytes, working_bytes
 
 EXAMPLES = {
     # Wang et al. 2018, arXiv 1804.07461, Table 1, exactly as in the official files.

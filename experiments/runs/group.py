@@ -27,7 +27,7 @@ from lora_jax.training.masking import narrow, union, widen
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.saved_trials import SavedTrials
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_step
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 from lora_jax.transform.placement import Trainable
 
 Outputs = dict[str, np.ndarray]

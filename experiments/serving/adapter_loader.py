@@ -26,7 +26,7 @@ from lora_jax.methods.rank_budget import BUDGET
 from lora_jax.models.published.weight_files import read_json
 from lora_jax.partition import flatten
 from lora_jax.serving.entries import Adapter
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 from lora_jax.transform.placement import AdaptedSpec, Frozen
 
 ATTEMPTS = 5

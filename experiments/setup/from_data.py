@@ -31,7 +31,7 @@ from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.sharding.between_processes import said_by_all
 from lora_jax.sharding.mesh import ROWS
 from lora_jax.statistics import Seen
-from lora_jax.transform.init_shapes import seen_shapes
+from lora_jax.transform.adapt import seen_shapes
 
 FILE = "seen.safetensors"
 BATCHES = 8

@@ -19,7 +19,7 @@ from lora_jax import data
 from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.training.fingerprint import fingerprint
 from lora_jax.training.step import TrainState
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 
 Targets = Mapping[Any, lj.Variant]
 BatchShapes = dict[str, jax.ShapeDtypeStruct]

@@ -15,7 +15,7 @@ from experiments.sweeps.trials import Trial, refuse
 from lora_jax import data
 from lora_jax.files import tree_file
 from lora_jax.training.loop_settings import Loop
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 
 
 def check_trials(trials: Sequence[Trial]) -> list[Loop]:

@@ -19,9 +19,10 @@ from lora_jax.transform.placement import (
     Trainable,
     group_of,
     require_order,
+    shared_factors,
     warn_of_doubts,
+    with_shared_arrays,
 )
-from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.variant import Factors
 
 BASE = "lora_jax.base"

@@ -12,8 +12,7 @@ from lora_jax.files.arrays import type_name
 from lora_jax.files.canonical_json import canonical
 from lora_jax.files.checksum import hexadecimal
 from lora_jax.transform.adapted_weight import over_stack
-from lora_jax.transform.placement import Frozen, base_of, group_of
-from lora_jax.transform.shared_arrays import shared_arrays
+from lora_jax.transform.placement import Frozen, base_of, group_of, shared_arrays
 
 KEY = "init_key"
 """The constant with the data of the key that `init` or `init_shared` was given."""

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.arithmetic.updates import Adapter, placements
-from lora_jax.transform.layer_bias import effective_biases
-from lora_jax.transform.placement import Frozen, weight_of
-from lora_jax.transform.shared_arrays import with_shared_arrays
+from lora_jax.transform.placement import Frozen, effective_biases, weight_of, with_shared_arrays
 from lora_jax.variant import Factors
 
 

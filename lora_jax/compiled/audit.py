@@ -28,7 +28,7 @@ from jax.interpreters import partial_eval
 from jax.tree_util import GetAttrKey, SequenceKey
 
 from lora_jax.compiled.by_numpy import ByNumpy, rounded_operands
-from lora_jax.compiled.jaxpr_memory import peak_bytes
+from lora_jax.compiled.jaxpr_costs import peak_bytes
 from lora_jax.error_text import first_line
 from lora_jax.files.arrays import copies, is_key, to_host
 from lora_jax.sharding.between_processes import said_by_all

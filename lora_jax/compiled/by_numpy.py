@@ -20,7 +20,7 @@ from lora_jax.transform import jaxprs
 Rounded = Callable[[np.ndarray], np.ndarray]
 
 
-class ByNumpy:
+class ByNumpy(jaxprs.Walk):
     """Evaluates jaxprs in float64, or each operation in the dtype that it has.
 
     Args:
@@ -37,37 +37,15 @@ class ByNumpy:
     def __call__(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of a jaxpr, as NumPy's arrays."""
         with np.errstate(all="ignore"), jax.enable_x64(True):
-            return [_whole(each) for each in self._run(jaxpr, consts, args)]
+            return [_whole(each) for each in self.run(jaxpr, consts, args)]
 
-    def _run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        values: dict[Any, Any] = {}
-        last = {v: eqn for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
-        needed = {*last, *(v for v in jaxpr.outvars if not isinstance(v, Literal))}
-        kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    def constant(self, atom: Any, value: Any) -> Any:
+        literal = isinstance(atom, Literal)  # others are written as any variable is
+        return self.held(atom, np.asarray(value, _dtype(atom))) if literal else value
 
-        def write(var: Any, value: Any) -> None:
-            if var in needed:
-                values[var] = self.held(value, _dtype(var))
-
-        def read(var: Any) -> Any:
-            if isinstance(var, Literal):
-                return self.held(np.asarray(var.val, _dtype(var)), _dtype(var))
-            return values[var]
-
-        for var, value in zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True):
-            write(var, value)
-        for eqn in jaxpr.eqns:
-            operands = [read(var) for var in eqn.invars]
-            for var, value in zip(eqn.outvars, self._equation(jaxpr, eqn, operands), strict=True):
-                write(var, value)
-            del operands
-            for var in eqn.invars:  # free values after their last use: they are most of the memory
-                if not isinstance(var, Literal) and last[var] is eqn and var not in kept:
-                    values.pop(var, None)
-        return [read(var) for var in jaxpr.outvars]
-
-    def held(self, value: Any, dtype: Any) -> Any:
+    def held(self, var: Any, value: Any) -> Any:
         """A value in the form for calculation: rounded to its dtype, and at least float32."""
+        dtype = _dtype(var)
         if isinstance(value, _Rows) or jnp.issubdtype(dtype, jax.dtypes.extended):
             return value
         value = np.asarray(value)
@@ -78,24 +56,25 @@ class ByNumpy:
         rounded = value.astype(dtype, copy=False)
         return rounded.astype(np.float32) if rounded.dtype.itemsize < 4 else rounded
 
-    def _equation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def called(self, eqn: JaxprEqn) -> jaxprs.Body | None:
+        if eqn.primitive.name == "shard_map":
+            raise NotImplementedError("shard_map: exchanges between devices are not evaluated")
+        return jaxprs.any_call(eqn)
+
+    def operation(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
-        if (structure := getattr(self, f"_{name}", None)) is not None:
-            return structure(eqn, operands)
-        if (body := _body(eqn)) is not None:
-            return self._run(*body, operands)
         operands = [_whole(each) for each in operands]
         rule = numpy_ops.rule(name)
         if rule is None or any(not isinstance(each, np.ndarray) for each in operands):
-            return self._by_jax(jaxpr, eqn, operands)
+            return self._by_jax(eqn, operands)
         if rule is numpy_ops.product and self.operands is not None and _is_default(eqn):
             operands = [self.operands(each) for each in operands]
         result = rule(eqn.params, *operands)
         if result is NotImplemented:
-            return self._by_jax(jaxpr, eqn, operands)
+            return self._by_jax(eqn, operands)
         return result if eqn.primitive.multiple_results else [result]
 
-    def _by_jax(self, around: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def _by_jax(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         """Run the operation alone, by JAX; if `wide`, in float64, unless it is about bits."""
         params = dict(eqn.params)
         jaxpr_inside = any(isinstance(each, Jaxpr | ClosedJaxpr) for each in params.values())
@@ -108,47 +87,38 @@ class ByNumpy:
                 for each, var in zip(operands, eqn.invars, strict=True)
             ]
         if jaxpr_inside:
-            return jaxprs.apply(around, eqn, operands)
+            return jaxprs.apply(eqn, operands)
         if eqn.primitive.name.startswith("random_"):
             return [_random(eqn.primitive, tuple(params.items()), *operands)]
         result = eqn.primitive.bind(*operands, **params)
         return result if eqn.primitive.multiple_results else [result]
 
-    def _scan(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        jaxpr, own = jaxprs.inner(eqn.params["jaxpr"])
-        constant, carried = jaxprs.scan_sizes(eqn)
-        consts, carry = operands[:constant], operands[constant : constant + carried]
-        columns = operands[constant + carried :]
+    def scan(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        body, fixed, carry, columns = jaxprs.Scan.of(eqn, operands)
         columns = [_Rows.of_keys(each) if is_key(each) else each for each in columns]
-        length = eqn.params["length"]
+        length, carried = eqn.params["length"], len(carry)
         order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
         found = [_Rows([None] * length, var.aval) for var in eqn.outvars[carried:]]
         for number in order:
             rows = [_row(column, number) for column in columns]
-            results = self._run(jaxpr, own, [*consts, *carry, *rows])
+            results = self.run(*body, [*fixed, *carry, *rows])
             carry = results[:carried]
             for each, result in zip(found, results[carried:], strict=True):
                 each.rows[number] = result
         return [*carry, *found]
 
-    def _while(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        params = eqn.params
-        first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        condition, body = jaxprs.inner(params["cond_jaxpr"]), jaxprs.inner(params["body_jaxpr"])
-        carry = operands[second:]
-        while (rows := np.asarray(self._run(*condition, [*operands[:first], *carry])[0])).any():
-            new = self._run(*body, [*operands[first:second], *carry])
+    def loop(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
+        while (rows := np.asarray(self.run(*test, [*asked, *carry])[0])).any():
+            new = self.run(*body, [*fixed, *carry])
             # A vmapped loop has a condition for each row.
             carry = new if rows.ndim == 0 else _where_rows(rows, new, carry)
         return carry
 
-    def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        raise NotImplementedError("shard_map: exchanges between devices are not evaluated")
-
-    def _cond(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def branch(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         branches = eqn.params["branches"]
         chosen = min(max(int(operands[0]), 0), len(branches) - 1)
-        return self._run(*jaxprs.inner(branches[chosen]), operands[1:])
+        return self.run(*jaxprs.inner(branches[chosen]), operands[1:])
 
 
 def rounded_operands(platform: str) -> Rounded | None:
@@ -166,20 +136,6 @@ def rounded_operands(platform: str) -> Rounded | None:
         return ((bits + half) >> dropped << dropped).view(np.float32)
 
     return rounded
-
-
-def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
-    """What a call of any kind calls (`jit`, rematerialisation, custom derivatives), or None."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
-        if (closed := eqn.params.get(name)) is not None:
-            jaxpr, consts = jaxprs.inner(closed)
-            same = _shapes(jaxpr) == _shapes(eqn)  # otherwise it acts on parts, as in a reduction
-            return (jaxpr, consts) if same else None
-    return None
-
-
-def _shapes(of: Jaxpr | JaxprEqn) -> list[Any]:
-    return [jaxprs.shape(var) for var in of.invars]
 
 
 def _dtype(var: Any) -> Any:

@@ -12,19 +12,17 @@ import numpy as np
 import scipy.special
 from threadpoolctl import ThreadpoolController
 
-from lora_jax.compiled import numbers, windows
-
 LARGE = 2**29
-"""Products of at least this many multiplications use several threads; one thread would take some
-hundredths of a second."""
 
 Rule = Callable[..., Any]
-"""`(params, *operands) -> result`, for arrays that hold floats in 32 or 64 bits."""
 
 
 def rule(name: str) -> Rule | None:
     """The rule by which NumPy does the operation of a primitive, or None."""
-    return _SHAPES.get(name) or _ELEMENTS.get(name) or _REDUCTIONS.get(name)
+    return _RULES.get(name)
+
+
+# -- entry by entry --------------------------------------------------------------------------------
 
 
 def _plain(function: Callable[..., Any]) -> Rule:
@@ -71,62 +69,47 @@ def _integer_pow(params: Mapping[str, Any], x: np.ndarray) -> Any:
     return 1 / result if y < 0 else result
 
 
-_ELEMENTS: dict[str, Rule] = {
-    "add": _plain(np.add),
-    "add_any": _plain(np.add),
-    "sub": _plain(np.subtract),
-    "mul": _plain(np.multiply),
-    "neg": _plain(np.negative),
-    "square": _plain(np.square),
-    "max": _plain(np.maximum),
-    "min": _plain(np.minimum),
-    "abs": _plain(np.abs),
-    "eq": _plain(np.equal),
-    "ne": _plain(np.not_equal),
-    "lt": _plain(np.less),
-    "le": _plain(np.less_equal),
-    "gt": _plain(np.greater),
-    "ge": _plain(np.greater_equal),
-    "clamp": _plain(lambda low, x, high: np.minimum(np.maximum(x, low), high)),
-    "copy": _plain(lambda x: x),
-    "copy_p": _plain(lambda x: x),
-    "stop_gradient": _plain(lambda x: x),
-    "sharding_constraint": _plain(lambda x: x),
-    "optimization_barrier": lambda params, *operands: operands,
-    "name": _plain(lambda x: x),
-    "and": _plain(np.bitwise_and),
-    "or": _plain(np.bitwise_or),
-    "xor": _plain(np.bitwise_xor),
-    "not": _plain(np.bitwise_not),
-    "shift_left": _shift(np.left_shift),
-    "shift_right_logical": _shift(np.right_shift),
-    "bitcast_convert_type": _bits_as,
-    "is_finite": _plain(np.isfinite),
-    "select_n": _select,
-    "integer_pow": _integer_pow,
-    "div": numbers.divide,
-    "rem": numbers.remainder,
-    "pow": _of_floats(np.power),
-    "sign": numbers.sign,
-    "real": _plain(np.real),
-    "imag": _plain(np.imag),
-    "conj": _plain(np.conj),
-    "complex": numbers.joined,
-    "exp": _of_floats(np.exp),
-    "exp2": _of_floats(np.exp2),
-    "expm1": _of_floats(np.expm1),
-    "log": _of_floats(np.log),
-    "log1p": _of_floats(np.log1p),
-    "sin": _of_floats(np.sin),
-    "cos": _of_floats(np.cos),
-    "tanh": _of_floats(np.tanh),
-    "sqrt": _of_floats(np.sqrt),
-    "rsqrt": _of_floats(lambda x: 1 / np.sqrt(x)),
-    "logistic": _of_floats(lambda x: 1 / (1 + np.exp(-x))),
-    "erf": _of_floats(scipy.special.erf),
-    "erfc": _of_floats(scipy.special.erfc),
-    "erf_inv": _of_floats(scipy.special.erfinv),
-}
+def _divide(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
+    """Division; of integers, towards zero."""
+    if x.dtype.kind in "fc":
+        return np.divide(x, y)
+    return NotImplemented if (y == 0).any() else (x - np.fmod(x, y)) // y
+
+
+def _remainder(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
+    """What remains of a division towards zero: it has the sign of the dividend."""
+    return NotImplemented if x.dtype.kind != "f" and (y == 0).any() else np.fmod(x, y)
+
+
+def _sign(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """Signs of floats and integers."""
+    return np.sign(x) if x.dtype.kind in "fiu" else NotImplemented
+
+
+def _joined(params: Mapping[str, Any], real: np.ndarray, imaginary: np.ndarray) -> Any:
+    """Complex numbers of two parts."""
+    result = np.empty(real.shape, np.result_type(real, np.complex64))
+    result.real, result.imag = real, imaginary  # in a sum, an infinite one would give NaN
+    return result
+
+
+def _convert(dtype: Any, x: np.ndarray) -> Any:
+    """Convert to integers and complex numbers by NumPy; for floats, the caller rounds."""
+    to = np.dtype(dtype)
+    if x.dtype.kind == "c":
+        return x if to.kind == "c" else NotImplemented
+    if to.kind == "c":
+        return x.astype(to)
+    if to.kind == "b" or (to.kind in "iu" and x.dtype.kind in "iub"):
+        return x.astype(to)
+    if to.kind in "iu":
+        limits = np.iinfo(to)
+        inside = ((x > float(limits.min) - 1) & (x < float(limits.max))).all()
+        return x.astype(to) if inside else NotImplemented
+    return x if x.dtype.kind == "f" else x.astype(np.float64)
+
+
+# -- along axes ------------------------------------------------------------------------------------
 
 
 def _reduction(function: Callable[..., Any], floats: bool = False) -> Rule:
@@ -138,15 +121,46 @@ def _reduction(function: Callable[..., Any], floats: bool = False) -> Rule:
     return one
 
 
-_REDUCTIONS: dict[str, Rule] = {
-    "reduce_sum": _reduction(np.sum, floats=True),
-    "reduce_max": _reduction(np.max),
-    "reduce_min": _reduction(np.min),
-    "reduce_and": _reduction(np.all),
-    "reduce_or": _reduction(np.any),
-    "argmax": lambda params, x: np.argmax(x, *params["axes"]),
-    "argmin": lambda params, x: np.argmin(x, *params["axes"]),
-}
+def _top_k(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """The greatest along the last axis, and their places; of equal ones, the first come first."""
+    if params.get("axis", x.ndim - 1) != x.ndim - 1 or x.dtype.kind != "f" or np.isnan(x).any():
+        return NotImplemented
+    places = np.argsort(-x, axis=-1, kind="stable")[..., : params["k"]]
+    return np.take_along_axis(x, places, -1), places.astype(np.int32)
+
+
+def _fourier(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """A Fourier transform along the last axes; along several, only the complex ones are here."""
+    kind, lengths = params["fft_type"].name, params["fft_lengths"]
+    axes = tuple(range(-len(lengths), 0))
+    if kind in ("FFT", "IFFT"):
+        return (np.fft.fftn if kind == "FFT" else np.fft.ifftn)(x, lengths, axes)
+    one = np.fft.rfft if kind == "RFFT" else np.fft.irfft
+    return NotImplemented if len(lengths) > 1 else one(x, lengths[0])
+
+
+def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
+    """A `dot_general` as one product of stacks of matrices."""
+    if not (np.issubdtype(x.dtype, np.inexact) and np.issubdtype(y.dtype, np.inexact)):
+        return NotImplemented
+    (sum_x, sum_y), (stack_x, stack_y) = params["dimension_numbers"]
+    rest_x = [axis for axis in range(x.ndim) if axis not in (*sum_x, *stack_x)]
+    rest_y = [axis for axis in range(y.ndim) if axis not in (*sum_y, *stack_y)]
+    stack = [x.shape[axis] for axis in stack_x]
+    inside = int(np.prod([x.shape[axis] for axis in sum_x]))
+    rows, columns = [x.shape[axis] for axis in rest_x], [y.shape[axis] for axis in rest_y]
+    left = x.transpose(*stack_x, *rest_x, *sum_x).reshape(*stack, int(np.prod(rows)), inside)
+    right = y.transpose(*stack_y, *sum_y, *rest_y).reshape(*stack, inside, int(np.prod(columns)))
+    multiplications = int(np.prod(rows)) * inside * int(np.prod(columns))
+    threads = 1 if multiplications < LARGE else None  # more do not help a small product
+    with _blas().limit(limits=threads, user_api="blas"):
+        return np.matmul(left, right).reshape(*stack, *rows, *columns)
+
+
+_blas = functools.cache(ThreadpoolController)
+
+
+# -- shapes and parts ------------------------------------------------------------------------------
 
 
 def _broadcast(params: Mapping[str, Any], x: np.ndarray, *sizes: Any) -> Any:
@@ -163,17 +177,18 @@ def _reshape(params: Mapping[str, Any], x: np.ndarray, *sizes: Any) -> Any:
     return NotImplemented if params["dimensions"] or sizes else x.reshape(params["new_sizes"])
 
 
+def _iota(params: Mapping[str, Any], *sizes: Any) -> Any:
+    shape, axis = params["shape"], params["dimension"]
+    if sizes:
+        return NotImplemented
+    across = [1] * len(shape)
+    across[axis] = shape[axis]
+    return np.broadcast_to(np.arange(shape[axis], dtype=params["dtype"]).reshape(across), shape)
+
+
 def _slice(params: Mapping[str, Any], x: np.ndarray) -> Any:
     limits = params["start_indices"], params["limit_indices"]
     return x[tuple(map(slice, *limits, params["strides"] or (1,) * x.ndim))]
-
-
-def _top_k(params: Mapping[str, Any], x: np.ndarray) -> Any:
-    """The greatest along the last axis, and their places; of equal ones, the first come first."""
-    if params.get("axis", x.ndim - 1) != x.ndim - 1 or x.dtype.kind != "f" or np.isnan(x).any():
-        return NotImplemented
-    places = np.argsort(-x, axis=-1, kind="stable")[..., : params["k"]]
-    return np.take_along_axis(x, places, -1), places.astype(np.int32)
 
 
 def _starts(starts: Sequence[Any], sizes: Sequence[int], x: np.ndarray) -> tuple[slice, ...]:
@@ -207,37 +222,157 @@ def _split(params: Mapping[str, Any], x: np.ndarray) -> Any:
     return np.split(x, np.cumsum(params["sizes"])[:-1], axis=params["axis"])
 
 
-def _iota(params: Mapping[str, Any], *sizes: Any) -> Any:
-    shape, axis = params["shape"], params["dimension"]
-    if sizes:
+# -- windows ---------------------------------------------------------------------------------------
+#
+# A window that is not inside the array gives NotImplemented: what happens then depends on the mode,
+# and JAX knows.
+
+
+def _gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any:
+    """Windows of an array."""
+    dims = params["dimension_numbers"]
+    batching = dims.operand_batching_dims, dims.start_indices_batching_dims
+    gone = dims.collapsed_slice_dims + batching[0]
+    places = _places(x, indices, dims.start_index_map, batching, gone, params["slice_sizes"])
+    if places is None:
         return NotImplemented
-    across = [1] * len(shape)
-    across[axis] = shape[axis]
-    return np.broadcast_to(np.arange(shape[axis], dtype=params["dtype"]).reshape(across), shape)
+    found = x[places]
+    window = x.ndim - len(gone)
+    return np.moveaxis(found, range(found.ndim - window, found.ndim), dims.offset_dims)
 
 
-def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
-    """A `dot_general` as one product of stacks of matrices."""
-    if not (np.issubdtype(x.dtype, np.inexact) and np.issubdtype(y.dtype, np.inexact)):
+def _scatter(params: Any, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> Any:
+    """The array with its windows replaced."""
+    return _put(params, x, indices, updates, np.ndarray.__setitem__)
+
+
+def _scatter_add(params: Any, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> Any:
+    """The array with something added to its windows, which may overlap."""
+    return _put(params, x, indices, updates, np.add.at)
+
+
+def _put(
+    params: Any, x: np.ndarray, indices: np.ndarray, updates: np.ndarray, put: Callable[..., Any]
+) -> Any:
+    dims = params["dimension_numbers"]
+    batching = dims.operand_batching_dims, dims.scatter_indices_batching_dims
+    gone = dims.inserted_window_dims + batching[0]
+    window = [axis for axis in range(x.ndim) if axis not in gone]
+    sizes = [1] * x.ndim
+    for axis, own in zip(window, dims.update_window_dims, strict=True):
+        sizes[axis] = updates.shape[own]
+    into = dims.scatter_dims_to_operand_dims
+    places = _places(x, indices, into, batching, gone, sizes)
+    if places is None:
         return NotImplemented
-    (sum_x, sum_y), (stack_x, stack_y) = params["dimension_numbers"]
-    rest_x = [axis for axis in range(x.ndim) if axis not in (*sum_x, *stack_x)]
-    rest_y = [axis for axis in range(y.ndim) if axis not in (*sum_y, *stack_y)]
-    stack = [x.shape[axis] for axis in stack_x]
-    inside = int(np.prod([x.shape[axis] for axis in sum_x]))
-    rows, columns = [x.shape[axis] for axis in rest_x], [y.shape[axis] for axis in rest_y]
-    left = x.transpose(*stack_x, *rest_x, *sum_x).reshape(*stack, int(np.prod(rows)), inside)
-    right = y.transpose(*stack_y, *sum_y, *rest_y).reshape(*stack, inside, int(np.prod(columns)))
-    multiplications = int(np.prod(rows)) * inside * int(np.prod(columns))
-    threads = 1 if multiplications < LARGE else None  # more do not help a small product
-    with _blas().limit(limits=threads, user_api="blas"):
-        return np.matmul(left, right).reshape(*stack, *rows, *columns)
+    result = np.array(x)
+    put(result, places, np.moveaxis(updates, dims.update_window_dims, range(-len(window), 0)))
+    return result
 
 
-_blas = functools.cache(ThreadpoolController)
+def _places(
+    x: np.ndarray,
+    indices: np.ndarray,
+    axes: Sequence[int],
+    batching: tuple[Sequence[int], Sequence[int]],
+    gone: Sequence[int],
+    sizes: Sequence[int],
+) -> tuple[np.ndarray, ...] | None:
+    """An index of windows: its axes are those of the indices, then those of the windows.
+
+    Args:
+      x: the array.
+      indices: where the windows begin, along the last axis for each of `axes` of the array.
+      batching: axes of the array that go along with axes of the indices.
+      gone: axes of the array that windows do not have.
+      sizes: of a window, along each axis of the array.
+
+    Returns:
+      None if a window is not inside the array.
+    """
+    starts = np.moveaxis(indices, -1, 0)
+    room = [x.shape[axis] - sizes[axis] for axis in axes]
+    if any(((each < 0) | (each > most)).any() for each, most in zip(starts, room, strict=True)):
+        return None
+    shape = indices.shape[:-1]
+    firsts = dict(zip(axes, starts, strict=True))
+    firsts |= {axis: np.indices(shape)[own] for axis, own in zip(*batching, strict=True)}
+    window = [axis for axis in range(x.ndim) if axis not in gone]
+    places = []
+    for axis in range(x.ndim):
+        first = np.asarray(firsts.get(axis, np.zeros(shape, int)))
+        place = first.reshape(first.shape + (1,) * len(window))
+        if axis in window:
+            after = (1,) * (len(window) - window.index(axis) - 1)
+            place = place + np.arange(sizes[axis]).reshape(-1, *after)
+        places.append(place)
+    return tuple(places)
 
 
-_SHAPES: dict[str, Rule] = {
+_RULES: dict[str, Rule] = {
+    "add": _plain(np.add),
+    "add_any": _plain(np.add),
+    "sub": _plain(np.subtract),
+    "mul": _plain(np.multiply),
+    "neg": _plain(np.negative),
+    "square": _plain(np.square),
+    "max": _plain(np.maximum),
+    "min": _plain(np.minimum),
+    "abs": _plain(np.abs),
+    "eq": _plain(np.equal),
+    "ne": _plain(np.not_equal),
+    "lt": _plain(np.less),
+    "le": _plain(np.less_equal),
+    "gt": _plain(np.greater),
+    "ge": _plain(np.greater_equal),
+    "clamp": _plain(lambda low, x, high: np.minimum(np.maximum(x, low), high)),
+    "copy": _plain(lambda x: x),
+    "copy_p": _plain(lambda x: x),
+    "stop_gradient": _plain(lambda x: x),
+    "sharding_constraint": _plain(lambda x: x),
+    "optimization_barrier": lambda params, *operands: operands,
+    "name": _plain(lambda x: x),
+    "and": _plain(np.bitwise_and),
+    "or": _plain(np.bitwise_or),
+    "xor": _plain(np.bitwise_xor),
+    "not": _plain(np.bitwise_not),
+    "shift_left": _shift(np.left_shift),
+    "shift_right_logical": _shift(np.right_shift),
+    "bitcast_convert_type": _bits_as,
+    "is_finite": _plain(np.isfinite),
+    "select_n": _select,
+    "integer_pow": _integer_pow,
+    "div": _divide,
+    "rem": _remainder,
+    "pow": _of_floats(np.power),
+    "sign": _sign,
+    "real": _plain(np.real),
+    "imag": _plain(np.imag),
+    "conj": _plain(np.conj),
+    "complex": _joined,
+    "exp": _of_floats(np.exp),
+    "exp2": _of_floats(np.exp2),
+    "expm1": _of_floats(np.expm1),
+    "log": _of_floats(np.log),
+    "log1p": _of_floats(np.log1p),
+    "sin": _of_floats(np.sin),
+    "cos": _of_floats(np.cos),
+    "tanh": _of_floats(np.tanh),
+    "sqrt": _of_floats(np.sqrt),
+    "rsqrt": _of_floats(lambda x: 1 / np.sqrt(x)),
+    "logistic": _of_floats(lambda x: 1 / (1 + np.exp(-x))),
+    "erf": _of_floats(scipy.special.erf),
+    "erfc": _of_floats(scipy.special.erfc),
+    "erf_inv": _of_floats(scipy.special.erfinv),
+    # along axes
+    "reduce_sum": _reduction(np.sum, floats=True),
+    "reduce_max": _reduction(np.max),
+    "reduce_min": _reduction(np.min),
+    "reduce_and": _reduction(np.all),
+    "reduce_or": _reduction(np.any),
+    "argmax": lambda params, x: np.argmax(x, *params["axes"]),
+    "argmin": lambda params, x: np.argmin(x, *params["axes"]),
+    # shapes, parts, windows
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "slice": _slice,
@@ -247,10 +382,10 @@ _SHAPES: dict[str, Rule] = {
     "split": _split,
     "iota": _iota,
     "dot_general": product,
-    "gather": windows.gather,
-    "scatter": windows.scatter,
-    "scatter-add": windows.scatter_add,
-    "fft": numbers.fourier,
+    "gather": _gather,
+    "scatter": _scatter,
+    "scatter-add": _scatter_add,
+    "fft": _fourier,
     "top_k": _top_k,
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "squeeze": lambda params, x: np.squeeze(x, params["dimensions"]),
@@ -259,19 +394,3 @@ _SHAPES: dict[str, Rule] = {
     "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
     "convert_element_type": lambda params, x: _convert(params["new_dtype"], x),
 }
-
-
-def _convert(dtype: Any, x: np.ndarray) -> Any:
-    """Convert to integers and complex numbers by NumPy; for floats, the caller rounds."""
-    to = np.dtype(dtype)
-    if x.dtype.kind == "c":
-        return x if to.kind == "c" else NotImplemented
-    if to.kind == "c":
-        return x.astype(to)
-    if to.kind == "b" or (to.kind in "iu" and x.dtype.kind in "iub"):
-        return x.astype(to)
-    if to.kind in "iu":
-        limits = np.iinfo(to)
-        inside = ((x > float(limits.min) - 1) & (x < float(limits.max))).all()
-        return x.astype(to) if inside else NotImplemented
-    return x if x.dtype.kind == "f" else x.astype(np.float64)

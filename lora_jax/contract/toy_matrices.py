@@ -14,8 +14,7 @@ from lora_jax.contract import keys
 from lora_jax.contract.clause import by_numpy
 from lora_jax.statistics import Seen
 from lora_jax.transform.adapted_weight import with_shared
-from lora_jax.transform.placement import PyTree
-from lora_jax.transform.shared_arrays import shared_factors
+from lora_jax.transform.placement import PyTree, shared_factors
 from lora_jax.variant import Base, Factors, Variant, wide
 
 

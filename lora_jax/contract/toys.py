@@ -14,8 +14,7 @@ from lora_jax.contract import keys
 from lora_jax.contract.clause import by_numpy, quick_jit
 from lora_jax.contract.toy_matrices import array, noisy, normal, sized_as_seen, unit
 from lora_jax.quantization.quantize import Storage
-from lora_jax.transform.adapt import Adapted, adapt
-from lora_jax.transform.init_shapes import seen_shapes
+from lora_jax.transform.adapt import Adapted, adapt, seen_shapes
 from lora_jax.transform.placement import Frozen, PyTree, Trainable
 from lora_jax.variant import Variant
 

@@ -21,8 +21,14 @@ from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapted_weight import Shared, with_shared
-from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of
-from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
+from lora_jax.transform.placement import (
+    Frozen,
+    Placement,
+    Trainable,
+    base_of,
+    shared_factors,
+    with_shared_arrays,
+)
 from lora_jax.variant import Factors, Variant
 
 HOST = (np.ndarray, np.generic)

@@ -24,9 +24,8 @@ from lora_jax.interchange.tied_head import check_scales
 from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Settings
 from lora_jax.quantization.quantize import Storage
-from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.adapt import Adapted, adapt, init_shapes
 from lora_jax.transform.discover import discover
-from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.transform.target_patterns import layers as some_layers
 from lora_jax.variant import Variant

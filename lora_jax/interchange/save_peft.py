@@ -16,8 +16,7 @@ from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
 from lora_jax.interchange.tied_head import head_adapters, head_of, of_both
 from lora_jax.peft_format import Peft
-from lora_jax.transform.layer_bias import bias_beside
-from lora_jax.transform.placement import Frozen, Trainable
+from lora_jax.transform.placement import Frozen, Trainable, bias_beside
 from lora_jax.uses import Uses, WeightUse
 
 

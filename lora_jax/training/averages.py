@@ -15,7 +15,7 @@ from jax import Array
 from optax import contrib as optax_contrib
 
 from lora_jax.base import wide
-from lora_jax.transform.master_weights import MasterState, at_masters
+from lora_jax.transform.adapted_optimizer import MasterState, at_masters
 from lora_jax.transform.placement import Trainable
 
 if TYPE_CHECKING:

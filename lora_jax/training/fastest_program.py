@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.training.step import Batch, TrainState
 from lora_jax.training.trial_program import Execution, Program
 

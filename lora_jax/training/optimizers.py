@@ -14,8 +14,7 @@ import optax
 from optax import GradientTransformation, contrib as optax_contrib
 
 from lora_jax.training import optim
-from lora_jax.transform.learning_rates import ForWeights
-from lora_jax.transform.matrices import AxesOf
+from lora_jax.transform.adapted_optimizer import AxesOf, ForWeights
 
 Numbers = Mapping[str, Any]
 """The numbers of an optimiser by name; each may be traced."""

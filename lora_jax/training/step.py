@@ -13,7 +13,7 @@ from jax import Array
 from lora_jax.base import wide
 from lora_jax.training.averages import Average
 from lora_jax.transform.adapt import Adapted
-from lora_jax.transform.learning_rates import ForWeights
+from lora_jax.transform.adapted_optimizer import ForWeights
 from lora_jax.transform.placement import Frozen, Trainable
 
 Batch = Mapping[str, Any]

@@ -1,6 +1,8 @@
 """Adapt some of the weights of any JAX function: `adapt(forward, variant, targets)`."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,34 +12,36 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from lora_jax.partition import flatten, is_array, split_arrays
+from lora_jax.partition import Parts, flatten, is_array, split_arrays
 from lora_jax.quantization.quantize import Storage
 from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
-from lora_jax.transform.allot import allotted
-from lora_jax.transform.begin import init_factors, stored, unquantized
-from lora_jax.transform.choose import choose
+from lora_jax.transform.adapted_optimizer import (
+    ForWeights,
+    at_own_rates,
+    preconditioned,
+    with_master_weights,
+)
+from lora_jax.transform.begin import allotted, choose, init_factors, stored, unquantized
 from lora_jax.transform.discover import discover
-from lora_jax.transform.forward import refuse_taken
-from lora_jax.transform.gather import Counts, Loss, gather
+from lora_jax.transform.gather import Counts, Loss, gather, gathered_shapes
 from lora_jax.transform.interpret import evaluate
-from lora_jax.transform.layer_bias import effective_biases
-from lora_jax.transform.learning_rates import ForWeights, at_own_rates
-from lora_jax.transform.master_weights import with_master_weights
 from lora_jax.transform.placement import (
     AdaptedSpec,
     Frozen,
     PyTree,
     Trainable,
+    effective_biases,
     fold_path,
     grouped,
+    init_shared,
     require_order,
     settings_of,
+    split_shared,
     warn_of_doubts,
     weight_of,
+    with_shared_arrays,
 )
-from lora_jax.transform.preconditioning import preconditioned
-from lora_jax.transform.shared_arrays import init_shared, split_shared, with_shared_arrays
 from lora_jax.transform.target_patterns import Pattern, Rule, Targets
 from lora_jax.variant import Factors, Variant
 
@@ -336,3 +340,105 @@ def adapt(
                 f"quantize: '{pattern}' must map to lj.NF4() or lj.Int8(), not {each!r}"
             )
     return Adapted(forward, rules, also, storage)
+
+
+def refuse_taken(
+    function: Callable[..., Any], args: tuple[Any, ...], taken: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError for a keyword that `function(params, *args)` has, too, and would not get.
+
+    Args:
+      taken: the keywords of the caller that are not passed on, by name; None is not given.
+    """
+    names = [name for name, value in taken.items() if value is not None]
+    if not names:
+        return
+    try:
+        signature = inspect.signature(function)
+        by_position = signature.bind_partial(None, *args).arguments
+    except (TypeError, ValueError):  # Python cannot tell, or the call itself will fail
+        return
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    free = signature.parameters.keys() - by_position.keys() - bound.keys()
+    if own := [name for name in names if name in free]:
+        raise ValueError(
+            f"'{own[0]}' is a parameter of the adapted function, too, which would not get it: "
+            "give it by position, or rename it there"
+        )
+
+
+def init_shapes(
+    adapted: Adapted,
+    key: Array,
+    params: PyTree,
+    /,
+    *args: Any,
+    seen: Mapping[str, Seen] | None = None,
+    **kwargs: Any,
+) -> tuple[Trainable, Frozen]:
+    """The shapes of what `adapted.init` gives; settings in the user's tree stay as they are.
+
+    Args:
+      key, params, *args, **kwargs: as in `Adapted.init`; arrays or their shapes.
+      seen: as in `Adapted.init`; if it is left out, EVA's ranks are those before their division.
+    """
+    arrays, rebuild = split_arrays(params)
+
+    def init(key: Array, arrays: list[Any], seen: Any) -> tuple[Trainable, Frozen]:
+        return adapted.init(key, rebuild(arrays), *args, seen=seen, **kwargs)
+
+    if seen is not None:
+        return jax.eval_shape(functools.partial(init, seen=seen), key, arrays)
+    return jax.eval_shape(init, key, arrays, seen_shapes(adapted, params, *args, **kwargs))
+
+
+def seen_shapes(adapted: Adapted, params: PyTree, /, *args: Any, **kwargs: Any) -> dict[str, Seen]:
+    """The shapes of what `adapted.gather` gives."""
+    if not any(variant is not None and variant.needs for _, variant in adapted.rules):
+        return {}
+    uses = discover(adapted.forward, params, *args, **kwargs)
+    placements, _ = choose(adapted.rules, adapted.also_train, adapted.storage, uses)
+    return gathered_shapes(placements)
+
+
+def merged_parts(trainable: Trainable, frozen: Frozen) -> Parts:
+    """What `Adapted.merge` gives, made layer by layer, and before it is rounded.
+
+    Adapted weights are of float32 at least. Warns if training seems to have left something out.
+    """
+    require_order(trainable, frozen)
+    warn_of_doubts(trainable, frozen)
+    return _parts(trainable, frozen)
+
+
+def base_parts(frozen: Frozen) -> Parts:
+    """The frozen base without adapters: what is stored quantised is made dense again."""
+    bare = [each.bare() for each in frozen.spec.placements]
+    spec = dataclasses.replace(frozen.spec, placements=tuple(bare))
+    return _parts({"adapters": {}, "params": {}}, dataclasses.replace(frozen, spec=spec, shared=()))
+
+
+def _parts(trainable: Trainable, frozen: Frozen) -> Parts:
+    arrays = {**frozen.base, **trainable["params"]}
+    arrays |= effective_biases(arrays, trainable, frozen)
+    placements = {each.use.path: each for each in frozen.spec.placements}
+    shared = frozen.shared_by(trainable)
+
+    def part(path: str, layer: int | None) -> Any:
+        if path not in placements:
+            return arrays[path] if layer is None else arrays[path][layer]
+        placement = placements[path]
+        weight = weight_of(placement, trainable, frozen, None)
+        within = layer is not None and weight.is_stacked(0)
+        if within:
+            weight = jax.tree.map(lambda leaf: leaf[layer], weight.lead(0)).without_lead(0)
+        with jax.default_matmul_precision("highest"):  # accelerators round operands otherwise
+            array = dataclasses.replace(weight, dtypes=()).dense(shared[placement.variant])
+        return array if within or layer is None else array[layer]
+
+    shapes = {path: each for path, each in arrays.items() if path not in placements}
+    shapes |= {
+        path: jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+        for path, each in placements.items()
+    }
+    return Parts({path: shapes[path] for path in frozen.spec.paths if path in shapes}, part)

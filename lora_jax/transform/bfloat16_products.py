@@ -23,12 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from lora_jax.transform import jaxprs
 
 Function = Callable[..., Any]
-CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 Params = Mapping[str, Any]
 WITH_BODIES = (*jaxprs.JIT, *jaxprs.REMAT, "scan", "while", "cond")
 
@@ -62,7 +61,7 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rewriter:
+class _Rewriter(jaxprs.Walk):
     multiply: Callable[[Array, Array, Params], Array]
     """The product of two operands, which it rounds, by the parameters of a `dot_general`."""
 
@@ -76,28 +75,20 @@ class _Rewriter:
 
         return run
 
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        values |= dict(zip(jaxpr.invars, inputs, strict=True))
-        for eqn in jaxpr.eqns:
-            operands = [v.val if isinstance(v, Literal) else values[v] for v in eqn.invars]
-            results = self.step(jaxpr, eqn, operands)
-            values |= dict(zip(eqn.outvars, results, strict=True))
-        return [v.val if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
+    def called(self, eqn: JaxprEqn) -> jaxprs.Body | None:
+        if eqn.primitive.name in jaxprs.CUSTOM:  # its rule is not needed any more
+            return jaxprs.any_call(eqn)
+        return jaxprs.call(eqn)
 
-    def step(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    def operation(self, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         """The results of one equation: products are rounded, also those inside loops, branches."""
         params, name = eqn.params, eqn.primitive.name
-        if body := jaxprs.call(eqn):
-            return self.run(*body, operands)
-        if name in CUSTOM:  # its rule is not needed any more
-            return self.run(*jaxprs.inner(params["call_jaxpr"]), operands)
         if name == "dot_general" and _is_float32(eqn) and jaxprs.precision(eqn) in ("", "default"):
             left, right = operands
             return [self.multiply(left, right, params)]
         if name in WITH_BODIES:
             eqn = eqn.replace(params={key: self.within(value) for key, value in params.items()})
-        return jaxprs.apply(jaxpr, eqn, operands)
+        return jaxprs.apply(eqn, operands)
 
     def within(self, value: Any) -> Any:
         """A parameter of an equation, with the products rounded if it is a jaxpr, or several."""

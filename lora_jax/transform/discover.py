@@ -3,20 +3,63 @@
 `discover` traces the function once and follows every parameter through the trace, without computing
 anything. Products show which axes of a weight are in and out axes, and which are stacked (one
 matrix each). All other uses show where an adapted weight would have to be merged.
+
+The walk has the rules of `evaluate`: an adapted weight passes there through an operation that is
+followed here, and a use that is recorded here as merged gets the merged weight there.
 """
 
 import dataclasses
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import JaxprEqn, Var
 
+from lora_jax.files.arrays import is_key
 from lora_jax.partition import flatten, is_array, split_arrays
-from lora_jax.transform import jaxprs
-from lora_jax.transform.follow_uses import ObservedUse, UseRecorder
-from lora_jax.transform.tracked import Tracked, untracked
-from lora_jax.transform.views import View
+from lora_jax.transform import jaxprs, views
+from lora_jax.transform.views import Atom, Axis, Parts, View
 from lora_jax.uses import Use, Uses, WeightUse
+
+ADDED = -1
+"""Marks an axis made by repetition, which has no original axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracked:
+    """A parameter that is followed through the trace."""
+
+    path: str
+    view: View
+    cut: frozenset[int] = frozenset()
+    """Original axes of which only a range is left."""
+    merged: str | None = None
+    """The operation that got the merged weight, if this comes from its result."""
+
+
+class Data(enum.Enum):
+    """Marks activations: values that depend on the function's inputs other than random keys."""
+
+    DATA = enum.auto()
+
+
+DATA = Data.DATA
+TraceValue = Tracked | Data | None
+"""None for a value that depends on nothing, on random keys, or on parameters not followed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservedUse:
+    """One use: its kind, the original axes that were contracted, and those left free."""
+
+    kind: str
+    contracted: frozenset[int] = frozenset()
+    free: frozenset[int] = frozenset()
+    merges: str | None = None
+    activations: bool = False
+    constant: bool = False
+    final: bool = False
 
 
 def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: Any) -> Uses:
@@ -40,11 +83,11 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
         some_args, some_kwargs = rebuild(values)
         return forward(treedef.unflatten(filled.values()), *some_args, **some_kwargs)
 
-    jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
+    jaxpr, consts, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
     recorder = UseRecorder(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
-    given = [untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
-    for out in recorder.run(jaxpr, [*tracked, *given]):
+    given = [_untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
+    for out in recorder.run(jaxpr, consts, [*tracked, *given]):
         recorder.record_other(out, "returned")
     observed = recorder.uses
     uses = {path: _conclude(path, leaf, observed.get(path, [])) for path, leaf in arrays.items()}
@@ -115,3 +158,307 @@ def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
         head = use.output_embedding and use.matrix in heads
         marked[path] = dataclasses.replace(use, output_embedding=tied or head)
     return marked
+
+
+class UseRecorder(jaxprs.Walk):
+    """Follows parameters through a jaxpr and records every use."""
+
+    def __init__(self, final: set[int]):
+        self.uses: dict[str, list[ObservedUse]] = {}
+        self._final = final
+        self._opaque: list[str] = []  # enclosing operations, inside which weights are merged
+
+    def constant(self, atom: Any, value: Any) -> TraceValue:
+        return None
+
+    def step(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+        outputs: list[TraceValue] | None = None
+        if any(isinstance(each, Tracked) for each in operands):
+            outputs = super().step(eqn, operands)
+        data = DATA in operands
+        return [
+            out if isinstance(out, Tracked) else _untracked(var, data)
+            for var, out in zip(eqn.outvars, outputs or [None] * len(eqn.outvars), strict=True)
+        ]
+
+    def operation(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
+        """The results of an equation, or None if no parameter is followed to them."""
+        name = eqn.primitive.name
+        match name:
+            case "optimization_barrier":
+                return operands
+            case "dot_general":
+                return self._dot(eqn, operands)
+            case "conv_general_dilated":
+                return self._convolution(eqn, operands)
+            case "ragged_dot_general" if isinstance(operands[1], Tracked):
+                return self._ragged_dot(eqn, operands[0], operands[1])
+            case _ if name in jaxprs.REMAT:
+                outputs = self.run(*jaxprs.inner(eqn.params["jaxpr"]), operands)
+                return [self._merge(out, name) for out in outputs]
+        first, *rest = operands
+        if isinstance(first, Tracked) and not any(isinstance(each, Tracked) for each in rest):
+            if after := self._follow(eqn, first):
+                return [after]
+            if found := views.as_parts(eqn, first.view.shape):
+                return _parts(first, found)
+            if self._lookup(eqn, first):
+                return None
+            if name == "broadcast_in_dim":
+                self.record_other(first, name)
+                return [_repeated(eqn, first)]
+        outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands)
+        for operand in operands:
+            self.record_other(operand, name) if DATA in operands else self._mixed(operand, name)
+        return outputs
+
+    def branch(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+        merging = ["cond"] if jaxprs.by_platform(eqn) else []
+        self._opaque += merging
+        branches = map(jaxprs.inner, eqn.params["branches"])
+        outputs = [self.run(*body, operands[1:]) for body in branches]
+        del self._opaque[len(self._opaque) - len(merging) :]
+        return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
+
+    def scan(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+        body, fixed, carry, slices = jaxprs.Scan.of(eqn, operands)
+        rows: list[TraceValue] = [
+            dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
+            for each in slices
+        ]
+        kept = self._carried(body, fixed, carry, rows, "scan carry")
+        outputs = self.run(*body, [*fixed, *kept, *rows])
+        for out in outputs[len(kept) :]:
+            self.record_other(out, "scan output")
+        return [*kept, *[None] * (len(outputs) - len(kept))]
+
+    def loop(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
+        test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
+        kept = self._carried(body, fixed, carry, [], "while carry")
+        self.run(*test, [*asked, *kept])
+        self.run(*body, [*fixed, *kept])
+        return kept
+
+    def _carried(
+        self,
+        body: jaxprs.Body,
+        fixed: list[TraceValue],
+        kept: list[TraceValue],
+        rows: list[TraceValue],
+        name: str,
+    ) -> list[TraceValue]:
+        """What a loop carries in all iterations; parameters that change are merged before the loop.
+
+        A value that becomes data in any iteration counts as data, no longer as a parameter.
+        """
+        same = jaxprs.unchanged(body.jaxpr, len(fixed), len(kept))
+        for i, stays in enumerate(same):
+            if not stays:
+                self._mixed(kept[i], name)
+                kept[i] = self._as_merged(kept[i], name)
+        while not all(stays or each is DATA for stays, each in zip(same, kept, strict=True)):
+            ends = UseRecorder(self._final).run(*body, [*fixed, *kept, *rows])
+            data = [i for i, each in enumerate(kept) if ends[i] is DATA and each is not DATA]
+            if not data:
+                break
+            for i in data:
+                kept[i] = DATA
+        return kept
+
+    def _mixed(self, tracked: TraceValue, name: str) -> None:
+        """Record that a parameter becomes part of a value made of parameters alone.
+
+        The function may multiply by that value, as after `concatenate`: the last two axes of the
+        parameter are therefore taken as its matrix.
+        """
+        if not isinstance(tracked, Tracked):
+            return
+        real = [
+            dim
+            for dim, axis in enumerate(tracked.view.axes)
+            if any(atom.size > 1 and atom.axis != ADDED for atom in axis)
+        ]
+        if len(real) > 1:
+            self._record(tracked, "mixed", real[-2:-1], real[-1:], merges=name)
+        else:
+            self.record_other(tracked, name)
+
+    def _inside(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
+        """Look for products inside an operation that gets merged weights."""
+        outputs = None
+        self._opaque.append(eqn.primitive.name)
+        for body, places in jaxprs.bodies(eqn):
+            given = list(map(_resized, [operands[i] for i in places], body.jaxpr.invars))
+            ends = self.run(*body, given)
+            if len(ends) == len(eqn.outvars):
+                outputs = list(map(_resized, ends, eqn.outvars))
+        self._opaque.pop()
+        return outputs and [self._merge(out, eqn.primitive.name) for out in outputs]
+
+    def _same_axes(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
+        """Follow a merged weight that meets no activations: scaled, masked, rounded or noisy."""
+        pairs = list(zip(eqn.invars, operands, strict=True))
+        if eqn.primitive.name == "select_n":  # the result is one of the cases, not the selector
+            pairs = pairs[1:]
+        tracked = [each for _, each in pairs if isinstance(each, Tracked)]
+        alike = len({(each.path, each.view) for each in tracked}) == 1
+        if (
+            not alike
+            or len(eqn.outvars) != 1
+            or any(each is DATA and jaxprs.shape(v) for v, each in pairs)
+        ):
+            return None
+        after = _resized(tracked[0], eqn.outvars[0])
+        return [self._as_merged(after, eqn.primitive.name)]
+
+    def _follow(self, eqn: JaxprEqn, tracked: Tracked) -> Tracked | None:
+        """The parameter after an operation that an adapted weight passes through."""
+        view = tracked.view
+        if jaxprs.is_cast(eqn):
+            return tracked
+        if (after := views.follow(eqn, view)) is not None:
+            return dataclasses.replace(tracked, view=after)
+        if (axes := views.sliced_axes(eqn, view.shape)) is not None:
+            for axis in axes:
+                tracked = _cut(tracked, axis, jaxprs.shape(eqn.outvars[0])[axis])
+            return tracked
+        found = views.as_lookup(eqn, view.shape)
+        if found and len(jaxprs.shape(eqn.invars[1])) == 1 and views.fill_value(eqn) is None:
+            row = view.replace(found.axis, ()) if found.kept else view.drop(found.axis)
+            return dataclasses.replace(tracked, view=row)
+        return None
+
+    def _lookup(self, eqn: JaxprEqn, tracked: Tracked) -> bool:
+        found = views.as_lookup(eqn, tracked.view.shape)
+        if found is None:
+            return False
+        rest = tuple(dim for dim in range(len(tracked.view.axes)) if dim != found.axis)
+        self._record(tracked, "lookup", (found.axis,), rest)
+        return True
+
+    def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
+        contract, batch = eqn.params["dimension_numbers"]
+        for side, tracked in enumerate(operands):
+            if isinstance(tracked, Tracked):
+                used = (*contract[side], *batch[side])
+                free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
+                other = isinstance(operands[1 - side], Tracked)
+                self._record(
+                    tracked,
+                    "product",
+                    contract[side],
+                    free,
+                    merges="product of weights" if other and side == 0 else jaxprs.unusual(eqn),
+                    activations=not other,
+                    constant=operands[1 - side] is not DATA,
+                    final=id(eqn) in self._final,
+                )
+
+    def _convolution(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
+        """Record a convolution: either side may be the weight; its shared axes are its inputs."""
+        numbers = eqn.params["dimension_numbers"]
+        for tracked, spec in zip(operands, (numbers.lhs_spec, numbers.rhs_spec), strict=True):
+            if isinstance(tracked, Tracked):
+                self._record(tracked, "convolution", spec[1:], spec[:1], merges="convolution")
+
+    def _ragged_dot(self, eqn: JaxprEqn, left: TraceValue, tracked: Tracked) -> None:
+        numbers = eqn.params["ragged_dot_dimension_numbers"]
+        (_, contract), (_, batch) = numbers.dot_dimension_numbers
+        used = (*contract, *batch, *numbers.rhs_group_dimensions)
+        free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
+        name, alone = "ragged_dot", not isinstance(left, Tracked)
+        self._record(tracked, "product", contract, free, merges=name, activations=alone)
+        self.record_other(left, name)
+
+    def _as_merged(self, operand: TraceValue, name: str) -> TraceValue:
+        if not isinstance(operand, Tracked):
+            return operand
+        return dataclasses.replace(operand, merged=operand.merged or name)
+
+    def _merge(self, operand: TraceValue, name: str) -> TraceValue:
+        """Record that an operation gets the merged weight, and follow its result."""
+        self.record_other(operand, name)
+        return self._as_merged(operand, name)
+
+    def _joined(self, ends: list[TraceValue]) -> TraceValue:
+        """What a `cond` returns in one place, from what each branch returns there."""
+        for end in ends:
+            self._mixed(end, "cond")
+        first = ends[0]
+        if isinstance(first, Tracked) and all(
+            isinstance(end, Tracked) and (end.path, end.view) == (first.path, first.view)
+            for end in ends
+        ):
+            return self._merge(first, "cond")
+        return None
+
+    def record_other(self, tracked: TraceValue, name: str) -> None:
+        """Record a use that says nothing about the axes."""
+        if isinstance(tracked, Tracked):
+            self._record(tracked, name, (), (), merges=name)
+
+    def _record(
+        self,
+        tracked: Tracked,
+        kind: str,
+        contract: Sequence[int],
+        free: Sequence[int],
+        merges: str | None = None,
+        **facts: bool,
+    ) -> None:
+        inputs, outputs = (
+            frozenset(atom.axis for atom in tracked.view.pick(tuple(dims))) - {ADDED}
+            for dims in (contract, free)
+        )
+        merges = tracked.merged or merges
+        if tracked.cut & (inputs | outputs):
+            merges = merges or "slice"
+        if self._opaque:
+            merges = self._opaque[0]
+        use = ObservedUse(kind, inputs, outputs, merges, **facts)
+        self.uses.setdefault(tracked.path, []).append(use)
+
+
+def _untracked(var: Var, data: bool) -> TraceValue:
+    """What represents a value that no parameter is followed to; random keys are not data."""
+    return DATA if data and not is_key(var.aval) else None
+
+
+def _cut(tracked: Tracked, axis: int, size: int) -> Tracked:
+    """The parameter after a slice of one axis; a range of more than one index counts as a cut."""
+    atoms = tracked.view.axes[axis]
+    if size == 1 or not atoms:
+        return dataclasses.replace(tracked, view=tracked.view.replace(axis, ()))
+    view = tracked.view.replace(axis, (Atom(atoms[0].axis, 1, size),))
+    cut = tracked.cut | {atom.axis for atom in atoms}
+    return dataclasses.replace(tracked, view=view, cut=cut)
+
+
+def _parts(tracked: Tracked, found: Parts) -> list[TraceValue]:
+    """The parameter in each window of an `unstack` or `split`, as after a slice of its own."""
+    windows = [_cut(tracked, found.axis, size) for size in found.sizes]
+    if found.kept:
+        return list(windows)
+    return [dataclasses.replace(each, view=each.view.drop(found.axis)) for each in windows]
+
+
+def _resized(tracked: TraceValue, var: Var) -> TraceValue:
+    """The parameter with the same axes in the sizes of `var`: a shard, padded, gathered."""
+    sizes = jaxprs.shape(var)
+    if not isinstance(tracked, Tracked) or tracked.view.shape == sizes:
+        return tracked
+    if len(sizes) != len(tracked.view.axes) or any(len(a) != 1 for a in tracked.view.axes):
+        return None
+    atoms = tracked.view.pick(tuple(range(len(sizes))))
+    axes = tuple((Atom(a.axis, a.stride, n),) for a, n in zip(atoms, sizes, strict=True))
+    return dataclasses.replace(tracked, view=View(axes))
+
+
+def _repeated(eqn: JaxprEqn, tracked: Tracked) -> Tracked:
+    """The merged parameter after a `broadcast_in_dim` that adds axes or repeats along some."""
+    axes: list[Axis] = [(Atom(ADDED, 0, size),) if size > 1 else () for size in eqn.params["shape"]]
+    for dim, axis in zip(eqn.params["broadcast_dimensions"], tracked.view.axes, strict=True):
+        if any(atom.size > 1 for atom in axis):
+            axes[dim] = axis
+    merged = tracked.merged or eqn.primitive.name
+    return dataclasses.replace(tracked, view=View(tuple(axes)), merged=merged)

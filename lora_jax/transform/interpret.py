@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from lora_jax.transform import jaxprs, products
+from lora_jax.transform import adapted_weight, jaxprs
 from lora_jax.transform.adapted_weight import Shared, Weight
 from lora_jax.variant import Variant
 
@@ -46,7 +46,7 @@ def evaluate(
     return jax.tree.unflatten(jax.tree.structure(shape), found)
 
 
-class _Evaluator:
+class _Evaluator(jaxprs.Walk):
     def __init__(self, shared: Mapping[Variant, Shared]) -> None:
         self._uses = itertools.count()  # numbers the products, so that each has its own dropout
         self._shared = shared
@@ -58,41 +58,21 @@ class _Evaluator:
             for value in values
         ]
 
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-        env: dict[Any, Value] = {}
-        env.update(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, inputs, strict=True))
+    def step(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        results = None
+        if any(isinstance(value, Weight) for value in operands):
+            results = super().step(eqn, operands)
+        return jaxprs.apply(eqn, self.merged(operands)) if results is None else results
 
-        def read(var: Any) -> Value:
-            return var.val if isinstance(var, Literal) else env[var]
-
-        for eqn in jaxpr.eqns:
-            operands = [read(var) for var in eqn.invars]
-            results = None
-            if any(isinstance(value, Weight) for value in operands):
-                results = self._step(eqn, operands)
-            if results is None:
-                results = jaxprs.apply(jaxpr, eqn, self.merged(operands))
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(var) for var in jaxpr.outvars]
-
-    def _step(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
+    def operation(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         """The results of an equation that takes adapted weights, or None if it has no rule."""
-        if body := jaxprs.call(eqn):
-            return self.run(*body, operands)
-        if eqn.primitive.name in jaxprs.REMAT:
-            return self._remat(eqn, operands)
         match eqn.primitive.name:
-            case "scan":
-                return self._scan(eqn, operands)
-            case "while":
-                return self._while(eqn, operands)
-            case "cond" if not jaxprs.by_platform(eqn):
-                return self._cond(eqn, operands)
             case "dot_general":
                 return self._dot(eqn, operands)
             case "optimization_barrier":
                 return lax.optimization_barrier(operands)
+            case name if name in jaxprs.REMAT:
+                return self._remat(eqn, operands)
         weight, *rest = operands
         if not isinstance(weight, Weight) or any(isinstance(value, Weight) for value in rest):
             return None
@@ -100,80 +80,75 @@ class _Evaluator:
             return [followed]
         if (parts := weight.parts(eqn)) is not None:
             return parts
-        y = products.lookup(weight, eqn, operands[1:], self._shared[weight.variant])
+        y = adapted_weight.lookup(weight, eqn, rest, self._shared[weight.variant])
         return None if y is None else [y]
 
     def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         side = 1 if isinstance(operands[1], Weight) else 0
         weight, (x,) = operands[side], self.merged([operands[1 - side]])
-        y = products.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
+        y = adapted_weight.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
         return None if y is None else [y]
 
     def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
-        jaxpr, consts = jaxprs.inner(eqn.params["jaxpr"])
+        body = jaxprs.inner(eqn.params["jaxpr"])
 
         def block(*values: Value) -> list[Any]:
-            return self.merged(self.run(jaxpr, consts, values))
+            return self.merged(self.run(*body, values))
 
         policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
         return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)(*operands)
 
-    def _cond(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+    def branch(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        if jaxprs.by_platform(eqn):
+            return None
         index, *values = operands
 
-        def branch(closed: Any) -> Callable[[], list[Any]]:
-            jaxpr, consts = jaxprs.inner(closed)
-            return lambda: self.merged(self.run(jaxpr, consts, values))
+        def chosen(closed: Any) -> Callable[[], list[Any]]:
+            return lambda: self.merged(self.run(*jaxprs.inner(closed), values))
 
-        return lax.switch(index, [branch(closed) for closed in eqn.params["branches"]])
+        return lax.switch(index, [chosen(closed) for closed in eqn.params["branches"]])
 
-    def _scan(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
-        params = eqn.params
-        body, consts = jaxprs.inner(params["jaxpr"])
-        first, carry = jaxprs.scan_sizes(eqn)
-        fixed, carried = operands[:first], _Carried(self, body, operands, first, carry)
-        rows = [
+    def scan(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        params, (body, fixed, carry, rows) = eqn.params, jaxprs.Scan.of(eqn, operands)
+        carried = _Carried(self, body.jaxpr, len(fixed), carry)
+        stacked = [
             each.lead(0)
             if isinstance(each, Weight) and each.is_stacked(0)
             else self.merged([each])[0]
-            for each in operands[first + carry :]
+            for each in rows
         ]
 
         def step(values: list[Any], slices: tuple[Any, list[Value]]) -> tuple[list[Any], list[Any]]:
             iteration, row = slices
             row = [each.without_lead(0) if isinstance(each, Weight) else each for each in row]
             same = [_dropping_anew(e, iteration) for e in (*fixed, *carried.fill(values))]
-            outputs = self.run(body, consts, [*same, *row])
-            return carried.varying(outputs), self.merged(outputs[carry:])
+            outputs = self.run(*body, [*same, *row])
+            return carried.varying(outputs), self.merged(outputs[len(carry) :])
 
-        drops = any(_drops(each) for each in operands[: first + carry])
+        drops = any(_drops(each) for each in (*fixed, *carry))
         iterations = jnp.arange(params["length"]) if drops else None
         last, ys = lax.scan(
             step,
             carried.start,
-            (iterations, rows),
+            (iterations, stacked),
             length=params["length"],
             reverse=params["reverse"],
             unroll=params["unroll"],
         )
         return [*carried.fill(last), *ys]
 
-    def _while(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
-        params = eqn.params
-        test, test_consts = jaxprs.inner(params["cond_jaxpr"])
-        body, body_consts = jaxprs.inner(params["body_jaxpr"])
-        asked, rest = operands[: params["cond_nconsts"]], operands[params["cond_nconsts"] :]
-        first = params["body_nconsts"]
-        carried = _Carried(self, body, rest, first, len(rest) - first)
+    def loop(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
+        carried = _Carried(self, body.jaxpr, len(fixed), carry)
 
         def goes_on(values: list[Any]) -> Any:
-            return self.run(test, test_consts, [*asked, *carried.fill(values)])[0]
+            return self.run(*test, [*asked, *carried.fill(values)])[0]
 
         def after(iteration: Any, values: list[Any]) -> list[Any]:
-            same = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
-            return carried.varying(self.run(body, body_consts, same))
+            same = [_dropping_anew(e, iteration) for e in (*fixed, *carried.fill(values))]
+            return carried.varying(self.run(*body, same))
 
-        if jaxprs.shape(test.outvars[0]):  # of a vmapped loop: whether each row goes on
+        if jaxprs.shape(test.jaxpr.outvars[0]):  # of a vmapped loop: whether each row goes on
 
             def next_rows(state: tuple[Any, Any, list[Any]]) -> tuple[Any, Any, list[Any]]:
                 iteration, rows, values = state
@@ -194,10 +169,9 @@ class _Evaluator:
 class _Carried:
     """What a loop carries; weights that its body returns unchanged are kept out of the carry."""
 
-    def __init__(self, run: _Evaluator, body: Jaxpr, operands: list[Value], first: int, count: int):
+    def __init__(self, run: _Evaluator, body: Jaxpr, fixed: int, values: list[Value]):
         self._run = run
-        values = operands[first : first + count]
-        same = jaxprs.unchanged(body, first, count)
+        same = jaxprs.unchanged(body, fixed, len(values))
         self._kept = [
             v if stays and isinstance(v, Weight) else None
             for v, stays in zip(values, same, strict=True)

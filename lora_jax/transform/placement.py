@@ -1,10 +1,13 @@
 """Frozen weights as data: where each one is, how it is stored, and what adapts it."""
 
 import dataclasses
+import functools
 import math
+import re
 import warnings
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -15,11 +18,11 @@ from lora_jax.files.arrays import is_key, type_name
 from lora_jax.partition import is_array
 from lora_jax.quantization.quantize import Quantized, Storage
 from lora_jax.transform import jaxprs, target_patterns
-from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
+from lora_jax.transform.adapted_weight import Shared, Weight, over_stack, with_shared
 from lora_jax.transform.target_patterns import Assigned, Rule, SomeLayers
 from lora_jax.transform.views import View
-from lora_jax.uses import WeightUse
-from lora_jax.variant import Base, Factors, TrainingWarning, Variant
+from lora_jax.uses import Uses, WeightUse
+from lora_jax.variant import Base, Factors, TrainingWarning, Variant, wide
 
 PyTree = Any
 Trainable = dict[str, dict[str, Any]]
@@ -303,3 +306,128 @@ def warn_of_doubts(trainable: Trainable, frozen: Frozen) -> None:
     for variant, factors in grouped(trainable, frozen):
         if doubt := variant.doubt(factors):
             warnings.warn(doubt, TrainingWarning, stacklevel=3)
+
+
+NAMES = ("bias", "beta", "b")
+
+
+def with_biases(placements: Sequence[Placement], uses: Uses) -> list[Placement]:
+    """The placements, with the path of the layer's bias where the variant adapts it.
+
+    Raises:
+      ValueError: a variant adapts biases, and none of its weights has one, or two have the same.
+    """
+    found = [
+        dataclasses.replace(each, bias=bias_beside(each.use, uses))
+        if each.variant.adapts_bias
+        else each
+        for each in placements
+    ]
+    claimed = Counter(each.bias for each in found)
+    if double := next((each for each in found if each.bias and claimed[each.bias] > 1), None):
+        raise ValueError(
+            f"'{double.bias}' is beside several weights whose {double.variant} would rescale it, "
+            f"'{double.use.path}' among them"
+        )
+    asking = [each for each in found if each.variant.adapts_bias]
+    if asking and not any(each.bias for each in asking):
+        first = asking[0]
+        raise ValueError(
+            f"{first.variant} adapts biases, and none is beside '{first.use.path}' or its other "
+            f"targets; a bias is named {', '.join(NAMES)}"
+        )
+    return found
+
+
+def bias_beside(use: WeightUse, uses: Uses) -> str | None:
+    """The path of a layer's bias: `a/bias` for `a/kernel`, `b` for `w`; None without one.
+
+    The two differ in the last part of their names, and the bias has the weight's stacked axes and
+    those of its outputs.
+    """
+    stem = re.sub(r"[^/._]*$", "", use.path)
+    shape = (*use.stack_shape, *(use.shape[axis] for axis in use.outputs))
+    paths = (f"{stem}{name}" for name in NAMES)
+    return next((path for path in paths if path in uses and uses[path].shape == shape), None)
+
+
+def effective_biases(
+    arrays: Mapping[str, Any], trainable: Trainable, frozen: Frozen
+) -> dict[str, Array]:
+    """The biases that variants adapt, by path, in the shapes and dtypes that they have."""
+    found, shared = {}, frozen.shared_by(trainable)
+    for each in frozen.spec.placements:
+        if each.bias is None:
+            continue
+        path, variant, stack = each.use.path, each.variant, each.use.stack_shape
+        factors = Factors(trainable["adapters"][path], frozen.constants[path])
+        bias = arrays[each.bias]
+
+        def adapted(bias: Array, factors: Factors, variant: Variant = variant) -> Array:
+            return variant.bias(bias, with_shared(factors, shared[variant]))
+
+        rows = bias.reshape(*stack, each.use.matrix[1])
+        rescaled = over_stack(adapted, len(stack))(rows, factors)
+        found[each.bias] = rescaled.reshape(bias.shape).astype(bias.dtype)
+    return found
+
+
+def init_shared(key: Array, spec: AdaptedSpec) -> list[Shared]:
+    """The arrays that each variant's matrices share, made from a key that depends on its class."""
+    return [
+        shared_arrays(fold_path(key, type(variant).__name__), variant, spec.placed(paths))
+        for variant, paths in spec.groups().items()
+    ]
+
+
+def shared_arrays(key: Array, variant: Variant, placements: Iterable[Placement]) -> Shared:
+    """The arrays that a variant's matrices share, made from the shapes of all of them."""
+    placements = list(placements)
+    dtypes = [wide(jnp.dtype(each.use.dtype)) for each in placements]
+    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    shapes = [shape for each in placements for shape in each.matrices]
+    return shared_factors(variant, variant.init_shared(key, shapes, widest))
+
+
+def shared_factors(variant: Variant, arrays: dict[str, Array]) -> Shared:
+    """What `init_shared` gives, in what trains (`Variant.shared_trainable`) and constants.
+
+    Raises:
+      ValueError: something that is to train is not there.
+    """
+    names = variant.shared_trainable
+    if lacking := [name for name in names if name not in arrays]:
+        raise ValueError(f"{variant}: init_shared gives no '{lacking[0]}' of shared_trainable")
+    constants = {name: x for name, x in arrays.items() if name not in names}
+    return Factors({name: arrays[name] for name in names}, constants)
+
+
+def count_shared(variant: Variant, shapes: Sequence[tuple[int, int]]) -> int:
+    """How many numbers are trained that matrices of these shapes share."""
+    start = functools.partial(variant.init_shared, shapes=shapes, dtype=jnp.float32)
+    shared = shared_factors(variant, jax.eval_shape(start, jax.random.key(0)))
+    return sum(math.prod(leaf.shape) for leaf in shared.trainable.values())
+
+
+def with_shared_arrays(
+    trainable: Trainable, frozen: Frozen, shared: Iterable[Shared]
+) -> tuple[Trainable, Frozen]:
+    """The same with these arrays that adapters share, in the order of `spec.groups()`."""
+    shared = list(shared)
+    parts = {name: part for name, part in trainable.items() if name != "shared"}
+    trained = {str(n): each.trainable for n, each in enumerate(shared) if each.trainable}
+    constants = tuple(each.constants for each in shared)
+    parts |= {"shared": trained} if trained else {}
+    return parts, dataclasses.replace(frozen, shared=constants)
+
+
+def split_shared(
+    variant: Variant, named: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What is named for each matrix, {path: {name: ...}}, without and with what all of them share.
+
+    What is named for shared arrays is the same under every path.
+    """
+    names = variant.shared_trainable
+    own = {p: {n: x for n, x in each.items() if n not in names} for p, each in named.items()}
+    return own, {n: x for each in named.values() for n, x in each.items() if n in names}

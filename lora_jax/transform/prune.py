@@ -12,8 +12,8 @@ from lora_jax.transform.placement import (
     Trainable,
     grouped,
     warn_of_doubts,
+    with_shared_arrays,
 )
-from lora_jax.transform.shared_arrays import with_shared_arrays
 from lora_jax.transform.target_patterns import SomeLayers
 from lora_jax.variant import Factors, Pruned
 

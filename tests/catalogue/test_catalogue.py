@@ -20,7 +20,7 @@ from benchmarks.results import Found, Measured, content
 from experiments import marked_documents
 from experiments.catalogue import catalogue, formats, sizes, source, step_costs
 from experiments.catalogue.abilities import abilities
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 from lora_jax.variant import Factors
 from variants.ia3 import IA3
 from variants.lora import LoRA

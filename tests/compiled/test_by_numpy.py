@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lora_jax.compiled import jaxpr_memory
+from lora_jax.compiled import jaxpr_costs
 from lora_jax.compiled.by_numpy import ByNumpy, rounded_operands
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -224,7 +224,7 @@ def test_the_memory_that_it_takes():
 
     x = np.zeros(1000, np.float32)
     of_chain, of_rounds = (
-        jaxpr_memory.peak_bytes(jax.make_jaxpr(each)(x).jaxpr) for each in (chain, rounds)
+        jaxpr_costs.peak_bytes(jax.make_jaxpr(each)(x).jaxpr) for each in (chain, rounds)
     )
     assert 2 * 8000 <= of_chain <= 3 * 8000
     assert 50 * 8000 <= of_rounds <= 110 * 8000
@@ -235,7 +235,7 @@ def test_the_memory_that_it_takes_compiled():
 
     def of(function, dtype, count=1):
         x = [jax.ShapeDtypeStruct((1000,), dtype)] * count
-        return jaxpr_memory.working_bytes(jax.make_jaxpr(function)(*x).jaxpr)
+        return jaxpr_costs.working_bytes(jax.make_jaxpr(function)(*x).jaxpr)
 
     def inner(x):
         return jax.jit(lambda x: jnp.sin(jnp.sin(x)))(x)

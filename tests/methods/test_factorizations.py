@@ -13,7 +13,7 @@ from lora_jax.contract import toy_matrices
 from lora_jax.methods import initialization
 from lora_jax.methods.factorizations import inverse, qr
 from lora_jax.transform.adapted_weight import with_shared
-from lora_jax.transform.shared_arrays import shared_factors
+from lora_jax.transform.placement import shared_factors
 
 STACKS = re.compile(r"lapack_\w+\(.*tensor<[2-9]x\d+x\d+xf")
 

@@ -21,7 +21,7 @@ from lora_jax.models.families.encoders import family_of
 from lora_jax.models.published.any_family import export_model
 from lora_jax.models.published.decoders import export_decoder, load_decoder
 from lora_jax.models.published.location import locate
-from lora_jax.transform.merge_parts import merged_parts
+from lora_jax.transform.adapt import merged_parts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from experiments.planning import memory_formula
 from experiments.planning.memory_formula import Setting, by_formula, weights
 from experiments.planning.model_sizes import SIZES
 from experiments.planning.topologies import topology
-from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.data.tokenised_task import token_cross_entropy
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig

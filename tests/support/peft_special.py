@@ -21,7 +21,7 @@ from peft_net import (
     within,
 )
 
-from lora_jax.transform.learning_rates import scale_updates
+from lora_jax.transform.adapted_optimizer import scale_updates
 
 
 def assert_starts_alike(arrays, fresh, frozen):

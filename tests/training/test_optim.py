@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from lora_jax.training import optim
-from lora_jax.transform.learning_rates import scale_updates
+from lora_jax.transform.adapted_optimizer import scale_updates
 
 
 @pytest.mark.parametrize("steps", [10, 100, 237])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lora_jax as lj
-from lora_jax.transform.layer_bias import bias_beside
+from lora_jax.transform.placement import bias_beside
 from lora_jax.uses import Uses, WeightUse
 from variants.ia3 import IA3
 from variants.lora import LoRA

@@ -14,7 +14,7 @@ import variants
 from lora_jax.training.averages import eval_params
 from lora_jax.training.optimizers import KINDS
 from lora_jax.training.step import TrainState
-from lora_jax.transform.master_weights import MasterState
+from lora_jax.transform.adapted_optimizer import MasterState
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

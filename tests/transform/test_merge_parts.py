@@ -9,7 +9,7 @@ from zoo.check import random_like
 import lora_jax as lj
 import variants
 from lora_jax.partition import flatten
-from lora_jax.transform.merge_parts import base_parts, merged_parts
+from lora_jax.transform.adapt import base_parts, merged_parts
 
 LORA, STACK = variants.make("lora", rank=2), "layers/kernel"
 CASES = {

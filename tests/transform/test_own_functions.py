@@ -9,7 +9,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax.transform.merge_parts import merged_parts
+from lora_jax.transform.adapt import merged_parts
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 6))

@@ -11,7 +11,7 @@ import lora_jax as lj
 import variants
 from lora_jax.methods import from_data
 from lora_jax.statistics import SeenInputs
-from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.adapt import init_shapes
 
 KEY = jax.random.key(0)
 WIDTH = 6

@@ -17,7 +17,7 @@ from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer, has_toke
 from lora_jax.models.published.any_family import export_model
 from lora_jax.models.published.torch_names import torch_name
 from lora_jax.suggest import require_known
-from lora_jax.transform.merge_parts import merged_parts
+from lora_jax.transform.adapt import merged_parts
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}

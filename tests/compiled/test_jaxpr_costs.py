@@ -1,10 +1,34 @@
-"""The traffic of functions whose reads and writes can be counted by hand."""
+"""Costs of traced functions: FLOPs by closed forms, reads and writes counted by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from lora_jax.compiled.jaxpr_traffic import traffic_bytes
+from lora_jax.compiled.jaxpr_costs import product_flops, traffic_bytes
+
+BATCH, FACTOR = jnp.ones((2, 3, 5)), jnp.ones((5, 7))
+ONE = 2 * (2 * 3) * 5 * 7
+
+
+def rounds(x, n):
+    return jax.lax.scan(lambda y, _: (y @ FACTOR @ FACTOR.T, None), x, None, length=n)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "flops"),
+    [
+        (lambda x: x @ FACTOR, ONE),
+        (lambda x: jnp.sin(x) + 1, 0),
+        (lambda x: jnp.einsum("bik,bjk->bij", x, x), 2 * 2 * 3 * 3 * 5),
+        (lambda x: jax.jit(lambda y: y @ FACTOR)(x), ONE),
+        (lambda x: rounds(x, 4), 4 * 2 * ONE),
+        (lambda x: jax.lax.cond(x[0, 0, 0] > 0, lambda y: rounds(y, 3), lambda y: y, x), 6 * ONE),
+        (jax.grad(lambda x: jnp.sum((x @ FACTOR) ** 2)), 2 * ONE),
+    ],
+)
+def test_products_are_counted_as_often_as_they_run(function, flops):
+    assert product_flops(jax.make_jaxpr(function)(BATCH).jaxpr) == flops
+
 
 X, W = jnp.ones((8, 16)), jnp.ones((16, 4))
 SQUARE = jnp.ones((4, 4))
