@@ -4,7 +4,7 @@ A product of a (T, in) and an (in, out) matrix takes 2 T in out operations. LoRA
 multiplies by each frozen matrix once more, for the gradient of its input; only full fine-tuning
 multiplies a third time, for the gradient of the matrix. Causal attention is counted whole; on CPUs,
 up to three eighths of it are left out. If logits are more than a chunk, the output layer is
-computed twice in the forward direction (`chunked_loss`).
+computed twice in the forward direction (`token_losses`).
 """
 
 import jax.numpy as jnp

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lora_jax.models.families import bert, deberta, deberta_attention, gpt2
-from lora_jax.models.parts import causal_attention, classifier, decoder, encoder_layer, modules
+from lora_jax.models.parts import causal_attention, classifier, decoder, modules
 from lora_jax.models.published.torch_names import path_of
 
 
@@ -54,7 +54,7 @@ def dropout_keys(model, args, monkeypatch):
         )
         return modules.dropout(x, rate, key)
 
-    encoders = bert, classifier, deberta, deberta_attention, encoder_layer
+    encoders = bert, classifier, deberta, deberta_attention
     for module in (*encoders, causal_attention, decoder, gpt2):
         monkeypatch.setattr(module, "dropout", noted)
     jax.jit(lambda model: model(*args, rng=jax.random.key(1)))(model)

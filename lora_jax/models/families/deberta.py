@@ -27,8 +27,8 @@ from lora_jax.base import wide
 from lora_jax.models.families.deberta_attention import Attention, Relative
 from lora_jax.models.families.deberta_config import DebertaConfig
 from lora_jax.models.parts.classifier import EncoderClassifier
-from lora_jax.models.parts.config_checks import ACTIVATIONS
 from lora_jax.models.parts.modules import (
+    ACTIVATIONS,
     Embedding,
     LayerNorm,
     Linear,

@@ -21,9 +21,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.models.families.gpt2_config import GPT2Config
-from lora_jax.models.parts.config_checks import ACTIVATIONS
 from lora_jax.models.parts.decoder import Decoder, DecoderLayer
-from lora_jax.models.parts.modules import Embedding, LayerNorm, Linear, dropout
+from lora_jax.models.parts.modules import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
 
 
 class Attention(nnx.Module):

@@ -23,9 +23,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.parts.config_checks import ACTIVATIONS
 from lora_jax.models.parts.decoder import Decoder, DecoderLayer
-from lora_jax.models.parts.modules import Linear, RMSNorm
+from lora_jax.models.parts.modules import ACTIVATIONS, Linear, RMSNorm
 from lora_jax.models.parts.rope import Rotation, rotate, rotation
 
 

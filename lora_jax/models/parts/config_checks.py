@@ -1,30 +1,10 @@
 """Checks of every family's config.json: sizes, rates, activations, and unsupported features."""
 
-import functools
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
-from lora_jax.models.parts.gelu import gelu
-
-_tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
-
-# By transformers' names. "gelu" is exact (erf); the other gelus are its tanh approximation.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-
+from lora_jax.models.parts.modules import ACTIVATIONS
 
 MOST_LAYERS = 10_000
 """Far more than any model has. It limits lists of layers, which are made before weights load."""
