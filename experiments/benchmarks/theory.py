@@ -13,7 +13,7 @@ import variants
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.planning.memory_formula import Memory, Setting, by_formula, linears
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import LlamaConfig
 
 
 def step_flops(case: Case, recomputed: bool = True) -> float:

@@ -26,8 +26,8 @@ import variants
 from configs.settings import TextConfig
 from experiments.planning.abstract_step import batch_of
 from experiments.setup.experiment import Experiment
-from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.decoder_names import DecoderConfig
+from lora_jax.models.families.llama import LlamaConfig
+from lora_jax.models.parts.config_checks import DecoderConfig
 from lora_jax.sharding import memory
 from lora_jax.transform.placement import AdaptedSpec
 from lora_jax.transform.shared_arrays import count_shared

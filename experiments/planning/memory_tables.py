@@ -11,7 +11,7 @@ from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.read_config import read_config
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import LlamaConfig
 
 GIB = 2**30
 GB = 10**9

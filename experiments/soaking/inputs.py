@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from flax import nnx
 
 from lora_jax.files import json_text
-from lora_jax.models.families.encoders import FAMILIES, family_of
-from lora_jax.models.published import encoders
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
 from lora_jax.models.published.location import locate
 
 SIZES = {
@@ -77,10 +77,10 @@ class Inputs:
 def make(folder: Path) -> Inputs:
     """Write the inputs into a folder; the same bytes each time."""
     made = Inputs(folder)
-    config = family_of(SIZES).config.from_json(SIZES)
-    classifier: Any = FAMILIES["bert"].classifier
+    config = families.read(SIZES)
+    classifier: Any = families.find("bert").model
     model = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
-    encoders.export_classifier(nnx.state(model), config, made.model)
+    export_model(nnx.state(model), config, made.model)
     for name in TOKENIZER:
         shutil.copy(locate("minilm") / name, made.model)
     drawn = random.Random(0)

@@ -24,10 +24,12 @@ from experiments.setup.read_config import read_config
 from experiments.soaking import tiny_gguf
 from experiments.soaking.inputs import SIZES
 from lora_jax import data
+from lora_jax.files.gguf_file import GgufFile
 from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS
-from lora_jax.models.families.encoders import FAMILIES, family_of
-from lora_jax.models.published import encoders, gguf_config
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.gguf import gguf_config
+from lora_jax.models.published.load import load_classifier
 from lora_jax.models.published.torch_bin import TorchFile
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "##s")
@@ -165,14 +167,14 @@ def _read_tokenizer(folder: Path) -> Any:
 
 
 def _make_encoder(folder: Path) -> None:
-    config = family_of(SIZES).config.from_json({**SIZES, "vocab_size": len(WORDS)})
-    classifier: Any = FAMILIES["bert"].classifier
+    config = families.family_of(SIZES).config.from_json({**SIZES, "vocab_size": len(WORDS)})
+    classifier: Any = families.find("bert").model
     model = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
-    encoders.export_classifier(nnx.state(model), config, folder)
+    export_model(nnx.state(model), config, folder)
 
 
 def _read_encoder(folder: Path) -> Any:
-    return encoders.load_classifier(folder, num_labels=2, pool="cls", key=jax.random.key(0)).fresh
+    return load_classifier(folder, num_labels=2, pool="cls", key=jax.random.key(0)).fresh
 
 
 def _make_gguf(folder: Path) -> None:
@@ -191,7 +193,7 @@ def _make_gguf(folder: Path) -> None:
 
 def _read_gguf(folder: Path) -> Any:
     file = GgufFile(folder / "model.gguf")
-    config = gguf_config.gguf_config(file)
+    config = gguf_config(file)
     for name in file.names():
         file.check_type(name)
         file.read(name)

@@ -11,8 +11,8 @@ import tokenizers
 from flax import nnx
 
 from experiments.soaking import tiny_gguf
-from lora_jax.models.families.decoders import DECODERS, decoder_family_of
-from lora_jax.models.published import decoders
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
 
 END = "<end>"
 BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -99,9 +99,9 @@ def _question(drawn: random.Random) -> str:
 
 
 def _write_folder(folder: Path) -> None:
-    config = decoder_family_of(SIZES).config.from_json(SIZES)
-    build: Any = DECODERS["llama"].decoder
-    decoders.export_decoder(nnx.state(build(config, rngs=nnx.Rngs(0))), config, folder)
+    config = families.read(SIZES)
+    build: Any = families.find("llama").model
+    export_model(nnx.state(build(config, rngs=nnx.Rngs(0))), config, folder)
     words = {token: number for number, token in enumerate(TOKENS)}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(words, [MERGE]))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

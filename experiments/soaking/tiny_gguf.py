@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.models.published.gguf_file import library
+from lora_jax.files.gguf_file import library
 
 
 def write(

@@ -17,9 +17,9 @@ from experiments.planning.topologies import topology
 from experiments.setup.completion import cross_entropy_per_token
 from lora_jax.compiled.jaxpr_memory import working_bytes
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import LlamaConfig
 from lora_jax.models.parts.completion import completion_likelihood
-from lora_jax.models.published.decoders import abstract_decoder
+from lora_jax.models.published.load import abstract_decoder
 from lora_jax.training.step import TrainState, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
