@@ -16,13 +16,15 @@ import lora_jax as lj
 from benchmarks.cases import CLASSES, Case
 from experiments.planning.model_sizes import LLAMA_3, ON_THE_HUB
 from lora_jax.data.tokenised_task import token_cross_entropy
-from lora_jax.models.families.bert import BertClassifier
-from lora_jax.models.families.bert_config import BertConfig
-from lora_jax.models.families.llama import Llama
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.bert import BertClassifier, BertConfig
+from lora_jax.models.families.llama import Llama, LlamaConfig
 from lora_jax.models.parts.completion import completion_likelihood
-from lora_jax.models.published.decoders import load_decoder, read_decoder_config
-from lora_jax.models.published.encoders import load_classifier, read_encoder_config
+from lora_jax.models.published.load import (
+    load_classifier,
+    load_decoder,
+    read_decoder_config,
+    read_encoder_config,
+)
 from lora_jax.models.published.location import locate
 from lora_jax.training.step import Loss, cross_entropy
 

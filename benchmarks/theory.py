@@ -4,7 +4,7 @@ A product of a (T, in) and an (in, out) matrix takes 2 T in out operations. LoRA
 multiplies by each frozen matrix once more, for the gradient of its input; only full fine-tuning
 multiplies a third time, for the gradient of the matrix. Causal attention is counted whole; on CPUs,
 up to three eighths of it are left out. If logits are more than a chunk, the output layer is
-computed twice in the forward direction (`chunked_loss`).
+computed twice in the forward direction (`token_losses`).
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import variants
 from benchmarks import models
 from benchmarks.cases import Case
 from experiments.planning.memory_formula import Memory, Setting, by_formula, linears
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import LlamaConfig
 
 
 def step_flops(case: Case, recomputed: bool = True) -> float:

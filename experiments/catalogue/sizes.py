@@ -15,14 +15,16 @@ from experiments.planning.abstract_step import OUTPUTS, batch_of
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.setup import classification
 from experiments.setup.from_config import variants_of
-from lora_jax.models.families.decoders import decoder_family_of
-from lora_jax.models.families.encoders import FAMILIES
+from lora_jax.models import families
 from lora_jax.models.parts.completion import completion_likelihood
-from lora_jax.models.published.decoder_names import DecoderConfig
-from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
-from lora_jax.models.published.encoders import read_encoder_config
+from lora_jax.models.parts.config_checks import DecoderConfig
+from lora_jax.models.published.load import (
+    abstract_decoder,
+    kind_of,
+    read_decoder_config,
+    read_encoder_config,
+)
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.weight_files import find_gguf, read_json
 from lora_jax.suggest import nearest_if_close
 from lora_jax.transform import target_patterns
 from lora_jax.transform.placement import count_shared, group_of, place, trains
@@ -71,12 +73,12 @@ def model(name: str) -> Uses:
 def _abstract(name: str) -> tuple[Any, Any]:
     """The forward pass of a model, and the shapes of its parameters."""
     if content := ON_THE_HUB.get(name):
-        return _decoder(decoder_family_of(content).config.from_json(content))
+        return _decoder(families.read(content))
     try:
         where = locate(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{nearest_if_close(name, ON_THE_HUB)}") from error
-    if find_gguf(where) is None and read_json(where / "config.json").get("model_type") in FAMILIES:
+    if kind_of(where) == "encoder":
         shape, settings = read_encoder_config(where), EncoderSettings(name=name)
         return lj.from_nnx(classification.abstract(shape, settings, OUTPUTS))
     return _decoder(read_decoder_config(where))

@@ -17,7 +17,7 @@ from lora_jax.interchange.families import names_in
 from lora_jax.interchange.load_source import Loaded
 from lora_jax.interchange.loralib_file import LoralibFile
 from lora_jax.interchange.peft_folder import MODEL, PeftFolder
-from lora_jax.models.published.torch_names import torch_name
+from lora_jax.models import families
 
 
 def read_adapter(
@@ -63,7 +63,8 @@ def read_adapter(
 
 def _require_pool(source: AdapterSource, pool: str, tensors: Sequence[str], shape: Any) -> None:
     """Raise a ValueError if the head of an adapter reads something else than that of the config."""
-    module = torch_name("pooler/kernel", shape).removesuffix(".weight")
+    (place,) = families.places("pooler/kernel", shape)
+    module = place.name.removesuffix(".weight")
     if pool == "mean" and any(f".{module}." in f".{name}" for name in tensors):
         raise ValueError(
             f"--from={source.given}: its head reads the first token ('{module}'), and that of the "

@@ -21,11 +21,14 @@ from experiments.setup import classification, completion, from_config
 from experiments.setup.forward_pass import predictor
 from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.data.tokenised_task import TokenisedTask, token_cross_entropy
-from lora_jax.models.families.decoders import decoder_family_of
-from lora_jax.models.published import encoders
-from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
+from lora_jax.models import families
+from lora_jax.models.parts.family import DECODER, ENCODER
+from lora_jax.models.published.load import (
+    abstract_decoder,
+    read_decoder_config,
+    read_encoder_config,
+)
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.sharding_rules import DECODER, ENCODER
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out, sharded_shape
 from lora_jax.sharding.mesh import ROWS, Rules, part_count
@@ -173,9 +176,9 @@ def model_of(
     if isinstance(config, ClassifierConfig):
         content = ENCODERS.get(config.model.name)
         if content is None:
-            shape = encoders.read_encoder_config(locate(config.model.name))
+            shape = read_encoder_config(locate(config.model.name))
         else:
-            shape = encoders.family_of(content).config.from_json(content)
+            shape = families.read(content)
         abstract = classification.abstract(shape, config.model, OUTPUTS)
         tokens = min(config.data.max_length, shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy
@@ -185,7 +188,7 @@ def model_of(
     if content is None:
         shape = read_decoder_config(locate(config.model.name))
     else:
-        shape = decoder_family_of(content).config.from_json(content)
+        shape = families.read(content)
     decoder = abstract_decoder(shape, mesh=mesh, **completion.options(config.model))
     tokens = min(config.data.max_length, shape.max_tokens)
     smoothing, longest = config.train.label_smoothing, predicted or tokens

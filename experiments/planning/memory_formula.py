@@ -34,8 +34,8 @@ from experiments.setup.config import parse
 from experiments.setup.config_flags import read_config
 from experiments.setup.experiment import Experiment, build
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.decoder_names import DecoderConfig
+from lora_jax.models.families.llama import LlamaConfig
+from lora_jax.models.parts.config_checks import DecoderConfig
 from lora_jax.sharding import memory
 from lora_jax.transform.placement import AdaptedSpec, count_shared
 from lora_jax.variant import Variant

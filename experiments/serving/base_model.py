@@ -11,13 +11,17 @@ import numpy as np
 import lora_jax as lj
 from lora_jax.data.tokenizing.chat_templates import ChatTemplate, load_chat_template
 from lora_jax.data.tokenizing.tokenize import Tokenizer, load_tokenizer
-from lora_jax.models.families.decoders import DECODERS
 from lora_jax.models.parts.completion import completion_likelihood
 from lora_jax.models.parts.kv_cache import cached_step
-from lora_jax.models.published.decoders import load_decoder, read_decoder_config
-from lora_jax.models.published.encoders import load_classifier, read_encoder_config
+from lora_jax.models.published.load import (
+    kind_of,
+    load_classifier,
+    load_decoder,
+    read_decoder_config,
+    read_encoder_config,
+)
 from lora_jax.models.published.location import hub_name, locate
-from lora_jax.models.published.weight_files import find_gguf, read_json, weights_digest
+from lora_jax.models.published.weight_files import weights_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,10 +74,7 @@ def is_decoder(given: str) -> bool:
     Raises:
       FileNotFoundError, ValueError: there is no such model.
     """
-    where = locate(given)
-    if find_gguf(where) is not None:
-        return True
-    return read_json(where / "config.json").get("model_type") in DECODERS
+    return kind_of(locate(given)) == "decoder"
 
 
 def most_tokens(given: str) -> int:

@@ -20,18 +20,26 @@ from experiments.setup.task_and_model import (
 )
 from lora_jax import data
 from lora_jax.data.tokenised_task import LabelledTexts
-from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
-from lora_jax.models.published import encoders, torch_names, weight_files
-from lora_jax.models.published.location import locate
-from lora_jax.models.published.reading_files import reading_digest, unchanged
-from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
+from lora_jax.models import families
+from lora_jax.models.parts.classifier import EncoderClassifier
+from lora_jax.models.parts.config_checks import EncoderConfig
+from lora_jax.models.parts.family import ENCODER, shardings_of
+from lora_jax.models.published import weight_files
+from lora_jax.models.published.load import (
+    check_weights,
+    load_classifier,
+    open_weights,
+    read_encoder_config,
+)
+from lora_jax.models.published.location import locate, reading_digest, unchanged
+from lora_jax.partition import flatten
 
 
 def read_texts(config: ClassifierConfig, task: data.Task | None = None) -> LabelledTexts:
     """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
     task = task or from_config.make_task(config.data)
     folder = locate(config.model.name)
-    shape = encoders.read_encoder_config(folder)
+    shape = read_encoder_config(folder)
     # Check the model first, as reading the texts may take a while.
     _check_weights(folder, shape, abstract(shape, config.model, task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
@@ -61,7 +69,7 @@ def load(config: ClassifierConfig, texts: LabelledTexts, mesh: Mesh | None) -> T
         like = abstract(texts.shape, config.model, task.num_outputs)
         shardings = shardings_of(like, ENCODER, mesh)
     with unchanged(folder):
-        loaded = encoders.load_classifier(
+        loaded = load_classifier(
             folder,
             num_labels=task.num_outputs,
             pool=pool,
@@ -89,9 +97,9 @@ def load_abstract(config: ClassifierConfig) -> TaskAndModel:
     return TaskAndModel(texts, lambda key: abstracted, ENCODER)
 
 
-def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:
+def abstract(shape: EncoderConfig, model: EncoderSettings, outputs: int) -> EncoderClassifier:
     """The classifier of a config's `model`, with shapes in place of weights."""
-    classifier: Any = FAMILIES[shape.model_type].classifier
+    classifier: Any = families.family_of(shape).model
     given = shape, outputs, model.pool
     options = {"dtype": model.dtype, "param_dtype": model.dtype, "unroll": model.unroll}
     return nnx.eval_shape(lambda: classifier(*given, **options, rngs=nnx.Rngs(0)))
@@ -100,18 +108,15 @@ def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:
 def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, Any]:
     """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
     folder = locate(config.model.name)
-    shape = encoders.read_encoder_config(folder)
+    shape = read_encoder_config(folder)
     classifier = abstract(shape, config.model, outputs)
     _check_weights(folder, shape, classifier)
     data.load_tokenizer(folder)
     return lj.from_nnx(classifier)
 
 
-def _check_weights(folder: Path, config: Config, classifier: nnx.Module) -> None:
+def _check_weights(folder: Path, config: EncoderConfig, classifier: nnx.Module) -> None:
     """Check that every tensor of the encoder exists with its shape; the head may be initialised."""
-    weights = weight_files.Weights(folder, torch_names.prefix(config))
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(classifier)):
-        path = torch_names.path_of(key_path)
-        if path.partition("/")[0] not in ("pooler", "classifier"):
-            for name in torch_names.torch_names(path, config):
-                weights.check(name, torch_names.torch_shape(path, leaf.shape))
+    paths, _ = flatten(nnx.state(classifier))
+    head = [path for path in paths if path.startswith(("pooler/", "classifier/"))]
+    check_weights(open_weights(folder, config), classifier, config, fresh=head)

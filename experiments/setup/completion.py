@@ -20,11 +20,11 @@ from lora_jax import data
 from lora_jax.data.tokenised_task import Completions
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.parts.decoder import Decoder
+from lora_jax.models.parts.family import DECODER, shardings_of
 from lora_jax.models.parts.kv_cache import cached_step, empty_cache
-from lora_jax.models.published import decoders, weight_files
-from lora_jax.models.published.location import locate
-from lora_jax.models.published.reading_files import reading_digest, unchanged
-from lora_jax.models.published.sharding_rules import DECODER, shardings_of
+from lora_jax.models.published import weight_files
+from lora_jax.models.published.load import load_decoder, read_abstract_decoder, read_decoder_config
+from lora_jax.models.published.location import locate, reading_digest, unchanged
 from lora_jax.sharding import memory
 
 
@@ -34,7 +34,7 @@ def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Complet
     check_written(config.generate, task)
     where = locate(config.model.name)
     # Check this first: a model that is no decoder has no chat template either.
-    shape = decoders.read_decoder_config(where)
+    shape = read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
     if config.data.template == "chat":
         first = begin(tokenizer)
@@ -75,10 +75,10 @@ def load(config: TextConfig, texts: Completions, mesh: Mesh | None) -> TaskAndMo
     where = locate(config.model.name)
     given, shardings = options(config.model), None
     if mesh is not None:
-        abstract = decoders.read_abstract_decoder(where, **given)
+        abstract = read_abstract_decoder(where, **given)
         shardings = shardings_of(abstract, DECODER, mesh)
     with unchanged(where):
-        decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
+        decoder = load_decoder(where, **given, mesh=mesh, shardings=shardings)
         _check_cache(decoder, config.generate)
         digest = processes.first(lambda: weight_files.weights_digest(where))
         reading = processes.first(lambda: reading_digest(where))
@@ -88,7 +88,7 @@ def load(config: TextConfig, texts: Completions, mesh: Mesh | None) -> TaskAndMo
 def load_abstract(config: TextConfig) -> TaskAndModel:
     """As `load`, with shapes in place of weights."""
     texts, where = read_texts(config), locate(config.model.name)
-    return _loaded(config, texts, decoders.read_abstract_decoder(where, **options(config.model)))
+    return _loaded(config, texts, read_abstract_decoder(where, **options(config.model)))
 
 
 def _loaded(
@@ -127,7 +127,7 @@ def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, Any]:
     """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
     where = locate(config.model.name)
     data.load_tokenizer(where)
-    decoder = decoders.read_abstract_decoder(where, **options(config.model))
+    decoder = read_abstract_decoder(where, **options(config.model))
     return completion_likelihood(decoder, 1, config.model.chunk)
 
 

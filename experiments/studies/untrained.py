@@ -26,9 +26,8 @@ from experiments.studies.registration import Registration
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.parts.modules import masked_mean
-from lora_jax.models.published import encoders
-from lora_jax.models.published.location import locate
-from lora_jax.models.published.reading_files import unchanged
+from lora_jax.models.published.load import load_classifier
+from lora_jax.models.published.location import locate, unchanged
 from lora_jax.models.published.weight_files import weights_digest
 from lora_jax.records import sealed_file
 from lora_jax.records.environment import environment
@@ -115,7 +114,7 @@ def _by_cosine(config: ClassifierConfig, task: data.Task) -> Scored:
     with unchanged(where):
         given = {"dtype": dtype, "param_dtype": dtype, "unroll": config.model.unroll}
         key = jax.random.key(0)
-        model, _ = encoders.load_classifier(where, num_labels=1, pool="mean", key=key, **given)
+        model, _ = load_classifier(where, num_labels=1, pool="mean", key=key, **given)
         tokenizer, digest = data.load_tokenizer(where), weights_digest(where)
     graph, weights = nnx.split(model)
 

@@ -23,8 +23,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_jax.generation.choose_token import GREEDY, Sampling, Settings, choose
 from lora_jax.methods.checks import require_count
-from lora_jax.models.parts.kv_cache import CachedStep, KVCache
-from lora_jax.models.parts.lane_cache import LaneCache, NextStep, begun, empty_lanes, written
+from lora_jax.models.parts.kv_cache import (
+    CachedStep,
+    KVCache,
+    LaneCache,
+    NextStep,
+    begun,
+    empty_lanes,
+    written,
+)
 from lora_jax.models.parts.separate_layers import stacked
 from lora_jax.serving.bank import Bank
 

@@ -5,10 +5,8 @@ from typing import Any
 
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_folder import MODEL
-from lora_jax.models.families.decoders import DECODERS
-from lora_jax.models.published.decoder_names import decoder_prefix, places
-from lora_jax.models.published.placed import Place
-from lora_jax.models.published.torch_names import prefix, torch_places
+from lora_jax.models.families import family_of, places
+from lora_jax.models.parts.family import Place
 
 
 def names_of(config: Any, head: bool = True) -> Names:
@@ -19,18 +17,16 @@ def names_of(config: Any, head: bool = True) -> Names:
     averages its tokens (`pool="mean"`) has the names of one that takes the first token, which
     computes something else: transformers has no class for it.
     """
-    decoder = config.model_type in DECODERS
-    before = "" if head else _prefix(config)
-    all_places = places if decoder else torch_places
+    before = "" if head else family_of(config).prefix
 
     def place(path: str, layer: int) -> Place | None:
         try:
-            found = all_places(path, config)[layer]
+            found = places(path, config)[layer]
         except ValueError:
             return None
         return found._replace(name=found.name.removeprefix(before))
 
-    own = place("head/kernel", 0) if head and decoder else None
+    own = place("head/kernel", 0) if head else None
     module = own and own.name.removesuffix(".weight")
     relative = place("embeddings/relative/embedding", 0)  # DeBERTa's, in which nothing is looked up
     unwrapped = {relative.name.removesuffix(".weight")} if relative else ()
@@ -49,10 +45,5 @@ def names_in(config: Any, tensors: Iterable[str]) -> Names:
 
 def of_class_with_head(config: Any, tensors: Iterable[str]) -> bool:
     """Whether an adapter's tensors, as for `names_in`, are named as in a class with a head."""
-    before = f"{MODEL}{_prefix(config)}"
+    before = f"{MODEL}{family_of(config).prefix}"
     return any(name.startswith(before) for name in tensors)
-
-
-def _prefix(config: Any) -> str:
-    """What the names of all parameters but the head's begin with in a class with a head."""
-    return decoder_prefix(config) if config.model_type in DECODERS else prefix(config)

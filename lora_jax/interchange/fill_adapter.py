@@ -18,7 +18,7 @@ from lora_jax.interchange.names import Names, Row
 from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapted_weight import Shared, with_shared
 from lora_jax.transform.placement import (

@@ -12,15 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from lora_jax.files.atomic import replacing
+from lora_jax.files.gguf_file import library
 from lora_jax.interchange.peft_folder import MODEL, PeftFolder
-from lora_jax.models.published.decoder_names import DecoderConfig
-from lora_jax.models.published.gguf_file import library
-from lora_jax.models.published.gguf_weights import (
-    architecture,
-    gguf_name,
-    neighbours_turned,
-    turned_heads,
-)
+from lora_jax.models.parts.config_checks import DecoderConfig
+from lora_jax.models.published.gguf import architecture, gguf_name, neighbours_turned, turned_heads
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 

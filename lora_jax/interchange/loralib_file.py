@@ -17,7 +17,7 @@ from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.loralib_layers import A, B, Factors, factors, of_part
 from lora_jax.interchange.names import Row
 from lora_jax.interchange.source import TensorFile, TensorNames, abstract, read
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.peft_format import Layouts, Peft
 from lora_jax.suggest import nearest

@@ -8,7 +8,7 @@ import jax
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.names import Names
 from lora_jax.methods.peft_joined import joined
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 from lora_jax.peft_format import Layouts, Peft
 from lora_jax.suggest import nearest
 from lora_jax.transform.adapted_weight import with_shared

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lora_jax.models.published.placed import LEAF, Place
+from lora_jax.models.parts.family import LEAF, Place
 from lora_jax.partition import matches
 
 

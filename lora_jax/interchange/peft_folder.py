@@ -20,7 +20,7 @@ from lora_jax.interchange.peft_targets import refusal_of
 from lora_jax.interchange.source import TensorFile, TensorNames, abstract, read
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import read_json
 from lora_jax.peft_format import Layouts, Peft, quoted

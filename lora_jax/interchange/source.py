@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lora_jax.interchange.names import Row
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 from lora_jax.peft_format import Layouts, Peft
 
 _FLOATS = ("F64", "F32", "F16", "BF16")

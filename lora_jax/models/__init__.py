@@ -1,5 +1,5 @@
-"""Base models in Flax NNX: their parts, their families, and the reading of published checkpoints.
+"""Base models in Flax NNX: a file for each family, the parts that they share, and published files.
 
-Imports run `parts <- families <- published`. Users load models with `published.encoders` and
-`published.decoders`.
+Imports run `parts <- families <- published`. Users load models with `published.load`; a family is
+added as one file of `families`.
 """

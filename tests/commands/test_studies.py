@@ -30,8 +30,8 @@ from experiments.tables.config_tables import render_table
 from lora_jax import data
 from lora_jax.files import tree_file
 from lora_jax.metrics import label_metrics
-from lora_jax.models.families.encoders import FAMILIES, family_of
-from lora_jax.models.published import encoders
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
 from lora_jax.models.published.location import locate
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
@@ -50,10 +50,10 @@ DEBERTA |= {"type_vocab_size": 0}
 
 def model(folder, **content):
     """A random model's folder, without its tokenizer."""
-    config = family_of(content).config.from_json(content)
-    classifier = FAMILIES[config.model_type].classifier
+    config = families.read(content)
+    classifier = families.find(config.model_type).model
     made = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
-    encoders.export_classifier(nnx.state(made), config, folder)
+    export_model(nnx.state(made), config, folder)
     return folder
 
 

@@ -10,8 +10,8 @@ from configs import common_texts, dora_table1, lora_table3, pissa_nlg, qlora_lla
 from experiments.analysis import published
 from experiments.planning import model_sizes
 from lora_jax.data.sources import commonsense
-from lora_jax.models.families.decoders import decoder_family_of
-from lora_jax.models.published.decoders import abstract_decoder
+from lora_jax.models import families
+from lora_jax.models.published.load import abstract_decoder
 
 CONTENTS = {
     name: model_sizes.ON_THE_HUB[on_the_hub]
@@ -22,7 +22,7 @@ CONTENTS = {
 
 def test_every_model_s_size_is_known():
     for name in CONTENTS.keys() - {"llama_2_13b", "llama_2_70b", "llama_3_70b"}:  # in no table
-        family = decoder_family_of(CONTENTS[name])
+        family = families.family_of(CONTENTS[name])
         decoder = abstract_decoder(family.config.from_json(CONTENTS[name]))
         total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder)))
         assert published.SIZES[name] == pytest.approx(total, rel=1e-4), name

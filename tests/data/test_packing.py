@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from small_decoder import functional, random_decoder
 
 from lora_jax.data.batching.packing import pack
-from lora_jax.models.parts.chunked_loss import next_token_loss
+from lora_jax.models.parts.completion import next_token_loss
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=30)
 

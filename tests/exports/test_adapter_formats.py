@@ -20,7 +20,7 @@ from experiments.imports.read_adapter import read_adapter
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.load import load
 from lora_jax.interchange.families import names_of
-from lora_jax.models.published.encoders import load_classifier
+from lora_jax.models.published.load import load_classifier
 from lora_jax.partition import flatten
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from zoo.check import random_like
 import lora_jax as lj
 import variants
 from experiments.exports.classifier_head import without_head
-from lora_jax.models.families.encoders import family_of
+from lora_jax.models import families
 from lora_jax.partition import flatten
 
 LORA = variants.make("lora", rank=1)
@@ -28,9 +28,9 @@ WAYS = {
 @pytest.fixture(scope="module")
 def model():
     content = bert.CASES["bert"][0]
-    family = family_of(content)
+    family = families.family_of(content)
     config = family.config.from_json(content)
-    made = drawn(lambda: family.classifier(config, num_labels=3, pool="cls", rngs=nnx.Rngs(0)))
+    made = drawn(lambda: family.model(config, num_labels=3, pool="cls", rngs=nnx.Rngs(0)))
     return *lj.from_nnx(made), [each[:2] for each in bert.random_inputs(content, 0)]
 
 

@@ -19,8 +19,7 @@ from experiments.setup.config import parse
 from lora_jax.data import load_tokenizer
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.interchange.families import names_of
-from lora_jax.models.published.decoders import load_decoder
-from lora_jax.models.published.encoders import load_classifier
+from lora_jax.models.published.load import load_classifier, load_decoder
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
 

@@ -13,7 +13,7 @@ from experiments.combining.combined_run import require_published_bases
 from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.save_plain_lora import save_plain_lora
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import LlamaConfig
 
 LORA, DORA = (variants.make(name, rank=1) for name in ("lora", "dora"))
 LOFTQ = variants.make("lora", rank=1, initialization="loftq_iter_2")

@@ -13,6 +13,7 @@ from configs import quickstart
 from experiments.imports.adapter_source import find
 from experiments.imports.read_adapter import read_adapter
 from experiments.setup.config import parse
+from lora_jax.models.families.bert import BertConfig
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_head_that_reads_a_mean_is_not_left_out(adapter):
     """Of a config whose head reads the first token: its head would be drawn anew."""
     config = quickstart.get_config()
     config.model.pool = "cls"
-    texts = types.SimpleNamespace(shape=types.SimpleNamespace(model_type="bert"), boundaries=(8,))
+    texts = types.SimpleNamespace(shape=BertConfig(), boundaries=(8,))
     model: Any = types.SimpleNamespace(model=lambda key: (None, {}), texts=texts)
     with pytest.raises(ValueError, match=r"its head .* reads the mean .*: --config.model.pool=mea"):
         read_adapter(find(str(adapter)), parse(config.to_dict()), model)

@@ -16,7 +16,7 @@ import lora_jax as lj
 import variants
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.save_plain_lora import save_plain_lora
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 
 PARAMS = {
     name: {"kernel": jax.random.normal(key, (6, 5))}

@@ -16,7 +16,7 @@ import lora_jax as lj
 import variants
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_config import joined
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 
 NAMES = lj.names_from_patterns(
     {

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import lora_jax as lj
 import variants
 from lora_jax.interchange.names import Names
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((4, 6)).astype(np.float32)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import lora_jax as lj
 import variants
 from lora_jax.interchange.names import Names
-from lora_jax.models.published.placed import Place
+from lora_jax.models.parts.family import Place
 
 NAMES = lj.names_from_patterns(
     {"up/kernel": "model.layers.{layer}.mlp.up_proj", "head/kernel": "lm_head"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_jax.methods.products import add
-from lora_jax.models.parts.gelu import gelu
+from lora_jax.models.parts.modules import gelu
 
 SHAPE = (64, 256)
 

@@ -10,14 +10,13 @@ import pytest
 from drawn_model import drawn
 from flax import nnx
 from make_fixtures import bert, deberta
+from published_names import to_torch_names
 from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
 
-from lora_jax.models.families.encoders import family_of
-from lora_jax.models.published.any_family import changed_from, export_model
-from lora_jax.models.published.decoders import load_decoder
-from lora_jax.models.published.encoders import load_classifier
-from lora_jax.models.published.torch_names import to_torch_names
+from lora_jax.models import families
+from lora_jax.models.published.export import changed_from, export_model
+from lora_jax.models.published.load import load_classifier, load_decoder
 from lora_jax.models.published.weight_files import INDEX, SINGLE
 from lora_jax.partition import flatten, parts_of
 
@@ -31,9 +30,9 @@ DECODERS = ("llama_biases", "mistral", "qwen2", "qwen3", "gpt2", "gpt2_untied")
 
 def classifier(name, pool="cls", labels=3, **changes):
     content = {**ENCODERS[name], **changes}
-    family = family_of(content)
+    family = families.family_of(content)
     config = family.config.from_json(content)
-    return drawn(lambda: family.classifier(config, labels, pool, rngs=nnx.Rngs(0)))
+    return drawn(lambda: family.model(config, labels, pool, rngs=nnx.Rngs(0)))
 
 
 def reread(folder, model, dtype=jnp.float32):

@@ -12,9 +12,8 @@ from encoder_checkpoints import checkpoint, load, torch_files
 from make_fixtures.bert import CASES
 
 from lora_jax.data import load_tokenizer
-from lora_jax.models.families.encoders import FAMILIES
-from lora_jax.models.published import encoders
-from lora_jax.models.published.decoders import read_decoder_config
+from lora_jax.models import families
+from lora_jax.models.published.load import read_decoder_config, read_encoder_config
 from lora_jax.models.published.weight_files import weights_digest
 
 BERT = CASES["bert"][0]
@@ -120,12 +119,12 @@ WRONG = (5, -1, 1.5, True, "x", [], ["gelu"], {}, {"a": 1}, [[1]], [None], 10**3
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2"])
 def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, name):
-    settings = {field.name for field in dataclasses.fields(FAMILIES[name].config)}
+    settings = {field.name for field in dataclasses.fields(families.find(name).config)}
     settings |= {"position_embedding_type", "is_decoder", "attention_head_size"}
     for setting, wrong in itertools.product(sorted(settings), WRONG):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": name, setting: wrong}))
         try:
-            encoders.read_encoder_config(tmp_path)  # some of these are right for some settings
+            read_encoder_config(tmp_path)  # some of these are right for some settings
         except ValueError as error:
             assert re.fullmatch(rf".*config\.json: .*{setting}.*", str(error))
 
@@ -133,14 +132,14 @@ def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, name):
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2"])
 def test_a_null_is_refused_but_where_it_means_something(tmp_path, name):
     allowed = {"classifier_dropout", "cls_dropout", "pos_att_type"}
-    for field in dataclasses.fields(FAMILIES[name].config):
+    for field in dataclasses.fields(families.find(name).config):
         content = {"model_type": name, field.name: None}
         (tmp_path / "config.json").write_text(json.dumps(content))
         if field.name in allowed:
-            encoders.read_encoder_config(tmp_path)
+            read_encoder_config(tmp_path)
             continue
         with pytest.raises(ValueError, match=rf"config\.json: {field.name}\b.*(null|None)"):
-            encoders.read_encoder_config(tmp_path)
+            read_encoder_config(tmp_path)
 
 
 @pytest.mark.parametrize(

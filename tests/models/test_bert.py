@@ -20,12 +20,12 @@ from drawn_model import (
 from flax import nnx
 from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, save_checkpoint
 
-from lora_jax.models.families.bert import BertClassifier, dropout
-from lora_jax.models.families.bert_config import BertConfig
+from lora_jax.models import families
+from lora_jax.models.families.bert import BertClassifier, BertConfig, dropout
 from lora_jax.models.parts.modules import masked_mean
-from lora_jax.models.published.encoders import load_classifier
+from lora_jax.models.published.load import load_classifier
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.partition import path_name
 
 SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
 NAMES = list(CASES)
@@ -52,8 +52,9 @@ def inputs(name, **sizes):
 
 
 def random_model(name="bert", pool="cls", num_labels=2, seed=0, options=None, **changes):
-    config, options = BertConfig.from_json({**CASES[name][0], **changes}), options or {}
-    build = functools.partial(BertClassifier, config, num_labels, pool, **options)
+    config, options = families.read({**CASES[name][0], **changes}), options or {}
+    model = families.family_of(config).model
+    build = functools.partial(model, config, num_labels, pool, **options)
     return drawn(lambda: build(rngs=nnx.Rngs(0)), seed)
 
 
@@ -114,7 +115,7 @@ def test_minilm_equals_torch_on_real_sentences():
 def test_parameter_paths_and_shapes(pool):
     params = nnx.state(random_model("bert", pool, num_labels=3))
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    shapes = {path_of(path): leaf.shape for path, leaf in leaves}
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     linear = {f"layers/attention/{n}": (16, 16) for n in ("query", "key", "value", "output")}
     linear |= {"layers/up": (16, 32), "layers/down": (32, 16), "classifier": (16, 3)}
     linear |= {"pooler": (16, 16)} if pool == "cls" else {}
@@ -290,7 +291,10 @@ def test_wrong_calls_are_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: bert, roberta"),
+        (
+            {"model_type": "gpt2"},
+            "model_type 'gpt2' is not supported; nearest: .*: bert, deberta",
+        ),
         ({"model_type": None}, "model_type None is not supported"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
         ({"add_cross_attention": True}, "add_cross_attention=True"),
@@ -310,14 +314,14 @@ def test_wrong_calls_are_named():
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        BertConfig.from_json({**CASES["bert"][0], **changes})
+        families.read({**CASES["bert"][0], **changes}, "encoder")
     assert "\n" not in str(caught.value)
 
 
 def test_config_defaults_and_round_trip():
-    roberta = BertConfig.from_json({"model_type": "roberta", "classifier_dropout": None})
+    roberta = families.read({"model_type": "roberta", "classifier_dropout": None})
     assert (roberta.vocab_size, roberta.pad_token_id, roberta.max_tokens) == (50265, 1, 510)
     assert roberta.head_dropout == roberta.hidden_dropout_prob == 0.1
     assert dataclasses.replace(roberta, classifier_dropout=0.0).head_dropout == 0.0
-    assert BertConfig.from_json(roberta.to_json()) == roberta
+    assert families.read(roberta.to_json()) == roberta
     assert hash(BertConfig()) == hash(BertConfig.from_json({"model_type": "bert", "unknown": 1}))

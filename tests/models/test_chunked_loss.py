@@ -11,7 +11,7 @@ from zoo.check import random_like
 
 import lora_jax as lj
 import variants
-from lora_jax.models.parts.chunked_loss import next_token_loss, token_losses
+from lora_jax.models.parts.completion import next_token_loss, token_losses
 
 BATCH, TOKENS, WIDTH, WORDS = 2, 7, 5, 11
 

@@ -20,14 +20,15 @@ from drawn_model import (
 from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
+from published_names import to_torch_names
 from zoo.check import random_like
 
 import lora_jax as lj
 import variants
-from lora_jax.models.families.deberta import DebertaClassifier
-from lora_jax.models.families.deberta_config import DebertaConfig
-from lora_jax.models.published.encoders import export_classifier, load_classifier
-from lora_jax.models.published.torch_names import path_of, to_torch_names
+from lora_jax.models.families.deberta_v2 import DebertaClassifier, DebertaConfig
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_classifier
+from lora_jax.partition import path_name
 
 SHAPES = json.loads((FIXTURES / "deberta_shapes.json").read_text())
 NAMES = list(CASES)
@@ -105,7 +106,7 @@ def test_parameters_are_transformers_tensors(tmp_path, name):
     for key, tensor in random_tensors(SHAPES[name], NAMES.index(name)).items():
         np.testing.assert_array_equal(tensors[key], tensor.astype(np.float32))
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    shapes = {path_of(path): leaf.shape for path, leaf in leaves}
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     kernels = [path for path in shapes if path.startswith("layers/") and path.endswith("/kernel")]
     extra = ["position_key", "position_query"] if name == "own_projections" else []
@@ -119,7 +120,7 @@ def test_parameters_are_transformers_tensors(tmp_path, name):
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_export_and_load_are_inverse(tmp_path, pool):
     first = load("everything", tmp_path, pool).model
-    export_classifier(nnx.state(first), first.config, tmp_path / "out")
+    export_model(nnx.state(first), first.config, tmp_path / "out")
     options = {"num_labels": 3, "pool": pool, "key": jax.random.key(1)}
     second, fresh = load_classifier(tmp_path / "out", **options)
     assert (fresh, second.config) == ((), first.config)

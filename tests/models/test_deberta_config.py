@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 from make_fixtures.deberta import CASES
 
-from lora_jax.models.families.deberta import DebertaClassifier
-from lora_jax.models.families.deberta_config import DebertaConfig
+from lora_jax.models.families.deberta_v2 import DebertaClassifier, DebertaConfig
 
 WRONG = [
     ({"model_type": "deberta"}, "model_type 'deberta' is not supported; supported: deberta-v2"),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from make_fixtures.decoders import CASES
 
-from lora_jax.models.families.decoders import DECODERS
-from lora_jax.models.families.llama_config import FULL, SLIDING, LlamaConfig
+from lora_jax.models import families
+from lora_jax.models.families.llama import FULL, SLIDING, LlamaConfig
 from lora_jax.models.parts.rope import Rope, frequencies, rotate, rotation
-from lora_jax.models.published.decoders import read_decoder_config
+from lora_jax.models.published.load import read_decoder_config
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -25,13 +25,16 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
 
 
 def config(**changes):
-    return LlamaConfig.from_json({**CASES["llama"], **changes})
+    return families.read({**CASES["llama"], **changes}, "decoder")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma"}, "model_type 'gemma' is not supported; supported: llama, mistral"),
+        (
+            {"model_type": "gemma"},
+            "model_type 'gemma' is not supported; nearest: .*: gpt2, llama,",
+        ),
         ({"model_type": None}, "model_type None is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* plain decoders only"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported"),
@@ -75,13 +78,12 @@ def test_configs_that_are_refused(changes, message):
 
 
 def test_defaults_of_each_model_type():
-    defaults = {kind: LlamaConfig.from_json({"model_type": kind}) for kind in FAMILIES}
+    defaults = {kind: families.read({"model_type": kind}) for kind in FAMILIES}
     assert defaults["llama"] == LlamaConfig()
     assert [c.num_key_value_heads for c in defaults.values()] == [32, 8, 32, 32]
     assert [c.head_dim for c in defaults.values()] == [128] * 4
     assert [c.sliding_window for c in defaults.values()] == [None, 4096, None, None]
     assert [c.input_bias for c in defaults.values()] == [False, False, True, False]
-    assert [c.norms_heads for c in defaults.values()] == [False, False, False, True]
     assert not any(c.output_bias or c.feed_forward_bias for c in defaults.values())
     assert {c.rope for c in defaults.values()} == {Rope()}
     assert len({hash(c) for c in defaults.values()}) == 4
@@ -92,10 +94,10 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 def test_nulls_that_mean_something():
     mistral = {"model_type": "mistral", "num_hidden_layers": 2}
-    assert LlamaConfig.from_json({**mistral, "sliding_window": None}).slides == (False, False)
-    assert LlamaConfig.from_json(mistral).slides == (True, True)
-    assert LlamaConfig.from_json({**mistral, "num_key_value_heads": None}).num_key_value_heads == 32
-    assert LlamaConfig.from_json({**mistral, "layer_types": None}).slides == (True, True)
+    assert families.read({**mistral, "sliding_window": None}).slides == (False, False)
+    assert families.read(mistral).slides == (True, True)
+    assert families.read({**mistral, "num_key_value_heads": None}).num_key_value_heads == 32
+    assert families.read({**mistral, "layer_types": None}).slides == (True, True)
     assert config(eos_token_id=None).eos_token_id == ()
     assert config(eos_token_id=[4, 7]).eos_token_id == (4, 7)
 
@@ -109,7 +111,7 @@ NULLABLE = {
 
 @pytest.mark.parametrize("kind", NULLABLE)
 def test_a_null_that_means_nothing_is_refused(tmp_path, kind):
-    fields = [field.name for field in dataclasses.fields(DECODERS[kind].config)]
+    fields = [field.name for field in dataclasses.fields(families.find(kind).config)]
     for name in [name if name != "rope" else "rope_theta" for name in fields]:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, name: None}))
         if name in NULLABLE[kind]:
@@ -121,17 +123,17 @@ def test_a_null_that_means_nothing_is_refused(tmp_path, kind):
 
 def test_which_layers_slide():
     qwen = {**CASES["qwen2"], "num_hidden_layers": 4, "max_window_layers": 2}
-    assert LlamaConfig.from_json(qwen).slides == (False, False, True, True)
-    off = LlamaConfig.from_json({**qwen, "use_sliding_window": False})
+    assert families.read(qwen).slides == (False, False, True, True)
+    off = families.read({**qwen, "use_sliding_window": False})
     assert off.slides == (False,) * 4 and off.sliding_window is None
     own = [SLIDING, FULL, SLIDING, FULL]
-    assert LlamaConfig.from_json({**qwen, "layer_types": own}).slides == (True, False) * 2
+    assert families.read({**qwen, "layer_types": own}).slides == (True, False) * 2
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "gpt2" not in name])
 def test_round_trip_through_json(name):
-    own = LlamaConfig.from_json(CASES[name])
-    assert LlamaConfig.from_json(json.loads(json.dumps(own.to_json()))) == own
+    own = families.read(CASES[name])
+    assert families.read(json.loads(json.dumps(own.to_json()))) == own
     assert config(eos_token_id=[4, 7]).to_json()["eos_token_id"] == [4, 7]
     assert config(eos_token_id=None).to_json()["eos_token_id"] is None
 

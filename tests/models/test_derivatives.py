@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from lora_jax.models.parts.gelu import gelu
-from lora_jax.models.parts.modules import standardize
+from lora_jax.models.parts.modules import gelu, standardize
 
 pytestmark = pytest.mark.usefixtures("x64")
 X = np.random.default_rng(0).normal(0, 3, (4, 5, 16))

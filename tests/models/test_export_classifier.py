@@ -1,4 +1,4 @@
-"""`export_classifier` writes transformers' names and shapes, and is the inverse of loading."""
+"""`export_model` writes transformers' names and shapes, and is the inverse of loading."""
 
 import json
 
@@ -9,10 +9,10 @@ import pytest
 from encoder_checkpoints import SHAPES, assert_same, checkpoint, load
 from flax import nnx
 from make_fixtures.bert import CASES, random_inputs, random_tensors
+from published_names import to_torch_names
 from safetensors.numpy import load_file
 
-from lora_jax.models.published.encoders import export_classifier
-from lora_jax.models.published.torch_names import to_torch_names
+from lora_jax.models.published.export import export_model
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -20,7 +20,7 @@ from lora_jax.models.published.torch_names import to_torch_names
 def test_export_and_load_are_inverse(tmp_path, name, pool):
     num_labels = CASES[name][1]
     first = load(checkpoint(tmp_path / "in", name), num_labels, pool).model
-    export_classifier(nnx.state(first), first.config, tmp_path / "out")
+    export_model(nnx.state(first), first.config, tmp_path / "out")
     second, fresh = load(tmp_path / "out", num_labels, pool)
     assert fresh == ()
     assert second.config == first.config
@@ -41,7 +41,7 @@ def test_exported_names_and_shapes_are_transformers(tmp_path, name):
 
 def test_bfloat16_parameters_are_written_as_such(tmp_path):
     model = load(checkpoint(tmp_path / "in"), param_dtype=jnp.bfloat16).model
-    export_classifier(nnx.state(model), model.config, tmp_path / "out")
+    export_model(nnx.state(model), model.config, tmp_path / "out")
     tensors = load_file(tmp_path / "out/model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
     assert_same(load(tmp_path / "out", param_dtype=jnp.bfloat16).model, model)
@@ -49,7 +49,7 @@ def test_bfloat16_parameters_are_written_as_such(tmp_path):
 
 def test_export_says_what_pools(tmp_path):
     model = load(checkpoint(tmp_path / "in"), pool="mean").model
-    export_classifier(nnx.state(model), model.config, tmp_path / "out")
+    export_model(nnx.state(model), model.config, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["architectures"], config["pool"]) == (["BertModel"], "mean")
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
@@ -61,10 +61,10 @@ def test_export_refuses_what_is_no_classifier(tmp_path):
     model = load(checkpoint(tmp_path / "in")).model
     params = nnx.to_pure_dict(nnx.state(model))
     with pytest.raises(ValueError, match="'layers/lora_A' is not a parameter"):
-        export_classifier({**params, "layers": {"lora_A": 0}}, model.config, tmp_path / "out")
+        export_model({**params, "layers": {"lora_A": 0}}, model.config, tmp_path / "out")
     del params["classifier"]
     with pytest.raises(ValueError, match="no classifier/bias"):
-        export_classifier(params, model.config, tmp_path / "out")
+        export_model(params, model.config, tmp_path / "out")
     with pytest.raises(ValueError, match="expected 2 different names"):
-        export_classifier(nnx.state(model), model.config, tmp_path / "out", labels=("a", "b", "c"))
+        export_model(nnx.state(model), model.config, tmp_path / "out", labels=("a", "b", "c"))
     assert not (tmp_path / "out").exists()

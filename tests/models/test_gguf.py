@@ -11,12 +11,11 @@ import pytest
 from flax import nnx
 from small_decoder import random_decoder
 
+from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.parts.rope import Rope, frequencies
-from lora_jax.models.published.decoders import load_decoder, read_decoder_config
-from lora_jax.models.published.encoders import load_classifier
-from lora_jax.models.published.gguf_file import GgufFile
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.load import load_classifier, load_decoder, read_decoder_config
 from lora_jax.models.published.weight_files import find_gguf, weights_digest
+from lora_jax.partition import path_name
 
 gguf = pytest.importorskip("gguf")
 from gguf_files import (  # noqa: E402
@@ -94,12 +93,12 @@ def test_types_of_weights(name, wide_model, tmp_path):
         jax.tree_util.tree_leaves_with_path(loaded), jax.tree.leaves(exact), strict=True
     ):
         assert one.dtype == jnp.float32
-        if path_of(key_path).endswith("scale"):
+        if path_name(key_path).endswith("scale"):
             np.testing.assert_array_equal(one, other)
         else:
             one, other = np.asarray(one), np.asarray(other)
             error = np.abs(one - other).max() / np.abs(other).max()
-            assert 0 < error < ERRORS[name], path_of(key_path)
+            assert 0 < error < ERRORS[name], path_name(key_path)
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q6_K", "IQ4_NL"])

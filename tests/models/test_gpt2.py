@@ -12,17 +12,16 @@ from small_decoder import functional, random_decoder, random_ids
 
 import lora_jax as lj
 import variants
-from lora_jax.models.families.gpt2 import GPT2
-from lora_jax.models.families.gpt2_config import GPT2Config
-from lora_jax.models.published.decoder_names import places
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.families import places
+from lora_jax.models.families.gpt2 import GPT2, GPT2Config
+from lora_jax.partition import path_name
 
 RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def test_parameter_paths_and_shapes():
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(random_decoder("gpt2", n_inner=20)))
-    shapes = {path_of(path): leaf.shape for path, leaf in leaves}
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     expected = {"embedding/embedding": (23, 16), "position/embedding": (32, 16)}
     linear = {f"attention/{n}": (16, 16) for n in ("query", "key", "value", "output")}
     for name, size in {**linear, "up": (16, 20), "down": (20, 16)}.items():

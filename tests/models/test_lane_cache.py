@@ -10,8 +10,7 @@ import lora_jax as lj
 from lora_jax.generation import lanes as programs
 from lora_jax.generation.choose_token import GREEDY
 from lora_jax.models.parts import modules
-from lora_jax.models.parts.kv_cache import cached_step
-from lora_jax.models.parts.lane_cache import NextStep, begun, empty_lanes, written
+from lora_jax.models.parts.kv_cache import NextStep, begun, cached_step, empty_lanes, written
 from lora_jax.models.parts.separate_layers import stacked
 
 TEXTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3, 2, 3, 8, 4]]

@@ -16,8 +16,8 @@ from torch_archive import Storage, archive, tensor
 
 from experiments.runs import predictions
 from lora_jax.data.tokenizing import cache, gguf_tokenizer
-from lora_jax.models.published.decoders import read_decoder_config
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.files.gguf_file import GgufFile
+from lora_jax.models.published.load import read_decoder_config
 from lora_jax.models.published.torch_bin import TorchFile
 
 gguf = pytest.importorskip("gguf")

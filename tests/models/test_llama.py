@@ -16,8 +16,7 @@ from make_fixtures.decoders import CASES, FIXTURES, random_inputs, random_tensor
 from small_decoder import functional, random_decoder, random_ids
 from zoo.check import random_like
 
-from lora_jax.models.families.llama import Llama
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import Llama, LlamaConfig
 from lora_jax.models.parts.causal_attention import (
     Sight,
     _attend,
@@ -28,8 +27,8 @@ from lora_jax.models.parts.causal_attention import (
 )
 from lora_jax.models.parts.decoder import POLICIES
 from lora_jax.models.parts.rope import Rotation
-from lora_jax.models.published.decoders import load_decoder
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.load import load_decoder
+from lora_jax.partition import path_name
 
 WINDOW = CASES["mistral"]["sliding_window"]
 
@@ -65,7 +64,7 @@ def test_equals_torch_in_float32(name, tmp_path, truth):
 def test_parameter_paths_and_shapes():
     def shapes(name, **changes):
         leaves = jax.tree_util.tree_leaves_with_path(nnx.state(random_decoder(name, **changes)))
-        return {path_of(path): leaf.shape for path, leaf in leaves}
+        return {path_name(path): leaf.shape for path, leaf in leaves}
 
     expected = {
         "embedding/embedding": (23, 16),

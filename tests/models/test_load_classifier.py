@@ -11,7 +11,7 @@ import pytest
 from encoder_checkpoints import assert_same, checkpoint, leaves, load, torch_files
 from safetensors.numpy import load_file, save_file
 
-from lora_jax.models.published.encoders import load_classifier
+from lora_jax.models.published.load import load_classifier
 from lora_jax.models.published.weight_files import weights_digest
 
 

@@ -22,12 +22,16 @@ from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
 from torch_archive import save_bin
 
-from lora_jax.models.published.decoders import export_decoder, load_decoder, read_abstract_decoder
-from lora_jax.models.published.encoders import load_classifier
-from lora_jax.models.published.gguf_file import GgufFile
-from lora_jax.models.published.placed import placed
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.files.gguf_file import GgufFile
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import (
+    load_classifier,
+    load_decoder,
+    placed,
+    read_abstract_decoder,
+)
 from lora_jax.models.published.weight_files import SINGLE, Weights
+from lora_jax.partition import path_name
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 40}
@@ -55,7 +59,7 @@ def mesh():
 
 
 def leaves(model):
-    return {path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(nnx.state(model))}
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(nnx.state(model))}
 
 
 def shardings_of(model, mesh, layout):
@@ -74,7 +78,7 @@ def shardings_of(model, mesh, layout):
 def decoder_files(folder, name, **options):
     """A published decoder of a case, in one file or several."""
     model = random_decoder(name.removesuffix("_tied"), **DECODERS[name])
-    export_decoder(nnx.state(model), model.config, folder, **options)
+    export_model(nnx.state(model), model.config, folder, **options)
     return folder
 
 
@@ -337,14 +341,14 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=numb
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from lora_jax.models.published.decoders import load_decoder, read_abstract_decoder
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.load import load_decoder, read_abstract_decoder
 from lora_jax.models.published.weight_files import Weights
+from lora_jax.partition import path_name
 
 mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("a", "b"))
 shapes = jax.tree.leaves_with_path(nnx.state(read_abstract_decoder(folder)))
 spec = lambda path: P(None, "a", "b") if path.startswith("layers/") and "kernel" in path else P()
-shardings = {path_of(key): NamedSharding(mesh, spec(path_of(key))) for key, _ in shapes}
+shardings = {path_name(key): NamedSharding(mesh, spec(path_name(key))) for key, _ in shapes}
 part, read = Weights.part, {}
 
 def counting(self, name, index):
@@ -355,11 +359,12 @@ def counting(self, name, index):
 Weights.part = counting
 model = load_decoder(folder, shardings=shardings)
 Weights.part = part
-whole = dict((path_of(k), v) for k, v in jax.tree.leaves_with_path(nnx.state(load_decoder(folder))))
+leaves = jax.tree.leaves_with_path(nnx.state(load_decoder(folder)))
+whole = {path_name(k): v for k, v in leaves}
 for key, leaf in jax.tree.leaves_with_path(nnx.state(model)):
     assert len(leaf.sharding.device_set) == 8 and len(leaf.addressable_shards) == 4
     for shard in leaf.addressable_shards:
-        np.testing.assert_array_equal(shard.data, np.asarray(whole[path_of(key)])[shard.index])
+        np.testing.assert_array_equal(shard.data, np.asarray(whole[path_name(key)])[shard.index])
 print("UP", read["model.layers.0.mlp.up_proj.weight"], "HEAD", read["lm_head.weight"])
 jax.distributed.shutdown()
 """

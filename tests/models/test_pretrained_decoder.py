@@ -14,8 +14,8 @@ from make_fixtures.decoders import CASES, random_tensors
 from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
 
-from lora_jax.models.published import decoders
-from lora_jax.models.published.decoders import export_decoder, load_decoder
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import decoder_from, load_decoder
 from lora_jax.models.published.weight_files import SINGLE, Weights
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -38,7 +38,7 @@ def same(first, second):
 @pytest.mark.parametrize("name", ["llama", "llama_biases", "llama_yarn", "qwen2", "qwen3", "gpt2"])
 def test_what_is_written_is_read_again(name, tmp_path):
     model = random_decoder(name)
-    export_decoder(nnx.state(model), model.config, tmp_path)
+    export_model(nnx.state(model), model.config, tmp_path)
     again = load_decoder(tmp_path)
     same(model, again)
     assert again.config == model.config
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
 def test_tensors_go_out_as_they_came_in(name, tmp_path):
     folder = checkpoint(tmp_path / "in", name)
     model = load_decoder(folder)
-    export_decoder(nnx.to_pure_dict(nnx.state(model)), model.config, tmp_path / "out")
+    export_model(nnx.to_pure_dict(nnx.state(model)), model.config, tmp_path / "out")
     before, after = (load_file(path / SINGLE) for path in (folder, tmp_path / "out"))
     assert before.keys() == after.keys()
     for key, tensor in before.items():
@@ -60,7 +60,7 @@ def test_tensors_go_out_as_they_came_in(name, tmp_path):
 
 def test_half_precision_is_kept(tmp_path):
     model = random_decoder("llama", options={"param_dtype": jnp.bfloat16})
-    export_decoder(nnx.state(model), model.config, tmp_path)
+    export_model(nnx.state(model), model.config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert load_file(tmp_path / SINGLE)[QUERY].dtype == ml_dtypes.bfloat16
     same(load_decoder(tmp_path, param_dtype=jnp.bfloat16), model)
@@ -69,16 +69,16 @@ def test_half_precision_is_kept(tmp_path):
 
 def test_shards(tmp_path):
     model = random_decoder("gpt2")
-    export_decoder(nnx.state(model), model.config, tmp_path)
+    export_model(nnx.state(model), model.config, tmp_path)
     assert [path.name for path in tmp_path.glob("model*")] == [SINGLE]
-    export_decoder(nnx.state(model), model.config, tmp_path, shard_bytes=4000)
+    export_model(nnx.state(model), model.config, tmp_path, shard_bytes=4000)
     files = sorted(path.name for path in tmp_path.glob("model*.safetensors"))
     assert SINGLE not in files and len(files) > 3
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(SHAPES["gpt2"])
     same(load_decoder(tmp_path), model)
-    export_decoder(nnx.state(model), model.config, tmp_path)
+    export_model(nnx.state(model), model.config, tmp_path)
     assert [path.name for path in tmp_path.glob("model*")] == [SINGLE]
 
 
@@ -196,7 +196,7 @@ def test_any_source_of_tensors_will_do(tmp_path):
             return self.tensors[name]
 
     config = random_decoder("qwen3").config
-    model = decoders.decoder_from(Memory(), config, param_dtype=jnp.float32)
+    model = decoder_from(Memory(), config, param_dtype=jnp.float32)
     save_file(Memory.tensors, tmp_path / SINGLE)
     (tmp_path / "config.json").write_text(json.dumps(CASES["qwen3"]))
     same(model, load_decoder(tmp_path))
@@ -205,8 +205,8 @@ def test_any_source_of_tensors_will_do(tmp_path):
 def test_parameters_that_are_not_a_decoders(tmp_path):
     model = random_decoder("llama")
     with pytest.raises(ValueError, match="no embedding/embedding: not those of a decoder"):
-        export_decoder({"norm": {"scale": jnp.ones(3)}}, model.config, tmp_path)
+        export_model({"norm": {"scale": jnp.ones(3)}}, model.config, tmp_path)
     with pytest.raises(ValueError, match="'pooler/kernel' is not a parameter of a llama decoder"):
         params = nnx.to_pure_dict(nnx.state(model)) | {"pooler": {"kernel": jnp.ones((2, 2))}}
-        export_decoder(params, model.config, tmp_path)
+        export_model(params, model.config, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from lora_jax.models.published.reading_files import FILES, reading_digest, unchanged
+from lora_jax.models.published.location import READING_FILES, reading_digest, unchanged
 
 
 def test_every_change_of_a_file_is_another_digest(tmp_path):
     found = [reading_digest(tmp_path)]
-    for name in FILES:
+    for name in READING_FILES:
         (tmp_path / name).write_bytes(b"1")
         found.append(reading_digest(tmp_path))
     (tmp_path / "config.json").write_bytes(b"2")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lora_jax.models.parts.relative import relative_indices, skew
+from lora_jax.models.families.deberta_v2 import relative_indices, skew
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])

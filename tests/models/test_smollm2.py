@@ -11,8 +11,9 @@ from drawn_model import run
 
 from lora_jax.data import load_tokenizer
 from lora_jax.data.tokenizing.chat_templates import load_chat_template, prompt_and_completion
-from lora_jax.models.published import gguf_file, location
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.files import gguf_file
+from lora_jax.models.published import location
+from lora_jax.models.published.load import load_decoder
 from lora_jax.models.published.location import locate
 
 

@@ -8,10 +8,11 @@ import pytest
 from drawn_model import encode_and_run
 from flax import nnx
 from make_fixtures.bert import random_inputs, random_tensors, save_checkpoint
+from published_names import to_torch_names
 
-from lora_jax.models.published.encoders import export_classifier, load_classifier
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_classifier
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.torch_names import to_torch_names
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -68,7 +69,7 @@ def test_outputs_and_files_in_float32(seed, tmp_path):
     for found, expected in zip((hidden, logits), torch_outputs(theirs, *inputs), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
+    export_model(nnx.state(ours), ours.config, tmp_path / "out")
     auto = transformers.AutoModelForSequenceClassification
     again, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
@@ -127,7 +128,7 @@ def test_transformers_reads_the_encoder_of_a_mean_pooled_export(tmp_path):
     config, theirs, _ = both(tmp_path / "in", 2, 2, jnp.float32)
     options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
     ours = load_classifier(tmp_path / "in", **options).model
-    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
+    export_model(nnx.state(ours), ours.config, tmp_path / "out")
     encoder = transformers.AutoModel.from_pretrained(tmp_path / "out").double().eval()
     inputs = random_inputs(config, 2)
     np.testing.assert_allclose(

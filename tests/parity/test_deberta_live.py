@@ -10,12 +10,13 @@ from drawn_model import encode_and_run
 from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import deberta_inputs
+from published_names import to_torch_names, torch_names
 
 import lora_jax as lj
 import variants
-from lora_jax.models.parts.relative import relative_indices
-from lora_jax.models.published.encoders import export_classifier, load_classifier
-from lora_jax.models.published.torch_names import to_torch_names, torch_names
+from lora_jax.models.families.deberta_v2 import relative_indices
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_classifier
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -100,7 +101,7 @@ def test_outputs_and_exports_in_float32(seed, tmp_path):
     config, theirs, ours = both(tmp_path / "in", seed, 1 + seed % 4, jnp.float32)
     inputs = deberta_inputs(config, seed, 1 + seed % 8)
     truth = torch_outputs(theirs, *inputs)
-    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
+    export_model(nnx.state(ours), ours.config, tmp_path / "out")
     auto = transformers.AutoModelForSequenceClassification
     again, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report

@@ -11,13 +11,13 @@ from cached_chunks import alone, chunks, in_chunks
 from flax import nnx
 from make_fixtures.bert import save_checkpoint
 from make_fixtures.decoders import CASES, random_inputs, random_tensors
+from published_names import to_torch_names
 from small_decoder import functional
 
 from lora_jax.data.batching.packing import pack
-from lora_jax.models.published.decoder_names import places
-from lora_jax.models.published.decoders import export_decoder, load_decoder
-from lora_jax.models.published.tensor_files import all_tensors
-from lora_jax.partition import parts_of
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_decoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -166,7 +166,7 @@ def test_logits_and_files_in_float32(kind, seed, tmp_path):
 
     for number, sharded in enumerate((False, True)):
         folder = tmp_path / f"ours{number}"
-        export_decoder(params, ours.config, folder, **({"shard_bytes": 400} if sharded else {}))
+        export_model(params, ours.config, folder, **({"shard_bytes": 400} if sharded else {}))
         assert (folder / "model.safetensors").exists() != sharded
         auto = transformers.AutoModelForCausalLM
         again, report = auto.from_pretrained(folder, output_loading_info=True)
@@ -197,8 +197,7 @@ def test_gradients_in_float64(kind, tmp_path, x64):
         log_p = jax.nn.log_softmax(nnx.merge(graph, params)(ids)[:, :-1])
         return -jnp.take_along_axis(log_p, jnp.asarray(ids)[:, 1:, None], -1).mean()
 
-    parts = parts_of(gradient(params))
-    found = all_tensors(parts, {path: places(path, ours.config) for path in parts.shapes})
+    found = to_torch_names(gradient(params), ours.config)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], atol=1e-10, err_msg=name)
@@ -230,6 +229,5 @@ def test_transformers_reads_our_configs_as_we_do(name, tmp_path):
 
 
 def load_config(name):
-    from lora_jax.models.families.decoders import decoder_family_of
 
-    return decoder_family_of(CASES[name]).config.from_json(CASES[name])
+    return families.read(CASES[name])

@@ -12,7 +12,7 @@ from test_decoders_live import random_config
 from lora_jax.generation.beam_search import beam_search
 from lora_jax.generation.generate import generate
 from lora_jax.models.parts.kv_cache import cached_step
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.load import load_decoder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

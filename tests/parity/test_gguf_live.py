@@ -25,7 +25,7 @@ from small_decoder import functional, random_decoder, random_ids
 
 from lora_jax.data import load_tokenizer
 from lora_jax.data.tokenizing.chat_templates import load_chat_template
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.load import load_decoder
 from lora_jax.models.published.location import locate
 
 torch = pytest.importorskip("torch")

@@ -17,9 +17,9 @@ import lora_jax as lj
 import variants
 from lora_jax.data import load_tokenizer
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
-from lora_jax.models.families.encoders import family_of
-from lora_jax.models.published.any_family import export_model
-from lora_jax.models.published.decoders import export_decoder, load_decoder
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_decoder
 from lora_jax.models.published.location import locate
 from lora_jax.transform.adapt import merged_parts
 
@@ -39,10 +39,10 @@ CLASSIFIERS = {
 
 def classifier(name, dtype):
     content = CLASSIFIERS[name]
-    family = family_of(content)
+    family = families.family_of(content)
     config = family.config.from_json(content)
     options = {"num_labels": 3, "pool": "cls", "param_dtype": dtype}
-    return drawn(lambda: family.classifier(config, **options, rngs=nnx.Rngs(0)))
+    return drawn(lambda: family.model(config, **options, rngs=nnx.Rngs(0)))
 
 
 def adapted_by(method, model, *inputs, **options):
@@ -129,7 +129,7 @@ def test_smollm2_of_a_gguf_file_becomes_a_folder(tmp_path):
     """Logits of the folder, and the ids of its tokenizer, by transformers."""
     source = locate("smollm2")
     model = load_decoder(source, param_dtype=jnp.bfloat16)
-    export_decoder(nnx.state(model), model.config, tmp_path, source=source)
+    export_model(nnx.state(model), model.config, tmp_path, source=source)
     export_tokenizer(source, tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     own = load_tokenizer(source)

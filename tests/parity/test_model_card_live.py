@@ -12,7 +12,7 @@ from experiments.exports.formats.merged import Merged
 from experiments.exports.formats.peft import Peft
 from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.load import load_decoder
 from lora_jax.records import run_record
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ from make_fixtures.bert import random_inputs
 import lora_jax as lj
 import variants
 from lora_jax.interchange.families import names_of
-from lora_jax.models.published.decoders import export_decoder, load_decoder
-from lora_jax.models.published.encoders import export_classifier, load_classifier
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_classifier, load_decoder
 from lora_jax.models.published.location import locate
 
 torch = pytest.importorskip("torch")
@@ -53,7 +53,7 @@ def minilm_classifier(tmp_path_factory):
     source, folder = locate("minilm"), tmp_path_factory.mktemp("minilm")
     options = {"num_labels": 3, "pool": "cls", "key": jax.random.key(0)}
     model = load_classifier(source, **options).model
-    export_classifier(nnx.state(model), model.config, folder, source=source)
+    export_model(nnx.state(model), model.config, folder, source=source)
     auto = transformers.AutoModelForSequenceClassification
     inputs = inputs_of(30522, 4, 24)
     return Real(auto, folder, *lj.from_nnx(model), names_of(model.config), inputs)
@@ -77,7 +77,7 @@ def minilm_encoder():
 def smollm2(tmp_path_factory):
     source, folder = locate("smollm2"), tmp_path_factory.mktemp("smollm2")
     model = load_decoder(source, param_dtype=jnp.bfloat16)
-    export_decoder(nnx.state(model), model.config, folder, source=source)
+    export_model(nnx.state(model), model.config, folder, source=source)
     ours = load_decoder(folder)
     auto = transformers.AutoModelForCausalLM
     inputs = inputs_of(49152, 2, 16)[:1]

@@ -28,9 +28,9 @@ from experiments.planning.memory_formula import linears, weights
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.planning.topologies import topology
 from experiments.setup.config import parse
-from lora_jax.models.families.decoders import decoder_family_of
-from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.decoders import abstract_decoder
+from lora_jax.models import families
+from lora_jax.models.families.llama import LlamaConfig
+from lora_jax.models.published.load import abstract_decoder
 from lora_jax.sharding.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -93,7 +93,7 @@ def step_of(config, mesh=(1, 1, 1), rows=None):
 @pytest.mark.parametrize("name", sorted(ON_THE_HUB))
 def test_models_on_the_hub_have_as_many_parameters_as_published(name):
     content = ON_THE_HUB[name]
-    decoder = abstract_decoder(decoder_family_of(content).config.from_json(content))
+    decoder = abstract_decoder(families.read(content))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder))) == PUBLISHED[name]
 
 

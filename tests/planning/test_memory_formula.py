@@ -17,9 +17,10 @@ from experiments.planning.topologies import topology
 from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.data.tokenised_task import token_cross_entropy
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.families.llama import LlamaConfig
+from lora_jax.models.families.qwen2 import Qwen2Config
 from lora_jax.models.parts.completion import completion_likelihood
-from lora_jax.models.published.decoders import abstract_decoder
+from lora_jax.models.published.load import abstract_decoder
 from lora_jax.training.step import TrainState, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -119,4 +120,4 @@ def test_the_page_on_plans_has_the_table_that_the_command_prints():
 
 def test_decoders_that_the_formula_does_not_know_are_refused():
     with pytest.raises(ValueError, match="decoders of Llama's family without biases"):
-        by_formula(LlamaConfig(model_type="qwen2", vocab_size=10), Setting(None))
+        by_formula(Qwen2Config(vocab_size=10), Setting(None))

@@ -29,10 +29,10 @@ from experiments.setup.out_of_memory import (
     of_loading,
     of_texts,
 )
-from lora_jax.models.published.decoders import export_decoder, load_decoder, read_abstract_decoder
-from lora_jax.models.published.encoders import load_classifier
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import load_classifier, load_decoder, read_abstract_decoder
 from lora_jax.models.published.weight_files import Weights
+from lora_jax.partition import path_name
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
 from lora_jax.training.state_leaves import bare
@@ -124,7 +124,7 @@ def load_encoder(folder, **options):
 def folders(smoke, tmp_path_factory):
     decoder = random_decoder()
     path = tmp_path_factory.mktemp("decoder")
-    export_decoder(nnx.state(decoder), decoder.config, path)
+    export_model(nnx.state(decoder), decoder.config, path)
     return {load_encoder: smoke().model.name, load_decoder: path}
 
 
@@ -162,7 +162,7 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
     memory.check_fits("a model", shapes, shardings)
 
     state = nnx.state(read_abstract_decoder(folders[load_decoder]))
-    leaves = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
+    leaves = {path_name(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
     everywhere = dict.fromkeys(leaves, shardings["whole"])
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
     room(8 * whole - 1)

@@ -19,7 +19,7 @@ from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
 from lora_jax import data
 from lora_jax.data.sources import alpaca
-from lora_jax.models.published.decoders import read_decoder_config
+from lora_jax.models.published.load import read_decoder_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -16,7 +16,7 @@ from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import build
 from experiments.setup.load import read_texts
 from experiments.studies import untrained
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.load import load_decoder
 from lora_jax.records import run_record
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -26,7 +26,7 @@ from lora_jax.generation.generate import generate
 from lora_jax.interchange.families import names_of
 from lora_jax.models.parts.completion import completion_likelihood
 from lora_jax.models.parts.kv_cache import cached_step
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.load import load_decoder
 
 TARGETS = ["query/kernel", "down/kernel"]
 PROMPTS = ("What colour has the sky", "the sea", "Answer1: red", "number 7?")

@@ -12,8 +12,7 @@ from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
 from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.tokenizing import tokenizer_settings
-from lora_jax.models.families.decoders import DECODERS
-from lora_jax.models.families.encoders import FAMILIES
+from lora_jax.models import families
 from lora_jax.models.parts.config_checks import MOST_LAYERS
 from lora_jax.models.parts.rope import frequencies
 from lora_jax.models.published import weight_files
@@ -24,7 +23,6 @@ PUBLISHED = {
     "deberta-v2": deberta.CASES["v3"][0],
     **{name: decoders.CASES[name] for name in ("llama", "mistral", "qwen2", "qwen3", "gpt2")},
 }
-FAMILY = {**FAMILIES, **DECODERS}
 LAYERS = {"gpt2": "n_layer"}
 EPSILON = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps", "roberta": "layer_norm_eps"}
 EPSILON["deberta-v2"] = "layer_norm_eps"
@@ -48,7 +46,7 @@ VALUES = st.one_of(
 
 
 def read(kind, content):
-    return FAMILY[kind].config.from_json(content)
+    return families.find(kind).config.from_json(content)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -119,7 +117,7 @@ def test_ids_beyond_the_vocabulary(kind):
         ValueError, match="pad_token_id 40 is not in the vocabulary, whose vocab_size is"
     ):
         read(kind, {**content, "pad_token_id": 40})
-    if kind in DECODERS:
+    if families.is_decoder(kind):
         with pytest.raises(ValueError, match=r"pad_token_id must be an integer >= 0, got \[3\]"):
             read(kind, {**content, "pad_token_id": [3]})
         with pytest.raises(ValueError, match="eos_token_id 41 is not in the vocabulary"):

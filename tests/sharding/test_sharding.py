@@ -13,10 +13,9 @@ from jax.sharding import AxisType, PartitionSpec as P
 from make_fixtures import bert, deberta, decoders
 
 import lora_jax as lj
-from lora_jax.models.families.decoders import decoder_family_of
-from lora_jax.models.families.encoders import family_of
-from lora_jax.models.published.sharding_rules import DECODER, ENCODER, shardings_of
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models import families
+from lora_jax.models.parts.family import DECODER, ENCODER, shardings_of
+from lora_jax.partition import path_name
 from lora_jax.sharding.mesh import SMALL, automatic, fitting, mesh_sizes, part_count, specs_of
 from lora_jax.uses import WeightUse
 
@@ -205,15 +204,15 @@ def test_heads_as_an_axis_of_their_own_are_cut_by_heads(mesh):
 def abstract_models():
     """Every fixture's model, by shapes alone, with its family's table."""
     for name, content in decoders.CASES.items():
-        family = decoder_family_of(content)
+        family = families.family_of(content)
         config = family.config.from_json(content)
-        yield name, DECODER, lambda f=family, c=config: f.decoder(c, rngs=nnx.Rngs(0))
+        yield name, DECODER, lambda f=family, c=config: f.model(c, rngs=nnx.Rngs(0))
     cases = [(name, content) for name, (content, _) in bert.CASES.items()]
     cases += [(name, content) for name, (content, *_) in deberta.CASES.items()]
     for name, content in cases:
-        family = family_of(content)
+        family = families.family_of(content)
         config = family.config.from_json(content)
-        make = family.classifier
+        make = family.model
         for pool in ("cls", "mean"):
             yield (
                 f"{name}_{pool}",
@@ -234,7 +233,7 @@ def test_a_table_covers_every_parameter_of_its_families(name):
     small = lj.make_mesh(1, 2, 2, devices=jax.devices()[:4])
     found = shardings_of(model, rules, small)
     shapes = {
-        path_of(keys): leaf.shape
+        path_name(keys): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))
     }
     assert found.keys() == shapes.keys()

@@ -9,8 +9,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import common, own_data
-from lora_jax.models.families.encoders import FAMILIES, family_of
-from lora_jax.models.published import encoders
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
 from lora_jax.models.published.location import locate
 
 SIZES = {
@@ -38,10 +38,10 @@ SETTINGS = {
 
 def write_inputs(folder: Path) -> Path:
     """Write a model and two files of sentences into a new folder; the same bytes each time."""
-    config = family_of(SIZES).config.from_json(SIZES)
-    classifier: Any = FAMILIES["bert"].classifier
+    config = families.read(SIZES)
+    classifier: Any = families.find("bert").model
     model = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
-    encoders.export_classifier(nnx.state(model), config, folder / "model")
+    export_model(nnx.state(model), config, folder / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(locate("minilm") / name, folder / "model")
     for name, first, rows in (("train", 0, 64), ("validation", 64, 32)):

@@ -14,7 +14,7 @@ from experiments.runs import predictions
 from experiments.studies import registration
 from experiments.sweeps import jobs
 from lora_jax import data
-from lora_jax.models.published.encoders import load_classifier
+from lora_jax.models.published.load import load_classifier
 from lora_jax.records import sealed_file
 
 STUDY = """

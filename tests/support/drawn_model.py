@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lora_jax.models.families import bert, deberta, deberta_attention, gpt2
-from lora_jax.models.parts import causal_attention, classifier, decoder, encoder_layer, modules
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.families import bert, deberta_v2, gpt2, roberta
+from lora_jax.models.parts import causal_attention, classifier, decoder, modules
+from lora_jax.partition import path_name
 
 
 def drawn(build, seed=0):
@@ -21,7 +21,7 @@ def drawn(build, seed=0):
     random = np.random.default_rng(seed)
 
     def draw(key_path, leaf):
-        x, kind = random.standard_normal(leaf.shape), path_of(key_path).rpartition("/")[2]
+        x, kind = random.standard_normal(leaf.shape), path_name(key_path).rpartition("/")[2]
         if kind == "kernel":
             x = 1.5 * x / np.sqrt(leaf.shape[-2])
         elif kind != "embedding":
@@ -35,7 +35,7 @@ def assert_starts(build, deviation):
     """Matrices are normal with that deviation, biases zero, scales one, and layers differ."""
     leaves = jax.jit(lambda: nnx.state(build()))()
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
-        path, x = path_of(key_path), np.asarray(leaf)
+        path, x = path_name(key_path), np.asarray(leaf)
         kind = path.rpartition("/")[2]
         if kind in ("kernel", "embedding"):
             assert abs(x.std() / deviation - 1) < 4 / np.sqrt(2 * x.size), path
@@ -54,7 +54,7 @@ def dropout_keys(model, args, monkeypatch):
         )
         return modules.dropout(x, rate, key)
 
-    encoders = bert, classifier, deberta, deberta_attention, encoder_layer
+    encoders = bert, classifier, deberta_v2, roberta
     for module in (*encoders, causal_attention, decoder, gpt2):
         monkeypatch.setattr(module, "dropout", noted)
     jax.jit(lambda model: model(*args, rng=jax.random.key(1)))(model)

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from torch_archive import save_bin
 
 from lora_jax.models.parts.modules import Pool
-from lora_jax.models.published.encoders import load_classifier
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.load import load_classifier
+from lora_jax.partition import path_name
 
 SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
 
@@ -43,7 +43,7 @@ def load(folder, num_labels=2, pool: Pool = "cls", **options):
 
 def leaves(model):
     flat = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    return {path_of(path): np.asarray(leaf) for path, leaf in flat}
+    return {path_name(path): np.asarray(leaf) for path, leaf in flat}
 
 
 def assert_same(model, other, but=()):

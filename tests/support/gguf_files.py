@@ -3,18 +3,14 @@
 import gguf
 import numpy as np
 from flax import nnx
-
-from lora_jax.models.published.decoder_names import places
-from lora_jax.models.published.tensor_files import all_tensors
-from lora_jax.partition import parts_of
+from published_names import to_torch_names
 
 TYPES = gguf.GGMLQuantizationType
 
 
 def tensors_in_transformers(model):
     """A decoder's tensors by their names in transformers, in transformers' layout."""
-    parts = parts_of(nnx.state(model))
-    tensors = all_tensors(parts, {path: places(path, model.config) for path in parts.shapes})
+    tensors = to_torch_names(nnx.state(model), model.config)
     return {name: each.astype(np.float32) for name, each in tensors.items()}
 
 

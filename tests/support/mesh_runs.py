@@ -13,7 +13,7 @@ from small_decoder import random_decoder, random_ids
 
 import lora_jax as lj
 import variants
-from lora_jax.models.published.sharding_rules import DECODER
+from lora_jax.models.parts.family import DECODER
 from lora_jax.sharding.layout import lay_out, sharded_shape
 from lora_jax.training.step import TrainState, make_train_step
 

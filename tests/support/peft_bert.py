@@ -17,10 +17,10 @@ from peft_net import (
     variant_of,
     with_constants,
 )
+from published_names import to_torch_names, torch_names
 
 import lora_jax as lj
-from lora_jax.models.published.encoders import load_classifier
-from lora_jax.models.published.torch_names import to_torch_names, torch_names
+from lora_jax.models.published.load import load_classifier
 
 LAYER_KERNELS = [
     *(f"layers/attention/{name}/kernel" for name in ("query", "key", "value", "output")),

@@ -6,15 +6,15 @@ from drawn_model import drawn, functional as functional
 from flax import nnx
 from make_fixtures.decoders import CASES
 
-from lora_jax.models.families.decoders import decoder_family_of
+from lora_jax.models import families
 
 
 def random_decoder(name="llama", seed=0, options=None, **changes):
     """The decoder of a fixture's config, changed; products keep the size of what passes through."""
     content = {**CASES[name], **changes}
-    family = decoder_family_of(content)
+    family = families.family_of(content)
     config, settings = family.config.from_json(content), options or {}
-    return drawn(lambda: family.decoder(config, **settings, rngs=nnx.Rngs(0)), seed)
+    return drawn(lambda: family.model(config, **settings, rngs=nnx.Rngs(0)), seed)
 
 
 def random_ids(batch=2, tokens=8, vocabulary=23, seed=0):

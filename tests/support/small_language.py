@@ -8,7 +8,7 @@ from flax import nnx
 from small_decoder import random_decoder
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from lora_jax.models.published.decoders import export_decoder
+from lora_jax.models.published.export import export_model
 
 COLOURS = ("red", "green", "blue", "yellow")
 THINGS = ("sky", "grass", "blood", "sun", "sea", "leaf", "rose", "sand")
@@ -65,7 +65,7 @@ def write_model(folder, seed=0, tokens=256, **changes):
     model = random_decoder(
         "llama", seed, vocab_size=size, max_position_embeddings=tokens, eos_token_id=0, **changes
     )
-    export_decoder(nnx.state(model), model.config, folder)
+    export_model(nnx.state(model), model.config, folder)
     backend.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<end>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -14,8 +14,9 @@ from configs import quickstart
 from configs.settings import RunConfig
 from experiments.setup.config import parse
 from lora_jax import data
-from lora_jax.models.families.encoders import FAMILIES
-from lora_jax.models.published import encoders
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
+from lora_jax.models.published.load import read_encoder_config
 from lora_jax.models.published.location import locate
 
 SIZES = {
@@ -37,15 +38,15 @@ def write(folder: Path) -> Path:
             shutil.copy(path, folder)
     content = json.loads((source / "config.json").read_text(encoding="utf-8")) | SIZES
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    config = encoders.read_encoder_config(folder)
-    build = FAMILIES[config.model_type].classifier
+    config = read_encoder_config(folder)
+    build = families.find(config.model_type).model
     model = nnx.eval_shape(lambda: build(config, 2, "mean", rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(1)
 
     def drawn(leaf):
         return (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    encoders.export_classifier(jax.tree.map(drawn, nnx.state(model)), config, folder)
+    export_model(jax.tree.map(drawn, nnx.state(model)), config, folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from text_files import entries, write_e2e, write_sets
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lora_jax.data.sources import commonsense
-from lora_jax.models.published.decoders import export_decoder
+from lora_jax.models.published.export import export_model
 
 END = "<|endoftext|>"
 WORDS = 320
@@ -20,7 +20,7 @@ def write_model(folder, name="llama"):
     room = {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
     special = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
     model = random_decoder(name, vocab_size=WORDS, **room, **special)
-    export_decoder(nnx.state(model), model.config, folder)
+    export_model(nnx.state(model), model.config, folder)
     _tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"eos_token": END, "bos_token": END, "add_bos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -9,7 +9,7 @@ from configs import instruct
 from experiments.setup.config import parse
 from lora_jax import data
 from lora_jax.data import encode_options
-from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.load import load_decoder
 
 
 def config(places, method="lora", **changes):

@@ -6,8 +6,8 @@ from pathlib import Path
 import official
 from flax import nnx
 
-from lora_jax.models.families.encoders import FAMILIES, family_of
-from lora_jax.models.published import encoders
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
 from lora_jax.models.published.location import locate
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -17,9 +17,9 @@ SIZES |= {"intermediate_size": 12, "model_type": "bert"}
 def flags(folder: Path, epochs: int) -> list[str]:
     """The config's flags, with the files that they name: a step each epoch, a checkpoint each."""
     official.write(folder / "glue", official.cola())
-    config = family_of(SIZES).config.from_json(SIZES)
-    made = FAMILIES["bert"].classifier(config, 2, "mean", rngs=nnx.Rngs(0))
-    encoders.export_classifier(nnx.state(made), config, folder / "bert")
+    config = families.read(SIZES)
+    made = families.find("bert").model(config, 2, "mean", rngs=nnx.Rngs(0))
+    export_model(nnx.state(made), config, folder / "bert")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(locate("minilm") / name, folder / "bert")
     argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"

@@ -13,9 +13,9 @@ from make_fixtures import bert, deberta
 from mesh_runs import Problem, assert_close, assert_same_training, decoder, method, own_problem
 
 import lora_jax as lj
-from lora_jax.models.families.encoders import family_of
-from lora_jax.models.published.sharding_rules import ENCODER
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models import families
+from lora_jax.models.parts.family import ENCODER
+from lora_jax.partition import path_name
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -115,17 +115,17 @@ def test_gpt2():
 )
 def test_encoders(content, name):
     """Their activations are left to the compiler."""
-    family = family_of(content)
+    family = families.family_of(content)
     config = family.config.from_json(content)
     model = nnx.eval_shape(
-        lambda: family.classifier(config, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        lambda: family.model(config, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     )
     forward, params = lj.from_nnx(model)
     random = np.random.default_rng(0)
 
     def draw(keys, leaf):
         """As large as what passes through, and scales about one."""
-        kind, x = path_of(keys).rpartition("/")[2], random.standard_normal(leaf.shape)
+        kind, x = path_name(keys).rpartition("/")[2], random.standard_normal(leaf.shape)
         x = x / np.sqrt(leaf.shape[-2]) if kind == "kernel" else 0.2 * x + (kind == "scale")
         return jnp.asarray(x, leaf.dtype)
 

@@ -10,11 +10,10 @@ from flax import nnx
 from make_fixtures.bert import CASES as BERT_CASES, random_inputs
 from make_fixtures.peft_lora import CASES, FIXTURES, SELECTED
 from peft_net import assert_agrees, group, to_factors
+from published_names import torch_names
 
 import lora_jax as lj
-from lora_jax.models.families.bert import BertClassifier
-from lora_jax.models.families.bert_config import BertConfig
-from lora_jax.models.published.torch_names import torch_names
+from lora_jax.models.families.bert import BertClassifier, BertConfig
 from lora_jax.variant import Base
 from variants.lora import LoRA
 

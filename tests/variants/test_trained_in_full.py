@@ -10,8 +10,7 @@ from flax import nnx
 
 import lora_jax as lj
 import variants
-from lora_jax.models.families.bert import BertClassifier
-from lora_jax.models.families.bert_config import BertConfig
+from lora_jax.models.families.bert import BertClassifier, BertConfig
 from lora_jax.partition import flatten
 from variants.bitfit import BitFit
 from variants.full import Full

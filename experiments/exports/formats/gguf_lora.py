@@ -15,7 +15,7 @@ from experiments.runs.finished_run import FinishedRun
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.gguf_lora import write_gguf_lora
 from lora_jax.interchange.save_plain_lora import save_plain_lora
-from lora_jax.models.published.gguf_weights import architecture
+from lora_jax.models.published.gguf import architecture
 
 FILE = "adapter.gguf"
 

@@ -14,8 +14,8 @@ from experiments.exports.format import Format, Use
 from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer, has_tokenizer
-from lora_jax.models.published.any_family import export_model
-from lora_jax.models.published.torch_names import torch_name
+from lora_jax.models import families
+from lora_jax.models.published.export import export_model
 from lora_jax.suggest import require_known
 from lora_jax.transform.adapt import merged_parts
 
@@ -56,8 +56,8 @@ class Merged(Format):
         said = _lines(base) + _largest(rounding)
         head = ""
         if averages(run):
-            module = torch_name("classifier/kernel", run.shape).removesuffix(".weight")
-            head = mean_head("the weights also hold", module)
+            (place,) = families.places("classifier/kernel", run.shape)
+            head = mean_head("the weights also hold", place.name.removesuffix(".weight"))
         return {
             "quantization_error": base,
             "rounding_error": rounding,

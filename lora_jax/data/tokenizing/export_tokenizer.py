@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from lora_jax.data.tokenizing.gguf_tokenizer import from_gguf, gguf_token_id
-from lora_jax.models.published.gguf_file import SPECIAL_TOKENS, GgufFile
-from lora_jax.models.published.reading_files import TOKENIZER_FILES
+from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
+from lora_jax.models.published.location import TOKENIZER_FILES
 from lora_jax.models.published.weight_files import find_gguf
 
 _WITH_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "tokenizer.model")

@@ -17,8 +17,8 @@ from lora_jax.data.tokenizing.tokenizer_files import (
     from_vocab_txt,
 )
 from lora_jax.data.tokenizing.tokenizer_settings import read_settings, special_tokens
-from lora_jax.models.families.decoder_configs import DECODER_KINDS
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.files.gguf_file import GgufFile
+from lora_jax.models import families
 from lora_jax.models.published.weight_files import find_gguf, read_json
 
 # The file that a folder's tokenizer is built from if it has no tokenizer.json, and its builder.
@@ -92,14 +92,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     else:
         file = _vocabulary_file(folder)
         builder = from_gpt2 if kind == "gpt2" and file.name == "vocab.json" else None
-        if builder is None and kind in DECODER_KINDS:
+        if builder is None and families.is_decoder(kind):
             raise FileNotFoundError(f"{folder}: the tokenizer of a {kind} needs its tokenizer.json")
         backend = (builder or _BUILDERS[file.name])(file, settings)
     tokens = special_tokens(settings)
     if kind == "gpt2":
         tokens = {"bos_token": GPT2_END, "eos_token": GPT2_END} | tokens
     bos, eos = (_id(backend, tokens.get(f"{name}_token")) for name in ("bos", "eos"))
-    otherwise = eos if kind in DECODER_KINDS else None
+    otherwise = eos if families.is_decoder(kind) else None
     return _plain(backend, _pad_id(backend, tokens, file, otherwise), bos, eos)
 
 
@@ -125,7 +125,7 @@ def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
     The tokenizer's class counts before the model's type: SmolLM2 is a Llama with GPT-2's tokenizer.
     """
     named = str(settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
-    if named.lower() in DECODER_KINDS:
+    if families.is_decoder(named.lower()):
         return named.lower()
     config = folder / "config.json"
     found = read_json(config).get("model_type") if config.is_file() else None

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa encoders with a sequence classifier, in Flax NNX.
+"""BERT encoders with a sequence classifier, in Flax NNX.
 
 The layers are stacked along a leading axis, and scanned: the program and its compile time are then
 the same for 6 layers and for 24. On CPUs, up to `modules.UNROLLED` layers are unrolled. Every
@@ -10,10 +10,13 @@ only after the product. The parameters' paths:
     layers/{up,down}/{kernel,bias}                             layers/norm/{scale,bias}
     pooler/{kernel,bias}  (pool="cls" only)            classifier/{kernel,bias}
 
-Devlin et al., 2019 (arXiv:1810.04805); Liu et al., 2019 (arXiv:1907.11692).
+Devlin et al., 2019 (arXiv:1810.04805).
 """
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,19 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.base import wide
-from lora_jax.models.families.bert_config import BertConfig
 from lora_jax.models.parts.classifier import EncoderClassifier
+from lora_jax.models.parts.config_checks import (
+    EncoderConfig,
+    activation,
+    check_heads,
+    epsilon,
+    integer,
+    layer_count,
+    positive,
+    rate,
+    shown,
+)
+from lora_jax.models.parts.family import Family
 from lora_jax.models.parts.modules import (
     Embedding,
     LayerNorm,
@@ -34,6 +48,60 @@ from lora_jax.models.parts.modules import (
     over_layers,
     split_keys,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(EncoderConfig):
+    """Sizes and rates of an encoder, with the names and defaults of transformers."""
+
+    model_type: str = "bert"
+    vocab_size: int = integer(30522)
+    hidden_size: int = integer(768)
+    num_hidden_layers: int = layer_count(12)
+    num_attention_heads: int = integer(12)
+    intermediate_size: int = integer(3072)
+    max_position_embeddings: int = integer(512)
+    type_vocab_size: int = integer(2)
+    pad_token_id: int = integer(0, least=0)
+    hidden_act: str = activation("gelu")
+    layer_norm_eps: float = epsilon(1e-12)
+    initializer_range: float = positive(0.02)
+    hidden_dropout_prob: float = rate(0.1)
+    attention_probs_dropout_prob: float = rate(0.1)
+    classifier_dropout: float | None = rate(None, null=None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_heads(self.hidden_size, self.num_attention_heads)
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves a {self.model_type}"
+                f" no position after pad_token_id {self.pad_token_id}"
+            )
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        own = super().from_json(config)
+        positions = config.get("position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise ValueError(
+                f"position_embedding_type {shown(positions)} is not supported, only 'absolute'"
+            )
+        return own
+
+    @property
+    def head_dropout(self) -> float:
+        """The dropout rate before the classifier: its own if the config has one, else hidden's."""
+        own = self.classifier_dropout
+        return self.hidden_dropout_prob if own is None else own
+
+    def with_head_dropout(self, rate: float) -> Self:
+        return dataclasses.replace(self, classifier_dropout=rate)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence: the number of position embeddings."""
+        return self.max_position_embeddings
 
 
 class Embeddings(nnx.Module):
@@ -87,19 +155,20 @@ class Attention(nnx.Module):
 
 
 class BertClassifier(EncoderClassifier):
-    """BERT or RoBERTa with a classifier over the pooled sequence.
+    """BERT with a classifier over the pooled sequence.
 
-    `pool="cls"` applies a dense layer and tanh to the first token; RoBERTa has one more dropout
-    before the dense layer.
+    `pool="cls"` applies a dense layer and tanh to the first token.
     """
 
     embeddings_type = Embeddings
     attention_type = Attention
 
     def pool_first(self, x: Array, rng: Array | None) -> Array:
-        if self.config.model_type == "roberta":
-            x = dropout(x, self.config.head_dropout, rng)
         return jnp.tanh(self.pooler(x))
+
+    def positions(self, mask: Array) -> Array:
+        """The position of each token, (B or 1, T), from a mask of ones and zeros (B, T)."""
+        return jnp.arange(mask.shape[1])[None]
 
     def encode(
         self,
@@ -115,11 +184,8 @@ class BertClassifier(EncoderClassifier):
         ignored = token_type_ids is None or c.type_vocab_size == 1
         types = jnp.zeros_like(input_ids) if ignored else token_type_ids
         mask = attention_mask.astype(bool).astype(jnp.int32)
-        positions = jnp.arange(mask.shape[1])[None]
-        if c.model_type == "roberta":
-            positions = mask * jnp.cumsum(mask, axis=1) + c.pad_token_id
         embedding_rng, layers_rng = split_keys(rng, 2)
-        x = self.embeddings(input_ids, positions, types, dtype)
+        x = self.embeddings(input_ids, self.positions(mask), types, dtype)
         x = dropout(x, c.hidden_dropout_prob, embedding_rng)
 
         bias = attention_bias(mask, wide(dtype))
@@ -132,3 +198,27 @@ class BertClassifier(EncoderClassifier):
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         stacked = weights, rngs
         return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)[0]
+
+
+FAMILY = Family(
+    config=BertConfig,
+    model=BertClassifier,
+    architecture="Bert",
+    prefix="bert.",
+    names={
+        "embeddings/word": "embeddings.word_embeddings",
+        "embeddings/position": "embeddings.position_embeddings",
+        "embeddings/token_type": "embeddings.token_type_embeddings",
+        "embeddings/norm": "embeddings.LayerNorm",
+        "layers/attention/query": "encoder.layer.{}.attention.self.query",
+        "layers/attention/key": "encoder.layer.{}.attention.self.key",
+        "layers/attention/value": "encoder.layer.{}.attention.self.value",
+        "layers/attention/output": "encoder.layer.{}.attention.output.dense",
+        "layers/attention/norm": "encoder.layer.{}.attention.output.LayerNorm",
+        "layers/up": "encoder.layer.{}.intermediate.dense",
+        "layers/down": "encoder.layer.{}.output.dense",
+        "layers/norm": "encoder.layer.{}.output.LayerNorm",
+        "pooler": "pooler.dense",
+    },
+    head={"classifier": "classifier"},
+)

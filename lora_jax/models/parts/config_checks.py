@@ -1,68 +1,219 @@
-"""Checks of every family's config.json: sizes, rates, activations, and unsupported features."""
+"""The settings of a published config.json, read and checked.
 
+A family's config is a dataclass, each of whose fields states its default and its check together:
+
+    hidden_size: int = integer(768)
+    hidden_dropout_prob: float = rate(0.1)
+"""
+
+import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
-from lora_jax.models.parts.gelu import gelu
-
-_tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
-
-# By transformers' names. "gelu" is exact (erf); the other gelus are its tanh approximation.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-
+from lora_jax.files.gguf_file import GgufFile
+from lora_jax.models.parts.modules import ACTIVATIONS
 
 MOST_LAYERS = 10_000
 """Far more than any model has. It limits lists of layers, which are made before weights load."""
 MOST = 2**31 - 1
 """The limit of any other size: no axis of an array and no token id is larger."""
 _LEAST_EPSILON, _MOST_EPSILON = 1e-30, 0.1  # float32 holds the least; more than 0.1 is a mistake
-
-_NEVER = ("add_cross_attention", "pruned_heads", "quantization_config")
-_NOT_OF = {"encoders": ("is_decoder", *_NEVER), "decoders": ("is_encoder_decoder", *_NEVER)}
-
-
-def check_plain(
-    config: Mapping[str, Any], kind: Literal["encoders", "decoders"] = "encoders"
-) -> None:
-    """Raise a ValueError for unsupported features, such as pruned heads or quantised weights."""
-    for feature in _NOT_OF[kind]:
-        if config.get(feature):
-            raise ValueError(
-                f"{feature}={shown(config[feature])} is not supported: plain {kind} only"
-            )
+_REFUSED: Any = object()  # stands for "null is an error"
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def settings(
-    config: Mapping[str, Any], names: Collection[str], nulls: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The settings in `names` that a config.json has.
+def setting(
+    default: Any,
+    check: Callable[[str, Any], object],
+    *,
+    read: Callable[[str, Any], Any] | None = None,
+    null: Any = _REFUSED,
+) -> Any:
+    """A field of a config that a config.json may set.
 
     Args:
-      nulls: the meaning of null, for the settings that may be null.
-
-    Raises:
-      ValueError: another setting is null.
+      check: raises a ValueError for a name and a value that the setting cannot have.
+      read: makes the value from a name and the content of a config.json.
+      null: the meaning of null there; by default, null is an error.
     """
-    found = {name: each for name, each in config.items() if name in names}
-    for name, each in found.items():
-        if each is None and name not in nulls:
-            raise ValueError(f"{name} is null: give it a value, or leave it out for the default")
-    return {name: nulls[name] if each is None else each for name, each in found.items()}
+    stated = {"check": check, "read": read, "null": null}
+    return dataclasses.field(default=default, metadata=stated)
+
+
+def integer(default: int, least: int = 1, **more: Any) -> Any:
+    return setting(default, functools.partial(check_integer, least=least), **more)
+
+
+def layer_count(default: int) -> Any:
+    return setting(default, functools.partial(check_integer, least=1, most=MOST_LAYERS))
+
+
+def rate(default: float | None, **more: Any) -> Any:
+    """The field of a dropout rate; if its default is None, it may be None."""
+
+    def check(name: str, value: Any) -> None:
+        if not (value is None and default is None):
+            check_rate(name, value)
+
+    return setting(default, check, **more)
+
+
+def positive(default: float) -> Any:
+    return setting(default, check_positive)
+
+
+def epsilon(default: float) -> Any:
+    return setting(default, check_epsilon)
+
+
+def flag(default: bool) -> Any:
+    return setting(default, check_flag)
+
+
+def activation(default: str) -> Any:
+    return setting(default, check_activation)
+
+
+def token(default: int | None) -> Any:
+    """The field of one token id, or None."""
+    return setting(default, check_token, null=None)
+
+
+def tokens(default: tuple[int, ...]) -> Any:
+    """The field of any number of token ids."""
+    return setting(default, token_ids, read=token_ids, null=())
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The settings of a model, by the names and with the defaults of transformers.
+
+    A family's config derives from `EncoderConfig` or `DecoderConfig`, and gives `model_type` a
+    default, which is the only value that it may have.
+    """
+
+    model_type: str
+    vocab_size: int
+
+    refused: ClassVar[tuple[str, ...]]
+    """Features that no model of this kind has."""
+    kind: ClassVar[Literal["encoder", "decoder"]]
+
+    def __post_init__(self):
+        self._check_type(self.model_type)
+        for field in dataclasses.fields(self):
+            if field.metadata:
+                field.metadata["check"](field.name, getattr(self, field.name))
+
+    @classmethod
+    def own_type(cls) -> str:
+        """The only `model_type`: the family's name in a config.json."""
+        (found,) = (f.default for f in dataclasses.fields(cls) if f.name == "model_type")
+        return str(found)
+
+    @classmethod
+    def _check_type(cls, model_type: Any) -> None:
+        if model_type != cls.own_type():
+            raise ValueError(
+                f"model_type {shown(model_type)} is not supported; supported: {cls.own_type()}"
+            )
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        """Read the content of a published config.json.
+
+        ValueError for another architecture, and for a feature that this model lacks, such as cross
+        attention, pruned heads, or quantised weights.
+        """
+        cls._check_type(config.get("model_type"))
+        for feature in (*cls.refused, "add_cross_attention", "pruned_heads", "quantization_config"):
+            if config.get(feature):
+                raise ValueError(
+                    f"{feature}={shown(config[feature])} is not supported: plain {cls.kind}s only"
+                )
+        fields = {f.name: f.metadata for f in dataclasses.fields(cls) if f.metadata}
+        given = {name: value for name, value in config.items() if name in fields}
+        for name, value in given.items():
+            stated = fields[name]
+            if value is None and stated["null"] is _REFUSED:
+                raise ValueError(
+                    f"{name} is null: give it a value, or leave it out for the default"
+                )
+            value = stated["null"] if value is None else value
+            given[name] = value if stated["read"] is None else stated["read"](name, value)
+        own = cls(**given)
+        own.check_known_tokens(name for name in _TOKENS if name in given)
+        return own
+
+    def check_known_tokens(self, names: Iterable[str] = _TOKENS) -> None:
+        """Raise a ValueError for a special token's id that is outside the vocabulary."""
+        for name in names:
+            ids = token_ids(name, getattr(self, name))
+            if beyond := [each for each in ids if each >= self.vocab_size]:
+                raise ValueError(
+                    f"{name} {beyond[0]} is not in the vocabulary, whose vocab_size is "
+                    f"{self.vocab_size}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """This config as the content of a config.json."""
+        return dataclasses.asdict(self)
+
+    def settle(self, name: str, value: Any) -> None:
+        """Set a field whose default follows from other fields, while the config is made."""
+        object.__setattr__(self, name, value)
+
+
+class EncoderConfig(ModelConfig):
+    """The settings of an encoder.
+
+    It also has `max_tokens`, `head_dropout` (the rate before the classifier) and
+    `with_head_dropout`.
+    """
+
+    refused = ("is_decoder",)
+    kind = "encoder"
+
+
+class DecoderConfig(ModelConfig):
+    """The settings of a decoder.
+
+    It also has `hidden_size`, `num_hidden_layers`, `num_key_value_heads`, `head_dim`, `max_tokens`,
+    `sliding_window`, and `slides`: whether each layer sees only a window.
+    """
+
+    refused = ("is_encoder_decoder",)
+    kind = "decoder"
+
+    def to_json(self) -> dict[str, Any]:
+        content = dataclasses.asdict(self)
+        eos = list(content["eos_token_id"])
+        return {**content, "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
+
+    @classmethod
+    def from_gguf(cls, file: GgufFile) -> Self:
+        """Read the metadata of a GGUF file, for families that such files hold.
+
+        ValueError for a feature that this decoder lacks, and for a number that is missing.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def words_of_gguf(file: GgufFile) -> dict[str, Any]:
+        """The vocabulary of a GGUF file, and the tokens that begin, end and pad texts."""
+        words = file.value(f"{file.value('general.architecture')}.vocab_size", 0)
+        if not words and "token_embd.weight" in file:
+            words = file.shape("token_embd.weight")[0]
+        ends = (file.value(f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot"))
+        return {
+            "vocab_size": words,
+            "tie_word_embeddings": "output.weight" not in file,
+            "bos_token_id": file.value("tokenizer.ggml.bos_token_id", None),
+            "eos_token_id": tuple(dict.fromkeys(each for each in ends if each is not None)),
+            "pad_token_id": file.value("tokenizer.ggml.padding_token_id", None),
+        }
 
 
 def check_heads(hidden_size: int, num_attention_heads: int) -> None:
@@ -74,10 +225,12 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
 
 
 def check_activation(name: str, value: Any) -> None:
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(
-            f"{name} {shown(value)} is not supported; supported: {', '.join(ACTIVATIONS)}"
-        )
+    check_choice(name, value, ACTIVATIONS)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} {shown(value)} is not supported; supported: {', '.join(choices)}")
 
 
 def check_rate(name: str, value: Any) -> None:
@@ -110,19 +263,6 @@ def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
         raise ValueError(f"{name} must be an integer <= {most:,}, got {shown(value)}")
 
 
-def check_layers(name: str, value: Any) -> None:
-    check_integer(name, value, least=1, most=MOST_LAYERS)
-
-
-def check_known_tokens(config: Mapping[str, Any], vocab_size: int) -> None:
-    """Raise a ValueError for a special token's id that is outside the vocabulary."""
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if beyond := [each for each in token_ids(name, config.get(name)) if each >= vocab_size]:
-            raise ValueError(
-                f"{name} {beyond[0]} is not in the vocabulary, whose vocab_size is {vocab_size}"
-            )
-
-
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {shown(value)}")
@@ -140,17 +280,6 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
     for each in ids:
         check_integer(name, each, least=0)
     return ids
-
-
-def family_defaults(
-    model_type: Any, families: Mapping[str, Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """The defaults of a `model_type`, from those of all that are supported."""
-    if not isinstance(model_type, str) or model_type not in families:
-        raise ValueError(
-            f"model_type {shown(model_type)} is not supported; supported: {', '.join(families)}"
-        )
-    return families[model_type]
 
 
 def shown(value: Any) -> str:

@@ -1,6 +1,7 @@
-"""The building blocks of all models: linear layers, norms, tables, dropout, stacking, pooling."""
+"""The building blocks of all models: linear layers, norms, tables, activations, and stacking."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -58,6 +59,47 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 def split_keys(key: Array | None, count: int) -> tuple[Array | None, ...]:
     """Split a key into `count` keys; without a key, return `count` times None."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
+
+
+@jax.custom_jvp
+def gelu(x: Array) -> Array:
+    """x Phi(x), Phi being the normal distribution function: any shape, elementwise.
+
+    Hendrycks and Gimpel, 2016 (arXiv:1606.08415). `jax.nn.gelu` computes Phi by `erfc`, which takes
+    an exponential and several branches, and keeps intermediate values for the backward pass. This
+    one keeps x alone; far below zero, its error is small beside one instead of beside the result,
+    as torch's is. It computes in float32 at least.
+    """
+    wider = x.astype(wide(x.dtype))
+    return (wider * _normal_cdf(wider)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    # Behind the barrier, XLA computes the distribution again, and does not keep it for this.
+    again = jax.lax.optimization_barrier(x).astype(wide(x.dtype))
+    density = jnp.exp(-jnp.square(again) / 2) / math.sqrt(2 * math.pi)
+    return gelu(x), (_normal_cdf(again) + again * density).astype(x.dtype) * tangent
+
+
+def _normal_cdf(x: Array) -> Array:
+    return (1 + jax.lax.erf(x * math.sqrt(0.5))) / 2
+
+
+_tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
+
+# By transformers' names. "gelu" is exact (erf); the other gelus are its tanh approximation.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
 
 
 class Linear(nnx.Module):

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.base import wide
+from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.parts.config_checks import check_flag, check_integer, check_positive, shown
 
 # type -> the fields that it takes; those in `_NEEDED` are required.
@@ -41,6 +42,12 @@ _FIELDS = {
     ),
 }
 _NEEDED = ("factor", "low_freq_factor", "high_freq_factor")
+# The numbers of Llama 3.1 and its successors; a GGUF file holds only their effect on frequencies.
+_LLAMA3: dict[str, Any] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +126,35 @@ class Rope:
         theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
         return cls(theta, kind, **chosen)
 
+    @classmethod
+    def from_gguf(cls, file: GgufFile, head_dim: int, max_position_embeddings: int) -> "Rope":
+        """Read the metadata of a GGUF file; ValueError for an unsupported scaling."""
+        kind = file.value("general.architecture")
+
+        def of(key: str, default: Any = None) -> Any:
+            return file.number(f"{kind}.rope.{key}", default)
+
+        theta, scaling = of("freq_base", 10000.0), of("scaling.type", "none")
+        factor = of("scaling.factor") or of("scale_linear") or 1.0
+        if "rope_freqs.weight" in file:
+            return _llama3_of(file.read("rope_freqs.weight"), theta, head_dim)
+        if scaling == "none" and of("scale_linear"):  # files older than scaling.type
+            scaling = "linear"
+        if scaling == "none" or (scaling == "linear" and factor == 1):
+            return cls(theta)
+        if scaling == "linear":
+            return cls(theta, "linear", factor=factor)
+        if scaling != "yarn":
+            raise ValueError(
+                f"rope.scaling.type {shown(scaling)} is not supported; supported: linear, yarn"
+            )
+        if of("scaling.attn_factor", 1.0) != 1 or of("scaling.yarn_attn_factor", 1.0) != 1:
+            raise ValueError("rope.scaling.attn_factor other than 1 is not supported")
+        length = of("scaling.original_context_length", max_position_embeddings)
+        fast, slow = of("scaling.yarn_beta_fast"), of("scaling.yarn_beta_slow")
+        numbers: Any = {"factor": factor, "beta_fast": fast, "beta_slow": slow}
+        return cls(theta, "yarn", original_max_position_embeddings=length, **numbers)
+
     def to_json(self) -> dict[str, Any]:
         """`rope_theta` and `rope_scaling`, which every version of transformers reads."""
         names = _FIELDS[self.rope_type]
@@ -149,6 +185,20 @@ def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
     turns = _number(rope.original_max_position_embeddings) * plain / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return (1 - kept) * plain / _number(rope.factor) + kept * plain
+
+
+def _llama3_of(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
+    """The scaling of Llama 3.1, from the number by which a file divides each frequency."""
+    wrong = ValueError("tensor 'rope_freqs.weight' is not the scaling of Llama 3.1")
+    if divisors.shape != (head_dim // 2,):  # check first: frequencies can be made for any head_dim
+        raise wrong
+    largest = float(str(np.float32(divisors.max())))
+    rope = Rope(theta, "llama3", factor=largest, **_LLAMA3)
+    plain, _ = frequencies(Rope(theta), head_dim)
+    scaled, _ = frequencies(rope, head_dim)
+    if not np.allclose(plain / divisors, scaled, rtol=1e-5):
+        raise wrong
+    return rope
 
 
 def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,4 +1,5 @@
-"""Published checkpoints: finding, reading and writing them, in every format that is supported.
+"""Published models: finding, reading and writing them, in every format that is supported.
 
-`encoders` and `decoders` load whole models; each other file handles one format or table.
+`location` finds them, `load` makes our models of them, and `export` writes them. `weight_files`,
+`torch_bin` and `gguf` read one format each.
 """

@@ -1,12 +1,17 @@
-"""Locate a published model: in a folder, in an installed package, or on the Hub."""
+"""Locate a published model: in a folder, in an installed package, or on the Hub.
 
+And digests of the files beside its weights: these decide what it computes, and from which tokens.
+"""
+
+import contextlib
 import difflib
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_jax.files.installed import installed
-from lora_jax.models.published.weight_files import INDEX, SINGLE, weights_digest
+from lora_jax.models.published.weight_files import INDEX, SINGLE, weight_files, weights_digest
 
 # all-MiniLM-L6-v2: the digest of its weights, and the packages with it (name, file inside).
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -62,6 +67,21 @@ _WELL_KNOWN = (
     "microsoft/deberta-v3-base",
     "microsoft/deberta-v2-xxlarge",
 )
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spm.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+READING_FILES = ("config.json", *TOKENIZER_FILES)
 
 
 def locate(name: str | Path) -> Path:
@@ -139,3 +159,35 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(
             f"{name!r}: not a local folder, and not available from the Hugging Face Hub{why}"
         ) from error
+
+
+def reading_digest(model: str | Path) -> str:
+    """The sha256 of a model's config and tokenizer files, in hexadecimal.
+
+    `weights_digest` has the rest of its folder, and all of a GGUF file.
+    """
+    total = hashlib.sha256()
+    for name in READING_FILES:
+        if (path := Path(model) / name).is_file():
+            content = path.read_bytes()
+            total.update(f"{name} {len(content)}\n".encode())
+            total.update(content)
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(model: str | Path) -> Iterator[None]:
+    """Raise a ValueError at the end of the block if a file of the model was changed in between.
+
+    Digests are of a second reading, which must find what the first one has found.
+    """
+    before = _state(Path(model))
+    yield
+    if _state(Path(model)) != before:
+        raise ValueError(f"{model}: its files were changed while they were read; start again")
+
+
+def _state(model: Path) -> dict[str, tuple[int, ...]]:
+    files = [*weight_files(model), *(model / name for name in READING_FILES)]
+    stats = {str(path): path.stat() for path in files if path.is_file()}
+    return {n: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in stats.items()}

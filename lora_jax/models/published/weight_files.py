@@ -5,7 +5,6 @@ take the place of a folder: it holds all that a folder does, and gguf_file.py re
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_jax.files import json_text
 from lora_jax.files.published_paths import inside
-from lora_jax.models.published.placed import Index
+from lora_jax.models.parts.family import Index
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.suggest import require_known
 
@@ -32,16 +31,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > _MOST_JSON:
         raise ValueError(f"{path}: {size:,} bytes of JSON; at most {_MOST_JSON:,} are read")
     return json_text.read_object(path)
-
-
-def read_config(folder: str | Path, family_of: Callable[[dict[str, Any]], Any]) -> Any:
-    """The checked config of a folder's config.json, whose family `family_of` finds."""
-    path = Path(folder) / "config.json"
-    content = read_json(path)
-    try:
-        return family_of(content).config.from_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def find_gguf(path: str | Path) -> Path | None:

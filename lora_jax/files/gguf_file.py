@@ -69,6 +69,11 @@ class GgufFile:
             raise GgufError(self.path, f"the metadata has no {key!r}; nearest: {near}")
         return default
 
+    def number(self, key: str, default: Any = _GIVEN) -> Any:
+        """As `value`; a float32 becomes the shortest decimal with the same float32 value."""
+        value = self.value(key, default)
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
     def names(self) -> list[str]:
         """The names of all tensors, as they are stored."""
         return list(self._tensors)

@@ -1,9 +1,12 @@
-"""The tensors of a GGUF file under transformers' names and in transformers' layout.
+"""GGUF files: a decoder's config, and its tensors by transformers' names and in its layout.
 
 For the architecture "llama", llama.cpp rotates neighbouring features of a head (as in the rotary
 paper), but transformers rotates features half a head apart. The rows of queries and keys are
 therefore stored in another order there. Other architectures are rotated as in transformers. GPT-2's
 matrices are stored as (out, in).
+
+Keys of metadata are documented in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; for
+their values, see the conversion in https://github.com/ggml-org/llama.cpp (convert_hf_to_gguf.py).
 """
 
 import re
@@ -12,58 +15,62 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.decoder_names import DecoderConfig
-from lora_jax.models.published.gguf_config import gguf_config
-from lora_jax.models.published.gguf_file import GgufFile
-from lora_jax.models.published.placed import Index
-from lora_jax.suggest import require_known
+from lora_jax.files.gguf_file import GgufError, GgufFile
+from lora_jax.models import families
+from lora_jax.models.parts.config_checks import shown
+from lora_jax.models.parts.family import Family, Gguf, Index
+from lora_jax.suggest import nearest, require_known
 
-_LLAMA = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "blk": "model.layers",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GPT2 = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "blk": "transformer.h",
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
+
+def gguf_config(file: GgufFile) -> Any:
+    """The checked config of a file, equal to the one from the model's config.json.
+
+    Numbers stored as float32 become the shortest decimals with the same float32 value. Raises a
+    GgufError for another architecture, an unsupported feature, and a number that is missing or out
+    of range.
+    """
+    kind = file.value("general.architecture")
+    # llama.cpp calls Llama, Mistral and others that compute in the same way "llama".
+    windowed = kind == "llama" and file.value("llama.attention.sliding_window", None)
+    try:
+        family = families.find("mistral" if windowed else kind, "decoder")
+    except ValueError:
+        family = None
+    if family is None or family.gguf is None:
+        stated = [each.gguf for each in families.all_families().values()]
+        known = sorted({each.architecture for each in stated if each is not None})
+        raise GgufError(
+            file.path,
+            f"architecture {shown(kind)} is not supported; nearest: "
+            f"{nearest(str(kind), known)}; supported: {', '.join(known)}",
+        )
+    reader: Any = family.config
+    try:
+        config = reader.from_gguf(file)
+        config.check_known_tokens()
+        return config
+    except GgufError:  # it names the file already
+        raise
+    except ValueError as error:
+        raise GgufError(file.path, str(error)) from None
 
 
 class GgufWeights:
-    """A `Source` of tensors (see `decoders`), with the config of the same file."""
+    """A `Source` of tensors (see `load`), with the config of the same file."""
 
     def __init__(self, path: str | Path):
         self._file = GgufFile(path)
         self.folder = self._file.path
-        self.config: DecoderConfig = gguf_config(self._file)
-        self._kind: str = self._file.value("general.architecture")
-        self._stored = {_translated(name, self._kind): name for name in self._file.names()}
+        self.config = gguf_config(self._file)
+        self._family = families.family_of(self.config)
+        self._stored = {_translated(name, self._family): name for name in self._file.names()}
 
     def names(self) -> list[str]:
         """The names of all tensors in transformers; parts of a name without one there are kept."""
         return list(self._stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise a ValueError unless a tensor has this name and shape and can be dequantised."""
@@ -101,7 +108,8 @@ class GgufWeights:
         return self._file.read(stored, rows)[:, index[1]]
 
     def _is_transposed(self, name: str, shape: tuple[int, ...]) -> bool:
-        return self._kind == "gpt2" and name.startswith("transformer.h.") and len(shape) == 2
+        inside = name.startswith(self._family.layers) and len(shape) == 2
+        return inside and self._family.stored_in_out
 
 
 def half_turned(tensor: np.ndarray, heads: int) -> np.ndarray:
@@ -119,48 +127,56 @@ def neighbours_turned(tensor: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def turned_heads(name: str, config: DecoderConfig) -> int | None:
+def turned_heads(name: str, config: Any) -> int | None:
     """The number of heads of a projection whose rows are reordered; None for other tensors.
 
     Args:
       name: the tensor's in transformers.
     """
     found = re.search(r"\.(q|k)_proj\.", name)
-    if found is None or not isinstance(config, LlamaConfig) or architecture(config) != "llama":
+    if found is None or not _gguf(families.family_of(config)).turns_neighbours:
         return None
     return config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
 
 
-def architecture(config: DecoderConfig) -> str:
+def architecture(config: Any) -> str:
     """What llama.cpp calls a model; a Mistral is a "llama" there, too."""
-    return "llama" if config.model_type == "mistral" else config.model_type
+    return _gguf(families.family_of(config)).architecture
 
 
-def gguf_name(name: str, config: DecoderConfig) -> str:
+def gguf_name(name: str, config: Any) -> str:
     """What a file calls a tensor of transformers: the inverse of how names are read.
 
     Raises:
       ValueError: files of this architecture have no such tensor.
     """
-    words = {theirs: own for own, theirs in _words(config.model_type).items()}
+    theirs = {module: own for own, module in _modules(families.family_of(config)).items()}
     module, _, leaf = name.rpartition(".")
-    if inner := re.fullmatch(r"(.+?)\.(\d+)\.(.+)", module):
-        block, number, module = inner.groups()
-        if block in words and module in words:
-            return f"{words[block]}.{number}.{words[module]}.{leaf}"
-    elif module in words:
-        return f"{words[module]}.{leaf}"
-    raise ValueError(f"GGUF files of a {config.model_type} have no tensor {name!r}")
+    number = re.search(r"\.(\d+)\.", module)
+    template = module if number is None else module.replace(number[0], ".{}.", 1)
+    if template not in theirs:
+        raise ValueError(f"GGUF files of a {config.model_type} have no tensor {name!r}")
+    return f"{theirs[template].format(number and number[1])}.{leaf}"
 
 
-def _words(kind: str) -> dict[str, str]:
-    return _GPT2 if kind == "gpt2" else _LLAMA
-
-
-def _translated(name: str, kind: str) -> str:
+def _translated(name: str, family: Family) -> str:
     """The name in transformers; an unknown tensor stays in its layer, where it is refused later."""
-    words = _words(kind)
+    modules = _modules(family)
     module, _, leaf = name.rpartition(".")
     if inner := re.fullmatch(r"blk\.(\d+)\.(.+)", module):
-        return f"{words['blk']}.{inner[1]}.{words.get(inner[2], inner[2])}.{leaf}"
-    return f"{words.get(module, module)}.{leaf}"
+        found = modules.get(f"blk.{{}}.{inner[2]}", f"{family.layers}{{}}.{inner[2]}")
+        return f"{found.format(inner[1])}.{leaf}"
+    return f"{modules.get(module, module)}.{leaf}"
+
+
+def _modules(family: Family) -> dict[str, str]:
+    """Transformers' module of each module of a file; {} stands for the number of a layer."""
+    theirs = {ours: family.prefix + name for ours, name in family.names.items()}
+    theirs |= family.head
+    return {name: theirs[ours] for ours, name in _gguf(family).names.items()}
+
+
+def _gguf(family: Family) -> Gguf:
+    if family.gguf is None:
+        raise ValueError(f"there are no GGUF files of a {family.model_type}")
+    return family.gguf
