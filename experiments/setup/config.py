@@ -203,7 +203,8 @@ _WORDS = {
 
 def _require_type(name: str, value: Any, hint: Any) -> None:
     """Raise a ValueError unless a setting has the type of its field."""
-    if not is_a(value, hint):
+    # What is in a list is checked where it is used, whose message says more.
+    if not any(is_a(value, typing.get_origin(kind) or kind) for kind in types_beside(hint)):
         kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
         wanted = _WORDS.get(typing.get_origin(kind) or kind, _WORDS[Mapping])
         raise ValueError(f"config.{name} must be {wanted}, got {value!r}")

@@ -243,7 +243,7 @@ def test_other_errors_stay_what_they_are(error):
 
 
 def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_train", lambda *_: xla_out_of_memory())
+    monkeypatch.setattr(training, "fit", lambda *_, **__: xla_out_of_memory())
     with pytest.raises(
         ValueError, match=r"^out of memory: config\.train\.batch_size 8 in parts of 8"
     ):

@@ -11,7 +11,7 @@ from experiments.runs.group import Group, with_batches_for
 from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups
-from lora_jax import data
+from lora_jax.data import tokenised_task
 from lora_jax.records import run_record
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -147,13 +147,13 @@ def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     """They are not computed again, and their bits do not depend on who shares the program."""
     many = {"data__train": 8, "data__max_length": 64, "data__buckets": 3}
     many["data__unlabelled"] = False
-    calls, plan = [], data.eval_plan
+    calls, plan = [], tokenised_task.eval_plan
 
     def noted(each, batch_size, boundaries):
         calls.append(boundaries)
         return plan(each, batch_size, boundaries)
 
-    monkeypatch.setattr(data, "eval_plan", noted)
+    monkeypatch.setattr(tokenised_task, "eval_plan", noted)
     configs = [config_of(seed=each, data__draw=each, **many) for each in range(3)]
     alone = {build(each).texts.boundaries for each in configs}
     three, two = folders(tmp_path / "three", 3), folders(tmp_path / "two", 2)

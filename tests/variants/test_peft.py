@@ -13,7 +13,7 @@ from peft_net import assert_agrees, group, to_factors
 from published_names import torch_names
 
 import lora_jax as lj
-from lora_jax.models.families.bert import BertClassifier, BertConfig
+from lora_jax.models import families
 from lora_jax.variant import Base
 from variants.lora import LoRA
 
@@ -50,8 +50,9 @@ def test_initialisations_have_pefts_distribution(start):
 def test_all_linear_selects_what_peft_does(family):
     """Beside PEFT's head, which it trains in full: RoBERTa's has two layers, the pooler in ours."""
     settings, num_labels = BERT_CASES[family]
-    config = BertConfig.from_json(settings)
-    model = nnx.eval_shape(lambda: BertClassifier(config, num_labels, rngs=nnx.Rngs(0)))
+    config = families.read(settings)
+    build = families.family_of(config).model
+    model = nnx.eval_shape(lambda: build(config, num_labels, rngs=nnx.Rngs(0)))
     head = "classifier/.*" if family == "bert" else "(pooler|classifier)/.*"
     function, params = lj.from_nnx(model)
     ids, mask, _ = map(jnp.asarray, random_inputs(settings, 0))
