@@ -77,14 +77,7 @@ def test_two_processes_train_as_one_does(straight, alone):
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
     lines = [(each / "metrics.jsonl").read_text().splitlines() for each in (folder, alone[0])]
     assert len(lines[0]) == len(lines[1]) == 42  # one process writes; every 20 steps the score
-    rows = [json.loads(line) for line in lines[0]]
-    scores = {row["step"]: row["score"] for row in rows if "score" in row}
-    best = max(scores, key=scores.__getitem__)
-    assert (
-        {int(each.name) for each in (folder / "checkpoints").iterdir()}
-        == {30, 40, best}
-        != {30, 40}
-    )
+    assert {int(each.name) for each in (folder / "checkpoints").iterdir()} == {30, 40}
     assert first["warnings"] == second["warnings"] == []
 
 
