@@ -38,7 +38,11 @@ class Held:
     """
     optimizer: int
     saved: int
-    """The copies of the training state that are written while training goes on."""
+    """The copies of the training state that are written while training goes on.
+
+    Where the best evaluation's adapter is saved, what is kept of its state counts twice: it is
+    written with each of these copies, too.
+    """
     merged: int = 0
     """The weights with merged adapters, with which a language model generates at the end."""
 
@@ -59,8 +63,10 @@ class Held:
         copied = {part: each for part, each in state.trainable.items() if part != "params"}
         own = state.trainable, copied, frozen.constants, frozen.shared
         writes = isinstance(step.config, TextConfig) and step.config.generate.writes
+        kept = state.trainable, state.variant_state, state.step, state.rng
+        times = 2 if step.config.train.select == "best" else 0
         return cls(
-            saved=memory.tree_bytes(state),
+            saved=memory.tree_bytes(state) + times * memory.tree_bytes(kept),
             weights=memory.tree_bytes((step.params, quantised)),
             trained=memory.tree_bytes(own),
             optimizer=memory.tree_bytes((state.opt_state, state.variant_state, state.average)),

@@ -43,6 +43,8 @@ from lora_jax.training.outcome import Outcome
 from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Execution, Program
 
+LEDGER = "rungs.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -104,26 +106,21 @@ def _train(
         program = _program(group, home, order.how.execution)
         fed = with_batches_for(program.execution, group.experiments)
         audit = functools.partial(step_audit.of_program, fed, program)
-        with contextlib.ExitStack() as stack:
-            shown = bar(order.label, experiments[0].loop.steps) if processes.writes() else None
+        shown = bar(order.label, experiments[0].loop.steps)
+        with shown if processes.writes() else contextlib.nullcontext() as progress:
             training = Training(
                 group=group,
+                program=program,
                 metrics=records.metrics,
                 home=home.path if home else records.folder(0),
                 outcomes=outcomes,
                 factor=order.how.halving,
                 stopped=records.stopped,
                 interrupted=order.interrupted,
-                progress=shown and stack.enter_context(shown),
+                progress=progress,
                 audit=audit if order.how.audit else None,
             )
-            found = training.train(
-                lambda part: (
-                    program
-                    if len(part.frozen) == len(group.frozen)
-                    else part.program(program.execution)
-                )
-            )
+            found = training.train()
         _require_to_the_end(outcomes)
         for place, number in enumerate(records.outcomes):
             if number not in records.waiting:
@@ -162,9 +159,6 @@ def _program(group: Group, home: GroupFolder | None, execution: Execution | None
     return program
 
 
-LEDGER = "rungs.json"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """How the trials of a group are trained; its methods go through the rungs one by one.
@@ -173,6 +167,8 @@ class Training:
     """
 
     group: Group
+    program: Program
+    """That of all trials; the trials that go on at a rung step in the same way."""
     metrics: Callable[[int], Metrics]
     """Opens the metrics file of a trial, by its place."""
     home: Path
@@ -187,11 +183,8 @@ class Training:
     progress: Progress | None
     audit: Callable[[Sequence[TrainState]], Audit | None] | None
 
-    def train(self, program: Callable[[Group], Program]) -> dict[int, TrainState]:
+    def train(self) -> dict[int, TrainState]:
         """Train to the end, from where an earlier process stopped.
-
-        Args:
-          program: makes the program of a group.
 
         Returns:
           The states to save of the trials that were never taken out; none if the process was
@@ -204,7 +197,7 @@ class Training:
             rungs = plan(len(alive), loop.steps, self.factor)
         for number, rung in enumerate(rungs[:-1]):
             if number >= len(decisions):
-                states = self._until(rung.step, number, alive, decisions, program)
+                states = self._until(rung.step, number, alive, decisions)
                 if self._was_interrupted(alive):
                     return {}
                 scores = self._scores(alive, states, rung.step)
@@ -216,7 +209,7 @@ class Training:
             alive = self._take_out(decisions[: number + 1])
             if not alive:
                 return {}
-        states = self._until(loop.steps, len(rungs) - 1, alive, decisions, program)
+        states = self._until(loop.steps, len(rungs) - 1, alive, decisions)
         return {} if self._was_interrupted(alive) else dict(zip(alive, states, strict=True))
 
     def _was_interrupted(self, alive: Sequence[int]) -> bool:
@@ -256,12 +249,7 @@ class Training:
         return last.going_on
 
     def _until(
-        self,
-        step: int,
-        rung: int,
-        alive: Sequence[int],
-        decisions: Sequence[Decision],
-        program: Callable[[Group], Program],
+        self, step: int, rung: int, alive: Sequence[int], decisions: Sequence[Decision]
     ) -> Sequence[TrainState]:
         """Train the trials of a rung, and save the states at its end."""
         group = self.group.take(alive)
@@ -272,10 +260,11 @@ class Training:
                 before = sorted(decisions[rung - 1].scores)
                 saved.begin = lambda: self._at_end(rung - 1, before, alive)
             metrics = [stack.enter_context(self.metrics(number)) for number in alive]
-            made = program(group)
-            fed = with_batches_for(made.execution, group.experiments)
+            everyone = len(alive) == len(self.group.experiments)
+            program = self.program if everyone else group.program(self.program.execution)
+            fed = with_batches_for(program.execution, group.experiments)
             states: Sequence[TrainState] = fit(
-                made,
+                program,
                 group.start(),
                 trial_runs(fed, metrics, outcomes),
                 evaluate=group.evaluate,

@@ -46,9 +46,8 @@ class SavedTrials:
         Raises:
           ValueError: the newest checkpoint is of trials with another identity.
         """
-        like = {"now": list(states), "best": list(map(without_optimizer, states))}
-        if not self.keep_best:
-            like["best"] = []
+        best = list(map(without_optimizer, states)) if self.keep_best else []
+        like = {"now": list(states), "best": best}
         one = len(states) == 1
         restored = self.checkpoints.restore(like if one else jax.eval_shape(_stacked, like))
         if restored is not None:
@@ -61,7 +60,7 @@ class SavedTrials:
             found, kept, step = self.begin()
             self.kept = kept if self.keep_best else []
             return found, step
-        self.kept = jax.tree.map(jnp.copy, like["best"])
+        self.kept = jax.tree.map(jnp.copy, best)
         return states, 0
 
     def improved(self, number: int, state: TrainState) -> None:

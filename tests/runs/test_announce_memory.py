@@ -35,6 +35,7 @@ from lora_jax.models.published.weight_files import Weights
 from lora_jax.partition import path_name
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
+from lora_jax.training.saved_trials import without_optimizer
 from lora_jax.training.state_leaves import bare
 
 GIB = 2**30
@@ -172,7 +173,10 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
 
 @pytest.mark.parametrize(
     ("arg", "changes"),
-    [("variant=full", {}), ("variant=adalora,storage=int8", {"variant__total_steps": 8})],
+    [
+        ("variant=full", {}),
+        ("variant=adalora,storage=int8", {"variant__total_steps": 8, "train__select": "best"}),
+    ],
 )
 def test_what_is_said_is_what_is_held(smoke, arg, changes):
     config = smoke(arg, **changes)
@@ -185,7 +189,10 @@ def test_what_is_said_is_what_is_held(smoke, arg, changes):
     quantised = [each for each in frozen.base.values() if isinstance(each, dict)]
     assert len(quantised) == (6 if "int8" in arg else 0)
     assert said.weights == bytes_of((nnx.state(loaded), quantised))
-    assert said.saved == bytes_of(jax.tree.map(bare, state))
+    copies = [state]
+    if config.train.select == "best":  # what is kept, and the copy of it that is written
+        copies += 2 * [without_optimizer(state)]
+    assert said.saved == bytes_of(jax.tree.map(bare, copies))
     assert said.merged == 0
 
 
