@@ -13,8 +13,7 @@ from starlette.responses import JSONResponse, Response
 from experiments.serving.adapter_folder import is_name
 from experiments.serving.errors import ApiError, refusal, unknown_model
 from experiments.serving.state import State
-from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError
-from lora_jax.serving.host_cache import Version
+from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError, Version
 
 
 class Admin:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments.serving.errors import ApiError
-from lora_jax.serving.host_cache import Version
+from lora_jax.serving.adapter_store import Version
 
 
 class Started(NamedTuple):

@@ -13,8 +13,7 @@ from absl import logging
 from experiments.serving.engine import Engine
 from experiments.serving.errors import ApiError, failed_step, one_line, refusal
 from experiments.serving.jobs import Failed, Job, Started, Step
-from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree
-from lora_jax.serving.host_cache import Version
+from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, Version
 
 PATIENCE = 2
 """How many steps in a row may fail before all jobs end."""

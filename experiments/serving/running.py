@@ -10,7 +10,7 @@ from experiments.serving.errors import ApiError, refusal, unavailable, unknown_m
 from experiments.serving.jobs import Event, Failed, Job, Started, Step
 from experiments.serving.model_thread import ModelThread
 from experiments.serving.state import State
-from lora_jax.serving.host_cache import Version
+from lora_jax.serving.adapter_store import Version
 
 
 class Running:

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from lora_jax.files.arrays import to_host
+from lora_jax.serving.bank_arrays import Held, Key, key_of
 from lora_jax.serving.entries import Adapter, Name, entries
-from lora_jax.serving.layout import Held, Key, key_of
 from lora_jax.serving.slots import ACTIVE
 
 PARTS = ("trainable", "shared trainable", "params")

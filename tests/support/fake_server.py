@@ -28,7 +28,7 @@ from experiments.serving.settings import Settings
 from experiments.serving.state import State
 from lora_jax.data.tokenizing.tokenize import Tokenizer
 from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
-from lora_jax.serving.room import NoMemoryError
+from lora_jax.serving.bank_arrays import NoMemoryError
 
 WORDS = 1000
 LATE = 0.2
