@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from experiments import cli, serve
-from experiments.serving import assemble
+from experiments.serving import run_server
 
 
 class Told(SystemExit):
@@ -18,5 +18,5 @@ def tell(name, folder, settings, holding, load):
     raise Told(0)
 
 
-assemble.make_state = tell
+run_server.make_state = tell
 cli.main(serve.serve)
