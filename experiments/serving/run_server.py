@@ -115,7 +115,7 @@ def serve(state: State, listening: socket.socket) -> None:
     asyncio.run(_serve(state, listening))
     state.thread.stop()
     state.thread.join(LAST)
-    if state.thread.alive:  # it compiles or loads, which cannot be interrupted
+    if state.thread.is_alive():  # it compiles or loads, which cannot be interrupted
         sys.stdout.flush()
         os._exit(0)
     if state.thread.loaded:

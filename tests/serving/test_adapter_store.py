@@ -10,7 +10,6 @@ from hypothesis import given, settings, strategies as st
 from support import stored_adapters as stored
 
 import lora_jax as lj
-import variants
 
 NAMES = "abcdefg"
 SLOTS, ROOM = 3, 2
@@ -139,17 +138,6 @@ def test_any_order_of_uses(start, steps):
     store.close()
 
 
-def test_once_a_structure_is_there_nothing_is_compiled(start, compilations):
-    store = lj.AdapterStore(bank(), disk(start))
-    for name in "abcd":  # the first put copies the bank, which others have; later ones take it
-        store.acquire(name).release()
-    with compilations() as counted:
-        for name in "efgab":
-            store.acquire(name).release()
-    assert not counted
-    assert store.counts.evictions == 6
-
-
 def test_a_put_takes_the_arrays_of_a_bank_that_nobody_has(start):
     """And leaves them to those who do."""
     store = lj.AdapterStore(bank(), disk(start))
@@ -168,31 +156,6 @@ def test_a_put_takes_the_arrays_of_a_bank_that_nobody_has(start):
         inside = jax.tree.map(np.asarray, read.held.arrays)
     assert jax.tree.leaves(inside)
     jax.tree.map(np.testing.assert_array_equal, kept.held.arrays, before)
-
-
-def test_own_files_and_peft_folders(start, tmp_path):
-    """Answers are those of the adapters that were written."""
-    names = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
-    one, two = stored.numbered(start, 1), stored.numbered(start, 2)
-    lj.save_adapter(tmp_path / "own", *one)
-    lj.save_peft(tmp_path / "peft", *two, names)
-
-    def load(name):
-        folder = tmp_path / name
-        if not (folder / "adapter_config.json").exists():
-            return lj.load_adapter(folder, *start)[:2], "own"
-        of = variants.from_peft
-        read = lj.load_peft(folder, of, names, stored.forward, stored.PARAMS, stored.X)
-        return (read.trainable, read.frozen), "peft"
-
-    store = lj.AdapterStore(bank(capacity=1), load)
-    apply = jax.jit(lj.Bank.apply)
-    for name, adapter in {"own": one, "peft": two}.items():
-        with store.acquire(name) as lease, store.using() as now:
-            y = apply(now, jnp.full(2, lease.slot), stored.X)
-        assert lease.digest == name
-        np.testing.assert_allclose(y, stored.answer(adapter), rtol=1e-5, atol=1e-5)
-    assert store.counts.evictions == 1
 
 
 def test_what_does_not_fit_is_said_and_changes_nothing(start):
