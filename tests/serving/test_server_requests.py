@@ -5,6 +5,7 @@ import hashlib
 import json
 import types
 from concurrent.futures import Future
+from unittest import mock
 
 import commands
 import jax
@@ -329,13 +330,12 @@ class TestTextAfterAPrompt:
         text = "".join(stream.add(token) for token in ids) + stream.end()
         assert backend.decode(prompt) + text == backend.decode(prompt + ids)
 
-    def test_a_stop_text_may_begin_with_the_space(self, pieces):
+    def test_a_space_may_stop_it_and_a_part_of_a_character_in_the_prompt_is_left_there(
+        self, pieces
+    ):
         backend, ids_of = pieces
         stream = TextStream(backend, [" b"], ids_of["▁a"])
         assert stream.add(*ids_of["▁b"]) == "" and stream.stopped
-
-    def test_a_part_of_a_character_in_the_prompt_is_left_there(self, pieces):
-        backend, ids_of = pieces
         stream = TextStream(backend, prompt=ids_of["▁a"] + ids_of["<0xC3> <0xA9>"][:1])
         assert stream.add(*ids_of["c"]) == "c"
 
@@ -406,23 +406,15 @@ def test_what_cannot_be_used_is_named():
 
 
 def test_an_adapter_with_any_fault_does_not_keep_the_server_from_starting(tmp_path):
-    for name in ("odd", "good"):
+    loads, store = {"odd": Future(), "good": Future()}, mock.Mock()
+    for name in loads:
         (tmp_path / name).mkdir()
         (tmp_path / name / ADAPTER).write_text("")
-    used = []
-
-    def fetch(name):
-        found = Future()
-        found.set_exception(TypeError("a scalar")) if name == "odd" else found.set_result(name)
-        return found
-
-    def acquire(name, loaded):
-        used.append((name, loaded))
-        return types.SimpleNamespace(release=lambda: None)
-
-    store = types.SimpleNamespace(fetch=fetch, acquire=acquire)
+    loads["odd"].set_exception(TypeError("a scalar"))
+    loads["good"].set_result("what was read")
+    store.fetch = loads.__getitem__
     run_server.put_first(store, AdapterFolder(tmp_path), 2)
-    assert used == [("good", "good")]
+    store.acquire.assert_called_once_with("good", "what was read")
 
 
 class TestFolder:
@@ -444,18 +436,14 @@ class TestFolder:
         (root / "a file").write_text("")
         return AdapterFolder(root)
 
-    def test_its_names(self, folder):
+    def test_no_other_name_is_one_and_no_link_leads_out(self, folder):
         assert folder.names() == ["inside", "one"]
-
-    @pytest.mark.parametrize("name", OTHERS)
-    def test_no_other_name_is_one(self, folder, name):
-        with pytest.raises(UnknownAdapterError):
-            folder.files(name)
-
-    @pytest.mark.parametrize("name", ["linked", "linked file"])
-    def test_no_link_leads_out(self, folder, name):
-        with pytest.raises(ValueError, match="has a link that leads out of the folder"):
-            folder.digest(name)
+        for name in OTHERS:
+            with pytest.raises(UnknownAdapterError):
+                folder.files(name)
+        for name in ("linked", "linked file"):
+            with pytest.raises(ValueError, match="has a link that leads out of the folder"):
+                folder.digest(name)
 
     def test_a_digest_is_that_of_the_files(self, folder):
         lines = ""
