@@ -120,7 +120,7 @@ EXTRA = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 def serve() -> None:
     try:
         from experiments.serving import run_server  # it needs an extra
-        from experiments.serving.state import Holding, Settings
+        from experiments.serving.state import Settings
     except ImportError as error:
         if error.name not in EXTRA:
             raise
@@ -142,9 +142,11 @@ def serve() -> None:
         time_limit=_TIME_LIMIT.value,
         drain_seconds=_DRAIN_SECONDS.value,
         token=_token(_ADMIN_TOKEN_FILE.value),
+        capacity=_CAPACITY.value,
+        max_rank=_MAX_RANK.value,
+        host_bytes=_HOST_MEGABYTES.value * 2**20,
     )
-    holding = Holding(_CAPACITY.value, _MAX_RANK.value, _HOST_MEGABYTES.value * 2**20)
-    state = run_server.make_state(name, folder, settings, holding, load)
+    state = run_server.make_state(name, folder, settings, load)
     if name in (names := folder.names()):
         raise ValueError(f"--adapters={folder.root}: '{name}' is the name of the base")
     listening = run_server.bind(str(_HOST.value), _PORT.value)

@@ -38,6 +38,8 @@ from lora_jax.transform.placement import AdaptedSpec, Frozen
 RUN_CONFIG = "config.json"
 LONGEST = 128
 """The most characters of an adapter's name."""
+ATTEMPTS = 5
+"""How often a folder is read that changes while it is read."""
 
 
 class AdapterFolder:
@@ -107,10 +109,6 @@ def is_name(name: str) -> bool:
     """Whether a text can be the name of an adapter: that of an entry, which is not hidden."""
     plain = name.isprintable() and not {"/", "\\"} & {*name}
     return plain and not name.startswith(".") and 0 < len(name) <= LONGEST
-
-
-ATTEMPTS = 5
-"""How often a folder is read that changes while it is read."""
 
 
 class AdapterLoader:

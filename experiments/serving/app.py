@@ -22,6 +22,9 @@ from experiments.serving.routes import Endpoint, Routes, refused
 from experiments.serving.state import READY, State
 from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError, Version
 
+GONE = 499
+"""The status that is counted for a client that has gone, as nginx has it."""
+
 
 class Admin:
     """`POST /admin/adapters/{name}/load`, `unload` and `reload`, for who has the token.
@@ -103,10 +106,6 @@ class Admin:
             message = f"'{name}' is the name of the base: rename the adapter's folder"
             raise ApiError(409, message, param="name", code="adapter_unusable")
         return name
-
-
-GONE = 499
-"""The status that is counted for a client that has gone, as nginx has it."""
 
 
 def make_app(state: State) -> Any:

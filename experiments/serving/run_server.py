@@ -21,15 +21,18 @@ from experiments.serving.base_model import BaseModel
 from experiments.serving.engines import Classifying, Engine, Generating
 from experiments.serving.errors import one_line, unavailable
 from experiments.serving.model_thread import ModelThread
-from experiments.serving.state import DRAINING, READY, Holding, Metrics, Settings, State
+from experiments.serving.state import DRAINING, READY, Metrics, Settings, State
 from lora_jax.serving.adapter_store import AdapterStore
+
+TICK = 0.02
+LAST = 2.0
+"""Seconds for the last answers, once they are known, and for the thread of the model."""
 
 
 def make_state(
     name: str,
     folder: AdapterFolder,
     settings: Settings,
-    holding: Holding,
     load: Callable[[], BaseModel],
 ) -> State:
     """A server that loads its model once its thread is started.
@@ -43,10 +46,10 @@ def make_state(
 
     def make() -> tuple[AdapterStore, Engine, str]:
         state.base = base = load()
-        bank = lj.Bank(base.serve, base.params, holding.capacity, holding.max_rank)
+        bank = lj.Bank(base.serve, base.params, settings.capacity, settings.max_rank)
         loader = AdapterLoader(base, folder)
-        store = AdapterStore(bank, loader, host_bytes=holding.host_bytes)
-        put_first(store, folder, holding.capacity)
+        store = AdapterStore(bank, loader, host_bytes=settings.host_bytes)
+        put_first(store, folder, settings.capacity)
         with store.using() as bank:
             sizes = settings.lanes, settings.tokens
             engine = Classifying(*sizes) if base.labels else Generating(bank, *sizes)
@@ -74,11 +77,6 @@ def note(metrics: Metrics, thread: ModelThread, steps: int, failed: int) -> None
     metrics.active.set(thread.active)
     metrics.steps.inc(steps)
     metrics.failed_steps.inc(failed)
-
-
-TICK = 0.02
-LAST = 2.0
-"""Seconds for the last answers, once they are known, and for the thread of the model."""
 
 
 def bind(host: str, port: int) -> socket.socket:

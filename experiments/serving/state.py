@@ -14,10 +14,14 @@ from experiments.serving.errors import ApiError, busy, refusal, unavailable, unk
 from experiments.serving.model_thread import Event, Failed, Job, ModelThread, Started, Step
 from lora_jax.serving.adapter_store import Version
 
+STARTING, READY, DRAINING = "starting", "ready", "draining"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+PREFIX = "lora_jax_"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Limits and sizes, each a flag of `experiments.serve` with the same name.
+    """What a server is started with, apart from its model and adapters.
 
     Args:
       lanes: sequences that are computed at a time.
@@ -27,6 +31,10 @@ class Settings:
       time_limit: seconds that a request may take, its wait included.
       drain_seconds: how long requests may still run after SIGTERM.
       token: the bearer token of the admin routes; None switches them off.
+      capacity: slots of the bank.
+      max_rank: the highest rank of an adapter.
+      host_bytes: of adapters in host memory beside those in slots, at most. A request that
+        waits for a slot keeps its adapter besides.
     """
 
     lanes: int = 8
@@ -36,26 +44,9 @@ class Settings:
     time_limit: float = 300.0
     drain_seconds: float = 30.0
     token: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Holding:
-    """How many adapters are held, and where.
-
-    Args:
-      capacity: slots of the bank.
-      max_rank: the highest rank of an adapter.
-      host_bytes: of adapters in host memory beside those in slots, at most. A request that
-        waits for a slot keeps its adapter besides.
-    """
-
     capacity: int = 16
     max_rank: int = 32
     host_bytes: int = 2**30
-
-
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-PREFIX = "lora_jax_"
 
 
 class Metrics:
@@ -93,9 +84,6 @@ class Metrics:
     def text(self) -> bytes:
         """All of them in Prometheus' text format, which is of type `CONTENT_TYPE_LATEST`."""
         return generate_latest(self._registry)
-
-
-STARTING, READY, DRAINING = "starting", "ready", "draining"
 
 
 class State:

@@ -14,7 +14,7 @@ from experiments.serving import engines, run_server
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.app import make_app
 from experiments.serving.base_model import is_decoder, load_encoder, model_id
-from experiments.serving.state import READY, Holding, Settings
+from experiments.serving.state import READY, Settings
 from lora_jax.contract.toy_matrices import noisy
 from lora_jax.interchange.families import names_of
 
@@ -43,9 +43,9 @@ def served(tmp_path_factory):
         lj.save_peft(folder, trainable, frozen, names)
         params = adapted.merge(trainable, frozen)
         alone[name] = lambda *x, own=own, params=params: own.serve(params, *x)
-    settings = Settings(lanes=3, queue=9, tokens=32, token="t" * 16)
+    settings = Settings(3, 9, 32, token="t" * 16, capacity=2, max_rank=4)
     where = AdapterFolder(root / "adapters")
-    state = run_server.make_state("bert", where, settings, Holding(2, 4), lambda: base)
+    state = run_server.make_state("bert", where, settings, lambda: base)
     state.thread.start()
     state.thread.ready.result()
     state.status = READY

@@ -11,8 +11,8 @@ class Told(SystemExit):
     """What is wanted has been printed."""
 
 
-def tell(name, folder, settings, holding, load):
-    sizes = {**dataclasses.asdict(settings), **dataclasses.asdict(holding)}
+def tell(name, folder, settings, load):
+    sizes = dataclasses.asdict(settings)
     loads = [load.func.__name__, *load.args]
     print(json.dumps({"name": name, "folder": str(folder.root), **sizes, "load": loads}))
     raise Told(0)
