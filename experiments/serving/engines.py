@@ -12,24 +12,13 @@ import jax
 import numpy as np
 from jax import Array
 
-from lora_jax.generation.choose_token import Sampling
 from lora_jax.generation.lanes import buckets
 from lora_jax.generation.scheduler import Request, Scheduler
 from lora_jax.serving.bank import Bank
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A prompt to continue, as `Request` but for the slot."""
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    sampling: Sampling
-    stop_ids: tuple[int, ...]
-
-
 class Generating:
-    """The engine of language models: its rows are of `Text`, and its values are tokens.
+    """The engine of language models: its rows are of `Request`, its values tokens.
 
     Args:
       bank: any of the base, to begin with.
@@ -54,9 +43,8 @@ class Generating:
     def active(self) -> int:
         return len(self._scheduler.active)
 
-    def submit(self, slot: int, row: Text) -> int:
-        given = row.prompt_ids, row.max_new_tokens, row.sampling, row.stop_ids
-        return self._scheduler.submit(Request(slot, *given))
+    def submit(self, slot: int, row: Request) -> int:
+        return self._scheduler.submit(dataclasses.replace(row, slot=slot))
 
     def cancel(self, number: int) -> None:
         self._scheduler.cancel(number)

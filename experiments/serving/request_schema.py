@@ -234,7 +234,7 @@ class Message(_Object):
         return {"role": self.role, "content": self.content} | named
 
 
-class GenerationRequest(_Object):
+class _Generation(_Object):
     """What a request of texts asks for, whatever they continue."""
 
     neutral = NEUTRAL
@@ -289,14 +289,14 @@ class GenerationRequest(_Object):
         return self
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(_Generation):
     """A request of /v1/completions; 16 tokens are usual, as at OpenAI."""
 
     usual_tokens = 16
     prompt: Annotated[list[Prompt], PlainValidator(_prompts), Required] = []
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(_Generation):
     """A request of /v1/chat/completions."""
 
     messages: Annotated[list[Message], BeforeValidator(_messages), Required] = []
@@ -313,6 +313,9 @@ class ChatRequest(GenerationRequest):
             said = "and 'max_completion_tokens' differ: give one"
             raise Refused(said, field="max_tokens")
         return self
+
+
+GenerationRequest = CompletionRequest | ChatRequest
 
 
 class ClassifyRequest(_Object):

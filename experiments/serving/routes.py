@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from experiments.serving.engines import Labelled, Text
+from experiments.serving.engines import Labelled
 from experiments.serving.errors import ApiError, wrong
 from experiments.serving.request_schema import (
     ChatRequest,
@@ -23,6 +23,7 @@ from experiments.serving.request_schema import (
 )
 from experiments.serving.state import Running, State, running
 from experiments.serving.texts import TextStream, labelled, texts_of
+from lora_jax.generation.scheduler import Request as TextRequest
 
 DIGEST = "X-Adapter-Digest"
 """The header that says which version of an adapter has computed an answer."""
@@ -117,7 +118,7 @@ class Answer:
         state: State,
         asked: GenerationRequest,
         job: Running,
-        texts: Sequence[Text],
+        texts: Sequence[TextRequest],
         began: float,
     ):
         self._state, self._asked, self._job, self._began = state, asked, job, began
@@ -210,7 +211,7 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {**both, "total_tokens": prompt + completion}
 
 
-def _prompt_tokens(rows: Sequence[Text] | Sequence[Labelled]) -> int:
+def _prompt_tokens(rows: Sequence[TextRequest] | Sequence[Labelled]) -> int:
     return sum(len(each.prompt_ids) for each in rows)
 
 

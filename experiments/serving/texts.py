@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import tokenizers
 
 from experiments.serving.base_model import BaseModel
-from experiments.serving.engines import Labelled, Text
+from experiments.serving.engines import Labelled
 from experiments.serving.errors import ApiError, wrong
 from experiments.serving.request_schema import (
     ChatRequest,
-    CompletionRequest,
     GenerationRequest,
     TextOrPair,
 )
 from lora_jax.generation.choose_token import Sampling
+from lora_jax.generation.scheduler import Request
 
 PART = "\ufffd"
 """What a character is decoded as while some of its bytes are missing."""
@@ -106,8 +106,8 @@ def _begun(text: str, stop: str) -> int:
     return 0
 
 
-def texts_of(base: BaseModel, asked: GenerationRequest, most: int) -> list[Text]:
-    """What the engine continues, for each prompt of a request or for its conversation.
+def texts_of(base: BaseModel, asked: GenerationRequest, most: int) -> list[Request]:
+    """What the engine continues, for each prompt of a request or for its conversation; slots are 0.
 
     Args:
       most: the most tokens of a prompt and what follows it.
@@ -116,11 +116,11 @@ def texts_of(base: BaseModel, asked: GenerationRequest, most: int) -> list[Text]
       ApiError: 422 for more tokens than that; 400 for a prompt or a conversation without tokens or
         with one that the model has not, and for a conversation that the model's template refuses.
     """
-    backend, encoded, param = base.tokenizer.backend, [], "prompt"
+    backend, param = base.tokenizer.backend, "prompt"
     if isinstance(asked, ChatRequest):
         rendered, param = _rendered(base, asked), "messages"
         encoded = [backend.encode(rendered, add_special_tokens=False).ids]
-    elif isinstance(asked, CompletionRequest):
+    else:
         encoded = [backend.encode(x).ids if isinstance(x, str) else x for x in asked.prompt]
     for ids in encoded:
         if not ids:
@@ -130,7 +130,7 @@ def texts_of(base: BaseModel, asked: GenerationRequest, most: int) -> list[Text]
     ends = {*base.shape.eos_token_id, base.tokenizer.eos_id} - {None}
     stop_ids = tuple(sorted({*(() if asked.ignore_eos else ends), *asked.stop_token_ids}))
     return [
-        Text(tuple(ids), _limit(len(ids), asked, most, param), _sampling(asked), stop_ids)
+        Request(0, tuple(ids), _limit(len(ids), asked, most, param), _sampling(asked), stop_ids)
         for ids in encoded
     ]
 
