@@ -232,32 +232,26 @@ def test_a_client_that_goes_frees_its_lane(server, stream):
 
 
 class TestEnd:
-    def test_what_runs_is_finished_and_what_is_new_refused(self, tmp_path):
-        running = started(tmp_path, pause=0.01)
+    def test_what_runs_is_finished_and_what_has_not_come_whole_is_refused(self, tmp_path):
+        running = started(tmp_path, pause=0.01, drain_seconds=50)
         url = http_client.until_ready(running)
-        with http_client.stream(url, TEXT, asked(max_tokens=300)) as lines:
-            next(lines)
+        slow = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        head = {"Content-Type": "application/json", "Content-Length": "100"}
+        with (
+            contextlib.closing(slow),
+            http_client.stream(url, TEXT, asked(max_tokens=300)) as lines,
+        ):
+            slow.request("POST", TEXT, b"{", head)
+            http_client.call(url, "GET", "/health")  # the other requests have come before
             running.send(signal.SIGTERM)
             http_client.until(lambda: http_client.call(url, "GET", "/health")[0] == 503)
             assert error_of(url, asked())[:2] == (503, "draining")
+            answer = slow.getresponse()
+            assert (answer.status, json.load(answer)["error"]["code"]) == (503, "draining")
             *_, before, last = lines
         assert last == "data: [DONE]" and '"finish_reason":"length"' in before
-        ended = running.end()
-        assert ended.returncode == 0 and "the store is closed" in ended.stdout
-
-    def test_a_body_that_has_not_come_is_not_waited_for(self, tmp_path):
-        running = started(tmp_path, drain_seconds=50)
-        url = http_client.until_ready(running)
-        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
-        with contextlib.closing(connection):
-            head = {"Content-Type": "application/json", "Content-Length": "100"}
-            connection.request("POST", TEXT, b"{", head)
-            http_client.call(url, "GET", "/health")  # the other request has come before
-            running.send(signal.SIGTERM)
-            answer = connection.getresponse()
-            assert (answer.status, json.load(answer)["error"]["code"]) == (503, "draining")
         ended = running.end(20)
-        assert ended.returncode == 0 and not ended.stderr
+        assert ended.returncode == 0 and "the store is closed" in ended.stdout and not ended.stderr
 
     def test_what_takes_too_long_is_told(self, tmp_path):
         running = started(tmp_path, pause=0.05, drain_seconds=0.1)
