@@ -75,10 +75,10 @@ class Refused(ValueError):
     """
 
     def __init__(
-        self, said: str, code: str = "invalid_value", *, field: str | None = None, part: str = ""
+        self, reason: str, code: str = "invalid_value", *, field: str | None = None, part: str = ""
     ):
-        super().__init__(said)
-        self.said, self.code, self.part = said, code, part
+        super().__init__(reason)
+        self.reason, self.code, self.part = reason, code, part
         self.fields = () if field is None else (field,)
 
 
@@ -153,8 +153,8 @@ def _part(number: int, part: Any) -> str:
         case {"type": "text", "text": str(text)}:
             return text
         case {"type": str(kind)} if kind != "text":
-            said = f"is of type {kind[:50]!r}; only text is read"
-            raise Refused(said, "unsupported_parameter", part=f"[{number}]")
+            reason = f"is of type {kind[:50]!r}; only text is read"
+            raise Refused(reason, "unsupported_parameter", part=f"[{number}]")
     raise Refused("must be a text, or a list of parts of type text")
 
 
@@ -198,8 +198,8 @@ class _Object(BaseModel):
                 hint = f"; leave it out, or give {only}" if only else "; leave it out"
                 raise Refused(f"is not supported{hint}", "unsupported_parameter", field=name)
             known, short = (*type(self).model_fields, *self.neutral, *self.ignored), name[:LONGEST]
-            said = f"is unknown; nearest: {nearest(short, known)}"
-            raise Refused(said, "unknown_parameter", field=short)
+            reason = f"is unknown; nearest: {nearest(short, known)}"
+            raise Refused(reason, "unknown_parameter", field=short)
         return self
 
 
@@ -284,8 +284,8 @@ class _Generation(_Object):
         if self.stream_options.include_usage and not self.stream:
             raise Refused("is of streams: it needs 'stream': true", field="stream_options")
         if self.top_p == 0:
-            said = "must be above 0; a temperature of 0 takes the likeliest token"
-            raise Refused(said, field="top_p")
+            reason = "must be above 0; a temperature of 0 takes the likeliest token"
+            raise Refused(reason, field="top_p")
         return self
 
 
@@ -310,8 +310,8 @@ class ChatRequest(_Generation):
     @model_validator(mode="after")
     def _refuse_two_limits(self) -> Self:
         if self.max_tokens not in (None, self.limit):
-            said = "and 'max_completion_tokens' differ: give one"
-            raise Refused(said, field="max_tokens")
+            reason = "and 'max_completion_tokens' differ: give one"
+            raise Refused(reason, field="max_tokens")
         return self
 
 
@@ -347,7 +347,7 @@ def read(kind: type[R], content: dict[str, Any]) -> R:
     why = first.get("ctx", {})["error"]
     steps = (f"[{x}]" if isinstance(x, int) else f".{x}" for x in (*first["loc"], *why.fields))
     path = "".join(steps).removeprefix(".")
-    raise ApiError(400, f"'{path}{why.part}' {why.said}", param=path, code=why.code)
+    raise ApiError(400, f"'{path}{why.part}' {why.reason}", param=path, code=why.code)
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -46,9 +46,9 @@ class Routes:
         state.require_ready()
         names = await asyncio.to_thread(state.folder.names)
         held = await asyncio.to_thread(state.thread.store.held)
-        found = [_model(state.name, None, state.base.digest)]
-        found += [_model(name, state.name, held.get(name)) for name in names if name != state.name]
-        return JSONResponse({"object": "list", "data": found})
+        listed = [_model(state.name, None, state.base.digest)]
+        listed += [_model(name, state.name, held.get(name)) for name in names if name != state.name]
+        return JSONResponse({"object": "list", "data": listed})
 
     async def completions(self, request: Request) -> Response:
         return await self._generated(request, CompletionRequest)
@@ -73,16 +73,16 @@ class Routes:
     async def _classified(self, model: str, rows: list[Labelled]) -> tuple[dict[str, Any], str]:
         """The JSON of the answer, and the digest of the adapter that has computed it."""
         state, labels = self._state, self._state.base.labels
-        found: list[dict[str, Any]] = [{} for _ in rows]
+        data: list[dict[str, Any]] = [{} for _ in rows]
         async with running(state, state.adapter(model), rows) as job:
             async for row, probabilities, _ in job.steps():
                 shown = dict(zip(labels, map(float, probabilities), strict=True))
                 label = labels[int(probabilities.argmax())]
-                found[row] = {"index": row, "label": label, "probabilities": shown}
+                data[row] = {"index": row, "label": label, "probabilities": shown}
         tokens = _prompt_tokens(rows)
         state.metrics.tokens.labels("prompt").inc(tokens)
         head = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
-        return {**head, "model": model, "data": found, "usage": _usage(tokens, 0)}, job.digest
+        return {**head, "model": model, "data": data, "usage": _usage(tokens, 0)}, job.digest
 
     async def _generated(self, request: Request, kind: type[GenerationRequest]) -> Response:
         state = self._state
@@ -139,11 +139,11 @@ class Answer:
             ends[row] = finish or ends[row]
         choices = []
         for row, (part, finish) in enumerate(zip(parts, ends, strict=True)):
-            said: dict[str, Any] = {"text": "".join(part)}
+            content: dict[str, Any] = {"text": "".join(part)}
             if self._chat:
-                message = {"role": "assistant", "content": said["text"], "refusal": None}
-                said = {"message": message}
-            choices.append(_choice(row, said, finish))
+                message = {"role": "assistant", "content": content["text"], "refusal": None}
+                content = {"message": message}
+            choices.append(_choice(row, content, finish))
         usage = _usage(self._prompt, self._completion)
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
@@ -153,11 +153,11 @@ class Answer:
             yield self._event([_choice(0, {"delta": {"role": "assistant", "content": ""}}, None)])
         try:
             async for row, text, finish in self._pieces():
-                said: dict[str, Any] = {"text": text}
+                content: dict[str, Any] = {"text": text}
                 if self._chat:
-                    said = {"delta": {"content": text} if text else {}}
+                    content = {"delta": {"content": text} if text else {}}
                 if text or finish:
-                    yield self._event([_choice(row, said, finish)])
+                    yield self._event([_choice(row, content, finish)])
         except ApiError as error:
             yield _event(error.body)
             return
@@ -201,8 +201,8 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _choice(index: int, said: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    return {"index": index, **said, "logprobs": None, "finish_reason": finish}
+def _choice(index: int, content: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": None, "finish_reason": finish}
 
 
 def _usage(prompt: int, completion: int) -> dict[str, int]:
@@ -232,9 +232,9 @@ async def read_json(request: Request, state: State) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind.lower() != "application/json":
         raise ApiError(415, "the body must be of Content-Type application/json")
-    said, most = request.headers.get("content-length", "0"), state.settings.max_body
+    length, most = request.headers.get("content-length", "0"), state.settings.max_body
     body = bytearray()
-    if said.isdecimal() and int(said) <= most:
+    if length.isdecimal() and int(length) <= most:
         async with state.body():
             async for chunk in request.stream():
                 body += chunk
