@@ -156,7 +156,7 @@ def test_what_is_refused(server, number):
     content, path, headers, status, code, said = REFUSED[number]
     found, named, error, answered = error_of(server, content, path, **headers)
     assert (found, named) == (status, code or named) and said in error["message"]
-    assert answered["Retry-After"] == ("1" if status == 503 else None)
+    assert answered["Retry-After"] == ("1" if code == "no_slot" else None)
     assert code != "model_not_found" or error["param"] == "model"
 
 
