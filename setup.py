@@ -27,7 +27,7 @@ RAY = ["ray>=2.40"]
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = [f"jax[tpu]{JAX}"]
-SERVE = ["starlette>=1.0", "uvicorn>=0.40", "prometheus_client>=0.22"]
+SERVE = ["starlette>=1.0", "uvicorn>=0.40", "pydantic>=2.11", "prometheus_client>=0.22"]
 TENSORBOARD = ["tensorboard>=2.20"]
 FRAMES = ["pandas>=2.2"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]

@@ -41,7 +41,6 @@ from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.serving import base_model
 from experiments.serving.adapter_folder import AdapterFolder
-from experiments.serving.settings import Holding, Settings
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -115,12 +114,13 @@ _ADMIN_TOKEN_FILE = flags.DEFINE_string(
 
 SHORTEST = 16
 """The fewest characters of a token."""
-EXTRA = ("starlette", "uvicorn", "prometheus_client")
+EXTRA = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 
 
 def serve() -> None:
     try:
-        from experiments.serving import assemble, run_server  # they need an extra
+        from experiments.serving import run_server  # it needs an extra
+        from experiments.serving.state import Settings
     except ImportError as error:
         if error.name not in EXTRA:
             raise
@@ -142,9 +142,11 @@ def serve() -> None:
         time_limit=_TIME_LIMIT.value,
         drain_seconds=_DRAIN_SECONDS.value,
         token=_token(_ADMIN_TOKEN_FILE.value),
+        capacity=_CAPACITY.value,
+        max_rank=_MAX_RANK.value,
+        host_bytes=_HOST_MEGABYTES.value * 2**20,
     )
-    holding = Holding(_CAPACITY.value, _MAX_RANK.value, _HOST_MEGABYTES.value * 2**20)
-    state = assemble.make_state(name, folder, settings, holding, load)
+    state = run_server.make_state(name, folder, settings, load)
     if name in (names := folder.names()):
         raise ValueError(f"--adapters={folder.root}: '{name}' is the name of the base")
     listening = run_server.bind(str(_HOST.value), _PORT.value)

@@ -1,7 +1,11 @@
-"""All routes in one application, with what is said of errors and what is counted."""
+"""All routes in one application, those of admins too, with what is said of errors and counted."""
 
 import asyncio
+import contextlib
+import functools
+import hmac
 import time
+from concurrent.futures import Future
 from typing import Any
 
 from absl import logging
@@ -12,15 +16,96 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from experiments.serving.admin import Admin
-from experiments.serving.classify import Classify
-from experiments.serving.errors import ApiError, one_line
-from experiments.serving.http import Endpoint, refused
-from experiments.serving.routes import Routes
+from experiments.serving.adapter_folder import is_name
+from experiments.serving.errors import ApiError, one_line, refusal, unknown_model
+from experiments.serving.routes import Endpoint, Routes, refused
 from experiments.serving.state import READY, State
+from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError, Version
 
 GONE = 499
 """The status that is counted for a client that has gone, as nginx has it."""
+
+
+class Admin:
+    """`POST /admin/adapters/{name}/load`, `unload` and `reload`, for who has the token.
+
+    `load` puts an adapter into a slot before it is asked for. `unload` frees its slot, once the
+    last request with it has ended, and forgets what was read; a later request reads it again, so to
+    withdraw an adapter, remove its folder and then unload it. `reload` reads its folder again:
+    later requests get what is there now, and those that run end with what they began with.
+    """
+
+    def __init__(self, state: State):
+        self._state = state
+
+    async def load(self, request: Request) -> Response:
+        name = self._name(request)
+        store = self._state.thread.store
+        loading = await asyncio.to_thread(store.fetch, name)
+        loaded = await self._done(name, asyncio.wrap_future(loading))
+        lease = await self._done(name, self._put(name, loaded))
+        return JSONResponse({"name": name, "digest": lease.digest, "slot": lease.slot})
+
+    async def unload(self, request: Request) -> Response:
+        name = self._name(request)
+        unloaded = await asyncio.to_thread(self._state.thread.store.unload, name)
+        if not unloaded:
+            await self._done(name, asyncio.to_thread(self._state.folder.files, name))
+        return JSONResponse({"name": name, "unloaded": unloaded})
+
+    async def reload(self, request: Request) -> Response:
+        name = self._name(request)
+        load_anew = self._state.thread.store.load_anew
+        loaded = await self._done(name, asyncio.to_thread(load_anew, name))
+        with contextlib.suppress(NoSlotFree):  # the next request puts it
+            await self._put(name, loaded)
+        return JSONResponse({"name": name, "digest": loaded.digest})
+
+    async def _put(self, name: str, loaded: Version | None) -> Lease:
+        """Put an adapter into a slot, in the thread of the model, which waits for no load."""
+        thread = self._state.thread
+
+        def put(loaded: Version | None) -> Lease | Future[Version]:
+            found = thread.acquire(name, loaded)
+            if not isinstance(found, Future):
+                found.release()
+            return found
+
+        while True:
+            found = await asyncio.wrap_future(thread.call(functools.partial(put, loaded)))
+            if not isinstance(found, Future):
+                return found
+            loaded = await asyncio.shield(asyncio.wrap_future(found))
+
+    async def _done(self, name: str, work: Any) -> Any:
+        try:
+            return await work
+        except UnknownAdapterError:
+            raise unknown_model(name) from None
+        except (ValueError, OSError) as error:  # an admin may know what is wrong with it
+            message = " ".join(str(error).split())
+            raise ApiError(409, message, param="name", code="adapter_unusable") from None
+        except Exception as error:  # no slot is free, or a fault
+            raise refusal(name, error) from None
+
+    def _name(self, request: Request) -> str:
+        """The name in the path, of who may ask."""
+        token = self._state.settings.token
+        if token is None:
+            raise ApiError(403, "the admin routes are off: start with --admin_token_file")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip(" ").encode() if scheme.lower() == "bearer" else b""
+        if not hmac.compare_digest(given, token.encode()):
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, "the admin routes need the bearer token", headers=headers)
+        self._state.require_ready()
+        name = request.path_params["name"]
+        if not is_name(name):
+            raise unknown_model(name)
+        if name == self._state.name:
+            message = f"'{name}' is the name of the base: rename the adapter's folder"
+            raise ApiError(409, message, param="name", code="adapter_unusable")
+        return name
 
 
 def make_app(state: State) -> Any:
@@ -42,7 +127,7 @@ def make_app(state: State) -> Any:
         ("GET", "/v1/models", routes.models),
         ("POST", "/v1/completions", routes.completions),
         ("POST", "/v1/chat/completions", routes.chat),
-        ("POST", "/v1/classify", Classify(state)),
+        ("POST", "/v1/classify", routes.classify),
         ("POST", "/admin/adapters/{name}/load", admin.load),
         ("POST", "/admin/adapters/{name}/unload", admin.unload),
         ("POST", "/admin/adapters/{name}/reload", admin.reload),

@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
-from lora_jax.serving.room import NoMemoryError
+from lora_jax.serving.bank_arrays import NoMemoryError
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 

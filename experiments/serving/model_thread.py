@@ -4,33 +4,66 @@ import dataclasses
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
-from experiments.serving.engine import Engine
+from experiments.serving.engines import Engine
 from experiments.serving.errors import ApiError, failed_step, one_line, refusal
-from experiments.serving.jobs import Failed, Job, Started, Step
-from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree
-from lora_jax.serving.host_cache import Version
+from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, Version
+
+
+class Started(NamedTuple):
+    """A job's adapter is in a slot, and its rows wait or run."""
+
+    digest: str
+
+
+class Step(NamedTuple):
+    """What one row of a job has got: a token, or what else the engine gives, and its end."""
+
+    row: int
+    value: Any
+    finish: str | None
+
+
+class Failed(NamedTuple):
+    """A job has ended without its answer."""
+
+    error: ApiError
+
+
+Event = Started | Step | Failed
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request to compute some rows with one adapter.
+
+    Args:
+      adapter: its name; None for the base.
+      rows: what the engine takes, one for each sequence.
+      post: takes what happens, in the thread of the model.
+      loaded: the adapter as it was read for this job, until it is in a slot.
+      lease: of the slot, while the job runs; the thread alone sets it.
+      left: by their numbers in the engine, the rows that have not ended; the thread's, too.
+    """
+
+    adapter: str | None
+    rows: Sequence[Any]
+    post: Callable[[Event], None]
+    loaded: Version | None = None
+    lease: Lease | None = None
+    left: dict[int, int] = dataclasses.field(default_factory=dict)
+
 
 PATIENCE = 2
 """How many steps in a row may fail before all jobs end."""
 
 
-@dataclasses.dataclass(eq=False)
-class _Running:
-    """A job with the numbers of its rows that have not ended."""
-
-    job: Job
-    lease: Lease | None
-    left: dict[int, int]
-    """The row of each number."""
-
-
-class ModelThread:
+class ModelThread(threading.Thread):
     """Runs jobs until it is stopped. All methods may be called from any thread.
 
     Args:
@@ -44,10 +77,12 @@ class ModelThread:
         make: Callable[[], tuple[AdapterStore, Engine, str]],
         changed: Callable[["ModelThread", int, int], None] = lambda thread, steps, failed: None,
     ):
+        super().__init__(name="model", daemon=True)
         self._make, self._changed = make, changed
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._running: dict[Job, _Running] = {}
-        self._owners: dict[int, _Running] = {}
+        self._running: dict[Job, None] = {}
+        self._owners: dict[int, Job] = {}
+        """The jobs of rows that have not ended, by the rows' numbers in the engine."""
         self._parked: dict[Job, None] = {}
         """Jobs that wait for a slot, in their order; some of those that run hold all slots."""
         self._loading: set[Job] = set()
@@ -59,21 +94,10 @@ class ModelThread:
         """Done once jobs can run, or with the error for which they cannot."""
         self.ended: Future[None] = Future()
         """Done once the thread has ended, with the error if it was not stopped."""
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """End the thread after what it does now; jobs that run are left."""
         self._inbox.put(None)
-
-    def join(self, seconds: float) -> None:
-        self._thread.join(seconds)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
         """Begin a job. Its events say what happens to it; the last is a `Step` or `Failed`."""
@@ -128,7 +152,7 @@ class ModelThread:
             self._engine.let_go()
         return self.store.acquire_or_load(name, loaded)
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             self.store, self._engine, self._digest = self._make()
         except BaseException as error:  # who has started the thread must know
@@ -174,29 +198,28 @@ class ModelThread:
 
         Loads are not waited for here, where they would keep all other jobs from their steps.
         """
-        lease, running = None, None
         try:
             if job.adapter:
                 found = self.acquire(job.adapter, job.loaded)
                 if isinstance(found, Future):
                     self._load(job, found)
                     return True
-                lease = found
-            running = self._running[job] = _Running(job, lease, {})
-            slot = lease.slot if lease else 0
+                job.lease = found
+            self._running[job] = None
+            slot = job.lease.slot if job.lease else 0
             for row, each in enumerate(job.rows):
                 number = self._engine.submit(slot, each)
-                running.left[number], self._owners[number] = row, running
+                job.left[number], self._owners[number] = row, job
         except Exception as error:  # of a file, an adapter or the engine: the server goes on
-            held = any(each.lease is not None for each in self._running.values())
+            held = any(each.lease is not None for each in self._running)
             if isinstance(error, NoSlotFree) and held:
                 return False
-            if running is not None:
-                self._end(running)
+            if job in self._running:
+                self._end(job)
             job.post(Failed(refusal(job.adapter, error)))
             return True
         job.loaded = None  # it is in the bank
-        job.post(Started(lease.digest if lease else self._digest))
+        job.post(Started(job.lease.digest if job.lease else self._digest))
         return True
 
     def _load(self, job: Job, loading: Future[Version]) -> None:
@@ -218,27 +241,27 @@ class ModelThread:
     def _cancel(self, job: Job) -> None:
         self._parked.pop(job, None)
         self._loading.discard(job)
-        if (running := self._running.get(job)) is not None:
-            self._end(running)
+        if job in self._running:
+            self._end(job)
 
     def _cut(self, job: Job, row: int) -> None:
-        if (running := self._running.get(job)) is None:
+        if job not in self._running:
             return
-        for number in [number for number, own in running.left.items() if own == row]:
+        for number in [number for number, each in job.left.items() if each == row]:
             self._engine.cancel(number)
-            del running.left[number], self._owners[number]
-        if not running.left:
-            self._end(running)
+            del job.left[number], self._owners[number]
+        if not job.left:
+            self._end(job)
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, job: Job) -> None:
         """Free all that a job has."""
-        for number in running.left:
+        for number in job.left:
             self._engine.cancel(number)
             del self._owners[number]
-        running.left = {}
-        del self._running[running.job]
-        if running.lease is not None:
-            running.lease.release()
+        job.left.clear()
+        del self._running[job]
+        if job.lease is not None:
+            job.lease.release()
             self._freed = True
 
     def _step(self) -> int:
@@ -255,24 +278,21 @@ class ModelThread:
             return 1
         spoilt, self._failures = self._failures > 0, 0
         for number, value, finish in events:
-            if (running := self._owners.get(number)) is not None:
-                if finish == "error":
-                    why = "the failed step has spoilt it" if spoilt else "outputs are not numbers"
-                    logging.error("a job of %s has failed: %s", _named(running.job), why)
-                self._handle(running, number, value, finish)
+            if (job := self._owners.get(number)) is None:
+                continue
+            row = job.left[number]
+            if finish == "error":
+                why = "the failed step has spoilt it" if spoilt else "outputs are not numbers"
+                logging.error("a job of %s has failed: %s", _named(job), why)
+                self._end(job)
+                job.post(Failed(failed_step()))
+                continue
+            if finish is not None:
+                del job.left[number], self._owners[number]
+                if not job.left:
+                    self._end(job)
+            job.post(Step(row, value, finish))
         return 0
-
-    def _handle(self, running: _Running, number: int, value: Any, finish: str | None) -> None:
-        row = running.left[number]
-        if finish == "error":
-            self._end(running)
-            running.job.post(Failed(failed_step()))
-            return
-        if finish is not None:
-            del running.left[number], self._owners[number]
-            if not running.left:
-                self._end(running)
-        running.job.post(Step(row, value, finish))
 
     def _abort(self, error: ApiError) -> None:
         for job in (*self._parked, *self._loading):
@@ -282,9 +302,9 @@ class ModelThread:
         self._fail_running(error)
 
     def _fail_running(self, error: ApiError) -> None:
-        for each in list(self._running.values()):
-            self._end(each)
-            each.job.post(Failed(error))
+        for job in list(self._running):
+            self._end(job)
+            job.post(Failed(error))
 
     def _lost(self) -> None:
         """Tell all jobs that run that steps fail, and begin with empty lanes."""

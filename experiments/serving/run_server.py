@@ -1,24 +1,82 @@
-"""Start a server, and end it as it should: what runs is finished, what is new is refused."""
+"""Put a server together and start it. At its end, what runs is finished, and others are refused."""
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
+from absl import logging
 
+import lora_jax as lj
+from experiments.serving.adapter_folder import AdapterFolder, AdapterLoader
 from experiments.serving.app import make_app
-from experiments.serving.errors import unavailable
-from experiments.serving.state import DRAINING, READY, State
+from experiments.serving.base_model import BaseModel
+from experiments.serving.engines import Classifying, Engine, Generating
+from experiments.serving.errors import one_line, unavailable
+from experiments.serving.model_thread import ModelThread
+from experiments.serving.state import DRAINING, READY, Metrics, Settings, State
+from lora_jax.serving.adapter_store import AdapterStore
 
 TICK = 0.02
 LAST = 2.0
 """Seconds for the last answers, once they are known, and for the thread of the model."""
+
+
+def make_state(
+    name: str,
+    folder: AdapterFolder,
+    settings: Settings,
+    load: Callable[[], BaseModel],
+) -> State:
+    """A server that loads its model once its thread is started.
+
+    Args:
+      name: what clients call the base.
+      load: loads the base.
+    """
+    metrics = Metrics()
+    state = State(name, folder, settings, metrics)
+
+    def make() -> tuple[AdapterStore, Engine, str]:
+        state.base = base = load()
+        bank = lj.Bank(base.serve, base.params, settings.capacity, settings.max_rank)
+        loader = AdapterLoader(base, folder)
+        store = AdapterStore(bank, loader, host_bytes=settings.host_bytes)
+        put_first(store, folder, settings.capacity)
+        with store.using() as bank:
+            sizes = settings.lanes, settings.tokens
+            engine = Classifying(*sizes) if base.labels else Generating(bank, *sizes)
+            engine.warm(bank)
+        return store, engine, base.digest
+
+    state.thread = ModelThread(make, functools.partial(note, metrics))
+    return state
+
+
+def put_first(store: AdapterStore, folder: AdapterFolder, most: int) -> None:
+    """Put the first adapters of a folder into slots: programs are compiled for what they are."""
+    names = folder.names()[:most]
+    loading = {name: store.fetch(name) for name in names}
+    for name in names:
+        try:
+            store.acquire(name, loading.pop(name).result()).release()
+        except Exception as error:  # of its files, which must not keep the server from starting
+            logging.warning("the adapter '%s' cannot be used: %s", name, one_line(error))
+
+
+def note(metrics: Metrics, thread: ModelThread, steps: int, failed: int) -> None:
+    """Count what the thread of the model has done."""
+    metrics.waiting.set(thread.waiting)
+    metrics.active.set(thread.active)
+    metrics.steps.inc(steps)
+    metrics.failed_steps.inc(failed)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -55,7 +113,7 @@ def serve(state: State, listening: socket.socket) -> None:
     asyncio.run(_serve(state, listening))
     state.thread.stop()
     state.thread.join(LAST)
-    if state.thread.alive:  # it compiles or loads, which cannot be interrupted
+    if state.thread.is_alive():  # it compiles or loads, which cannot be interrupted
         sys.stdout.flush()
         os._exit(0)
     if state.thread.loaded:

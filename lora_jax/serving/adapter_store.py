@@ -1,5 +1,6 @@
 """More adapters than a bank has slots: on disk, in host memory, and in the slots of a bank."""
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -9,11 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from lora_jax.serving.bank import Bank
-from lora_jax.serving.counts import Counts
-from lora_jax.serving.entries import Adapter
-from lora_jax.serving.host_cache import HostCache, Version
-from lora_jax.serving.lease import Lease as Lease
-from lora_jax.serving.slot_table import NoSlotFree as NoSlotFree, Resident, SlotTable
+from lora_jax.serving.entries import Adapter, Prepared
 from lora_jax.suggest import nearest
 
 T = TypeVar("T")
@@ -26,6 +23,174 @@ class UnknownAdapterError(LookupError):
 
     def __init__(self, name: str, known: Collection[str]):
         super().__init__(f"there is no adapter '{name}'; nearest: {nearest(name, known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What a store has done so far."""
+
+    hits: int = 0
+    """Leases of adapters that were in a slot."""
+    puts: int = 0
+    """Adapters that were put into a slot."""
+    evictions: int = 0
+    """Adapters that left their slot for another."""
+    loads: int = 0
+    """Loads that have begun."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Version:
+    """An adapter as one load found it."""
+
+    name: str
+    digest: str
+    prepared: Prepared
+    turn: int
+    """When the load began, in the order of all loads."""
+
+
+class HostCache:
+    """The most recently used versions, one of each name; not safe for several threads at once.
+
+    Args:
+      most: the most bytes of all together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._versions: collections.OrderedDict[str, Version] = collections.OrderedDict()
+        self.nbytes = 0
+
+    def get(self, name: str) -> Version | None:
+        if (found := self._versions.get(name)) is not None:
+            self._versions.move_to_end(name)
+        return found
+
+    def put(self, version: Version) -> None:
+        """Keep a version in the place of another one, unless it alone is too large."""
+        self.drop(version.name)
+        if version.prepared.nbytes > self._most:
+            return
+        self._versions[version.name] = version
+        self.nbytes += version.prepared.nbytes
+        while self.nbytes > self._most:
+            self.drop(next(iter(self._versions)))
+
+    def drop(self, name: str) -> None:
+        if (found := self._versions.pop(name, None)) is not None:
+            self.nbytes -= found.prepared.nbytes
+
+
+class NoSlotFree(RuntimeError):
+    """All slots of a bank are in use: try again once an adapter has been released."""
+
+
+@dataclasses.dataclass(eq=False)
+class Resident:
+    """One version of an adapter in a slot."""
+
+    name: str
+    digest: str
+    slot: int
+    turn: int
+    """When its load began, in the order of all loads."""
+    users: int = 0
+
+
+class SlotTable:
+    """The slots 1 to `capacity`; not safe for several threads at once."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._free = list(range(capacity, 0, -1))
+        self._current: collections.OrderedDict[str, Resident] = collections.OrderedDict()
+        """New users get these; the least recently used comes first."""
+
+    def current(self, name: str) -> Resident | None:
+        """The version of an adapter that new users get."""
+        return self._current.get(name)
+
+    def names(self) -> dict[str, str]:
+        """The digest of each adapter that new users get from its slot."""
+        return {name: each.digest for name, each in self._current.items()}
+
+    @property
+    def filled(self) -> int:
+        """How many slots have an adapter, retired versions included."""
+        return self._capacity - len(self._free)
+
+    def next_slot(self) -> tuple[int, Resident | None]:
+        """The slot to fill next, and what would leave it. Nothing is changed.
+
+        Raises:
+          NoSlotFree: each slot has a user.
+        """
+        if self._free:
+            return self._free[-1], None
+        for each in self._current.values():
+            if not each.users:
+                return each.slot, each
+        raise NoSlotFree(
+            f"all {self._capacity} slots of the bank are in use: release one, or give the bank a "
+            "larger capacity"
+        )
+
+    def fill(self, resident: Resident, leaves: Resident | None) -> None:
+        """Note a version in the slot of `next_slot`, in the place of the one that leaves."""
+        if leaves is None:
+            self._free.remove(resident.slot)
+        else:
+            del self._current[leaves.name]
+        self._current[resident.name] = resident
+
+    def use(self, resident: Resident) -> None:
+        """One more user of a current version."""
+        resident.users += 1
+        self._current.move_to_end(resident.name)
+
+    def release(self, resident: Resident) -> None:
+        """One user less. The slot of a retired version is free after its last one."""
+        resident.users -= 1
+        if self._current.get(resident.name) is resident:
+            self._current.move_to_end(resident.name)
+        elif not resident.users:
+            self._free.append(resident.slot)
+
+    def retire(self, name: str, before: int) -> None:
+        """Give a version whose load began before a turn to no new users."""
+        resident = self._current.get(name)
+        if resident is None or resident.turn >= before:
+            return
+        del self._current[name]
+        if not resident.users:
+            self._free.append(resident.slot)
+
+
+class Lease:
+    """The use of an adapter in a slot, which keeps it until `release`; also a context manager.
+
+    Attributes:
+      slot: the adapter's number for `Bank.apply`.
+      digest: of the version that is in the slot, from the `load` function.
+      name: of the adapter.
+    """
+
+    def __init__(self, resident: Resident, release: Callable[[Resident], None]) -> None:
+        self.slot, self.digest, self.name = resident.slot, resident.digest, resident.name
+        self._resident, self._release = resident, release
+        self._once = threading.Lock()
+
+    def release(self) -> None:
+        """End the use. A second call does nothing."""
+        if self._once.acquire(blocking=False):
+            self._release(self._resident)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 @dataclasses.dataclass
@@ -247,7 +412,8 @@ class AdapterStore:
         return version.turn >= self._since.get(version.name, 0)
 
     def _count(self, **more: int) -> None:
-        self._counts = self._counts.plus(**more)
+        changed = {name: getattr(self._counts, name) + n for name, n in more.items()}
+        self._counts = dataclasses.replace(self._counts, **changed)
 
     # -- loads ------------------------------------------------------------------------------------
 

@@ -12,12 +12,13 @@ from jax import Array
 from lora_jax.explicit_sharding import explicit_sharding
 from lora_jax.methods.checks import require_count
 from lora_jax.partition import split_arrays
-from lora_jax.serving import joint_training, layout, pick, tables
+from lora_jax.serving import bank_arrays, grouped_matmul, joint_training
+from lora_jax.serving.bank_arrays import Held
 from lora_jax.serving.entries import Adapter, Prepared, entries
-from lora_jax.serving.layout import Held
-from lora_jax.serving.room import require_room
-from lora_jax.serving.slots import SLOT
+from lora_jax.serving.grouped_matmul import WAYS, Product, fastest, seconds
+from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, SLOT
 from lora_jax.suggest import require_known
+from lora_jax.table import Table
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.placement import Frozen
 
@@ -52,8 +53,9 @@ class Bank:
         held as many times, and once more: with all parameters, as for a fully fine-tuned model,
         that is capacity + 1 times the model's memory.
       max_rank: the highest rank of an adapter; of no effect with `train`.
-      way: how the products of plain LoRA are computed: one of `lora_jax.serving.pick.WAYS`. By
-        default, the ways are timed on this machine when a program is traced, once for each shape.
+      way: how the products of plain LoRA are computed: one of
+        `lora_jax.serving.grouped_matmul.NAMES`. By default, the ways are timed on this machine when
+        a program is traced, once for each shape.
       train: whether adapters can be trained in the bank.
     """
 
@@ -61,7 +63,7 @@ class Bank:
     base: Any
     capacity: int = 64
     max_rank: int = 32
-    way: str = pick.MEASURED
+    way: str = grouped_matmul.MEASURED
     train: bool = False
     held: Held | None = None
 
@@ -70,8 +72,8 @@ class Bank:
             return
         require_count("capacity", self.capacity)
         require_count("max_rank", self.max_rank)
-        require_known(self.way, pick.WAYS, f"way '{self.way}' is unknown")
-        object.__setattr__(self, "base", layout.base_alone(self.base))
+        require_known(self.way, grouped_matmul.NAMES, f"way '{self.way}' is unknown")
+        object.__setattr__(self, "base", bank_arrays.base_alone(self.base))
         object.__setattr__(self, "held", Held())
 
     # -- what is in it -----------------------------------------------------------------------------
@@ -89,7 +91,7 @@ class Bank:
             another shape, or has numbers that are not finite. The message names it.
         """
         trainable, frozen = adapter
-        layout.require_fit(self.base, trainable["params"], frozen.base)
+        bank_arrays.require_fit(self.base, trainable["params"], frozen.base)
         found, placements = entries(adapter, self._rank), tuple(frozen.spec.adapted)
         return Prepared(found, placements, self.base.base, self._rank)
 
@@ -109,7 +111,7 @@ class Bank:
         self._require_slot(slot)
         ready = adapter if isinstance(adapter, Prepared) else self.prepare(adapter)
         if ready is adapter:
-            layout.require_fit(self.base, ready.params, ready.base)
+            bank_arrays.require_fit(self.base, ready.params, ready.base)
             if ready.max_rank != self._rank:
                 made, mine = (
                     "train=True" if rank is None else f"max_rank={rank}"
@@ -119,21 +121,32 @@ class Bank:
                     f"the adapter was prepared for {made}, and the bank has {mine}: prepare it "
                     "again"
                 )
-        require_room(self._held, ready.entries, self.capacity + 1, donate)
-        base, held = layout.with_room(
+        bank_arrays.require_room(self._held, ready.entries, self.capacity + 1, donate)
+        base, held = bank_arrays.with_room(
             self.base, self._held, ready.entries, ready.placements, self.capacity + 1, self.way
         )
-        held = layout.written(held, slot, ready.entries, donate)
+        held = bank_arrays.written(held, slot, ready.entries, donate)
         return dataclasses.replace(self, base=base, held=held)
 
     def remove(self, slot: int, *, donate: bool = False) -> "Bank":
         """The bank with the base alone in a slot."""
         self._require_slot(slot)
-        return dataclasses.replace(self, held=layout.written(self._held, slot, {}, donate))
+        return dataclasses.replace(self, held=bank_arrays.written(self._held, slot, {}, donate))
 
     def explain(self) -> str:
         """How each adapted weight is computed, as a table."""
-        return tables.explain(self.base.spec, self._held)
+        rows = []
+        for each in self.base.spec.adapted:
+            kinds = dict.fromkeys(str(use) for use in each.use.uses)
+            merged = dict.fromkeys(use.merges for use in each.use.uses if use.merges)
+            constants = self._held.part("constants", each.use.path)
+            methods = dict.fromkeys(
+                method.variant.title or type(method.variant).__name__
+                for number, method in enumerate(self._held.methods)
+                if f"{number}/{ACTIVE}" in constants
+            )
+            rows.append((each.use.path, *(", ".join(x) for x in (kinds, methods, merged))))
+        return Table(("path", "used as", "methods", "merged for each row at"), rows).to_text()
 
     def timings(self, rows: int, tokens: int) -> str:
         """The milliseconds of each way to compute the products of plain LoRA, as a table.
@@ -144,7 +157,30 @@ class Bank:
           rows: how many rows a batch has.
           tokens: how many tokens each row has.
         """
-        return tables.timings(self.base.spec, self._held, self.way, rows, tokens)
+        lines = []
+        for product, path in self._products(rows, tokens).items():
+            times = seconds(product, jax.default_backend())
+            taken = fastest(product) if self.way == grouped_matmul.MEASURED else self.way
+            shown = [f"{1000 * times[way]:.3f}" if way in times else "" for way in WAYS]
+            lines.append((path, f"{product.inputs} x {product.outputs}", taken, *shown))
+        heads = "first path", "in x out", "way", *(f"{way} ms" for way in WAYS)
+        return Table(heads, lines).to_text()
+
+    def _products(self, rows: int, tokens: int) -> dict[Product, str]:
+        """The products of plain LoRA of a batch, each with the first weight that has it."""
+        found: dict[Product, str] = {}
+        number = self._held.methods.index(PLAIN_METHOD)
+        for each in self.base.spec.adapted:
+            factors = self._held.part("trainable", each.use.path)
+            kinds = {use.kind for use in each.use.uses if use.merges is None}
+            for kind, (first, second) in (("product", "ab"), ("transposed product", "ba")):
+                a, b = (factors.get(f"{number}/{name}") for name in (first, second))
+                if kind in kinds and a is not None and b is not None:
+                    slots, rank, inputs = a.shape[-3:]
+                    shape = rows, tokens, slots, rank, inputs, b.shape[-1]
+                    product = Product(*shape, dtype=jnp.dtype(each.use.dtype).name)
+                    found.setdefault(product, each.use.path)
+        return found
 
     # -- computing with it -------------------------------------------------------------------------
 
@@ -209,7 +245,7 @@ class Bank:
         return functools.partial(Adapted(self.forward, ()).apply, trainable, frozen)
 
     @property
-    def trainable(self) -> dict[layout.Key, Array]:
+    def trainable(self) -> dict[bank_arrays.Key, Array]:
         """The arrays that training changes: all adapters' factors, and parameters in full.
 
         Each array has an axis of slots, after the stacked axes of factors, and first in the others.
@@ -220,7 +256,7 @@ class Bank:
         self._require_train()
         return joint_training.trainable(self._held)
 
-    def with_trainable(self, trainable: dict[layout.Key, Array]) -> "Bank":
+    def with_trainable(self, trainable: dict[bank_arrays.Key, Array]) -> "Bank":
         """The bank with the numbers of an array like `trainable`, where its adapters train them.
 
         All others stay, bit by bit, and get no gradient: those of slot 0, of slots without an

@@ -96,7 +96,7 @@ def entries(adapter: Adapter, max_rank: int | None) -> dict[Name, np.ndarray]:
 
 
 def _require_finite(name: Name, x: np.ndarray, dtype: Any) -> None:
-    """Refuse what would make the rows of other adapters NaN (`lora_jax.serving.ways`).
+    """Refuse what would make the rows of other adapters NaN (`lora_jax.serving.grouped_matmul`).
 
     Plain LoRA is multiplied in the dtype of the weight, in which its factors must be finite.
     """

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from lora_jax.files.arrays import to_host
+from lora_jax.serving.bank_arrays import Held, Key, key_of
 from lora_jax.serving.entries import Adapter, Name, entries
-from lora_jax.serving.layout import Held, Key, key_of
 from lora_jax.serving.slots import ACTIVE
 
 PARTS = ("trainable", "shared trainable", "params")
@@ -48,10 +48,12 @@ def trained(held: Held, slot: int, begun: Adapter) -> Adapter:
     Raises:
       ValueError: another adapter is in the slot.
     """
-    of_slot = _OfSlot(held, slot)
     found, (own, frozen) = entries(begun, None), begun
-    of_slot.require(found)
+    _require_in_slot(held, slot, found)
     methods = {name.path: name.method for name in found if name.name == ACTIVE}
+
+    def of_slot(name: Name, like: Array) -> Array:
+        return _at(held, slot, key_of(name, held.methods)).astype(like.dtype)
 
     def arrays(part: str, path: str, of: str, like: Mapping[str, Array]) -> dict[str, Array]:
         depth = {name.path: name.depth for name in found if name.part == part}
@@ -74,39 +76,32 @@ def trained(held: Held, slot: int, begun: Adapter) -> Adapter:
     return {**mine, **({"shared": shared} if shared else {})}, frozen
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfSlot:
-    """What is in one slot of a bank."""
+def _at(held: Held, slot: int, key: Key) -> Array:
+    """What a slot has of an array."""
+    return jax.lax.index_in_dim(held.arrays[key], slot, key.depth, keepdims=False)
 
-    held: Held
-    slot: int
 
-    def __call__(self, name: Name, like: Array) -> Array:
-        key = key_of(name, self.held.methods)
-        return self._at(key).astype(like.dtype)
+def _require_in_slot(held: Held, slot: int, found: Mapping[Name, np.ndarray]) -> None:
+    """Raise a ValueError unless an adapter with these arrays was put into a slot."""
 
-    def require(self, found: Mapping[Name, np.ndarray]) -> None:
-        """Raise a ValueError unless an adapter with these arrays was put into the slot."""
-        known = {name: x for name, x in found.items() if name.part not in PARTS}
-        keys = set()
-        for name, x in known.items():
-            if name.method not in (None, *self.held.methods):
-                raise self._other(name.path)
-            keys.add(key := key_of(name, self.held.methods))
-            if key not in self.held.arrays:
-                raise self._other(name.path)
-            there = to_host(self._at(key))
-            if there.shape != x.shape or not np.array_equal(there, x.astype(there.dtype)):
-                raise self._other(name.path)
-        for key in self.held.arrays.keys() - keys:
-            if (key.name == ACTIVE or key.part == "trains") and to_host(self._at(key)).any():
-                raise self._other(key.path)
-
-    def _at(self, key: Key) -> Array:
-        return jax.lax.index_in_dim(self.held.arrays[key], self.slot, key.depth, keepdims=False)
-
-    def _other(self, path: str) -> ValueError:
+    def other(path: str) -> ValueError:
         where = f" on '{path}'" if path else ""
         return ValueError(
-            f"slot {self.slot} has not this adapter{where}: give the one that was put there"
+            f"slot {slot} has not this adapter{where}: give the one that was put there"
         )
+
+    keys = set()
+    for name, x in found.items():
+        if name.part in PARTS:
+            continue
+        if name.method not in (None, *held.methods):
+            raise other(name.path)
+        keys.add(key := key_of(name, held.methods))
+        if key not in held.arrays:
+            raise other(name.path)
+        there = to_host(_at(held, slot, key))
+        if there.shape != x.shape or not np.array_equal(there, x.astype(there.dtype)):
+            raise other(name.path)
+    for key in held.arrays.keys() - keys:
+        if (key.name == ACTIVE or key.part == "trains") and to_host(_at(held, slot, key)).any():
+            raise other(key.path)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.products import add
-from lora_jax.serving import pick
+from lora_jax.serving import grouped_matmul
 from lora_jax.variant import Base, Factors, Variant
 
 SLOT, ACTIVE = "slot", "active"
@@ -54,8 +54,8 @@ class Slots(Variant):
     """
 
     methods: tuple[Variant, ...] = (PLAIN,)
-    way: str = pick.MEASURED
-    """How plain LoRA of many rows is computed: one of `pick.WAYS`."""
+    way: str = grouped_matmul.MEASURED
+    """How plain LoRA of many rows is computed: one of `grouped_matmul.NAMES`."""
 
     def count(self, shape: tuple[int, int]) -> int:
         return 0
@@ -97,7 +97,9 @@ class Slots(Variant):
             return y
         first, second = (factors.trainable[f"{number}/{name}"].astype(x.dtype) for name in names)
         flat = x.reshape(-1, x.shape[-1])
-        update = pick.dot(flat, factors.constants[SLOT], first, second, self.way, accumulate)
+        update = grouped_matmul.dot(
+            flat, factors.constants[SLOT], first, second, self.way, accumulate
+        )
         return add(y, update.reshape(y.shape))
 
     def _chosen(

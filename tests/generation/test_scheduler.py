@@ -14,7 +14,7 @@ from zoo.check import random_like
 
 import lora_jax as lj
 import variants
-from experiments.serving.generating import Generating
+from experiments.serving.engines import Generating
 from lora_jax.generation import lanes as programs, scheduler as scheduling
 from lora_jax.generation.choose_token import Sampling
 from lora_jax.generation.generate import generate

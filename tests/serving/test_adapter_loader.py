@@ -15,8 +15,7 @@ import lora_jax as lj
 import variants
 from configs import quickstart
 from experiments.runs.head_file import HEAD_FILE, save_head
-from experiments.serving.adapter_folder import AdapterFolder
-from experiments.serving.adapter_loader import AdapterLoader
+from experiments.serving.adapter_folder import AdapterFolder, AdapterLoader
 from experiments.serving.base_model import load_encoder
 from experiments.setup import from_config
 from experiments.setup.config import fill, parse

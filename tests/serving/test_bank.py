@@ -21,10 +21,11 @@ from bank_model import (
     trained,
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from support import stored_adapters as stored
 
 import lora_jax as lj
 import variants
-from lora_jax.serving import pick
+from lora_jax.serving import bank_arrays, grouped_matmul
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ class TestRows:
         rows = [3, 0, 5, 1, 1, 8, 2, 4, 9, 7, 6, 2]
         assert_rows_are_those_alone(filled(params, mixed), [params, *merged(mixed)], rows)
 
-    @pytest.mark.parametrize("way", pick.WAYS)
+    @pytest.mark.parametrize("way", grouped_matmul.NAMES)
     def test_all_ways_to_multiply(self, way, mixed, params):
         some = mixed[:3]
         bank = filled(params, some, way=way)
@@ -154,7 +155,7 @@ class TestRows:
         assert finite == {"classes": [True, False, False], "tokens": [True, False, False]}
 
 
-@pytest.mark.parametrize("way", pick.WAYS)
+@pytest.mark.parametrize("way", grouped_matmul.NAMES)
 def test_a_product_that_asks_for_float32_is_not_rounded_before(way):
     """The head of a decoder in bfloat16 asks so. All sums are exact, and have more than 8 bits."""
 
@@ -208,25 +209,21 @@ def test_what_is_put_and_removed_compiles_nothing(compilations):
 def test_what_does_not_fit_is_named(params):
     with jax.enable_x64(True):
         lora = variants.make("lora", rank=3)
-        _, adapter = trained(params, lora, STACK)
-        bank = lj.Bank(forward, params, capacity=2, max_rank=2)
-        with pytest.raises(ValueError, match=r"'layers/kernel' has rank 3, and .* max_rank=2"):
-            bank.put(1, adapter)
-        bank = lj.Bank(forward, params, capacity=2, max_rank=4)
+        wider = {**params, "head": jnp.zeros((8, 5))}
+        moved = {**params, "table": params["table"].at[0, 0].add(1)}
+        for base, also, rank, said in (
+            (params, (), 2, r"'layers/kernel' has rank 3, and .* max_rank=2"),
+            (wider, "head", 4, r"trains another 'head': float64\[8, 5\], and the "),
+            (moved, (), 4, "of another base: 'table' has other numbers"),
+            ({**params, "other": params["head"]}, (), 4, "base with 'other', which the bank's has"),
+        ):
+            _, adapter = trained(base, lora, STACK, also_train=also)
+            bank = lj.Bank(forward, params, capacity=2, max_rank=rank)
+            with pytest.raises(ValueError, match=said):
+                bank.put(1, adapter)
         for slot in (0, 3):
             with pytest.raises(ValueError, match=rf"slot {slot}: .* slots 1 to 2"):
                 bank.put(slot, adapter)
-        other = {**params, "head": jnp.zeros((8, 5))}
-        _, adapter = trained(other, lora, STACK, also_train="head")
-        with pytest.raises(ValueError, match=r"trains another 'head': float64\[8, 5\], and the "):
-            bank.put(1, adapter)
-        moved = {**params, "table": params["table"].at[0, 0].add(1)}
-        _, adapter = trained(moved, lora, STACK)
-        with pytest.raises(ValueError, match="of another base: 'table' has other numbers"):
-            bank.put(1, adapter)
-        _, adapter = trained({**params, "other": params["head"]}, lora, STACK)
-        with pytest.raises(ValueError, match="of a base with 'other', which the bank's has not"):
-            bank.put(1, adapter)
         with pytest.raises(ValueError, match=r"an input of shape \(2, 3\) has not the 3 rows"):
             bank.apply(jnp.zeros(3, int), *inputs(2))
         with pytest.raises(ValueError, match="way 'gathr' is unknown; nearest: 'gather'"):
@@ -279,3 +276,27 @@ def test_it_says_how_long_each_way_takes(mixed, params):
     assert {path: [a, b] for path, a, _, b, *_ in cells} == wanted
     for *_, way, gather, concat in cells:  # the third is not tried on CPUs
         assert way == "ragged" and float(gather) > 0 and float(concat) > 0
+
+
+@pytest.mark.parametrize("donate", [True, False])
+def test_what_is_new_needs_memory_for_every_slot(monkeypatch, donate):
+    """As many bytes as the arrays have that are made; twice, if the bank stays."""
+    bank = lj.Bank(stored.forward, stored.PARAMS, capacity=3, max_rank=2)
+    plain = stored.begun()
+    whole = stored.begun(also_train="down/kernel")
+    made = bank.put(1, plain)
+    before, after = (
+        sum(x.nbytes for x in each.held.arrays.values()) for each in (made, made.put(2, whole))
+    )
+    of_slot = 6 * 3 * 4 + 1  # the parameter's shape, bytes of a number, and whether it trains
+    assert after - before == 4 * of_slot
+    needed = after - before if donate else 2 * after - before
+    monkeypatch.setattr(bank_arrays, "available", lambda: needed - 1)
+    with pytest.raises(
+        bank_arrays.NoMemoryError, match=r"trains 'down/kernel', .* 4 copies .* take 0\.0 MiB"
+    ):
+        made.put(2, whole, donate=donate)
+    monkeypatch.setattr(bank_arrays, "available", lambda: needed)
+    made = made.put(2, whole, donate=donate)
+    monkeypatch.setattr(bank_arrays, "available", lambda: 0)
+    made.put(3, whole).put(1, plain)  # nothing is new

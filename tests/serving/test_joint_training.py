@@ -60,7 +60,6 @@ class World:
         def slopes(trainable):
             return (self.bank.with_trainable(trainable).apply(self.ids, self.x) ** 2).sum()
 
-        self.apply = jax.jit(lj.Bank.apply)
         self.slopes = slopes(self.bank.trainable)
 
         @jax.jit
@@ -122,15 +121,6 @@ def test_a_step_changes_what_adapters_train_and_nothing_else(world):
     assert how_many(np.not_equal, before, world.updated) > changed
 
 
-def test_a_slot_that_is_emptied_is_the_base(world):
-    bank = world.stepped
-    with jax.disable_jit():
-        bank = bank.remove(1)
-    rows, bare = world.apply(bank, world.ids, world.x), [0, 1, world.empty]
-    expected = two_layers(world.params, world.x)
-    np.testing.assert_allclose(rows[jnp.asarray(bare)], expected[jnp.asarray(bare)], rtol=1e-12)
-
-
 def test_another_adapter_than_that_of_the_slot_is_refused(world):
     (_, first), (_, second) = world.found[:2]
     for slot, adapter in ((1, second), (world.empty, first)):
@@ -142,15 +132,6 @@ def test_another_adapter_than_that_of_the_slot_is_refused(world):
     rescaled = {"up": {**frozen.constants["up"], "scale": jnp.asarray(3.0)}}
     with pytest.raises(ValueError, match="slot 1 has not this adapter on 'up'"):
         world.bank.trained(1, (trainable, dataclasses.replace(frozen, constants=rescaled)))
-
-
-def test_a_trained_adapter_is_saved(world, tmp_path):
-    adapted, adapter = world.found[1]
-    trainable, frozen = world.stepped.trained(2, adapter)
-    lj.save_adapter(tmp_path, trainable, frozen)
-    again, frozen, _ = lj.load_adapter(tmp_path, *adapter)
-    wanted = world.apply(world.stepped, world.ids, world.x)[2:3]
-    np.testing.assert_allclose(adapted.apply(again, frozen, world.x[2:3]), wanted, rtol=1e-10)
 
 
 def test_a_bank_that_serves_cannot_be_trained(world):

@@ -6,8 +6,7 @@ import pytest
 from fake_server import FakeEngine, FakeStore
 
 from experiments.serving.errors import unavailable
-from experiments.serving.jobs import Failed, Job, Started, Step
-from experiments.serving.model_thread import ModelThread
+from experiments.serving.model_thread import Failed, Job, ModelThread, Started, Step
 
 SECONDS = 60
 

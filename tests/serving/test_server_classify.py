@@ -10,12 +10,11 @@ from starlette.testclient import TestClient
 
 import lora_jax as lj
 import variants
-from experiments.serving import assemble, classifying
+from experiments.serving import engines, run_server
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.app import make_app
 from experiments.serving.base_model import is_decoder, load_encoder, model_id
-from experiments.serving.settings import Holding, Settings
-from experiments.serving.state import READY
+from experiments.serving.state import READY, Settings
 from lora_jax.contract.toy_matrices import noisy
 from lora_jax.interchange.families import names_of
 
@@ -44,9 +43,9 @@ def served(tmp_path_factory):
         lj.save_peft(folder, trainable, frozen, names)
         params = adapted.merge(trainable, frozen)
         alone[name] = lambda *x, own=own, params=params: own.serve(params, *x)
-    settings = Settings(lanes=3, queue=9, tokens=32, token="t" * 16)
+    settings = Settings(3, 9, 32, token="t" * 16, capacity=2, max_rank=4)
     where = AdapterFolder(root / "adapters")
-    state = assemble.make_state("bert", where, settings, Holding(2, 4), lambda: base)
+    state = run_server.make_state("bert", where, settings, lambda: base)
     state.thread.start()
     state.thread.ready.result()
     state.status = READY
@@ -78,11 +77,10 @@ def test_each_text_is_classified_as_alone(served):
         tokens = sum(len(backend.encode(*([x] if isinstance(x, str) else x)).ids) for x in TEXTS)
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         assert answer.json()["usage"] == usage
-    single = client.post("/v1/classify", json={"model": "one", "input": TEXTS[0]}).json()
-    np.testing.assert_allclose(
-        list(single["data"][0]["probabilities"].values()),
-        expected(alone["one"], backend, TEXTS[0]),
-        atol=1e-5,
+    single = client.post("/v1/classify", json={"model": "bert", "input": TEXTS[0]}).json()
+    (one,) = single["data"]
+    assert one["probabilities"] == pytest.approx(
+        dict(zip(LABELS, expected(alone["bert"], backend, TEXTS[0]), strict=True)), abs=1e-5
     )
 
 
@@ -95,21 +93,26 @@ def test_an_encoder_has_the_dtype_and_reads_what_is_asked_for(tmp_path):
         assert (base.pool, bool(base.fresh)) == (pool, pool == "cls")
 
 
-@pytest.mark.parametrize(
-    ("content", "status", "said"),
-    [
-        ({"model": "one"}, 400, "'input' must be a text or a list"),
-        ({"model": "one", "input": [["a", "b", "c"]]}, 400, "must have texts, or pairs"),
-        ({"model": "one", "input": "a", "truncate": True}, 400, "'truncate' is unknown"),
-        ({"model": "three", "input": "a"}, 404, "does not exist"),
-        ({"model": "one", "input": ["a", "a " * 40]}, 422, "text 1 has 42 tokens; there may be 32"),
-        ({"model": "wide", "input": "a"}, 500, "cannot be used"),
-        ({"model": "one", "input": ["a"] * 13}, 422, "at most 12 may"),
-    ],
-)
-def test_mistakes(served, content, status, said):
-    answer = served[0].post("/v1/classify", json=content)
-    assert answer.status_code == status and said in answer.json()["error"]["message"]
+def test_mistakes(served):
+    token = {"headers": {"Authorization": f"Bearer {'t' * 16}"}}
+    for path, sent, status, said in (
+        ("classify", {"model": "one"}, 400, "'input' must be a text or a list"),
+        ("classify", {"model": "one", "input": "a", "truncate": True}, 400, "'truncate' is unknow"),
+        ("classify", {"model": "three", "input": "a"}, 404, "does not exist"),
+        (
+            "classify",
+            {"model": "one", "input": ["a", "a " * 40]},
+            422,
+            "text 1 has 42 tokens; ther",
+        ),
+        ("classify", {"model": "wide", "input": "a"}, 500, "cannot be used"),
+        ("classify", {"model": "one", "input": ["a"] * 13}, 422, "at most 12 may"),
+        ("completions", {"model": "one", "prompt": "a"}, 404, "use /v1/classify"),
+    ):
+        answer = served[0].post(f"/v1/{path}", json=sent)
+        assert answer.status_code == status and said in answer.json()["error"]["message"]
+    answer = served[0].post("/admin/adapters/wide/load", **token)  # an admin is told what is wrong
+    assert answer.status_code == 409 and "classifier" in answer.json()["error"]["message"]
 
 
 def test_a_base_without_a_head_classifies_nothing(served, monkeypatch):
@@ -133,28 +136,15 @@ def test_what_clients_call_a_model(tmp_path, monkeypatch):
 
 
 def test_texts_are_counted_while_they_are_computed(monkeypatch):
-    engine, seen = classifying.Classifying(lanes=2, tokens=8), []
+    engine, seen = engines.Classifying(lanes=2, tokens=8), []
 
     def probabilities(bank, slots, *inputs):
         seen.append((engine.active, engine.waiting))
         return np.full((len(slots), 2), 0.5)
 
-    monkeypatch.setattr(classifying, "_probabilities", probabilities)
+    monkeypatch.setattr(engines, "_probabilities", probabilities)
     for _ in range(3):
-        engine.submit(0, classifying.Labelled((1,), (0,)))
+        engine.submit(0, engines.Labelled((1,), (0,)))
     found = [*engine.step(None), *engine.step(None)]
     assert [number for number, *_ in found] == [0, 1, 2]  # who has waited longest comes first
     assert seen == [(2, 1), (1, 0)] and not engine.active
-
-
-def test_an_encoder_completes_nothing(served):
-    answer = served[0].post("/v1/completions", json={"model": "one", "prompt": "a"})
-    assert answer.status_code == 404 and "use /v1/classify" in answer.json()["error"]["message"]
-
-
-def test_the_admin_is_told_what_does_not_fit(served):
-    answer = served[0].post(
-        "/admin/adapters/wide/load", headers={"Authorization": f"Bearer {'t' * 16}"}
-    )
-    assert answer.status_code == 409
-    assert "classifier" in answer.json()["error"]["message"]

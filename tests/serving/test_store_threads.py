@@ -100,35 +100,22 @@ def test_without_host_memory_an_adapter_is_loaded_once(slow):
     store.close()
 
 
-@pytest.mark.parametrize("meanwhile", [True, False])
-def test_a_load_that_began_before_an_unload_is_not_used(slow, meanwhile):
-    """Neither by those who ask later, nor by those who waited for it."""
+@pytest.mark.parametrize("what", ["acquire", "acquire, and again", "reload"])
+def test_what_began_to_load_before_an_unload_is_not_used(slow, what):
+    """Neither by those who ask later, nor by those who waited. A reload says what it found."""
     store = lj.AdapterStore(bank(), slow)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(store.acquire, "a")
+        waiting = pool.submit(store.reload if what == "reload" else store.acquire, "a")
         assert slow.begun.wait(60)
         slow.disk.numbers["a"], slow.name = 7, None
         store.unload("a")
-        if meanwhile:
+        if what == "acquire, and again":
             assert store.acquire("a").digest == "digest 7"
         slow.go.set()
-        assert waiting.result(60).digest == "digest 7"
-    assert store.counts.puts == 1
-    assert store.prefetch("a").result(60) == "digest 7"
-    store.close()
-
-
-def test_a_reload_that_began_before_an_unload_is_not_used(slow):
-    """Though it ends after it, and says what it found."""
-    store = lj.AdapterStore(bank(), slow)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(store.reload, "a")
-        assert slow.begun.wait(60)
-        slow.disk.numbers["a"], slow.name = 7, None
-        store.unload("a")
-        slow.go.set()
-        assert waiting.result(60) == "digest 1"
+        found = waiting.result(60)
+    assert found == "digest 1" if what == "reload" else found.digest == "digest 7"
     assert store.prefetch("a").result(60) == store.acquire("a").digest == "digest 7"
+    assert store.counts.puts == 1
     store.close()
 
 

@@ -19,16 +19,14 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from experiments.serving import assemble, run_server
+from experiments.serving import run_server
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.base_model import BaseModel
-from experiments.serving.metrics import Metrics
 from experiments.serving.model_thread import ModelThread
-from experiments.serving.settings import Settings
-from experiments.serving.state import State
+from experiments.serving.state import Metrics, Settings, State
 from lora_jax.data.tokenizing.tokenize import Tokenizer
 from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
-from lora_jax.serving.room import NoMemoryError
+from lora_jax.serving.bank_arrays import NoMemoryError
 
 WORDS = 1000
 LATE = 0.2
@@ -164,7 +162,7 @@ def make_state(folder, pause=0.0, start=0.0, **settings):
         state.base = base()
         return FakeStore(), FakeEngine(found.lanes, pause), "base digest"
 
-    state.thread = ModelThread(make, functools.partial(assemble.note, metrics))
+    state.thread = ModelThread(make, functools.partial(run_server.note, metrics))
     return state
 
 

@@ -4,19 +4,19 @@ import dataclasses
 import json
 
 from experiments import cli, serve
-from experiments.serving import assemble
+from experiments.serving import run_server
 
 
 class Told(SystemExit):
     """What is wanted has been printed."""
 
 
-def tell(name, folder, settings, holding, load):
-    sizes = {**dataclasses.asdict(settings), **dataclasses.asdict(holding)}
+def tell(name, folder, settings, load):
+    sizes = dataclasses.asdict(settings)
     loads = [load.func.__name__, *load.args]
     print(json.dumps({"name": name, "folder": str(folder.root), **sizes, "load": loads}))
     raise Told(0)
 
 
-assemble.make_state = tell
+run_server.make_state = tell
 cli.main(serve.serve)

@@ -1,4 +1,8 @@
-"""The engine of encoders: texts of many adapters, classified together."""
+"""What computes the rows of requests, a few at a time: texts that go on, and texts with classes.
+
+A step gives the number, the value and the end of rows. One that raises an error must be followed by
+one that gives the end `error` of the rows that it has spoilt.
+"""
 
 import collections
 import dataclasses
@@ -9,7 +13,61 @@ import numpy as np
 from jax import Array
 
 from lora_jax.generation.lanes import buckets
+from lora_jax.generation.scheduler import Request, Scheduler
 from lora_jax.serving.bank import Bank
+
+
+class Generating:
+    """The engine of language models: its rows are of `Request`, its values tokens.
+
+    Args:
+      bank: any of the base, to begin with.
+      lanes: how many texts are computed at a time; more of them wait.
+      tokens: how many tokens a lane holds.
+    """
+
+    def __init__(self, bank: Bank, lanes: int, tokens: int):
+        self._sizes = {"lanes": lanes, "capacity": tokens}
+        self.restart(bank)
+
+    def restart(self, bank: Bank) -> None:
+        """Begin anew, without any text."""
+        self._scheduler = Scheduler(bank, **self._sizes)
+        self._holds = True
+
+    @property
+    def waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    @property
+    def active(self) -> int:
+        return len(self._scheduler.active)
+
+    def submit(self, slot: int, row: Request) -> int:
+        return self._scheduler.submit(dataclasses.replace(row, slot=slot))
+
+    def cancel(self, number: int) -> None:
+        self._scheduler.cancel(number)
+
+    def step(self, bank: Bank) -> Iterator[tuple[int, int | None, str | None]]:
+        """One token of each text in a lane: its number, the token, and why it ends."""
+        self._set(bank)
+        return iter(self._scheduler.step())
+
+    def warm(self, bank: Bank) -> None:
+        """Compile every program that texts need, whatever their lengths; without any text."""
+        self._set(bank)
+        self._scheduler.warm_up()
+
+    def let_go(self) -> None:
+        """Hold no memory of a bank's arrays until the next step, as a put takes them."""
+        self._scheduler.let_go()
+        self._holds = False
+
+    def _set(self, bank: Bank) -> None:
+        if bank is not self._scheduler.bank or not self._holds:
+            self._scheduler.bank = bank
+            self._holds = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +79,7 @@ class Labelled:
 
 
 class Classifying:
-    """An `Engine` whose rows are of `Labelled`, and whose values are probabilities, (classes,).
+    """The engine of encoders: its rows are of `Labelled`, its values probabilities, (classes,).
 
     Args:
       lanes: how many texts are computed at a time; others wait.
@@ -98,3 +156,6 @@ class Classifying:
 @jax.jit
 def _probabilities(bank: Bank, slots: Array, ids: Array, mask: Array, types: Array) -> Array:
     return jax.nn.softmax(bank.apply(slots, ids, mask, types), axis=-1)
+
+
+Engine = Generating | Classifying

@@ -1,4 +1,4 @@
-"""The arrays of a bank: made for what its adapters need, and written slot by slot."""
+"""The arrays of a bank: made for what its adapters need if memory has room, and written by slot."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from lora_jax.files.arrays import to_host
 from lora_jax.partition import flatten, is_array
 from lora_jax.serving.entries import Name
 from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method, Slots
+from lora_jax.sharding.memory import available, size, tree_bytes
 from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, settings_of
 
 
@@ -181,6 +182,37 @@ def _with_placements(base: Frozen, placements: Sequence[Placement], variant: Slo
         for each in (placed[path] for path in base.spec.paths if path in placed)
     )
     return dataclasses.replace(base, spec=dataclasses.replace(base.spec, placements=inside))
+
+
+class NoMemoryError(ValueError):
+    """An adapter needs more memory in a bank than there is now."""
+
+
+def require_room(held: Held, found: Mapping[Name, np.ndarray], slots: int, donate: bool) -> None:
+    """Raise a NoMemoryError if memory has no room for an adapter's new arrays; none is made.
+
+    Args:
+      held: what the bank has.
+      found: what the adapter has.
+      slots: how many copies the bank holds of each array.
+      donate: whether the bank's arrays are taken; otherwise all of them are copied.
+    """
+    methods = methods_with(held, found)
+    new = {name: x for name, x in found.items() if key_of(name, methods) not in held.arrays}
+    if not new:
+        return
+    needed = added = slots * sum(x.nbytes for x in new.values())
+    if not donate:
+        needed += added + tree_bytes(held.arrays)
+    room = available()
+    if room is not None and needed > room:
+        largest = max(new, key=lambda name: new[name].nbytes)
+        what = "trains" if largest.part == "params" else "adapts"
+        raise NoMemoryError(
+            f"the adapter {what} '{largest.path or largest.name}', and all slots of a bank have "
+            f"room for what any adapter has: {slots} copies of what is new take {size(needed)}, "
+            f"and {size(room)} of memory are available; take a smaller capacity"
+        )
 
 
 def written(held: Held, slot: int, found: Mapping[Name, np.ndarray], donate: bool) -> Held:

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.serving import fastest_way, pick
-from lora_jax.serving.fastest_way import Product, chosen, fastest, seconds
-from lora_jax.serving.ways import WAYS
+from lora_jax.serving import grouped_matmul
+from lora_jax.serving.grouped_matmul import WAYS, Product, chosen, fastest, seconds
 
 
 def test_only_a_way_that_is_clearly_faster_is_taken():
@@ -25,7 +24,7 @@ def test_a_product_is_measured_once_while_a_program_is_traced(compilations):
     slots = np.array([1, 0, 1])
     product = Product(3, 4, 2, 6, 5, 7, "float32")
     assert Product.of(jnp.asarray(x), jnp.asarray(a), jnp.asarray(b)) == product
-    y = jax.jit(jax.vmap(pick.dot, (0, 0, None, None)))(x, slots, a, b)
+    y = jax.jit(jax.vmap(grouped_matmul.dot, (0, 0, None, None)))(x, slots, a, b)
     wanted = [row @ a[slot].T @ b[slot] for row, slot in zip(x, slots, strict=True)]
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
     with compilations() as counted:
@@ -42,7 +41,7 @@ def test_a_product_is_measured_once_while_a_program_is_traced(compilations):
 def test_the_shortest_of_several_times_counts(inputs, turns, shortest, monkeypatch):
     """A way that at first takes more than three times as long as the usual one has no others."""
     ticks = itertools.chain.from_iterable((0.0, each) for each in turns)
-    monkeypatch.setattr(fastest_way, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(grouped_matmul, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     times = seconds(Product(2, 3, 2, 1, inputs, 7, "float32"), "cpu")
     assert times == {"gather": 3, "concat": shortest}
     assert next(ticks, None) is None
@@ -61,8 +60,8 @@ def test_what_the_device_cannot_compute_is_left_out(monkeypatch):
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
 
     product = Product(2, 3, 2, 1, 2, 2, "float32")
-    monkeypatch.setattr(fastest_way, "WAYS", {**WAYS, "concat": fails})
+    monkeypatch.setattr(grouped_matmul, "WAYS", {**WAYS, "concat": fails})
     assert seconds(product, jax.default_backend()).keys() == {"gather"}
-    monkeypatch.setattr(fastest_way, "WAYS", {**WAYS, "gather": fails})
+    monkeypatch.setattr(grouped_matmul, "WAYS", {**WAYS, "gather": fails})
     with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
         seconds(product._replace(rows=3), jax.default_backend())
