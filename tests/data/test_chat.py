@@ -8,9 +8,9 @@ import pytest
 from chat_templates import ANSWER, CONVERSATIONS, SYSTEM, TEMPLATES, USER, message
 
 pytest.importorskip("jinja2")
-from lora_jax.data.sources.chat_task import as_chat
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.examples import Prompts
+from lora_jax.data.sources import as_chat
+from lora_jax.data.task import TextTask
 from lora_jax.data.tokenizing.chat_templates import (
     ChatTemplate,
     load_chat_template,

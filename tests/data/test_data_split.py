@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lora_jax.data import Examples, Task, as_written, normalise, rotten_tomatoes, stratified_split
-from lora_jax.data.tasks.split import TooFewError
+from lora_jax.data.split import TooFewError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from lora_jax.data import load_task
 from lora_jax.data.sources import tfds
-from lora_jax.data.tasks.glue import SPECS
+from lora_jax.data.tasks import SPECS
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings, strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from lora_jax.data import Tokenizer, collate, load_tokenizer
-from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.examples import Prompts
 from lora_jax.data.tokenizing.encode_prompts import (
     encode_options,
     encode_options_cached,

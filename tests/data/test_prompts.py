@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from lora_jax.data import normalise
-from lora_jax.data.tasks.prompts import Prompts, concatenate
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.examples import Prompts, concatenate
+from lora_jax.data.task import TextTask
 
 
 def part(name="train", count=40, choices=3, **more):

@@ -5,8 +5,7 @@ import json
 import pytest
 from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
 
-from lora_jax.data.sources import alpaca, commonsense
-from lora_jax.data.sources.load import load_text_task
+from lora_jax.data.sources import alpaca, commonsense, load_text_task
 
 START = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "

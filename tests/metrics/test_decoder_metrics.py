@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.examples import Prompts
+from lora_jax.data.task import TextTask
 from lora_jax.data.tokenizing.encode_prompts import option_outputs
 from lora_jax.metrics import label_metrics
 

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.examples import Prompts
 from lora_jax.metrics import text_metrics
 from lora_jax.metrics.text_metrics import (
     bleu,

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import TooFewError, as_written, normalise
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.split import TooFewError, as_written, normalise
+from lora_jax.data.task import TextTask
 from lora_jax.files import json_text
 from lora_jax.suggest import nearest, require_known
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_jax.data.examples import Prompts, concatenate
 from lora_jax.data.sources import alpaca
-from lora_jax.data.tasks.prompts import Prompts, concatenate
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.task import TextTask
 from lora_jax.suggest import nearest
 
 SETS = (

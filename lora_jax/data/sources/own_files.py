@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.data.examples import Examples
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.split import as_written, plain_split, stratified_split
-from lora_jax.data.tasks.task import Task
+from lora_jax.data.split import as_written, plain_split, stratified_split
+from lora_jax.data.task import Task
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest, require_known
 

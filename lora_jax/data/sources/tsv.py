@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.sources import rows
-from lora_jax.data.sources.assemble import Record, assemble
-from lora_jax.data.tasks.glue import TaskPart, TaskSpec
-from lora_jax.data.tasks.task import Task
+from lora_jax.data.task import Task
+from lora_jax.data.tasks import SPECS, Record, TaskPart, TaskSpec, assemble
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
-_HOLDERS = ("gluedata", "glue", "superglue", "supergluedata")
-
 
 def load(name: str, folder: str | Path) -> Task:
-    """Load the task `name` of `lora_jax.data.tasks.glue.SPECS` from `folder`.
+    """Load the task `name` of `lora_jax.data.tasks.SPECS` from `folder`.
 
     The folder holds the tasks' folders (`CoLA`, `SST-2`, ...), holds a folder such as `glue_data`
     or `super_glue` with them, or is itself the task's folder. Raises `FileNotFoundError` if a
@@ -46,7 +43,9 @@ def find(folder: Path, spec: TaskSpec) -> Path:
         raise FileNotFoundError(f"there is no folder {folder}")
     wanted = {_plain(name) for name in spec.folders}
     inside = _folders(folder)
-    holders = [folder, *(each for each in inside if _plain(each.name) in _HOLDERS)]
+    benchmarks = {_plain(name.partition("/")[0]) for name in SPECS}
+    named = (each for each in inside if _plain(each.name).removesuffix("data") in benchmarks)
+    holders = [folder, *named]
     places = [each for holder in holders for each in _folders(holder)]
     places = [each for each in [*places, folder] if _plain(each.name) in wanted]
     if not places:
