@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from one_line import refuses
 
 from lora_jax.data import (
     BatchPlan,
@@ -59,8 +60,7 @@ def test_boundaries_by_hand():
 def test_no_boundary_exceeds_the_limit():
     assert bucket_boundaries([3, 49, 50], 3, 8, limit=50) == (8, 50)
     assert bucket_boundaries([3, 17], 3, 8, limit=50) == (8, 24)
-    with pytest.raises(ValueError, match="a length of 51 exceeds the limit of 50"):
-        bucket_boundaries([51], limit=50)
+    refuses("a length of 51 exceeds the limit of 50", bucket_boundaries, [51], limit=50)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,7 @@ def test_no_boundary_exceeds_the_limit():
     ],
 )
 def test_bad_boundaries_are_refused(args, message):
-    with pytest.raises(ValueError, match=message):
-        bucket_boundaries(*args)
+    refuses(message, bucket_boundaries, *args)
 
 
 @given(some_lengths, batch_sizes, max_buckets, seeds, st.integers(0, 1000))
@@ -200,10 +199,8 @@ def test_in_order_undoes_the_evaluation_plan(lengths, batch_size, buckets):
     ],
 )
 def test_bad_plans_are_refused(lengths, batch_size, boundaries, message):
-    with pytest.raises(ValueError, match=message):
-        eval_plan(lengths, batch_size, boundaries)
-    with pytest.raises(ValueError, match=message):
-        plan_epoch(lengths, batch_size, boundaries, 0, 0)
+    refuses(message, eval_plan, lengths, batch_size, boundaries)
+    refuses(message, plan_epoch, lengths, batch_size, boundaries, 0, 0)
 
 
 def encoded(rows, labels, pad_id=9):
@@ -266,5 +263,6 @@ def test_the_batches_hold_the_data(lengths, batch_size, buckets):
     ],
 )
 def test_bad_batches_are_refused(indices, padded_length, message):
-    with pytest.raises(ValueError, match=message):
-        collate(encoded([[1, 2, 3], [4]], [0, 1]), indices, padded_length, batch_size=2)
+    refuses(
+        message, collate, encoded([[1, 2, 3], [4]], [0, 1]), indices, padded_length, batch_size=2
+    )

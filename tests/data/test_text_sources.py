@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from one_line import refuses
 from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
 
 from lora_jax.data.sources import alpaca, commonsense, load_text_task
@@ -65,9 +66,7 @@ def test_the_joint_file(tmp_path):
 )
 def test_commonsense_that_is_not_there(tmp_path, name, message):
     write_sets(tmp_path, ["boolq"], ["boolq", "piqa", "hellaswag"])
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_text_task(name, "commonsense", tmp_path)
-    assert "\n" not in str(error.value)
+    refuses(message, load_text_task, name, "commonsense", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +91,7 @@ def test_commonsense_that_is_not_there(tmp_path, name, message):
 def test_commonsense_that_cannot_be_read(tmp_path, content, message):
     write_sets(tmp_path, ["boolq"], ["boolq"])
     (tmp_path / "boolq" / "train.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_text_task("boolq", "commonsense", tmp_path)
+    refuses(message, load_text_task, "boolq", "commonsense", tmp_path)
 
 
 LINEAR = [
@@ -128,8 +126,14 @@ def test_e2e_without_its_train_part(tmp_path):
     many = [(f"name[{i}]", [f"{i} one", f"{i} two"]) for i in range(60)]
     write_e2e(tmp_path, "csv", ["validation", "test"], many)
     for form, missing in (("", "neither train.txt, valid.txt, test.txt nor"), ("csv", "no")):
-        with pytest.raises(FileNotFoundError, match=f"has {missing} trainset.csv; data 'e2e_dev'"):
-            load_text_task("e2e", "e2e", tmp_path, {"form": form})
+        refuses(
+            f"has {missing} trainset.csv; data 'e2e_dev'",
+            load_text_task,
+            "e2e",
+            "e2e",
+            tmp_path,
+            {"form": form},
+        )
     task = load_text_task("e2e_dev", "e2e", tmp_path)
     assert (task.name, len(task.train), len(task.validation)) == ("e2e_dev", 20, 50)
     assert not set(task.train.prompts) & set(task.validation.prompts)
@@ -152,8 +156,7 @@ def test_e2e_that_cannot_be_read(tmp_path, file, content, message):
     form = file[-3:]
     write_e2e(tmp_path, form, ["train", "validation", "test"])
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=message):
-        load_text_task("e2e", "e2e", tmp_path)
+    refuses(message, load_text_task, "e2e", "e2e", tmp_path)
 
 
 def test_alpaca_has_two_prompts(tmp_path):
@@ -187,14 +190,24 @@ def test_alpaca_has_two_prompts(tmp_path):
         "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1
     )
     assert (len(held.train), len(held.validation), list(held.extra)) == (2, 1, ["extra"])
-    with pytest.raises(ValueError, match=r"a\.json has 3 examples, .* a smaller data\.validation"):
-        load_text_task("own", "alpaca", tmp_path, {"train": "a.json"})
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*alpaca_data\.json"):
-        load_text_task("own", "alpaca", tmp_path)
-    with pytest.raises(ValueError, match=r"files has no 'trian'; nearest: 'train'"):
-        load_text_task("own", "alpaca", tmp_path, {"trian": "a.json"})
-    with pytest.raises(ValueError, match="is not named"):
-        load_text_task("own", "alpaca", tmp_path, {"train": "a.csv"})
+    refuses(
+        r"a\.json has 3 examples, .* a smaller data\.validation",
+        load_text_task,
+        "own",
+        "alpaca",
+        tmp_path,
+        {"train": "a.json"},
+    )
+    refuses(r"there is no file .*alpaca_data\.json", load_text_task, "own", "alpaca", tmp_path)
+    refuses(
+        r"files has no 'trian'; nearest: 'train'",
+        load_text_task,
+        "own",
+        "alpaca",
+        tmp_path,
+        {"trian": "a.json"},
+    )
+    refuses("is not named", load_text_task, "own", "alpaca", tmp_path, {"train": "a.csv"})
 
 
 def write_instructions(path, instructions):
@@ -231,8 +244,15 @@ def test_instructions_that_are_left_out_are_counted(tmp_path):
 def test_half_of_a_surrogate_pair_is_named(tmp_path, name):
     content = '{"instruction": "x", "output": "y \\ud83d"}'
     (tmp_path / name).write_text(f"[{content}]" if name == "a.json" else content)
-    with pytest.raises(ValueError, match=r"(entry|line) 1: 'output' has half of a surrogate pair$"):
-        load_text_task("own", "alpaca", tmp_path, {"train": name}, validation=1)
+    refuses(
+        r"(entry|line) 1: 'output' has half of a surrogate pair$",
+        load_text_task,
+        "own",
+        "alpaca",
+        tmp_path,
+        {"train": name},
+        validation=1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,6 +269,4 @@ def test_half_of_a_surrogate_pair_is_named(tmp_path, name):
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(arguments, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_text_task(*arguments)
-    assert "\n" not in str(error.value)
+    refuses(message, load_text_task, *arguments)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_writer
+from one_line import refuses
 from scipy.stats import chisquare
 from small_decoder import functional, random_decoder
 from toy_texts import PROMPTS, greedy, padded, toy
@@ -252,16 +253,28 @@ def test_adapters_write_what_merged_weights_write(x64):
 def test_what_is_refused(changes, message):
     ids, mask = padded(PROMPTS)
     given = {"input_ids": ids, "attention_mask": mask, **SETTINGS, **changes}
-    with pytest.raises(ValueError, match=message) as caught:
-        generate(toy_writer.step, toy(0)[1], **given)
-    assert "\n" not in str(caught.value)
+    refuses(message, generate, toy_writer.step, toy(0)[1], **given)
 
 
 def test_prompts_that_are_refused():
     ids, mask = padded(PROMPTS)
-    with pytest.raises(ValueError, match="prompt 1 has no token"):
-        generate(toy_writer.step, toy(0)[1], ids, np.where([[1], [0], [1]], mask, 0), **SETTINGS)
+    refuses(
+        "prompt 1 has no token",
+        generate,
+        toy_writer.step,
+        toy(0)[1],
+        ids,
+        np.where([[1], [0], [1]], mask, 0),
+        **SETTINGS,
+    )
     step, params = cached_step(random_decoder("gpt2"))
     generous = {**SETTINGS, "max_new_tokens": 29}
-    with pytest.raises(ValueError, match="a cache of 33 tokens; the model takes at most 32"):
-        generate(step, (params,), ids, mask, **generous)
+    refuses(
+        "a cache of 33 tokens; the model takes at most 32",
+        generate,
+        step,
+        (params,),
+        ids,
+        mask,
+        **generous,
+    )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 import tokenizers
 import toy_writer
+from one_line import refuses
 from tokenizers import decoders, models, pre_tokenizers
 from toy_texts import greedy, search, toy
 
@@ -93,15 +94,10 @@ def test_what_is_refused(tokenizer):
         settings = {**SETTINGS, **changes}
         return generate_texts(generate, toy_writer.step, given, tokenizer, prompts, **settings)
 
-    with pytest.raises(ValueError, match="prompt 1 '' has no token; begin it with one"):
-        run(["one", ""])
-    with pytest.raises(ValueError, match="data set 'prompts' is empty"):
-        run([])
-    with pytest.raises(ValueError, match="data set 'prompts': texts is one string, not a list"):
-        run("one")
-    with pytest.raises(ValueError, match="a length of 3 exceeds the limit of 2"):
-        run(["one two", "two two three"], limit=2)
-    with pytest.raises(ValueError, match="eos_ids must be an integer >= 0, got -1"):
-        run(["one"], eos_ids=-1)
+    refuses("prompt 1 '' has no token; begin it with one", run, ["one", ""])
+    refuses("data set 'prompts' is empty", run, [])
+    refuses("data set 'prompts': texts is one string, not a list", run, "one")
+    refuses("a length of 3 exceeds the limit of 2", run, ["one two", "two two three"], limit=2)
+    refuses("eos_ids must be an integer >= 0, got -1", run, ["one"], eos_ids=-1)
     with pytest.raises(TypeError, match="top_q"):
         run(["one"], top_q=0.9)
