@@ -1,6 +1,7 @@
 """Chat templates: rendered as their authors mean them, found where they are published, refused."""
 
 import datetime
+import functools
 import json
 import sys
 
@@ -103,18 +104,28 @@ def test_prompt_and_completion_make_the_whole(name, case):
     assert said.rpartition("\n")[2] in completion and said not in prompt
 
 
-def test_where_the_prompt_is_no_beginning():
-    own = ChatTemplate("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
-    refuses(
-        r"does not begin with the prompt for it: '2HiHello!' in place",
-        prompt_and_completion,
-        own,
-        HELLO,
-    )
-    longer = ChatTemplate("ab{% if messages | length == 1 %}c{% endif %}")
-    refuses("'' in place of 'c'", prompt_and_completion, longer, HELLO)
-    refuses("must be the assistant's, not 'user'", prompt_and_completion, own, HELLO[:1])
-    refuses("needs a message", prompt_and_completion, own, HELLO[1:])
+COUNTED = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+LONGER = "ab{% if messages | length == 1 %}c{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "error"),
+    [
+        (COUNTED, HELLO, r"does not begin with the prompt for it: '2HiHello!' in place"),
+        (LONGER, HELLO, "'' in place of 'c'"),
+        (COUNTED, HELLO[:1], "must be the assistant's, not 'user'"),
+        (COUNTED, HELLO[1:], "needs a message"),
+    ],
+)
+def test_where_the_prompt_is_no_beginning(source, messages, error):
+    refuses(error, prompt_and_completion, ChatTemplate(source), messages)
+
+
+def rendered(source, messages):
+    return ChatTemplate(source, TOKENS).render(messages)
+
+
+DEEP = functools.reduce(lambda inner, _: [inner], range(5000), [])
 
 
 @pytest.mark.parametrize(
@@ -137,26 +148,13 @@ def test_where_the_prompt_is_no_beginning():
             "cannot render these messages: .*'append' of 'list' object is unsafe",
         ),
         ("{{ messages.__class__.__mro__[1] }}", [USER], "cannot render these messages: .*unsafe"),
+        (TEMPLATES["llama2"], [USER, USER], "chat template: .*roles must alternate user/assistant"),
+        ("{% if true %}\n{% endfor %}", [], "^chat template: not a chat template: line 2: "),
+        ("x", [{"role": "user", "content": DEEP}], "what is rendered must be plain data"),
     ],
 )
 def test_messages_that_cannot_be_rendered(source, messages, error):
-    refuses(error, ChatTemplate(source).render, messages)
-
-
-def test_roles_that_must_alternate():
-    refuses(
-        r"chat template: .*roles must alternate user/assistant",
-        template("llama2").render,
-        [USER, USER],
-    )
-
-
-def test_what_is_no_template():
-    refuses(
-        r"^chat template: not a chat template: line 2: ",
-        ChatTemplate,
-        "{% if true %}\n{% endfor %}",
-    )
+    refuses(error, rendered, source, messages)
 
 
 def test_without_jinja_the_command_is_named(monkeypatch):
@@ -219,17 +217,6 @@ def test_a_file_that_jinja_or_python_cannot_take_is_one_line(tmp_path, content, 
         load_chat_template(tmp_path)
     assert str(tmp_path / "chat_template.jinja") in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_message_may_not_be_of_any_depth():
-    deep = []
-    for _ in range(5000):
-        deep = [deep]
-    refuses(
-        "what is rendered must be plain data",
-        template("llama2").render,
-        [{"role": "user", "content": deep}],
-    )
 
 
 def test_the_metadata_of_a_gguf_file(tmp_path):

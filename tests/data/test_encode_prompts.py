@@ -17,7 +17,6 @@ from lora_jax.data.tokenizing.encode_prompts import (
     encode_options_cached,
     encode_prompts,
     encode_prompts_cached,
-    option_characters,
     option_outputs,
 )
 
@@ -216,7 +215,6 @@ def test_options_are_rows_without_an_end():
     ]
     assert encoded.labels.tolist() == [1, 2, 1, 1, 1]
     assert encode_options(GPT2, prompts, 3, BOS)[0].truncated == 4
-    assert option_characters(prompts).tolist() == [1, 2, 1, 1, 1]
     refuses("'p' has no options", encode_options, GPT2, Prompts("p", ["x"], ["c"]), 9)
 
 
@@ -232,17 +230,8 @@ def test_option_outputs_by_hand():
     found = option_outputs(loglik, np.array([0, 2, 5]))
     assert found.dtype == np.float32
     assert found.tolist() == [[-1, -2, np.float32(-1e30)], [-6, -4, -5]]
-    by_length = option_outputs(loglik, np.array([0, 2, 5]), np.array([1, 4, 4, 1, 10]))
-    assert by_length.tolist() == [[-1, -0.5, np.float32(-1e30)], [-1.5, -4, -0.5]]
-    assert (found.argmax(1).tolist(), by_length.argmax(1).tolist()) == ([0, 1], [1, 2])
-    refuses(r"of shape \(4,\) for 5 options", option_outputs, loglik[:4], np.array([0, 2, 5]))
-    refuses(
-        "lengths must be 5 numbers of 1 or more",
-        option_outputs,
-        loglik,
-        np.array([0, 2, 5]),
-        np.zeros(5),
-    )
+    said = r"of shape \(4,\) for 5 options"
+    refuses(said, option_outputs, loglik[:4], np.array([0, 2, 5]))
 
 
 def test_the_second_time_comes_from_the_file(tmp_path):

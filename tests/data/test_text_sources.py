@@ -2,6 +2,7 @@
 
 import json
 
+import official
 import pytest
 from one_line import refuses
 from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
@@ -53,45 +54,38 @@ def test_the_joint_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "content", "message"),
     [
-        ("bolq", "unknown commonsense set 'bolq'; nearest: 'boolq'"),
-        ("boolq+pica", "unknown commonsense set 'pica'; nearest: 'piqa'"),
-        ("piqa", "has no piqa/train.json; to evaluate on it, train on others"),
-        ("winogrande", "has no winogrande/train.json"),
-        ("boolq+winogrande", "has no winogrande/test.json"),
-        ("piqa+hellaswag", "has no train.json for piqa, hellaswag"),
-        ("commonsense_170k", "there is no file .*commonsense_170k.json"),
-    ],
-)
-def test_commonsense_that_is_not_there(tmp_path, name, message):
-    write_sets(tmp_path, ["boolq"], ["boolq", "piqa", "hellaswag"])
-    refuses(message, load_text_task, name, "commonsense", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[", "train.json is not JSON"),
-        ("{}", "train.json is not a list of entries"),
-        ("[]", "train.json has no entries"),
-        ("[3]", "train.json, entry 1 is not an object"),
-        ('[{"instructon": ""}]', "entry 1 has no 'instruction'; nearest: 'instructon'"),
-        ('[{"instruction": "?", "output": 1}]', "entry 1: 'output' is 1, not a text"),
+        ("bolq", "", "unknown commonsense set 'bolq'; nearest: 'boolq'"),
+        ("boolq+pica", "", "unknown commonsense set 'pica'; nearest: 'piqa'"),
+        ("piqa", "", "has no piqa/train.json; to evaluate on it, train on others"),
+        ("winogrande", "", "has no winogrande/train.json"),
+        ("boolq+winogrande", "", "has no winogrande/test.json"),
+        ("piqa+hellaswag", "", "has no train.json for piqa, hellaswag"),
+        ("commonsense_170k", "", "there is no file .*commonsense_170k.json"),
+        ("boolq", "[", "train.json is not JSON"),
+        ("boolq", "{}", "train.json is not a list of entries"),
+        ("boolq", "[]", "train.json has no entries"),
+        ("boolq", "[3]", "train.json, entry 1 is not an object"),
+        ("boolq", '[{"instructon": ""}]', "entry 1 has no 'instruction'; nearest: 'instructon'"),
+        ("boolq", '[{"instruction": "?", "output": 1}]', "entry 1: 'output' is 1, not a text"),
         (
+            "boolq",
             '[{"instruction": "?", "output": "", "answer": "true"}]',
             "entry 1: the instruction does not end in 'Answer format: ...'",
         ),
         (
+            "boolq",
             '[{"instruction": "Answer format: yes/no", "output": "", "answer": "true"}]',
             "entry 1: the answer 'true' is none of 'yes', 'no'",
         ),
     ],
 )
-def test_commonsense_that_cannot_be_read(tmp_path, content, message):
-    write_sets(tmp_path, ["boolq"], ["boolq"])
-    (tmp_path / "boolq" / "train.json").write_text(content)
-    refuses(message, load_text_task, "boolq", "commonsense", tmp_path)
+def test_commonsense_that_cannot_be_read(tmp_path, name, content, message):
+    write_sets(tmp_path, ["boolq"], ["boolq", "piqa", "hellaswag"])
+    if content:
+        (tmp_path / "boolq" / "train.json").write_text(content)
+    refuses(message, load_text_task, name, "commonsense", tmp_path)
 
 
 LINEAR = [
@@ -190,24 +184,24 @@ def test_alpaca_has_two_prompts(tmp_path):
         "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1
     )
     assert (len(held.train), len(held.validation), list(held.extra)) == (2, 1, ["extra"])
-    refuses(
-        r"a\.json has 3 examples, .* a smaller data\.validation",
-        load_text_task,
-        "own",
-        "alpaca",
-        tmp_path,
-        {"train": "a.json"},
-    )
-    refuses(r"there is no file .*alpaca_data\.json", load_text_task, "own", "alpaca", tmp_path)
-    refuses(
-        r"files has no 'trian'; nearest: 'train'",
-        load_text_task,
-        "own",
-        "alpaca",
-        tmp_path,
-        {"trian": "a.json"},
-    )
-    refuses("is not named", load_text_task, "own", "alpaca", tmp_path, {"train": "a.csv"})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train": "a.json"}, r"a\.json has 1 examples, .* a smaller data\.validation"),
+        ({}, r"there is no file .*alpaca_data\.json"),
+        ({"trian": "a.json"}, r"files has no 'trian'; nearest: 'train'"),
+        ({"train": "a.csv"}, "is not named"),
+        ({"train": "half.json"}, "entry 1: 'output' has half of a surrogate pair$"),
+        ({"train": "half.jsonl"}, "line 1: 'output' has half of a surrogate pair$"),
+    ],
+)
+def test_instructions_that_cannot_be_read(tmp_path, files, message):
+    half = '{"instruction": "x", "output": "y \\ud83d"}'
+    contents = {"a.json": '[{"instruction": "x", "output": "y"}]', "half.jsonl": half}
+    official.write(tmp_path, {**contents, "half.json": f"[{half}]"})
+    refuses(message, load_text_task, "own", "alpaca", tmp_path, files)
 
 
 def write_instructions(path, instructions):
@@ -238,21 +232,6 @@ def test_instructions_that_are_left_out_are_counted(tmp_path):
     assert (len(task.train), len(task.validation)) == (14, 3)
     places = [int(each) // 2 for each in task.train.ids + task.validation.ids]
     assert sorted(set(places)) == list(range(10))
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_half_of_a_surrogate_pair_is_named(tmp_path, name):
-    content = '{"instruction": "x", "output": "y \\ud83d"}'
-    (tmp_path / name).write_text(f"[{content}]" if name == "a.json" else content)
-    refuses(
-        r"(entry|line) 1: 'output' has half of a surrogate pair$",
-        load_text_task,
-        "own",
-        "alpaca",
-        tmp_path,
-        {"train": name},
-        validation=1,
-    )
 
 
 @pytest.mark.parametrize(

@@ -171,12 +171,6 @@ def test_tokens_are_those_of_each_text_alone(served, started):
     assert ends == {"stop", "length"} and slots == {0, 1, 2, 3}
 
 
-def test_a_text_ends_where_its_lane_is_full(served, started):
-    request = Request(1, list(range(15)) * 2, max_new_tokens=NEW)
-    ((tokens, finish),) = finished(started(lanes=2), request)
-    assert (tokens, finish) == alone(served, request, {}) and len(tokens) == CAPACITY - 29
-
-
 def test_only_the_first_text_of_a_length_compiles(served, started, compilations):
     """Not those that follow, with whatever settings, nor adapters that are put and removed."""
     scheduler, (first, second, _) = started(lanes=2), served.adapters

@@ -187,36 +187,19 @@ def test_parts_of_a_task():
     )
 
 
-def test_what_cannot_be_scored_is_named():
-    logits, labels = draw(0)
-    refuses(
-        "unknown metric 'acuracy' of these outputs; nearest: 'accuracy'",
-        label_metrics.score,
-        ("acuracy",),
-        logits,
-        labels,
-    )
-    refuses(
-        "unknown metric 'pearson' of these outputs",
-        label_metrics.score,
-        ("pearson",),
-        logits,
-        labels,
-    )
-    refuses(
-        "60 outputs cannot be scored against 0 labels",
-        label_metrics.score,
-        ("accuracy",),
-        logits,
-        None,
-    )
-    refuses(
-        "60 outputs cannot be scored against 59 labels",
-        label_metrics.score,
-        ("accuracy",),
-        logits,
-        labels[:-1],
-    )
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("acuracy", [0, 1], "unknown metric 'acuracy' of these outputs; nearest: 'accuracy'"),
+        ("pearson", [0, 1], "unknown metric 'pearson' of these outputs"),
+        ("accuracy", None, "2 outputs cannot be scored against 0 labels"),
+        ("accuracy", [0], "2 outputs cannot be scored against 1 labels"),
+        ("accuracy", [0, 2], "labels must be classes, from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(name, labels, message):
+    labels = None if labels is None else np.array(labels)
+    refuses(message, label_metrics.score, (name,), np.eye(2), labels)
 
 
 # Rows as the papers print them: the average, then its numbers in the order of their columns.

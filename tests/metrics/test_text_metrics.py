@@ -155,23 +155,31 @@ def test_exact_match_counts_what_is_equal_but_for_outer_spaces():
     assert exact_match([" a", "b", "c ", "D"], [["x", "a "], ["a"], ["c"], ["d"]]).value == 50
 
 
-def test_scores_that_are_not_there():
-    refuses("no metric 'meteor': METEOR", score_texts, ["bleu", "meteor"], ["a"], [["a"]])
-    for name in ("nist", "cider"):
-        refuses(f"there is no metric '{name}': ", score_texts, [name], ["a"], [["a"]])
-    refuses(
-        "unknown metric 'blue' of texts; nearest: 'bleu'", score_texts, ["blue"], ["a"], [["a"]]
-    )
+TWO = ["a", "b"]
+NAMED = ("bleu", "chrf", "rouge_l", "exact_match")
 
 
-@pytest.mark.parametrize("measure", [bleu, chrf, rouge_l, exact_match])
-def test_texts_and_references_have_to_fit(measure):
-    refuses("2 texts cannot be scored against references of 1 texts", measure, ["a", "b"], [["a"]])
-    refuses("0 texts cannot be scored", measure, [], [])
-    refuses(
-        r"references\[1\] is \[\]: expected one or more texts", measure, ["a", "b"], [["a"], []]
-    )
-    refuses(r"references\[0\] is 'a': expected one or more texts", measure, ["a"], ["a"])
+@pytest.mark.parametrize(
+    ("names", "texts", "references", "message"),
+    [
+        (["bleu", "meteor"], ["a"], [["a"]], "there is no metric 'meteor': METEOR"),
+        (["nist"], ["a"], [["a"]], "there is no metric 'nist': "),
+        (["cider"], ["a"], [["a"]], "there is no metric 'cider': "),
+        (["blue"], ["a"], [["a"]], "unknown metric 'blue' of texts; nearest: 'bleu'"),
+        *[
+            ([name], *case)
+            for name in NAMED
+            for case in (
+                (TWO, [["a"]], "2 texts cannot be scored against references of 1 texts"),
+                ([], [], "0 texts cannot be scored"),
+                (TWO, [["a"], []], r"references\[1\] is \[\]: expected one or more texts"),
+                (["a"], ["a"], r"references\[0\] is 'a': expected one or more texts"),
+            )
+        ],
+    ],
+)
+def test_what_cannot_be_scored_is_refused(names, texts, references, message):
+    refuses(message, score_texts, names, texts, references)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
