@@ -104,14 +104,6 @@ class Examples(Part):
         return sha256_of([self.texts, self.second_texts])
 
 
-def main_metric(task: str, metrics: Sequence[str], metric: str) -> str:
-    """A task's main metric, by default the first; ValueError if it is none of the metrics."""
-    found = metric or metrics[0]
-    if found not in metrics:
-        raise ValueError(f"task {task!r}: the main metric {found!r} is not among {metrics}")
-    return found
-
-
 def texts_of(name: str, field: str, values: Sequence[str]) -> tuple[str, ...]:
     """The texts of a data set's field; ValueError if it is not a sequence of strings."""
     if isinstance(values, str):  # a string is itself a Sequence[str]

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lora_jax.data.examples import Examples, Prompts, main_metric, sha256_of
+from lora_jax.data.examples import Examples, Prompts, sha256_of
 from lora_jax.data.split import (
     TooFewError,
     normalise,
@@ -59,7 +59,7 @@ class Task:
             )
         if not self.metrics:
             object.__setattr__(self, "metrics", ("accuracy",) if names else ("pearson",))
-        object.__setattr__(self, "metric", main_metric(self.name, self.metrics, self.metric))
+        object.__setattr__(self, "metric", _main_metric(self.name, self.metrics, self.metric))
         if unknown := self.extra_metrics.keys() - self.extra.keys():
             raise ValueError(
                 f"task {self.name!r}: extra_metrics has {min(unknown)!r}, which is no extra part"
@@ -218,7 +218,7 @@ class TextTask:
             choice = self.validation.options is not None
             names = ("accuracy", "eval_loss") if choice else ("token_loss", "perplexity")
             object.__setattr__(self, "metrics", names)
-        object.__setattr__(self, "metric", main_metric(self.name, self.metrics, self.metric))
+        object.__setattr__(self, "metric", _main_metric(self.name, self.metrics, self.metric))
         if self.train.completions is None:
             raise ValueError(
                 f"data set {self.train.name!r} of task {self.name!r} has nothing to learn"
@@ -294,6 +294,14 @@ class TextTask:
         if size == len(self.train):
             return self
         return dataclasses.replace(self, train=self.train.take(_draw(self, size, draw)))
+
+
+def _main_metric(task: str, metrics: tuple[str, ...], metric: str) -> str:
+    """A task's main metric, by default the first; ValueError if it is none of the metrics."""
+    found = metric or metrics[0]
+    if found not in metrics:
+        raise ValueError(f"task {task!r}: the main metric {found!r} is not among {metrics}")
+    return found
 
 
 def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:

@@ -87,10 +87,10 @@ def empty(bank: Bank, count: int, capacity: int) -> Lanes:
     # No array is there twice, as each is donated.
     slots, tokens, written = (jnp.zeros(count, jnp.int32) for _ in range(3))
     lanes = Lanes(cache, slots, tokens, written, jnp.zeros(count, bool), settings)
-    return jax.device_put(lanes, _beside(bank))
+    return jax.device_put(lanes, _placement(bank))
 
 
-def _beside(bank: Bank) -> Any:
+def _placement(bank: Bank) -> Any:
     """Where lanes are: on the bank's device, or on each of its mesh.
 
     They are put there, as what a program gives is: else it would be compiled again for its outputs.

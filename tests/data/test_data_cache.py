@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import tokenizers
+from same_tokens import same
 from tokenizers import models, pre_tokenizers
 
 from lora_jax.data import Examples, Tokenizer, cache_folder, encode, encode_cached
@@ -19,14 +20,6 @@ def make(words="a b c d e f", pad_id=0):
 
 
 EXAMPLES = Examples("toy", ["a b c", "d e", "f a b c d e"], np.array([0, 1, 0]))
-
-
-def same(found, expected):
-    for field in dataclasses.fields(expected):
-        one, other = getattr(found, field.name), getattr(expected, field.name)
-        np.testing.assert_array_equal(one, other)
-        if isinstance(other, np.ndarray):
-            assert one.dtype == other.dtype
 
 
 def test_the_second_time_comes_from_the_file(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import assume, given, settings, strategies as st
 from one_line import refuses
+from same_tokens import same
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from lora_jax.data import Tokenizer, collate, load_tokenizer
@@ -237,13 +238,6 @@ def test_option_outputs_by_hand():
 def test_the_second_time_comes_from_the_file(tmp_path):
     options = [["c", "ab"], ["b", "c", "x"]]
     prompts = Prompts("p", ["x", "xa"], ["c", "ab"], options, np.array([0, 0]))
-
-    def same(found, expected):
-        for field in ("ids", "type_ids", "offsets", "labels"):
-            one, other = getattr(found, field), getattr(expected, field)
-            np.testing.assert_array_equal(one, other)
-            assert one.dtype == other.dtype
-        assert (found.pad_id, found.truncated) == (expected.pad_id, expected.truncated)
 
     for cached in (False, True):
         made = encode_prompts_cached(GPT2, prompts, 4, EOS, BOS, tmp_path)
