@@ -72,8 +72,9 @@ def test_a_carriage_return_in_a_line_of_tsv_ends_no_row(tmp_path, end):
     """It cut an example in two; at the end of a line it is the end, as Windows has it."""
     lines = ["x\ty", "one\rtwo\t1", "", '"three\t0', ""]
     (tmp_path / "t.tsv").write_text(end.join(lines), encoding="utf-8-sig", newline="")
-    found = [(row.line, row.values) for row in read_rows(tmp_path / "t.tsv")]
-    assert found == [(2, {"x": "one\rtwo", "y": "1"}), (4, {"x": '"three', "y": "0"})]
+    found, path = read_rows(tmp_path / "t.tsv"), tmp_path / "t.tsv"
+    assert [row.where for row in found] == [f"{path}, line 2", f"{path}, line 4"]
+    assert [row.values for row in found] == [{"x": "one\rtwo", "y": "1"}, {"x": '"three', "y": "0"}]
     (tmp_path / "t.tsv").write_text(end.join(["x\ty", "one\ttwo\t1", ""]), newline="")
     refuses(r"line 2: 3 columns, the header has 2$", read_rows, tmp_path / "t.tsv")
     (tmp_path / "t.tsv").write_text("x\ty\rone\t1\r", newline="")

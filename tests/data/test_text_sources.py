@@ -66,8 +66,8 @@ def test_the_joint_file(tmp_path):
         ("boolq", "[", "train.json is not JSON"),
         ("boolq", "{}", "train.json is not a list of entries"),
         ("boolq", "[]", "train.json has no entries"),
-        ("boolq", "[3]", "train.json, entry 1 is not an object"),
-        ("boolq", '[{"instructon": ""}]', "entry 1 has no 'instruction'; nearest: 'instructon'"),
+        ("boolq", "[3]", "train.json, entry 1 is not a JSON object"),
+        ("boolq", '[{"instructon": ""}]', "entry 1: no column 'instruction'; nearest: 'ins"),
         ("boolq", '[{"instruction": "?", "output": 1}]', "entry 1: 'output' is 1, not a text"),
         (
             "boolq",

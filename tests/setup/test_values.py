@@ -10,7 +10,7 @@ from make_fixtures import bert, deberta, decoders
 
 from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
-from lora_jax.data.sources import alpaca, rows
+from lora_jax.data.sources import rows
 from lora_jax.data.tokenizing import vocabulary_files
 from lora_jax.models import families
 from lora_jax.models.parts.config_checks import MOST_LAYERS
@@ -173,7 +173,7 @@ READERS = {
     "config.json": weight_files.read_json,
     "tokenizer_config.json": vocabulary_files.read_settings,
     "data.jsonl": lambda path: list(rows._objects(path)),
-    "data.json": alpaca._list,
+    "data.json": rows.read_list,
 }
 
 

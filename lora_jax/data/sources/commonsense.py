@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_jax.data.examples import Prompts, concatenate
-from lora_jax.data.sources import alpaca
+from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.task import TextTask
 from lora_jax.suggest import nearest
 
@@ -75,18 +75,15 @@ def load(name: str, folder: str | Path) -> TextTask:
 
 def examples(name: str, path: Path, source: str) -> Prompts:
     """The examples of one file; their ids are `SOURCE/PLACE`."""
-    entries = alpaca.read(path, ("instruction", "output", "answer"))
-    options, answers = [], []
-    for number, entry in enumerate(entries, 1):
-        choices = _choices(f"{path}, entry {number}", entry)
-        options.append([said(choice) for choice in choices])
-        answers.append(choices.index(entry["answer"]))
+    found = alpaca.read(path, ("instruction", "output", "answer"))
+    entries = [row.values for row in found]
+    choices = [_choices(row) for row in found]
     return Prompts(
         name=name,
         prompts=[alpaca.prompt(each["instruction"], each["input"]) for each in entries],
         completions=[each["output"] for each in entries],
-        options=options,
-        answers=np.array(answers),
+        options=[[said(choice) for choice in each] for each in choices],
+        answers=np.array([c.index(e["answer"]) for c, e in zip(choices, entries, strict=True)]),
         ids=[f"{source}/{place}" for place in range(len(entries))],
     )
 
@@ -96,15 +93,16 @@ def said(choice: str) -> str:
     return f"the correct answer is {choice}"
 
 
-def _choices(where: str, entry: dict[str, str]) -> list[str]:
+def _choices(row: rows.Row) -> list[str]:
     """The possible answers, which are at the end of the instruction."""
-    found = _FORMAT.search(entry["instruction"])
+    found, answer = _FORMAT.search(row.values["instruction"]), row.values["answer"]
     if found is None:
-        raise ValueError(f"{where}: the instruction does not end in 'Answer format: ...'")
+        raise ValueError(f"{row.where}: the instruction does not end in 'Answer format: ...'")
     choices = found.group(1).split("/")
-    if entry["answer"] not in choices:
-        close = nearest(entry["answer"], choices)
-        raise ValueError(f"{where}: the answer '{entry['answer']}' is none of {close}")
+    if answer not in choices:
+        raise ValueError(
+            f"{row.where}: the answer '{answer}' is none of {nearest(answer, choices)}"
+        )
     return choices
 
 

@@ -103,7 +103,7 @@ def _paths(folder: Path, form: str, needed: Sequence[str]) -> dict[str, Path]:
 def _read(path: Path) -> list[tuple[str, str]]:
     """Representations in the format of LoRA's files, each with one sentence, in order."""
     if path.suffix == ".csv":
-        return [_row(path, row) for row in rows.read_rows(path)]
+        return [_row(row) for row in rows.read_rows(path)]
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -119,12 +119,12 @@ def _read(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _row(path: Path, row: rows.Row) -> tuple[str, str]:
-    representation, sentence = rows.text(path, row, "mr"), rows.text(path, row, "ref")
+def _row(row: rows.Row) -> tuple[str, str]:
+    representation, sentence = row.text("mr"), row.text("ref")
     try:
         return linear(representation), sentence.strip()
     except ValueError as error:
-        raise ValueError(f"{path}, line {row.line}: {error}") from None
+        raise ValueError(f"{row.where}: {error}") from None
 
 
 def _pairs(name: str, found: Sequence[tuple[str, str]], separator: str) -> Prompts:

@@ -74,15 +74,15 @@ def read_part(path: Path, spec: TaskSpec, part: TaskPart) -> list[Record]:
         missing = any(row.values.get(each) is None for each in needed)
         if spec.skip_incomplete and (missing or (part.labelled and row.values[target] == "")):
             continue
-        values = {name: rows.text(path, row, column) for name, column in columns.items()}
-        label = _label(path, row, target, spec.label_names) if part.labelled else None
+        values = {name: row.text(column) for name, column in columns.items()}
+        label = _label(row, target, spec.label_names) if part.labelled else None
         records.append(Record(values, label))
     return records
 
 
-def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
+def _label(row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
     """The class number, from a class's name or number; or a regression's target."""
-    value: Any = rows.value(path, row, column)
+    value: Any = row.value(column)
     if names is None:
         if (target := rows.target(str(value))) is not None:
             return target
@@ -93,7 +93,7 @@ def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None
         if number is not None and rows.whole(number) and 0 <= number < len(names):
             return int(number)
     expected = "a number that a float32 holds" if names is None else f"one of {', '.join(names)}"
-    raise ValueError(f"{path}, line {row.line}: '{column}' is {rows.shown(value)}, not {expected}")
+    raise ValueError(f"{row.where}: '{column}' is {rows.shown(value)}, not {expected}")
 
 
 def _plain(name: str) -> str:
