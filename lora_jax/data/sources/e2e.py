@@ -55,12 +55,12 @@ def load_texts(
       FileNotFoundError: one line that names the missing part.
       ValueError: an unknown name or form, or a line that cannot be read.
     """
+    require_known(name, NAMES, f"unknown E2E data '{name}'")
     task = _load(name, rows.folder_of("e2e", folder), **files)
     return task.hold_out(validation) if validation else task
 
 
 def _load(name: str, folder: Path, form: str = "", separator: str = SEPARATOR) -> TextTask:
-    require_known(name, NAMES, f"unknown E2E data '{name}'")
     if form:
         require_known(form, _FORMS, f"unknown form '{form}' of E2E")
     needed = ("validation", "test") if name == "e2e_dev" else ("train", "validation", "test")
