@@ -84,7 +84,7 @@ def test_without_a_network_the_way_out_is_told_at_once(monkeypatch):
     builder = SimpleNamespace(url_infos=infos)
     monkeypatch.setattr(tfds.socket, "getaddrinfo", resolve)
     monkeypatch.setattr(tfds.urllib.request, "getproxies", dict)
-    assert refuses("", tfds._check_reachable, "glue/rte", builder, SPECS["glue/rte"]) == (
+    assert refuses(".", tfds._check_reachable, "glue/rte", builder, SPECS["glue/rte"]) == (
         "tensorflow-datasets cannot download glue/rte: no connection to one.example (Name or "
         "service not known); to read it from a folder, set data.folder to one with RTE.zip"
     )

@@ -153,9 +153,9 @@ def test_among_numbers_nothing_else_becomes_a_class(tmp_path, label, suffix):
     said = refuses(where, task_of, tmp_path, labels, held=["1", "0"], suffix=suffix)
     assert label in said or ascii(label) in said
     if label not in ("O", "n/a"):  # of which one beside one number may be a class
-        refuses("", task_of, tmp_path, ["1", label], held=["1"], suffix=suffix)
+        refuses(".", task_of, tmp_path, ["1", label], held=["1"], suffix=suffix)
         other = f"a{label[1:]}" if "\u200b" in label else "1"
-        refuses("", task_of, tmp_path, [other, label], held=["1"])
+        refuses(".", task_of, tmp_path, [other, label], held=["1"])
 
 
 @pytest.mark.parametrize("target", ["1e-400", "-1e-40", "1e39", "1e400"])
