@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import jax
 
-from lora_jax.data.tokenizing.cache import cache_folder
+from lora_jax.data.tokenizing.tokenize import cache_folder
 from lora_jax.records.environment import processor
 
 FOLDER = "jax_compilation_cache_dir"

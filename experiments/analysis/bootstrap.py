@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_jax.metrics import label_metrics
-from lora_jax.metrics.samples import EachOnce, ratio
+from lora_jax.metrics.label_metrics import EachOnce, ratio
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000
@@ -113,7 +113,7 @@ class Without(_Sums):
 
 @dataclasses.dataclass(frozen=True)
 class Resamples(_Sums):
-    """Many bootstrap resamples as one `lora_jax.metrics.samples.Sample`.
+    """Many bootstrap resamples as one `lora_jax.metrics.label_metrics.Sample`.
 
     `drawn` says how often each question is in each resample, (resamples, questions). Correlations
     have formulas of their own here, as SciPy's would need a call for each resample.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from experiments.exports.place import Place, published
 from experiments.runs.finished_run import FinishedRun, replaced
-from lora_jax.data.tokenizing.export_tokenizer import has_tokenizer
+from lora_jax.data.tokenizing.tokenize import has_tokenizer
 from lora_jax.models.published.export import changed_from
 from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.transform.adapt import base_parts

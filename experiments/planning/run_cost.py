@@ -17,25 +17,9 @@ from experiments.planning.abstract_step import AbstractStep, batch_of, stays
 from experiments.planning.topologies import Accelerator
 from experiments.setup.from_config import make_loop
 from lora_jax.compiled.jaxpr_costs import product_flops, traffic_bytes, working_bytes
+from lora_jax.data.tasks import SPECS
 
 EXAMPLES = {
-    # Wang et al. 2018, arXiv 1804.07461, Table 1, exactly as in the official files.
-    "glue/cola": 8551,
-    "glue/sst2": 67349,
-    "glue/mrpc": 3668,
-    "glue/qqp": 363846,
-    "glue/stsb": 5749,
-    "glue/mnli": 392702,
-    "glue/ax": 392702,  # a run on AX trains on MNLI
-    "glue/qnli": 104743,
-    "glue/rte": 2490,
-    "glue/wnli": 635,
-    # Wang et al. 2019, arXiv 1905.00537, Table 1, exactly as in the official files.
-    "super_glue/boolq": 9427,
-    "super_glue/cb": 250,
-    "super_glue/copa": 800,  # 400 questions, each with two choices
-    "super_glue/wic": 5428,
-    "super_glue/rte": 2490,
     # Novikova et al. 2017, arXiv 1706.09254: 42,061 texts to train on.
     "e2e": 42061,
     # Hu et al. 2023, arXiv 2304.01933: the file commonsense_170k.json.
@@ -45,7 +29,7 @@ EXAMPLES = {
     # Yu et al. 2023, arXiv 2309.12284: 395K questions with answers.
     "metamath": 395000,
 }
-"""The training examples of published data sets."""
+"""The training examples of published data sets without a `TaskSpec`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +98,7 @@ def examples(name: str, train: int = 0) -> int | None:
       name: of the data, as configs name it.
       train: the number to which the config limits the examples; 0 for all.
     """
-    known = EXAMPLES.get(name)
+    known = SPECS[name].examples if name in SPECS else EXAMPLES.get(name)
     if known is None or not train:
         return train or known
     return min(train, known)

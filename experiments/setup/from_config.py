@@ -9,7 +9,7 @@ import lora_jax as lj
 import variants
 from configs import settings
 from lora_jax import data
-from lora_jax.data.tasks.split import TooFewError
+from lora_jax.data.split import TooFewError
 from lora_jax.methods.rank_budget import MOST_STEPS
 from lora_jax.metrics import label_metrics
 from lora_jax.suggest import require_known

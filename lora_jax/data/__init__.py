@@ -6,40 +6,38 @@ builds that batch. For decoders, `load_text_task` reads a `TextTask` of prompts 
 `encode_prompts` and `encode_options` turn them into ids.
 """
 
-from lora_jax.data.batching.batches import (
+from lora_jax.data.batches import (
     BatchPlan,
     PlannedBatch,
+    branched,
     bucket_boundaries,
     collate,
     eval_plan,
     in_order,
     plan_epoch,
 )
-from lora_jax.data.batching.branches import branched
-from lora_jax.data.sources.chat_task import as_chat
+from lora_jax.data.examples import Examples, Prompts
+from lora_jax.data.sources import SOURCES, TEXT_SOURCES, as_chat, load_task, load_text_task
 from lora_jax.data.sources.demo import rotten_tomatoes
-from lora_jax.data.sources.load import SOURCES, TEXT_SOURCES, load_task, load_text_task
-from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.glue import SPECS
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import as_written, normalise, plain_split, stratified_split
-from lora_jax.data.tasks.task import Task
-from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.data.tokenizing.cache import Tokenised, cache_folder, encode_cached
+from lora_jax.data.split import as_written, normalise, plain_split, stratified_split
+from lora_jax.data.task import Task, TextTask
+from lora_jax.data.tasks import SPECS
 from lora_jax.data.tokenizing.chat_templates import ChatTemplate, load_chat_template
 from lora_jax.data.tokenizing.encode_prompts import (
     encode_options,
     encode_options_cached,
     encode_prompts,
     encode_prompts_cached,
-    option_characters,
     option_outputs,
 )
 from lora_jax.data.tokenizing.tokenize import (
     Encoded,
     NoRoomError,
+    Tokenised,
     Tokenizer,
+    cache_folder,
     encode,
+    encode_cached,
     load_tokenizer,
 )
 
@@ -77,7 +75,6 @@ __all__ = [
     "load_text_task",
     "load_tokenizer",
     "normalise",
-    "option_characters",
     "option_outputs",
     "plain_split",
     "plan_epoch",

@@ -16,9 +16,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from lora_jax.data.batching.batches import BatchPlan, PlannedBatch, collate, eval_plan, in_order
-from lora_jax.data.tasks.task import Task
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.batches import BatchPlan, PlannedBatch, collate, eval_plan, in_order
+from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tokenizing.encode_prompts import option_outputs
 from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer
 from lora_jax.metrics import label_metrics

@@ -13,7 +13,7 @@ from lora_jax.models.parts.config_checks import check_integer
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the tokens of one text are chosen. Other values compile nothing anew.
+    """How the tokens of one text are chosen. Another value does not recompile.
 
     The text is the one that `generate(..., key=jax.random.key(seed)[None])` gives with the same
     temperature, `top_p` and `top_k`: token i is drawn with `fold_in(jax.random.key(seed), i)`.

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.data.batching.batches import bucket_boundaries, collate, eval_plan
-from lora_jax.data.tasks.examples import Examples
+from lora_jax.data.batches import bucket_boundaries, collate, eval_plan
+from lora_jax.data.examples import Examples
 from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer, encode
 from lora_jax.files.arrays import to_host
 from lora_jax.generation.beam_search import Beams

@@ -32,7 +32,7 @@ from lora_jax.models.parts.kv_cache import (
     empty_lanes,
     written,
 )
-from lora_jax.models.parts.separate_layers import stacked
+from lora_jax.models.parts.separate_layers import separate, stacked
 from lora_jax.serving.bank import Bank
 
 LEAST = 16
@@ -87,10 +87,10 @@ def empty(bank: Bank, count: int, capacity: int) -> Lanes:
     # No array is there twice, as each is donated.
     slots, tokens, written = (jnp.zeros(count, jnp.int32) for _ in range(3))
     lanes = Lanes(cache, slots, tokens, written, jnp.zeros(count, bool), settings)
-    return jax.device_put(lanes, _beside(bank))
+    return jax.device_put(lanes, _placement(bank))
 
 
-def _beside(bank: Bank) -> Any:
+def _placement(bank: Bank) -> Any:
     """Where lanes are: on the bank's device, or on each of its mesh.
 
     They are put there, as what a program gives is: else it would be compiled again for its outputs.
@@ -228,3 +228,36 @@ def release(lanes: Lanes, lane: int) -> Lanes:
 @jax.jit
 def _without(active: Array, lane: Array) -> Array:
     return active.at[lane].set(False)
+
+
+STACKED = ("trainable", "constants")
+"""The parts of a bank whose arrays have the stacked axes of their weights in front."""
+
+
+def separate_bank(bank: Bank, base: Any = None) -> Bank:
+    """The bank with `Layers` in place of arrays of stacked layers, whose memory they share.
+
+    `lora_jax.models.parts.separate_layers.stacked` undoes it, inside a compiled program. Nothing
+    else may be done with the bank.
+
+    Args:
+        base: `base.base` of what this made of another bank with the same base, to take it again.
+    """
+    if base is None:
+        base = separate(bank.base.base)
+    if base is bank.base.base:  # not on one CPU, or in a loop over its layers
+        return bank
+    held = bank.held
+    assert held is not None
+    stacks = {
+        f"{number}/{key.path}": (key, x)
+        for number, (key, x) in enumerate(held.arrays.items())
+        if key.part in STACKED
+    }
+    apart = separate({name: x for name, (_, x) in stacks.items()})
+    arrays = held.arrays | {key: apart[name] for name, (key, _) in stacks.items()}
+    return dataclasses.replace(
+        bank,
+        base=dataclasses.replace(bank.base, base=base),
+        held=dataclasses.replace(held, arrays=arrays),
+    )

@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_jax.generation import lanes as programs
 from lora_jax.generation.choose_token import FAILED, GREEDY, Sampling
-from lora_jax.generation.separate_bank import separate_bank
+from lora_jax.generation.lanes import separate_bank
 from lora_jax.methods.checks import require_count
 from lora_jax.models.parts.config_checks import check_integer, token_ids
 from lora_jax.serving.bank import Bank

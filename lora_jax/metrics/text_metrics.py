@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.examples import Prompts
 from lora_jax.suggest import nearest, require_known
 
 _ANSWERS = {

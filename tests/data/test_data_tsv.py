@@ -1,16 +1,33 @@
 """GLUE and SuperGLUE in their official layouts, against what the files were written from."""
 
 import json
+import sys
 
 import numpy as np
 import official
 import pytest
+from official import sentence
+from one_line import refuses
 
-from lora_jax.data import SPECS, load_task, normalise
+from lora_jax.data import SPECS, load_task, normalise, tasks
 from lora_jax.data.sources.tsv import read_part
 from lora_jax.metrics import label_metrics
 
-NAMES = list(official.LAYOUT)
+FILE = """
+from lora_jax.data.tasks import TaskSpec
+
+TASKS = {
+    "pairs": TaskSpec(
+        folders=("Pairs",),
+        columns={"first": "left", "second": "right"},
+        text="{first}",
+        seconds=("{second}",),
+        label_names=("no", "yes"),
+        metrics=("f1",),
+        examples=3,
+    )
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,109 +43,104 @@ def load(layout, name):
     return load_task(name, "tsv", layout / name.split("/")[0])
 
 
-def test_every_task_is_there():
-    glue = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"]
-    super_glue = ["boolq", "cb", "copa", "wic", "rte"]
-    assert set(SPECS) == {f"glue/{n}" for n in glue} | {f"super_glue/{n}" for n in super_glue}
-    assert set(NAMES) == set(SPECS)
+def test_a_file_is_all_that_a_task_needs(tmp_path, monkeypatch):
+    assert set(SPECS) == set(official.LAYOUT)
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    rows = [["a", "b", "yes"], ["c", "d", "no"], ["e", "f", "1"]]
+    head = ["left", "right", "label"]
+    files = {f"Pairs/{name}.tsv": official.lines(head, rows) for name in ("train", "dev")}
+    task = load_task("mine/pairs", "tsv", official.write(tmp_path, files))
+    assert (task.train.texts, task.train.second_texts) == (("a", "c", "e"), ("b", "d", "f"))
+    assert (task.train.labels.tolist(), task.metric, task.unlabelled) == ([1, 0, 1], "f1", {})
+    assert SPECS["mine/pairs"].examples == 3
+    refuses("unknown data.name 'mine/pair'; nearest: 'mine/pairs'", load_task, "mine/pair", "tsv")
+    sys.modules.pop("lora_jax.data.tasks.mine")
 
 
-def test_cola_has_no_header_and_its_texts_are_as_they_are(layout):
-    task = load(layout, "glue/cola")
-    assert task.train.texts == tuple(official.sentence(i) for i in range(8))
-    assert task.train.labels.tolist() == [0, 1] * 4
-    assert task.validation.texts == tuple(official.sentence(i) for i in range(8, 12))
-    assert task.unlabelled["test"].texts == tuple(official.sentence(i + 20) for i in range(3))
-    assert task.unlabelled["test"].labels is None
-    assert task.label_names == ("unacceptable", "acceptable")
-    assert (task.metric, task.metrics) == ("matthews", ("matthews", "accuracy"))
+@pytest.mark.parametrize(
+    ("name", "labels", "text", "second", "metrics"),
+    [
+        ("glue/cola", [0, 1] * 4, sentence(0), None, ("matthews", "accuracy")),
+        ("glue/mrpc", [0, 0, 1, 1, 1, 0], *official.MRPC_ROWS[0][3:], ("accuracy", "f1", "acc")),
+        ("glue/stsb", [5.0, 3.8, 0.0, 2.667], sentence(0), sentence(60), ("pearson", "spear")),
+        ("glue/mnli", [0, 1, 2, 0, 1, 2, 0], sentence(0), sentence(70), ("accuracy",)),
+        ("glue/qqp", [0, 1, 0, 1, 0], sentence(0), sentence(50), ("accuracy", "f1", "acc")),
+        ("glue/qnli", [0, 1] * 3, sentence(0), sentence(40), ("accuracy",)),
+        ("glue/rte", [1, 0] * 3, sentence(0), sentence(40), ("accuracy",)),
+        ("glue/wnli", [0, 1] * 3, sentence(0), sentence(40), ("accuracy",)),
+        ("super_glue/boolq", [0, 1] * 3, sentence(0), sentence(1), ("accuracy",)),
+        ("super_glue/cb", [2, 0, 1, 2, 0, 1], sentence(0), sentence(1), ("accuracy", "f1")),
+        ("super_glue/rte", [1, 0] * 3, sentence(0), sentence(1), ("accuracy",)),
+        ("super_glue/wic", [1, 0] * 3, f"word0: {sentence(0)}", sentence(1), ("accuracy",)),
+    ],
+)
+def test_texts_and_labels_are_the_official_ones(layout, name, labels, text, second, metrics):
+    task = load(layout, name)
+    train = task.train
+    assert (train.labels.tolist(), train.texts[0]) == (labels, text)
+    assert (train.second_texts and train.second_texts[0]) == second
+    assert train.ids == tuple(str(i) for i in range(len(labels)))
+    assert all(a.startswith(b) for a, b in zip(task.metrics, metrics, strict=False))
+    assert task.metric == metrics[0]
+    assert (task.label_names is None) == (name == "glue/stsb") == (task.num_outputs == 1)
 
 
-def test_mrpc_has_a_byte_order_mark_and_odd_columns(layout):
-    task = load(layout, "glue/mrpc")
-    rows = [official.MRPC_ROWS[i] for i in (1, 4, 6)]
-    assert task.validation.texts == tuple(row[3] for row in rows)
-    assert task.validation.second_texts == tuple(row[4] for row in rows)
-    assert task.validation.labels.tolist() == [1, 0, 0]
-    assert task.validation.ids == ("0", "1", "2")
-    assert task.metrics == ("accuracy", "f1", "accuracy_f1")
-
-
-def test_labels_are_numbered_officially(layout):
-    assert load(layout, "glue/rte").train.labels.tolist() == [1, 0] * 3
-    assert load(layout, "glue/qnli").train.labels.tolist() == [0, 1] * 3
-    assert load(layout, "glue/wnli").train.labels.tolist() == [0, 1] * 3
-    assert load(layout, "glue/mnli").train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert load(layout, "super_glue/cb").train.labels.tolist() == [2, 0, 1, 2, 0, 1]
-    assert load(layout, "super_glue/boolq").train.labels.tolist() == [0, 1] * 3
-
-
-def test_stsb_is_a_regression(layout):
-    task = load(layout, "glue/stsb")
-    assert task.train.labels.tolist() == [5.0, 3.8, 0.0, 2.667]
-    assert (task.label_names, task.num_outputs, task.metric) == (None, 1, "pearson")
-
-
-def test_mnli_has_two_development_and_two_test_parts(layout):
-    task = load(layout, "glue/mnli")
-    assert task.validation.texts[0] == official.sentence(10)
-    assert task.extra["mismatched"].texts[0] == official.sentence(20)
-    assert {k: len(v) for k, v in task.unlabelled.items()} == {
+def test_the_parts_of_cola_and_mnli(layout):
+    cola, mnli = load(layout, "glue/cola"), load(layout, "glue/mnli")
+    assert cola.validation.texts == tuple(sentence(i) for i in range(8, 12))
+    assert cola.unlabelled["test"].texts == tuple(sentence(i + 20) for i in range(3))
+    assert cola.unlabelled["test"].labels is None
+    assert cola.label_names == ("unacceptable", "acceptable")
+    assert mnli.validation.texts[0] == sentence(10)
+    assert mnli.extra["mismatched"].texts[0] == sentence(20)
+    assert {k: len(v) for k, v in mnli.unlabelled.items()} == {
         "test_matched": 2,
         "test_mismatched": 2,
     }
+    held = load_task("glue/mnli", "tsv", layout / "glue", validation=3)
+    assert sorted(held.train.texts + held.validation.texts) == sorted(mnli.train.texts)
+    assert sorted(held.validation.labels) == [0, 1, 2]
+    assert not set(map(normalise, held.validation.texts)) & set(map(normalise, held.train.texts))
+    assert (held.extra, held.unlabelled.keys()) == ({}, mnli.unlabelled.keys())
 
 
-def test_the_diagnostic_set_goes_with_mnli(layout):
-    task = load(layout, "glue/ax")
-    assert task.train.digest() == load(layout, "glue/mnli").train.digest()
-    assert list(task.unlabelled) == ["diagnostic"]
-    assert task.unlabelled["diagnostic"].texts == tuple(official.sentence(i + 3) for i in range(3))
-
-
-def test_the_labelled_diagnostic_set_is_scored_by_matthews(layout, tmp_path):
-    """R3 of the GLUE paper, over three classes; without its file all is as it was."""
-    task = load(layout, "glue/ax")
+def test_the_diagnostic_set_goes_with_mnli(layout, tmp_path):
+    """Its labelled file is scored by R3 of the GLUE paper, Matthews' over three classes."""
+    task, mnli = load(layout, "glue/ax"), load(layout, "glue/mnli")
     part = task.extra["ax"]
+    assert task.train.digest() == mnli.train.digest()
+    assert list(task.unlabelled) == ["diagnostic"]
     assert part.texts == task.unlabelled["diagnostic"].texts
+    assert part.texts == tuple(sentence(i + 3) for i in range(3))
     assert part.labels.tolist() == [2, 0, 1]  # as MNLI numbers them
     outputs = {name: np.eye(3)[each.labels] for name, each in task.extra.items()}
     outputs["ax"][0] = [1, 0, 0]
-    found = label_metrics.score_parts(
-        task, {"validation": np.eye(3)[task.validation.labels], **outputs}
-    )
+    outputs["validation"] = np.eye(3)[task.validation.labels]
+    found = label_metrics.score_parts(task, outputs)
     # One of three is wrong: the covariances are 1/3 of the squared lengths' mean, by the formula.
     assert found["matthews_ax"] == pytest.approx((2 * 3 - 3) / np.sqrt((9 - 5) * (9 - 3)))
     assert found["accuracy_ax"] == pytest.approx(2 / 3)
     assert found["accuracy"] == found["accuracy_mismatched"] == found["accuracy_m_mm"] == 1
     assert "matthews" not in found and "matthews_mismatched" not in found
-    assert (task.metric, task.metrics) == ("accuracy", ("accuracy",))
-    mnli = load(layout, "glue/mnli")
+    assert (task.metrics, task.hold_out(3).extra) == (("accuracy",), {})
     assert task.digest() != mnli.digest()
-    assert task.hold_out(3).extra == {}
 
     files = official.LAYOUT["glue/ax"]()
     full = files.pop("diagnostic/diagnostic-full.tsv")
     bare = load_task("glue/ax", "tsv", official.write(tmp_path / "bare", files))
     assert (list(bare.extra), bare.digest()) == (["mismatched"], mnli.digest())
     del files["diagnostic/diagnostic.tsv"]
-    files["diagnostic/other.tsv"] = ""
-    with pytest.raises(
-        FileNotFoundError, match=r"has no diagnostic\.tsv for glue/ax; it has other"
-    ):
-        load_task("glue/ax", "tsv", official.write(tmp_path / "other", files))
-    files["diagnostic/diagnostic-full.tsv"] = full
-    only = load_task("glue/ax", "tsv", official.write(tmp_path / "other", files))
+    other = official.write(tmp_path / "other", {**files, "diagnostic/other.tsv": ""})
+    said = r"has no diagnostic\.tsv for glue/ax; it has other"
+    refuses(said, load_task, "glue/ax", "tsv", other)
+    official.write(other, {"diagnostic/diagnostic-full.tsv": full})
+    only = load_task("glue/ax", "tsv", other)
     assert (list(only.extra), only.unlabelled) == (["mismatched", "ax"], {})
-    wrong = {"diagnostic/diagnostic-full.tsv": full.replace("\tneutral", "\tneutrl")}
-    with pytest.raises(ValueError, match="line 4: 'Label' is 'neutrl', not one of entailment, neu"):
-        load_task("glue/ax", "tsv", official.write(tmp_path / "other", wrong))
-
-
-def test_rows_of_qqp_that_end_early_are_left_out(layout):
-    task = load(layout, "glue/qqp")
-    assert task.train.texts == tuple(official.sentence(i) for i in range(5))
-    assert task.validation.texts == tuple(official.sentence(i) for i in range(5, 8))
+    wrong = full.replace("\tneutral", "\tneutrl")
+    official.write(other, {"diagnostic/diagnostic-full.tsv": wrong})
+    said = "line 4: 'Label' is 'neutrl', not one of entailment, neu"
+    refuses(said, load_task, "glue/ax", "tsv", other)
 
 
 def test_copa_is_one_example_for_each_choice(layout):
@@ -137,23 +149,9 @@ def test_copa_is_one_example_for_each_choice(layout):
     asked = ["What was the cause?", "What happened as a result?"]
     for i in range(6):
         for j, choice in enumerate(["first", "second"]):
-            assert task.train.texts[2 * i + j] == f"{official.sentence(i)} {asked[i % 2]}"
+            assert task.train.texts[2 * i + j] == f"{sentence(i)} {asked[i % 2]}"
             assert task.train.second_texts[2 * i + j] == f"{choice} {i}"
             assert task.train.labels[2 * i + j] == (j == i // 2 % 2)
-
-
-def test_wic_names_the_word(layout):
-    task = load(layout, "super_glue/wic")
-    assert task.train.texts[3] == f"word3: {official.sentence(3)}"
-    assert task.train.labels.tolist() == [1, 0] * 3
-
-
-def test_both_tasks_called_rte_are_told_apart(tmp_path):
-    official.write(tmp_path / "glue", official.LAYOUT["glue/rte"]())
-    official.write(tmp_path / "super_glue", official.LAYOUT["super_glue/rte"]())
-    glue, other = (load_task(f"{s}/rte", "tsv", tmp_path) for s in ("glue", "super_glue"))
-    assert glue.train.second_texts[0] == official.sentence(40)
-    assert other.train.second_texts[0] == official.sentence(1)
 
 
 @pytest.mark.parametrize("inside", ["", "glue_data", "GLUE"])
@@ -161,9 +159,19 @@ def test_both_tasks_called_rte_are_told_apart(tmp_path):
 def test_variants_of_the_layout(tmp_path, inside, spelt):
     for path, content in official.sst2().items():
         official.write(tmp_path / inside, {path.replace("SST-2", spelt): content})
-    expected = tuple(official.sentence(i) for i in range(7))
+    expected = tuple(sentence(i) for i in range(7))
     assert load_task("glue/sst2", "tsv", tmp_path).train.texts == expected
     assert load_task("glue/sst2", "tsv", tmp_path / inside / spelt).train.texts == expected
+
+
+def test_both_tasks_called_rte_are_told_apart_and_test_parts_may_be_absent(tmp_path):
+    files = official.LAYOUT["glue/rte"]()
+    del files["RTE/test.tsv"]
+    official.write(tmp_path / "glue", files)
+    official.write(tmp_path / "super_glue", official.LAYOUT["super_glue/rte"]())
+    glue, other = (load_task(f"{s}/rte", "tsv", tmp_path) for s in ("glue", "super_glue"))
+    assert (glue.train.second_texts[0], glue.unlabelled) == (sentence(40), {})
+    assert other.train.second_texts[0] == sentence(1)
 
 
 def test_superglue_rows_are_in_the_order_of_their_idx(tmp_path):
@@ -175,33 +183,20 @@ def test_superglue_rows_are_in_the_order_of_their_idx(tmp_path):
     assert turned.digest() == whole.digest()
 
 
-def one_line(error):
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_a_missing_part_is_told_with_what_is_there(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("sst2", ".", r"no train\.tsv for glue/sst2; it has dev\.tsv, test\.tsv, train\.subset\."),
+        ("cola", ".", r"has no folder CoLA; it has SST-2$"),
+        ("cola", "nowhere", "there is no folder"),
+        ("rte", "SST-2", "has no folder RTE"),  # another task's own folder is not taken for it
+    ],
+)
+def test_a_missing_part_is_told_with_what_is_there(tmp_path, name, folder, message):
     files = official.sst2()
     files["SST-2/train.subset.tsv"] = files.pop("SST-2/train.tsv")
     official.write(tmp_path, files)
-    with pytest.raises(FileNotFoundError) as error:
-        load_task("glue/sst2", "tsv", tmp_path)
-    assert one_line(error).endswith(
-        "has no train.tsv for glue/sst2; it has dev.tsv, test.tsv, train.subset.tsv"
-    )
-    with pytest.raises(FileNotFoundError, match=r"has no folder CoLA; it has SST-2$"):
-        load_task("glue/cola", "tsv", tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        load_task("glue/cola", "tsv", tmp_path / "nowhere")
-    # Another task's own folder is not taken for it.
-    with pytest.raises(FileNotFoundError, match="has no folder RTE"):
-        load_task("glue/rte", "tsv", tmp_path / "SST-2")
-
-
-def test_test_parts_may_be_absent(tmp_path):
-    files = official.cola()
-    del files["CoLA/test.tsv"]
-    assert load_task("glue/cola", "tsv", official.write(tmp_path, files)).unlabelled == {}
+    refuses(message, load_task, f"glue/{name}", "tsv", tmp_path / folder)
 
 
 @pytest.mark.parametrize(
@@ -217,20 +212,17 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path, old, new, message):
     files = official.rte()
     assert old in files["RTE/train.tsv"]
     files["RTE/train.tsv"] = files["RTE/train.tsv"].replace(old, new, 1)
-    with pytest.raises(ValueError, match=message) as error:
-        load_task("glue/rte", "tsv", official.write(tmp_path, files))
-    one_line(error)
+    refuses(message, load_task, "glue/rte", "tsv", official.write(tmp_path, files))
 
 
-def test_other_damage_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{broken\n", "line 1 is not JSON"), ('{"premise": "é"}'.encode("latin-1"), "is not UTF-8")],
+)
+def test_other_damage_is_named(tmp_path, content, message):
     official.write(tmp_path, official.super_glue("CB"))
-    path = tmp_path / "CB" / "train.jsonl"
-    path.write_text(path.read_text() + "{broken\n")
-    with pytest.raises(ValueError, match="line 7 is not JSON"):
-        load_task("super_glue/cb", "tsv", tmp_path)
-    path.write_bytes(json.dumps({"premise": "é"}, ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        load_task("super_glue/cb", "tsv", tmp_path)
+    (tmp_path / "CB" / "train.jsonl").write_bytes(content)
+    refuses(message, load_task, "super_glue/cb", "tsv", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -265,53 +257,30 @@ def test_a_label_is_what_stands_there(tmp_path, name, label, expected):
     if path.suffix == ".jsonl":
         path.write_text(json.dumps(values)[:-1] + f', "{spec.label}": {label}}}\n')
     else:
-        columns = [*values, spec.label]
-        path.write_text("\t".join(columns) + "\n" + "\t".join([*values.values(), label]) + "\n")
+        path.write_text(official.lines([*values, spec.label], [[*values.values(), label]]))
     if isinstance(expected, str):
         where = rf"{path.name}, line {1 if path.suffix == '.jsonl' else 2}: {expected}"
-        with pytest.raises(ValueError, match=where) as error:
-            read_part(path, spec, spec.parts[0])
-        one_line(error)
+        refuses(where, read_part, path, spec, spec.parts[0])
     else:
         (record,) = read_part(path, spec, spec.parts[0])
         assert (record.label, type(record.label)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "folder", "message"),
+    ("arguments", "message"),
     [
-        ("glue/colla", "tsv", "x", "unknown data.name 'glue/colla'; nearest: 'glue/cola'"),
+        (("glue/colla", "tsv", "x"), "unknown data.name 'glue/colla'; nearest: 'glue/cola'"),
+        (("imdb", "tsv", "x"), r"'imdb': there are rotten_tomatoes, glue/cola, .*own_data"),
+        (("glue/cola", "tvs", "x"), "unknown data.source 'tvs'; nearest: 'tsv'"),
+        (("glue/cola", "demo"), "'glue/cola' is not of source 'demo' but of 'tsv' or 'tfds'"),
+        (("rotten_tomatoes", "tsv", "x"), "'rotten_tomatoes' is not of source 'tsv' but of 'demo'"),
+        (("glue/cola", "tsv"), "data.source 'tsv' needs data.folder"),
+        (("rotten_tomatoes", "demo", "x"), "data.folder: source 'demo' is a wheel"),
         (
-            "imdb",
-            "tsv",
-            "x",
-            r"unknown data.name 'imdb': there are rotten_tomatoes, glue/cola, .*own_data",
+            ("glue/cola", "tsv", "x", {"train": "mine.tsv", "text": ""}),
+            r"^data.files.train: source 'tsv' reads no files of your own",
         ),
-        ("glue/cola", "tvs", "x", "unknown data.source 'tvs'; nearest: 'tsv'"),
-        ("glue/cola", "demo", None, "'glue/cola' is not of source 'demo' but of 'tsv' or 'tfds'"),
-        ("rotten_tomatoes", "tsv", "x", "'rotten_tomatoes' is not of source 'tsv' but of 'demo'"),
-        ("glue/cola", "tsv", None, "data.source 'tsv' needs data.folder"),
-        ("rotten_tomatoes", "demo", "x", "data.folder: source 'demo' is a wheel"),
     ],
 )
-def test_unknown_names_get_the_nearest(name, source, folder, message):
-    with pytest.raises(ValueError, match=message) as error:
-        load_task(name, source, folder)
-    one_line(error)
-
-
-def test_files_of_a_source_that_reads_none_are_refused():
-    with pytest.raises(
-        ValueError, match=r"^data.files.train: source 'tsv' reads no files of your own"
-    ):
-        load_task("glue/cola", "tsv", "x", {"train": "mine.tsv", "text": ""})
-
-
-def test_validation_can_be_held_out_of_train(layout):
-    whole = load(layout, "glue/mnli")
-    task = load_task("glue/mnli", "tsv", layout / "glue", validation=3)
-    assert sorted(task.train.texts + task.validation.texts) == sorted(whole.train.texts)
-    assert sorted(task.validation.labels) == [0, 1, 2]
-    assert not set(map(normalise, task.validation.texts)) & set(map(normalise, task.train.texts))
-    assert task.extra == {}  # a development part as well
-    assert np.array_equal(list(task.unlabelled), ["test_matched", "test_mismatched"])
+def test_what_no_source_has_is_refused(arguments, message):
+    refuses(message, load_task, *arguments)

@@ -2,7 +2,6 @@
 
 import pytest
 from gguf_tokenizers import (
-    SPECIAL,
     TEXTS,
     gpt2_folder,
     published,
@@ -10,8 +9,9 @@ from gguf_tokenizers import (
     write_bytes,
     write_json,
 )
+from one_line import refuses
 
-from lora_jax.data import Tokenizer, load_tokenizer
+from lora_jax.data import load_tokenizer
 
 END = "<|endoftext|>"
 
@@ -50,35 +50,6 @@ def test_gpt2_follows_its_settings(tmp_path):
     assert tokenizer.backend.encode("water", " water").ids == [1, *spaced, 1, *spaced]
 
 
-def test_gpt2_files_that_cannot_be_used(tmp_path):
-    folder = gpt2_folder(tmp_path, config={"model_type": "gpt2"})
-    write_json(tmp_path, tokenizer_config={"bos_token": "<nope>"})
-    with pytest.raises(ValueError, match=r"vocab\.json is not a GPT-2 vocabulary: it has no <nope"):
-        load_tokenizer(folder)
-    write_json(tmp_path, tokenizer_config={"add_bos_token": 3})
-    with pytest.raises(ValueError, match=r"add_bos_token must be true or false, got 3"):
-        load_tokenizer(folder)
-    (tmp_path / "tokenizer_config.json").unlink()
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ qqq\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt.*'Ġ' and 'qqq' but has no"):
-        load_tokenizer(folder)
-    (tmp_path / "merges.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"vocab\.json without its merges\.txt"):
-        load_tokenizer(folder)
-
-
-def test_another_decoder_needs_its_tokenizer_json(tmp_path):
-    """Its two files do not say how it splits texts."""
-    folder = gpt2_folder(tmp_path, config={"model_type": "qwen2"})
-    with pytest.raises(FileNotFoundError, match=r"tokenizer of a qwen2 needs its tokenizer\.json"):
-        load_tokenizer(folder)
-
-
-def test_the_two_files_without_a_word_are_robertas(tmp_path):
-    with pytest.raises(ValueError, match=r"not a RoBERTa vocabulary: it has no <s>, </s>, <pad>"):
-        load_tokenizer(gpt2_folder(tmp_path))
-
-
 def whole_folder(folder, bos=None, **files):
     """A decoder's folder with a tokenizer.json."""
     published("llama-bpe", bos).save(str(folder / "tokenizer.json"))
@@ -109,22 +80,39 @@ def test_gpt2s_tokenizer_json_needs_no_settings(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("config", [None, {"model_type": "roberta"}, {"model_type": "bert"}])
-def test_an_encoder_without_a_padding_token_is_refused(config, tmp_path):
-    files = {} if config is None else {"config": config}
-    folder = whole_folder(tmp_path, **files, tokenizer_config={"eos_token": "<|im_end|>"})
-    with pytest.raises(ValueError, match=r"has no padding token \(\[PAD\] or <pad>\)"):
-        load_tokenizer(folder)
+EOS = {"eos_token": "<|im_end|>"}
+NONE_TO_PAD = r"has no padding token \(\[PAD\] or <pad>\)"
 
 
-def test_a_decoder_whose_padding_token_is_missing(tmp_path):
-    own = {"eos_token": "<|im_end|>", "pad_token": "<nope>"}
-    folder = whole_folder(tmp_path, config={"model_type": "llama"}, tokenizer_config=own)
-    with pytest.raises(ValueError, match=r"no padding token \(<nope>\)"):
-        load_tokenizer(folder)
-    write_json(tmp_path, tokenizer_config={})
-    with pytest.raises(ValueError, match=r"no padding token \(\[PAD\] or <pad>\)"):
-        load_tokenizer(folder)
+@pytest.mark.parametrize(
+    ("make", "model_type", "settings", "merges", "message"),
+    [
+        (gpt2_folder, "gpt2", {"bos_token": "<nope>"}, "", r"vocab\.json is not a GPT-2 .* no <no"),
+        (
+            gpt2_folder,
+            "gpt2",
+            {"add_bos_token": 3},
+            "",
+            "add_bos_token must be true or false, got 3",
+        ),
+        (gpt2_folder, "gpt2", {}, "Ġ qqq", r"merges\.txt.*'Ġ' and 'qqq' but has no"),
+        # the two files alone do not say how another decoder splits texts
+        (gpt2_folder, "qwen2", {}, "", r"tokenizer of a qwen2 needs its tokenizer\.json"),
+        (gpt2_folder, None, {}, "", "not a RoBERTa vocabulary: it has no <s>, </s>, <pad>"),
+        (whole_folder, None, EOS, "", NONE_TO_PAD),
+        (whole_folder, "roberta", EOS, "", NONE_TO_PAD),
+        (whole_folder, "bert", EOS, "", NONE_TO_PAD),
+        (whole_folder, "llama", {}, "", NONE_TO_PAD),
+        (whole_folder, "llama", {**EOS, "pad_token": "<n>"}, "", r"no padding token \(<n>\)"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path, make, model_type, settings, merges, message):
+    folder = make(tmp_path, tokenizer_config=settings)
+    if model_type:
+        write_json(folder, config={"model_type": model_type})
+    if merges:
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    refuses(message, load_tokenizer, folder)
 
 
 def test_a_tokenizer_json_comes_before_a_gguf_file(tmp_path):
@@ -136,9 +124,3 @@ def test_a_tokenizer_json_comes_before_a_gguf_file(tmp_path):
     folder = whole_folder(tmp_path, tokenizer_config=own)
     assert load_tokenizer(folder).eos_id == 0
     assert load_tokenizer(folder / "model.gguf").eos_id == gguf.eos_id == 2
-
-
-def test_a_tokenizer_of_ones_own_needs_no_more_than_padding():
-    own = Tokenizer(published("gpt-2"), 0)
-    assert (own.bos_id, own.eos_id, own.starts_with_bos) == (None, None, False)
-    assert set(SPECIAL) <= own.backend.get_vocab().keys()

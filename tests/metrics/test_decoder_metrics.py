@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from one_line import refuses
 
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.examples import Prompts
+from lora_jax.data.task import TextTask
 from lora_jax.data.tokenizing.encode_prompts import option_outputs
 from lora_jax.metrics import label_metrics
 
@@ -69,14 +70,27 @@ def test_a_part_without_options_needs_its_tokens():
         "perplexity_more": pytest.approx(math.exp(2)),
     }
     assert set(task.metrics) <= found.keys()
-    with pytest.raises(
-        ValueError, match="task 't': the numbers of tokens of part 'more' are missing"
-    ):
-        label_metrics.score_parts(task, outputs, {"validation": tokens["validation"]})
-    with pytest.raises(ValueError, match="3 outputs cannot be scored against 2 labels"):
-        label_metrics.score_parts(task, outputs, {"validation": tokens["more"]})
-    with pytest.raises(ValueError, match="task 't' has no part 'mor'; nearest: 'more'"):
-        label_metrics.score_parts(task, {"mor": outputs["more"]}, tokens)
+    refuses(
+        "task 't': the numbers of tokens of part 'more' are missing",
+        label_metrics.score_parts,
+        task,
+        outputs,
+        {"validation": tokens["validation"]},
+    )
+    refuses(
+        "3 outputs cannot be scored against 2 labels",
+        label_metrics.score_parts,
+        task,
+        outputs,
+        {"validation": tokens["more"]},
+    )
+    refuses(
+        "task 't' has no part 'mor'; nearest: 'more'",
+        label_metrics.score_parts,
+        task,
+        {"mor": outputs["more"]},
+        tokens,
+    )
 
 
 def test_questions_with_unlike_numbers_of_options():

@@ -15,7 +15,7 @@ from small_decoder import random_decoder
 from torch_archive import Storage, archive, tensor
 
 from experiments.runs import predictions
-from lora_jax.data.tokenizing import cache, gguf_tokenizer
+from lora_jax.data.tokenizing import gguf_tokenizer, tokenize
 from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.published.load import read_decoder_config
 from lora_jax.models.published.torch_bin import TorchFile
@@ -202,6 +202,6 @@ def test_kept_token_ids_that_go_together(tmp_path, changes, good):
     """A digest of its own content makes a file intact, whatever the content is."""
     arrays = {name: each for name, each in {**GOOD, **changes}.items() if each is not None}
     path = tmp_path / "key.safetensors"
-    sealed = {**arrays, "sha256": cache._digest(arrays)}
+    sealed = {**arrays, "sha256": tokenize._digest(arrays)}
     path.write_bytes(safetensors.numpy.save(sealed))
-    assert (cache._read(path, 0) is not None) == good
+    assert (tokenize._read(path, 0) is not None) == good

@@ -16,7 +16,7 @@ from zoo.check import random_like
 import lora_jax as lj
 import variants
 from lora_jax.data import load_tokenizer
-from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
+from lora_jax.data.tokenizing.tokenize import export_tokenizer
 from lora_jax.models import families
 from lora_jax.models.published.export import export_model
 from lora_jax.models.published.load import load_decoder

@@ -10,8 +10,8 @@ from make_fixtures import bert, deberta, decoders
 
 from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
-from lora_jax.data.sources import alpaca, rows
-from lora_jax.data.tokenizing import tokenizer_settings
+from lora_jax.data.sources import rows
+from lora_jax.data.tokenizing import vocabulary_files
 from lora_jax.models import families
 from lora_jax.models.parts.config_checks import MOST_LAYERS
 from lora_jax.models.parts.rope import frequencies
@@ -171,9 +171,9 @@ def test_types_of_a_model_without_a_table_of_them():
 
 READERS = {
     "config.json": weight_files.read_json,
-    "tokenizer_config.json": tokenizer_settings.read_settings,
+    "tokenizer_config.json": vocabulary_files.read_settings,
     "data.jsonl": lambda path: list(rows._objects(path)),
-    "data.json": alpaca._list,
+    "data.json": rows.read_list,
 }
 
 

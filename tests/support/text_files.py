@@ -49,7 +49,7 @@ MEANINGS = [
 
 def write_e2e(folder, form, parts, meanings=MEANINGS):
     for part in parts:
-        path = folder / e2e._FILES[form][part]
+        path = folder / e2e._FORMS[form][part]
         if form == "csv":
             with path.open("w", encoding="utf-8", newline="") as file:
                 rows = [[m, s] for m, sentences in meanings for s in sentences]

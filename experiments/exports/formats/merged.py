@@ -13,7 +13,7 @@ from experiments.exports.classifier_head import averages, mean_head
 from experiments.exports.format import Format, Use
 from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer, has_tokenizer
+from lora_jax.data.tokenizing.tokenize import export_tokenizer, has_tokenizer
 from lora_jax.models import families
 from lora_jax.models.published.export import export_model
 from lora_jax.suggest import require_known

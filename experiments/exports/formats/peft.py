@@ -21,7 +21,7 @@ from experiments.exports.place import Place, published
 from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
-from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
+from lora_jax.data.tokenizing.tokenize import export_tokenizer
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.peft_folder import CONFIG
 from lora_jax.interchange.save_peft import save_peft

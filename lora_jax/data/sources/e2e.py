@@ -11,20 +11,21 @@ and perplexity of such a part are therefore those of the first references.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.task import TextTask
 from lora_jax.suggest import require_known
 
 NAMES = ("e2e", "e2e_dev")
 SEPARATOR = "<|endoftext|>"
 HELD_OUT = 50
+FILES = ("form", "separator")
 
 # LoRA's files are used first if a folder has both.
-_FILES = {
+_FORMS = {
     "txt": {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"},
     "csv": {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"},
 }
@@ -33,7 +34,9 @@ _SLOT = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
 _SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 
-def load(name: str, folder: str | Path, form: str = "", separator: str = SEPARATOR) -> TextTask:
+def load_texts(
+    name: str, folder: str | Path | None, files: Mapping[str, str], validation: int = 0
+) -> TextTask:
     """Load the task `name` from a folder.
 
     * `e2e`: 42,061 sentences to train on, 547 representations to validate and 630 to test on
@@ -42,18 +45,24 @@ def load(name: str, folder: str | Path, form: str = "", separator: str = SEPARAT
       `test` as above. For folders without the train part; its scores do not follow the protocol.
 
     Args:
-      form: `txt` or `csv`; if empty, `txt` if the folder has all its parts, else `csv`.
-      separator: the text between prompt and completion. GPT-2's end of text is a single token for
-        GPT-2, but several tokens for other tokenizers, for which a line end is better.
+      files: `form` is `txt` or `csv`; without it, `txt` if the folder has all its parts, else
+        `csv`. `separator` is the text between prompt and completion. GPT-2's end of text is a
+        single token for GPT-2, but several tokens for other tokenizers, for which a line end is
+        better.
+      validation: hold out this many examples of train as the only part to evaluate on.
 
     Raises:
       FileNotFoundError: one line that names the missing part.
       ValueError: an unknown name or form, or a line that cannot be read.
     """
     require_known(name, NAMES, f"unknown E2E data '{name}'")
+    task = _load(name, rows.folder_of("e2e", folder), **files)
+    return task.hold_out(validation) if validation else task
+
+
+def _load(name: str, folder: Path, form: str = "", separator: str = SEPARATOR) -> TextTask:
     if form:
-        require_known(form, _FILES, f"unknown form '{form}' of E2E")
-    folder = Path(folder)
+        require_known(form, _FORMS, f"unknown form '{form}' of E2E")
     needed = ("validation", "test") if name == "e2e_dev" else ("train", "validation", "test")
     found = {part: _read(path) for part, path in _paths(folder, form, needed).items()}
     test = _grouped(f"{name}/test", found["test"], separator)
@@ -87,11 +96,9 @@ def linear(representation: str) -> str:
 
 
 def _paths(folder: Path, form: str, needed: Sequence[str]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
     missing = {}
-    for each in [form] if form else _FILES:
-        paths = {part: folder / _FILES[each][part] for part in needed}
+    for each in [form] if form else _FORMS:
+        paths = {part: folder / _FORMS[each][part] for part in needed}
         missing[each] = [path.name for path in paths.values() if not path.is_file()]
         if not missing[each]:
             return paths
@@ -103,7 +110,7 @@ def _paths(folder: Path, form: str, needed: Sequence[str]) -> dict[str, Path]:
 def _read(path: Path) -> list[tuple[str, str]]:
     """Representations in the format of LoRA's files, each with one sentence, in order."""
     if path.suffix == ".csv":
-        return [_row(path, row) for row in rows.read_rows(path)]
+        return [_row(row) for row in rows.read_rows(path)]
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -119,12 +126,12 @@ def _read(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _row(path: Path, row: rows.Row) -> tuple[str, str]:
-    representation, sentence = rows.text(path, row, "mr"), rows.text(path, row, "ref")
+def _row(row: rows.Row) -> tuple[str, str]:
+    representation, sentence = row.text("mr"), row.text("ref")
     try:
         return linear(representation), sentence.strip()
     except ValueError as error:
-        raise ValueError(f"{path}, line {row.line}: {error}") from None
+        raise ValueError(f"{row.where}: {error}") from None
 
 
 def _pairs(name: str, found: Sequence[tuple[str, str]], separator: str) -> Prompts:

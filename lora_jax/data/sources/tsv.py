@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.sources import rows
-from lora_jax.data.sources.assemble import Record, assemble
-from lora_jax.data.tasks.glue import TaskPart, TaskSpec
-from lora_jax.data.tasks.task import Task
+from lora_jax.data.task import Task
+from lora_jax.data.tasks import SPECS, Record, TaskPart, TaskSpec, assemble
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
-_HOLDERS = ("gluedata", "glue", "superglue", "supergluedata")
-
 
 def load(name: str, folder: str | Path) -> Task:
-    """Load the task `name` of `lora_jax.data.tasks.glue.SPECS` from `folder`.
+    """Load the task `name` of `lora_jax.data.tasks.SPECS` from `folder`.
 
     The folder holds the tasks' folders (`CoLA`, `SST-2`, ...), holds a folder such as `glue_data`
     or `super_glue` with them, or is itself the task's folder. Raises `FileNotFoundError` if a
@@ -46,7 +43,9 @@ def find(folder: Path, spec: TaskSpec) -> Path:
         raise FileNotFoundError(f"there is no folder {folder}")
     wanted = {_plain(name) for name in spec.folders}
     inside = _folders(folder)
-    holders = [folder, *(each for each in inside if _plain(each.name) in _HOLDERS)]
+    benchmarks = {_plain(name.partition("/")[0]) for name in SPECS}
+    named = (each for each in inside if _plain(each.name).removesuffix("data") in benchmarks)
+    holders = [folder, *named]
     places = [each for holder in holders for each in _folders(holder)]
     places = [each for each in [*places, folder] if _plain(each.name) in wanted]
     if not places:
@@ -75,15 +74,15 @@ def read_part(path: Path, spec: TaskSpec, part: TaskPart) -> list[Record]:
         missing = any(row.values.get(each) is None for each in needed)
         if spec.skip_incomplete and (missing or (part.labelled and row.values[target] == "")):
             continue
-        values = {name: rows.text(path, row, column) for name, column in columns.items()}
-        label = _label(path, row, target, spec.label_names) if part.labelled else None
+        values = {name: row.text(column) for name, column in columns.items()}
+        label = _label(row, target, spec.label_names) if part.labelled else None
         records.append(Record(values, label))
     return records
 
 
-def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
+def _label(row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
     """The class number, from a class's name or number; or a regression's target."""
-    value: Any = rows.value(path, row, column)
+    value: Any = row.value(column)
     if names is None:
         if (target := rows.target(str(value))) is not None:
             return target
@@ -94,7 +93,7 @@ def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None
         if number is not None and rows.whole(number) and 0 <= number < len(names):
             return int(number)
     expected = "a number that a float32 holds" if names is None else f"one of {', '.join(names)}"
-    raise ValueError(f"{path}, line {row.line}: '{column}' is {rows.shown(value)}, not {expected}")
+    raise ValueError(f"{row.where}: '{column}' is {rows.shown(value)}, not {expected}")
 
 
 def _plain(name: str) -> str:

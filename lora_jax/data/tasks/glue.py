@@ -1,65 +1,7 @@
-"""The tasks of GLUE and of SuperGLUE as plain data: files, columns, classes, texts and metrics.
+"""The tasks of GLUE (Wang et al., 2018, arXiv:1804.07461); the numbers are of its Table 1."""
 
-Classes are in the order of their numbers in the official files and in tensorflow-datasets. `metric`
-is the metric that LoRA papers report for a task and select by. If a task has two metrics, GLUE's
-own score is their mean. Sources: Wang et al., 2018 (GLUE), 2019 (SuperGLUE).
-"""
+from lora_jax.data.tasks import TaskPart, TaskSpec
 
-import dataclasses
-from collections.abc import Mapping
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskPart:
-    """One part of a task: its file in the official layout, and its split in tensorflow-datasets."""
-
-    name: str
-    files: tuple[str, ...]  # possible names; the first that exists is read
-    split: str  # empty if tensorflow-datasets lacks the part
-    labelled: bool = True
-    columns: Mapping[str, str] | None = None  # of its texts, if they differ from the task's
-    label: str = ""  # the label's column, if it differs
-    metrics: tuple[str, ...] = ()  # if they differ
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskSpec:
-    """One task.
-
-    `columns` maps each text's name in tensorflow-datasets to its column in the official files.
-    `text` and `seconds` are templates that use these names. One second text makes a pair; two make
-    two examples, the choices of one question.
-    """
-
-    folders: tuple[str, ...]
-    parts: tuple[TaskPart, ...]
-    columns: Mapping[str, str]
-    text: str
-    seconds: tuple[str, ...]
-    label_names: tuple[str, ...] | None
-    metrics: tuple[str, ...]
-    archives: tuple[str, ...]  # the official downloads, as tensorflow-datasets names them
-    label: str = "label"
-    header: tuple[str, ...] = ()  # the columns of labelled files without a header
-    skip_incomplete: bool = False  # leave out rows without a text or a label
-    phrases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    trained_on: str = ""  # the task whose training and development parts go with this one
-
-    @property
-    def metric(self) -> str:
-        """The main metric."""
-        return self.metrics[0]
-
-    @property
-    def choices(self) -> int:
-        return max(1, len(self.seconds))
-
-
-_GLUE = (
-    TaskPart("train", ("train.tsv",), "train"),
-    TaskPart("validation", ("dev.tsv",), "validation"),
-    TaskPart("test", ("test.tsv",), "test", labelled=False),
-)
 _MNLI = (
     TaskPart("train", ("train.tsv",), "train"),
     TaskPart("validation", ("dev_matched.tsv",), "validation_matched"),
@@ -67,19 +9,12 @@ _MNLI = (
     TaskPart("test_matched", ("test_matched.tsv",), "test_matched", labelled=False),
     TaskPart("test_mismatched", ("test_mismatched.tsv",), "test_mismatched", labelled=False),
 )
-_SUPER_GLUE = (
-    TaskPart("train", ("train.jsonl",), "train"),
-    TaskPart("validation", ("val.jsonl",), "validation"),
-    TaskPart("test", ("test.jsonl",), "test", labelled=False),
-)
 _SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
-_NLI = {"premise": "premise", "hypothesis": "hypothesis"}
 _ACCURACY_F1 = ("accuracy", "f1", "accuracy_f1")
 
-SPECS: Mapping[str, TaskSpec] = {
-    "glue/cola": TaskSpec(
+TASKS = {
+    "cola": TaskSpec(
         folders=("CoLA",),
-        parts=_GLUE,
         columns={"sentence": "sentence"},
         text="{sentence}",
         seconds=(),
@@ -88,20 +23,20 @@ SPECS: Mapping[str, TaskSpec] = {
         archives=("CoLA.zip",),
         label="is_acceptable",
         header=("source", "is_acceptable", "author_mark", "sentence"),
+        examples=8551,
     ),
-    "glue/sst2": TaskSpec(
+    "sst2": TaskSpec(
         folders=("SST-2",),
-        parts=_GLUE,
         columns={"sentence": "sentence"},
         text="{sentence}",
         seconds=(),
         label_names=("negative", "positive"),
         metrics=("accuracy",),
         archives=("SST-2.zip",),
+        examples=67349,
     ),
-    "glue/mrpc": TaskSpec(
+    "mrpc": TaskSpec(
         folders=("MRPC",),
-        parts=_GLUE,
         columns={"sentence1": "#1 String", "sentence2": "#2 String"},
         text="{sentence1}",
         seconds=("{sentence2}",),
@@ -113,10 +48,10 @@ SPECS: Mapping[str, TaskSpec] = {
             "data_mrpc_dev_ids.tsv",
         ),
         label="Quality",
+        examples=3668,
     ),
-    "glue/qqp": TaskSpec(
+    "qqp": TaskSpec(
         folders=("QQP",),
-        parts=_GLUE,
         columns={"question1": "question1", "question2": "question2"},
         text="{question1}",
         seconds=("{question2}",),
@@ -125,10 +60,10 @@ SPECS: Mapping[str, TaskSpec] = {
         archives=("QQP.zip",),
         label="is_duplicate",
         skip_incomplete=True,
+        examples=363846,
     ),
-    "glue/stsb": TaskSpec(
+    "stsb": TaskSpec(
         folders=("STS-B",),
-        parts=_GLUE,
         columns=_SENTENCES,
         text="{sentence1}",
         seconds=("{sentence2}",),
@@ -136,8 +71,9 @@ SPECS: Mapping[str, TaskSpec] = {
         metrics=("pearson", "spearman", "pearson_spearman"),
         archives=("STS-B.zip",),
         label="score",
+        examples=5749,
     ),
-    "glue/mnli": TaskSpec(
+    "mnli": TaskSpec(
         folders=("MNLI",),
         parts=_MNLI,
         columns={"premise": "sentence1", "hypothesis": "sentence2"},
@@ -147,38 +83,39 @@ SPECS: Mapping[str, TaskSpec] = {
         metrics=("accuracy",),
         archives=("MNLI.zip",),
         label="gold_label",
+        examples=392702,
     ),
-    "glue/qnli": TaskSpec(
+    "qnli": TaskSpec(
         folders=("QNLI",),
-        parts=_GLUE,
         columns={"question": "question", "sentence": "sentence"},
         text="{question}",
         seconds=("{sentence}",),
         label_names=("entailment", "not_entailment"),
         metrics=("accuracy",),
         archives=("QNLIv2.zip",),
+        examples=104743,
     ),
-    "glue/rte": TaskSpec(
+    "rte": TaskSpec(
         folders=("RTE",),
-        parts=_GLUE,
         columns=_SENTENCES,
         text="{sentence1}",
         seconds=("{sentence2}",),
         label_names=("entailment", "not_entailment"),
         metrics=("accuracy",),
         archives=("RTE.zip",),
+        examples=2490,
     ),
-    "glue/wnli": TaskSpec(
+    "wnli": TaskSpec(
         folders=("WNLI",),
-        parts=_GLUE,
         columns=_SENTENCES,
         text="{sentence1}",
         seconds=("{sentence2}",),
         label_names=("not_entailment", "entailment"),
         metrics=("accuracy",),
         archives=("WNLI.zip",),
+        examples=635,
     ),
-    "glue/ax": TaskSpec(
+    "ax": TaskSpec(
         folders=("diagnostic", "AX"),
         parts=(
             TaskPart("diagnostic", ("diagnostic.tsv", "AX.tsv"), "test", labelled=False),
@@ -201,56 +138,6 @@ SPECS: Mapping[str, TaskSpec] = {
         metrics=("accuracy",),
         archives=("tsvsWithoutLabels_AX.tsv",),
         trained_on="glue/mnli",
-    ),
-    "super_glue/boolq": TaskSpec(
-        folders=("BoolQ",),
-        parts=_SUPER_GLUE,
-        columns={"question": "question", "passage": "passage"},
-        text="{question}",
-        seconds=("{passage}",),
-        label_names=("False", "True"),
-        metrics=("accuracy",),
-        archives=("BoolQ.zip",),
-    ),
-    "super_glue/cb": TaskSpec(
-        folders=("CB",),
-        parts=_SUPER_GLUE,
-        columns=_NLI,
-        text="{premise}",
-        seconds=("{hypothesis}",),
-        label_names=("entailment", "contradiction", "neutral"),
-        metrics=_ACCURACY_F1,
-        archives=("CB.zip",),
-    ),
-    "super_glue/copa": TaskSpec(
-        folders=("COPA",),
-        parts=_SUPER_GLUE,
-        columns={name: name for name in ("premise", "choice1", "choice2", "question")},
-        text="{premise} {question}",
-        seconds=("{choice1}", "{choice2}"),
-        label_names=("choice1", "choice2"),
-        metrics=("accuracy",),
-        archives=("COPA.zip",),
-        phrases={"cause": "What was the cause?", "effect": "What happened as a result?"},
-    ),
-    "super_glue/wic": TaskSpec(
-        folders=("WiC",),
-        parts=_SUPER_GLUE,
-        columns={name: name for name in ("word", "sentence1", "sentence2")},
-        text="{word}: {sentence1}",
-        seconds=("{sentence2}",),
-        label_names=("False", "True"),
-        metrics=("accuracy",),
-        archives=("WiC.zip",),
-    ),
-    "super_glue/rte": TaskSpec(
-        folders=("RTE",),
-        parts=_SUPER_GLUE,
-        columns=_NLI,
-        text="{premise}",
-        seconds=("{hypothesis}",),
-        label_names=("entailment", "not_entailment"),
-        metrics=("accuracy",),
-        archives=("RTE.zip",),
+        examples=392702,  # MNLI's
     ),
 }

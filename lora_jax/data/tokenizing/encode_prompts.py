@@ -24,9 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.data.tokenizing.cache import Tokenised, cached, key_of
-from lora_jax.data.tokenizing.tokenize import Encoded, NoRoomError, Tokenizer
+from lora_jax.data.examples import Prompts
+from lora_jax.data.tokenizing.tokenize import (
+    Encoded,
+    NoRoomError,
+    Tokenised,
+    Tokenizer,
+    cached,
+    key_of,
+)
 
 
 def encode_prompts(
@@ -116,9 +122,7 @@ def encode_options_cached(
     return _with_counts(made), _options(prompts)[1]
 
 
-def option_outputs(
-    loglik: np.ndarray, offsets: np.ndarray, lengths: np.ndarray | None = None
-) -> np.ndarray:
+def option_outputs(loglik: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """The log-likelihoods of options by question, (questions, most options) float32.
 
     The largest number of a row is the model's answer. If a question has fewer options than others,
@@ -127,29 +131,17 @@ def option_outputs(
     Args:
       loglik: (rows,) for the rows of `encode_options`: the sum over the tokens of each option.
       offsets: (questions + 1,), from `encode_options`.
-      lengths: (rows,) a divisor for each sum: the option's number of characters
-        (lm-evaluation-harness's `acc_norm`) or of tokens; by default none.
 
     Raises:
-      ValueError: different numbers of rows, or a length below 1.
+      ValueError: different numbers of rows.
     """
     loglik = np.asarray(loglik, np.float64)
     counts = np.diff(offsets)
     if loglik.shape != (int(offsets[-1]),):
         raise ValueError(f"log-likelihoods of shape {loglik.shape} for {offsets[-1]} options")
-    if lengths is not None:
-        lengths = np.asarray(lengths)
-        if lengths.shape != loglik.shape or lengths.min() < 1:
-            raise ValueError(f"lengths must be {len(loglik)} numbers of 1 or more")
-        loglik = loglik / lengths
     outputs = np.full((len(counts), int(counts.max())), -1e30, np.float32)
     outputs[np.arange(outputs.shape[1]) < counts[:, None]] = loglik
     return outputs
-
-
-def option_characters(prompts: Prompts) -> np.ndarray:
-    """The number of characters of every option, int64 (rows,), in the order of `encode_options`."""
-    return np.array([len(each) for each in _options(prompts)[0]], np.int64)
 
 
 def _options(prompts: Prompts) -> tuple[list[str], np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from lora_jax.data.tokenizing.byte_pairs import byte_pairs, way_of
+from lora_jax.data.tokenizing.vocabulary_files import byte_pairs, way_of
 from lora_jax.files.gguf_file import GgufError, GgufFile
 from lora_jax.models.parts.config_checks import shown
 from lora_jax.suggest import nearest

@@ -87,9 +87,8 @@ def next_token_loss(
         hidden: (B, T, width), the states after each token.
         input_ids: (B, T), the tokens.
         weights: (B, T), the weight of each token as a target: 0 for padding, prompts and the first
-            token of every document (`lora_jax.data.batching.packing` makes such weights); by
-            default all are 1. A row's first token never counts, as nothing precedes it. If all
-            weights are 0, the loss is 0.
+            token of every document of a packed row; by default all are 1. A row's first token never
+            counts, as nothing precedes it. If all weights are 0, the loss is 0.
         chunk: as for `token_losses`.
     """
     losses = token_losses(logits, hidden, jnp.roll(input_ids, -1, axis=1), chunk)

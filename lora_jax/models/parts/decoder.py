@@ -192,8 +192,8 @@ class Decoder(nnx.Module):
                 results of tokens; its own results are finite.
             positions: (B or 1, T) integers; by default tokens are counted from 0 without padding,
                 and restart in every segment.
-            segments: (B, T) integers, the number of each token's document in a packed row (see
-                `lora_jax.data.batching.packing`); a token sees only its own document.
+            segments: (B, T) integers, the number of each token's document in a row with several; a
+                token sees only its own document.
             branches: (B, T) integers, for several texts with a shared beginning in one row. The
                 shared beginning comes first and has number 0; each continuation has its own number,
                 from 1 on. Each text gets the same states as in a row of its own. The row may be

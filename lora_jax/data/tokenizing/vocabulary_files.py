@@ -1,15 +1,20 @@
-"""Tokenizers from the vocabulary files of BERT, RoBERTa, DeBERTa and GPT-2, as in transformers."""
+"""Tokenizers from the vocabulary files of BERT, RoBERTa, DeBERTa and GPT-2, as in transformers.
+
+Byte-level byte-pair tokenizers are here, too, as GPT-2, Llama 3, Qwen 2 and SmolLM have them. They
+differ in where a text is split before pairs are merged. llama.cpp has a name for each way, which a
+GGUF file stores; the tokenizer.json of the published model states the same as rules.
+"""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from lora_jax.data.tokenizing.byte_pairs import WAYS, byte_pairs
-from lora_jax.data.tokenizing.tokenizer_settings import TOKEN_FLAGS
 from lora_jax.error_text import first_line
+from lora_jax.files import json_text
+from lora_jax.suggest import nearest
 
 GPT2_END = "<|endoftext|>"
 """GPT-2's only special token: it begins a text, ends it, and stands for unknown text."""
@@ -189,3 +194,122 @@ def _added(token: str | dict[str, Any]) -> AddedToken:
 def _require(tokens: list[str], vocabulary: dict[str, int], otherwise: str) -> None:
     if missing := [token for token in tokens if token not in vocabulary]:
         raise ValueError(f"{otherwise}: it has no {', '.join(missing)}")
+
+
+_FLAGS = (
+    *("do_lower_case", "tokenize_chinese_chars", "strip_accents"),  # BERT's
+    *("add_prefix_space", "trim_offsets", "split_by_punct"),  # RoBERTa's, DeBERTa's
+    "add_bos_token",  # GPT-2's
+)
+_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask"))
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+"""The settings of an added token that is written as an object, beside its content."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file, without those that are null; empty if there is no file.
+
+    Raises a one-line ValueError that names the file and the setting for a value of a wrong type.
+    """
+    if not path.is_file():
+        return {}
+    content = json_text.read_object(path)
+    settings = {name: value for name, value in content.items() if value is not None}
+    for name in _FLAGS:
+        if not isinstance(settings.get(name, False), bool):
+            raise ValueError(f"{path}: {name} must be true or false, got {settings[name]!r}")
+    for name in _TOKENS:
+        if name in settings and not _is_token(settings[name]):
+            raise ValueError(f"{path}: {name} is not a token: {settings[name]!r}")
+    return settings
+
+
+def special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that checked settings name, for example `eos_token: "</s>"`."""
+    return {name: token_text(settings[name]) for name in _TOKENS if name in settings}
+
+
+def token_text(token: str | dict[str, Any]) -> str:
+    """A token's text; the token is a text, or an added token written as an object."""
+    return token if isinstance(token, str) else token["content"]
+
+
+def _is_token(value: Any) -> bool:
+    """Whether a value is a text, or an added token as an object: its content and its flags."""
+    if isinstance(value, dict):
+        flags = (value.get(name, False) for name in TOKEN_FLAGS)
+        return isinstance(value.get("content"), str) and all(isinstance(f, bool) for f in flags)
+    return isinstance(value, str)
+
+
+# GPT-4's pattern, except for how many digits stay together (from the tokenizer.json of Llama 3 and
+# of Qwen 2).
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Way(NamedTuple):
+    """A way to tokenise: how a text is split, and related settings.
+
+    `pattern` splits a text before it becomes bytes; if empty, GPT-2's pattern does. `digits`
+    splits off every digit first. `composes` joins letters and their accents (NFC). `whole` keeps a
+    word that is in the vocabulary as one token. `begins` puts the begin token before texts, unless
+    a file says otherwise.
+    """
+
+    pattern: str = ""
+    digits: bool = False
+    composes: bool = False
+    whole: bool = False
+    begins: bool = False
+
+
+_LLAMA3 = Way(_WORDS.replace("DIGITS", "{1,3}"), whole=True, begins=True)
+WAYS = {
+    "gpt-2": Way(),
+    "default": Way(),
+    "smollm": Way(digits=True),
+    "llama-bpe": _LLAMA3,
+    "qwen2": Way(_WORDS.replace("DIGITS", ""), composes=True),
+}
+
+
+def way_of(name: str) -> Way:
+    """The way with this llama.cpp name; ValueError for one that is not supported."""
+    if name not in WAYS:
+        raise ValueError(
+            f"texts are split by {name!r}, which is not supported; nearest: {nearest(name, WAYS)}; "
+            f"supported: {', '.join(WAYS)}"
+        )
+    return WAYS[name]
+
+
+def byte_pairs(
+    vocabulary: dict[str, int],
+    merges: list[tuple[str, str]],
+    way: Way,
+    add_prefix_space: bool = False,
+) -> tokenizers.Tokenizer:
+    """A tokenizer without special tokens; `vocabulary` and `merges` write bytes as GPT-2 does.
+
+    Raises a one-line ValueError for merges that use or make tokens outside the vocabulary.
+    """
+    for first, second in merges:  # otherwise tokenizers may panic
+        for token in (first, second, first + second):
+            if token not in vocabulary:
+                raise ValueError(
+                    f"not a byte-pair vocabulary: it merges {first!r} and {second!r} "
+                    f"but has no {token!r}"
+                )
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way.whole))
+    if way.composes:
+        backend.normalizer = normalizers.NFC()
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if way.digits else []
+    if way.pattern:
+        steps.append(pre_tokenizers.Split(Regex(way.pattern), behavior="isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space, use_regex=not way.pattern))
+    backend.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    return backend
