@@ -184,14 +184,3 @@ def test_what_cannot_work_is_said(settings, said):
         variants.make("lora", **settings)
     with pytest.raises(ValueError, match="AdaLoRA chooses ranks itself"):
         variants.make("adalora", initialization="eva_rho_2")
-
-
-def test_what_was_seen_can_be_kept_in_a_file(problem, tmp_path):
-    params, batches = problem
-    adapted, trainable, frozen = started(problem)
-    x = batches[0][0]
-    lj.save_seen(tmp_path / "seen.safetensors", adapted.gather(KEY, params, x, batches=batches))
-    seen, _ = lj.load_seen(tmp_path / "seen.safetensors")
-    again, same = adapted.init(KEY, params, x, seen=seen)
-    check.assert_close((again, same.constants), (trainable, frozen.constants), 0.0)
-    assert same.spec == frozen.spec
