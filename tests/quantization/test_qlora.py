@@ -8,7 +8,7 @@ from jax import lax
 
 import lora_jax as lj
 import variants
-from lora_jax.contract.toy_matrices import noisy, normal
+from lora_jax.contract.toy_matrices import normal
 
 LORA = variants.make("lora", rank=4)
 TARGETS = "layers/(up|down)"
@@ -47,20 +47,6 @@ def adapted_by(quantize, variant=LORA, targets=TARGETS, **options):
     adapted = lj.adapt(forward, variant, targets, quantize=quantize, **options)
     params = parameters()
     return adapted, params, *jax.jit(adapted.init)(jax.random.key(0), params, X)
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """A model in NF4, moved adapters, the same on the weights that are stored, and their steps."""
-    adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()})
-    dense = lj.adapt(forward, LORA, TARGETS)
-    moved = noisy(trainable, scale=0.05)
-
-    @jax.jit
-    def densely(trainable, frozen):
-        return dense.init(jax.random.key(0), adapted.disable(trainable, frozen), X)[1]
-
-    return adapted, moved, frozen, dense, densely(trainable, frozen)
 
 
 def test_weights_are_stored_whether_adapted_or_not_and_the_first_pattern_decides():
