@@ -18,11 +18,11 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.files.arrays import to_host
-from lora_jax.methods import initialization, peft_adalora, peft_lora
+from lora_jax.methods import initialization, peft_adalora
 from lora_jax.methods.checks import require_finite
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
-from lora_jax.peft_format import Layouts, Peft, Settings, same, transposed, vector
+from lora_jax.peft_format import Layouts, Peft, Settings, dropout_of, same, transposed, vector
 from lora_jax.suggest import require_known
 from lora_jax.variant import Base, Factors, Pruned, Suggested, Variant
 
@@ -143,7 +143,7 @@ class AdaLoRA(LowRank):
         settings = {
             **{"init_r": self.rank, "target_r": self.target_rank},
             **{"lora_alpha": alpha},
-            **{"lora_dropout": peft_lora.dropout_of(factors)},
+            **{"lora_dropout": dropout_of(factors.constants)},
             **{"total_step": self.total_steps, "deltaT": self.delta_t},
             **{"tinit": self.schedule.start, "tfinal": self.total_steps - self.settled},
             **{"beta1": self.beta1, "beta2": self.beta2, "orth_reg_weight": self.orthogonality},

@@ -48,7 +48,9 @@ class LowRankUpdate(Variant):
         return self.low_rank_factors(factors, wide(base.dtype))
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        """Plain LoRA that is equal, whether PEFT has the method or not."""
+        """Plain LoRA that is equal, where PEFT has not the method."""
+        if self.peft_config is not None:
+            return super().to_peft(base, factors, lookup)
         if (both := self.as_lora(base, factors)) is None:
             return None
         return peft_lora.as_peft(*both, 1.0, factors, lookup)

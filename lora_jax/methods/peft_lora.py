@@ -1,17 +1,17 @@
 """LoRA and DoRA in PEFT's files: what their settings and factors are called, and what they mean."""
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from lora_jax.files.arrays import to_host
 from lora_jax.peft_format import (
     Layouts,
     Peft,
     Settings,
+    dropout_of,
     loaded,
+    number,
     same,
     settings_of,
     stored,
@@ -39,12 +39,6 @@ SUBTRACTED = ("pissa", "olora")
 """Those that take the start from the base, and come out the same when they are made again."""
 
 
-def dropout_of(factors: Factors) -> float:
-    """The probability of dropping an entry, of which `keep` is the complement."""
-    keep = factors.constants.get("keep")
-    return 0.0 if keep is None else float(np.round(1 - to_host(keep), 6))
-
-
 def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also: Any) -> Peft:
     """W + scale A^T B in PEFT's LoRA, for A (rank, in) and B (rank, out).
 
@@ -55,7 +49,7 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
         "peft_type": "LORA",
         "r": len(a),
         "lora_alpha": number(scale * len(a)),
-        "lora_dropout": dropout_of(factors),
+        "lora_dropout": dropout_of(factors.constants),
         "rank_pattern": {},
         "alpha_pattern": {},
         "init_lora_weights": True,
@@ -66,12 +60,6 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
     layouts = EMBEDDING if lookup else LINEAR
     magnitude = {"m": to_host(factors.trainable["m"])} if "m" in factors.trainable else {}
     return Peft({**settings, **also}, stored(layouts, {"a": a, "b": b, **magnitude}))
-
-
-def number(x: float) -> float | int:
-    """A number as PEFT writes it: an integer if it is whole but for float32's rounding."""
-    near = round(x)
-    return near if math.isclose(x, near, rel_tol=1e-6) else x
 
 
 def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:
