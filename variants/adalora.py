@@ -18,7 +18,7 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.files.arrays import to_host
-from lora_jax.methods import initialization, peft_adalora
+from lora_jax.methods import initialization, peft_lora
 from lora_jax.methods.checks import require_finite
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
@@ -148,15 +148,15 @@ class AdaLoRA(LowRank):
             **{"tinit": self.schedule.start, "tfinal": self.total_steps - self.settled},
             **{"beta1": self.beta1, "beta2": self.beta2, "orth_reg_weight": self.orthogonality},
         }
-        return peft_adalora.written(settings, trainable, self.peft_layouts)
+        return peft_lora.adalora_written(settings, trainable, self.peft_layouts)
 
     @classmethod
     def from_peft(cls, config: Settings) -> "AdaLoRA | None":
-        known = peft_adalora.settings(config)
+        known = peft_lora.adalora_fields(config)
         return None if known is None else cls(mode="reference", **known)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        whole = peft_adalora.rows(peft, self.peft_layouts, begun.trainable)
+        whole = peft_lora.adalora_rows(peft, self.peft_layouts, begun.trainable)
         return begun._replace(trainable=whole)
 
     def count(self, shape: tuple[int, int]) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_rank
-from lora_jax.methods.factorizations import inverse
+from lora_jax.methods.decompositions import inverse
 from lora_jax.methods.products import product
 from lora_jax.peft_format import Config, Layouts, Settings, transposed
 from lora_jax.variant import Base, Factors, Variant, wide

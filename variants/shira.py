@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_rank
-from lora_jax.methods.places import distinct_places
+from lora_jax.methods.initialization import distinct_places
 from lora_jax.peft_format import Config, Layout, Layouts, Peft, loaded, same
 from lora_jax.variant import Base, Factors, Variant, wide
 

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout, require_ratio
-from lora_jax.methods.products import add, dropout, dropout_constants, product
+from lora_jax.methods.products import (
+    add,
+    dropout,
+    dropout_constants,
+    product,
+    ratio_constants,
+)
 from lora_jax.peft_format import Config, Layout, Layouts, Peft, same
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -102,8 +108,7 @@ class VBLoRA(Variant):
     def init(self, key: Array, base: Base) -> Factors:
         dtype, logits = wide(base.dtype), {}
         constants = dropout_constants(self.dropout, dtype)
-        if self.learning_rate_ratio != 1:
-            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        constants |= ratio_constants(self.learning_rate_ratio, dtype)
         for name, own, side in zip("ab", jax.random.split(key), base.shape, strict=True):
             size = self.rank, side // self._length(base.shape), self.num_vectors
             logits[name] = 0.1 * jax.random.normal(own, size, dtype)

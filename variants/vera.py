@@ -21,7 +21,14 @@ from lora_jax.methods.checks import (
     require_rank,
     require_ratio,
 )
-from lora_jax.methods.products import add, dropout, dropout_constants, product, times
+from lora_jax.methods.products import (
+    add,
+    dropout,
+    dropout_constants,
+    product,
+    ratio_constants,
+    times,
+)
 from lora_jax.peft_format import Config, Layouts, Peft, same
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -81,8 +88,7 @@ class VeRA(Variant):
         dtype = wide(base.dtype)
         d, b = jnp.full(self.rank, self.d_init, dtype), jnp.zeros(base.shape[1], dtype)
         constants = dropout_constants(self.dropout, dtype)
-        if self.learning_rate_ratio != 1:
-            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        constants |= ratio_constants(self.learning_rate_ratio, dtype)
         return Factors({"d": d, "b": b}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:

@@ -21,8 +21,7 @@ from lora_jax.contract.clause import (
     require_identical,
     require_same_form,
 )
-from lora_jax.contract.toy_matrices import array, base, noisy, stack
-from lora_jax.contract.toys import Toy, score
+from lora_jax.contract.toys import Toy, array, base, noisy, score, stack
 from lora_jax.partition import flatten
 from lora_jax.transform.placement import Trainable
 from lora_jax.variant import Variant

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_jax.contract.toy_matrices import factors_of, normal, seen_of, unit
+from lora_jax.contract.toys import factors_of, normal, seen_of, unit
 from lora_jax.variant import Base, Variant
 
 ROWS, WIDTH, ROUNDS = 256, 768, 10

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from lora_jax.contract import keys, toys
+from lora_jax.contract import toys
 from lora_jax.contract.clause import (
     clause,
     quick_jit,
@@ -109,7 +109,7 @@ def _step(
 ) -> tuple[Any, Array]:
     """One step of training; each step has its own dropout."""
     before, opt_state, state = carry
-    key = jax.random.fold_in(keys.key(13), number)
+    key = jax.random.fold_in(toys.hashed_key(13), number)
 
     @jax.value_and_grad
     def loss(trainable: Trainable) -> Array:

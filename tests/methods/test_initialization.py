@@ -16,7 +16,8 @@ from scipy import stats
 
 import lora_jax as lj
 import variants
-from lora_jax.methods import initialization, truncated_svd
+from lora_jax.methods import initialization
+from lora_jax.methods.decompositions import OVERSAMPLING
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.partition import flatten
 from lora_jax.variant import Base, Factors, wide
@@ -250,7 +251,7 @@ def test_more_iterations_bring_pissa_closer(power, x64):
 
     errors = [excess(iterations) for iterations in (0, 1, 4, 16)]
     assert all((error > -1e-9).all() for error in errors)
-    expected = math.sqrt(1 + rank / (truncated_svd.OVERSAMPLING - 1)) - 1  # Halko, theorem 10.5
+    expected = math.sqrt(1 + rank / (OVERSAMPLING - 1)) - 1  # Halko, theorem 10.5
     assert errors[0].mean() < expected
     for fewer, more, bound in zip(errors, errors[1:], (0.1, 1e-2, 1e-3), strict=False):
         assert more.mean() < max(0.5 * fewer.mean(), 1e-9) and more.max() < bound

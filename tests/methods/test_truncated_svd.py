@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.methods.truncated_svd import minor_svd, randomized_svd, truncated_svd
+from lora_jax.methods.decompositions import minor_svd, randomized_svd, truncated_svd
 
 RANK = 6
 DTYPES = (jnp.float32, jnp.float64)

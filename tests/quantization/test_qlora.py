@@ -8,7 +8,7 @@ from jax import lax
 
 import lora_jax as lj
 import variants
-from lora_jax.contract.toy_matrices import normal
+from lora_jax.contract.toys import normal
 
 LORA = variants.make("lora", rank=4)
 TARGETS = "layers/(up|down)"

@@ -7,7 +7,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax.methods.rotations import turns
+from lora_jax.methods.decompositions import turns
 from lora_jax.transform.bfloat16_products import bfloat16_products
 from variants.dora import DoRA
 

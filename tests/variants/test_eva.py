@@ -9,7 +9,7 @@ from jax import lax
 
 import lora_jax as lj
 import variants
-from lora_jax.methods import from_data
+from lora_jax.methods import initialization
 from lora_jax.statistics import SeenInputs
 from lora_jax.transform.adapt import init_shapes
 
@@ -167,9 +167,9 @@ def test_division_is_a_count_of_the_first_of_all_shares():
         return SeenInputs(None, values, values.sum() + 1.0, None, None)  # type: ignore[arg-type]
 
     several = [seen(9.0, 0.0), seen(3.0, 2.0), seen(0.5, 0.5)]  # shares .9, 0; 1/2, 1/3; 1/4, 1/4
-    assert from_data.divide(several, 1, [2, 2, 2]) == [1, 2, 0]
-    assert from_data.divide(several, 1, [2, 1, 2]) == [1, 1, 1]
-    assert from_data.divide(several, 2, [2, 2, 2]) == [2, 2, 2]
+    assert initialization.divide(several, 1, [2, 2, 2]) == [1, 2, 0]
+    assert initialization.divide(several, 1, [2, 1, 2]) == [1, 1, 1]
+    assert initialization.divide(several, 2, [2, 2, 2]) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

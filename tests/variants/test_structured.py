@@ -14,7 +14,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax.methods.places import distinct_places
+from lora_jax.methods.initialization import distinct_places
 from lora_jax.peft_format import Peft
 from lora_jax.transform.jaxprs import inner
 from lora_jax.variant import Base, Factors
