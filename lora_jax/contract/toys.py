@@ -26,7 +26,7 @@ from lora_jax.variant import Base, Factors, Variant, wide
 
 
 # Programs that draw from these keys compile in half of the time: most of an initialisation is JAX's
-# own generator, which is good enough for cryptography. These keys hash a counter, whose numbers look
+# own generator, which is good enough for cryptography. These keys hash a counter, and numbers look
 # random after a few operations. A variant can use them as it uses JAX's own.
 
 

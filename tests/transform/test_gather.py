@@ -132,20 +132,6 @@ def test_inputs_are_those_of_the_plain_function(problem):
             np.testing.assert_allclose(one.magnitude, np.abs(x).mean(axis=0), rtol=1e-12)
 
 
-@pytest.mark.usefixtures("problem")  # for its 64 bits
-def test_directions_of_inputs_do_not_depend_on_how_many_outputs_there_are():
-    """The covariance has as many directions as there are inputs; twice those asked for suffice."""
-    random = np.random.RandomState(2)
-    x = random.randn(200, 6) * np.array([3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
-    adapted = lj.adapt(lambda p, x: x @ p["w"], Seeing(rank=2, of="inputs"))
-    given = {"batches": [x], "loss": lambda model, x: model(x).sum()}
-    seen: Any = adapted.gather(KEY, {"w": jnp.zeros((6, 3))}, x, **given)["w"]
-    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
-    values, vectors = values[::-1][:3], vectors[:, ::-1][:, :3]
-    np.testing.assert_allclose(seen.variances, values, rtol=1e-8)
-    np.testing.assert_allclose(np.abs(seen.directions @ vectors), np.eye(3), atol=1e-7)
-
-
 def test_a_narrow_basis_finds_nearly_the_best_directions(problem):
     """Where there are more directions than the sketch follows, it loses little."""
     random = np.random.RandomState(1)

@@ -114,21 +114,6 @@ def test_vmap_over_trainables_and_constants(setup):
         check.assert_close(mine, alone)
 
 
-def test_scan_over_training_steps(setup):
-    def step(theta, _):
-        loss, grads = jax.value_and_grad(setup.loss)(theta)
-        return jax.tree.map(lambda t, g: t - 0.01 * g, theta, grads), loss
-
-    theta, losses = jax.jit(lambda theta: jax.lax.scan(step, theta, length=4))(setup.start)
-    one = jax.jit(functools.partial(step, _=None))
-    state, expected = setup.start, []
-    for _ in range(4):
-        state, loss = one(state)
-        expected.append(loss)
-    check.assert_close((theta, losses), (state, np.stack(expected)), tolerance=1e-9)
-    assert losses[-1] < losses[0]
-
-
 def test_named_axis_inside(x64):
     """A forward that talks to the other members of a `vmap`."""
 
@@ -242,14 +227,3 @@ def test_nothing_is_ever_mutated_or_deleted(setup):
     check.assert_close(params, before, tolerance=0)
     check.assert_close(merge(setup.start, frozen), before, tolerance=0)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
-
-
-def test_a_key_depends_on_the_path_alone(setup):
-    _, _, frozen = setup.adapted, setup.start, setup.frozen
-    fewer = lj.adapt(setup.case.forward, LoRA(rank=2, alpha=2.0), ["up"])
-    alone, _ = fewer.init(jax.random.key(0), setup.case.params, *setup.case.args)
-    everyone = setup.start["adapters"]
-    check.assert_close(alone["adapters"]["layers/up"], everyone["layers/up"], tolerance=0)
-    assert len(frozen.spec.placements) == 6
-    a = {path: factors["a"] for path, factors in everyone.items()}
-    assert not np.isin(a["layers/up"][0], a["layers/up"][1]).any()  # layers differ
