@@ -23,7 +23,6 @@ ROOMS = (
     "lora_jax.error_text",
     "lora_jax.suggest",
     "lora_jax.table",
-    "lora_jax.nnx",
     "lora_jax.partition",
     "lora_jax.explicit_sharding",
     "lora_jax.uses",
