@@ -1,6 +1,5 @@
 """Clauses about combinations: dropout, starts, ratios of rates, preconditioners, quantisation."""
 
-import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -22,7 +21,7 @@ from lora_jax.contract.clause import (
     require_same_form,
 )
 from lora_jax.contract.matrix import inputs_of, pull_back, require_products
-from lora_jax.contract.toys import decoder, factors_of, hashed_key, init, noisy, normal
+from lora_jax.contract.toys import altered, decoder, factors_of, hashed_key, init, noisy, normal
 from lora_jax.methods import initialization, preconditioning
 from lora_jax.partition import flatten
 from lora_jax.quantization.quantize import NF4, Int8, quantized
@@ -159,7 +158,7 @@ def _moves(
 def goes_down_preconditioned(variant: Variant) -> None:
     """With every preconditioner that it takes, the optimiser gets another direction, also down."""
     names = preconditioning.PRECONDITIONERS if _has(variant, "preconditioner") else ()
-    others = (_with(variant, preconditioner=name) for name in names)
+    others = (altered(variant, preconditioner=name) for name in names)
     several = (variant, *(each for each in others if each is not None))
     base = toys.base(variant)
     results = _directions(several, base, normal(base.shape, 22))
@@ -181,13 +180,6 @@ def _directions(variants: tuple[Variant, ...], base: Base, cotangent: Array) -> 
         gradients = pull_back(each, base, factors)(cotangent)
         results.append((gradients, each.precondition(gradients, factors)))
     return results
-
-
-def _with(variant: Variant, **settings: Any) -> Variant | None:
-    """The variant with other settings; None if it refuses them."""
-    with contextlib.suppress(ValueError):
-        return dataclasses.replace(variant, **settings)
-    return None
 
 
 @clause

@@ -1,5 +1,6 @@
 """What a variant is tested on: keys, matrices in several layouts and sizes, and a tiny decoder."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -186,29 +187,28 @@ def quick_factors_of(variant: Variant, base: Base) -> Factors:
     return jax.device_put(_factors_by_numpy(variant, base))
 
 
+def altered(variant: Variant, **settings: Any) -> Variant | None:
+    """The variant with other settings; None if it refuses them."""
+    with contextlib.suppress(ValueError):
+        return dataclasses.replace(variant, **settings)
+    return None
+
+
 def variations(variant: Variant) -> list[tuple[Variant, str]]:
-    """The variant with one real number changed, for each that may be."""
-    found = []
-    for name, value in _real_numbers(variant).items():
-        for changed in (value / 2, 0.25, value + 1):
-            try:
-                other = dataclasses.replace(variant, **{name: changed})
-            except ValueError:
-                continue
-            if other != variant:
-                found.append((other, name))
-                break
-    return found
+    """The variant with one real number changed, for each that may be.
 
-
-def _real_numbers(variant: Variant) -> dict[str, float]:
-    """Settings that are real numbers: floats, and integers where the annotation says float."""
-    hints, found = typing.get_type_hints(type(variant)), {}
+    Those are floats, and integers where the annotation says float.
+    """
+    hints, found = typing.get_type_hints(type(variant)), []
     for field in dataclasses.fields(variant):
         value, hint = getattr(variant, field.name), hints[field.name]
         real = isinstance(value, float) or float in (hint, *typing.get_args(hint))
-        if field.init and real and isinstance(value, int | float):
-            found[field.name] = value
+        if not (field.init and real and isinstance(value, int | float)):
+            continue
+        others = (altered(variant, **{field.name: x}) for x in (value / 2, 0.25, value + 1))
+        other = next((each for each in others if each not in (None, variant)), None)
+        if other is not None:
+            found.append((other, field.name))
     return found
 
 
