@@ -234,21 +234,3 @@ def test_the_optimisers_state_is_its_own_and_it_asks_for_the_trainables():
     assert jax.tree.structure(state) == jax.tree.structure(given.init(trainable))
     with pytest.raises(ValueError, match=re.escape("call update(grads, state, trainable)")):
         tx.update(trainable, state)
-
-
-@pytest.mark.parametrize(
-    "name, settings, message",
-    [
-        ("lora", {"preconditioner": "rieman"}, "'rieman' is unknown; nearest: 'riemannian'"),
-        ("riemannian", {"damping": 0.0}, r"damping must be above 0 in float32, got 0\.0"),
-        ("riemannian", {"damping": 1e-50}, "damping must be above 0 in float32, got 1e-50"),
-        ("riemannian", {"damping": None}, "damping must be a finite number, got None"),
-        ("lora_pro", {"alpha": 0.0}, "alpha must not be 0"),
-        ("adalora", {"preconditioner": "riemannian"}, "a factor e that no preconditioner"),
-        ("dora", {"preconditioner": "lora_pro"}, r"for W \+ s A\^T B, which DoRA is not"),
-        ("gralora", {"preconditioner": "lora_pro"}, r"for W \+ s A\^T B, which GraLoRA is not"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(name, settings, message):
-    with pytest.raises(ValueError, match=message):
-        variants.make(name, **settings)

@@ -170,17 +170,3 @@ def test_division_is_a_count_of_the_first_of_all_shares():
     assert initialization.divide(several, 1, [2, 2, 2]) == [1, 2, 0]
     assert initialization.divide(several, 1, [2, 1, 2]) == [1, 1, 1]
     assert initialization.divide(several, 2, [2, 2, 2]) == [2, 2, 2]
-
-
-@pytest.mark.parametrize(
-    "settings, said",
-    [
-        ({"initialization": "eva_rho_0.5"}, "'eva_rho_0.5' is unknown; nearest: 'eva_rho_2'"),
-        ({"initialization": "eva_rho_2", "max_rank": 9}, "takes no max_rank"),
-    ],
-)
-def test_what_cannot_work_is_said(settings, said):
-    with pytest.raises(ValueError, match=said):
-        variants.make("lora", **settings)
-    with pytest.raises(ValueError, match="AdaLoRA chooses ranks itself"):
-        variants.make("adalora", initialization="eva_rho_2")

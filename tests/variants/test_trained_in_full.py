@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
-import variants
 from lora_jax.models.families.bert import BertClassifier, BertConfig
 from lora_jax.partition import flatten
 from variants.bitfit import BitFit
@@ -188,8 +187,3 @@ def test_what_cannot_train_is_named(bert, variant, options, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         lj.adapt(forward, variant, **options).init(KEY, params, *batch)
     assert "\n" not in str(error.value)
-
-
-def test_a_bad_pattern_is_named():
-    with pytest.raises(ValueError, match=re.escape("pattern '(bias' is no regular expression: ")):
-        variants.make("bitfit", pattern="(bias")
