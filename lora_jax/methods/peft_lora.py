@@ -9,7 +9,6 @@ import numpy as np
 from jax import Array
 
 from lora_jax.files.arrays import to_host
-from lora_jax.methods.checks import MOST
 from lora_jax.peft_format import (
     Layouts,
     Peft,
@@ -17,7 +16,6 @@ from lora_jax.peft_format import (
     dropout_of,
     loaded,
     number,
-    quoted,
     same,
     settings_of,
     stored,
@@ -135,22 +133,14 @@ def adalora_written(settings: Settings, trainable: Mapping[str, Array], layouts:
     kept = np.asarray(trainable["e"]) != 0
     kept = kept if kept.any() else np.arange(len(kept)) == 0  # PEFT cannot load rank 0
     own = {name: x[kept] for name, x in trainable.items()}
-    whole = {
-        **{"peft_type": ADALORA, **settings},
-        **{"rank_pattern": {"{module}.lora_E": kept.tolist()}, "loftq_config": {}},
-        **{"fan_in_fan_out": False, "bias": "none"},
-    }
+    whole = {**settings, "rank_pattern": {"{module}.lora_E": kept.tolist()}}
     return Peft(whole, stored(layouts, own))
 
 
 def adalora_scale(settings: Settings) -> float:
-    """What PEFT multiplies an update by."""
-    return _alpha(settings) / (settings["init_r"] + 1e-5)
-
-
-def _alpha(settings: Settings) -> float:
-    """PEFT's alpha, which takes the rank for one that is not positive."""
-    return settings["lora_alpha"] if settings["lora_alpha"] > 0 else float(settings["init_r"])
+    """What PEFT multiplies an update by; it takes the rank for an alpha that is not positive."""
+    alpha = settings["lora_alpha"] if settings["lora_alpha"] > 0 else settings["init_r"]
+    return alpha / (settings["init_r"] + 1e-5)
 
 
 def adalora_sum(each: Sequence[Settings]) -> dict[str, Any]:
@@ -159,34 +149,6 @@ def adalora_sum(each: Sequence[Settings]) -> dict[str, Any]:
     patterns = [one["rank_pattern"] for one in each]
     kept = {name: [*itertools.chain(*(x[name] for x in patterns))] for name in patterns[0]}
     return {**ranks, "lora_alpha": ranks["init_r"] + 1e-5, "rank_pattern": kept}
-
-
-def adalora_fields(config: Settings) -> dict[str, Any] | None:
-    """A config of PEFT as fields of AdaLoRA; None if it is another method's."""
-    numbers = {"init_r": 12, "target_r": 8, "tinit": 0, "tfinal": 0, "deltaT": 1}
-    reals = {"lora_alpha": 8.0, "lora_dropout": 0.0, "beta1": 0.85, "beta2": 0.85}
-    inherited = {"r": None, "use_rslora": None, "init_lora_weights": None, "total_step": None}
-    known = settings_of(config, ADALORA, orth_reg_weight=0.5, **numbers, **reals, **inherited)
-    if known is None:
-        return None
-    for name in (*numbers, "total_step"):
-        if isinstance(known[name], int) and known[name] > MOST:
-            raise ValueError(
-                f"{ADALORA}: {name} must be at most {MOST:,}, got {quoted(known[name])}"
-            )
-    return {
-        "rank": known["init_r"],
-        "target_rank": min(known["target_r"], known["init_r"]),
-        "alpha": _alpha(known),
-        "dropout": known["lora_dropout"],
-        "total_steps": known["total_step"] or max(1000, known["tinit"] + known["tfinal"] + 1),
-        "t_init": known["tinit"],
-        "t_final": known["tfinal"],
-        "delta_t": known["deltaT"],
-        "beta1": known["beta1"],
-        "beta2": known["beta2"],
-        "orthogonality": known["orth_reg_weight"],
-    }
 
 
 def adalora_rows(peft: Peft, layouts: Layouts, begun: Mapping[str, Array]) -> dict[str, Array]:
