@@ -1,7 +1,7 @@
 """Methods whose update has a structure of its own, each against its formula in NumPy.
 
 Products, gradients and starts are the contract's, and equality with PEFT is in
-`test_peft_methods.py`.
+`test_peft.py`.
 """
 
 import functools
