@@ -253,6 +253,13 @@ def test_the_summary_is_readable():
         (None, {}, r"targets must be patterns, or map patterns to variants, not None"),
         (len, {}, r"targets must be patterns.*, not <built-in function len>"),
         (["up", 3], {}, r"targets: 3 is not a pattern"),
+        ("up", {"variant": None}, "needs a variant"),
+        ("up", {"variant": "lora"}, r"'lora' is not a variant; make one: variants\.make"),
+        (
+            {lj.layers("up", 0): LoRA(rank=1), "up": LoRA(rank=1, dropout=0.5)},
+            {},
+            "'layers/up': layers of one stacked weight cannot mix",
+        ),
         (
             "all-linear",
             {"variant": LoRA(rank=4, initialization="pissa")},
@@ -306,17 +313,6 @@ def test_a_variant_that_lacks_something_is_named():
     for name, given in (("init", (KEY, None)), ("weight", (None, None)), ("count", ((2, 3),))):
         with pytest.raises(NotImplementedError, match=f"^Variant must define {name}$"):
             getattr(Variant(), name)(*given)
-
-
-def test_no_variant():
-    with pytest.raises(ValueError, match="needs a variant"):
-        lj.adapt(stacked, targets="up")
-
-
-def test_layers_of_one_stack_cannot_mix_methods():
-    rules = {lj.layers("up", 0): LoRA(rank=1), "up": LoRA(rank=1, dropout=0.5)}
-    with pytest.raises(ValueError, match="'layers/up': layers of one stacked weight cannot mix"):
-        init(stacked, STACKED, rules)
 
 
 def test_integers_cannot_be_trained():
@@ -379,8 +375,3 @@ def test_methods_that_only_choose_leave_other_layers_to_their_adapters():
     adapted = lj.adapt(forward, targets=targets)
     trainable, frozen = jax.eval_shape(adapted.init, KEY, params, np.ones((1, 4)))
     assert lj.summary(trainable, frozen).trained == 2 * 2 * (4 + 4)
-
-
-def test_what_is_not_a_variant_is_refused():
-    with pytest.raises(ValueError, match=r"'lora' is not a variant; make one: variants\.make"):
-        lj.adapt(lambda p, x: x, "lora", "w")
