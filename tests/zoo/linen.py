@@ -21,10 +21,6 @@ def dense(normal: Normal) -> Case:
     return _case(normal, nn.Sequential([nn.Dense(6), nn.gelu, nn.Dense(3)]), normal(2, 3, 4))
 
 
-def dense_general_in(normal: Normal) -> Case:
-    return _case(normal, nn.DenseGeneral((3, 2), axis=(-3, -1)), normal(2, 3, 5, 4))
-
-
 def dense_general_batched(normal: Normal) -> Case:
     module = nn.DenseGeneral(3, axis=-1, batch_dims=(0,))
     return _case(normal, module, normal(2, 5, 4))

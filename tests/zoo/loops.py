@@ -30,16 +30,6 @@ def scan_of_one(normal: Normal) -> Case:
     return _over_layers(normal, forward, count=1)
 
 
-def scan_nested(normal: Normal) -> Case:
-    def forward(p, x):
-        def block(x, ws):
-            return lax.scan(lambda x, w: (_layer(x, w), None), x, ws)
-
-        return lax.scan(block, x, p["w"].reshape(2, 3, 4, 4))[0]
-
-    return _over_layers(normal, forward, count=6)
-
-
 def scan_nested_the_other_way(normal: Normal) -> Case:
     """Layer `i + 2 j` comes at `(i, j)`, and the inner loop runs backwards."""
 

@@ -25,11 +25,6 @@ def linear(normal: Normal) -> Case:
     return _case(normal, model, normal(2, 3, 4))
 
 
-def linear_general(normal: Normal) -> Case:
-    model = nnx.LinearGeneral((2, 4), (3, 2), axis=(-2, -1), rngs=_rngs())
-    return _case(normal, model, normal(5, 2, 4))
-
-
 def attention(normal: Normal) -> Case:
     model = nnx.MultiHeadAttention(
         num_heads=2, in_features=4, qkv_features=6, dropout_rate=0.5, decode=False, rngs=_rngs()

@@ -96,14 +96,6 @@ def behind_a_barrier(normal: Normal) -> Case:
     return Case(forward, {"w": normal(3, 4, 4), "w0": normal(6, 4)}, (normal(3, 4),))
 
 
-def fused_projections(normal: Normal) -> Case:
-    def forward(p, x):
-        q, k, v = jnp.split(x @ p["w"], 3, axis=-1)
-        return q * k + v
-
-    return Case(forward, {"w": normal(4, 18)}, (normal(3, 4),))
-
-
 def slices_of_outputs(normal: Normal) -> Case:
     def forward(p, x):
         k, v = jnp.split(p["w"][:, 6:], 2, axis=1)
@@ -228,10 +220,3 @@ def wide_accumulation(normal: Normal) -> Case:
         return jnp.dot(x, p["w"], preferred_element_type=jnp.float64)
 
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))
-
-
-def rounded_weight(normal: Normal) -> Case:
-    def forward(p, x):
-        return x @ jnp.round(p["w"]).astype(jnp.int32).astype(jnp.float64), x @ p["w"]
-
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
