@@ -5,6 +5,7 @@ A method's own file says what its settings and factors are called there: `peft_c
 files are `lora_jax.interchange`'s.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -208,7 +209,7 @@ class Config(NamedTuple):
             scale = float(constants["scale"])
             own["alpha"] = number(scale * variant.rank) if hasattr(variant, "rank") else scale
         said = {theirs: own[ours] for theirs, (ours, _) in self.fields.items()}
-        return {"peft_type": self.kind, **said, **self.also}
+        return {"peft_type": self.kind, **said, **copy.deepcopy(dict(self.also))}
 
 
 def dropout_of(constants: Mapping[str, Array]) -> float:
