@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from lora_jax.compiled import compiler_faults
 
 # At once, as the name of this function is that of its file, which is imported in any case.
-from lora_jax.partition import ABSENT as ABSENT, combine as combine, partition as partition
+from lora_jax.partition import (
+    ABSENT as ABSENT,
+    combine as combine,
+    from_nnx as from_nnx,
+    partition as partition,
+)
 
 if TYPE_CHECKING:
     from lora_jax.adapters.adapter_file import (
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
     from lora_jax.interchange.save_loralib import save_loralib as save_loralib
     from lora_jax.interchange.save_peft import save_peft as save_peft
     from lora_jax.interchange.save_plain_lora import save_plain_lora as save_plain_lora
-    from lora_jax.nnx import from_nnx as from_nnx
     from lora_jax.quantization.quantize import NF4 as NF4, Int8 as Int8
     from lora_jax.serving.adapter_store import (
         AdapterStore as AdapterStore,
@@ -74,7 +78,6 @@ _NAMES = {
     "lora_jax.interchange.save_loralib": ("save_loralib",),
     "lora_jax.interchange.save_peft": ("save_peft",),
     "lora_jax.interchange.save_plain_lora": ("save_plain_lora",),
-    "lora_jax.nnx": ("from_nnx",),
     "lora_jax.quantization.quantize": ("NF4", "Int8"),
     "lora_jax.serving.adapter_store": (
         "AdapterStore",
@@ -108,7 +111,7 @@ if not TYPE_CHECKING:  # which would take any name for one of these
 
 
 def __dir__() -> list[str]:
-    return sorted(("__version__", "ABSENT", "combine", "partition", *_FILES))
+    return sorted(("__version__", "ABSENT", "combine", "from_nnx", "partition", *_FILES))
 
 
 compiler_faults.cure()

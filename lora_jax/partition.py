@@ -1,14 +1,17 @@
-"""Name the leaves of a parameter tree, split the tree, and combine it again."""
+"""Parameter trees: names of leaves, trees split and combined again, and Flax NNX models."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from lora_jax.suggest import nearest
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 PyTree = Any
 Where = str | Sequence[str] | Callable[[str, Any], bool]
@@ -177,3 +180,18 @@ def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
         return treedef.unflatten(filled)
 
     return [leaves[i] for i in places], rebuild
+
+
+def from_nnx(model: "nnx.Module") -> tuple[Callable[..., Any], "nnx.State"]:
+    """An NNX model as `(forward, params)`, with `forward(params, *args, **kwargs) = model(...)`.
+
+    Changes that a call makes to the model (dropout counters, batch statistics) are not kept.
+    """
+    from flax import nnx  # not above: who has other models need not wait for it
+
+    graph, params = nnx.split(model)
+
+    def forward(params: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return nnx.merge(graph, params)(*args, **kwargs)
+
+    return forward, params

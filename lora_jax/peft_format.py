@@ -1,12 +1,20 @@
 """One adapter as Hugging Face PEFT stores it: settings, and tensors by their names on disk.
 
-A method's own file says what its settings and factors are called there (`Variant.to_peft`,
-`from_peft`, `factors_from_peft`); paths, stacked layers and files are `lora_jax.interchange`'s.
+A method's own file says what its settings and factors are called there: `peft_config` and
+`peft_layouts`, or `Variant.to_peft`, `from_peft` and `factors_from_peft`. Paths, stacked layers and
+files are `lora_jax.interchange`'s.
 """
 
+import copy
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jax import Array
+
+from lora_jax.files.arrays import to_host
 
 Settings = Mapping[str, Any]
 """Fields of adapter_config.json, as they hold for one module, and two of what is beside it.
@@ -170,3 +178,47 @@ def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | N
             raise ValueError(f"{kind} with {name}={quoted(value)} is not known here")
         found[name] = value
     return found
+
+
+class Config(NamedTuple):
+    """What a method's settings are called in adapter_config.json."""
+
+    kind: str
+    """PEFT's `peft_type`."""
+    fields: Mapping[str, tuple[str, Any]]
+    """By the name there: the name of the method's own field, and PEFT's default."""
+    also: Settings = MappingProxyType({})
+    """What is written beside these."""
+    ignored: Settings = MappingProxyType({})
+    """What may be set and says nothing here, with PEFT's defaults."""
+
+    def read(self, config: Settings) -> dict[str, Any] | None:
+        """The method's own fields; None if the config is of another `peft_type`."""
+        defaults = {theirs: default for theirs, (_, default) in self.fields.items()}
+        known = settings_of(config, self.kind, **defaults, **self.ignored)
+        if known is None:
+            return None
+        return {ours: known[theirs] for theirs, (ours, _) in self.fields.items()}
+
+    def written(self, variant: Any, constants: Mapping[str, Array]) -> dict[str, Any]:
+        """The settings of one adapter: those of a study that its constants hold are taken there."""
+        own = {ours: getattr(variant, ours) for ours, _ in self.fields.values()}
+        if "dropout" in own:
+            own["dropout"] = dropout_of(constants)
+        if "alpha" in own:
+            scale = float(constants["scale"])
+            own["alpha"] = number(scale * variant.rank) if hasattr(variant, "rank") else scale
+        said = {theirs: own[ours] for theirs, (ours, _) in self.fields.items()}
+        return {"peft_type": self.kind, **said, **copy.deepcopy(dict(self.also))}
+
+
+def dropout_of(constants: Mapping[str, Array]) -> float:
+    """The probability of dropping an entry, of which the constant `keep` is the complement."""
+    keep = constants.get("keep")
+    return 0.0 if keep is None else float(np.round(1 - to_host(keep), 6))
+
+
+def number(x: float) -> float | int:
+    """A number as PEFT writes it: an integer if it is whole but for float32's rounding."""
+    near = round(x)
+    return near if math.isclose(x, near, rel_tol=1e-6) else x

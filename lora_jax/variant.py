@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.base import Base, Operand, contract, wide
-from lora_jax.peft_format import Layouts, Peft, Settings, loaded
+from lora_jax.peft_format import Config, Layouts, Peft, Settings, loaded, stored
 from lora_jax.statistics import Need, Seen
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ class Variant:
 
     peft_layouts: ClassVar[Layouts] = MappingProxyType({})
     """What PEFT calls each trained factor in files, and its shape there."""
+
+    peft_config: ClassVar[Config | None] = None
+    """What PEFT calls the method's settings; None where `to_peft` and `from_peft` say it."""
 
     remade: ClassVar[tuple[str, ...]] = ()
     """Constants that files leave out, as `init` or `init_shared` makes them again from the base.
@@ -179,14 +182,24 @@ class Variant:
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
         """One matrix's adapter as Hugging Face PEFT stores it, not traced; None if it cannot.
 
-        `lookup` says whether the matrix is an embedding, whose rows are looked up.
+        `lookup` says whether the matrix is an embedding, whose rows are looked up. A method with a
+        `peft_config` is one of PEFT's for all other matrices.
         """
-        return None
+        if self.peft_config is None or lookup:
+            return None
+        arrays = {**factors.constants, **factors.trainable}
+        return Peft(self.peft_settings(base, factors), stored(self.peft_layouts, arrays))
+
+    def peft_settings(self, base: Base, factors: Factors) -> dict[str, Any]:
+        """PEFT's settings of one matrix's adapter, by `peft_config`."""
+        return {} if self.peft_config is None else self.peft_config.written(self, factors.constants)
 
     @classmethod
     def from_peft(cls, config: Settings) -> "Variant | None":
         """What PEFT's settings mean for a module; None if another method, ValueError if unknown."""
-        return None
+        if cls.peft_config is None or (known := cls.peft_config.read(config)) is None:
+            return None
+        return cls(**known)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         """The factors of one matrix from PEFT's tensors, in the shapes of `begun`, from `init`."""

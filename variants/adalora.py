@@ -18,11 +18,11 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.files.arrays import to_host
-from lora_jax.methods import initialization, peft_adalora, peft_lora
-from lora_jax.methods.checks import require_finite
+from lora_jax.methods import initialization, peft_lora
+from lora_jax.methods.checks import MOST, require_finite
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
-from lora_jax.peft_format import Layouts, Peft, Settings, same, transposed, vector
+from lora_jax.peft_format import Config, Layouts, Peft, Settings, quoted, same, transposed, vector
 from lora_jax.suggest import require_known
 from lora_jax.variant import Base, Factors, Pruned, Suggested, Variant
 
@@ -54,6 +54,19 @@ class AdaLoRA(LowRank):
         "b": transposed("lora_B", 0, 0.0),
         "e": vector("lora_E", "all"),
     }
+    peft_config: ClassVar[Config] = Config(
+        peft_lora.ADALORA,
+        {
+            **{"init_r": ("rank", 12), "target_r": ("target_rank", 8)},
+            **{"lora_alpha": ("alpha", 8.0), "lora_dropout": ("dropout", 0.0)},
+            **{"total_step": ("total_steps", None), "deltaT": ("delta_t", 1)},
+            **{"tinit": ("t_init", 0), "tfinal": ("t_final", 0)},
+            **{"beta1": ("beta1", 0.85), "beta2": ("beta2", 0.85)},
+            **{"orth_reg_weight": ("orthogonality", 0.5)},
+        },
+        {"loftq_config": {}, "fan_in_fan_out": False, "bias": "none"},
+        {"r": None, "use_rslora": None, "init_lora_weights": None},
+    )
     # The penalty of the authors' code, which published gammas are for.
     suggested: ClassVar[Suggested] = Suggested(
         settings={"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0}
@@ -140,23 +153,30 @@ class AdaLoRA(LowRank):
         if alpha <= 0:  # PEFT takes the rank for it
             trainable = {**trainable, "e": trainable["e"] * (alpha / self.rank)}
             alpha = float(self.rank)
-        settings = {
-            **{"init_r": self.rank, "target_r": self.target_rank},
+        settings = self.peft_settings(base, factors) | {
             **{"lora_alpha": alpha},
-            **{"lora_dropout": peft_lora.dropout_of(factors)},
-            **{"total_step": self.total_steps, "deltaT": self.delta_t},
             **{"tinit": self.schedule.start, "tfinal": self.total_steps - self.settled},
-            **{"beta1": self.beta1, "beta2": self.beta2, "orth_reg_weight": self.orthogonality},
         }
-        return peft_adalora.written(settings, trainable, self.peft_layouts)
+        return peft_lora.adalora_written(settings, trainable, self.peft_layouts)
 
     @classmethod
     def from_peft(cls, config: Settings) -> "AdaLoRA | None":
-        known = peft_adalora.settings(config)
-        return None if known is None else cls(mode="reference", **known)
+        if (known := cls.peft_config.read(config)) is None:
+            return None
+        for theirs, (ours, _) in cls.peft_config.fields.items():
+            if isinstance(known[ours], int) and known[ours] > MOST:
+                said = f"{theirs} must be at most {MOST:,}, got {quoted(known[ours])}"
+                raise ValueError(f"{peft_lora.ADALORA}: {said}")
+        least = max(1000, known["t_init"] + known["t_final"] + 1)
+        known |= {
+            "target_rank": min(known["target_rank"], known["rank"]),
+            "alpha": known["alpha"] if known["alpha"] > 0 else float(known["rank"]),
+            "total_steps": known["total_steps"] or least,
+        }
+        return cls(mode="reference", **known)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        whole = peft_adalora.rows(peft, self.peft_layouts, begun.trainable)
+        whole = peft_lora.adalora_rows(peft, self.peft_layouts, begun.trainable)
         return begun._replace(trainable=whole)
 
     def count(self, shape: tuple[int, int]) -> int:

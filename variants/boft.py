@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_count, require_dropout
+from lora_jax.methods.decompositions import side_of, turns
 from lora_jax.methods.products import dropout, dropout_constants, times
-from lora_jax.methods.rotations import side_of, turns
 from lora_jax.peft_format import (
     Layout,
     Layouts,

@@ -8,7 +8,7 @@ W of shape (in, out), used as x @ W, in blocks of b x b, and kernels w_mn of b n
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout, dropout_constants
-from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
+from lora_jax.peft_format import Config, Layouts, same
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -38,6 +38,9 @@ class C3A(Variant):
     title: ClassVar[str] = "C3A"
     peft: ClassVar[str] = "C3AConfig"
     peft_layouts: ClassVar[Layouts] = {"w": same("c3a_kernel", 0, 0.0)}
+    peft_config: ClassVar[Config] = Config(
+        "C3A", {"block_size": ("block_size", 256)}, {"block_size_pattern": {}}
+    )
     suggested: ClassVar[Suggested] = Suggested(1e-1, 3e-1, (3e-2, 1e-1, 3e-1))
 
     block_size: int = 256
@@ -84,17 +87,8 @@ class C3A(Variant):
         update = jnp.moveaxis(jnp.take_along_axis(kernels, places[None], -1, mode="clip"), 0, -2)
         return base.take(rows) + update.reshape(*rows.shape, base.shape[1])
 
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        size = self._block(base.shape)
-        settings = {"peft_type": "C3A", "block_size": size, "block_size_pattern": {}}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "C3A | None":
-        known = settings_of(config, "C3A", block_size=256)
-        return None if known is None else cls(block_size=known["block_size"])
+    def peft_settings(self, base: Base, factors: Factors) -> dict[str, Any]:
+        return super().peft_settings(base, factors) | {"block_size": self._block(base.shape)}
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[0] * shape[1] // self._block(shape)

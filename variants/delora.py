@@ -15,18 +15,8 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_nonzero, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
-from lora_jax.methods.peft_lora import dropout_of
 from lora_jax.methods.products import dropout_constants
-from lora_jax.peft_format import (
-    Layouts,
-    Peft,
-    Settings,
-    loaded,
-    same,
-    settings_of,
-    stored,
-    transposed,
-)
+from lora_jax.peft_format import Config, Layouts, Peft, loaded, same, transposed
 from lora_jax.variant import Base, Factors, wide
 
 LEAST = 1e-4
@@ -52,6 +42,14 @@ class DeLoRA(LowRankUpdate):
         "lambda": same("delora_lambda"),
         "norms": same("delora_w_norm"),
     }
+    peft_config: ClassVar[Config] = Config(
+        "DELORA",
+        {
+            **{"r": ("rank", 8), "delora_lambda": ("strength", 15.0)},
+            **{"module_dropout": ("dropout", 0.0)},
+        },
+        {"rank_pattern": {}, "lambda_pattern": {}},
+    )
 
     rank: int = 8
     """The rows of A and of B."""
@@ -78,23 +76,6 @@ class DeLoRA(LowRankUpdate):
         xi = strength / self.rank / (_norms(a) * _norms(b))
         a = a * factors.constants["norms"][None, :]
         return a.astype(dtype), (xi[:, None] * b).astype(dtype)
-
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        settings = {"peft_type": "DELORA", "r": self.rank, "delora_lambda": self.strength}
-        settings |= {"module_dropout": dropout_of(factors)}
-        settings |= {"rank_pattern": {}, "lambda_pattern": {}}
-        both = {**factors.trainable, "norms": factors.constants["norms"]}
-        return Peft(settings, stored(self.peft_layouts, both))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "DeLoRA | None":
-        fields = {"r": 8, "delora_lambda": 15.0, "module_dropout": 0.0}
-        if (known := settings_of(config, "DELORA", **fields)) is None:
-            return None
-        rank, strength, dropout = known.values()
-        return cls(rank=rank, strength=strength, dropout=dropout)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         found = loaded(self.peft_layouts, peft.tensors)

@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_count, require_finite
-from lora_jax.methods.places import distinct_places
-from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, stored
+from lora_jax.methods.initialization import distinct_places
+from lora_jax.peft_format import Config, Layouts, Peft, loaded, same
 from lora_jax.variant import Base, Factors, Variant, wide
 
 LARGEST = (2**32 - 1) // 20
@@ -44,6 +44,12 @@ class FourierFT(Variant):
 
     peft: ClassVar[str] = "FourierFTConfig"
     peft_layouts: ClassVar[Layouts] = {"c": same("fourierft_spectrum")}
+    peft_config: ClassVar[Config] = Config(
+        "FOURIERFT",
+        {"n_frequency": ("frequencies", 1000), "scaling": ("alpha", 150.0)},
+        {"random_loc_seed": SEED, "n_frequency_pattern": {}, "fan_in_fan_out": False},
+        {"random_loc_seed": SEED},
+    )
 
     frequencies: int = 1000
     """How many coefficients are trained."""
@@ -77,17 +83,7 @@ class FourierFT(Variant):
         theirs = _places_in_peft(SEED, base.shape, self.frequencies)
         if not np.array_equal(factors.constants["places"], theirs):
             return None
-        settings = {"peft_type": "FOURIERFT", "n_frequency": self.frequencies}
-        settings |= {"scaling": float(factors.constants["scale"]), "random_loc_seed": SEED}
-        settings |= {"n_frequency_pattern": {}, "fan_in_fan_out": False}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "FourierFT | None":
-        fields = {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": SEED}
-        if (known := settings_of(config, "FOURIERFT", **fields)) is None:
-            return None
-        return cls(frequencies=known["n_frequency"], alpha=known["scaling"])
+        return super().to_peft(base, factors, lookup)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         trainable = loaded(self.peft_layouts, peft.tensors)

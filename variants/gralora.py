@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods import peft_lora
 from lora_jax.methods.checks import require_count
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.methods.products import add, dropout
-from lora_jax.peft_format import Layout, Layouts, Peft, Settings, loaded, settings_of, stored
+from lora_jax.peft_format import Config, Layout, Layouts, Peft, loaded, stored
 from lora_jax.variant import Base, Factors
 
 
@@ -39,6 +38,14 @@ class GraLoRA(LowRank):
 
     title: ClassVar[str] = "GraLoRA"
     peft: ClassVar[str] = "GraloraConfig"
+    peft_config: ClassVar[Config] = Config(
+        "GRALORA",
+        {
+            **{"r": ("rank", 32), "alpha": ("alpha", 64.0)},
+            **{"gralora_dropout": ("dropout", 0.0), "gralora_k": ("blocks", 2)},
+        },
+        {"hybrid_r": 0, "fan_in_fan_out": False},
+    )
     additive: ClassVar[bool] = False
     rows_are_terms: ClassVar[bool] = False
 
@@ -115,19 +122,8 @@ class GraLoRA(LowRank):
             return super().to_peft(base, factors, lookup)
         if lookup:
             return None
-        alpha = peft_lora.number(float(factors.constants["scale"]) * self.rank)
-        settings = {"peft_type": "GRALORA", "r": self.rank, "alpha": alpha, "hybrid_r": 0}
-        settings |= {"gralora_k": self.blocks, "fan_in_fan_out": False}
-        settings |= {"gralora_dropout": peft_lora.dropout_of(factors)}
+        settings = self.peft_settings(base, factors)
         return Peft(settings, stored(self._layouts(), factors.trainable))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "GraLoRA | None":
-        fields = {"r": 32, "alpha": 64.0, "gralora_dropout": 0.0, "gralora_k": 2}
-        if (known := settings_of(config, "GRALORA", **fields)) is None:
-            return None
-        rank, alpha, dropout, blocks = known.values()
-        return cls(rank=rank, alpha=alpha, dropout=dropout, blocks=blocks)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         if any(len(x.shape) != 3 for x in peft.tensors.values()):

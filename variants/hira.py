@@ -17,12 +17,11 @@ from lora_jax.methods import peft_lora
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.methods.products import add, dropout
 from lora_jax.peft_format import (
+    Config,
     Layouts,
     Peft,
-    Settings,
     loaded,
     same,
-    settings_of,
     stored,
     transposed,
 )
@@ -43,6 +42,11 @@ class HiRA(LowRank):
 
     peft: ClassVar[str] = "HiraConfig"
     peft_layouts: ClassVar[Layouts] = LINEAR
+    peft_config: ClassVar[Config] = Config(
+        "HIRA",
+        {"r": ("rank", 32), "hira_dropout": ("dropout", 0.0)},
+        {"fan_in_fan_out": False},
+    )
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8})
     additive: ClassVar[bool] = False
 
@@ -77,14 +81,8 @@ class HiRA(LowRank):
         a, b = self.low_rank_factors(factors, wide(base.dtype))
         both = {"a": np.asarray(a), "b": np.asarray(b)}
         both = {name: x[self._used(factors, len(a))] for name, x in both.items()}
-        settings = {"peft_type": "HIRA", "r": len(both["a"])}
-        settings |= {"hira_dropout": peft_lora.dropout_of(factors), "fan_in_fan_out": False}
+        settings = self.peft_settings(base, factors) | {"r": len(both["a"])}
         return Peft(settings, stored(EMBEDDING if lookup else LINEAR, both))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "HiRA | None":
-        known = settings_of(config, "HIRA", r=32, hira_dropout=0.0)
-        return None if known is None else cls(rank=known["r"], dropout=known["hira_dropout"])
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         layouts = EMBEDDING if "hira_embedding_A" in peft.tensors else LINEAR

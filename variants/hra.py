@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_rank
-from lora_jax.methods.factorizations import inverse
+from lora_jax.methods.decompositions import inverse
 from lora_jax.methods.products import product
-from lora_jax.peft_format import Layouts, Peft, Settings, settings_of, stored, transposed
+from lora_jax.peft_format import Config, Layouts, Settings, transposed
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -39,6 +39,7 @@ class HRA(Variant):
 
     peft: ClassVar[str] = "HRAConfig"
     peft_layouts: ClassVar[Layouts] = {"u": transposed("hra_u", "all")}
+    peft_config: ClassVar[Config] = Config("HRA", {"r": ("rank", 8)})
 
     rank: int = 8
     """How many reflections there are; it is even."""
@@ -76,16 +77,10 @@ class HRA(Variant):
         hidden = jnp.moveaxis(jnp.take(v, rows, axis=1, mode="clip"), 0, -1)
         return base.take(rows) + hidden @ base.dot(back).astype(base.dtype)
 
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        settings = {"peft_type": "HRA", "r": self.rank}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
     @classmethod
     def from_peft(cls, config: Settings) -> "HRA | None":
-        known = settings_of(config, "HRA", r=8)
-        return None if known is None else cls(rank=known["r"], pairs=known["r"] % 2 == 0)
+        known = cls.peft_config.read(config)
+        return None if known is None else cls(**known, pairs=known["rank"] % 2 == 0)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * shape[0]

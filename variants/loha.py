@@ -17,12 +17,12 @@ from jax import Array
 from lora_jax.methods import peft_lora
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.peft_format import (
+    Config,
     Layouts,
     Peft,
-    Settings,
     loaded,
+    number,
     same,
-    settings_of,
     stored,
     transposed,
 )
@@ -54,6 +54,11 @@ class LoHa(LowRank):
         "c": same("hada_w2_b", "all"),
         "d": transposed("hada_w2_a", 0, 0.0),
     }
+    peft_config: ClassVar[Config] = Config(
+        "LOHA",
+        {"r": ("rank", 8), "alpha": ("alpha", 8.0)},
+        {"rank_pattern": {}, "alpha_pattern": {}},
+    )
     additive: ClassVar[bool] = False
 
     def init(self, key: Array, base: Base) -> Factors:
@@ -83,14 +88,8 @@ class LoHa(LowRank):
         used = self._used(factors, len(factors.trainable["a"]))
         rows = {name: x[used] for name, x in factors.trainable.items()}
         rank, scale = int(used.sum()), float(factors.constants["scale"])
-        settings = {"peft_type": "LOHA", "r": rank, "alpha": peft_lora.number(scale * rank)}
-        settings |= {"rank_pattern": {}, "alpha_pattern": {}}
+        settings = self.peft_settings(base, factors) | {"r": rank, "alpha": number(scale * rank)}
         return Peft(settings, stored(self.peft_layouts, rows))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "LoHa | None":
-        known = settings_of(config, "LOHA", r=8, alpha=8.0)
-        return None if known is None else cls(rank=known["r"], alpha=known["alpha"])
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         rows = loaded(self.peft_layouts, peft.tensors)

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
-from lora_jax.methods.peft_lora import number
 from lora_jax.methods.products import add, dropout, dropout_constants
-from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored, transposed
+from lora_jax.peft_format import Config, Layouts, same, transposed
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -45,6 +44,14 @@ class LoKr(Variant):
         "a": same("lokr_w2_b"),
         "b": transposed("lokr_w2_a"),
     }
+    peft_config: ClassVar[Config] = Config(
+        "LOKR",
+        {
+            **{"r": ("rank", 8), "alpha": ("alpha", 8.0)},
+            **{"decompose_both": ("decompose_both", False), "decompose_factor": ("factor", -1)},
+        },
+        {"rank_pattern": {}, "alpha_pattern": {}},
+    )
 
     rank: int = 8
     """The rows of A and of B."""
@@ -99,23 +106,6 @@ class LoKr(Variant):
         right = jnp.take(d, rows % len(d), axis=0, mode="clip")
         update = left[..., :, None] * right[..., None, :]
         return base.take(rows) + update.reshape(*rows.shape, base.shape[1])
-
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        alpha = number(float(factors.constants["scale"]) * self.rank)
-        settings = {"peft_type": "LOKR", "r": self.rank, "alpha": alpha}
-        settings |= {"decompose_both": self.decompose_both, "decompose_factor": self.factor}
-        settings |= {"rank_pattern": {}, "alpha_pattern": {}}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "LoKr | None":
-        fields = {"r": 8, "alpha": 8.0, "decompose_both": False, "decompose_factor": -1}
-        if (known := settings_of(config, "LOKR", **fields)) is None:
-            return None
-        rank, alpha, both, factor = known.values()
-        return cls(rank=rank, alpha=alpha, decompose_both=both, factor=factor)
 
     def count(self, shape: tuple[int, int]) -> int:
         return sum(math.prod(each) for part in self._shapes(shape) for each in part.values())

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
+from lora_jax.methods.decompositions import truncated_svd
 from lora_jax.methods.lowrank import LowRankUpdate
 from lora_jax.methods.products import dropout_constants
-from lora_jax.methods.truncated_svd import truncated_svd
 from lora_jax.variant import Base, Factors, wide
 
 

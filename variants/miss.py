@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_rank
-from lora_jax.methods.peft_lora import dropout_of
 from lora_jax.methods.products import add, dropout, dropout_constants, product
-from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
+from lora_jax.peft_format import Config, Layouts, Settings, same
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -35,6 +34,11 @@ class MiSS(Variant):
 
     peft: ClassVar[str] = "MissConfig"
     peft_layouts: ClassVar[Layouts] = {"d": same("miss_block", 1, 0.0)}
+    peft_config: ClassVar[Config] = Config(
+        "MISS",
+        {"r": ("rank", 64), "miss_dropout": ("dropout", 0.0)},
+        ignored={"init_weights": None},
+    )
 
     rank: int = 8
     """The rows of the shard D."""
@@ -75,21 +79,12 @@ class MiSS(Variant):
         d = factors.trainable["d"].astype(base.dtype)
         return base.take(rows) + jnp.take(d, rows % len(d), axis=0, mode="clip")
 
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        dropout = dropout_of(factors)
-        settings = {"peft_type": "MISS", "r": self.rank, "miss_dropout": dropout}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
     @classmethod
-    def from_peft(cls, config: Settings) -> "MiSS | None":
-        known = settings_of(config, "MISS", r=64, miss_dropout=0.0, init_weights=None)
-        if known is None:
-            return None
-        if (kind := known["init_weights"]) in ("bat", "mini"):
+    def from_peft(cls, config: Settings) -> Variant | None:
+        kind = config.get("init_weights")
+        if config.get("peft_type") == "MISS" and kind in ("bat", "mini"):
             raise ValueError(f"MISS with init_weights={kind!r} is not here")
-        return cls(rank=known["r"], dropout=known["miss_dropout"])
+        return super().from_peft(config)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * shape[1]

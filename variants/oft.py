@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
+from lora_jax.methods.decompositions import side_of, turns
 from lora_jax.methods.products import dropout, dropout_constants
-from lora_jax.methods.rotations import side_of, turns
 from lora_jax.peft_format import (
     Layouts,
     Peft,

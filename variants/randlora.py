@@ -20,18 +20,8 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
-from lora_jax.methods.peft_lora import dropout_of, number
 from lora_jax.methods.products import add, dropout, dropout_constants, product
-from lora_jax.peft_format import (
-    Layouts,
-    Peft,
-    Settings,
-    loaded,
-    same,
-    settings_of,
-    stored,
-    transposed,
-)
+from lora_jax.peft_format import Config, Layouts, Peft, loaded, same, transposed
 from lora_jax.variant import Base, Factors, Variant, wide
 
 TERMS = "in PEFT, RandLoRA's B_i are others for matrices with another number of terms"
@@ -56,6 +46,19 @@ class RandLoRA(Variant):
         "lambda": transposed("randlora_lambda"),
         "gamma": same("randlora_gamma"),
     }
+    peft_config: ClassVar[Config] = Config(
+        "RANDLORA",
+        {
+            **{"r": ("rank", 32), "randlora_alpha": ("alpha", 640.0)},
+            **{"randlora_dropout": ("dropout", 0.0)},
+        },
+        {
+            "projection_prng_key": 0,
+            "save_projection": True,
+            "fan_in_fan_out": False,
+            "bias": "none",
+        },
+    )
     remade: ClassVar[tuple[str, ...]] = ("random_a", "random_b")
 
     rank: int = 32
@@ -103,23 +106,6 @@ class RandLoRA(Variant):
         a, b = self._factors(base, factors, base.dtype)
         hidden = jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1)
         return base.take(rows) + hidden @ b
-
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        alpha = number(float(factors.constants["scale"]) * self.rank)
-        settings = {"peft_type": "RANDLORA", "r": self.rank, "randlora_alpha": alpha}
-        settings |= {"randlora_dropout": dropout_of(factors), "fan_in_fan_out": False}
-        settings |= {"projection_prng_key": 0, "save_projection": True, "bias": "none"}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "RandLoRA | None":
-        fields = {"r": 32, "randlora_alpha": 640.0, "randlora_dropout": 0.0}
-        if (known := settings_of(config, "RANDLORA", **fields)) is None:
-            return None
-        rank, alpha, dropout = known.values()
-        return cls(rank=rank, alpha=alpha, dropout=dropout)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         if self._terms(base.shape) != len(begun.constants["random_b"]):

@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_rank
-from lora_jax.methods.places import distinct_places
-from lora_jax.peft_format import Layout, Layouts, Peft, Settings, loaded, same, settings_of, stored
+from lora_jax.methods.initialization import distinct_places
+from lora_jax.peft_format import Config, Layout, Layouts, Peft, loaded, same
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -37,6 +37,7 @@ class SHiRA(Variant):
         "v": same("shira_weight"),
         "places": Layout("shira_indices", lambda x: x[::-1], lambda x: x[::-1]),
     }
+    peft_config: ClassVar[Config] = Config("SHIRA", {"r": ("rank", 32)}, {"mask_type": "random"})
 
     rank: int = 8
     """As many entries train as LoRA of this rank has numbers."""
@@ -59,18 +60,6 @@ class SHiRA(Variant):
         v = factors.trainable["v"]
         rows, columns = factors.constants["places"]
         return base.dense().astype(v.dtype).at[rows, columns].add(v)
-
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        settings = {"peft_type": "SHIRA", "r": self.rank, "mask_type": "random"}
-        both = {**factors.trainable, "places": factors.constants["places"]}
-        return Peft(settings, stored(self.peft_layouts, both))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "SHiRA | None":
-        known = settings_of(config, "SHIRA", r=32)
-        return None if known is None else cls(rank=known["r"])
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         found = loaded(self.peft_layouts, peft.tensors)

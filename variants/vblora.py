@@ -18,9 +18,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout, require_ratio
-from lora_jax.methods.peft_lora import dropout_of
-from lora_jax.methods.products import add, dropout, dropout_constants, product
-from lora_jax.peft_format import Layout, Layouts, Peft, Settings, same, settings_of, stored
+from lora_jax.methods.products import (
+    add,
+    dropout,
+    dropout_constants,
+    product,
+    ratio_constants,
+)
+from lora_jax.peft_format import Config, Layout, Layouts, Peft, same
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 BANK = "vblora_vector_bank"
@@ -52,6 +57,15 @@ class VBLoRA(Variant):
         "a": same("vblora_logits_A", "all"),
         "b": Layout("vblora_logits_B", _ranks_first, _ranks_first, 0),
     }
+    peft_config: ClassVar[Config] = Config(
+        "VBLORA",
+        {
+            **{"r": ("rank", 4), "num_vectors": ("num_vectors", 256), "topk": ("topk", 2)},
+            **{"vector_length": ("vector_length", 256), "vblora_dropout": ("dropout", 0.0)},
+        },
+        {"save_only_topk_weights": False, "fan_in_fan_out": False, "bias": "none"},
+        {"init_vector_bank_bound": 0.02, "init_logits_std": 0.1},
+    )
     shared_trainable: ClassVar[tuple[str, ...]] = ("bank",)
 
     rank: int = 4
@@ -94,8 +108,7 @@ class VBLoRA(Variant):
     def init(self, key: Array, base: Base) -> Factors:
         dtype, logits = wide(base.dtype), {}
         constants = dropout_constants(self.dropout, dtype)
-        if self.learning_rate_ratio != 1:
-            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        constants |= ratio_constants(self.learning_rate_ratio, dtype)
         for name, own, side in zip("ab", jax.random.split(key), base.shape, strict=True):
             size = self.rank, side // self._length(base.shape), self.num_vectors
             logits[name] = 0.1 * jax.random.normal(own, size, dtype)
@@ -127,22 +140,13 @@ class VBLoRA(Variant):
         return base.take(rows) + jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1) @ b
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        numbers, length = factors.trainable["bank"].shape
-        if lookup or self._length(base.shape) != length:
+        if self._length(base.shape) != factors.trainable["bank"].shape[1]:
             return None
-        settings = {"peft_type": "VBLORA", "r": self.rank, "num_vectors": numbers}
-        settings |= {"vector_length": length, "topk": self.topk, "save_only_topk_weights": False}
-        settings |= {"vblora_dropout": dropout_of(factors), "fan_in_fan_out": False, "bias": "none"}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+        return super().to_peft(base, factors, lookup)
 
-    @classmethod
-    def from_peft(cls, config: Settings) -> "VBLoRA | None":
-        fields = {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2}
-        fields |= {"vblora_dropout": 0.0, "init_vector_bank_bound": 0.02, "init_logits_std": 0.1}
-        if (known := settings_of(config, "VBLORA", **fields)) is None:
-            return None
-        rank, numbers, length, topk, dropout, *_ = known.values()
-        return cls(rank, numbers, length, topk, dropout)
+    def peft_settings(self, base: Base, factors: Factors) -> dict[str, Any]:
+        length = factors.trainable["bank"].shape[1]
+        return super().peft_settings(base, factors) | {"vector_length": length}
 
     def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
         return {BANK: shared["bank"]}

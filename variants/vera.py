@@ -21,9 +21,15 @@ from lora_jax.methods.checks import (
     require_rank,
     require_ratio,
 )
-from lora_jax.methods.peft_lora import dropout_of
-from lora_jax.methods.products import add, dropout, dropout_constants, product, times
-from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
+from lora_jax.methods.products import (
+    add,
+    dropout,
+    dropout_constants,
+    product,
+    ratio_constants,
+    times,
+)
+from lora_jax.peft_format import Config, Layouts, Peft, same
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -39,6 +45,16 @@ class VeRA(Variant):
 
     peft: ClassVar[str] = "VeraConfig"
     peft_layouts: ClassVar[Layouts] = {"d": same("vera_lambda_d"), "b": same("vera_lambda_b")}
+    peft_config: ClassVar[Config] = Config(
+        "VERA",
+        {"r": ("rank", 256), "d_initial": ("d_init", 0.1), "vera_dropout": ("dropout", 0.0)},
+        {
+            "projection_prng_key": 0,
+            "save_projection": True,
+            "fan_in_fan_out": False,
+            "bias": "none",
+        },
+    )
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, 1e-2, (3e-3, 1e-2, 3e-2), settings={"rank": 256}
     )
@@ -72,8 +88,7 @@ class VeRA(Variant):
         dtype = wide(base.dtype)
         d, b = jnp.full(self.rank, self.d_init, dtype), jnp.zeros(base.shape[1], dtype)
         constants = dropout_constants(self.dropout, dtype)
-        if self.learning_rate_ratio != 1:
-            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        constants |= ratio_constants(self.learning_rate_ratio, dtype)
         return Factors({"d": d, "b": b}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:
@@ -104,22 +119,6 @@ class VeRA(Variant):
         down, up = _projections(base, factors, base.dtype)
         hidden = times(jnp.moveaxis(jnp.take(down, rows, axis=1, mode="clip"), 0, -1), d)
         return base.take(rows) + times(hidden @ up, b)
-
-    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        if lookup:
-            return None
-        settings = {"peft_type": "VERA", "r": self.rank, "vera_dropout": dropout_of(factors)}
-        settings |= {"d_initial": self.d_init, "projection_prng_key": 0, "save_projection": True}
-        settings |= {"fan_in_fan_out": False, "bias": "none"}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
-
-    @classmethod
-    def from_peft(cls, config: Settings) -> "VeRA | None":
-        known = settings_of(config, "VERA", r=256, d_initial=0.1, vera_dropout=0.0)
-        if known is None:
-            return None
-        rank, d_init, dropout = known.values()
-        return cls(rank=rank, d_init=d_init, dropout=dropout)
 
     def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
         return {"vera_A": shared["projection_a"], "vera_B": shared["projection_b"].T}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 
-from lora_jax.contract import toy_matrices
+from lora_jax.contract import toys
 from lora_jax.quantization.quantize import NF4, quantized
 from lora_jax.transform import jaxprs
 from lora_jax.variant import Base, Factors, Variant
@@ -58,7 +58,7 @@ def abilities(variant: Variant) -> Abilities:
     Raises:
       ValueError: the variant works for none of the sizes that are tried.
     """
-    unit = toy_matrices.unit(variant)
+    unit = toys.unit(variant)
     size = unit * -(-LARGE // unit)
     numbers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     need = variant.needs
@@ -67,7 +67,7 @@ def abilities(variant: Variant) -> Abilities:
     shape: Any = numbers((size, size))
     base = Base(shape, "io", seen=seen)
     stored = jax.eval_shape(functools.partial(quantized, NF4()), shape)
-    factors = jax.eval_shape(functools.partial(toy_matrices.init, variant), 0, base)
+    factors = jax.eval_shape(functools.partial(toys.init, variant), 0, base)
     several = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), factors)
     x, rows = numbers((1, size)), jax.ShapeDtypeStruct((1,), jnp.int32)
     plain = jax.eval_shape(variant.as_lora, base, factors)

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from lora_jax.error_text import said
 from lora_jax.files.arrays import to_host
-from lora_jax.sharding.between_processes import said_by_all
+from lora_jax.sharding.mesh import said_by_all
 
 
 def initialize(

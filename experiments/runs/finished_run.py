@@ -13,7 +13,7 @@ from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import read_texts
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.files.tree_file import load_tree
-from lora_jax.methods import loftq
+from lora_jax.methods.initialization import loftq_steps
 from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
 from lora_jax.suggest import nearest_path
@@ -151,7 +151,7 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
 def replaced(run: FinishedRun) -> str | None:
     """The path of a weight in whose place the run has stored another matrix (LoftQ), if any."""
     for each in run.frozen.spec.adapted:
-        steps = [loftq.steps(getattr(v, "initialization", "")) for v in variants_of(each.layers)]
+        steps = [loftq_steps(getattr(v, "initialization", "")) for v in variants_of(each.layers)]
         if each.storage and max(steps) > 1:
             return each.use.path
     return None

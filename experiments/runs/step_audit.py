@@ -13,7 +13,7 @@ from experiments.setup.experiment import Experiment
 from lora_jax.compiled import audit
 from lora_jax.compiled.compiler_faults import CURE
 from lora_jax.sharding import memory
-from lora_jax.sharding.between_processes import said_by_all
+from lora_jax.sharding.mesh import said_by_all
 from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Program
 from lora_jax.transform.summary import summary

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.arithmetic.updates import Factored, Update
-from lora_jax.methods.truncated_svd import truncated_svd
+from lora_jax.methods.decompositions import truncated_svd
 
 Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
 """U (in, rank) and V^T (rank, out), with the singular values (rank,) between them."""

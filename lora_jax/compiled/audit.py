@@ -31,7 +31,7 @@ from lora_jax.compiled.by_numpy import ByNumpy, rounded_operands
 from lora_jax.compiled.jaxpr_costs import peak_bytes
 from lora_jax.error_text import first_line
 from lora_jax.files.arrays import copies, is_key, to_host
-from lora_jax.sharding.between_processes import said_by_all
+from lora_jax.sharding.mesh import said_by_all
 from lora_jax.transform.placement import Trainable
 
 FLOOR = 32 * float(np.finfo(np.float32).eps)

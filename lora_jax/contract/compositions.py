@@ -1,6 +1,5 @@
 """Clauses about combinations: dropout, starts, ratios of rates, preconditioners, quantisation."""
 
-import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from lora_jax.contract import keys, toy_matrices, toys
+from lora_jax.contract import toys
 from lora_jax.contract.clause import (
     by_numpy,
     clause,
@@ -21,9 +20,8 @@ from lora_jax.contract.clause import (
     require_identical,
     require_same_form,
 )
-from lora_jax.contract.products import inputs_of, pull_back, require_products
-from lora_jax.contract.toy_matrices import factors_of, init, noisy, normal
-from lora_jax.contract.toys import decoder
+from lora_jax.contract.matrix import inputs_of, pull_back, require_products
+from lora_jax.contract.toys import altered, decoder, factors_of, hashed_key, init, noisy, normal
 from lora_jax.methods import initialization, preconditioning
 from lora_jax.partition import flatten
 from lora_jax.quantization.quantize import NF4, Int8, quantized
@@ -46,7 +44,7 @@ def dropout_spares_the_base(variant: Variant) -> None:
     if not _has(variant, "dropout"):
         return
     dropping = dataclasses.replace(variant, dropout=0.5)
-    base = toy_matrices.base(variant)
+    base = toys.base(variant)
     x = normal((3, base.shape[0]), 14)
     random, halves = (normal(base.shape, 19), np.zeros((KEYS, *base.shape)))
 
@@ -71,7 +69,7 @@ def _dropped(
     variant: Variant, base: Base, x: Array, random: Array, halves: Array, seed: Array
 ) -> tuple[Any, ...]:
     """Products with and without dropout, and the gradients of some combination of each."""
-    several = jax.random.split(keys.key(seed), KEYS)
+    several = jax.random.split(hashed_key(seed), KEYS)
     start = variant.dot(x, base, init(variant, seed, base), dropout_key=several[0])
     trainable, constants = factors = factors_of(variant, base)
     weight, through_weight = jax.vjp(
@@ -96,7 +94,7 @@ def starts_from_any_initialization(variant: Variant) -> None:
     """
     if not _has(variant, "initialization"):
         return
-    base = toy_matrices.base(variant)
+    base = toys.base(variant)
     x, z = (normal((3, size), 17) for size in base.shape)
     names = (*initialization.DRAWN, *initialization.SUBTRACTED, "pissa_niter_2")
     others = tuple(dataclasses.replace(variant, initialization=name) for name in names)
@@ -149,7 +147,7 @@ def _moves(
     """The updates that each makes from a gradient of ones at learning rate 1."""
     moves = []
     for adapted in several:
-        trainable, frozen = toys.begin(adapted, keys.key(seed), params, ids)
+        trainable, frozen = toys.begin(adapted, hashed_key(seed), params, ids)
         tx = adapted.optimizer(optax.sgd(1.0), frozen)
         grads = jax.tree.map(jnp.ones_like, trainable)
         moves.append(tx.update(grads, tx.init(trainable), trainable)[0])
@@ -160,9 +158,9 @@ def _moves(
 def goes_down_preconditioned(variant: Variant) -> None:
     """With every preconditioner that it takes, the optimiser gets another direction, also down."""
     names = preconditioning.PRECONDITIONERS if _has(variant, "preconditioner") else ()
-    others = (_with(variant, preconditioner=name) for name in names)
+    others = (altered(variant, preconditioner=name) for name in names)
     several = (variant, *(each for each in others if each is not None))
-    base = toy_matrices.base(variant)
+    base = toys.base(variant)
     results = _directions(several, base, normal(base.shape, 22))
     for each, (gradients, changed) in zip(several, results, strict=True):
         require_same_form("precondition", changed, gradients)
@@ -184,17 +182,10 @@ def _directions(variants: tuple[Variant, ...], base: Base, cotangent: Array) -> 
     return results
 
 
-def _with(variant: Variant, **settings: Any) -> Variant | None:
-    """The variant with other settings; None if it refuses them."""
-    with contextlib.suppress(ValueError):
-        return dataclasses.replace(variant, **settings)
-    return None
-
-
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes the same as on the dequantised ones, gradients too."""
-    dense = toy_matrices.base(variant)
+    dense = toys.base(variant)
     base = by_numpy(functools.partial(quantized, Int8()))(dense.value)
     base = dataclasses.replace(base, seen=dense.seen)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})

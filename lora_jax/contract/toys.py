@@ -1,22 +1,219 @@
-"""A tiny decoder that a variant is tested on: adapted, trained, and merged."""
+"""What a variant is tested on: keys, matrices in several layouts and sizes, and a tiny decoder."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
+from jax.extend.random import define_prng_impl
 
-from lora_jax.contract import keys
 from lora_jax.contract.clause import by_numpy, quick_jit
-from lora_jax.contract.toy_matrices import array, noisy, normal, sized_as_seen, unit
 from lora_jax.quantization.quantize import Storage
+from lora_jax.statistics import Seen
 from lora_jax.transform.adapt import Adapted, adapt, seen_shapes
-from lora_jax.transform.placement import Frozen, PyTree, Trainable
-from lora_jax.variant import Variant
+from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.placement import Frozen, PyTree, Trainable, shared_factors
+from lora_jax.variant import Base, Factors, Variant, wide
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+# Programs that draw from these keys compile in half of the time: most of an initialisation is JAX's
+# own generator, which is good enough for cryptography. These keys hash a counter, and numbers look
+# random after a few operations. A variant can use them as it uses JAX's own.
+
+
+def hashed_key(seed: Any) -> Array:
+    """A key, as `jax.random.key(seed)` gives one; the seed may be traced."""
+    return jax.random.key(seed, impl=_HASHED)
+
+
+def _hashed(x: Array) -> Array:
+    """Wellons' `lowbias32`: each bit of a uint32 changes half of the bits of the result."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _bits(key: Array, width: int, shape: Sequence[int]) -> Array:
+    """Unsigned integers of `width` bits, hashed from the key and the place in the array."""
+    places = lax.iota(np.uint32, math.prod(shape))
+    bits = _hashed(_hashed(places ^ key[0]) ^ key[1])
+    if width == 64:
+        both = (each.astype(np.uint64) for each in (bits, _hashed(bits ^ np.uint32(1))))
+        bits = (next(both) << np.uint64(32)) | next(both)
+    return bits.astype(f"uint{width}").reshape(shape)
+
+
+@jax.jit
+def _pair(number: Array) -> Array:
+    """The two words of a key, made from a number."""
+    return _hashed(lax.full((2,), number.astype(np.uint32)) ^ np.array([1, 2], np.uint32))
+
+
+@jax.jit
+def _folded(key: Array, number: Array) -> Array:
+    return _hashed(key ^ _pair(number))
+
+
+_HASHED = define_prng_impl(
+    key_shape=(2,),
+    seed=_pair,
+    split=lambda key, shape: _bits(key, 32, (*shape, 2)),
+    random_bits=_bits,
+    fold_in=_folded,
+    name="hashed",
+    tag="hashed",
+)
+
+
+# -- matrices, and the factors of a variant --------------------------------------------------------
+
+
+def unit(variant: Variant) -> int:
+    """The smallest u such that the variant works for all the toys' matrices, 2u to 4u wide."""
+    reason = None
+    for size in range(4, 513):
+        try:
+            for inputs, outputs in ((2, 3), (3, 2), (2, 2), (4, 2), (2, 6), (4, 3)):
+                variant.validate((inputs * size, outputs * size))
+        except ValueError as error:
+            reason = error
+        else:
+            return size
+    raise ValueError(f"{variant} works for none of the sizes that are tried: {reason}")
+
+
+def shapes(variant: Variant) -> list[tuple[int, int]]:
+    """Some (in, out) shapes: one that widens, one that narrows, and a square."""
+    u = unit(variant)
+    return [(2 * u, 3 * u), (4 * u, 2 * u), (2 * u, 2 * u)]
+
+
+def bases(variant: Variant, dtype: Any = jnp.float64) -> dict[str, Base]:
+    """One (in, out) matrix in every layout that a model may store it in, by its axes' roles."""
+    u = unit(variant)
+    matrix = np.asarray(normal((4 * u, 3 * u), 0, dtype, (4 * u) ** -0.5))
+    layouts = {
+        "io": matrix,
+        "oi": matrix.T,
+        "ioo": matrix.reshape(4 * u, 3, u),
+        "iio": matrix.reshape(4, u, 3 * u),
+        "oio": matrix.reshape(4 * u, 3, u).swapaxes(0, 1),
+    }
+    seen = seen_of(variant, matrix.shape, dtype)
+    return {roles: Base(array(value), roles, seen=seen) for roles, value in layouts.items()}
+
+
+def base(variant: Variant, dtype: Any = jnp.float64) -> Base:
+    """One matrix in the plainest layout."""
+    return bases(variant, dtype)["io"]
+
+
+def seen_of(variant: Variant, shape: tuple[int, int], dtype: Any = jnp.float64) -> Seen | None:
+    """Random numbers in the place of what the variant would see of an (in, out) matrix in data."""
+    if variant.needs is None:
+        return None
+    shapes = variant.needs.shapes(shape, wide(dtype))
+    return sized_as_seen(jax.tree.map(lambda leaf: normal(leaf.shape, 21, leaf.dtype), shapes))
+
+
+def sized_as_seen(random: Seen) -> Seen:
+    """Random numbers with the sizes of what is seen: rows of a length near one, positive values."""
+    rows = ("left", "right", "directions")
+    numbers = random._asdict().items()
+    return random._replace(
+        **{n: x / x.shape[-1] ** 0.5 if n in rows else abs(x) for n, x in numbers}
+    )
+
+
+def array(numbers: Any, dtype: Any = None) -> Array:
+    """NumPy's numbers as an array; NumPy casts them, as `jnp.asarray` would compile the cast."""
+    numbers = np.asarray(numbers, dtype)
+    return jnp.asarray(numbers, numbers.dtype)
+
+
+def normal(
+    shape: tuple[int, ...], seed: Any, dtype: Any = jnp.float64, scale: float = 1.0
+) -> Array:
+    """Normal random numbers by NumPy (no compiling), the same in every dtype up to rounding."""
+    return array(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def noisy(trainable: Any, seed: int = 1, scale: float = 0.3) -> Any:
+    """Trainables away from their start, where a zero factor would hide mistakes."""
+
+    def moved(number: int, x: Array) -> Array:
+        noise = normal(x.shape, [seed, number], x.dtype, scale)
+        # NumPy adds them where it can, so that nothing is compiled.
+        return x + noise if isinstance(x, Tracer) else array(np.add(x, noise))
+
+    leaves, treedef = jax.tree.flatten(trainable)
+    return treedef.unflatten([moved(number, x) for number, x in enumerate(leaves)])
+
+
+def stack(*trees: PyTree) -> PyTree:
+    """Stack trees of numbers along a new leading axis; by NumPy, as above."""
+    return jax.tree.map(lambda *leaves: array(np.stack(leaves)), *trees)
+
+
+def init(variant: Variant, seed: Any, base: Base) -> Factors:
+    """The variant's factors for one matrix, with the arrays that it would share with others."""
+    key = hashed_key(seed)
+    shared = variant.init_shared(key, [base.shape], wide(base.dtype))
+    return with_shared(variant.init(key, base), shared_factors(variant, shared))
+
+
+def factors_of(variant: Variant, base: Base, seed: Any = 2) -> Factors:
+    """The variant's factors for a matrix, with random trainables."""
+    factors = init(variant, seed, base)
+    return Factors(noisy(factors.trainable), factors.constants)
+
+
+_factors_by_numpy = by_numpy(factors_of, static_argnums=0)
+
+
+def quick_factors_of(variant: Variant, base: Base) -> Factors:
+    """The same without compiling them, in JAX's own arrays."""
+    return jax.device_put(_factors_by_numpy(variant, base))
+
+
+def altered(variant: Variant, **settings: Any) -> Variant | None:
+    """The variant with other settings; None if it refuses them."""
+    with contextlib.suppress(ValueError):
+        return dataclasses.replace(variant, **settings)
+    return None
+
+
+def variations(variant: Variant) -> list[tuple[Variant, str]]:
+    """The variant with one real number changed, for each that may be.
+
+    Those are floats, and integers where the annotation says float.
+    """
+    hints, found = typing.get_type_hints(type(variant)), []
+    for field in dataclasses.fields(variant):
+        value, hint = getattr(variant, field.name), hints[field.name]
+        real = isinstance(value, float) or float in (hint, *typing.get_args(hint))
+        if not (field.init and real and isinstance(value, int | float)):
+            continue
+        others = (altered(variant, **{field.name: x}) for x in (value / 2, 0.25, value + 1))
+        other = next((each for each in others if each not in (None, variant)), None)
+        if other is not None:
+            found.append((other, field.name))
+    return found
+
+
+# -- a decoder: adapted, trained, and merged -------------------------------------------------------
+
 
 BATCH, TOKENS, LAYERS = 4, 5, 2
 
@@ -211,12 +408,12 @@ def score(output: Array) -> Array:
 
 
 output_of = by_numpy(decoder)
-_key = quick_jit(keys.key)
+_key = quick_jit(hashed_key)
 
 
 @functools.partial(by_numpy, static_argnums=0)
 def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
-    return begin(adapted, keys.key(seed), params, ids)
+    return begin(adapted, hashed_key(seed), params, ids)
 
 
 def begin(adapted: Adapted, key: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:

@@ -16,8 +16,8 @@ from lora_jax.interchange.matrices import Matrix, matrices
 from lora_jax.interchange.names import Names, Row, outputs_axis, rows
 from lora_jax.interchange.peft_folder import cast
 from lora_jax.methods.peft_joined import PARTS
-from lora_jax.methods.peft_lora import as_peft, number
-from lora_jax.peft_format import Peft
+from lora_jax.methods.peft_lora import as_peft
+from lora_jax.peft_format import Peft, number
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.variant import Factors as NoFactors
 

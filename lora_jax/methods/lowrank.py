@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from lora_jax.files.arrays import to_host
-from lora_jax.methods import from_data, initialization, loftq, peft_lora, preconditioning
+from lora_jax.methods import initialization, peft_lora, preconditioning
 from lora_jax.methods.checks import (
     require_count,
     require_dropout,
@@ -19,7 +19,13 @@ from lora_jax.methods.checks import (
     require_rank,
     require_ratio,
 )
-from lora_jax.methods.products import add, dropout, dropout_constants, product
+from lora_jax.methods.products import (
+    add,
+    dropout,
+    dropout_constants,
+    product,
+    ratio_constants,
+)
 from lora_jax.peft_format import Peft
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
@@ -48,7 +54,9 @@ class LowRankUpdate(Variant):
         return self.low_rank_factors(factors, wide(base.dtype))
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        """Plain LoRA that is equal, whether PEFT has the method or not."""
+        """Plain LoRA that is equal, where PEFT has not the method."""
+        if self.peft_config is not None:
+            return super().to_peft(base, factors, lookup)
         if (both := self.as_lora(base, factors)) is None:
             return None
         return peft_lora.as_peft(*both, 1.0, factors, lookup)
@@ -153,18 +161,18 @@ class LowRank(LowRankUpdate):
 
     @property
     def needs(self) -> Need | None:
-        return from_data.need(self.initialization, self.rank)
+        return initialization.need(self.initialization, self.rank)
 
     @property
     def allots(self) -> bool:
-        return from_data.divides(self.initialization)
+        return initialization.divides(self.initialization)
 
     def validate(self, shape: tuple[int, int]) -> None:
         initialization.validate_fit(self.initialization, self.rank, shape)
 
     def to_store(self, base: Base, quantize: Callable[[Array], Array]) -> Array:
-        if number := loftq.steps(self.initialization):
-            return loftq.to_store(base, quantize, self.rank, number)
+        if number := initialization.loftq_steps(self.initialization):
+            return initialization.loftq_to_store(base, quantize, self.rank, number)
         return super().to_store(base, quantize)
 
     def scaling(self) -> float:
@@ -182,8 +190,7 @@ class LowRank(LowRankUpdate):
         if initialization.moves_the_weight(name) and not initialization.differs(name):
             constants |= {"a0": trainable["a"], "b0": trainable["b"]}
         constants |= dropout_constants(self.dropout, dtype)
-        if self.learning_rate_ratio != 1:
-            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        constants |= ratio_constants(self.learning_rate_ratio, dtype)
         if self.preconditions:
             constants["damping"] = jnp.asarray(self.damping, dtype)
         if self.max_rank is not None:
@@ -197,7 +204,7 @@ class LowRank(LowRankUpdate):
         if not self.allots:
             return super().allot(seen, shapes)
         most = [] if self.needs is None else [self.needs.count(shape) for shape in shapes]
-        ranks = from_data.divide(seen, self.rank, most)
+        ranks = initialization.divide(seen, self.rank, most)
         scale = functools.partial(SCALES[self.scale], 1.0)
         return [
             dataclasses.replace(

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.methods import peft_adalora
-from lora_jax.methods.peft_lora import BIAS, LINEAR
+from lora_jax.methods.peft_lora import ADALORA, BIAS, LINEAR, adalora_scale, adalora_sum
 from lora_jax.peft_format import Layout, Layouts, Peft, same, told_apart
 
 PARTS = 3
@@ -105,9 +104,9 @@ def _of_one_rank(kind: str, parts: Mapping[int, Peft]) -> Mapping[int, Peft]:
         each = _of_one_a(each, (a,), b)
         rank = len(each[0].tensors[a])
         settings = {"r": rank, "lora_alpha": rank}
-    elif kind == peft_adalora.KIND and not _alike(each, rows := ("lora_A", "lora_E")):
-        settings = peft_adalora.summed([one.settings for one in each])
-        each = [_times(one, "lora_E", peft_adalora.scale(one.settings)) for one in each]
+    elif kind == ADALORA and not _alike(each, rows := ("lora_A", "lora_E")):
+        settings = adalora_sum([one.settings for one in each])
+        each = [_times(one, "lora_E", adalora_scale(one.settings)) for one in each]
         each = _of_one_a(each, rows, "lora_B")
     else:
         return parts

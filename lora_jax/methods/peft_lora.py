@@ -1,17 +1,21 @@
-"""LoRA and DoRA in PEFT's files: what their settings and factors are called, and what they mean."""
+"""LoRA, DoRA and AdaLoRA in PEFT's files: what settings and factors are called, and mean."""
 
-import math
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from lora_jax.files.arrays import to_host
 from lora_jax.peft_format import (
     Layouts,
     Peft,
     Settings,
+    dropout_of,
     loaded,
+    number,
     same,
     settings_of,
     stored,
@@ -35,14 +39,9 @@ BIAS = "lora_B.bias"
 """What `lora_bias=True` adds to the bias of the layer, times the scale; it is read only."""
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of `init_lora_weights` that leave the base as it is; A and B are in the file."""
+ADALORA = "ADALORA"
 SUBTRACTED = ("pissa", "olora")
 """Those that take the start from the base, and come out the same when they are made again."""
-
-
-def dropout_of(factors: Factors) -> float:
-    """The probability of dropping an entry, of which `keep` is the complement."""
-    keep = factors.constants.get("keep")
-    return 0.0 if keep is None else float(np.round(1 - to_host(keep), 6))
 
 
 def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also: Any) -> Peft:
@@ -55,7 +54,7 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
         "peft_type": "LORA",
         "r": len(a),
         "lora_alpha": number(scale * len(a)),
-        "lora_dropout": dropout_of(factors),
+        "lora_dropout": dropout_of(factors.constants),
         "rank_pattern": {},
         "alpha_pattern": {},
         "init_lora_weights": True,
@@ -66,12 +65,6 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
     layouts = EMBEDDING if lookup else LINEAR
     magnitude = {"m": to_host(factors.trainable["m"])} if "m" in factors.trainable else {}
     return Peft({**settings, **also}, stored(layouts, {"a": a, "b": b, **magnitude}))
-
-
-def number(x: float) -> float | int:
-    """A number as PEFT writes it: an integer if it is whole but for float32's rounding."""
-    near = round(x)
-    return near if math.isclose(x, near, rel_tol=1e-6) else x
 
 
 def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:
@@ -127,3 +120,55 @@ def padded(factors: dict[str, Any], begun: Factors, rank: int) -> dict[str, Any]
             if missing := begun.trainable[name].shape[0] - rows:
                 found[name] = jnp.pad(found[name], ((0, missing), (0, 0)))
     return found
+
+
+# -- AdaLoRA ---------------------------------------------------------------------------------------
+
+
+def adalora_written(settings: Settings, trainable: Mapping[str, Array], layouts: Layouts) -> Peft:
+    """The adapter of one matrix; rows without an effect are left out, as in PEFT.
+
+    `rank_pattern` says which.
+    """
+    kept = np.asarray(trainable["e"]) != 0
+    kept = kept if kept.any() else np.arange(len(kept)) == 0  # PEFT cannot load rank 0
+    own = {name: x[kept] for name, x in trainable.items()}
+    whole = {**settings, "rank_pattern": {"{module}.lora_E": kept.tolist()}}
+    return Peft(whole, stored(layouts, own))
+
+
+def adalora_scale(settings: Settings) -> float:
+    """What PEFT multiplies an update by; it takes the rank for an alpha that is not positive."""
+    alpha = settings["lora_alpha"] if settings["lora_alpha"] > 0 else settings["init_r"]
+    return alpha / (settings["init_r"] + 1e-5)
+
+
+def adalora_sum(each: Sequence[Settings]) -> dict[str, Any]:
+    """The settings of all rows of several adapters together, of scale 1, where they differ."""
+    ranks = {name: sum(one[name] for one in each) for name in ("init_r", "target_r")}
+    patterns = [one["rank_pattern"] for one in each]
+    kept = {name: [*itertools.chain(*(x[name] for x in patterns))] for name in patterns[0]}
+    return {**ranks, "lora_alpha": ranks["init_r"] + 1e-5, "rank_pattern": kept}
+
+
+def adalora_rows(peft: Peft, layouts: Layouts, begun: Mapping[str, Array]) -> dict[str, Array]:
+    """The trained factors from PEFT's tensors; rows that are not in the file are zero.
+
+    Raises:
+      ValueError: the rows of a tensor are not those that `rank_pattern` and `init_r` say, or it
+        has another number of axes.
+    """
+    found, rank = loaded(layouts, peft.tensors), len(begun["e"])
+    pattern = peft.settings.get("rank_pattern")
+    left = sum(pattern) if pattern else rank
+    # The comparison comes before any array of `rank` entries: a config may ask for a huge one.
+    if len(pattern or ()) not in (0, rank) or any(len(x) != left for x in found.values()):
+        sizes = {name: len(x) for name, x in found.items()}
+        raise ValueError(f"{ADALORA}: {sizes} rows, {left} by rank_pattern and init_r")
+    if any(len(found[name].shape) != len(x.shape) for name, x in begun.items() if name in found):
+        raise ValueError("factors are matrices")
+    places = np.flatnonzero(pattern) if pattern else np.arange(rank)
+    return {
+        name: jnp.zeros(x.shape, found[name].dtype).at[places].set(found[name])
+        for name, x in begun.items()
+    }

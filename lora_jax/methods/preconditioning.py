@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_finite
-from lora_jax.methods.factorizations import eigh
+from lora_jax.methods.decompositions import eigh
 from lora_jax.suggest import require_known
 
 Gradients = Mapping[str, Array]

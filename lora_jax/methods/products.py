@@ -58,6 +58,11 @@ def dropout_constants(probability: float, dtype: DTypeLike) -> dict[str, Array]:
     return {"keep": jnp.asarray(1 - probability, dtype)} if probability else {}
 
 
+def ratio_constants(ratio: float, dtype: DTypeLike) -> dict[str, Array]:
+    """What `learning_rates` reads: `ratio`; nothing if some factors learn no faster than others."""
+    return {"ratio": jnp.asarray(ratio, dtype)} if ratio != 1 else {}
+
+
 def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
     """Zero each entry with probability `1 - keep` and scale the rest by `1 / keep`.
 

@@ -10,6 +10,7 @@ A table of rules gives the specs of a model's own weights. The shardings of adap
 weights and optimiser states follow from it (`lora_jax.sharding.layout`).
 """
 
+import json
 import math
 import warnings
 from collections import Counter
@@ -17,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from lora_jax.partition import matches
@@ -191,3 +193,13 @@ def axes_of(entry: Any) -> tuple[str, ...]:
 
 def _names(spec: Sequence[Any] | PartitionSpec) -> list[str]:
     return [name for entry in spec for name in axes_of(entry)]
+
+
+def said_by_all(value: Any) -> list[Any]:
+    """Give every process the JSON values of all processes, in order; all must call this."""
+    if jax.process_count() == 1:
+        return [value]
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(content.size))
+    rows = multihost_utils.process_allgather(np.resize(content, int(sizes.max())))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -14,7 +14,7 @@ import variants
 from lora_jax.arithmetic.merging import ties
 from lora_jax.contract import toys
 from lora_jax.contract.clause import by_numpy
-from lora_jax.contract.toy_matrices import noisy
+from lora_jax.contract.toys import noisy
 
 # Toys have random trainables, as if AdaLoRA's budget had been forgotten.
 pytestmark = pytest.mark.filterwarnings("ignore::lora_jax.TrainingWarning")

@@ -8,7 +8,7 @@ import pytest
 import lora_jax as lj
 import variants
 from lora_jax.contract.clause import by_numpy
-from lora_jax.contract.toy_matrices import noisy
+from lora_jax.contract.toys import noisy
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.contract.clause import by_numpy
-from lora_jax.contract.toy_matrices import noisy
+from lora_jax.contract.toys import noisy
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
 from lora_jax.training.outcome import Outcome

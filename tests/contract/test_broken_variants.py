@@ -8,7 +8,7 @@ from broken_variants.dtypes import PromotesDtypes, PromotesInTheUpdate, Promotes
 import lora_jax as lj
 import variants
 from lora_jax import contract
-from lora_jax.contract import training
+from lora_jax.contract import model
 
 MUTANTS = [*products.BREAKS, *dtypes.BREAKS, *starts.BREAKS, *tracing.BREAKS, *steps.BREAKS]
 
@@ -73,7 +73,7 @@ def test_training_that_takes_a_frozen_array_is_noticed(monkeypatch, harm):
             toy.frozen.base[path] = leaf + 1e-9
         return toy.trainable, []
 
-    monkeypatch.setattr(training, "_train", greedy)
+    monkeypatch.setattr(model, "_train", greedy)
     with pytest.raises(contract.ContractError, match=harm):
         lj.check(variants.make("lora"), checks=["training_leaves_the_base_alone"])
 

@@ -9,7 +9,6 @@ from broken_variants.starts import CountsOneMore, StartsElsewhere
 import lora_jax as lj
 import variants
 from lora_jax import contract
-from lora_jax.contract import timing
 from variants.lora import LoRA
 
 
@@ -78,7 +77,7 @@ def test_the_report_is_a_table():
 
 def test_a_whole_check_says_how_long_dot_takes(monkeypatch):
     monkeypatch.setattr(contract, "CLAUSES", ())
-    monkeypatch.setattr(timing, "WIDTH", 24)
+    monkeypatch.setattr(contract, "WIDTH", 24)
     report = lj.check(LoRA(rank=1))
     assert report.dot_time > 0
     said = f"dot takes {report.dot_time:.2f} x the time of x @ W' (256 x 24 x 24, float32, cpu)"

@@ -9,9 +9,9 @@ import own_code
 import pytest
 
 import variants
-from lora_jax.contract import toy_matrices
+from lora_jax.contract import toys
 from lora_jax.methods import initialization
-from lora_jax.methods.factorizations import inverse, qr
+from lora_jax.methods.decompositions import inverse, qr
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import shared_factors
 
@@ -49,7 +49,7 @@ def test_stacks_are_seen():
 
 def factorisations(variant):
     """What the start and a step of a variant give to LAPACK, for a stack of three matrices."""
-    base = toy_matrices.base(variant, jnp.float32)
+    base = toys.base(variant, jnp.float32)
 
     def start_and_step(key, base, x):
         shared = variant.init_shared(key, [base.shape], base.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.methods.truncated_svd import minor_svd, randomized_svd, truncated_svd
+from lora_jax.methods.decompositions import minor_svd, randomized_svd, truncated_svd
 
 RANK = 6
 DTYPES = (jnp.float32, jnp.float64)
@@ -32,27 +32,33 @@ def of_spectrum(values, shape, seed=0):
     return u * values[: min(shape)] @ v.T
 
 
+def checked(triplets, shape, dtype):
+    """The triplets in float64: of their dtype, orthonormal, the largest entries positive."""
+    u, s, vt = map(np.asarray, triplets)
+    assert (u.dtype, u.shape, vt.shape) == (dtype, (shape[0], RANK), (RANK, shape[1]))
+    longer = u.T if shape[0] >= shape[1] else vt
+    assert (longer.max(axis=1) >= -longer.min(axis=1)).all()
+    u, s, vt = (x.astype(np.float64) for x in (u, s, vt))
+    bound = 30 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(u.T @ u, np.eye(RANK), atol=bound)
+    np.testing.assert_allclose(vt @ vt.T, np.eye(RANK), atol=bound)
+    return u, s, vt
+
+
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (40, 40)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 def test_the_leading_part_is_as_exact_as_a_full_decompositions(shape, dtype, x64):
     eps = float(jnp.finfo(dtype).eps)
     for name, values in SPECTRA.items():
         w = of_spectrum(values, shape)
-        u, s, vt = (np.asarray(x) for x in decomposed(jnp.asarray(w, dtype), RANK))
-        assert (u.dtype, u.shape, vt.shape) == (dtype, (shape[0], RANK), (RANK, shape[1]))
-        longer = u.T if shape[0] >= shape[1] else vt
-        assert (longer.max(axis=1) >= -longer.min(axis=1)).all()
-        u, s, vt = (x.astype(np.float64) for x in (u, s, vt))
         exact = np.linalg.svd(w, compute_uv=False)
+        u, s, vt = checked(decomposed(jnp.asarray(w, dtype), RANK), shape, dtype)
         error = np.abs(s - exact[:RANK])
         sharp = exact[:RANK] > eps**0.5
         assert error[sharp].max() < 10 * eps, name
         assert error.max() < eps**0.5, name
-        np.testing.assert_allclose(u.T @ u, np.eye(RANK), atol=30 * eps, err_msg=name)
-        np.testing.assert_allclose(vt @ vt.T, np.eye(RANK), atol=30 * eps, err_msg=name)
-        left = np.linalg.norm(w - u * s @ vt, 2)
         bound = 10 * eps if sharp.all() else eps**0.5
-        assert left - exact[RANK] < bound, name
+        assert np.linalg.norm(w - u * s @ vt, 2) - exact[RANK] < bound, name
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40)], ids=str)
@@ -61,15 +67,9 @@ def test_the_smallest_part_is_as_exact_as_a_full_decompositions(shape, dtype, x6
     eps = float(jnp.finfo(dtype).eps)
     for name, values in SPECTRA.items():
         w = of_spectrum(values, shape)
-        u, s, vt = (np.asarray(x) for x in least(jnp.asarray(w, dtype), RANK))
-        assert (u.dtype, u.shape, vt.shape) == (dtype, (shape[0], RANK), (RANK, shape[1]))
-        longer = u.T if shape[0] >= shape[1] else vt
-        assert (longer.max(axis=1) >= -longer.min(axis=1)).all()
-        u, s, vt = (x.astype(np.float64) for x in (u, s, vt))
         left, exact, right = np.linalg.svd(w, full_matrices=False)
+        u, s, vt = checked(least(jnp.asarray(w, dtype), RANK), shape, dtype)
         np.testing.assert_allclose(s, exact[-RANK:], atol=10 * eps, err_msg=name)
-        np.testing.assert_allclose(u.T @ u, np.eye(RANK), atol=30 * eps, err_msg=name)
-        np.testing.assert_allclose(vt @ vt.T, np.eye(RANK), atol=30 * eps, err_msg=name)
         part = left[:, -RANK:] * exact[-RANK:] @ right[-RANK:]
         gap = exact[-RANK - 1] - exact[-RANK]
         if gap > 1e-3 or exact[-RANK - 1] < eps:  # otherwise other directions are as small

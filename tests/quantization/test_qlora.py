@@ -5,19 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from zoo.check import by_numpy
 
 import lora_jax as lj
 import variants
-from lora_jax.contract.toy_matrices import noisy, normal
-from lora_jax.files.tree_file import load_tree, save_tree
-from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.contract.toys import normal
 
 LORA = variants.make("lora", rank=4)
 TARGETS = "layers/(up|down)"
 LAYERS, WIDTH, INNER = SIZES = 2, 64, 128
-LARGE = 6, 256, 512  # where temporary memory is measured
 
 
 def forward(params, x):
@@ -52,52 +47,6 @@ def adapted_by(quantize, variant=LORA, targets=TARGETS, **options):
     adapted = lj.adapt(forward, variant, targets, quantize=quantize, **options)
     params = parameters()
     return adapted, params, *jax.jit(adapted.init)(jax.random.key(0), params, X)
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """A model in NF4, moved adapters, the same on the weights that are stored, and their steps."""
-    adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()})
-    dense = lj.adapt(forward, LORA, TARGETS)
-    moved = noisy(trainable, scale=0.05)
-
-    @jax.jit
-    def densely(trainable, frozen):
-        return dense.init(jax.random.key(0), adapted.disable(trainable, frozen), X)[1]
-
-    return adapted, moved, frozen, dense, densely(trainable, frozen)
-
-
-def assert_close_gradients(got, wanted):
-    """Up to 1e-4 of the largest number of all."""
-    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale), got, wanted
-    )
-
-
-LARGE_X = normal((16, LARGE[1]), 9, jnp.float32)
-
-
-def large(**options):
-    """A large model, its parameters, and the shapes of what trains and of what is stored."""
-    adapted = lj.adapt(forward, LORA, TARGETS, **options)
-    params = parameters(sizes=LARGE)
-    return adapted, params, jax.eval_shape(adapted.init, jax.random.key(0), params, LARGE_X)
-
-
-def nbytes(tree):
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-@pytest.mark.parametrize(
-    "storage, limit", [(lj.NF4(), 0.16), (lj.NF4(double_quant=True), 0.13), (lj.Int8(), 0.26)]
-)
-def test_bytes_of_stored_weights(storage, limit):
-    _, params, (_, frozen) = large(quantize={TARGETS: storage})
-    dense = nbytes([params["layers"]["up"], params["layers"]["down"]])
-    stored = nbytes([frozen.base["layers/up"], frozen.base["layers/down"]])
-    assert stored <= limit * dense
 
 
 def test_weights_are_stored_whether_adapted_or_not_and_the_first_pattern_decides():
@@ -191,55 +140,7 @@ def test_the_largest_weights_are_stored_as_smaller_ones_are(storage):
     np.testing.assert_array_equal(stored[1], stored[0] * size)
 
 
-MADE = {name: variants.make(name) for name in variants.names()}
 # What methods see of quantised weights: `test_gather.py`.
-ADAPTING = [name for name, each in MADE.items() if each.adapts and not each.needs]
-PAIRS = [ADAPTING[first : first + 2] for first in range(0, len(ADAPTING), 2)]
-STORED = [(PAIRS[0], lj.NF4()), *((pair, lj.Int8()) for pair in PAIRS[1:])]  # int8 compiles sooner
-
-
-@pytest.mark.parametrize("names, storage", STORED, ids=str)
-def test_every_method_equals_itself_on_the_weights_that_are_stored(names, storage):
-    """The quantised base, dequantised and given as a dense one: the same function and gradients."""
-    targets = dict(zip(("layers/up", "layers/down"), map(variants.make, names), strict=False))
-    adapted = lj.adapt(forward, targets=targets, quantize={"layers/.*(up|down)": storage})
-    dense = lj.adapt(forward, targets=targets)
-
-    def both():
-        trainable, frozen = adapted.init(jax.random.key(0), parameters(), X)
-        _, frozen_dense = dense.init(jax.random.key(0), adapted.disable(trainable, frozen), X)
-        moved = noisy(trainable, scale=0.05)
-        return [
-            jax.value_and_grad(lambda t: (each.apply(t, f, X) ** 2).mean())(moved)  # noqa: B023
-            for each, f in ((adapted, frozen), (dense, frozen_dense))
-        ]
-
-    (value, got), (other, wanted) = by_numpy(both)()  # to compile them takes longer
-    np.testing.assert_allclose(value, other, rtol=2e-5)
-    assert_close_gradients(got, wanted)
-
-
-def temporary(forward, *arguments):
-    """Bytes that a gradient step needs beside its arguments and results."""
-    loss = jax.jit(jax.grad(lambda *arguments: (forward(*arguments) ** 2).mean()))
-    return loss.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("full_optimization")
-def test_a_scanned_stack_keeps_no_dense_weight():
-    """It needs what the same method needs on dense weights, which keeps none; merging has all.
-
-    For DoRA, see its own tests.
-    """
-    adapted, params, shapes = large(quantize={TARGETS: lj.NF4()})
-    dense, _, shapes_dense = large()
-    needed = temporary(lambda *both: adapted.apply(*both, LARGE_X), *shapes)
-    assert needed < 1.1 * temporary(lambda *both: dense.apply(*both, LARGE_X), *shapes_dense)
-    every_layer = nbytes([params["layers"]["up"], params["layers"]["down"]])
-    assert needed < every_layer / 2
-    merging = temporary(lambda *both: forward(dense.merge(*both), LARGE_X), *shapes_dense)
-    assert merging > every_layer
 
 
 def test_init_makes_stored_weights_without_values_and_under_jit():
@@ -256,75 +157,3 @@ def test_init_makes_stored_weights_without_values_and_under_jit():
     np.testing.assert_array_equal(
         jitted[1].base["layers/down"]["codes"], want[1].base["layers/down"]["codes"]
     )
-
-
-@pytest.mark.parametrize("axis", ["in", "out"])
-def test_sharded_weights_are_not_gathered(axis, stored):
-    """Eight devices, stored weights cut along one axis: no collective of a dense weight's size."""
-    adapted, moved, frozen, dense, frozen_dense = stored
-    mesh = Mesh(np.array(jax.devices()), ("model",))
-    sharded_axis = {"in": 1, "out": 2}[axis]
-
-    def lay(leaf):
-        names = [None] * leaf.ndim
-        if leaf.ndim == 3 and leaf.shape[sharded_axis] % len(mesh.devices) == 0:
-            names[sharded_axis] = "model"
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*names)))
-
-    base = {path: jax.tree.map(lay, value) for path, value in frozen.base.items()}
-    sharded = lj.Frozen(base, frozen.constants, frozen.spec, frozen.shared)
-
-    def step(adapted):
-        return jax.jit(jax.value_and_grad(lambda t, f: (adapted.apply(t, f, X) ** 2).mean()))
-
-    compiled = step(adapted).lower(moved, sharded).compile()
-    (value, got), (other, wanted) = compiled(moved, sharded), step(dense)(moved, frozen_dense)
-    np.testing.assert_allclose(value, other, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, wanted)
-    text = compiled.as_text()
-    gathered = [line for line in text.splitlines() if "all-gather(" in line]
-    sizes = [int(np.prod([int(n) for n in line.split("[")[1].split("]")[0].split(",") if n] or [1]))
-             for line in gathered]  # fmt: skip
-    assert max(sizes, default=0) < WIDTH * INNER
-
-
-def test_stored_weights_go_through_files(tmp_path):
-    adapted, _, trainable, frozen = adapted_by({".*(up|down)": lj.NF4(double_quant=True)})
-    apply = jax.jit(adapted.apply)
-    want = apply(trainable, frozen, X)
-
-    save_tree(tmp_path / "base", frozen.base)
-    base, _ = load_tree(tmp_path / "base")
-    assert jax.tree.map(lambda a: str(a.dtype), base) == jax.tree.map(
-        lambda a: str(a.dtype), frozen.base
-    )
-    read = lj.Frozen(base, frozen.constants, frozen.spec, frozen.shared)
-    np.testing.assert_array_equal(apply(trainable, read, X), want)
-
-    with Checkpoints(tmp_path / "checkpoints") as saved:
-        saved.save(1, frozen)
-        restored, _, _ = saved.restore(jax.eval_shape(lambda: frozen))
-    np.testing.assert_array_equal(apply(trainable, restored, X), want)
-
-
-def test_a_bfloat16_model_stays_narrow():
-    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/(up|down)": lj.NF4()})
-    params, x = parameters(jnp.bfloat16), X.astype(jnp.bfloat16)
-    trainable, frozen = jax.eval_shape(adapted.init, jax.random.key(0), params, x)
-    assert trainable["adapters"]["layers/up"]["a"].dtype == jnp.float32
-    assert jax.eval_shape(adapted.apply, trainable, frozen, x).dtype == jnp.bfloat16
-    merged = jax.eval_shape(adapted.merge, trainable, frozen)
-    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
-
-
-def test_forward_over_reverse(stored):
-    """Reverse mode, and forward mode over it: a product with a Hessian."""
-    adapted, moved, frozen, dense, frozen_dense = stored
-    direction = noisy(jax.tree.map(np.zeros_like, moved), seed=3)
-
-    def product(adapted, frozen):
-        gradient = jax.grad(lambda t: (adapted.apply(t, frozen, X) ** 2).mean())
-        return jax.jvp(gradient, (moved,), (direction,))[1]
-
-    both = jax.jit(lambda *f: [product(*each) for each in zip((adapted, dense), f, strict=True)])
-    assert_close_gradients(*both(frozen, frozen_dense))

@@ -22,7 +22,6 @@ from quantized_matrices import (
 )
 
 from lora_jax.quantization.quantize import NF4, Int8, quantized
-from variants.lora import LoRA
 
 
 @pytest.mark.parametrize(
@@ -167,25 +166,3 @@ def test_the_backward_pass_has_the_precision_of_the_product():
     text = str(jax.make_jaxpr(jax.grad(loss))(np.ones((2, 64), np.float32)))
     assert text.count("dot_general") == 2
     assert len(re.findall(r"precision=\(Precision.HIGHEST, Precision.HIGHEST\)", text)) == 2
-
-
-@by_storage
-def test_a_variant_on_top(storage):
-    variant = LoRA(rank=3)
-
-    @jax.jit
-    def computed(matrix, x, b):
-        base = quantized(storage, matrix)
-        factors = variant.init(jax.random.key(0), base)
-        factors.trainable["b"] = b
-        each = [
-            (variant.dot(x, base, factors), variant.take(np.arange(4), base, factors))
-            for base in (base, dense_like(base))
-        ]
-        return each, variant.weight(base, factors)
-
-    x = random_matrix((5, 64), 2)
-    (mine, theirs), weight = computed(random_matrix(PLAIN), x, random_matrix((3, 10), 1))
-    for one, other in zip(mine, theirs, strict=True):
-        assert_same_bits(one, other)
-    np.testing.assert_allclose(mine[0], x @ np.asarray(weight), rtol=1e-4, atol=1e-4)

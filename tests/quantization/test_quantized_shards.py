@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from quantized_matrices import by_storage, dense_of, make, network, random_matrix
+from quantized_matrices import dense_of, make, random_matrix
 
 from lora_jax.quantization.quantize import NF4, Int8, quantized
 from lora_jax.variant import Base
@@ -108,19 +108,3 @@ def test_explicit_shardings(storage, layout):
         assert jax.tree.map(jax.typeof, mine) == jax.tree.map(jax.typeof, theirs)
     for one, other in zip(mine, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-@by_storage
-def test_shard_map_over_the_batch(storage):
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    spread = jax.shard_map(network, mesh=mesh, in_specs=(P(), P("x")), out_specs=P("x"))
-
-    @jax.jit
-    def gradients(base, x):
-        return [
-            jax.grad(lambda x: jnp.sum(function(base, x) ** 2))(x)  # noqa: B023
-            for function in (spread, network)
-        ]
-
-    base = make(storage, random_matrix((64, 6)) / np.float32(8))
-    np.testing.assert_allclose(*gradients(base, random_matrix((16, 64), 1)), rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 import lora_jax as lj
 import variants
-from lora_jax.contract.toy_matrices import noisy
+from lora_jax.contract.toys import noisy
 from lora_jax.generation.generate import generate
 from lora_jax.interchange.families import names_of
 from lora_jax.models.parts.completion import completion_likelihood

@@ -15,7 +15,7 @@ from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.app import make_app
 from experiments.serving.base_model import is_decoder, load_encoder, model_id
 from experiments.serving.state import READY, Settings
-from lora_jax.contract.toy_matrices import noisy
+from lora_jax.contract.toys import noisy
 from lora_jax.interchange.families import names_of
 
 LABELS = ("bad", "good")

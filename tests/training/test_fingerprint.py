@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from lora_jax.methods.factorizations import eigh, qr
+from lora_jax.methods.decompositions import eigh, qr
 from lora_jax.training.fingerprint import fingerprint
 
 X = jax.ShapeDtypeStruct((3,), jnp.float32)

@@ -108,33 +108,6 @@ def test_a_model():
     )
 
 
-def test_the_table_is_readable():
-    text = str(lj.discover(promoting(model), parameters(), *INPUTS))
-    lines = text.splitlines()
-    assert lines[0].split() == [
-        "path",
-        "shape",
-        "in",
-        "->",
-        "out",
-        "stack",
-        "used",
-        "as",
-        "merged",
-        "at",
-    ]
-    rows = {line.split()[0]: line for line in lines[2:]}
-    assert set(rows) == {
-        *("tokens", "positions", "norm", "bias", "head", "unused"),
-        *(f"layers/{name}" for name in ("query", "out", "up", "down", "scale")),
-    }
-    assert "3x8x2x4" in rows["layers/query"] and "8 -> 8" in rows["layers/query"]
-    assert "lookup" in rows["tokens"] and "not used" in rows["unused"]
-    assert all(len(line) < 100 and line == line.rstrip() for line in lines)
-    starts = {line.index(word) for line, word in ((lines[0], "shape"), (rows["unused"], "2x2"))}
-    assert len(starts) == 1  # columns are aligned
-
-
 def test_the_table_says_where_and_why_a_weight_is_merged():
     def forward(p, x):
         return jnp.sin(x @ p["w"]) + x @ jnp.sin(p["w"]), x @ p["v"]

@@ -47,19 +47,6 @@ def net(params, x):
     return x.swapaxes(0, 1).reshape(-1, 8) @ params["turned"].T
 
 
-def inputs_of(params, x):
-    """The inputs of each weight's matrices, by NumPy."""
-    found = {"layers": [], "experts": []}
-    for w in params["layers"]:
-        found["layers"].append(x)
-        x = np.tanh(x @ w)
-    found["twice"] = [np.concatenate([x, np.tanh(x @ params["twice"])])]
-    x = np.tanh(x @ params["twice"]) @ params["twice"]
-    found["heads"] = [x]
-    found["experts"] = list(np.einsum("ti,iho->hto", x, params["heads"]))
-    return found
-
-
 def loss(model, batch):
     return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
 
@@ -111,39 +98,6 @@ def test_gradients_are_those_of_dense_weights(storage, problem):
         np.testing.assert_allclose(values, s[:, :3], rtol=0, atol=1e-12 * s.max())
         got = left.swapaxes(1, 2) @ (values[..., None] * right)
         np.testing.assert_allclose(got, best, rtol=0, atol=1e-9 * np.abs(best).max())
-
-
-def test_inputs_are_those_of_the_plain_function(problem):
-    params, batches = problem
-    _, seen = gathered(problem, "inputs", ("layers", "twice", "heads", "experts"))
-    plain = {name: np.asarray(w) for name, w in params.items()}
-    runs = [inputs_of(plain, batch["x"]) for batch in batches]
-    for name in runs[0]:
-        for index, parts in enumerate(zip(*(run[name] for run in runs), strict=True)):
-            x = np.concatenate(parts)
-            place: Any = index if len(runs[0][name]) > 1 else ...
-            one = jax.tree.map(lambda leaf, i=place: leaf[i], seen[name])
-            values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
-            values, vectors = values[::-1][:3], vectors[:, ::-1][:, :3]
-            np.testing.assert_allclose(one.variances, values, rtol=1e-8)
-            np.testing.assert_allclose(np.abs(one.directions @ vectors), np.eye(3), atol=1e-7)
-            np.testing.assert_allclose(one.variance, x.var(axis=0).sum(), rtol=1e-12)
-            np.testing.assert_allclose(one.mean, x.mean(axis=0), rtol=1e-10)
-            np.testing.assert_allclose(one.magnitude, np.abs(x).mean(axis=0), rtol=1e-12)
-
-
-@pytest.mark.usefixtures("problem")  # for its 64 bits
-def test_directions_of_inputs_do_not_depend_on_how_many_outputs_there_are():
-    """The covariance has as many directions as there are inputs; twice those asked for suffice."""
-    random = np.random.RandomState(2)
-    x = random.randn(200, 6) * np.array([3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
-    adapted = lj.adapt(lambda p, x: x @ p["w"], Seeing(rank=2, of="inputs"))
-    given = {"batches": [x], "loss": lambda model, x: model(x).sum()}
-    seen: Any = adapted.gather(KEY, {"w": jnp.zeros((6, 3))}, x, **given)["w"]
-    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
-    values, vectors = values[::-1][:3], vectors[:, ::-1][:, :3]
-    np.testing.assert_allclose(seen.variances, values, rtol=1e-8)
-    np.testing.assert_allclose(np.abs(seen.directions @ vectors), np.eye(3), atol=1e-7)
 
 
 def test_a_narrow_basis_finds_nearly_the_best_directions(problem):

@@ -12,7 +12,6 @@ import lora_jax as lj
 from lora_jax.transform.placement import bias_beside
 from lora_jax.uses import Uses, WeightUse
 from variants.ia3 import IA3
-from variants.lora import LoRA
 
 KEY = jax.random.key(0)
 
@@ -66,13 +65,6 @@ def test_biases_of_the_chosen_layers_are_rescaled(trained, x64):
 def test_the_contract_holds_with_biases():
     checks = ["apply_equals_forward_of_merge", "works_under_vmap", "disabling_gives_back_the_base"]
     lj.check(IA3(biases=True), checks=checks)
-
-
-def test_other_variants_leave_biases_alone():
-    params, x = problem()
-    adapted = lj.adapt(layers, LoRA(rank=1), "layers/kernel")
-    _, frozen = jax.eval_shape(adapted.init, KEY, params, x)
-    assert [each.bias for each in frozen.spec.placements] == [None]
 
 
 @pytest.mark.parametrize(

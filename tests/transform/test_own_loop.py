@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,28 +99,6 @@ def test_adalora_without_update_is_warned_of(tmp_path):
         with pytest.warns(lj.TrainingWarning, match=message) as warned:
             use()
         assert [each.filename for each in warned] == [__file__]
-
-
-def test_adalora_without_penalty_is_less_orthogonal():
-    def error(**options):
-        (*_, trained), _ = own_loop("adalora", **options)
-        rows = [np.asarray(each[n]) for each in trained["adapters"].values() for n in "ab"]
-        return sum(np.square(x @ x.T - np.eye(len(x))).sum() for x in rows)
-
-    assert error() < 0.9 * error(without="penalty")
-
-
-def test_lora_plus_without_optimizer_is_lora():
-    """Bit by bit; with it, B's first step is four times as long."""
-    forgotten, _ = own_loop("lora_plus", SGD, without="optimizer")
-    wanted, _ = own_loop("lora", SGD)
-    chex.assert_trees_all_equal(forgotten, wanted)
-
-    faster, _ = own_loop("lora_plus", SGD)
-    for path, factors in wanted[0]["adapters"].items():
-        slow, fast = np.asarray(factors["b"]), faster[0]["adapters"][path]["b"]
-        assert slow.any()
-        np.testing.assert_allclose(fast, 4.0 * slow, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name, clip", [("adalora", 0.05), ("lora_plus", None)])

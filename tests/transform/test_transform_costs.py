@@ -7,8 +7,6 @@ import pytest
 import zoo.check as check
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from zoo.case import seeded
-from zoo.decoder import decoder
 
 import lora_jax as lj
 import variants
@@ -70,20 +68,6 @@ def test_a_training_step_makes_nothing_of_a_weights_size():
     assert not made
     # The same look at the merged path finds them, so that it would here:
     assert dense_like(shapes_made(jax.make_jaxpr(merged)(*given).jaxpr), sizes)
-
-
-def test_no_merge_where_discover_says_factored(monkeypatch):
-    case = seeded("costs", decoder)()
-    adapted = lj.adapt(case.forward, LoRA(rank=2), case.targets)
-    uses = lj.discover(case.forward, case.params, *case.args)
-    assert not any(use.merges for each in uses.values() if each.is_matrix for use in each.uses)
-    given = jax.eval_shape(adapted.init, jax.random.key(0), case.params, *case.args)
-
-    def forbidden(self, base, factors):
-        raise AssertionError("merged")
-
-    monkeypatch.setattr(LoRA, "weight", forbidden)
-    jax.eval_shape(lambda *given: adapted.apply(*given, *case.args), *given)
 
 
 def test_operations_of_a_training_step():
@@ -221,12 +205,3 @@ def test_narrow_dtypes(forward, stored, x64):
             got, other = (g["adapters"][name][letter] for g in (mine, theirs))
             bound = relative_error(other, each[letter]) + 4 * EPS
             assert relative_error(got, each[letter]) <= bound
-
-
-def test_merging_keeps_dtypes_and_a_lookup_out_of_bfloat16_is_bfloat16():
-    params = {"w1": np.ones((32, 32), jnp.bfloat16), "w2": np.ones((32, 32), np.float32)}
-    adapted, x = lj.adapt(look_up, LoRA(rank=2), ".*"), np.ones(1, np.float32)
-    given = jax.eval_shape(adapted.init, jax.random.key(0), params, x)
-    merged = jax.eval_shape(adapted.merge, *given)
-    assert {n: w.dtype for n, w in merged.items()} == {n: w.dtype for n, w in params.items()}
-    assert jax.eval_shape(adapted.apply, *given, x).dtype == jnp.bfloat16

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 from fractions import Fraction
 from functools import partial
 
@@ -15,10 +14,8 @@ from adalora_net import assert_follows, random_like, stepper
 from hypothesis import given, settings, strategies as st
 from jax import lax
 from make_fixtures.adalora import CASES, CLIPS, FIXTURES
-from scipy import stats
 
 import lora_jax as lj
-import variants
 from lora_jax.variant import Base, Factors
 from variants.adalora import AdaLoRA
 
@@ -317,22 +314,6 @@ def test_numbers_are_read_from_arrays(mode, x64):
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:3])
-def test_ranks_are_the_last_ones_from_settled_on(settings, x64):
-    """Whatever the optimiser brings back at every step."""
-    variant = AdaLoRA(**settings)
-    factors = hand_made(variant)
-    update, state, used = jax.jit(variant.update), variant.init_state(factors), {}
-    for t in range(1, variant.total_steps + 1):
-        grads = {path: random_like(each.trainable) for path, each in factors.items()}
-        state, after = update(state, factors, factors, grads, jnp.asarray(t - 1))
-        used[t] = np.concatenate([np.ravel(after[path]["e"]) != 0 for path in factors])
-    final = used[variant.settled]
-    assert final.sum() == len(final) // variant.rank * variant.target_rank
-    same = {t for t, each in used.items() if (each == final).all()}
-    assert {t for t in used if t >= variant.settled} <= same != set(used)
-
-
 def test_matrices_of_different_dtypes_share_a_budget(x64):
     variant = AdaLoRA(rank=4, target_rank=1, total_steps=4, t_init=0, t_final=2)
     factors = hand_made(variant, dtypes=(jnp.float32, jnp.float64))
@@ -346,30 +327,7 @@ def test_matrices_of_different_dtypes_share_a_budget(x64):
     assert jax.eval_shape(variant.penalty, factors).dtype == jnp.float64
 
 
-def test_training_goes_on_from_what_was_saved(x64):
-    step, _, history = trained(0)
-    trainable, state = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), history[5])
-    x, t = examples(40)
-    for number in range(5, len(history) - 1):
-        batch = ({name: a[number] for name, a in each.items()} for each in (x, t))
-        trainable, state, _ = step(trainable, state, jnp.asarray(number), *batch)
-    for mine, theirs in zip(*map(jax.tree.leaves, ((trainable, state), history[-1])), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
 # -- the start ---------------------------------------------------------------------------------
-
-
-def test_both_sides_are_drawn_and_independent():
-    base = Base(np.zeros((400, 400), np.float32), "io")
-    drawn = jax.jit(lambda key: AdaLoRA(rank=9).init(key, base))(jax.random.key(2))
-    (a, b, e), constants = (np.asarray(drawn.trainable[name]) for name in "abe"), drawn.constants
-    assert a.shape == b.shape == (9, 400) and not e.any()
-    assert set(constants) == {"scale"}
-    for factor in (a, b):
-        assert stats.kstest(factor.ravel() / 0.02, "norm").pvalue > 1e-3
-    rows = np.concatenate([a, b])
-    assert np.abs(np.corrcoef(rows) - np.eye(18)).max() < 5 / math.sqrt(400)
 
 
 @pytest.mark.parametrize("roles", ["io", "oi"])
@@ -381,22 +339,6 @@ def test_each_side_is_drawn_by_its_own_width(roles):
         bound, x = 1 / math.sqrt(width), np.asarray(trainable[name])
         assert x.shape == (20, width) and x.dtype == np.float32
         assert 0.98 * bound < np.abs(x).max() <= bound
-
-
-@pytest.mark.parametrize("name", ["pissa", "gaussian"])
-def test_any_start_leaves_the_weight_as_it_is(name, x64):
-    base = Base(np.random.RandomState(0).randn(9, 7), "io")
-    variant = AdaLoRA(rank=4, target_rank=2, initialization=name)
-
-    @jax.jit
-    def started(base):
-        factors = variant.init(KEY, base)
-        return factors, variant.weight(base, factors)
-
-    factors, weight = started(base)
-    np.testing.assert_array_equal(weight, base.value)
-    assert all(np.asarray(factors.trainable[side]).any() for side in "ab")
-    assert set(factors.constants) == {"scale"}
 
 
 def test_the_weight_is_p_lambda_q(x64):
@@ -414,54 +356,6 @@ def test_the_weight_is_p_lambda_q(x64):
         expected = base.value + 5.0 / divisor * a.T @ np.diag(e) @ b
         np.testing.assert_allclose(weight(base, trainable), expected, atol=1e-13)
         assert variant.count((6, 7)) == a.size + b.size + e.size
-
-
-# -- what is said to who forgets or mistakes something -----------------------------------------
-
-
-def test_training_without_update_is_noticed():
-    params = {name: np.ones((6, 6), np.float32) for name in "vz"}
-    variant = AdaLoRA(rank=4, target_rank=1, total_steps=10)
-    adapted = lj.adapt(lambda p, x: x @ p["v"] @ p["z"], variant, ["v", "z"])
-    trainable, frozen = jax.jit(adapted.init)(KEY, params, np.ones((2, 6), np.float32))
-    adapted.merge(trainable, frozen)  # nothing has been trained: no warning
-    trained = random_like(trainable)
-    message = (
-        r"AdaLoRA: 8 of 8 triplets are in use, the final budget is 2: call adapted.update\(...\) "
-        r"after every optimiser step, for total_steps=10 \(before these are over, all is well\)$"
-    )
-    with pytest.warns(UserWarning, match=message):
-        adapted.merge(trained, frozen)
-    jax.jit(adapted.merge)(trained, frozen)  # traced: nothing is known
-    state = jax.jit(adapted.init_state)(trained, frozen)
-    grads, update = random_like(trained, seed=2), jax.jit(adapted.update)
-    for step in range(10):
-        state, trained = update(state, trained, trained, grads, step, frozen)
-    adapted.merge(trained, frozen)
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"mode": "papers"}, "mode 'papers' is unknown; nearest: 'paper'"),
-        ({"target_rank": 13}, "target_rank 13 exceeds rank 12"),
-        ({"target_rank": 0}, "target_rank must be an integer of at least 1, got 0"),
-        ({"total_steps": 1e3}, "total_steps must be an integer of at least 1, got 1000.0"),
-        ({"delta_t": 0}, "delta_t must be an integer of at least 1, got 0"),
-        ({"t_init": -1}, "t_init must be an integer of at least 0, got -1"),
-        ({"t_init": 500}, "t_init + t_final = 500 + 500 must be below total_steps = 1000"),
-        (
-            {"total_steps": 9, "t_final": 9},
-            "t_init + t_final = 0 + 9 must be below total_steps = 9",
-        ),
-        ({"beta1": 1.0}, "betas must be in [0, 1), got 1.0 and 0.85"),
-        ({"orthogonality": -0.1}, "orthogonality must be at least 0, got -0.1"),
-        ({"max_rank": 16}, "AdaLoRA chooses ranks itself: leave max_rank out"),
-    ],
-)
-def test_bad_settings_are_named(wrong, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        variants.make("adalora", **wrong)
 
 
 def test_layers_of_a_stack_do_not_differ():

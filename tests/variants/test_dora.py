@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import zoo.check as check
 from jax import lax
 
 import lora_jax as lj
@@ -71,43 +70,22 @@ def norm_error(base, factors, norm):
 
 
 FORMS = [((6, 9), 1), ((9, 6), 4), ((130, 70), 5)]
+WIDE = [(name, *FORMS[i % 3], jnp.float32) for i, name in enumerate(SETTINGS)]
+NARROW = [
+    ("plain", (300, 20), 5, jnp.bfloat16),
+    ("masked", (512, 16), 5, jnp.bfloat16),
+    ("pissa", (64, 130), 5, jnp.bfloat16),
+]
 
 
-@pytest.mark.parametrize(
-    "settings, shape, rank", [(name, *FORMS[i % 3]) for i, name in enumerate(SETTINGS)]
-)
-def test_the_factored_norm_is_the_dense_one(settings, shape, rank):
-    base, variant = base_of(shape), DoRA(rank=rank, **SETTINGS[settings])
+@pytest.mark.parametrize("settings, shape, rank, dtype", [*WIDE, *NARROW])
+def test_the_factored_norm_is_the_dense_one(settings, shape, rank, dtype):
+    """Of weights in bfloat16, too, though no matrix of their size is cast."""
+    base, variant = base_of(shape, dtype=dtype), DoRA(rank=rank, **SETTINGS[settings])
+    bound = 2e-6 if dtype == jnp.float32 else 1e-5
     for size in SIZES:
         factors = factors_of(variant, base, size)
-        assert norm_error(base, factors, norm(variant, base, factors)) < 2e-6, size
-
-
-@pytest.mark.parametrize(
-    "shape, settings", [((300, 20), "plain"), ((512, 16), "masked"), ((64, 130), "pissa")]
-)
-def test_the_norm_of_narrow_weights_is_as_exact(shape, settings):
-    base, variant = base_of(shape, dtype=jnp.bfloat16), DoRA(rank=5, **SETTINGS[settings])
-    for size in SIZES:
-        factors = factors_of(variant, base, size)
-        assert norm_error(base, factors, norm(variant, base, factors)) <= 1e-5, size
-
-
-def test_a_norm_in_the_dtype_of_narrow_weights_would_not_be():
-    """Either way of naivety: all of V in bfloat16, and A alone rounded to it."""
-    base, variant = base_of((300, 20), dtype=jnp.bfloat16), DoRA(rank=5)
-    factors = factors_of(variant, base)
-    narrow = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), factors)
-    a, b, scale = narrow.trainable["a"], narrow.trainable["b"], narrow.constants["scale"]
-
-    @jax.jit
-    def naive(w, a, b):
-        return jnp.linalg.norm(w + scale * (a.T @ b), axis=0).astype(jnp.float32)
-
-    assert norm_error(base, factors, naive(base.value, a, b)) > 1e-3
-    rounded = {**factors.trainable, "a": a.astype(np.float32)}
-    naive = norm(variant, base, Factors(rounded, factors.constants))
-    assert norm_error(base, factors, naive) > 1e-4
+        assert norm_error(base, factors, norm(variant, base, factors)) < bound, size
 
 
 @pytest.mark.parametrize("left", [0.3, 0.03])
@@ -270,40 +248,6 @@ def test_the_gradient_is_the_difference_quotient_with_the_norm_fixed_or_not(deta
         np.testing.assert_allclose(right["m"], wrong["m"], atol=1e-7)  # the paper's equation 7
 
 
-# -- dropout -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate, settings", [(0.1, "plain"), (0.5, "pissa")])
-def test_dropout_drops_the_adapters_input_alone(rate, settings, x64):
-    base = base_of((12, 8), dtype=jnp.float64)
-    variant = DoRA(rank=3, dropout=rate, **SETTINGS[settings])
-    factors = factors_of(variant, base)
-    x, w = np.random.RandomState(3).randn(2, 6, 12), np.asarray(base.value)
-    v = direction(base, factors)
-    gain = np.asarray(factors.trainable["m"]) / np.linalg.norm(v, axis=0)
-    dot = jax.jit(lambda key: variant.dot(x, base, factors, dropout_key=key))
-    for number in range(4):
-        key = jax.random.key(number)
-        kept = np.asarray(jax.random.bernoulli(key, jnp.asarray(1 - rate), x.shape))
-        dropped = np.where(kept, x, 0) / (1 - rate)
-        got = dot(key)
-        np.testing.assert_allclose(got, gain * (x @ w + dropped @ (v - w)), atol=1e-11)
-        everything = gain * (dropped @ v)  # what dropping the layer's whole input would give
-        assert np.abs(got - everything).max() > 0.1
-
-
-def test_dropout_keeps_the_expectation(x64):
-    base, variant = base_of((12, 8), dtype=jnp.float64), DoRA(rank=3, dropout=0.3)
-    factors = factors_of(variant, base)
-    x = base_of((4, 12), 3, jnp.float64).value
-    keys = jax.random.split(jax.random.key(1), 4000)
-    dot = jax.vmap(lambda key: variant.dot(x, base, factors, dropout_key=key))
-    ys = np.asarray(jax.jit(dot)(keys))
-    error = ys.mean(0) - np.asarray(x) @ effective(base, factors)
-    assert (np.abs(error) < 4.5 * ys.std(0) / np.sqrt(len(keys))).all()  # 32 numbers
-    assert (ys.std(0) > 0.01).all()
-
-
 # -- the compiled program ----------------------------------------------------------------------
 
 IN, OUT, LAYERS, TOKENS = 512, 640, 6, 8
@@ -388,44 +332,3 @@ def test_one_dequantised_matrix_at_a_time():
     storage = {"w": lj.NF4(double_quant=True)}
     compiled = compile_step(DoRA(rank=4), chain, {"w": (LAYERS, IN, IN)}, storage)
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * IN * IN * 4
-
-
-# -- through a model ---------------------------------------------------------------------------
-
-
-def tied(params, ids):
-    """Lookups, products by the transpose and a scan, all of stacked weights."""
-    x = params["tables"][1][ids]
-    x = lax.scan(lambda x, w: (jnp.tanh(x @ w["up"]) @ w["down"].T, None), x, params["layers"])[0]
-    return x @ params["tables"][0].T, x @ params["tables"][1].T
-
-
-def test_stacked_weights_in_a_scanned_model(x64):
-    shapes = {"tables": (2, 11, 6), "layers": {"up": (3, 6, 7), "down": (3, 6, 7)}}
-    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s, tuple))
-    params = check.random_like(params, 0)
-    ids = jnp.array([[3, 0, 10], [5, 5, 1]])
-    adapted = lj.adapt(tied, DoRA(rank=2, **SETTINGS["pissa, masked"]), ".*")
-    trainable, frozen = jax.jit(adapted.init)(KEY, params, ids)
-    theta = jax.tree.map(np.add, trainable, check.random_like(trainable, 3))
-
-    def dense(path, weight):
-        turned = path == "layers/down"  # used by its transpose alone: its in axis is the last
-        matrices = []
-        for index, w in enumerate(weight):
-            factors = jax.tree.map(
-                lambda x, index=index: x[index],
-                Factors(theta["adapters"][path], frozen.constants[path]),
-            )
-            matrix = effective(Base(w, "oi" if turned else "io"), factors)
-            matrices.append(matrix.T if turned else matrix)
-        return jnp.asarray(np.stack(matrices))
-
-    merged = {
-        "tables": dense("tables", params["tables"]),
-        "layers": {n: dense(f"layers/{n}", w) for n, w in params["layers"].items()},
-    }
-    check.assert_close(jax.jit(adapted.merge)(theta, frozen), merged, 1e-12)
-    apply, truth = jax.jit(adapted.apply), jax.jit(tied)
-    check.assert_close(apply(theta, frozen, ids), truth(merged, ids), 1e-11)
-    check.assert_close(apply(trainable, frozen, ids), truth(params, ids), 1e-11)

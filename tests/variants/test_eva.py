@@ -9,7 +9,7 @@ from jax import lax
 
 import lora_jax as lj
 import variants
-from lora_jax.methods import from_data
+from lora_jax.methods import initialization
 from lora_jax.statistics import SeenInputs
 from lora_jax.transform.adapt import init_shapes
 
@@ -167,31 +167,6 @@ def test_division_is_a_count_of_the_first_of_all_shares():
         return SeenInputs(None, values, values.sum() + 1.0, None, None)  # type: ignore[arg-type]
 
     several = [seen(9.0, 0.0), seen(3.0, 2.0), seen(0.5, 0.5)]  # shares .9, 0; 1/2, 1/3; 1/4, 1/4
-    assert from_data.divide(several, 1, [2, 2, 2]) == [1, 2, 0]
-    assert from_data.divide(several, 1, [2, 1, 2]) == [1, 1, 1]
-    assert from_data.divide(several, 2, [2, 2, 2]) == [2, 2, 2]
-
-
-@pytest.mark.parametrize(
-    "settings, said",
-    [
-        ({"initialization": "eva_rho_0.5"}, "'eva_rho_0.5' is unknown; nearest: 'eva_rho_2'"),
-        ({"initialization": "eva_rho_2", "max_rank": 9}, "takes no max_rank"),
-    ],
-)
-def test_what_cannot_work_is_said(settings, said):
-    with pytest.raises(ValueError, match=said):
-        variants.make("lora", **settings)
-    with pytest.raises(ValueError, match="AdaLoRA chooses ranks itself"):
-        variants.make("adalora", initialization="eva_rho_2")
-
-
-def test_what_was_seen_can_be_kept_in_a_file(problem, tmp_path):
-    params, batches = problem
-    adapted, trainable, frozen = started(problem)
-    x = batches[0][0]
-    lj.save_seen(tmp_path / "seen.safetensors", adapted.gather(KEY, params, x, batches=batches))
-    seen, _ = lj.load_seen(tmp_path / "seen.safetensors")
-    again, same = adapted.init(KEY, params, x, seen=seen)
-    check.assert_close((again, same.constants), (trainable, frozen.constants), 0.0)
-    assert same.spec == frozen.spec
+    assert initialization.divide(several, 1, [2, 2, 2]) == [1, 2, 0]
+    assert initialization.divide(several, 1, [2, 1, 2]) == [1, 1, 1]
+    assert initialization.divide(several, 2, [2, 2, 2]) == [2, 2, 2]

@@ -5,17 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax import lax
-from scipy import stats
 
 import lora_jax as lj
 from lora_jax.methods.products import product
 from lora_jax.variant import Base, Factors
 from variants.lora import LoRA
+from variants.lora_fa import LoRAFA
 
-SURPRISE = 1e-3  # the p-value below which one of a few tests of a distribution is no accident
 SCALES = {"alpha/rank": lambda a, r: a / r, "alpha/sqrt(rank)": lambda a, r: a / math.sqrt(r)}
 
 
@@ -57,38 +55,7 @@ def test_the_update_is_scale_times_b_a(shape, rank, alpha, scale, x64):
     assert variant.count(shape) == a.size + b.size == rank * sum(shape)
 
 
-def test_the_scale_is_a_constant_and_traced(x64):
-    base, variant = base_of((6, 9)), LoRA(rank=2, alpha=4.0)
-    trainable, constants = random_factors(variant, base)
-    assert float(constants["scale"]) == 2.0
-    weight = jax.vmap(lambda s: variant.weight(base, Factors(trainable, {"scale": s})))
-    once, twice = np.asarray(jax.jit(weight)(np.array([1.0, 2.0]))) - np.asarray(base.value)
-    np.testing.assert_allclose(twice, 2 * once, atol=1e-13)
-
-
 # -- the start ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "rank, shape, dtype", [(8, (300, 20), jnp.float32), (30, (1000, 31), jnp.bfloat16)]
-)
-def test_kaiming_uniform_fills_its_interval(rank, shape, dtype):
-    base = Base(np.zeros(shape, dtype), "io")
-    trainable = init(LoRA(rank=rank), jax.random.key(3), base).trainable
-    a = np.asarray(trainable["a"])
-    bound = 1 / math.sqrt(shape[0])
-    assert a.shape == (rank, shape[0]) and a.dtype == np.float32
-    assert 0.99 * bound < np.abs(a).max() <= bound
-    assert stats.kstest(a.ravel() / bound, "uniform", args=(-1, 2)).pvalue > SURPRISE
-    assert trainable["b"].shape == (rank, shape[1]) and not np.asarray(trainable["b"]).any()
-
-
-@pytest.mark.parametrize("rank, shape", [(8, (300, 20)), (30, (1000, 31))])
-def test_gaussian_has_the_standard_deviation_one_over_rank(rank, shape):
-    variant = LoRA(rank=rank, initialization="gaussian")
-    base = Base(np.zeros(shape, np.float32), "io")
-    a = np.asarray(init(variant, jax.random.key(4), base).trainable["a"])
-    assert stats.kstest(a.ravel() * rank, "norm").pvalue > SURPRISE
 
 
 def test_rows_and_layers_are_independent():
@@ -107,79 +74,6 @@ def test_rows_and_layers_are_independent():
     assert np.abs(correlations).max() < 5 / math.sqrt(200)
     # a weight's start depends on its path alone, not on what else is adapted
     np.testing.assert_array_equal(alone["adapters"]["v"]["a"], a["v"])
-
-
-# -- dropout -----------------------------------------------------------------------------------
-
-
-def dropped_inputs(rate, count=4000, keep=None):
-    """What the adapter of an identity sees of ones, for many keys: its output is its input."""
-    size = 4
-    variant = LoRA(rank=size, alpha=size, dropout=rate)
-    x = np.ones((5, size), np.float32)
-
-    @jax.jit
-    def run(keys):
-        base = Base(jnp.full((size, size), 3.0), "io")
-        constants = variant.init(jax.random.key(0), base).constants
-        if keep is not None:
-            constants["keep"] = jnp.asarray(keep)
-        factors = Factors({"a": jnp.eye(size), "b": jnp.eye(size)}, constants)
-        y = jax.vmap(lambda key: variant.dot(x, base, factors, dropout_key=key))(keys)
-        return y - base.dot(x)[None]
-
-    return np.asarray(run(jax.random.split(jax.random.key(1), count)))
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.9])
-def test_dropout_keeps_the_expectation_and_drops_the_adapters_input_only(rate):
-    seen = dropped_inputs(rate)
-    kept = seen > 1e-6
-    np.testing.assert_allclose(seen[kept], 1 / (1 - rate), rtol=1e-5)
-    deviations = (kept.mean(0) - (1 - rate)) / math.sqrt(rate * (1 - rate) / len(seen))
-    assert np.abs(deviations).max() < 4.5  # 20 positions
-    assert abs(np.corrcoef(kept.reshape(len(kept), -1).T) - np.eye(20)).max() < 0.1
-
-
-def test_the_keep_probability_is_read_from_the_constants():
-    assert abs((dropped_inputs(0.5, keep=0.9) > 1e-6).mean() - 0.9) < 0.01
-
-
-def test_dropout_needs_both_a_rate_and_a_key():
-    base = base_of((6, 9))
-    for rate, key in ((0.0, jax.random.key(0)), (0.5, None)):
-        variant = LoRA(rank=2, dropout=rate)
-        factors = random_factors(variant, base)
-        x = np.asarray(base.value).T
-
-        def both(x, base, factors, key, variant=variant):
-            y = variant.dot(x, base, factors, dropout_key=key)
-            return y, variant.weight(base, factors)
-
-        y, weight = jax.jit(both)(x, base, factors, key)
-        np.testing.assert_allclose(y, x @ np.asarray(weight), atol=1e-4)
-
-
-def test_every_layer_and_every_use_of_a_weight_has_its_own_dropout():
-    def forward(params, x):
-        ys = lax.scan(lambda _, w: (None, x @ w), None, params["w"])[1]
-        return [*ys, x @ params["v"], x @ params["v"]]
-
-    params = {"w": np.zeros((3, 16, 16), np.float32), "v": np.zeros((16, 16), np.float32)}
-    x, identity = np.ones((8, 16), np.float32), np.eye(16, dtype=np.float32)
-    adapted = lj.adapt(forward, LoRA(rank=16, alpha=16.0, dropout=0.5), ["w", "v"])
-
-    @jax.jit
-    def apply(key):
-        trainable, frozen = adapted.init(jax.random.key(0), params, x)
-        trainable = jax.tree.map(lambda leaf: jnp.broadcast_to(identity, leaf.shape), trainable)
-        return adapted.apply(trainable, frozen, x, dropout_key=key)
-
-    outputs = [np.asarray(y) > 0 for y in (*apply(jax.random.key(1)), *apply(jax.random.key(2)))]
-    agreement = np.array([[(a == b).mean() for a in outputs] for b in outputs])
-    assert np.abs(agreement - 0.5)[~np.eye(10, dtype=bool)].max() < 0.2  # 128 coins each
-    again = [np.asarray(y) > 0 for y in apply(jax.random.key(1))]
-    np.testing.assert_array_equal(again, outputs[:5])
 
 
 # -- ranks that differ -------------------------------------------------------------------------
@@ -222,44 +116,6 @@ def test_a_masked_rank_is_exactly_the_smaller_rank(rank, rows, scale, x64):
     for name in "ab":
         np.testing.assert_allclose(gradient[name][:rank], gradient_cut[name], atol=1e-11)
         assert not gradient[name][rank:].any()
-
-
-def test_patterns_set_rank_alpha_and_layers(x64):
-    def forward(params, x):
-        x = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
-        return jnp.tanh(x @ params["v"]) @ params["u"]
-
-    random = np.random.RandomState(0)
-    shapes = {"w": (4, 6, 6), "v": (6, 8), "u": (8, 5)}
-    params = {name: jnp.asarray(random.randn(*shape)) for name, shape in shapes.items()}
-    x = jnp.asarray(random.randn(3, 6))
-    targets = {
-        lj.layers("w", 0): LoRA(rank=1, alpha=3.0),
-        lj.layers("w", slice(2, None)): LoRA(rank=4, alpha=2.0),
-        "v": LoRA(rank=3, alpha=6.0, scale="alpha/sqrt(rank)"),
-        "u": LoRA(rank=2),
-    }
-    adapted = lj.adapt(forward, targets=targets)
-    trainable, frozen = jax.jit(adapted.init)(jax.random.key(0), params, x)
-    trainable = jax.tree.map(lambda leaf: jnp.asarray(random.randn(*leaf.shape)), trainable)
-
-    expected = {name: np.array(value) for name, value in params.items()}
-    factors = {
-        p: {n: np.asarray(f) for n, f in each.items()} for p, each in trainable["adapters"].items()
-    }
-    for layer, rank, scale in ((0, 1, 3.0), (2, 4, 0.5), (3, 4, 0.5)):
-        a, b = (factors["w"][name][layer, :rank] for name in "ab")
-        expected["w"][layer] += scale * a.T @ b
-    for name, scale in (("v", 6 / math.sqrt(3)), ("u", 8.0)):
-        expected[name] += scale * factors[name]["a"].T @ factors[name]["b"]
-    merged = jax.jit(adapted.merge)(trainable, frozen)
-    for name, value in expected.items():
-        np.testing.assert_allclose(merged[name], value, atol=1e-12)
-    np.testing.assert_allclose(
-        jax.jit(adapted.apply)(trainable, frozen, x), jax.jit(forward)(expected, x), atol=1e-12
-    )
-    counts = {row[0]: row[5] for row in lj.summary(trainable, frozen).rows}
-    assert counts == {"w": (1 + 4 + 4) * 12, "v": 3 * 14, "u": 2 * 13}
 
 
 # -- the product -------------------------------------------------------------------------------
@@ -313,51 +169,39 @@ def test_no_pass_of_the_product_transposes_activations(outer):
     assert max(moved, default=0) <= rank * 64  # the short side only
 
 
-# -- training ----------------------------------------------------------------------------------
+# -- LoRA-FA --------------------------------------------------------------------------------------
 
 
-def test_adam_cannot_tell_alpha_from_learning_rates(x64):
-    """(alpha, A, lr_A, lr_B) and (alpha / pq, p A, p lr_A, q lr_B) train alike, for epsilon = 0.
+def step_of_two_layers(variant, tokens=256, width=128):
+    """A layer behind a frozen one: the gradient, and the residuals that are as long as a batch."""
 
-    Schulman and Thinking Machines 2025, "LoRA Without Regret"; B, which starts at q B here.
-    """
-    base = base_of((6, 9))
-    x, t = base_of((12, 6), 1).value, base_of((12, 9), 2).value
-    plain, adam = LoRA(rank=2, alpha=3.0), optax.scale_by_adam(eps=0.0)
+    def forward(params, x):
+        return (x @ params["w"]) @ params["v"]
 
-    @jax.jit
-    def step(trainable, state, constants, rates):
-        gradient = jax.grad(
-            lambda f: ((plain.dot(x, base, Factors(f, constants)) - t) ** 2).mean()
-        )(trainable)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = adam.update(gradient, state)
-        trainable = {n: trainable[n] - rates[n] * updates[n] for n in trainable}
-        return trainable, state, plain.weight(base, Factors(trainable, constants))
+    shapes = {"w": (width, width), "v": (width, width)}
+    params = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, shape in shapes.items()}
+    x = jax.ShapeDtypeStruct((tokens, width), jnp.float32)
+    adapted = lj.adapt(forward, variant, ["w", "v"])
+    trainable, frozen = jax.eval_shape(adapted.init, jax.random.key(0), params, x)
 
-    def train(variant, trainable, rates):
-        constants = variant.init(jax.random.key(0), base).constants
-        state, weights = adam.init(trainable), []
-        for _ in range(10):
-            trainable, state, weight = step(trainable, state, constants, rates)
-            weights.append(np.asarray(weight))
-        return weights
+    def loss(trainable, frozen, x):
+        return jnp.sum(adapted.apply(trainable, frozen, x))
 
-    start = random_factors(plain, base).trainable
-    expected = train(plain, start, {"a": 1e-2, "b": 1e-2})
-    assert np.abs(expected[-1] - expected[0]).max() > 0.05
-    for p, q in ((2.0, 1.0), (1.0, 4.0), (0.5, 8.0)):
-        scaled = {"a": p * start["a"], "b": q * start["b"]}
-        rates = {"a": p * 1e-2, "b": q * 1e-2}
-        got = train(LoRA(rank=2, alpha=3.0 / (p * q)), scaled, rates)
-        np.testing.assert_allclose(got, expected, atol=1e-10)
-
-
-def test_a_start_with_more_directions_than_the_weight_has_is_refused_with_its_path():
-    variant = LoRA(rank=5, initialization="pissa")
-    adapted = lj.adapt(lambda params, x: x @ params["deep"]["w"], variant, "w")
-    said = (
-        r"'deep/w': initialization 'pissa' takes rank = 5 directions, more than min\(in, out\) = 4"
+    flops = jax.jit(jax.grad(loss)).lower(trainable, frozen, x).compile().cost_analysis()["flops"]
+    pull = jax.eval_shape(
+        lambda t, f, x: jax.vjp(lambda t: loss(t, f, x), t)[1], trainable, frozen, x
     )
-    with pytest.raises(ValueError, match=rf"{said} of \(4, 6\)"):
-        adapted.init(jax.random.key(0), {"deep": {"w": jnp.ones((4, 6))}}, jnp.ones((2, 4)))
+    kept = [leaf.shape for leaf in jax.tree.leaves(pull) if tokens in leaf.shape]
+    return flops, sum(sum(shape) - tokens for shape in kept)
+
+
+def test_lora_fa_keeps_short_residuals_and_computes_less():
+    rank, width, tokens = 8, 128, 256
+    (flops, kept), (flops_fa, kept_fa) = (
+        step_of_two_layers(kind(rank=rank)) for kind in (LoRA, LoRAFA)
+    )
+    assert kept >= 2 * width  # the input of each layer, for the gradient of its A
+    assert kept_fa <= 2 * rank  # of each layer, x A^T
+    # The gradients of both A, and for the first layer's that of x A^T, which nothing else needs.
+    saved = 3 * 2 * tokens * width * rank
+    assert flops - flops_fa == pytest.approx(saved, rel=0.05)

@@ -9,7 +9,7 @@ from jax import lax
 
 import lora_jax as lj
 import variants
-from lora_jax.contract import toy_matrices
+from lora_jax.contract import toys
 from lora_jax.methods.lowrank import LowRank
 
 KEY = jax.random.key(0)
@@ -106,8 +106,8 @@ def test_every_method_starts_at_its_base(x64):
                 # GraLoRA's blocks start apart, and what is seen is of the whole.
                 assert not kind.additive and (start == "lora_one" or name == "gralora")
                 continue
-            base = toy_matrices.base(variant)
-            factors = toy_matrices.init(variant, 1, base)
+            base = toys.base(variant)
+            factors = toys.init(variant, 1, base)
             away = np.abs(variant.weight(base, factors) - base.dense()).max()
             assert (away < 1e-12) != (start == "lora_one"), (name, start)
             assert bool(variant.differs_at_init) == (away >= 1e-12)

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
-import variants
 from lora_jax.models.families.bert import BertClassifier, BertConfig
 from lora_jax.partition import flatten
 from variants.bitfit import BitFit
@@ -42,10 +41,10 @@ def bert():
     return forward, {"model": params, "steps": jnp.zeros((), jnp.int32)}, (ids, jnp.sign(ids))
 
 
-def trained(bert, *args, **options):
+def trained(bert, variant, **options):
     """The paths that train, in full and by adapters."""
     forward, params, batch = bert
-    adapted = lj.adapt(forward, *args, **options)
+    adapted = lj.adapt(forward, variant, **options)
     trainable, frozen = jax.eval_shape(lambda: adapted.init(KEY, params, *batch))
     assert not trainable["params"].keys() & frozen.base.keys()
     assert set(frozen.spec.paths) == trainable["params"].keys() | frozen.base.keys()
@@ -89,27 +88,63 @@ def test_exactly_what_trains_is_changed(bert, variant, options):
     assert new["steps"].dtype == jnp.int32
 
 
-def test_full_trains_every_number_that_floats(bert):
-    assert trained(bert, Full()) == (paths(bert), set())
+TARGETS = "(query|value)/kernel"
+BIASES = ".*/bias"
+SOME = lj.layers("query/kernel", 1)
+LORA = {"query/kernel": LoRA(rank=2)}
+CHOSEN = [  # the variant, options, and what trains, in full and by adapters
+    (Full(), {}, ".*", set()),
+    (Full(), {"targets": TARGETS}, ".*", set()),
+    (Full(only_targets=True), {"targets": TARGETS}, f".*{TARGETS}", set()),
+    (
+        Full(only_targets=True),
+        {"targets": TARGETS, "also_train": "classifier/.*"},
+        f".*({TARGETS}|classifier/.*)",
+        set(),
+    ),
+    (BitFit(), {}, BIASES, set()),
+    (BitFit(), {"targets": "query/kernel"}, BIASES, set()),  # targets do not matter
+    (BitFit(), {"also_train": "classifier/.*"}, f"{BIASES}|model/classifier/kernel", set()),
+    (BitFit(r"(.*/)?(query|up)/bias"), {}, "model/layers/(attention/query|up)/bias", set()),
+    (
+        HeadOnly(),
+        {"also_train": ["classifier/.*", "pooler/.*"]},
+        ".*(classifier|pooler)/.*",
+        set(),
+    ),
+    # Beside adapters: an adapted weight is never trained in full as well.
+    (None, {"targets": LORA | {"value/kernel": BitFit()}}, BIASES, {QUERY}),
+    (
+        None,
+        {"targets": LORA | {"value/kernel": Full(only_targets=True)}},
+        "model/layers/attention/value/kernel",
+        {QUERY},
+    ),
+    (None, {"targets": LORA | {"value/kernel": Full()}}, f"(?!{QUERY}$).*", {QUERY}),
+    # Of some layers: what is stacked trains whole or not at all, but for adapters.
+    (None, {"targets": {SOME: Full(only_targets=True)}}, QUERY, set()),
+    (
+        None,
+        {"targets": {SOME: LoRA(rank=2), lj.layers("query/kernel", 0): HeadOnly()}},
+        "nothing",
+        {QUERY},
+    ),
+    (None, {"targets": {SOME: BitFit()}}, BIASES, set()),
+]
+
+
+@pytest.mark.parametrize("variant, options, full, adapters", CHOSEN)
+def test_what_is_chosen_trains(bert, variant, options, full, adapters):
+    assert trained(bert, variant, **options) == (paths(bert, full), adapters)
+
+
+def test_patterns_here_mean_something(bert):
     assert len(paths(bert)) == len(flatten(bert[1])[0]) - 1 == 25  # all but `steps`
-    targets = "(query|value)/kernel"
-    assert trained(bert, Full(), targets) == (paths(bert), set())
-    only = paths(bert, f".*{targets}")
-    assert trained(bert, Full(only_targets=True), targets) == (only, set()) and len(only) == 2
-    head = trained(bert, Full(only_targets=True), targets, also_train="classifier/.*")
-    assert head == (only | paths(bert, ".*classifier/.*"), set())
-
-
-def test_bitfit_trains_the_biases(bert):
-    biases = {path for path in paths(bert) if path.endswith("/bias")}
-    assert len(biases) == 11 and "model/layers/attention/norm/bias" in biases
-    assert trained(bert, BitFit()) == (biases, set())
-    assert trained(bert, BitFit(), "query/kernel") == (biases, set())  # targets do not matter
-    assert trained(bert, BitFit(), also_train="classifier/.*")[0] == biases | {
-        "model/classifier/kernel"
-    }
-    some = {f"model/layers/{name}/bias" for name in ("attention/query", "up")}
-    assert trained(bert, BitFit(r"(.*/)?(query|up)/bias")) == (some, set())
+    assert len(paths(bert, BIASES)) == 11
+    assert "model/layers/attention/norm/bias" in paths(bert, BIASES)
+    assert len(paths(bert, f".*{TARGETS}")) == 2
+    assert len(paths(bert, ".*(classifier|pooler)/.*")) == 4
+    assert len(paths(bert, "model/layers/(attention/query|up)/bias")) == 2
 
 
 @pytest.mark.parametrize(
@@ -126,12 +161,6 @@ def test_bitfit_trains_the_biases(bert):
 def test_bitfit_knows_biases_by_name(path, is_bias):
     use = lj.discover(lambda p: p["w"] + 1, {"w": jnp.ones(2)})["w"]
     assert BitFit().trains(path, use, targeted=False) is is_bias
-
-
-def test_head_only_trains_what_it_is_told(bert):
-    head = paths(bert, ".*(classifier|pooler)/.*")
-    assert trained(bert, HeadOnly(), also_train=["classifier/.*", "pooler/.*"]) == (head, set())
-    assert len(head) == 4
 
 
 @pytest.mark.parametrize(
@@ -158,30 +187,3 @@ def test_what_cannot_train_is_named(bert, variant, options, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         lj.adapt(forward, variant, **options).init(KEY, params, *batch)
     assert "\n" not in str(error.value)
-
-
-def test_a_bad_pattern_is_named():
-    with pytest.raises(ValueError, match=re.escape("pattern '(bias' is no regular expression: ")):
-        variants.make("bitfit", pattern="(bias")
-
-
-def test_partitions_beside_adapters(bert):
-    """A mapping of targets may mix them; an adapted weight is never trained in full as well."""
-    biases = {path for path in paths(bert) if path.endswith("/bias")}
-    targets = {"query/kernel": LoRA(rank=2), "value/kernel": BitFit()}
-    assert trained(bert, targets=targets) == (biases, {QUERY})
-    targets = {"query/kernel": LoRA(rank=2), "value/kernel": Full(only_targets=True)}
-    value = {"model/layers/attention/value/kernel"}
-    assert trained(bert, targets=targets) == (value, {QUERY})
-    targets = {"query/kernel": LoRA(rank=2), "value/kernel": Full()}
-    assert trained(bert, targets=targets) == (paths(bert) - {QUERY}, {QUERY})
-
-
-def test_partitions_of_some_layers(bert):
-    """What is stacked trains whole or not at all, but for adapters."""
-    some = lj.layers("query/kernel", 1)
-    assert trained(bert, targets={some: Full(only_targets=True)}) == ({QUERY}, set())
-    targets = {some: LoRA(rank=2), lj.layers("query/kernel", 0): HeadOnly()}
-    assert trained(bert, targets=targets) == (set(), {QUERY})
-    biases = {path for path in paths(bert) if path.endswith("/bias")}
-    assert trained(bert, targets={some: BitFit()}) == (biases, set())

@@ -1,26 +1,17 @@
 """VeRA: two vectors for each matrix, and one pair of projections for all of them."""
 
 import dataclasses
-import math
-import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import safetensors.numpy
 import zoo.check as check
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from scipy import stats
 
 import lora_jax as lj
-import variants
-from lora_jax.files.tree_file import load_tree, save_tree
-from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.variant import Base, Factors
 from variants.vera import VeRA
 
 KEY = jax.random.key(0)
@@ -108,30 +99,6 @@ def test_another_method_has_projections_of_its_own():
         assert not np.allclose(projection, other[name])
 
 
-@pytest.mark.parametrize("rank, inputs, outputs", [(64, 300, 20), (7, 20, 900), (256, 32, 32)])
-def test_projections_fill_their_intervals(rank, inputs, outputs):
-    variant = VeRA(rank=rank)
-    shapes = [(inputs, 1), (1, outputs), (inputs, outputs), (3, 3)]
-    shared = variant.init_shared(KEY, shapes, jnp.float32)
-    for name, size, fan_in in (("a", inputs, inputs), ("b", outputs, rank)):
-        projection, bound = np.asarray(shared[f"projection_{name}"]), math.sqrt(6 / fan_in)
-        assert projection.shape == (rank, size) and projection.dtype == np.float32
-        assert stats.kstest(projection.ravel() / bound, "uniform", args=(-1, 2)).pvalue > 1e-3
-    a, b = (np.asarray(shared[f"projection_{n}"]).ravel() for n in "ab")
-    size = min(a.size, b.size)
-    assert abs(np.corrcoef(a[:size], b[:size])[0, 1]) < 5 / math.sqrt(size)
-
-
-def test_every_matrix_uses_the_same_projections(x64):
-    adapted, params, x, trainable, moved, frozen = setup()
-    shared = frozen.shared[0]
-    merged = {p: effective(w, moved["adapters"][p], shared) for p, w in params.items()}
-    check.assert_close(merge(adapted, moved, frozen), merged, 1e-13)
-    check.assert_close(apply(adapted, moved, frozen, x), plain(merged, x), 1e-12)
-    np.testing.assert_allclose(apply(adapted, trainable, frozen, x), plain(params, x), atol=1e-13)
-    assert all((f["d"] == 0.1).all() and not f["b"].any() for f in trainable["adapters"].values())
-
-
 def shapes_in(jaxpr):
     for eqn in jaxpr.eqns:
         yield from (var.aval.shape for var in (*eqn.invars, *eqn.outvars))
@@ -169,17 +136,6 @@ def test_groups_share_among_themselves(x64):
     check.assert_close(merge(adapted, moved, frozen), merged, 1e-13)
 
 
-def test_projections_depend_on_the_key_alone():
-    def shared(seed, targets):
-        params = {n: jnp.zeros(shape) for n, shape in SHAPES.items()}
-        adapted = lj.adapt(forward, VeRA(rank=RANK), targets)
-        return init(adapted, jax.random.key(seed), params, jnp.zeros((3, 8)))[1].shared[0]
-
-    one = shared(0, ".*")
-    check.assert_close(shared(0, ["up", "down"]), one, 0)
-    assert (shared(1, ".*")["projection_a"] != one["projection_a"]).mean() > 0.99
-
-
 # -- files, devices, many at once --------------------------------------------------------------
 
 
@@ -199,126 +155,3 @@ def test_files_leave_out_the_projections(tmp_path):
     _, loaded, _ = lj.load_adapter(path, *other)
     own = {"init_key": other[1].shared[0]["init_key"]}
     chex.assert_trees_all_equal(loaded.shared, (without | own,))
-
-
-def test_through_files(tmp_path, x64):
-    adapted, params, x, _, moved, frozen = setup()
-    wanted = apply(adapted, moved, frozen, x)
-
-    def elsewhere():
-        """What a new process has before it restores: the same description, other numbers."""
-        return init(adapted, jax.random.key(5), params, x)
-
-    save_tree(tmp_path, {"theta": moved, "shared": frozen.shared[0]})
-    tree, _ = load_tree(tmp_path)
-    other = dataclasses.replace(elsewhere()[1], shared=(tree["shared"],))
-    np.testing.assert_array_equal(apply(adapted, tree["theta"], other, x), wanted)
-
-    blank, other = elsewhere()
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(
-            3, {"theta": moved, "shared": frozen.shared, "constants": frozen.constants}
-        )
-        like = {"theta": blank, "shared": other.shared, "constants": other.constants}
-        state, _, step = checkpoints.restore(like)
-    restored = dataclasses.replace(other, shared=state["shared"])
-    assert step == 3
-    np.testing.assert_array_equal(apply(adapted, state["theta"], restored, x), wanted)
-    assert (np.asarray(apply(adapted, state["theta"], other, x)) != wanted).any()  # they matter
-
-
-def test_many_trainables_beside_one_pair_of_projections(x64):
-    adapted, _, x, _, moved, frozen = setup()
-    several = [jax.tree.map(lambda leaf, c=c: c * leaf, moved) for c in (1.0, -2.0, 0.5)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    got = jax.jit(jax.vmap(lambda theta: adapted.apply(theta, frozen, x)))(stacked)
-    for theta, y in zip(several, got, strict=True):
-        np.testing.assert_allclose(y, apply(adapted, theta, frozen, x), atol=1e-13)
-
-
-@pytest.mark.parametrize("spec", [P("x"), P("y", "x")])
-def test_on_eight_devices(spec, x64):
-    adapted, _, x, _, moved, frozen = setup()
-    devices = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-
-    def lay(leaf, spec):
-        return jax.device_put(leaf, NamedSharding(devices, spec))
-
-    base = {p: lay(w, P(*(None,) * (w.ndim - 2), *spec)) for p, w in frozen.base.items()}
-    shared = jax.tree.map(lambda w: lay(w, P(None, "x") if w.ndim == 2 else P()), frozen.shared)
-    sharded = dataclasses.replace(frozen, base=base, shared=shared)
-
-    def gradient(theta, frozen):
-        return check.derivative(lambda t: adapted.apply(t, frozen, x), theta)
-
-    run = jax.jit(gradient)
-    check.assert_close(run(moved, sharded), run(moved, frozen))
-
-
-# -- one matrix --------------------------------------------------------------------------------
-
-
-def of_one(variant, shape=(7, 5), seed=1):
-    random = np.random.RandomState(seed)
-    base = Base(jnp.asarray(random.randn(*shape)), "io")
-    trainable, constants = variant.init(KEY, base)
-    shared = variant.init_shared(KEY, [(9, 4), (2, 6)], jnp.float64)
-    moved = {n: x + jnp.asarray(random.randn(*x.shape)) for n, x in trainable.items()}
-    return base, Factors(moved, constants | shared)
-
-
-@pytest.mark.parametrize("rank", [1, 50])  # the last beyond the matrix's own
-def test_products_are_those_of_the_weight(rank, x64):
-    variant = VeRA(rank=rank)
-    base, factors = of_one(variant)
-    w = effective(base.value, factors.trainable, factors.constants)
-    x, z = jnp.ones((2, 3, 7)), jnp.ones((2, 3, 5))
-    rows = jnp.array([[0, 6], [2, 2]])
-
-    @jax.jit
-    def uses(f):
-        products = variant.dot(x, base, f), variant.dot_t(z, base, f), variant.take(rows, base, f)
-        return variant.weight(base, f), *products
-
-    check.assert_close(uses(factors), (w, x @ w, z @ w.T, w[rows]), 1e-12)
-    variant.validate((7, 5))
-    assert variant.count((7, 5)) == sum(x.size for x in factors.trainable.values()) == rank + 5
-
-
-@pytest.mark.parametrize("rate", [0.2, 0.6])
-def test_dropout_drops_the_adapters_input(rate, x64):
-    variant = VeRA(rank=6, dropout=rate)
-    base, factors = of_one(variant)
-    x, w = np.random.RandomState(3).randn(4, 7), np.asarray(base.value)
-    delta = np.asarray(effective(base.value, factors.trainable, factors.constants)) - w
-    dot = jax.jit(lambda key: variant.dot(jnp.asarray(x), base, factors, dropout_key=key))
-    for key in jax.random.split(KEY, 3):
-        kept = np.asarray(jax.random.bernoulli(key, jnp.asarray(1 - rate), x.shape))
-        dropped = np.where(kept, x, 0) / (1 - rate)
-        np.testing.assert_allclose(dot(key), x @ w + dropped @ delta, atol=1e-12)
-    ys = np.asarray(jax.vmap(dot)(jax.random.split(KEY, 4000)))
-    error = np.abs(ys.mean(0) - x @ (w + delta))
-    assert (error < 4.5 * ys.std(0) / math.sqrt(len(ys))).all()  # 20 numbers
-
-
-def test_on_quantised_weights(x64):
-    adapted, params, x, trainable, moved, frozen = setup(quantize={"up|down|w": lj.NF4()})
-    stored = adapted.disable(trainable, frozen)
-    assert np.abs(stored["up"] - params["up"]).max() > 1e-3
-    merged = {p: effective(w, moved["adapters"][p], frozen.shared[0]) for p, w in stored.items()}
-    check.assert_close(apply(adapted, moved, frozen, x), plain(merged, x), 1e-12)
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
-        ({"rank": 2.5}, "rank must be an integer of at least 1, got 2.5"),
-        ({"d_init": 0.0}, "d_init must not be 0: nothing would train"),
-        ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
-        ({"alpha": 8}, "variant 'vera' has no setting 'alpha'"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        variants.make("vera", **settings)

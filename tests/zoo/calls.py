@@ -29,14 +29,6 @@ def checkpointed(normal: Normal) -> Case:
     return _over_layers(normal, forward)
 
 
-def checkpoint_of_everything(normal: Normal) -> Case:
-    @jax.checkpoint
-    def forward(p, x):
-        return lax.scan(lambda x, w: (_layer(x, w), None), x, p["w"])[0]
-
-    return _over_layers(normal, forward)
-
-
 def checkpoint_that_returns_a_weight(normal: Normal) -> Case:
     def forward(p, x):
         return x @ jax.checkpoint(lambda w: w.T)(p["w"])
@@ -113,13 +105,6 @@ def while_loop(normal: Normal) -> Case:
     return Case(forward, params, (normal(3, 4), jnp.array(3)), reverse=False)
 
 
-def fori_loop_of_unknown_length(normal: Normal) -> Case:
-    def forward(p, x, n):
-        return lax.fori_loop(0, n, lambda i, x: _layer(x, p["w"][i]), x)
-
-    return Case(forward, {"w": normal(4, 4, 4)}, (normal(3, 4), jnp.array(3)), reverse=False)
-
-
 def vmapped_while_of_different_lengths(normal: Normal) -> Case:
     def forward(p, x):
         def goes_on(state):
@@ -131,17 +116,6 @@ def vmapped_while_of_different_lengths(normal: Normal) -> Case:
         return jax.vmap(row)(x)
 
     return Case(forward, {"w": normal(4, 4)}, (normal(3, 4),), reverse=False)
-
-
-def vmapped_fori_of_different_lengths(normal: Normal) -> Case:
-    def forward(p, x, n):
-        def row(x, n):
-            return lax.fori_loop(0, n, lambda _, s: _layer(s, p["w"]), x)
-
-        return jax.vmap(jax.vmap(row))(x, n)
-
-    lengths = jnp.array([[1, 2, 3], [4, 0, 2]])
-    return Case(forward, {"w": normal(4, 4)}, (normal(2, 3, 4), lengths), reverse=False)
 
 
 def while_that_changes_a_weight(normal: Normal) -> Case:
@@ -204,15 +178,6 @@ def inner_grad(normal: Normal) -> Case:
     return Case(forward, params, (normal(3, 4),))
 
 
-def inner_jvp(normal: Normal) -> Case:
-    def forward(p, x):
-        return jax.jvp(lambda x: _layer(x, p["w"]), (x,), (x * 2,)), jax.linearize(
-            lambda x: x @ p["w"], x
-        )[1](x)
-
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))
-
-
 def shard_map(normal: Normal) -> Case:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -259,12 +224,3 @@ def shard_map_of_replicated_weights(normal: Normal) -> Case:
         return layer(x, p["w"])
 
     return Case(forward, {"w": normal(4, 4)}, (normal(2, 4),), merged=("w",))
-
-
-def closes_over_arrays(normal: Normal) -> Case:
-    outer, ids = normal(4, 4), jnp.array([2, 0])
-
-    def forward(p, x):
-        return (x @ outer @ p["w"])[:, ids]
-
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))

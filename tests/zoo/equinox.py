@@ -24,10 +24,6 @@ def _stack_of_shapes(module, *args) -> eqx.Module:
     return eqx.filter_eval_shape(make, jax.random.split(jax.random.key(0), 3))
 
 
-def linear(normal: Normal) -> Case:
-    return _case(normal, _shapes(eqx.nn.Linear, 4, 6), normal(4))
-
-
 def mlp(normal: Normal) -> Case:
     module = _shapes(eqx.nn.MLP, 4, 3, 5, depth=2, activation=jnp.tanh)
     case = _case(normal, module, normal(2, 4))
@@ -40,12 +36,6 @@ def attention(normal: Normal) -> Case:
     return _case(normal, module, x, x, x)
 
 
-def attention_over_a_batch(normal: Normal) -> Case:
-    case = attention(normal)
-    x = normal(2, 5, 6)
-    return case._replace(forward=lambda m, *xs: jax.vmap(m)(*xs), args=(x, x, x))
-
-
 def stacked_layers(normal: Normal) -> Case:
     layers = _stack_of_shapes(eqx.nn.MLP, 4, 4, 5, 1)
 
@@ -56,17 +46,6 @@ def stacked_layers(normal: Normal) -> Case:
             return eqx.combine(arrays, static)(x), None
 
         return jax.lax.scan(step, x, arrays)[0]
-
-    return Case(forward, randomised(layers, normal), (normal(4),), targets=(".*weight",))
-
-
-def ensemble(normal: Normal) -> Case:
-    layers = _stack_of_shapes(eqx.nn.Linear, 4, 5)
-
-    def forward(layers, x):
-        return eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))(
-            layers, x
-        )
 
     return Case(forward, randomised(layers, normal), (normal(4),), targets=(".*weight",))
 

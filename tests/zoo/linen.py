@@ -21,21 +21,8 @@ def dense(normal: Normal) -> Case:
     return _case(normal, nn.Sequential([nn.Dense(6), nn.gelu, nn.Dense(3)]), normal(2, 3, 4))
 
 
-def dense_general_out(normal: Normal) -> Case:
-    return _case(normal, nn.DenseGeneral((2, 3)), normal(2, 5, 4))
-
-
-def dense_general_in(normal: Normal) -> Case:
-    return _case(normal, nn.DenseGeneral((3, 2), axis=(-3, -1)), normal(2, 3, 5, 4))
-
-
 def dense_general_batched(normal: Normal) -> Case:
     module = nn.DenseGeneral(3, axis=-1, batch_dims=(0,))
-    return _case(normal, module, normal(2, 5, 4))
-
-
-def einsum(normal: Normal) -> Case:
-    module = nn.Einsum((4, 2, 3), "btd,dhk->bthk", use_bias=False)
     return _case(normal, module, normal(2, 5, 4))
 
 
@@ -108,13 +95,3 @@ def block_with_static_arguments(normal: Normal) -> Case:
 
 def scanned_and_rematerialised(normal: Normal) -> Case:
     return _case(normal, Stack(), normal(2, 3, 4), kwargs={"deterministic": True})
-
-
-def batch_statistics(normal: Normal) -> Case:
-    module = nn.Sequential([nn.Dense(6), nn.BatchNorm(use_running_average=True), nn.Dense(3)])
-    case = _case(normal, module, normal(5, 4))
-    return case._replace(params=jax.tree.map(jnp.abs, case.params))
-
-
-def recurrent(normal: Normal) -> Case:
-    return _case(normal, nn.RNN(nn.GRUCell(5, param_dtype=jnp.float64)), normal(2, 3, 4))

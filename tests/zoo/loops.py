@@ -23,35 +23,11 @@ def scan(normal: Normal) -> Case:
     return _over_layers(normal, lambda p, x: lax.scan(lambda x, w: (_layer(x, w), x), x, p["w"]))
 
 
-def scan_reversed(normal: Normal) -> Case:
-    def forward(p, x):
-        return lax.scan(lambda x, w: (_layer(x, w), x.sum()), x, p["w"], reverse=True)
-
-    return _over_layers(normal, forward)
-
-
-def scan_unrolled(normal: Normal) -> Case:
-    def forward(p, x):
-        return lax.scan(lambda x, w: (_layer(x, w), None), x, p["w"], unroll=2)
-
-    return _over_layers(normal, forward)
-
-
 def scan_of_one(normal: Normal) -> Case:
     def forward(p, x):
         return lax.scan(lambda x, w: (_layer(x, w), None), x, p["w"])
 
     return _over_layers(normal, forward, count=1)
-
-
-def scan_nested(normal: Normal) -> Case:
-    def forward(p, x):
-        def block(x, ws):
-            return lax.scan(lambda x, w: (_layer(x, w), None), x, ws)
-
-        return lax.scan(block, x, p["w"].reshape(2, 3, 4, 4))[0]
-
-    return _over_layers(normal, forward, count=6)
 
 
 def scan_nested_the_other_way(normal: Normal) -> Case:
@@ -131,20 +107,6 @@ def scan_over_inputs(normal: Normal) -> Case:
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
 
 
-def cell(normal: Normal) -> Case:
-    """A recurrent cell: weights are constants of a loop over time."""
-
-    def forward(p, xs):
-        def step(h, x):
-            h = jnp.tanh(x @ p["wx"] + h @ p["wh"] + p["b"])
-            return h, h
-
-        return lax.scan(step, jnp.zeros((2, 3)), xs)
-
-    params = {"wx": normal(4, 3), "wh": normal(3, 3), "b": jnp.zeros((1, 3))}
-    return Case(forward, params, (normal(5, 2, 4),))
-
-
 def python_loop(normal: Normal) -> Case:
     def forward(p, x):
         for i in range(4):
@@ -152,22 +114,6 @@ def python_loop(normal: Normal) -> Case:
         return x @ p["w"][-1] @ p["w"][-4].T
 
     return _over_layers(normal, forward)
-
-
-def python_loop_of_one(normal: Normal) -> Case:
-    return _over_layers(normal, lambda p, x: _layer(x, p["w"][0]), count=1)
-
-
-def tree_map_index(normal: Normal) -> Case:
-    def forward(p, x):
-        for i in range(3):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], p)
-            x = jnp.einsum("bhk,hkd->bd", jnp.einsum("bd,dhk->bhk", x, one["w1"]), one["w2"])
-            x = x + one["b"]
-        return x
-
-    params = {"w1": normal(3, 4, 2, 3), "w2": normal(3, 2, 3, 4), "b": normal(3, 1, 4)}
-    return Case(forward, params, (normal(1, 4),))
 
 
 def traced_index(normal: Normal) -> Case:
@@ -235,19 +181,6 @@ def slices_of_layers(normal: Normal) -> Case:
     return Case(forward, _stack(normal, 5), (normal(3, 4), jnp.array(2)), merged=("w",))
 
 
-def unstacked(normal: Normal) -> Case:
-    """Layers that are taken apart at once."""
-
-    def forward(p, x):
-        for w in jnp.unstack(p["w"]):
-            x = _layer(x, w.T)
-        for part in jnp.split(p["w"], (1,)):
-            x, _ = lax.scan(lambda x, w: (_layer(x, w), None), x, part)
-        return x
-
-    return _over_layers(normal, forward, count=3)
-
-
 def vmap_over_stacks(normal: Normal) -> Case:
     def forward(p, x):
         y = jax.vmap(_layer, in_axes=(0, 0), out_axes=1)(jnp.stack([x] * 4), p["w"])
@@ -259,10 +192,6 @@ def vmap_over_stacks(normal: Normal) -> Case:
 def vmap_over_weights_alone(normal: Normal) -> Case:
     """JAX makes one matrix of the stack, `4 -> (4 layers x 4)`."""
     return _over_layers(normal, lambda p, x: jax.vmap(_layer, in_axes=(None, 0))(x, p["w"]))
-
-
-def vmap_over_the_batch(normal: Normal) -> Case:
-    return _over_layers(normal, lambda p, x: jax.vmap(lambda row: row @ p["w"][1])(x))
 
 
 def vmap_nested(normal: Normal) -> Case:
@@ -280,18 +209,69 @@ def vmap_of_one(normal: Normal) -> Case:
     return _over_layers(normal, forward, count=1)
 
 
-def vmap_of_a_scan(normal: Normal) -> Case:
-    def forward(p, x):
-        def tower(ws, x):
-            return lax.scan(lambda x, w: (_layer(x, w), None), x, ws)[0]
-
-        return jax.vmap(tower, in_axes=(0, None))(p["w"], x)
-
-    return Case(forward, _stack(normal, 2, 3), (normal(3, 4),))
-
-
 def vmapped_tables(normal: Normal) -> Case:
     def forward(p, ids):
         return jax.vmap(lambda w, i: w[i])(p["w"], ids), jax.vmap(lambda w: w[ids[0]])(p["w"])
 
     return Case(forward, {"w": normal(2, 7, 4)}, (jnp.array([[1, 2], [6, 0]]),), merged=("w",))
+
+
+def parts_in_the_middle(normal: Normal) -> Case:
+    def forward(p, x):
+        q, k, v = lax.unstack(p["w"], axis=1)
+        return (x @ q) * (x @ k) + x @ v
+
+    return Case(forward, {"w": normal(4, 3, 5)}, (normal(3, 4),))
+
+
+def parts_of_parts(normal: Normal) -> Case:
+    """A part that is taken apart again, and one that is not used."""
+
+    def forward(p, x):
+        first, _ = lax.unstack(p["w"])
+        a, b = lax.unstack(first)
+        return x @ a, jnp.tanh(x @ a) @ b.T
+
+    return Case(forward, {"w": normal(2, 2, 4, 5)}, (normal(3, 4),))
+
+
+def part_of_one(normal: Normal) -> Case:
+    return _over_layers(normal, lambda p, x: x @ lax.unstack(p["w"])[0], count=1)
+
+
+def vmapped_parts(normal: Normal) -> Case:
+    def forward(p, x):
+        def layers(w, x):
+            for part in lax.unstack(w):
+                x = _layer(x, part.T)
+            return x
+
+        return jax.vmap(layers)(p["w"], jnp.stack([x, -x]))
+
+    return Case(forward, _stack(normal, 2, 3), (normal(3, 4),))
+
+
+def parts_of_several_layers_and_none(normal: Normal) -> Case:
+    def forward(p, x):
+        for part in lax.split(p["w"], (1, 0, 2)):
+            x = lax.scan(lambda x, w: (_layer(x, w), None), x, part)[0]
+        return x
+
+    return _over_layers(normal, forward, count=3)
+
+
+def part_that_is_all(normal: Normal) -> Case:
+    def forward(p, x):
+        return x @ lax.split(p["w"], (6,), axis=1)[0]
+
+    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))
+
+
+def parts_of_a_matrix(normal: Normal) -> Case:
+    """Parts of a matrix itself need the merged weight."""
+
+    def forward(p, x):
+        q, k = lax.split(p["w"], (4, 2), axis=1)
+        return (x @ q)[:, :2] * (x @ k)
+
+    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))

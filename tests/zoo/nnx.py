@@ -25,21 +25,6 @@ def linear(normal: Normal) -> Case:
     return _case(normal, model, normal(2, 3, 4))
 
 
-def linear_general(normal: Normal) -> Case:
-    model = nnx.LinearGeneral((2, 4), (3, 2), axis=(-2, -1), rngs=_rngs())
-    return _case(normal, model, normal(5, 2, 4))
-
-
-def linear_general_batched(normal: Normal) -> Case:
-    model = nnx.LinearGeneral(4, 3, axis=-1, batch_axis={0: 2}, rngs=_rngs())
-    return _case(normal, model, normal(2, 5, 4))
-
-
-def einsum(normal: Normal) -> Case:
-    model = nnx.Einsum("btd,hdk->bthk", (2, 4, 3), (2, 3), rngs=_rngs())
-    return _case(normal, model, normal(2, 5, 4))
-
-
 def attention(normal: Normal) -> Case:
     model = nnx.MultiHeadAttention(
         num_heads=2, in_features=4, qkv_features=6, dropout_rate=0.5, decode=False, rngs=_rngs()
@@ -117,14 +102,6 @@ def scanned_and_rematerialised(normal: Normal) -> Case:
     return _case(normal, Scanned(_rngs()), normal(2, 4))
 
 
-def vmapped(normal: Normal) -> Case:
-    class Ensemble(Scanned):
-        def __call__(self, x):
-            return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x)
-
-    return _case(normal, Ensemble(_rngs()), normal(2, 4))
-
-
 def split_by_hand(normal: Normal) -> Case:
     """Parameters alone, the rest of the state closed over; a dictionary instead of a `State`."""
     graph, params, rest = nnx.split(Block(_rngs()), nnx.Param, ...)
@@ -134,9 +111,3 @@ def split_by_hand(normal: Normal) -> Case:
 
     params = nnx.to_pure_dict(randomised(params, normal))
     return Case(forward, params, (normal(5, 4),), targets=(".*kernel",))
-
-
-def low_rank_of_flax(normal: Normal) -> Case:
-    """Flax's own LoRA layer is only another model."""
-    model = nnx.LoRALinear(4, 6, lora_rank=3, rngs=_rngs())
-    return _case(normal, model, normal(2, 4), targets=(".*kernel", ".*lora_a", ".*lora_b"))

@@ -21,10 +21,6 @@ def weight_on_the_left_of_a_stack(normal: Normal) -> Case:
     return Case(lambda p, x: p["w"] @ x, {"w": normal(5, 6, 4)}, (normal(5, 4, 3),))
 
 
-def vector_times_matrix(normal: Normal) -> Case:
-    return Case(lambda p, x: jnp.dot(x, p["w"]), {"w": normal(4, 6)}, (normal(4),))
-
-
 def matrix_times_vector(normal: Normal) -> Case:
     return Case(lambda p, x: jnp.dot(p["w"], x), {"w": normal(6, 4)}, (normal(4),))
 
@@ -51,17 +47,6 @@ def column_and_row(normal: Normal) -> Case:
         return jnp.tanh(x @ p["w1"]) @ p["w2"]
 
     return Case(forward, {"w1": normal(4, 1), "w2": normal(1, 6)}, (normal(3, 4),), rank=1)
-
-
-def one_by_one(normal: Normal) -> Case:
-    return Case(lambda p, x: x @ p["w"], {"w": normal(1, 1)}, (normal(1, 1),), rank=1)
-
-
-def one_head(normal: Normal) -> Case:
-    def forward(p, x):
-        return jnp.einsum("bthk,hkd->btd", jnp.einsum("btd,dhk->bthk", x, p["w1"]), p["w2"])
-
-    return Case(forward, {"w1": normal(4, 1, 3), "w2": normal(1, 3, 4)}, (normal(2, 3, 4),))
 
 
 def heads_of_size_one(normal: Normal) -> Case:

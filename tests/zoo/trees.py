@@ -46,15 +46,6 @@ def static_arguments(normal: Normal) -> Case:
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4), "train"), kwargs)
 
 
-def keys_and_masks_as_inputs(normal: Normal) -> Case:
-    def forward(p, batch, rng):
-        noise = jax.random.normal(rng, (3, 6), jnp.float64)
-        return jnp.where(batch["mask"][:, None], batch["x"] @ p["w"] + noise, 0.0)
-
-    batch = {"x": normal(3, 4), "mask": jnp.array([True, False, True])}
-    return Case(forward, {"w": normal(4, 6)}, (batch, jax.random.key(1)))
-
-
 def integer_and_boolean_parameters(normal: Normal) -> Case:
     def forward(p, x):
         return (x @ p["w"])[:, p["order"]] * p["on"].astype(jnp.float64)[None]
@@ -89,8 +80,3 @@ def types_as_settings(normal: Normal) -> Case:
 
     params = {"w": normal(4, 6), "type": np.float64}
     return Case(forward, params, (normal(3, 4),), {"dtype": np.float64}, targets=("w",))
-
-
-def unused_parameters(normal: Normal) -> Case:
-    params = {"w": normal(4, 6), "unused": normal(2, 2)}
-    return Case(lambda p, x: x @ p["w"], params, (normal(3, 4),))

@@ -56,13 +56,6 @@ def lookup_of_matrices(normal: Normal) -> Case:
     return Case(forward, {"w": normal(5, 4, 3)}, (jnp.array([1, 3]),), merged=("w",))
 
 
-def one_hot_lookup(normal: Normal) -> Case:
-    def forward(p, ids):
-        return jax.nn.one_hot(ids, 7, dtype=jnp.float64) @ p["w"]
-
-    return Case(forward, {"w": normal(7, 4)}, (jnp.array([[1, 6, 0], [3, 3, 2]]),))
-
-
 def twice(normal: Normal) -> Case:
     def forward(p, x):
         return jnp.tanh(x @ p["w"]) @ p["w"] + x @ p["w"].T
@@ -103,21 +96,6 @@ def behind_a_barrier(normal: Normal) -> Case:
     return Case(forward, {"w": normal(3, 4, 4), "w0": normal(6, 4)}, (normal(3, 4),))
 
 
-def gram(normal: Normal) -> Case:
-    def forward(p, x):
-        return p["w"] @ p["w"].T, x @ p["w"]
-
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
-
-
-def fused_projections(normal: Normal) -> Case:
-    def forward(p, x):
-        q, k, v = jnp.split(x @ p["w"], 3, axis=-1)
-        return q * k + v
-
-    return Case(forward, {"w": normal(4, 18)}, (normal(3, 4),))
-
-
 def slices_of_outputs(normal: Normal) -> Case:
     def forward(p, x):
         k, v = jnp.split(p["w"][:, 6:], 2, axis=1)
@@ -136,20 +114,6 @@ def slices_of_inputs(normal: Normal) -> Case:
 def scaled(normal: Normal) -> Case:
     def forward(p, x):
         return x @ (p["w"] * 0.5) + x @ (p["w"] / x[0, 0])
-
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
-
-
-def masked(normal: Normal) -> Case:
-    def forward(p, x):
-        return x @ jnp.tril(p["w"]), x @ p["w"]
-
-    return Case(forward, {"w": normal(4, 4)}, (normal(3, 4),), merged=("w",))
-
-
-def regularised(normal: Normal) -> Case:
-    def forward(p, x):
-        return x @ p["w"], jnp.sum(p["w"] ** 2), p["w"].shape[0]
 
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
 
@@ -256,17 +220,3 @@ def wide_accumulation(normal: Normal) -> Case:
         return jnp.dot(x, p["w"], preferred_element_type=jnp.float64)
 
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))
-
-
-def integer_inputs(normal: Normal) -> Case:
-    def forward(p, x):
-        return x.astype(jnp.float64) @ p["w"]
-
-    return Case(forward, {"w": normal(4, 6)}, (jnp.arange(12).reshape(3, 4),))
-
-
-def rounded_weight(normal: Normal) -> Case:
-    def forward(p, x):
-        return x @ jnp.round(p["w"]).astype(jnp.int32).astype(jnp.float64), x @ p["w"]
-
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
