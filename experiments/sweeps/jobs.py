@@ -15,8 +15,7 @@ from experiments.plurals import count
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
 from experiments.runs.run_options import USUAL, RunOptions
-from experiments.sweeps.file_lock import LockedError, lock
-from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import Track

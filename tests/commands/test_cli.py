@@ -11,7 +11,7 @@ import small_model
 from absl import flags
 from commands import ROOT
 
-from experiments import cli, command_environment
+from experiments import cli, command_names
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.launchers.launch import LauncherParser
@@ -111,7 +111,7 @@ def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path):
 def test_a_new_interpreter_says_the_same():
     """As `commands` does not start one."""
     line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
-    plain = {name: os.environ[name] for name in os.environ.keys() - command_environment.MALLOC}
+    plain = {name: os.environ[name] for name in os.environ.keys() - command_names.MALLOC}
     done = subprocess.run(line, cwd=ROOT, env=plain, capture_output=True, text=True)
     forked = commands.run(*line[2:])
     assert (done.returncode, done.stderr) == (forked.returncode, forked.stderr)
@@ -119,9 +119,9 @@ def test_a_new_interpreter_says_the_same():
 
 @pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="no glibc")
 def test_settings_of_malloc_are_those_of_the_user_if_there_is_one():
-    assert command_environment.missing({"PATH": "x"}) == command_environment.MALLOC
+    assert command_names.missing({"PATH": "x"}) == command_names.MALLOC
     for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"):
-        assert command_environment.missing({name: ""}) == {}
+        assert command_names.missing({name: ""}) == {}
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 @pytest.mark.parametrize(
     ("command", "given", "flag", "why"),
     [
-        ("memory", ["--config=configs/instruct.py"], "--tokens=8", "--config has a batch of its"),
-        ("memory", [], "--methods=lora", "it goes with --config"),
+        ("plan", ["--published"], "--methods=lora", "--published shows published model sizes"),
+        ("plan", ["--methods=lora"], "--tokens=8", "it goes with --table"),
         ("benchmarks", [], "--trials=8", "it goes with --suite=sweep"),
         ("benchmarks", ["--suite=start"], "--sizes=8x16", "it goes with --suite=sweep"),
         (

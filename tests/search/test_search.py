@@ -15,8 +15,8 @@ import small_model
 from killed import Killed
 from quickstart_sweep import sweep
 
-from experiments.search import ask, objective, space
-from experiments.search.search import Asked, Search
+from experiments.search import space
+from experiments.search.search import Asked, Search, score
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import sweep_flag
@@ -324,7 +324,7 @@ def test_trials_without_a_score_do_not_count(tmp_path):
     axes = [sweep_flag.parse(f"{RANK}=1,2,3")]
     told = [({RANK: "1"}, None), ({RANK: "3"}, 0.5)]
     for _ in range(2):
-        new = ask.ask(axes, told, 4, seed=1, maximise=True, integer=lambda key: True)
+        new = space.ask(axes, told, 4, seed=1, maximise=True, integer=lambda key: True)
         assert new == [{RANK: "2"}]
 
 
@@ -341,14 +341,14 @@ def test_only_a_completed_record_of_a_trials_own_settings_has_its_score(tmp_path
             changes={"seed": of.config.seed},
             status=status,
         )
-    scores = [objective.score(folder, each, Loop(8)) for each in (good, foreign, failed)]
+    scores = [score(folder, each, Loop(8)) for each in (good, foreign, failed)]
     assert scores == [0.25, None, None]
 
 
 def test_numbers_are_within_their_ranges_and_of_few_digits():
     axes = [sweep_flag.parse("config.a=log:1e-4:3e-3"), sweep_flag.parse("config.b=uniform:2:9")]
     new, same, other = (
-        ask.ask(axes, [], 9, seed=seed, maximise=False, integer=lambda key: key == "config.b")
+        space.ask(axes, [], 9, seed=seed, maximise=False, integer=lambda key: key == "config.b")
         for seed in (3, 3, 4)
     )
     for each in new:

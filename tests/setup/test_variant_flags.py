@@ -268,9 +268,9 @@ def test_a_sweep_trains_a_users_method(package, tmp_path):
 
 
 def test_a_command_may_take_the_text_of_a_config_for_itself():
-    """As `experiments.memory` does, which makes several configs of it."""
+    """As `benchmarks` does, which makes several configs of it."""
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "A config.", flag_values=values)
     given = "configs/instruct.py:task=piqa"
-    assert read(["memory", f"--config={given}"], values) == ["memory"]
+    assert read(["bench", f"--config={given}"], values) == ["bench"]
     assert values["config"].value == given

@@ -23,7 +23,7 @@ import small_study
 from experiments.exports import card_origin
 from experiments.runs import run, rungs, training
 from experiments.runs.group_folder import found_by_timing
-from experiments.search import ledger
+from experiments.search import search as ledger
 from experiments.setup import from_data
 from experiments.setup.config import parse
 from experiments.setup.config_flags import read_config

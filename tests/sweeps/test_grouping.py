@@ -15,8 +15,7 @@ import lora_jax as lj
 from configs import common, quickstart
 from experiments.setup.config import parse
 from experiments.setup.task_and_model import TaskAndModel
-from experiments.sweeps.abstract_run import AbstractRun
-from experiments.sweeps.grouping import split
+from experiments.sweeps.grouping import AbstractRun, split
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.training.masking import union
 from lora_jax.training.step import cross_entropy

@@ -12,7 +12,7 @@ from quickstart_sweep import made, sweep, trained
 
 from experiments.runs.run_options import RunOptions
 from experiments.sweeps import jobs
-from experiments.sweeps.file_lock import lock
+from experiments.sweeps.folder import lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 

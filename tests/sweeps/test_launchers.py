@@ -13,8 +13,7 @@ from absl.testing import flagsaver
 from commands import ROOT
 
 from experiments.sweeps import jobs
-from experiments.sweeps.file_lock import LockedError, lock, locked
-from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.folder import LockedError, SweepFolder, lock, locked
 from experiments.sweeps.launchers import launch, local, ray, slurm
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -136,7 +135,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("experiments.sweeps.file_lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("experiments.sweeps.folder.fcntl.flock", no_locks)
     said = rf"^{tmp_path}: the file system has no locks \(No locks available\)"
     with pytest.raises(OSError, match=said) as caught:
         SweepFolder(tmp_path).held(None).__enter__()

@@ -7,20 +7,20 @@ import pytest
 from launcher_contract import stub
 from quickstart_sweep import sweep
 
-from experiments.sweeps import open_files
+from experiments.sweeps import worker_process
 from experiments.sweeps.launchers import local
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def test_the_limit_is_raised_as_far_as_trials_need():
-    assert open_files.limit(10, 4096, 4096) == 4096
-    assert open_files.limit(300, 1024, 2**40) == 4 * 300 + 1024
-    assert open_files.limit(300, 1024, 2000) == 2000
-    assert open_files.limit(240, 1024, 1024) == 1024
+    assert worker_process.file_limit(10, 4096, 4096) == 4096
+    assert worker_process.file_limit(300, 1024, 2**40) == 4 * 300 + 1024
+    assert worker_process.file_limit(300, 1024, 2000) == 2000
+    assert worker_process.file_limit(240, 1024, 1024) == 1024
     said = "^a job of 241 trials opens 1028 files or more, and this process may open 1024 .*: lower"
     with pytest.raises(ValueError, match=f"{said} --per_job "):
-        open_files.limit(241, 1024, 1024)
+        worker_process.file_limit(241, 1024, 1024)
 
 
 def test_a_process_opens_the_files_of_its_trials(tmp_path):
@@ -34,7 +34,7 @@ def test_a_process_opens_the_files_of_its_trials(tmp_path):
             for _ in range(160):
                 opened.append(os.dup(0))
         os.close(opened.pop())
-        open_files.allow(40)
+        worker_process.allow_files(40)
         for _ in range(160):
             opened.append(os.dup(0))
     finally:
@@ -46,7 +46,7 @@ def test_a_process_opens_the_files_of_its_trials(tmp_path):
 def test_a_job_that_cannot_open_its_files_is_refused_before_it_begins(tmp_path, monkeypatch):
     """Else each process would end, with one trial noted as killed, and another one begin."""
     folder, found = sweep(tmp_path, "config.seed=0:3")
-    monkeypatch.setattr(open_files, "own", lambda: (70, 70))
+    monkeypatch.setattr(worker_process, "own_file_limits", lambda: (70, 70))
     with pytest.raises(ValueError, match=r"^a job of 3 trials opens 76 files"):
         local.launch([found], folder, [local.Slot({}, ())], lambda: None, stub)
     assert {folder.state(trial).status for trial in found} == {"waiting"}

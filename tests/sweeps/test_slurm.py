@@ -9,7 +9,7 @@ from commands import ROOT
 
 from experiments.runs.run_options import USUAL
 from experiments.sweeps import jobs
-from experiments.sweeps.file_lock import lock
+from experiments.sweeps.folder import lock
 from experiments.sweeps.launchers import launch, slurm
 
 

@@ -12,8 +12,7 @@ from quickstart_sweep import SMOKE, made, sweep, trained, trained_one
 from rich.console import Console
 
 from experiments.sweeps import jobs, trials
-from experiments.sweeps.file_lock import LockedError, locked
-from experiments.sweeps.folder import SweepFolder, TrialState
+from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, locked
 from experiments.sweeps.view import View, summary
 from lora_jax.records import run_record
 from lora_jax.training.loop_settings import Loop

@@ -6,8 +6,7 @@ import pytest
 from quickstart_sweep import sweep, trained_one
 from rich.console import Console
 
-from experiments.sweeps.file_lock import lock
-from experiments.sweeps.folder import TrialState
+from experiments.sweeps.folder import TrialState, lock
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training.loop_settings import Loop

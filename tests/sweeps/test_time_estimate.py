@@ -7,16 +7,16 @@ import small_model
 from commands import ROOT
 from quickstart_sweep import SMOKE, made
 
-from experiments.sweeps import time_estimate
+from experiments.sweeps import preflight
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def test_what_calls_cost():
-    cost = time_estimate.Cost(compile=3.0, call=2.0, longest=16)
+    cost = preflight.Cost(compile=3.0, call=2.0, longest=16)
     assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
     assert cost.compiled({8: 2, 16: 4}) == 2 * 3
-    found = time_estimate.Estimate(program=7.0, built=0.5, trained=2.0, steps=8)
+    found = preflight.Estimate(program=7.0, built=0.5, trained=2.0, steps=8)
     assert found.of(5) == 7 + 5 * 2.5
     # 8 trials for 1 step, 4 of them for another, 2 for two more, and 1 to the end
     assert found.of(8, halving=2) == 7 + 8 * 0.5 + (8 * 1 + 4 * 1 + 2 * 2 + 1 * 4) * 2 / 8
@@ -25,10 +25,10 @@ def test_what_calls_cost():
 def test_runs_that_write_texts_are_known():
     arguments = [f"--config={ROOT / 'configs' / 'instruct.py'}:size=smoke"]
     (trial,) = made("config.seed=0", arguments=arguments)
-    assert time_estimate.writes(trial.config)
+    assert preflight.writes(trial.config)
     silent = [*arguments, "--config.generate.samples=0", "--config.generate.scored=0"]
     for given in (silent, SMOKE):
-        assert not time_estimate.writes(made("config.seed=0", arguments=given)[0].config)
+        assert not preflight.writes(made("config.seed=0", arguments=given)[0].config)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -43,7 +43,7 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch, first):
     clock = [0.0]
 
     def slow(name, seconds):
-        function = getattr(time_estimate, name)
+        function = getattr(preflight, name)
 
         def late(*given, **options):
             clock[0] += seconds
@@ -53,13 +53,13 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch, first):
                 experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]
             return experiment
 
-        monkeypatch.setattr(time_estimate, name, late)
+        monkeypatch.setattr(preflight, name, late)
 
     slow("load", 1e6)
     slow("build", 1e3)
-    monkeypatch.setattr(time_estimate, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(time_estimate, "_cost", lambda *_: time_estimate.Cost(1e4, 1.0, 16))
-    found = time_estimate.measure(config)
+    monkeypatch.setattr(preflight, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(preflight, "_cost", lambda *_: preflight.Cost(1e4, 1.0, 16))
+    found = preflight.measure(config)
     assert found.program == 1e6 + 2 * 1e4
     # 8 steps, the evaluation after the last, and the predictions of `more`: 5 batches each
     assert (found.built, found.trained, found.steps) == (1e3, 8 + 5 + 5 + first * 5, 8)

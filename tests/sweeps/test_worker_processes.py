@@ -14,7 +14,7 @@ from launcher_contract import stub
 from quickstart_sweep import made, sweep, trained_one
 
 from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
-from experiments.sweeps import child_process, jobs, process_error
+from experiments.sweeps import jobs, worker_process
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
 
@@ -68,7 +68,7 @@ def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
     folder, [trial] = sweep(tmp_path, "config.seed=0")
     log = folder.log("seed=0")
     log.parent.mkdir()
-    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
+    with pytest.raises(OSError), worker_process.error_written(folder.error("seed=0")):
         raise OSError("of an earlier process")
     assert folder.error("seed=0").exists()
     log.write_text("an Error that was dealt with\n")
@@ -79,7 +79,7 @@ def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
 
 def test_an_error_is_left_only_where_a_launcher_reads_it(tmp_path):
     folder = SweepFolder(tmp_path / "mistyped")
-    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
+    with pytest.raises(OSError), worker_process.error_written(folder.error("seed=0")):
         raise OSError("no such trial")
     assert not folder.path.exists()
 
@@ -90,7 +90,7 @@ def test_cores_that_there_are_not_are_a_line():
         for cores in ([123456], [min(own), 123456]):
             said = ",".join(map(str, cores))
             with pytest.raises(ValueError, match=f"^--cores={said}: expected numbers of cores"):
-                child_process.confine(cores)
+                worker_process.confine(cores)
     finally:
         os.sched_setaffinity(0, own)
 
