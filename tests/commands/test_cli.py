@@ -371,3 +371,149 @@ def test_the_root_is_a_folder(monkeypatch):
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"^--out=/: / cannot be written to$"):
         cli.out_folder("/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--config", "configs/quick.py"), "no config file 'configs/quick.py'; nearest: .*quickst"),
+        (
+            ("-config=quickstart.py:size=smoke",),
+            "no config file 'quickstart.py'; nearest: .*/quick",
+        ),
+        (("--config=configs/common.pyy",), "no config file .*; nearest: 'configs/.*"),
+        (("--config=",), "no config file ''"),
+        (("--workdir=x", "--config"), "no config file ''"),
+        (
+            ("--config=configs/glue.py,task=cola",),
+            "--config=configs/glue.py,task=cola: arguments follow a colon: configs/glue.py:task=co",
+        ),
+        (
+            ("--config=README.md",),
+            "'README.md' is not a config, not even Python: .*README.md, line",
+        ),
+        (
+            ("--config=configs/common.py",),
+            "'configs/common.py' is not a config: it has no get_config; nearest: 'configs/.*",
+        ),
+    ],
+)
+def test_what_is_no_config_file(monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["command", *arguments])
+    assert re.fullmatch(f"error: {said}.*", str(caught.value.code))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["--config=nope.py"], "no config file 'nope.py'; nearest: .*"),
+        (["--config=configs/glue.py:tusk=rte"], "config argument 'tusk=rte': expected .*"),
+        (
+            ["--config=configs/glue.py", "--config.variant=dora"],
+            "flag --config.variant=dora: it is a section, not a setting; "
+            "nearest: --config.variant.name",
+        ),
+        (
+            ["--config=configs/glue.py", "--config=configs/glue.py", "--config.seed=1"],
+            "two --config flags are given: leave one out",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_of_flags_is_the_one_of_the_command_line(tmp_path, lines, said):
+    file = tmp_path / "flags"
+    file.write_text("\n".join(lines))
+    for given in (lines, [f"--flagfile={file}"]):
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            read_config(given)
+
+
+def test_a_config_of_this_project_is_found_in_any_folder(tmp_path, monkeypatch):
+    """Unless there is a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert read_config(["--config=configs/glue.py:task=rte"]).data.name == "glue/rte"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "glue.py").write_text(
+        "from ml_collections import ConfigDict\n\n"
+        "def get_config(arg=None):\n    return ConfigDict({'seed': 0})\n"
+    )
+    assert read_config(["--config", "configs/glue.py"]).to_dict() == {"seed": 0}
+    with pytest.raises(ValueError, match=r"no config file 'configs/glu.py'; nearest: .*glue.py'"):
+        read_config(["--config=configs/glu.py"])
+
+
+def test_a_file_that_is_no_config_is_not_executed(tmp_path):
+    (tmp_path / "other.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    with pytest.raises(SystemExit, match="it has no get_config"):
+        cli.parse(["command", f"--config={tmp_path / 'other.py'}"])
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "flag", "why"),
+    [
+        ("plan", ["--published"], "--methods=lora", "--published shows published model sizes"),
+        ("plan", ["--methods=lora"], "--tokens=8", "it goes with --table"),
+        ("benchmarks", [], "--trials=8", "it goes with --suite=sweep"),
+        ("benchmarks", ["--suite=start"], "--sizes=8x16", "it goes with --suite=sweep"),
+        (
+            "benchmarks",
+            ["--suite=start"],
+            "--size=smoke",
+            "--suite=start takes what --config trains",
+        ),
+        ("benchmarks", ["--suite=sweep"], "--cases=minilm", "--suite=sweep has no cases"),
+        ("benchmarks", ["--suite=scale"], "--steps=20", "it goes with --suite=sweep"),
+        (
+            "benchmarks",
+            [],
+            "--config=configs/glue.py",
+            "it goes with --suite=sweep and --suite=start",
+        ),
+        ("combine", ["--runs=a,b", "--out=runs/no"], "--seed=1", "it goes with --by=dare"),
+        ("distance", ["--runs=a"], "--directions=4", "it compares two runs"),
+        ("table", ["--documents=README.md"], "--table=glue", "--documents writes whole tables"),
+        ("table", ["--documents=README.md"], "--size=smoke", "--documents writes whole tables"),
+        ("power", ["--sd=0.6"], "--reference=dora", "it goes with --results"),
+        ("power", ["--sd=0.6"], "--size=smoke", "it goes with --results"),
+        ("benchmarks", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
+        (
+            "benchmarks",
+            ["--documents=README.md"],
+            "--config=configs/glue.py",
+            "--documents times no",
+        ),
+        ("report", ["--documents=README.md"], "--results=runs", "--documents writes what committ"),
+        ("methods", ["--documents=README.md"], "--format=csv", "the tables in documents are in Ma"),
+    ],
+)
+def test_a_flag_that_would_be_ignored(command, given, flag, why):
+    module = command if command == "benchmarks" else f"experiments.{command}"
+    ended = commands.run(module, *given, flag)
+    name = flag.partition("=")[0]
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"error: {name} would be ignored: {why}")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "said"),
+    [
+        ("methods", "--shape=8x8", "the tables in documents use the default; leave --shape out"),
+        ("methods", "--model=minilm", "the tables in documents use the default; leave --model out"),
+    ],
+)
+def test_documents_have_the_tables_of_the_defaults(command, flag, said):
+    ended = commands.run(f"experiments.{command}", "--documents=README.md", flag)
+    assert (ended.returncode, ended.stderr) == (1, f"error: --documents: {said}\n")
+
+
+def test_a_seed_of_draws_where_nothing_is_drawn(tmp_path):
+    line = ["--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2", "--dry_run"]
+    workdir = tmp_path / "sweep"
+    ended = commands.run("experiments.sweep", *line, "--sweep_seed=3", f"--workdir={workdir}")
+    assert ended.returncode == 1
+    said = "--sweep_seed would be ignored: it goes with --trials and --search"
+    assert ended.stderr == f"error: {said}\n"
+    assert not workdir.exists()

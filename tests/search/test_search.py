@@ -1,17 +1,21 @@
-"""Searches whose trials are scored by a formula in place of training."""
+"""Searches whose trials are scored by a formula, not trained, and the command of a search."""
 
 import dataclasses
 import functools
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
+import time
 from operator import getitem
-from pathlib import Path
 
 import commands
 import fake_records
 import pytest
 import small_model
+from commands import ROOT
 from killed import Killed
 from quickstart_sweep import sweep
 
@@ -26,7 +30,6 @@ from lora_jax.records import run_record
 from lora_jax.training.loop_settings import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-ROOT = Path(__file__).parents[2]
 RATE, RANK = "config.optimizer.learning_rate", "config.variant.rank"
 SPECS = [f"{RATE}=log:1e-5:1e-1", f"{RANK}=2,4"]
 BEST = 1e-2
@@ -446,3 +449,99 @@ def test_a_halving_goes_on_as_one_program_or_not_at_all(search, tmp_path, monkey
     monkeypatch.setattr("experiments.sweeps.jobs.make", lambda found, size: [found[:2], found[2:]])
     with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
         made.run(pytest.fail)
+
+
+RANGE = f"--sweep={RATE}=log:1e-4:1e-1"
+
+
+def command(*arguments):
+    done = commands.run("experiments.sweep", *arguments)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_flags_that_do_not_go_with_a_search(tmp_path):
+    folder = tmp_path / "search"
+    config = ("--config=configs/quickstart.py:size=smoke", f"--workdir={folder}", RANGE)
+    for flags, said in (
+        ("--budget=9", "--budget goes with --search, such as --search=tpe"),
+        ("--halving_factor=2", "--halving_factor would be ignored: it goes with --search=halving"),
+        ("--search=random", "--search=random needs --trials=N, --budget=STEPS, or both"),
+        ("--search=random --trials=3 --shard=0/2", "--shard does not go with --search"),
+        ("--search=halving --trials=3 --processes=2", "--processes does not go with --search=halv"),
+        ("--search=halving --trials=3 --retry", "--retry does not go with --search=halving, where"),
+        ("--search=tpe --trials=3 --launcher=print", "--launcher=print: --search runs on"),
+    ):
+        code, out, error = command(*config, *flags.split())
+        assert (code, out, error.count("\n")) == (1, "", 1)
+        assert error.startswith(f"error: {said}")
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Of 8 steps, with 40 sentences held out."""
+    return [*small_model.flags(tmp_path_factory.mktemp("small")), RANGE, "--noaudit"]
+
+
+def records(folder):
+    found = {path.parent.name: run_record.read(path.parent) for path in folder.rglob("record.json")}
+    return {name: (r.status, r.note, r.steps, r.metrics_last, r.rungs) for name, r in found.items()}
+
+
+def test_the_process_that_searches_leaves_accelerators_to_its_workers(flags, tmp_path):
+    """It traces shapes before anything else, and would hold a device that workers need."""
+    other = tmp_path / "other.py"
+    other.write_text(
+        "import runpy, jax\n"
+        "jax.config.update('jax_platforms', 'accelerator')\n"
+        "runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)\n"
+    )
+    more = ["--search=random", "--budget=7", f"--workdir={tmp_path / 'search'}"]
+    done = commands.run(other, *flags, *more)
+    assert done.stderr == "error: --budget=7 is too small for trials of 8 steps\n"
+
+
+@pytest.mark.slow
+def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
+    flags = [*flags, "--search=halving", "--trials=6", "--halving_factor=2", "--execution=each"]
+    code, said, error = command(*flags, f"--workdir={tmp_path / 'whole'}")
+    assert code == 0, error
+    assert error.startswith("devices: 1 process on the CPU, with ")
+    whole = records(tmp_path / "whole")
+    assert sorted(each[0] for each in whole.values()) == ["completed", *["stopped"] * 5]
+    assert "best: learning_rate=" in said
+    best = json.loads((tmp_path / "whole" / "search.json").read_text())["best"]
+    assert whole[best["name"]][0] == "completed"
+    code, said, error = command(*flags, f"--workdir={tmp_path / 'whole'}", "--dry_run")
+    assert (code, "6 trials, 0 to train, in 0 jobs" in said) == (0, True), error
+
+    killed = tmp_path / "killed"
+    line = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={killed}"]
+    process = subprocess.Popen(line, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL)
+    while not list(killed.glob("trials/.programs/*/rungs.json")) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    code, said, error = command(*flags, f"--workdir={killed}")
+    assert code == 0, error
+    assert records(killed) == whole
+    assert json.loads((killed / "search.json").read_text())["best"] == best
+
+
+@pytest.mark.slow
+def test_tpe_trains_rounds_in_several_processes(flags, tmp_path):
+    flags = [
+        *flags,
+        "--search=tpe",
+        "--per_round=2",
+        "--processes=2",
+        f"--workdir={tmp_path / 's'}",
+    ]
+    code, said, error = command(*flags, "--trials=2")
+    assert code == 0, error
+    code, said, error = command(*flags, "--trials=4")
+    assert code == 0, error
+    rounds = json.loads((tmp_path / "s" / "search.json").read_text())["rounds"]
+    assert [len(each) for each in rounds] == [2, 2]
+    assert [each[0] for each in records(tmp_path / "s").values()] == ["completed"] * 4
+    assert "(4 trials, 32 training steps in all)" in said

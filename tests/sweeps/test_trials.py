@@ -1,24 +1,26 @@
-"""From flags to trials: what a sweep varies, how its trials are called, and what is refused."""
+"""From flags to trials: what a sweep varies, what is refused, and what trials will take."""
 
 import json
 import math
-from pathlib import Path
+import types
 
 import numpy as np
 import pytest
+import small_model
+from commands import ROOT
 from hypothesis import given, strategies as st
+from quickstart_sweep import SMOKE, made as smoke_made
 from scipy import stats
 
 from configs import glue, quickstart
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
-from experiments.sweeps import sweep_flag, trials
+from experiments.sweeps import preflight, sweep_flag, trials
 from experiments.sweeps.sweep_flag import Range, Values
 from lora_jax.files.canonical_json import config_digest
 
 # How ml_collections loads a config's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-ROOT = Path(__file__).parents[2]
 FILE = str(ROOT / "configs" / "glue.py")
 GLUE = [f"--config={FILE}:task=cola,source=tsv,folder=F", "--config.train.max_steps=20"]
 RATE = "config.optimizer.learning_rate"
@@ -328,3 +330,121 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     file.write_text("def sweep():\n    yield 3\n")
     with pytest.raises(ValueError, match=r"sweep\(\) yields 3: expected a dict"):
         trials.own_sweep(str(file))
+
+
+def test_all_that_is_wrong_is_said_before_anything_starts():
+    def said(*specs, arguments=SMOKE):
+        with pytest.raises(ValueError, match=": ") as caught:
+            preflight.check_trials(smoke_made(*specs, arguments=arguments))
+        return [line.strip() for line in str(caught.value).splitlines()]
+
+    pissa = [*SMOKE, "--config.variant.initialization=pissa"]
+    first, second = said("variant=lora,lorra", "config.variant.rank=8,999", arguments=pissa)
+    assert first.startswith(
+        "variant=lora,rank=999: 'layers/attention/key/kernel': initialization 'pissa' takes rank"
+    )
+    assert second.startswith(
+        "variant=lorra,rank=8; variant=lorra,rank=999: unknown variant 'lorra'"
+    )
+    (only,) = said("config.data.source=demmo", "config.seed=0:3")
+    assert only == "every trial: unknown data.source 'demmo'; nearest: 'demo'"
+    (only,) = said("config.targets='quary/kernel'")
+    assert "matches no weight; nearest: 'layers/attention/query/kernel'" in only
+    (only,) = said("config.optimizer.warmup_steps=8,2")
+    assert "warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps" in only
+    (only,) = said("config.data.max_length=2,8")
+    assert only.startswith("max_length=2: data set 'rotten_tomatoes/train': max_length 2 leaves no")
+    found = smoke_made("config.train.max_steps=0,3")
+    loops = preflight.check_trials(found)
+    assert [(loop.steps, loop.metric) for loop in loops] == [(8, "accuracy"), (3, "accuracy")]
+
+
+def test_trials_share_the_reading_of_texts_and_keep_none(monkeypatch):
+    read, texts = [], object()
+
+    def read_texts(config, task):
+        read.append(config.data.max_length)
+        return texts
+
+    monkeypatch.setattr(preflight, "read_texts", read_texts)
+    once = preflight.Once()
+    for trial in smoke_made("config.data.max_length=8,16", "config.seed=0:2"):
+        preflight.check(trial.config, once)
+    assert read == [8, 16]
+    assert all(each is not texts for each in once._found.values())
+
+
+def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
+    folder = small_model.write(tmp_path / "bert")
+    arguments = [*SMOKE, f"--config.model.name={folder}"]
+
+    def said():
+        with pytest.raises(ValueError, match=r"^every trial: ") as caught:
+            preflight.check_trials(smoke_made("config.seed=0:2", arguments=arguments))
+        return str(caught.value)
+
+    assert len(preflight.check_trials(smoke_made("config.seed=0:2", arguments=arguments))) == 2
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert "has shape (16, 32), config.json asks for (16, 48)" in said()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    assert "the weights have no tensor 'bert.encoder.layer.2." in said()
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:5000])
+    assert "is corrupt or truncated" in said()
+    (folder / "model.safetensors").unlink()
+    assert f"{folder}: neither model.safetensors nor" in said()
+
+
+def test_what_calls_cost():
+    cost = preflight.Cost(compile=3.0, call=2.0, longest=16)
+    assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
+    assert cost.compiled({8: 2, 16: 4}) == 2 * 3
+    found = preflight.Estimate(program=7.0, built=0.5, trained=2.0, steps=8)
+    assert found.of(5) == 7 + 5 * 2.5
+    # 8 trials for 1 step, 4 of them for another, 2 for two more, and 1 to the end
+    assert found.of(8, halving=2) == 7 + 8 * 0.5 + (8 * 1 + 4 * 1 + 2 * 2 + 1 * 4) * 2 / 8
+
+
+def test_runs_that_write_texts_are_known():
+    arguments = [f"--config={ROOT / 'configs' / 'instruct.py'}:size=smoke"]
+    (trial,) = smoke_made("config.seed=0", arguments=arguments)
+    assert preflight.writes(trial.config)
+    silent = [*arguments, "--config.generate.samples=0", "--config.generate.scored=0"]
+    for quiet in (silent, SMOKE):
+        assert not preflight.writes(smoke_made("config.seed=0", arguments=quiet)[0].config)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch, first):
+    """The shared part by itself, and as many calls of the model as a run makes."""
+    names = ("data.train", "data.validation", "data.max_length", "train.batch_size")
+    settings = zip(names, (64, 40, 16, 8), strict=True)
+    arguments = [*SMOKE, f"--config.model.name={small_model.write(tmp_path / 'bert')}"]
+    arguments += [f"--config.{name}={value}" for name, value in settings]
+    arguments += [f"--config.train.evaluate_first={first}"]
+    config = smoke_made("config.data.buckets=1", arguments=arguments)[0].config
+    clock = [0.0]
+
+    def slow(name, seconds):
+        function = getattr(preflight, name)
+
+        def late(*given, **options):
+            clock[0] += seconds
+            experiment = function(*given, **options)
+            if name == "build":
+                experiment.texts.task.unlabelled["more"] = experiment.texts.task.validation
+                experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]
+            return experiment
+
+        monkeypatch.setattr(preflight, name, late)
+
+    slow("load", 1e6)
+    slow("build", 1e3)
+    monkeypatch.setattr(preflight, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(preflight, "_cost", lambda *_: preflight.Cost(1e4, 1.0, 16))
+    found = preflight.measure(config)
+    assert found.program == 1e6 + 2 * 1e4
+    # 8 steps, the evaluation after the last, and the predictions of `more`: 5 batches each
+    assert (found.built, found.trained, found.steps) == (1e3, 8 + 5 + 5 + first * 5, 8)
