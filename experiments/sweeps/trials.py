@@ -237,7 +237,9 @@ def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, 
         return _no_argument(unknown, arguments)
     if isinstance(mistake, FlagValueError) and mistake.name in row:
         if mistake.is_section:
-            return _no_setting(arguments, mistake.name)
+            section: Any = get_value(mistake.name.removeprefix("config."), read_config(arguments))
+            near = f"{mistake.name}.{first_setting(section)}"
+            return f"{mistake.name} is a section, not a setting; nearest: {near}"
         if written := re.fullmatch(r"(\d+)-(\d+)", mistake.text):
             first, last = written.groups()
             return f"{mistake}; a range is {first}:{last}, which ends before {last}"
@@ -253,20 +255,6 @@ def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str
         such = " or ".join(settings[:3]) or "such as config.optimizer.learning_rate"
         near = f"; a setting is swept by its path, {such}"
     return f"the config has no argument '{key}', but {', '.join(known)}{near}"
-
-
-def _no_setting(arguments: Sequence[str], key: str) -> str:
-    """A message that a key is a section, and which setting or argument may be meant."""
-    section: Any = get_value(key.removeprefix("config."), read_config(arguments))
-    near = f"{key}.{first_setting(section)}"
-    argument = key.rpartition(".")[2]
-    file = arguments[0].removeprefix("--config=").partition(":")[0]
-    known = not config_files.is_json(file)  # which has no arguments
-    try:
-        read_config(_arguments(arguments, {argument: ""}))
-    except ValueError as error:
-        known = known and config_files.unknown_argument(error) is None
-    return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
 
 
 def named_apart(trials: Sequence[Trial], taken: Iterable[str] = ()) -> list[Trial]:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import resource
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,44 +53,26 @@ LEAST, ENOUGH = 64, 1024
 """Files for all else: without the first number no process trains, and the second is plenty."""
 
 
-def file_limit(trials: int, soft: int, hard: int) -> int:
-    """The limit for a process that trains so many trials: its own, or a higher one if needed.
-
-    Args:
-      soft: the number of files at which opening another fails now.
-      hard: the number to which the process may raise it.
+def allow_files(trials: int) -> None:
+    """Let this process, and those that it starts, open as many files as the trials of a job need.
 
     Raises:
-      ValueError: the process may not have as many files as the trials need.
+      ValueError: the system does not allow as many.
     """
-    if hard < (needed := PER_TRIAL * trials + LEAST):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = PER_TRIAL * trials + ENOUGH
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows fewer than its hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    needed = PER_TRIAL * trials + LEAST
+    if resource.RLIM_INFINITY != soft < needed:
         raise ValueError(
             f"a job of {trials} trials opens {needed} files or more, and this process may open "
-            f"{hard} (`ulimit -Hn`): lower --per_job (with --search, --per_round or --trials)"
+            f"{soft} (`ulimit -Hn`): lower --per_job (with --search, --per_round or --trials)"
         )
-    return max(soft, min(PER_TRIAL * trials + ENOUGH, hard))
-
-
-def own_file_limits() -> tuple[int, int]:
-    """The soft and the hard limit of this process, and of those that it starts."""
-    soft, hard = map(_number, resource.getrlimit(resource.RLIMIT_NOFILE))
-    return soft, hard
-
-
-def _number(files: int) -> int:
-    return sys.maxsize if files == resource.RLIM_INFINITY else files
-
-
-def allow_files(trials: int) -> None:
-    """Let this process open as many files as trials need; a ValueError as of `file_limit`."""
-    soft, hard = own_file_limits()
-    if (wanted := file_limit(trials, soft, hard)) == soft:
-        return
-    try:
-        _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
-    except (OSError, ValueError):  # macOS allows fewer than its hard limit says
-        file_limit(trials, soft, soft)
 
 
 @contextlib.contextmanager

@@ -82,6 +82,14 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
             "sst2: there is no folder nowhere",
         ),
         (("--study=against_lorra",), "--study=against_lorra: unknown study; nearest: 'against_lo"),
+        *(
+            (("--study=against_lora", f"--argument={argument}"), f"--argument={argument}: {said}")
+            for argument, said in (
+                ("source=tsv,row=dora", "give --rows=dora"),
+                ("task=cola", "give --columns=cola in place of task"),
+                ("seed=3", "the study's STUDY says which seeds"),
+            )
+        ),
     ],
 )
 def test_a_mistake_in_a_study(tmp_path, arguments, said):

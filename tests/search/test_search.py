@@ -148,15 +148,12 @@ def test_the_best_trial_has_the_lowest_score_where_lower_is_better(search, tmp_p
     assert ledger(folder)["best"]["score"] == min(map(quality, asked)) < max(map(quality, asked))
 
 
-def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
+def test_the_command_for_the_best_trial_is_whole(found):
     """It has all that `train` requires, and its folder is outside that of the search."""
     folder, said = found
     words = shlex.split(said[1].partition(": ")[2])
     assert words[:3] == ["python", "-m", "experiments.train"]
     assert words[-1] == f"--workdir={folder.path}_best"
-    (tmp_path / "lines.json").write_text(json.dumps([("best", words[2], words[3:])]))
-    read = commands.run("tests/support/parse_lines.py", tmp_path / "lines.json")
-    assert read.returncode == 0, read.stdout
 
 
 def printed(line):
@@ -210,7 +207,7 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("method", ["tpe", "random"])
 def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
-    """Each in one line that says why; a killed search leaves out the same ones."""
+    """Each in one line that says why."""
     how = {"method": method, "specs": [SPECS[0], f"{RANK}=0,64,2,4"]}
     how |= {"variant.initialization": "pissa", "trials": 10}
     whole, said = SweepFolder(tmp_path / "whole"), []
@@ -224,12 +221,6 @@ def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
         start = f"left out: {RATE}={values[RATE]},{RANK}={values[RANK]}: "
         assert line.startswith(start) and IMPOSSIBLE[values[RANK]] in line
         assert "\n" not in line
-    killed = SweepFolder(tmp_path / "killed")
-    for most in (3, 6):
-        with pytest.raises(Killed):
-            run(search, killed, most=most, **how)
-    run(search, killed, **how)
-    assert {**ledger(killed), "best": None} == {**there, "best": None}
 
 
 def test_if_nothing_works_one_line_says_so(search, tmp_path):
@@ -283,16 +274,6 @@ def test_a_budget_is_spent_on_trials_of_unequal_lengths(method, search, tmp_path
         assert budget - 8 < steps <= budget
         assert asked[: len(before)] == before
         before = asked
-
-
-def test_both_limits_of_a_search_hold(search, tmp_path):
-    how = {"specs": LENGTHS, "method": "random", "left": ["train.epochs"]}
-    for trials, budget, most in ((3, 400, 3), (12, 100, 11)):
-        folder = SweepFolder(tmp_path / f"{trials}")
-        run(search, folder, trials=trials, budget=budget, **how)
-        (asked,) = ledger(folder)["rounds"]
-        steps = sum({"1": 8, "6": 48}[each["config.train.epochs"]] for each in asked)
-        assert len(asked) <= most and steps <= budget
 
 
 @pytest.mark.parametrize("method", ["tpe", "random", "halving"])

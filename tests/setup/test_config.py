@@ -344,14 +344,8 @@ def test_it_takes_no_arguments(written):
 SCHEDULE_FREE = {"train.optimizer": "schedule_free", "optimizer.schedule": "constant"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    smoke = small_model.smoke_configs(tmp_path_factory.mktemp("small"))
-    return lambda arg="", **changes: smoke(arg, **changes)
-
-
-def named(made, changes, arg=""):
-    return parse(made(arg, **{name.replace(".", "__"): each for name, each in changes.items()}))
+def named(smoke, changes, arg=""):
+    return parse(smoke(arg, **{name.replace(".", "__"): each for name, each in changes.items()}))
 
 
 @pytest.mark.parametrize(
@@ -372,25 +366,25 @@ def named(made, changes, arg=""):
         ({"train.ema": 1.0}, r"config.train.ema must be in \[0, 1\)"),
     ],
 )
-def test_settings_that_do_not_go_together(made, changes, said):
+def test_settings_that_do_not_go_together(smoke, changes, said):
     with pytest.raises(ValueError, match=said) as caught:
-        named(made, changes)
+        named(smoke, changes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("changes", [SCHEDULE_FREE, {"train.ema": 0.9}])
-def test_a_variant_that_changes_weights_itself_has_no_average(made, changes):
+def test_a_variant_that_changes_weights_itself_has_no_average(smoke, changes):
     with pytest.raises(ValueError, match="variant adalora changes weights between steps"):
-        named(made, changes, "variant=adalora")
+        named(smoke, changes, "variant=adalora")
 
 
-def test_ranks_share_a_program_only_where_padding_changes_nothing(made):
+def test_ranks_share_a_program_only_where_padding_changes_nothing(smoke):
     for optimizer, shared in ((None, True), ("lion", True), ("adafactor", False), ("muon", False)):
         keys = {
-            program_key(named(made, {"train.optimizer": optimizer, "variant.rank": rank}))
+            program_key(named(smoke, {"train.optimizer": optimizer, "variant.rank": rank}))
             for rank in (2, 4)
         }
         assert (len(keys) == 1) == shared, optimizer
-    keys = {program_key(named(made, {"train.ema": decay})) for decay in (0.5, 0.9)}
+    keys = {program_key(named(smoke, {"train.ema": decay})) for decay in (0.5, 0.9)}
     assert len(keys) == 1
-    assert program_key(named(made, {})) not in keys
+    assert program_key(named(smoke, {})) not in keys

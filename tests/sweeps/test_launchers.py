@@ -65,12 +65,20 @@ def test_a_flag_of_another_launcher_is_refused():
             launch.require_own_flags(launcher, values)
 
 
-def test_ray_that_is_not_installed_or_does_not_answer_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        ValueError, match=r'^--launcher=ray needs Ray: pip install "lora-jax\[ray\]"'
-    ):
-        ray.connected("auto").__enter__()
+@pytest.mark.parametrize(
+    ("launcher", "module", "extra"), [("ray", "ray", "ray"), ("slurm", "submitit", "slurm")]
+)
+def test_a_launcher_that_is_not_installed_says_what_to_install(
+    monkeypatch, launcher, module, extra
+):
+    flags.FLAGS.mark_as_parsed()
+    monkeypatch.setitem(sys.modules, module, None)
+    said = rf'^--launcher={launcher} needs .*: pip install "lora-jax\[{extra}\]"'
+    with pytest.raises(ValueError, match=said):
+        launch.require(launcher)
+
+
+def test_a_ray_cluster_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", object())
     with socket.socket() as taken:  # nobody listens
         taken.bind(("127.0.0.1", 0))
@@ -200,12 +208,6 @@ def test_without_slurm_there_is_no_silent_substitute(tmp_path, monkeypatch, clus
         (tmp_path / name).write_text("#!/bin/sh")
         (tmp_path / name).chmod(0o755)
     slurm.require(cluster)
-
-
-def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r'needs submitit: pip install "lora-jax\[slurm\]"'):
-        slurm.submit([["true"]], tmp_path, {})
 
 
 def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):

@@ -73,14 +73,6 @@ def test_another_sweep_adds_its_trials(tmp_path):
     assert (folder.path / "trials.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("text", ["{", '{"status": 3}'])
-def test_a_damaged_outcome_says_what_to_do(tmp_path, text):
-    (tmp_path / "outcomes").mkdir()
-    (tmp_path / "outcomes" / "a.json").write_text(text)
-    with pytest.raises(ValueError, match="delete this file, and the trial's folder says how it e"):
-        SweepFolder(tmp_path).attempt("a")
-
-
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     folder, _ = sweep(tmp_path, "config.seed=0:2")
     run_record.claim(folder.run("seed=0"), made("config.seed=0")[0].config.plain)
@@ -166,7 +158,8 @@ def test_an_outcome_of_anything_else_is_one_line(tmp_path, content):
     folder.end("seed=0", "killed")
     assert folder.state(found[0]).status == "killed"
     (folder.path / "outcomes" / "seed=0.json").write_text(content)
-    with pytest.raises(ValueError, match=r"outcomes/seed=0\.json") as error:
+    said = r"outcomes/seed=0\.json .*delete this file, and the trial's folder says how it ended"
+    with pytest.raises(ValueError, match=said) as error:
         folder.state(found[0])
     assert len(str(error.value).splitlines()) == 1
 
@@ -335,20 +328,18 @@ def test_a_sigterm_after_training_ends_a_worker_before_its_next_program(tmp_path
 
 def test_printed_commands_are_whole(tmp_path):
     folder, found = sweep(tmp_path / "a folder; rm", "config.data.extra='a b;','$(c)'")
-    first, _ = (jobs.shell_command(folder, job) for job in jobs.make(found, 1))
-    shown = subprocess.run(
-        f"function cd() {{ echo at $1; }}; {first.replace(sys.executable, 'printf %s__')}",
-        shell=True,
-        executable="/bin/bash",
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert shown.splitlines()[0] == f"at {os.getcwd()}"
-    said = shown.splitlines()[1].split("__")
-    assert said[:2] == ["-m", "experiments.worker"]
-    assert said[2:4] == [f"--workdir={folder.path.resolve()}", f"--trial={found[0].name}"]
-    assert shlex.split(first)[3:] == jobs.command(folder, found[:1])
+    line = jobs.command(folder, found[:1])
+    assert line[1:] == [
+        *("-m", "experiments.worker", f"--workdir={folder.path.resolve()}"),
+        f"--trial={found[0].name}",
+    ]
+    assert shlex.split(jobs.shell_command(folder, found[:1])) == ["cd", os.getcwd(), "&&", *line]
+
+
+def printed(table):
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(table)
+    return shown.getvalue().splitlines()
 
 
 def test_what_is_shown(tmp_path):
@@ -364,20 +355,14 @@ def test_what_is_shown(tmp_path):
             log.write(10, {"loss": 0.5, "grad_norm": 1.0})
             log.write(10, {"accuracy": 0.625, "eval_loss": 0.6})
             view.update(now=True)
-        row = view.rows[0]
-        assert (row.step, row.loss, row.score) == (10, 0.5, 0.625)
-        assert row.seconds_left is not None
-        shown = io.StringIO()
-        Console(file=shown, width=100).print(view.table())
-        lines = [line.split() for line in shown.getvalue().splitlines()]
+        assert view.rows[0].seconds_left is not None
+        lines = [line.split() for line in printed(view.table())]
         assert lines[0] == ["trial", "status", "step", "loss", "metric", "time", "left"]
         assert lines[1][:6] == ["seed=0", "running", "10/20", "0.500", "accuracy", "0.6250"]
         assert lines[2] == ["seed=1", "waiting", "0/20"]
         assert lines[4] == ["1", "running,", "2", "waiting"]
-        short = io.StringIO()
-        Console(file=short, width=100).print(view.table(height=7))
-        assert "2 not shown" in short.getvalue()
-        assert "seed=0" in short.getvalue()
+        short = " ".join(printed(view.table(height=7)))
+        assert "2 not shown" in short and "seed=0" in short
     trained_one(found[0].config, folder.run("seed=0"))
     folder.end("seed=1", "failed", "ValueError: [so] it is")
     view.update(now=True)
@@ -393,19 +378,3 @@ def test_what_is_shown(tmp_path):
         f"records: {folder.path / 'trials'}",
     ]
     assert [clock(each) for each in (41.6, 200, 18600)] == ["42 s", "3 min 20 s", "5 h 10 min"]
-
-
-def test_a_narrow_terminal_cuts_names_alone(tmp_path):
-    folder, found = sweep(tmp_path, "variant=lora,dora", "config.optimizer.learning_rate=1e-3,3e-3")
-    view = View(found, [Loop(1200, metric="accuracy")] * 4, folder, Console(file=io.StringIO()))
-    for row in view.rows:
-        row.state = TrialState("completed")
-        row.step, row.loss, row.score = 1200, 0.125, 0.59375
-    shown = io.StringIO()
-    Console(file=shown, width=80).print(view.table())
-    _, *lines, caption = shown.getvalue().splitlines()
-    assert (len(lines), caption.split()) == (4, ["4", "completed"])
-    for line in lines:
-        name, *rest = line.split()
-        assert name.startswith("variant=")
-        assert rest == ["completed", "1200/1200", "0.125", "accuracy", "0.5938"]

@@ -163,7 +163,7 @@ def launch(
     Raises:
       ValueError: a job has so many trials that a process cannot open their files; none has begun.
     """
-    worker_process.file_limit(max(map(len, todo), default=0), *worker_process.own_file_limits())
+    worker_process.allow_files(max(map(len, todo), default=0))
     waiting, free, running = deque(todo), fitted(machine, len(todo)), list[_Running]()
     try:
         while waiting or running:

@@ -159,25 +159,13 @@ def connected(address: str) -> Iterator[Any]:
             ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"--ray_address={address}: {said}{_hint(address, error)}") from error
+        hint = "" if address == "local" else "; --ray_address=local starts one on this machine"
+        raise ValueError(f"--ray_address={address}: {said}{hint}") from error
     try:
         signal.signal(signal.SIGTERM, own)  # Ray has replaced it
         yield ray
     finally:
         ray.shutdown()
-
-
-def _hint(address: str, error: BaseException | None) -> str:
-    """What may help after an error of `ray.init`."""
-    if address == "local":
-        return ""
-    while error is not None:
-        if "AuthenticationError" in f"{type(error).__name__}: {error}":
-            return (
-                "; the cluster asks for a token: set RAY_AUTH_MODE=token, as where it was started"
-            )
-        error = error.__cause__ or error.__context__
-    return "; --ray_address=local starts one on this machine"
 
 
 def machines(ray: Any) -> list[dict[str, float]]:
