@@ -114,6 +114,13 @@ def run(search, *given, **settings):
     return made.run(train)
 
 
+def searched(search, path, *given, **settings):
+    """What a search has asked for, and what it has said of it."""
+    folder, said = SweepFolder(path), []
+    run(search, folder, *given, say=said.append, **settings)
+    return [each for part in ledger(folder)["rounds"] for each in part], said
+
+
 @pytest.fixture(scope="module")
 def found(search, tmp_path_factory):
     folder = SweepFolder(tmp_path_factory.mktemp("tpe"))
@@ -141,11 +148,11 @@ def test_the_best_trial_has_the_lowest_score_where_lower_is_better(search, tmp_p
     def lowest(*given):
         return dataclasses.replace(loop_of(*given), mode="min")
 
-    loop_of, folder = space.loop_of, SweepFolder(tmp_path)
+    loop_of = space.loop_of
     monkeypatch.setattr(space, "loop_of", lowest)
-    run(search, folder, "random", trials=5)
-    (asked,) = ledger(folder)["rounds"]
-    assert ledger(folder)["best"]["score"] == min(map(quality, asked)) < max(map(quality, asked))
+    asked, _ = searched(search, tmp_path, "random", trials=5)
+    best = ledger(SweepFolder(tmp_path))["best"]["score"]
+    assert best == min(map(quality, asked)) < max(map(quality, asked))
 
 
 def test_the_command_for_the_best_trial_is_whole(found):
@@ -210,10 +217,8 @@ def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
     """Each in one line that says why."""
     how = {"method": method, "specs": [SPECS[0], f"{RANK}=0,64,2,4"]}
     how |= {"variant.initialization": "pissa", "trials": 10}
-    whole, said = SweepFolder(tmp_path / "whole"), []
-    run(search, whole, say=said.append, **how)
-    there = ledger(whole)
-    asked = [each for part in there["rounds"] for each in part]
+    asked, said = searched(search, tmp_path, **how)
+    there = ledger(SweepFolder(tmp_path))
     assert len(asked) == 10 and {each[RANK] for each in asked} == {"2", "4"}
     assert {each["values"][RANK] for each in there["left_out"]} == IMPOSSIBLE.keys()
     for line, each in zip(said, there["left_out"], strict=True):
@@ -243,18 +248,15 @@ def test_a_missing_file_is_no_fault_of_a_combination(search, tmp_path):
 
 
 def test_trials_that_would_be_scored_on_the_development_set_are_left_out(search, tmp_path):
-    folder, said = SweepFolder(tmp_path), []
     specs = [f"{RANK}=2,4", "config.data.validation=0,40"]
-    run(search, folder, "random", 4, specs=specs, say=said.append, left=["data.validation"])
-    (asked,) = ledger(folder)["rounds"]
+    asked, said = searched(search, tmp_path, "random", 4, specs=specs, left=["data.validation"])
     assert [each["config.data.validation"] for each in asked] == ["40", "40"]
     assert sum("--search chooses by examples held out" in line for line in said) == 2
 
 
 def test_equal_settings_are_tried_once(search, tmp_path):
-    folder, said = SweepFolder(tmp_path), []
-    run(search, folder, "random", 4, specs=[f"{RATE}=1e-3,0.001,2e-3"], say=said.append)
-    assert len(ledger(folder)["rounds"][0]) == 2
+    asked, said = searched(search, tmp_path, "random", 4, specs=[f"{RATE}=1e-3,0.001,2e-3"])
+    assert len(asked) == 2
     assert "its settings are those of config.optimizer.learning_rate=" in said[0]
 
 
@@ -264,12 +266,10 @@ LENGTHS = [SPECS[0], "config.train.epochs=1,6"]
 @pytest.mark.parametrize("method", ["tpe", "random"])
 def test_a_budget_is_spent_on_trials_of_unequal_lengths(method, search, tmp_path):
     """Of 8 and of 48 steps, the first drawn of 48: in the end, less than 8 are left, and not -1."""
-    folder = SweepFolder(tmp_path)
     how = {"specs": LENGTHS, "seed": 1, "trials": None, "left": ["train.epochs"]}
     before = []
     for budget in (20, 173):
-        run(search, folder, method, budget=budget, **how)
-        asked = [each for part in ledger(folder)["rounds"] for each in part]
+        asked, _ = searched(search, tmp_path, method, budget=budget, **how)
         steps = sum({"1": 8, "6": 48}[each["config.train.epochs"]] for each in asked)
         assert budget - 8 < steps <= budget
         assert asked[: len(before)] == before
@@ -279,12 +279,9 @@ def test_a_budget_is_spent_on_trials_of_unequal_lengths(method, search, tmp_path
 @pytest.mark.parametrize("method", ["tpe", "random", "halving"])
 @pytest.mark.parametrize("limit", [{"trials": 7}, {"trials": None, "budget": 200}])
 def test_a_search_ends_when_all_combinations_were_tried(method, limit, search, tmp_path):
-    folder = SweepFolder(tmp_path)
+    specs = [f"{RATE}=1e-3,2e-3,3e-3,4e-3"]
     for _ in range(2):  # a repeated command finds nothing more to do
-        said = []
-        how = {"specs": [f"{RATE}=1e-3,2e-3,3e-3,4e-3"], "say": said.append}
-        run(search, folder, method, **{**how, **limit})
-        asked = [each for part in ledger(folder)["rounds"] for each in part]
+        asked, said = searched(search, tmp_path, method, specs=specs, **limit)
         assert len({tuple(each.values()) for each in asked}) == len(asked) == 4
     whole = "4 trials: all combinations of --sweep have been tried"
     assert said == [] if method == "halving" else [whole]
