@@ -261,22 +261,22 @@ def own_flags(values: flags.FlagValues, main: str) -> list[flags.Flag]:
     return [flag for name in (main, *shared) for flag in modules.get(name, ())]
 
 
+_VALUES = (
+    (ConfigFileFlagParser, "FILE[:ARGUMENT=VALUE,...]"),
+    (flags.IntegerParser, "INTEGER"),
+    (flags.FloatParser, "NUMBER"),
+    (flags.ListParser, "A,B,..."),
+)
+"""What stands for a value, by the kind of a flag's parser."""
+
+
 def usage(flag: flags.Flag) -> str:
     """How a flag is written: `--size=full|smoke`, `--[no]audit`."""
     if flag.boolean:
         return f"--[no]{flag.name}"
-    value = "TEXT"
-    match flag.parser:
-        case ConfigFileFlagParser():
-            value = "FILE[:ARGUMENT=VALUE,...]"
-        case flags.EnumParser():
-            value = "|".join(flag.parser.enum_values)
-        case flags.IntegerParser():
-            value = "INTEGER"
-        case flags.FloatParser():
-            value = "NUMBER"
-        case flags.ListParser():
-            value = "A,B,..."
+    if isinstance(flag.parser, flags.EnumParser):
+        return f"--{flag.name}={'|'.join(flag.parser.enum_values)}"
+    value = next((text for kind, text in _VALUES if isinstance(flag.parser, kind)), "TEXT")
     return f"--{flag.name}={value}"
 
 

@@ -20,6 +20,11 @@ from typing import Any
 
 PACKAGE = "lora_jax_experiments"
 """The package that starts commands where `experiments` is installed, and is no checkout."""
+FIRST = (
+    *("quickstart", "train", "sweep", "tune", "report", "export", "import_adapter", "serve"),
+    *("plan", "instruct"),
+)
+"""What a newcomer looks for, in this order; the list has all other commands below these."""
 MOVED = {
     "bench": "it is a tool of the repository: make bench",
     "memory": "plan does this: give it --published, or --config and --methods",
@@ -42,13 +47,17 @@ def listing() -> str:
     """All commands, each in a line, and how to ask for their flags."""
     known = commands()
     width = max(map(len, known))
-    lines = [f"    {name:{width}}  {said}" for name, said in known.items()]
+    lines = {name: f"    {name:{width}}  {said}" for name, said in known.items()}
+    first = [lines.pop(name) for name in FIRST if name in lines]
     return "\n".join(
         [
             f"usage: {shown('COMMAND')} --FLAG=VALUE ...",
             "",
             "Commands:",
-            *lines,
+            *first,
+            "",
+            "For single questions, for documents and for launchers:",
+            *lines.values(),
             "",
             f"{shown('COMMAND')} --help explains a command and its flags.",
         ]

@@ -72,6 +72,8 @@ _TRIALS = flags.DEFINE_integer(
     None,
     "How many trials: drawn at random from --sweep, for each trial of a config's own sweep(); or "
     "chosen by --search.",
+    lower_bound=1,
+    upper_bound=sweep_flag.MOST,
 )
 _SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of --search.")
 _DRY_RUN = flags.DEFINE_bool(
@@ -93,6 +95,7 @@ _PROCESSES = flags.DEFINE_integer(
     "each core, or fewer, so that each has at least four trials. With --shard it is one for each "
     "shard, whatever devices its machine has.",
     lower_bound=1,
+    upper_bound=local.MOST,
 )
 _PER_JOB = flags.DEFINE_integer(
     "per_job",

@@ -65,7 +65,9 @@ _MESH = flags.DEFINE_list(
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "The host:port of process 0, for processes that are started by hand."
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are started by hand.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "How many processes are started by hand.", lower_bound=1
+)
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0 on.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",

@@ -229,8 +229,6 @@ class Search:
                 raise ValueError(
                     f"--sweep={axis.key}: --search would choose the luckiest seed; leave it out"
                 )
-        if asked.trials is not None:
-            sweep_flag.check_trials(asked.trials)
         if asked.method == "tpe":
             require_optuna()
         self._asked, self._folder, self._say = asked, folder, say

@@ -161,8 +161,11 @@ def test_the_version():
 
 
 def test_a_command_that_there_is_not():
-    with pytest.raises(ValueError, match=r"'bench'; it is a tool of the repository: make bench$"):
-        command_names.require_command("bench")
+    for name, said in (("bench", "make bench$"), ("memory", "plan does this: give it --publis")):
+        with pytest.raises(ValueError, match=f"no command '{name}'; .*{said}"):
+            command_names.require_command(name)
+    gone = interpreter("-m", "experiments.memory", "--tokens=8", cwd=ROOT)
+    assert gone.returncode == 1 and gone.stderr.startswith("error: no command 'memory'; plan does")
     with pytest.raises(ValueError, match=r"no command 'trian'; nearest: 'train'.* lists all"):
         command_names.require_command("trian")
     with pytest.raises(ValueError, match=r"^no flag --hlep; nearest: --help, "):

@@ -28,7 +28,6 @@ def test_combinations_that_work(given):
         (ALL | {"process": None}, "--coordinator needs --process, too"),
         (ALL | {"process": 2}, "--process=2: expected 0 to 1 of --processes=2"),
         (ALL | {"process": -1}, "--process=-1: expected 0 to 1 of --processes=2"),
-        (ALL | {"processes": 0}, "--processes must be positive, got 0"),
         (ALL | {"coordinator": "node"}, "--coordinator=node: expected host:port, as 10.0.0.1:8476"),
         (ALL | {"coordinator": ":8476"}, "--coordinator=:8476: expected host:port"),
         (ALL | {"coordinator": "node:99999"}, "--coordinator=node:99999: expected host:port"),

@@ -360,7 +360,6 @@ def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(search, tm
         ({"specs": ["config.seed=0:3"]}, "would choose the luckiest seed"),
         ({"specs": ["seed=0:3"]}, "would choose the luckiest seed"),
         ({"specs": ["config.data.draw=0:3"]}, "would choose the luckiest seed"),
-        ({"trials": 0}, "--trials must be positive, got 0"),
         ({"specs": []}, "give what to search"),
         ({"method": "random", "budget": 50}, "--trials=12 take 96 steps, .* has 6 trials"),
         ({"trials": None, "budget": 7}, "--budget=7 is too small for trials of 8 steps"),

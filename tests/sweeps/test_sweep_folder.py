@@ -246,8 +246,6 @@ def test_every_worker_has_a_job_where_there_are_trials_enough():
     assert sizes(None, 50) == [1] * 9
     assert sizes(0, 4) == [7, 2]
     assert sizes(3, 1) == sizes(3, 50) == [3, 3, 1, 2]
-    with pytest.raises(ValueError, match="--per_job must be at least 0"):
-        sizes(-1)
 
 
 def test_what_ends_one_trial_others_do_not_notice(tmp_path, capsys):

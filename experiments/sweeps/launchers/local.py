@@ -56,12 +56,8 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
       trials: the number of trials to train.
 
     Raises:
-      ValueError: fewer than one process, or JAX finds no device.
+      ValueError: JAX finds no device.
     """
-    if processes is not None and processes < 1:
-        raise ValueError(f"--processes must be positive, got {processes}")
-    if processes is not None and processes > MOST:
-        raise ValueError(f"--processes must be at most {MOST:,}, got {processes:,}")
     platform, devices = _devices()
     own = cores()
     if platform == "cpu":
