@@ -257,18 +257,6 @@ def test_a_model_without_dropout_of_its_own_gets_no_key_for_it():
     assert (keys(True), keys(False)) == ({"dropout_key", "rng"}, {"dropout_key"})
 
 
-def test_settings_by_pattern(smoke):
-    targets = (("layers/up/kernel", {"rank": 2, "alpha": 4.0}), "layers/down/kernel")
-    experiment = build(smoke(targets=targets, quantize__storage="nf4"))
-    adapters = experiment.trainable["adapters"]
-    assert {path: each["a"].shape[1] for path, each in adapters.items()} == {
-        "layers/up/kernel": 2,
-        "layers/down/kernel": 8,
-    }
-    assert experiment.frozen.base["layers/attention/query/kernel"]["codes"].dtype == np.uint8
-    assert experiment.frozen.constants["layers/up/kernel"]["scale"].tolist() == [2.0] * 2
-
-
 def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
     config = smoke(optimizer__learning_rate=2e-3, optimizer__head_learning_rate=1e-2)
     assert from_config.make_hyper(config, 10)["head_ratio"] == pytest.approx(5)

@@ -13,8 +13,6 @@ from configs.settings import DataSettings, TextSettings
 from experiments.setup import from_config
 from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
-from lora_jax.data.sources import alpaca, rows
-from lora_jax.data.tokenizing import tokenizer_settings
 from lora_jax.models import families
 from lora_jax.models.parts.config_checks import MOST_LAYERS
 from lora_jax.models.parts.rope import frequencies
@@ -152,24 +150,6 @@ def test_what_a_tokenizer_gives_is_in_the_models_tables(ids, types, pad_id, said
         return
     with pytest.raises(ValueError, match=f"^the tokenizer in folder {said}$"):
         check_vocabulary(parts, 10, "folder", 2)
-
-
-READERS = {
-    "config.json": weight_files.read_json,
-    "tokenizer_config.json": tokenizer_settings.read_settings,
-    "data.jsonl": lambda path: list(rows._objects(path)),
-    "data.json": alpaca._list,
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_lists_in_lists_without_end(name, tmp_path):
-    """Python gives up on them with an error of its own kind."""
-    path = tmp_path / name
-    path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=rf"{name}.* is nested deeper") as caught:
-        READERS[name](path)
-    assert "\n" not in str(caught.value)
 
 
 def test_more_json_than_any_model_has(tmp_path, monkeypatch):
