@@ -22,80 +22,132 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 SMOKE = "configs/quickstart.py:size=smoke"
 
 
+TRAIN = f"train --workdir=OUT --config={SMOKE}"
+STUDY = "tune --workdir=OUT --study=against_lora"
+SWEEP = f"sweep --workdir=OUT --config={SMOKE}"
+SEARCH = f"{SWEEP} --sweep=config.optimizer.learning_rate=log:1e-4:1e-1"
+DRAWN, WHOLE = "--documents times nothing", "--documents writes whole tables"
+DEFAULTS = "--documents: the tables in documents use the default; leave"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("line", "said"),
     [
-        ((f"--config={SMOKE}",), "--workdir is missing: "),
-        (("--config=configs/quikstart.py",), "nearest: 'configs/quickstart.py'"),
-        (("--config=configs/quickstart.py:sizes=smoke",), "'sizes=smoke': expected one of variant"),
+        (f"train --config={SMOKE}", "--workdir is missing: "),
+        ("train --workdir=OUT --config=configs/quikstart.py", "nearest: 'configs/quickstart.py'"),
         (
-            (f"--config={SMOKE},seed=abc",),
+            "train --workdir=OUT --config=configs/quickstart.py:sizes=smoke",
+            "'sizes=smoke': expected one of variant",
+        ),
+        (
+            f"{TRAIN},seed=abc",
             "'seed=abc': expected one of variant, size, storage=...; settings are flags, as in "
             "--config.seed=0",
         ),
         (
-            (f"--config={SMOKE}", "--config.data.name=imdb"),
+            f"{TRAIN} --config.data.name=imdb",
             "unknown data.name 'imdb': there are rotten_tomatoes, glue/cola, ",
         ),
-        ((f"--config={SMOKE}", "--config.variant.rnk=4"), "no setting 'rnk'; nearest: 'rank'"),
+        (f"{TRAIN} --config.variant.rnk=4", "no setting 'rnk'; nearest: 'rank'"),
         (
-            (f"--config={SMOKE}", "--config.varient.rank=4"),
+            f"{TRAIN} --config.varient.rank=4",
             "error: config.varient.rank: no such setting; it is config.variant.rank",
         ),
         (
-            (f"--config={SMOKE}", "--config.optimizer.learing_rate=1"),
+            f"{TRAIN} --config.optimizer.learing_rate=1",
             "learing_rate: no such setting; nearest: config.optimizer.learning_rate, ",
         ),
-        ((f"--config={SMOKE}", "--config.variant.rank=many"), "--config.variant.rank=many"),
-        ((f"--config={SMOKE}", "--wrkdir=x"), "error: no flag --wrkdir; nearest: --workdir"),
-        ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
-        ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
-        ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
+        (f"{TRAIN} --config.variant.rank=many", "--config.variant.rank=many"),
+        (f"{TRAIN} --wrkdir=x", "error: no flag --wrkdir; nearest: --workdir"),
+        (f"{TRAIN} stray", "unexpected argument 'stray'"),
+        (f"{TRAIN} --config.variant.name=lorra", "nearest: 'lora'"),
+        (f"{TRAIN} --process=1", "--process needs --coordinator, too"),
+        (f"{TRAIN} --rank=4", "error: no flag --rank; it is --config.variant.rank"),
+        (f"{TRAIN} --distributed", "--distributed: JAX cannot tell how these processes meet"),
         (
-            (f"--config={SMOKE}", "--rank=4"),
-            "error: no flag --rank; it is --config.variant.rank",
+            f"{STUDY} --rows=dora",
+            "error: --rows=dora: the study compares every method with lora, so --rows must contain "
+            "it: --rows=lora,dora",
         ),
-        ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
-    ],
-)
-def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
-    workdir = tmp_path / "run"
-    if "--workdir" not in said:
-        arguments = (*arguments, f"--workdir={workdir}")
-    done = commands.run("experiments.train", *arguments)
-    assert done.returncode == 1
-    (line,) = [each for each in done.stderr.splitlines() if not each.startswith("devices: ")]
-    assert line.startswith("error: ") and said in line
-    assert not workdir.exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+        (f"{STUDY} --argument=source=tsv,folder=nowhere", "sst2: there is no folder nowhere"),
+        (f"{STUDY.replace('lora', 'lorra')}", "unknown study; nearest: 'against_lora'"),
+        (f"{STUDY} --argument=source=tsv,row=dora", "row=dora: give --rows=dora in place of row"),
+        (f"{STUDY} --argument=task=cola", "task=cola: give --columns=cola in place of task"),
+        (f"{STUDY} --argument=seed=3", "seed=3: the study's STUDY says which seeds"),
+        (SWEEP, "error: nothing to sweep: give --sweep=KEY=VALUES"),
+        (f"{SWEEP} --sweep=config.seed=0:2 --processes=0", "error: flag --processes=0"),
         (
-            ("--study=against_lora", "--rows=dora"),
-            "--rows=dora: the study compares every method with lora, so --rows must contain it: "
-            "--rows=lora,dora",
+            f"{SWEEP} --sweep=config.seed=0:2 --dry_run --sweep_seed=3",
+            "error: --sweep_seed would be ignored: it goes with --trials and --search",
+        ),
+        (f"{SEARCH} --budget=9", "error: --budget goes with --search, such as --search=tpe"),
+        (
+            f"{SEARCH} --halving_factor=2",
+            "error: --halving_factor would be ignored: it goes with --search=halving",
         ),
         (
-            ("--study=against_lora", "--argument=source=tsv,folder=nowhere"),
-            "sst2: there is no folder nowhere",
+            f"{SEARCH} --search=random",
+            "error: --search=random needs --trials=N, --budget=STEPS, or both",
         ),
-        (("--study=against_lorra",), "--study=against_lorra: unknown study; nearest: 'against_lo"),
+        (
+            f"{SEARCH} --search=random --trials=3 --shard=0/2",
+            "error: --shard does not go with --search",
+        ),
+        (
+            f"{SEARCH} --search=halving --trials=3 --processes=2",
+            "error: --processes does not go with --search=halving",
+        ),
+        (
+            f"{SEARCH} --search=halving --trials=3 --retry",
+            "error: --retry does not go with --search=halving, where a diverged trial has lost",
+        ),
+        (
+            f"{SEARCH} --search=tpe --trials=3 --launcher=print",
+            "error: --launcher=print: --search runs on",
+        ),
+        ("worker --workdir=OUT", "error: --trial is missing: "),
+        (
+            "worker --workdir=OUT --trial=../x",
+            "error: --trial=../x: expected the name of a folder in trials/",
+        ),
+        ("worker --workdir=OUT --trial=x --cores=a", "error: --cores=a: expected whole numbers"),
+        ("methods --documents=README.md --shape=8x8", f"{DEFAULTS} --shape out"),
+        ("methods --documents=README.md --model=minilm", f"{DEFAULTS} --model out"),
         *(
-            (("--study=against_lora", f"--argument={argument}"), f"--argument={argument}: {said}")
-            for argument, said in (
-                ("source=tsv,row=dora", "give --rows=dora"),
-                ("task=cola", "give --columns=cola in place of task"),
-                ("seed=3", "the study's STUDY says which seeds"),
+            (line, f"error: {line.split()[-1].partition('=')[0]} would be ignored: {why}")
+            for line, why in (
+                ("plan --published --methods=lora", "--published shows published model sizes"),
+                ("plan --methods=lora --tokens=8", "it goes with --table"),
+                ("benchmarks --trials=8", "it goes with --suite=sweep"),
+                ("benchmarks --suite=start --sizes=8x16", "it goes with --suite=sweep"),
+                ("benchmarks --suite=start --size=smoke", "--suite=start takes what --config tra"),
+                ("benchmarks --suite=sweep --cases=minilm", "--suite=sweep has no cases"),
+                ("benchmarks --suite=scale --steps=20", "it goes with --suite=sweep"),
+                ("benchmarks --config=configs/glue.py", "it goes with --suite=sweep and --suite="),
+                ("benchmarks --documents=README.md --suite=memory", DRAWN),
+                ("benchmarks --documents=README.md --config=configs/glue.py", DRAWN),
+                ("combine --runs=a,b --out=runs/no --seed=1", "it goes with --by=dare"),
+                ("distance --runs=a --directions=4", "it compares two runs"),
+                ("table --documents=README.md --table=glue", WHOLE),
+                ("table --documents=README.md --size=smoke", WHOLE),
+                ("power --sd=0.6 --reference=dora", "it goes with --results"),
+                ("power --sd=0.6 --size=smoke", "it goes with --results"),
+                ("report --documents=README.md --results=runs", "--documents writes what committ"),
+                ("methods --documents=README.md --format=csv", "the tables in documents are in M"),
             )
         ),
     ],
 )
-def test_a_mistake_in_a_study(tmp_path, arguments, said):
-    done = commands.run("experiments.tune", *arguments, f"--workdir={tmp_path / 'study'}")
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
-    assert not (tmp_path / "study").exists()
+def test_a_mistake_is_one_line(tmp_path, line, said):
+    """It says what is wrong, and nothing has been written."""
+    command, *arguments = line.replace("OUT", str(tmp_path / "out")).split()
+    done = commands.run(
+        command if command == "benchmarks" else f"experiments.{command}", *arguments
+    )
+    (error,) = [each for each in done.stderr.splitlines() if not each.startswith("devices: ")]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error.startswith("error: ") and said in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path):
@@ -456,72 +508,3 @@ def test_a_file_that_is_no_config_is_not_executed(tmp_path):
     with pytest.raises(SystemExit, match="it has no get_config"):
         cli.parse(["command", f"--config={tmp_path / 'other.py'}"])
     assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "given", "flag", "why"),
-    [
-        ("plan", ["--published"], "--methods=lora", "--published shows published model sizes"),
-        ("plan", ["--methods=lora"], "--tokens=8", "it goes with --table"),
-        ("benchmarks", [], "--trials=8", "it goes with --suite=sweep"),
-        ("benchmarks", ["--suite=start"], "--sizes=8x16", "it goes with --suite=sweep"),
-        (
-            "benchmarks",
-            ["--suite=start"],
-            "--size=smoke",
-            "--suite=start takes what --config trains",
-        ),
-        ("benchmarks", ["--suite=sweep"], "--cases=minilm", "--suite=sweep has no cases"),
-        ("benchmarks", ["--suite=scale"], "--steps=20", "it goes with --suite=sweep"),
-        (
-            "benchmarks",
-            [],
-            "--config=configs/glue.py",
-            "it goes with --suite=sweep and --suite=start",
-        ),
-        ("combine", ["--runs=a,b", "--out=runs/no"], "--seed=1", "it goes with --by=dare"),
-        ("distance", ["--runs=a"], "--directions=4", "it compares two runs"),
-        ("table", ["--documents=README.md"], "--table=glue", "--documents writes whole tables"),
-        ("table", ["--documents=README.md"], "--size=smoke", "--documents writes whole tables"),
-        ("power", ["--sd=0.6"], "--reference=dora", "it goes with --results"),
-        ("power", ["--sd=0.6"], "--size=smoke", "it goes with --results"),
-        ("benchmarks", ["--documents=README.md"], "--suite=memory", "--documents times nothing"),
-        (
-            "benchmarks",
-            ["--documents=README.md"],
-            "--config=configs/glue.py",
-            "--documents times no",
-        ),
-        ("report", ["--documents=README.md"], "--results=runs", "--documents writes what committ"),
-        ("methods", ["--documents=README.md"], "--format=csv", "the tables in documents are in Ma"),
-    ],
-)
-def test_a_flag_that_would_be_ignored(command, given, flag, why):
-    module = command if command == "benchmarks" else f"experiments.{command}"
-    ended = commands.run(module, *given, flag)
-    name = flag.partition("=")[0]
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith(f"error: {name} would be ignored: {why}")
-    assert len(ended.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("command", "flag", "said"),
-    [
-        ("methods", "--shape=8x8", "the tables in documents use the default; leave --shape out"),
-        ("methods", "--model=minilm", "the tables in documents use the default; leave --model out"),
-    ],
-)
-def test_documents_have_the_tables_of_the_defaults(command, flag, said):
-    ended = commands.run(f"experiments.{command}", "--documents=README.md", flag)
-    assert (ended.returncode, ended.stderr) == (1, f"error: --documents: {said}\n")
-
-
-def test_a_seed_of_draws_where_nothing_is_drawn(tmp_path):
-    line = ["--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2", "--dry_run"]
-    workdir = tmp_path / "sweep"
-    ended = commands.run("experiments.sweep", *line, "--sweep_seed=3", f"--workdir={workdir}")
-    assert ended.returncode == 1
-    said = "--sweep_seed would be ignored: it goes with --trials and --search"
-    assert ended.stderr == f"error: {said}\n"
-    assert not workdir.exists()

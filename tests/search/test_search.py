@@ -436,24 +436,6 @@ def command(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_flags_that_do_not_go_with_a_search(tmp_path):
-    folder = tmp_path / "search"
-    config = ("--config=configs/quickstart.py:size=smoke", f"--workdir={folder}", RANGE)
-    for flags, said in (
-        ("--budget=9", "--budget goes with --search, such as --search=tpe"),
-        ("--halving_factor=2", "--halving_factor would be ignored: it goes with --search=halving"),
-        ("--search=random", "--search=random needs --trials=N, --budget=STEPS, or both"),
-        ("--search=random --trials=3 --shard=0/2", "--shard does not go with --search"),
-        ("--search=halving --trials=3 --processes=2", "--processes does not go with --search=halv"),
-        ("--search=halving --trials=3 --retry", "--retry does not go with --search=halving, where"),
-        ("--search=tpe --trials=3 --launcher=print", "--launcher=print: --search runs on"),
-    ):
-        code, out, error = command(*config, *flags.split())
-        assert (code, out, error.count("\n")) == (1, "", 1)
-        assert error.startswith(f"error: {said}")
-    assert not folder.exists()
-
-
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     """Of 8 steps, with 40 sentences held out."""
