@@ -214,8 +214,7 @@ def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):
     folder, found = launcher_contract.sweep(tmp_path, "config.seed=0:4")
     submitted = []
     monkeypatch.setattr(slurm, "submit", lambda lines, *_: submitted.append(lines) or [])
-    for name in ("options", "cluster", "waits"):
-        monkeypatch.setattr(slurm, name, lambda: None)
+    flags.FLAGS.mark_as_parsed()
 
     def again():
         launch.launch("slurm", jobs.make(found, 2), folder, None, (), None, USUAL)
