@@ -350,9 +350,8 @@ PISSA = "--config.variant.initialization=pissa"
     ],
 )
 def test_all_that_is_wrong_is_said_before_anything_starts(specs, more, said):
-    found = smoke_made(*specs, arguments=[*SMOKE, *more])
     with pytest.raises(ValueError, match=": ") as caught:
-        preflight.check_trials(found)
+        preflight.check_trials(smoke_made(*specs, arguments=[*SMOKE, *more]))
     lines = [line.strip() for line in str(caught.value).splitlines()]
     for line, part in zip(lines, said, strict=True):
         assert part in line
