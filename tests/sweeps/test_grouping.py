@@ -154,7 +154,7 @@ def abstract_run(trained, scored, eval_forward=None):
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     batches = [tuple(map(batch, lengths)) for lengths in (trained, scored)]
     texts: Any = types.SimpleNamespace(loss=cross_entropy)
-    loaded = TaskAndModel(texts, lambda key: (forward, params), eval_forward=eval_forward)
+    loaded = TaskAndModel(texts, lambda key: (forward, params), (), eval_forward=eval_forward)
     return AbstractRun(parse(CONFIG), loaded, 5, *batches)
 
 
