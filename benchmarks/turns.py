@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.cases import Contender, Group
-from experiments.command_environment import MALLOC
+from experiments.command_names import MALLOC
 
 PAUSE = 0.3
 """Seconds between turns, in which the threads of the last contender go to sleep."""

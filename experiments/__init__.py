@@ -6,6 +6,6 @@ commands import these and `cli`; nothing imports a command. `tests/test_imports.
 order.
 """
 
-from experiments.command_environment import prepare
+from experiments.command_names import prepare
 
 prepare()

@@ -7,13 +7,13 @@ import runpy
 import sys
 from importlib.metadata import version
 
-from experiments import command_environment, command_names
-from experiments.closed_output import ends_quietly
+from experiments import command_names
+from experiments.command_names import ends_quietly
 
 
 def main() -> None:
     with ends_quietly():
-        if not sys.argv[1:] or command_environment.asks_for_help(sys.argv[1]):
+        if not sys.argv[1:] or command_names.asks_for_help(sys.argv[1]):
             print(command_names.listing())
             return
         if sys.argv[1] == "--version":
@@ -26,7 +26,7 @@ def main() -> None:
             command_names.require_command(name)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    command_environment.start_again()
+    command_names.start_again()
     runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -1,24 +1,28 @@
-"""Helpers of all commands: run one, and report a mistake in one clear line."""
+"""Helpers of all commands: run one, print its help, and report a mistake in one clear line."""
 
+import hashlib
 import itertools
 import os
+import platform
 import re
 import signal
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from experiments.closed_output import ends_quietly
-from experiments.command_environment import asks_for_help
-from experiments.command_names import shown
-from experiments.compilation_cache import keep_programs
-from experiments.help_text import help_text, own_flags, settings_text, takes_config
+from experiments.command_names import asks_for_help, ends_quietly, shown
 from experiments.setup.config_flags import flag_texts, read, read_config, settings_of, with_all
+from lora_jax.data.tokenizing.tokenize import cache_folder
 from lora_jax.files import number_text
+from lora_jax.records.environment import processor
 
 
 def main(command: Callable[[], None]) -> None:
@@ -217,3 +221,139 @@ def numbers(name: str, values: Sequence[str]) -> list[float]:
     if not found or None in found:
         raise ValueError(f"--{name}={','.join(values)}: expected numbers, such as 0.7,0.3")
     return [float(each) for each in found if each is not None]
+
+
+WIDTH = 100
+_INDENT = " " * 8
+_ADDED = r"^<[^>]*>: |;\s+repeat this option to specify a list of values.*$"
+"""What absl adds to the help of flags with several values."""
+
+
+def help_text(doc: str, own: Sequence[flags.Flag]) -> str:
+    """The help of a command.
+
+    Args:
+      doc: the docstring of the command, with an example.
+      own: its flags, in the order to show them.
+    """
+    parts = [doc.strip(), "", "Flags:"]
+    for flag in own:
+        parts += [f"    {usage(flag)}", *_wrapped(meaning(flag))]
+    if any(map(takes_config, own)):
+        parts += [
+            "    --config.SECTION.SETTING=VALUE",
+            *_wrapped(
+                "Change a setting of the config, such as --config.optimizer.learning_rate=1e-4. "
+                "With --help beside --config=FILE, all settings of that file are listed."
+            ),
+        ]
+    return "\n".join([*parts, "", "--helpfull also lists the flags of the libraries."])
+
+
+def own_flags(values: flags.FlagValues, main: str) -> list[flags.Flag]:
+    """The flags of a command and of the modules of `experiments` that it uses, as they are defined.
+
+    Args:
+      main: the name of the command's module, which absl takes from the command line.
+    """
+    modules = values.flags_by_module_dict()
+    shared = [name for name in sorted(modules) if name.startswith("experiments.") and name != main]
+    return [flag for name in (main, *shared) for flag in modules.get(name, ())]
+
+
+_VALUES = (
+    (ConfigFileFlagParser, "FILE[:ARGUMENT=VALUE,...]"),
+    (flags.IntegerParser, "INTEGER"),
+    (flags.FloatParser, "NUMBER"),
+    (flags.ListParser, "A,B,..."),
+)
+"""What stands for a value, by the kind of a flag's parser."""
+
+
+def usage(flag: flags.Flag) -> str:
+    """How a flag is written: `--size=full|smoke`, `--[no]audit`."""
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    if isinstance(flag.parser, flags.EnumParser):
+        return f"--{flag.name}={'|'.join(flag.parser.enum_values)}"
+    value = next((text for kind, text in _VALUES if isinstance(flag.parser, kind)), "TEXT")
+    return f"--{flag.name}={value}"
+
+
+def meaning(flag: flags.Flag) -> str:
+    """What a flag does, its default, and whether it can be repeated."""
+    said = re.sub(_ADDED, "", " ".join(str(flag.help).split()))
+    said += "" if said.endswith((".", "!")) else "."
+    more = []
+    if isinstance(flag, flags.MultiFlag):
+        more.append("The flag may be given several times.")
+    if is_required(flag):
+        more.append("The flag is required.")
+    elif "default" not in said:
+        more.append(_default(flag))
+    return " ".join([said, *more])
+
+
+def _default(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"The default is --{'' if flag.default else 'no'}{flag.name}."
+    if flag.default in (None, "", [], ()):
+        return "There is no default."
+    lists = isinstance(flag.parser, flags.ListParser)
+    return f"The default is {','.join(flag.default) if lists else flag.default}."
+
+
+def is_required(flag: flags.Flag) -> bool:
+    """Whether a command cannot run without a flag."""
+    return any("must have a value other than None" in each.message for each in flag.validators)
+
+
+def takes_config(flag: flags.Flag) -> bool:
+    """Whether a flag's value is a config, of which further flags change settings."""
+    return isinstance(flag.parser, ConfigFileFlagParser)
+
+
+def settings_text(given: str, settings: Mapping[str, Any]) -> str:
+    """The settings of a config, each as the flag that sets it.
+
+    Args:
+      given: what `--config` was given.
+      settings: the values by dotted name.
+    """
+    lines = [f"    --config.{name}={value}" for name, value in settings.items()]
+    return "\n".join([f"Settings of {given}:", *lines])
+
+
+def _wrapped(said: str) -> list[str]:
+    return textwrap.wrap(
+        said, WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
+    )
+
+
+FOLDER = "jax_compilation_cache_dir"
+MOST = 2 * 2**30
+"""Bytes of programs to keep; those that were used least recently make room."""
+
+
+def keep_programs() -> None:
+    """Use JAX's compilation cache in the user's cache folder; a user's own choice is left alone."""
+    if "JAX_ENABLE_COMPILATION_CACHE" in os.environ or getattr(jax.config, FOLDER):
+        return
+    settings = {
+        FOLDER: str(cache_folder() / "programs" / machine()),
+        "jax_compilation_cache_max_size": MOST,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+
+
+def machine() -> str:
+    """A name for what programs are compiled for, which JAX's own keys lack: the processor.
+
+    A program for another one can stop a process with an illegal instruction.
+    """
+    kinds = [platform.machine(), platform.processor(), version("jaxlib")]
+    said = "\n".join([*kinds, *processor("model name", "flags", "Features")])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -1,8 +1,10 @@
-r"""Find out whether a training step fits in memory, or what a table's runs cost, without devices.
+r"""Find out what memory a training step takes, or what a table's runs cost, without devices.
 
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
     python -m experiments.plan --config=configs/instruct.py:method=qlora --topology=h100:1
     python -m experiments.plan --table=lora_table2 --device=h100
+    python -m experiments.plan --config=configs/instruct.py --methods=full,lora,qlora
+    python -m experiments.plan --published
 
 The first forms compile a config's step for other devices, which need not exist here. They read no
 data and no weights: a config.json is enough, or a name in `experiments.planning.model_sizes`.
@@ -14,12 +16,19 @@ fits, and for the largest batch. Each search takes several compilations; `--nose
 For a Llama of any depth, one compilation takes libtpu one to two minutes and the CPU's compiler
 about ten seconds. The exit code is 2 if the step does not fit the given topology.
 
-The last form estimates what all runs of a table's config cost on one device: for each cell the
-steps, the FLOPs and the memory of a step, and the hours, and the hours of all. Sizes come from
-published model shapes and data sets (`experiments.planning`), the FLOPs from the traced step, and
-the time from a roofline at `--efficiency` of the device's peaks. Rows are as long as the config
+With --table, the command estimates what all runs of a table's config cost on one device: for each
+cell the steps, the FLOPs and the memory of a step, and the hours, and the hours of all. Sizes come
+from published model shapes and data sets (`experiments.planning`), the FLOPs from the traced step,
+and the time from a roofline at `--efficiency` of the device's peaks. Rows are as long as the config
 allows; `--tokens` takes their mean. It is an estimate: a device reached 0.4 of its peak in
 published runs of large models, and reaches less with small ones.
+
+With --methods, it compares the memory of full fine-tuning, LoRA and QLoRA, with a config's own
+model and batch: by formula (`experiments.planning.memory_formula`), and that of the arrays and the
+compiled training step. With --published, it shows published model sizes, by formula alone. The
+batch is one row of --tokens tokens, and each layer is recomputed in the backward pass. Full
+fine-tuning is in float32 with float32 moments. LoRA and QLoRA have r=16 on all linear layers, and
+weights in bfloat16 or in NF4 with quantised scales.
 """
 
 import sys
@@ -35,6 +44,7 @@ from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.planning import memory_fit
 from experiments.planning.memory_fit import Fit, fit
+from experiments.planning.memory_formula import published_sizes, side_by_side
 from experiments.planning.topologies import (
     ACCELERATORS,
     EFFICIENCY,
@@ -69,8 +79,18 @@ _MODEL = flags.DEFINE_string(
 _TOKENS = flags.DEFINE_integer(
     "tokens",
     None,
-    "With --table: the tokens of a row. The default is the longest that a config allows.",
-    lower_bound=1,
+    "With --table: the tokens of a row. The default is the longest that a config allows. With "
+    "--published: those of the one row, by default 512.",
+    lower_bound=2,
+)
+_METHODS = flags.DEFINE_list(
+    "methods",
+    [],
+    "Compare the memory of these methods, such as full,lora,qlora: values of the argument `method` "
+    "of the config file.",
+)
+_PUBLISHED = flags.DEFINE_bool(
+    "published", False, "Show the memory of published model sizes, by formula."
 )
 _EFFICIENCY = flags.DEFINE_float(
     "efficiency",
@@ -99,7 +119,13 @@ def plan() -> None:
     if _TABLE.value is not None:
         cost()
         return
+    if _PUBLISHED.value:
+        published()
+        return
     cli.refuse_ignored((_DEVICE, _MODEL, _TOKENS, _EFFICIENCY, _FORMAT), "it goes with --table")
+    if _METHODS.value:
+        compare()
+        return
     for flag, value in (("config", _CONFIG.value), ("topology", _TOPOLOGY.value)):
         if value is None:
             said = str(flags.FLAGS[flag].help)
@@ -125,7 +151,7 @@ def cost() -> None:
     for other in (_CONFIG, _TOPOLOGY):
         if other.value is not None:
             raise ValueError(f"--table and --{other.name}: give one of them")
-    cli.refuse_ignored((_MESH, _ROWS, _SEARCH), "it goes with --config")
+    cli.refuse_ignored((_MESH, _ROWS, _SEARCH, _METHODS, _PUBLISHED), "--table has all its runs")
     jax.config.update("jax_platforms", "cpu")  # steps are traced, and the CPU may be measured
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
@@ -138,6 +164,34 @@ def cost() -> None:
     else:
         without = table_cost.left_out(str(_TABLE.value))
         print(table_cost.text(cells, _DEVICE.value, device, efficiency, without), end="")
+
+
+def published() -> None:
+    """Print the memory of published model sizes, by formula."""
+    cli.refuse_all_but((_PUBLISHED, _TOKENS), "--published shows published model sizes")
+    console = Console(width=120)
+    console.print(published_sizes(_TOKENS.value or 512))
+    console.print(
+        "By formula; GiB, but cards in GB: 80 GB are 74.5 GiB. Of a layer's activations, only "
+        "its input is kept."
+    )
+
+
+def compare() -> None:
+    """Print the memory of a config's methods side by side."""
+    cli.refuse_all_but((_METHODS, _CONFIG), "--methods compares a step on this machine")
+    given = flags.FLAGS["config"]
+    if _CONFIG.value is None:
+        raise ValueError("--methods needs --config, a config file that has an argument `method`")
+    if changed := list(config_flags.get_override_values(given)):
+        raise ValueError(f"--config.{changed[0]} would be ignored: --methods compares the defaults")
+    announce()
+    console = Console(width=120)
+    config = config_flags.get_config_filename(given)
+    console.print(side_by_side(config, list(_METHODS.value)))
+    console.print(
+        "MiB. Temporaries are those beside the gradients; compiled ones as XLA assigns its buffers."
+    )
 
 
 def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:

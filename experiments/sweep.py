@@ -47,12 +47,10 @@ from rich.console import Console
 from experiments import cli
 from experiments.runs import audit_flag
 from experiments.runs.run_options import RunOptions
-from experiments.search import search_flags
-from experiments.search.search import Asked, Search
-from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
+from experiments.search.search import Asked, Search, asked_by_flags
+from experiments.sweeps import jobs, preflight, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import launch, local
-from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
 from experiments.tracking import track_flag
 from lora_jax.training.loop_settings import Loop
@@ -74,6 +72,8 @@ _TRIALS = flags.DEFINE_integer(
     None,
     "How many trials: drawn at random from --sweep, for each trial of a config's own sweep(); or "
     "chosen by --search.",
+    lower_bound=1,
+    upper_bound=sweep_flag.MOST,
 )
 _SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of --search.")
 _DRY_RUN = flags.DEFINE_bool(
@@ -95,6 +95,7 @@ _PROCESSES = flags.DEFINE_integer(
     "each core, or fewer, so that each has at least four trials. With --shard it is one for each "
     "shard, whatever devices its machine has.",
     lower_bound=1,
+    upper_bound=local.MOST,
 )
 _PER_JOB = flags.DEFINE_integer(
     "per_job",
@@ -133,7 +134,7 @@ def _sweep() -> None:
     if _LAUNCHER.value != "local" and _PER_JOB.value is not None:
         cli.refuse_ignored((_PROCESSES,), "--per_job says how many trials a job has")
     unfit = {"zip": _ZIP.value, "shard": part is not None, "per_job": _PER_JOB.value is not None}
-    asked = search_flags.asked(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
+    asked = asked_by_flags(_TRIALS.value, _SEED.value, _LAUNCHER.value, unfit)
     if asked is None and _TRIALS.value is None:
         cli.refuse_ignored((_SEED,), "it goes with --trials and --search")
     if asked is not None:
@@ -145,7 +146,7 @@ def _sweep() -> None:
         jax.config.update("jax_platforms", "cpu")
         launch.require(launcher)
     machine = local.slots(_PROCESSES.value, len(found)) if launcher == "local" else []
-    loops = check_trials(found)
+    loops = preflight.check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
     mine = jobs.shard(whole, part)
     if part is not None and not mine:
@@ -220,9 +221,9 @@ def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int
 def _arguments() -> list[str]:
     """The flags of all trials, `--config=FILE:...` first."""
     flag = flags.FLAGS["config"]
-    settings = flag.override_values.items()  # type: ignore[attr-defined]
+    settings = config_flags.get_override_values(flag).items()
     return [
-        f"--config={flag.config_filename}",  # type: ignore[attr-defined]
+        f"--config={config_flags.get_config_filename(flag)}",
         *(f"--config.{key}={sweep_flag.text_of(value)}" for key, value in settings),
     ]
 
@@ -277,13 +278,13 @@ def _list(view: View, todo: list[jobs.Job], how: RunOptions) -> None:
         return
     # Which rung the open ones of a halving have reached, only its process knows.
     open_ones = [[each for each in job if how.halving or each.name in names] for job in todo]
-    times = time_estimate.seconds(open_ones, how.halving)
-    start = time_estimate.start_up() * len(todo)
+    times = preflight.seconds(open_ones, how.halving)
+    start = preflight.start_up() * len(todo)
     print(
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
         f"of processes; the longest job {clock(max(times))}"
     )
-    if any(time_estimate.writes(trial.config) for job in open_ones for trial in job):
+    if any(preflight.writes(trial.config) for job in open_ones for trial in job):
         print("not counted: the texts that models write at the end of a run (config.generate)")
 
 

@@ -42,9 +42,7 @@ from ml_collections import config_flags
 from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed import processes
-from experiments.distributed.devices import announce
-from experiments.distributed.flags import initialize
-from experiments.distributed.mesh import mesh_of
+from experiments.distributed.devices import announce, mesh_of
 from experiments.runs.audit_flag import wanted
 from experiments.runs.finished_run import changed_data, is_completed, require_adapter
 from experiments.runs.run import run, summarise
@@ -64,10 +62,24 @@ _MESH = flags.DEFINE_list(
     None,
     "The sizes of data, fsdp and tensor. -1 takes the remaining devices. The default is -1,1,1.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "The host:port of process 0, for processes that are started by hand."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "How many processes are started by hand.", lower_bound=1
+)
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0 on.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the processes that JAX finds by Slurm, a TPU pod, Open MPI or Kubernetes.",
+)
 
 
 def train() -> None:
-    initialize()
+    processes.initialize(  # before anything uses a device
+        _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, bool(_DISTRIBUTED.value)
+    )
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value, "1,-1,1"))
         config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))

@@ -18,7 +18,7 @@ from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.runs import audit_flag
 from experiments.runs.run_options import RunOptions
-from experiments.sweeps import child_process, jobs, open_files, process_error
+from experiments.sweeps import jobs, worker_process
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import track_flag
 from lora_jax.training.trial_program import EXECUTIONS
@@ -53,13 +53,13 @@ _LEASH = flags.DEFINE_bool(
 
 def worker() -> None:
     if _LEASH.value:
-        child_process.end_with(sys.stdin.fileno())
-    child_process.confine(cli.integers("cores", _CORES.value))
+        worker_process.end_with(sys.stdin.fileno())
+    worker_process.confine(cli.integers("cores", _CORES.value))
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = _names()
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
     halving = int(_HALVING.value or 0)
-    with process_error.written(folder.error(names[0])):
+    with worker_process.error_written(folder.error(names[0])):
         track = jobs.tracked(folder, track_flag.wanted())
         how = RunOptions(
             execution=_EXECUTION.value,  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def worker() -> None:
             track=track,
         )
         folder.require(names)  # an unknown name is an error before any training
-        open_files.allow(len(names))
+        worker_process.allow_files(len(names))
         announce()
         completed = jobs.work(folder, names, how, wait=_LOCK_WAIT.value)
     if not completed:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from docs.generate.docstrings import escaped, paragraph
 from docs.generate.rst import fenced, heading, table
-from experiments import command_names, help_text
+from experiments import cli, command_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ def _read(name: str) -> Command:
     from absl import flags
 
     module = importlib.import_module(f"experiments.{name}")
-    own = help_text.own_flags(flags.FLAGS, module.__name__)
-    found = [Flag(help_text.usage(each), help_text.meaning(each)) for each in own]
+    own = cli.own_flags(flags.FLAGS, module.__name__)
+    found = [Flag(cli.usage(each), cli.meaning(each)) for each in own]
     return Command(name, module.__doc__ or "", found)
 
 

@@ -1,5 +1,6 @@
-"""Say in one line which devices a command computes on."""
+"""The devices that a command computes on: describe them in one line, and make a mesh of them."""
 
+import math
 import os
 import sys
 from collections import Counter
@@ -7,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from experiments.distributed import processes
 from experiments.plurals import count
 from lora_jax.sharding import memory
+from lora_jax.sharding.mesh import make_mesh, mesh_sizes
 
 
 def announce() -> None:
@@ -62,3 +65,20 @@ def _bytes(device: Any) -> int | None:
     if device.process_index != jax.process_index():
         return None
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def mesh_of(sizes: Sequence[int] | None) -> Mesh | None:
+    """The mesh with these sizes of data, fsdp and tensor; by default all devices are `data`.
+
+    The result is None if one device trains alone. A single process may use only some devices.
+
+    Raises:
+      ValueError: the sizes do not fit the number of devices.
+    """
+    devices = jax.devices()
+    sizes = (len(devices), 1, 1) if sizes is None else tuple(sizes)
+    wanted = math.prod(sizes)
+    if jax.process_count() == 1 and 0 < wanted < len(devices):
+        devices = devices[:wanted]
+    mesh = make_mesh(*mesh_sizes(sizes, len(devices), "--mesh="), devices=devices)
+    return None if mesh.size == 1 else mesh

@@ -75,8 +75,6 @@ def check_arguments(
     host, _, port = coordinator.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
         raise ValueError(f"--coordinator={coordinator}: expected host:port, as 10.0.0.1:8476")
-    if processes < 1:
-        raise ValueError(f"--processes must be positive, got {processes}")
     if not 0 <= process < processes:
         raise ValueError(
             f"--process={process}: expected 0 to {processes - 1} of --processes={processes}"

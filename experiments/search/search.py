@@ -1,4 +1,7 @@
-"""Search for the best trial: ask for trials, have them trained, and go by their scores."""
+"""Search for the best trial: ask for trials, have them trained, and go by their scores.
+
+What a search has asked for is in the sweep's folder, as search.json; the scores are in the records.
+"""
 
 import dataclasses
 import itertools
@@ -6,19 +9,21 @@ import math
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from experiments.analysis.recorded_runs import held_out
+from absl import flags
+
+from experiments.analysis.recorded_runs import held_out, saved_metrics
+from experiments.cli import refuse_ignored
 from experiments.command_names import shown
 from experiments.runs import rungs
-from experiments.search.ask import ask, require
-from experiments.search.ledger import Ledger
-from experiments.search.objective import score, spent
-from experiments.search.space import MISSES, LeftOutError, Round, Space
+from experiments.search.space import MISSES, LeftOutError, Round, Space, ask, require_optuna
 from experiments.sweeps import jobs, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.sweep_flag import MOST, Overrides
 from experiments.sweeps.trials import Trial
+from lora_jax.records import run_record, sealed_file
 from lora_jax.training.loop_settings import Loop
 
 HELD_OUT = "--config.data.validation="
@@ -27,6 +32,23 @@ SEEDS = ("seed", "draw")
 """The settings of which a search would choose the luckiest."""
 Train = Callable[[Sequence[Trial], Sequence[Loop], int], None]
 """Trains those of some trials that have not ended; the number is the factor of halving, or 0."""
+
+_SEARCH = flags.DEFINE_enum(
+    "search",
+    None,
+    METHODS,
+    "Search the values of --sweep: tpe asks Optuna for trials, random draws them, and halving "
+    "also takes the worst out while they train.",
+)
+_BUDGET = flags.DEFINE_integer(
+    "budget", None, "The most training steps of all trials of --search together.", lower_bound=1
+)
+_PER_ROUND = flags.DEFINE_integer(
+    "per_round", 4, "How many trials tpe asks for at a time; they train together.", lower_bound=1
+)
+_FACTOR = flags.DEFINE_integer(
+    "halving_factor", 3, "At a rung of halving, one of so many trials goes on.", lower_bound=2
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +79,120 @@ class Asked:
         if self.method == "halving":
             kept["halving_factor"] = self.factor
         return kept
+
+
+def asked_by_flags(
+    trials: int | None, seed: int, launcher: str, unfit: dict[str, bool]
+) -> Asked | None:
+    """The search that the flags ask for; None if they ask for none.
+
+    Args:
+      unfit: flags of a sweep that a search has no use for, and whether each is given.
+
+    Raises:
+      ValueError: a flag does not go with another.
+    """
+    if _SEARCH.value is None and _BUDGET.value is not None:
+        raise ValueError(f"--budget goes with --search, such as --search={METHODS[0]}")
+    for flag, method in ((_PER_ROUND, "tpe"), (_FACTOR, "halving")):
+        if _SEARCH.value != method:
+            refuse_ignored((flag,), f"it goes with --search={method}")
+    if _SEARCH.value is None:
+        return None
+    for name, given in unfit.items():
+        if given:
+            raise ValueError(
+                f"--{name} does not go with --search, which chooses the trials and makes the jobs "
+                "itself"
+            )
+    if launcher != "local":
+        raise ValueError(f"--launcher={launcher}: --search runs on this machine; leave it out")
+    if _SEARCH.value == "halving" and flags.FLAGS["processes"].present:
+        raise ValueError(
+            "--processes does not go with --search=halving, which trains one program in one process"
+        )
+    if _SEARCH.value == "halving" and flags.FLAGS["retry"].value:
+        raise ValueError(
+            "--retry does not go with --search=halving, where a diverged trial has lost at its rung"
+        )
+    if trials is None and _BUDGET.value is None:
+        raise ValueError(f"--search={_SEARCH.value} needs --trials=N, --budget=STEPS, or both")
+    return Asked(
+        str(_SEARCH.value),
+        seed,
+        trials,
+        _BUDGET.value,
+        int(_PER_ROUND.value or 1),
+        int(_FACTOR.value or 2),
+    )
+
+
+NAME = "search.json"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """The settings of a search, the trials of each round, and what was left out."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+    def read(self) -> tuple[list[list[Overrides]], list[dict[str, Any]]]:
+        """The trials that were asked for, round by round, and combinations that cannot work.
+
+        Of the latter, each has its `values`, and `why`. Both are empty before the search begins.
+
+        Raises:
+          ValueError: the folder has a search with other settings, or its file was changed.
+        """
+        path = self.folder / NAME
+        if not path.exists():
+            return [], []
+        found = sealed_file.read(path)
+        if found.get("version") != VERSION or not isinstance(found.get("rounds"), list):
+            raise ValueError(f"{path} is no file of a search of this version")
+        for name, value in self.settings.items():
+            if (there := found["settings"].get(name)) != value:
+                raise ValueError(
+                    f"{path} is of a search with --{name}={_text(there)}, not {_text(value)}; name "
+                    "another --workdir"
+                )
+        return found["rounds"], found.get("left_out", [])
+
+    def write(
+        self,
+        rounds: list[list[Overrides]],
+        left_out: list[dict[str, Any]],
+        best: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the trials of all rounds, what was left out, and the best trial so far.
+
+        Args:
+          best: the name, the score and the flags of the best trial.
+        """
+        values = {"version": VERSION, "settings": self.settings, "best": best, "rounds": rounds}
+        sealed_file.write(self.folder / NAME, {**values, "left_out": left_out})
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:
+    """The metric of a trial's saved adapter; None if it has none, as it did not complete."""
+    path = folder.run(trial.name)
+    record = run_record.read(path) if path.exists() else None
+    if record is None or record.status != "completed" or record.config_digest != trial.digest:
+        return None
+    value = saved_metrics(record).get(loop.metric)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def spent(folder: SweepFolder, trials: Sequence[Trial]) -> int:
+    """The training steps of all trials that have a record, those taken out early among them."""
+    records = (run_record.read(path) for each in trials if (path := folder.run(each.name)).exists())
+    return sum(record.steps for record in records if record is not None)
 
 
 class Search:
@@ -93,10 +229,8 @@ class Search:
                 raise ValueError(
                     f"--sweep={axis.key}: --search would choose the luckiest seed; leave it out"
                 )
-        if asked.trials is not None:
-            sweep_flag.check_trials(asked.trials)
         if asked.method == "tpe":
-            require()
+            require_optuna()
         self._asked, self._folder, self._say = asked, folder, say
         self._space = Space(folder, arguments, axes, asked.seed)
         self._ledger = Ledger(folder.path, asked.settings(specs))

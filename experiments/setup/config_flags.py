@@ -19,7 +19,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 import variants
 from configs.settings import fields_of
-from experiments.command_environment import flag_file
+from experiments.command_names import flag_file
 from experiments.setup import config_files
 from experiments.setup.config import flag_type, is_a, kind_of, types_beside
 from lora_jax.error_text import first_line
@@ -79,7 +79,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
       ValueError: one line on what else is wrong with a flag or the config file.
     """
     argv = list(_located(_with_flag_files(argv, values)))
-    # The flag of `experiments.memory` is a text, of which the command makes several configs.
+    # The flag of `benchmarks` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
     given = [text.partition(":") for name, text in flag_texts(argv) if name == "config"]
     files = [name for name, _, _ in given]

@@ -15,8 +15,7 @@ from experiments.plurals import count
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
 from experiments.runs.run_options import USUAL, RunOptions
-from experiments.sweeps.file_lock import LockedError, lock
-from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import Track
@@ -42,8 +41,6 @@ def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> 
       size: the most trials in a job; 0 for all of a program.
       workers: without `size`, trials of a program are divided until each worker has a job.
     """
-    if size is not None and size < 0:
-        raise ValueError(f"--per_job must be at least 0, got {size}")
     programs = groups([trial.config for trial in trials])
     parts = [1] * len(programs)
     while size is None and sum(parts) < min(workers, len(trials)):

@@ -108,13 +108,6 @@ def check_count(trials: int, where: str) -> None:
         raise ValueError(f"{where}: {trials:,} trials; a sweep has at most {MOST:,}")
 
 
-def check_trials(trials: int) -> None:
-    """Raise a ValueError unless `--trials` is a number of trials that a sweep may have."""
-    if trials < 1:
-        raise ValueError(f"--trials must be positive, got {trials}")
-    check_count(trials, f"--trials={trials}")
-
-
 def check_key(key: str, where: str) -> None:
     """Raise a ValueError if a key is neither the path of a setting nor the name of an argument."""
     if not _KEY.fullmatch(key):
@@ -230,10 +223,8 @@ def draw(
     """The first `trials` combinations of `draws`.
 
     Raises:
-      ValueError: a key occurs twice, `trials` is not positive or too large, or there are not enough
-        different combinations.
+      ValueError: a key occurs twice, or there are not enough different combinations.
     """
-    check_trials(trials)
     found = list(itertools.islice(draws(axes, seed, integer), trials))
     if len(found) < trials:
         raise ValueError(f"--trials={trials}: only {len(found)} different ones were drawn")

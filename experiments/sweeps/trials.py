@@ -1,4 +1,4 @@
-"""The trials of a sweep; each is a run of `experiments.train` with its own flags."""
+"""The trials of a sweep; each is a run of `experiments.train` with its own flags and name."""
 
 import dataclasses
 import functools
@@ -24,7 +24,6 @@ from experiments.setup.config_flags import (
     settings_of,
 )
 from experiments.sweeps import sweep_flag
-from experiments.sweeps.trial_names import labels_of, name_of
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.suggest import nearest_if_close
 
@@ -238,7 +237,9 @@ def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, 
         return _no_argument(unknown, arguments)
     if isinstance(mistake, FlagValueError) and mistake.name in row:
         if mistake.is_section:
-            return _no_setting(arguments, mistake.name)
+            section: Any = get_value(mistake.name.removeprefix("config."), read_config(arguments))
+            near = f"{mistake.name}.{first_setting(section)}"
+            return f"{mistake.name} is a section, not a setting; nearest: {near}"
         if written := re.fullmatch(r"(\d+)-(\d+)", mistake.text):
             first, last = written.groups()
             return f"{mistake}; a range is {first}:{last}, which ends before {last}"
@@ -254,20 +255,6 @@ def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str
         such = " or ".join(settings[:3]) or "such as config.optimizer.learning_rate"
         near = f"; a setting is swept by its path, {such}"
     return f"the config has no argument '{key}', but {', '.join(known)}{near}"
-
-
-def _no_setting(arguments: Sequence[str], key: str) -> str:
-    """A message that a key is a section, and which setting or argument may be meant."""
-    section: Any = get_value(key.removeprefix("config."), read_config(arguments))
-    near = f"{key}.{first_setting(section)}"
-    argument = key.rpartition(".")[2]
-    file = arguments[0].removeprefix("--config=").partition(":")[0]
-    known = not config_files.is_json(file)  # which has no arguments
-    try:
-        read_config(_arguments(arguments, {argument: ""}))
-    except ValueError as error:
-        known = known and config_files.unknown_argument(error) is None
-    return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
 
 
 def named_apart(trials: Sequence[Trial], taken: Iterable[str] = ()) -> list[Trial]:
@@ -292,3 +279,32 @@ def named_apart(trials: Sequence[Trial], taken: Iterable[str] = ()) -> list[Tria
             name = f"{name[:_LONGEST]}-{digest[:8]}"
         apart.append(dataclasses.replace(trial, name=name))
     return apart
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
+
+
+def labels_of(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest ending of each key that no other key has."""
+    labels = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        others = [other for other in keys if other != key]
+        labels[key] = next(
+            (e for e in ends if not any(f".{o}".endswith(f".{e}") for o in others)), key
+        )
+    return labels
+
+
+def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDict) -> str:
+    """A trial's name: its overrides, with settings in normal form, however they were written."""
+    items = []
+    for key, text in row.items():
+        value: Any = text
+        if key.startswith("config."):
+            value = get_value(key.removeprefix("config."), config)
+        written = str(value) if isinstance(value, ConfigDict) else sweep_flag.text_of(value)
+        safe = _UNSAFE.sub("-", written)
+        items.append(f"{labels[key]}={safe if safe == written else safe.strip('-')}")
+    return ",".join(items)

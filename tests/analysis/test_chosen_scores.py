@@ -10,7 +10,7 @@ from fake_records import write
 from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.figures.scores import panels
-from experiments.search import objective
+from experiments.search.search import score
 from experiments.tables import cells, config_tables
 
 BEST, LAST = (0.9, 0.8, 0.64, 0.95), (0.5, 0.7, 0.62, 0.4)
@@ -55,5 +55,5 @@ def test_the_chosen_evaluation_is_taken_everywhere(tmp_path, choose):
     trials: Any = [
         SimpleNamespace(name=str(n), digest=r.config_digest) for n, r in enumerate(records)
     ]
-    found = [objective.score(folder, each, loop) for each in trials]
+    found = [score(folder, each, loop) for each in trials]
     assert found == [*(pytest.approx(score / 100) for score in wanted), None]

@@ -11,7 +11,7 @@ import small_model
 from absl import flags
 from commands import ROOT
 
-from experiments import cli, command_environment
+from experiments import cli, command_names
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.launchers.launch import LauncherParser
@@ -22,72 +22,132 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 SMOKE = "configs/quickstart.py:size=smoke"
 
 
+TRAIN = f"train --workdir=OUT --config={SMOKE}"
+STUDY = "tune --workdir=OUT --study=against_lora"
+SWEEP = f"sweep --workdir=OUT --config={SMOKE}"
+SEARCH = f"{SWEEP} --sweep=config.optimizer.learning_rate=log:1e-4:1e-1"
+DRAWN, WHOLE = "--documents times nothing", "--documents writes whole tables"
+DEFAULTS = "--documents: the tables in documents use the default; leave"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("line", "said"),
     [
-        ((f"--config={SMOKE}",), "--workdir is missing: "),
-        (("--config=configs/quikstart.py",), "nearest: 'configs/quickstart.py'"),
-        (("--config=configs/quickstart.py:sizes=smoke",), "'sizes=smoke': expected one of variant"),
+        (f"train --config={SMOKE}", "--workdir is missing: "),
+        ("train --workdir=OUT --config=configs/quikstart.py", "nearest: 'configs/quickstart.py'"),
         (
-            (f"--config={SMOKE},seed=abc",),
+            "train --workdir=OUT --config=configs/quickstart.py:sizes=smoke",
+            "'sizes=smoke': expected one of variant",
+        ),
+        (
+            f"{TRAIN},seed=abc",
             "'seed=abc': expected one of variant, size, storage=...; settings are flags, as in "
             "--config.seed=0",
         ),
         (
-            (f"--config={SMOKE}", "--config.data.name=imdb"),
+            f"{TRAIN} --config.data.name=imdb",
             "unknown data.name 'imdb': there are rotten_tomatoes, glue/cola, ",
         ),
-        ((f"--config={SMOKE}", "--config.variant.rnk=4"), "no setting 'rnk'; nearest: 'rank'"),
+        (f"{TRAIN} --config.variant.rnk=4", "no setting 'rnk'; nearest: 'rank'"),
         (
-            (f"--config={SMOKE}", "--config.varient.rank=4"),
+            f"{TRAIN} --config.varient.rank=4",
             "error: config.varient.rank: no such setting; it is config.variant.rank",
         ),
         (
-            (f"--config={SMOKE}", "--config.optimizer.learing_rate=1"),
+            f"{TRAIN} --config.optimizer.learing_rate=1",
             "learing_rate: no such setting; nearest: config.optimizer.learning_rate, ",
         ),
-        ((f"--config={SMOKE}", "--config.variant.rank=many"), "--config.variant.rank=many"),
-        ((f"--config={SMOKE}", "--wrkdir=x"), "error: no flag --wrkdir; nearest: --workdir"),
-        ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
-        ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
-        ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
+        (f"{TRAIN} --config.variant.rank=many", "--config.variant.rank=many"),
+        (f"{TRAIN} --wrkdir=x", "error: no flag --wrkdir; nearest: --workdir"),
+        (f"{TRAIN} stray", "unexpected argument 'stray'"),
+        (f"{TRAIN} --config.variant.name=lorra", "nearest: 'lora'"),
+        (f"{TRAIN} --process=1", "--process needs --coordinator, too"),
+        (f"{TRAIN} --rank=4", "error: no flag --rank; it is --config.variant.rank"),
+        (f"{TRAIN} --distributed", "--distributed: JAX cannot tell how these processes meet"),
         (
-            (f"--config={SMOKE}", "--rank=4"),
-            "error: no flag --rank; it is --config.variant.rank",
+            f"{STUDY} --rows=dora",
+            "error: --rows=dora: the study compares every method with lora, so --rows must contain "
+            "it: --rows=lora,dora",
         ),
-        ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
+        (f"{STUDY} --argument=source=tsv,folder=nowhere", "sst2: there is no folder nowhere"),
+        (f"{STUDY.replace('lora', 'lorra')}", "unknown study; nearest: 'against_lora'"),
+        (f"{STUDY} --argument=source=tsv,row=dora", "row=dora: give --rows=dora in place of row"),
+        (f"{STUDY} --argument=task=cola", "task=cola: give --columns=cola in place of task"),
+        (f"{STUDY} --argument=seed=3", "seed=3: the study's STUDY says which seeds"),
+        (SWEEP, "error: nothing to sweep: give --sweep=KEY=VALUES"),
+        (f"{SWEEP} --sweep=config.seed=0:2 --processes=0", "error: flag --processes=0"),
+        (
+            f"{SWEEP} --sweep=config.seed=0:2 --dry_run --sweep_seed=3",
+            "error: --sweep_seed would be ignored: it goes with --trials and --search",
+        ),
+        (f"{SEARCH} --budget=9", "error: --budget goes with --search, such as --search=tpe"),
+        (
+            f"{SEARCH} --halving_factor=2",
+            "error: --halving_factor would be ignored: it goes with --search=halving",
+        ),
+        (
+            f"{SEARCH} --search=random",
+            "error: --search=random needs --trials=N, --budget=STEPS, or both",
+        ),
+        (
+            f"{SEARCH} --search=random --trials=3 --shard=0/2",
+            "error: --shard does not go with --search",
+        ),
+        (
+            f"{SEARCH} --search=halving --trials=3 --processes=2",
+            "error: --processes does not go with --search=halving",
+        ),
+        (
+            f"{SEARCH} --search=halving --trials=3 --retry",
+            "error: --retry does not go with --search=halving, where a diverged trial has lost",
+        ),
+        (
+            f"{SEARCH} --search=tpe --trials=3 --launcher=print",
+            "error: --launcher=print: --search runs on",
+        ),
+        ("worker --workdir=OUT", "error: --trial is missing: "),
+        (
+            "worker --workdir=OUT --trial=../x",
+            "error: --trial=../x: expected the name of a folder in trials/",
+        ),
+        ("worker --workdir=OUT --trial=x --cores=a", "error: --cores=a: expected whole numbers"),
+        ("methods --documents=README.md --shape=8x8", f"{DEFAULTS} --shape out"),
+        ("methods --documents=README.md --model=minilm", f"{DEFAULTS} --model out"),
+        *(
+            (line, f"error: {line.split()[-1].partition('=')[0]} would be ignored: {why}")
+            for line, why in (
+                ("plan --published --methods=lora", "--published shows published model sizes"),
+                ("plan --methods=lora --tokens=8", "it goes with --table"),
+                ("benchmarks --trials=8", "it goes with --suite=sweep"),
+                ("benchmarks --suite=start --sizes=8x16", "it goes with --suite=sweep"),
+                ("benchmarks --suite=start --size=smoke", "--suite=start takes what --config tra"),
+                ("benchmarks --suite=sweep --cases=minilm", "--suite=sweep has no cases"),
+                ("benchmarks --suite=scale --steps=20", "it goes with --suite=sweep"),
+                ("benchmarks --config=configs/glue.py", "it goes with --suite=sweep and --suite="),
+                ("benchmarks --documents=README.md --suite=memory", DRAWN),
+                ("benchmarks --documents=README.md --config=configs/glue.py", DRAWN),
+                ("combine --runs=a,b --out=runs/no --seed=1", "it goes with --by=dare"),
+                ("distance --runs=a --directions=4", "it compares two runs"),
+                ("table --documents=README.md --table=glue", WHOLE),
+                ("table --documents=README.md --size=smoke", WHOLE),
+                ("power --sd=0.6 --reference=dora", "it goes with --results"),
+                ("power --sd=0.6 --size=smoke", "it goes with --results"),
+                ("report --documents=README.md --results=runs", "--documents writes what committ"),
+                ("methods --documents=README.md --format=csv", "the tables in documents are in M"),
+            )
+        ),
     ],
 )
-def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
-    workdir = tmp_path / "run"
-    if "--workdir" not in said:
-        arguments = (*arguments, f"--workdir={workdir}")
-    done = commands.run("experiments.train", *arguments)
-    assert done.returncode == 1
-    (line,) = [each for each in done.stderr.splitlines() if not each.startswith("devices: ")]
-    assert line.startswith("error: ") and said in line
-    assert not workdir.exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ("--study=against_lora", "--rows=dora"),
-            "--rows=dora: the study compares every method with lora, so --rows must contain it: "
-            "--rows=lora,dora",
-        ),
-        (
-            ("--study=against_lora", "--argument=source=tsv,folder=nowhere"),
-            "sst2: there is no folder nowhere",
-        ),
-        (("--study=against_lorra",), "--study=against_lorra: unknown study; nearest: 'against_lo"),
-    ],
-)
-def test_a_mistake_in_a_study(tmp_path, arguments, said):
-    done = commands.run("experiments.tune", *arguments, f"--workdir={tmp_path / 'study'}")
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {said}")
-    assert not (tmp_path / "study").exists()
+def test_a_mistake_is_one_line(tmp_path, line, said):
+    """It says what is wrong, and nothing has been written."""
+    command, *arguments = line.replace("OUT", str(tmp_path / "out")).split()
+    done = commands.run(
+        command if command == "benchmarks" else f"experiments.{command}", *arguments
+    )
+    (error,) = [each for each in done.stderr.splitlines() if not each.startswith("devices: ")]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error.startswith("error: ") and said in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path):
@@ -111,7 +171,7 @@ def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path):
 def test_a_new_interpreter_says_the_same():
     """As `commands` does not start one."""
     line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
-    plain = {name: os.environ[name] for name in os.environ.keys() - command_environment.MALLOC}
+    plain = {name: os.environ[name] for name in os.environ.keys() - command_names.MALLOC}
     done = subprocess.run(line, cwd=ROOT, env=plain, capture_output=True, text=True)
     forked = commands.run(*line[2:])
     assert (done.returncode, done.stderr) == (forked.returncode, forked.stderr)
@@ -119,9 +179,9 @@ def test_a_new_interpreter_says_the_same():
 
 @pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="no glibc")
 def test_settings_of_malloc_are_those_of_the_user_if_there_is_one():
-    assert command_environment.missing({"PATH": "x"}) == command_environment.MALLOC
+    assert command_names.missing({"PATH": "x"}) == command_names.MALLOC
     for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"):
-        assert command_environment.missing({name: ""}) == {}
+        assert command_names.missing({name: ""}) == {}
 
 
 @pytest.mark.slow
@@ -371,3 +431,80 @@ def test_the_root_is_a_folder(monkeypatch):
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"^--out=/: / cannot be written to$"):
         cli.out_folder("/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--config", "configs/quick.py"), "no config file 'configs/quick.py'; nearest: .*quickst"),
+        (
+            ("-config=quickstart.py:size=smoke",),
+            "no config file 'quickstart.py'; nearest: .*/quick",
+        ),
+        (("--config=configs/common.pyy",), "no config file .*; nearest: 'configs/.*"),
+        (("--config=",), "no config file ''"),
+        (("--workdir=x", "--config"), "no config file ''"),
+        (
+            ("--config=configs/glue.py,task=cola",),
+            "--config=configs/glue.py,task=cola: arguments follow a colon: configs/glue.py:task=co",
+        ),
+        (
+            ("--config=README.md",),
+            "'README.md' is not a config, not even Python: .*README.md, line",
+        ),
+        (
+            ("--config=configs/common.py",),
+            "'configs/common.py' is not a config: it has no get_config; nearest: 'configs/.*",
+        ),
+    ],
+)
+def test_what_is_no_config_file(monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["command", *arguments])
+    assert re.fullmatch(f"error: {said}.*", str(caught.value.code))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["--config=nope.py"], "no config file 'nope.py'; nearest: .*"),
+        (["--config=configs/glue.py:tusk=rte"], "config argument 'tusk=rte': expected .*"),
+        (
+            ["--config=configs/glue.py", "--config.variant=dora"],
+            "flag --config.variant=dora: it is a section, not a setting; "
+            "nearest: --config.variant.name",
+        ),
+        (
+            ["--config=configs/glue.py", "--config=configs/glue.py", "--config.seed=1"],
+            "two --config flags are given: leave one out",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_of_flags_is_the_one_of_the_command_line(tmp_path, lines, said):
+    file = tmp_path / "flags"
+    file.write_text("\n".join(lines))
+    for given in (lines, [f"--flagfile={file}"]):
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            read_config(given)
+
+
+def test_a_config_of_this_project_is_found_in_any_folder(tmp_path, monkeypatch):
+    """Unless there is a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert read_config(["--config=configs/glue.py:task=rte"]).data.name == "glue/rte"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "glue.py").write_text(
+        "from ml_collections import ConfigDict\n\n"
+        "def get_config(arg=None):\n    return ConfigDict({'seed': 0})\n"
+    )
+    assert read_config(["--config", "configs/glue.py"]).to_dict() == {"seed": 0}
+    with pytest.raises(ValueError, match=r"no config file 'configs/glu.py'; nearest: .*glue.py'"):
+        read_config(["--config=configs/glu.py"])
+
+
+def test_a_file_that_is_no_config_is_not_executed(tmp_path):
+    (tmp_path / "other.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    with pytest.raises(SystemExit, match="it has no get_config"):
+        cli.parse(["command", f"--config={tmp_path / 'other.py'}"])
+    assert not (tmp_path / "trace").exists()

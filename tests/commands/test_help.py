@@ -15,7 +15,7 @@ from absl import flags
 from commands import ROOT
 from ml_collections import config_flags
 
-from experiments import command_environment, command_names, help_text
+from experiments import cli, command_names
 from experiments.setup.config_flags import read_config
 
 FILES = [
@@ -48,7 +48,7 @@ def flags_in(path):
 
 def interpreter(*arguments, cwd):
     """A new interpreter, without settings of malloc, that finds this project's packages."""
-    drop = {*command_environment.MALLOC, *command_environment.OTHERS}
+    drop = {*command_names.MALLOC, *command_names.OTHERS}
     plain = {name: os.environ[name] for name in os.environ.keys() - drop}
     line = [sys.executable, *arguments]
     environment = {**plain, "PYTHONPATH": str(ROOT)}
@@ -118,20 +118,20 @@ def test_only_what_computes_starts_again(monkeypatch, arguments, starts):
     line = [f"experiments.{arguments[0]}", *arguments[1:]]
     monkeypatch.setattr(sys, "argv", ["-m", *arguments[1:]])
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", *line])
-    monkeypatch.setattr(command_environment, "missing", lambda _: {"NAME": "value"})
+    monkeypatch.setattr(command_names, "missing", lambda _: {"NAME": "value"})
     started = []
     monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    command_environment.prepare()
+    command_names.prepare()
     given = (sys.executable, [sys.executable, "-m", *line], {**os.environ, "NAME": "value"})
     assert started == ([given] if starts else [])
 
 
 def test_ctrl_c_during_imports_is_a_word_and_a_fault_is_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    monkeypatch.setattr(command_environment, "missing", lambda _: {})
-    command_environment.start_again()
+    monkeypatch.setattr(command_names, "missing", lambda _: {})
+    command_names.start_again()
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert capsys.readouterr().err == "interrupted\n"
     sys.excepthook(ValueError, ValueError("no"), None)
@@ -141,8 +141,8 @@ def test_ctrl_c_during_imports_is_a_word_and_a_fault_is_a_traceback(monkeypatch,
 def test_a_missing_file_of_flags_is_one_line(monkeypatch, capsys, tmp_path):
     """A command with a config meets it while it imports."""
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    monkeypatch.setattr(command_environment, "missing", lambda _: {})
-    command_environment.start_again()
+    monkeypatch.setattr(command_names, "missing", lambda _: {})
+    command_names.start_again()
     argument = f"--flagfile={tmp_path / 'none'}"
     with pytest.raises(flags.CantOpenFlagFileError) as found:
         config_flags.DEFINE_config_file(
@@ -161,8 +161,11 @@ def test_the_version():
 
 
 def test_a_command_that_there_is_not():
-    with pytest.raises(ValueError, match=r"'bench'; it is a tool of the repository: make bench$"):
-        command_names.require_command("bench")
+    for name, said in (("bench", "make bench$"), ("memory", "plan does this: give it --publis")):
+        with pytest.raises(ValueError, match=f"no command '{name}'; .*{said}"):
+            command_names.require_command(name)
+    gone = interpreter("-m", "experiments.memory", "--tokens=8", cwd=ROOT)
+    assert gone.returncode == 1 and gone.stderr.startswith("error: no command 'memory'; plan does")
     with pytest.raises(ValueError, match=r"no command 'trian'; nearest: 'train'.* lists all"):
         command_names.require_command("trian")
     with pytest.raises(ValueError, match=r"^no flag --hlep; nearest: --help, "):
@@ -248,4 +251,4 @@ def defined():
 )
 def test_a_flag_is_explained_by_its_kind(name, usage, meaning):
     flag = defined()[name]
-    assert (help_text.usage(flag), help_text.meaning(flag)) == (usage, meaning)
+    assert (cli.usage(flag), cli.meaning(flag)) == (usage, meaning)

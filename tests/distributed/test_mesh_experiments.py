@@ -13,7 +13,7 @@ from small_language import write_places
 
 import lora_jax as lj
 from experiments import cli
-from experiments.distributed.mesh import mesh_of
+from experiments.distributed.devices import mesh_of
 from experiments.runs import generated_texts, run
 from experiments.runs.interruption import Interrupted
 from experiments.setup.experiment import build

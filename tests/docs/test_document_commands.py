@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 ELSEWHERE = {
     r"experiments\.serve": "tests/serving/test_server.py",
-    r"experiments\.sweep .*--search=": "tests/search/test_search_command.py",
+    r"experiments\.sweep .*--search=": "tests/search/test_search.py",
     r"experiments\.tune": "tests/commands/test_studies.py",
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
     r"experiments\.plan .*--topology": "tests/planning/test_plan.py",
@@ -34,8 +34,8 @@ def small(module: str, flags: list[str]) -> list[str]:
     """The flags with which a command trains a small model for four steps, or reads such runs."""
     if module == "experiments.plot" and not any("experiments/results" in each for each in flags):
         return [*flags, "--size=smoke"]
-    if module == "experiments.memory" and flags:
-        return [*flags, "--methods=lora"]
+    if any(each.startswith("--methods=full,") for each in flags):
+        return [*(each for each in flags if "--methods" not in each), "--methods=lora"]
     if module not in TRAINING:
         return flags
     (config,) = (flag for flag in flags if flag.startswith("--config="))

@@ -7,7 +7,7 @@ import small_model
 from small_language import write_places
 
 from configs import instruct
-from experiments.distributed.mesh import mesh_of
+from experiments.distributed.devices import mesh_of
 from experiments.planning import abstract_step
 from experiments.planning.abstract_step import AbstractStep, Batches, stays
 from experiments.runs import run

@@ -15,7 +15,7 @@ from small_decoder import random_decoder
 
 from configs import quickstart
 from configs.settings import GenerateSettings
-from experiments.distributed.mesh import mesh_of
+from experiments.distributed.devices import mesh_of
 from experiments.planning.abstract_step import AbstractStep
 from experiments.runs import run, training
 from experiments.runs.announce import Held

@@ -17,7 +17,7 @@ from experiments.setup import from_data
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.load import load
-from experiments.sweeps import time_estimate
+from experiments.sweeps import preflight
 from lora_jax import data
 
 MATRICES = 12
@@ -139,10 +139,10 @@ def test_an_estimate_of_its_time_gathers_nothing(method, config_of, once, monkey
 
     def cost(experiment, *_):
         built.append(experiment)
-        return time_estimate.Cost(1.0, 1.0, 8)
+        return preflight.Cost(1.0, 1.0, 8)
 
-    monkeypatch.setattr(time_estimate, "_cost", cost)
-    assert time_estimate.measure(config_of(method)).trained > 0
+    monkeypatch.setattr(preflight, "_cost", cost)
+    assert preflight.measure(config_of(method)).trained > 0
     assert not once
     factors = [x for each in built[0].trainable["adapters"].values() for x in each.values()]
     assert all(np.isfinite(x).all() for x in factors) and any(np.any(x) for x in factors)

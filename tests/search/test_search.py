@@ -1,22 +1,26 @@
-"""Searches whose trials are scored by a formula in place of training."""
+"""Searches whose trials are scored by a formula, not trained, and the command of a search."""
 
 import dataclasses
 import functools
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
+import time
 from operator import getitem
-from pathlib import Path
 
 import commands
 import fake_records
 import pytest
 import small_model
+from commands import ROOT
 from killed import Killed
 from quickstart_sweep import sweep
 
-from experiments.search import ask, objective, space
-from experiments.search.search import Asked, Search
+from experiments.search import space
+from experiments.search.search import Asked, Search, score
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import sweep_flag
@@ -26,7 +30,6 @@ from lora_jax.records import run_record
 from lora_jax.training.loop_settings import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-ROOT = Path(__file__).parents[2]
 RATE, RANK = "config.optimizer.learning_rate", "config.variant.rank"
 SPECS = [f"{RATE}=log:1e-5:1e-1", f"{RANK}=2,4"]
 BEST = 1e-2
@@ -111,6 +114,13 @@ def run(search, *given, **settings):
     return made.run(train)
 
 
+def searched(search, path, *given, **settings):
+    """What a search has asked for, and what it has said of it."""
+    folder, said = SweepFolder(path), []
+    run(search, folder, *given, say=said.append, **settings)
+    return [each for part in ledger(folder)["rounds"] for each in part], said
+
+
 @pytest.fixture(scope="module")
 def found(search, tmp_path_factory):
     folder = SweepFolder(tmp_path_factory.mktemp("tpe"))
@@ -138,22 +148,19 @@ def test_the_best_trial_has_the_lowest_score_where_lower_is_better(search, tmp_p
     def lowest(*given):
         return dataclasses.replace(loop_of(*given), mode="min")
 
-    loop_of, folder = space.loop_of, SweepFolder(tmp_path)
+    loop_of = space.loop_of
     monkeypatch.setattr(space, "loop_of", lowest)
-    run(search, folder, "random", trials=5)
-    (asked,) = ledger(folder)["rounds"]
-    assert ledger(folder)["best"]["score"] == min(map(quality, asked)) < max(map(quality, asked))
+    asked, _ = searched(search, tmp_path, "random", trials=5)
+    best = ledger(SweepFolder(tmp_path))["best"]["score"]
+    assert best == min(map(quality, asked)) < max(map(quality, asked))
 
 
-def test_the_command_for_the_best_trial_is_whole(found, tmp_path):
+def test_the_command_for_the_best_trial_is_whole(found):
     """It has all that `train` requires, and its folder is outside that of the search."""
     folder, said = found
     words = shlex.split(said[1].partition(": ")[2])
     assert words[:3] == ["python", "-m", "experiments.train"]
     assert words[-1] == f"--workdir={folder.path}_best"
-    (tmp_path / "lines.json").write_text(json.dumps([("best", words[2], words[3:])]))
-    read = commands.run("tests/support/parse_lines.py", tmp_path / "lines.json")
-    assert read.returncode == 0, read.stdout
 
 
 def printed(line):
@@ -207,13 +214,11 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("method", ["tpe", "random"])
 def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
-    """Each in one line that says why; a killed search leaves out the same ones."""
+    """Each in one line that says why."""
     how = {"method": method, "specs": [SPECS[0], f"{RANK}=0,64,2,4"]}
     how |= {"variant.initialization": "pissa", "trials": 10}
-    whole, said = SweepFolder(tmp_path / "whole"), []
-    run(search, whole, say=said.append, **how)
-    there = ledger(whole)
-    asked = [each for part in there["rounds"] for each in part]
+    asked, said = searched(search, tmp_path, **how)
+    there = ledger(SweepFolder(tmp_path))
     assert len(asked) == 10 and {each[RANK] for each in asked} == {"2", "4"}
     assert {each["values"][RANK] for each in there["left_out"]} == IMPOSSIBLE.keys()
     for line, each in zip(said, there["left_out"], strict=True):
@@ -221,12 +226,6 @@ def test_combinations_that_cannot_work_are_left_out(method, search, tmp_path):
         start = f"left out: {RATE}={values[RATE]},{RANK}={values[RANK]}: "
         assert line.startswith(start) and IMPOSSIBLE[values[RANK]] in line
         assert "\n" not in line
-    killed = SweepFolder(tmp_path / "killed")
-    for most in (3, 6):
-        with pytest.raises(Killed):
-            run(search, killed, most=most, **how)
-    run(search, killed, **how)
-    assert {**ledger(killed), "best": None} == {**there, "best": None}
 
 
 def test_if_nothing_works_one_line_says_so(search, tmp_path):
@@ -249,18 +248,15 @@ def test_a_missing_file_is_no_fault_of_a_combination(search, tmp_path):
 
 
 def test_trials_that_would_be_scored_on_the_development_set_are_left_out(search, tmp_path):
-    folder, said = SweepFolder(tmp_path), []
     specs = [f"{RANK}=2,4", "config.data.validation=0,40"]
-    run(search, folder, "random", 4, specs=specs, say=said.append, left=["data.validation"])
-    (asked,) = ledger(folder)["rounds"]
+    asked, said = searched(search, tmp_path, "random", 4, specs=specs, left=["data.validation"])
     assert [each["config.data.validation"] for each in asked] == ["40", "40"]
     assert sum("--search chooses by examples held out" in line for line in said) == 2
 
 
 def test_equal_settings_are_tried_once(search, tmp_path):
-    folder, said = SweepFolder(tmp_path), []
-    run(search, folder, "random", 4, specs=[f"{RATE}=1e-3,0.001,2e-3"], say=said.append)
-    assert len(ledger(folder)["rounds"][0]) == 2
+    asked, said = searched(search, tmp_path, "random", 4, specs=[f"{RATE}=1e-3,0.001,2e-3"])
+    assert len(asked) == 2
     assert "its settings are those of config.optimizer.learning_rate=" in said[0]
 
 
@@ -270,37 +266,22 @@ LENGTHS = [SPECS[0], "config.train.epochs=1,6"]
 @pytest.mark.parametrize("method", ["tpe", "random"])
 def test_a_budget_is_spent_on_trials_of_unequal_lengths(method, search, tmp_path):
     """Of 8 and of 48 steps, the first drawn of 48: in the end, less than 8 are left, and not -1."""
-    folder = SweepFolder(tmp_path)
     how = {"specs": LENGTHS, "seed": 1, "trials": None, "left": ["train.epochs"]}
     before = []
     for budget in (20, 173):
-        run(search, folder, method, budget=budget, **how)
-        asked = [each for part in ledger(folder)["rounds"] for each in part]
+        asked, _ = searched(search, tmp_path, method, budget=budget, **how)
         steps = sum({"1": 8, "6": 48}[each["config.train.epochs"]] for each in asked)
         assert budget - 8 < steps <= budget
         assert asked[: len(before)] == before
         before = asked
 
 
-def test_both_limits_of_a_search_hold(search, tmp_path):
-    how = {"specs": LENGTHS, "method": "random", "left": ["train.epochs"]}
-    for trials, budget, most in ((3, 400, 3), (12, 100, 11)):
-        folder = SweepFolder(tmp_path / f"{trials}")
-        run(search, folder, trials=trials, budget=budget, **how)
-        (asked,) = ledger(folder)["rounds"]
-        steps = sum({"1": 8, "6": 48}[each["config.train.epochs"]] for each in asked)
-        assert len(asked) <= most and steps <= budget
-
-
 @pytest.mark.parametrize("method", ["tpe", "random", "halving"])
 @pytest.mark.parametrize("limit", [{"trials": 7}, {"trials": None, "budget": 200}])
 def test_a_search_ends_when_all_combinations_were_tried(method, limit, search, tmp_path):
-    folder = SweepFolder(tmp_path)
+    specs = [f"{RATE}=1e-3,2e-3,3e-3,4e-3"]
     for _ in range(2):  # a repeated command finds nothing more to do
-        said = []
-        how = {"specs": [f"{RATE}=1e-3,2e-3,3e-3,4e-3"], "say": said.append}
-        run(search, folder, method, **{**how, **limit})
-        asked = [each for part in ledger(folder)["rounds"] for each in part]
+        asked, said = searched(search, tmp_path, method, specs=specs, **limit)
         assert len({tuple(each.values()) for each in asked}) == len(asked) == 4
     whole = "4 trials: all combinations of --sweep have been tried"
     assert said == [] if method == "halving" else [whole]
@@ -324,7 +305,7 @@ def test_trials_without_a_score_do_not_count(tmp_path):
     axes = [sweep_flag.parse(f"{RANK}=1,2,3")]
     told = [({RANK: "1"}, None), ({RANK: "3"}, 0.5)]
     for _ in range(2):
-        new = ask.ask(axes, told, 4, seed=1, maximise=True, integer=lambda key: True)
+        new = space.ask(axes, told, 4, seed=1, maximise=True, integer=lambda key: True)
         assert new == [{RANK: "2"}]
 
 
@@ -341,14 +322,14 @@ def test_only_a_completed_record_of_a_trials_own_settings_has_its_score(tmp_path
             changes={"seed": of.config.seed},
             status=status,
         )
-    scores = [objective.score(folder, each, Loop(8)) for each in (good, foreign, failed)]
+    scores = [score(folder, each, Loop(8)) for each in (good, foreign, failed)]
     assert scores == [0.25, None, None]
 
 
 def test_numbers_are_within_their_ranges_and_of_few_digits():
     axes = [sweep_flag.parse("config.a=log:1e-4:3e-3"), sweep_flag.parse("config.b=uniform:2:9")]
     new, same, other = (
-        ask.ask(axes, [], 9, seed=seed, maximise=False, integer=lambda key: key == "config.b")
+        space.ask(axes, [], 9, seed=seed, maximise=False, integer=lambda key: key == "config.b")
         for seed in (3, 3, 4)
     )
     for each in new:
@@ -379,7 +360,6 @@ def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(search, tm
         ({"specs": ["config.seed=0:3"]}, "would choose the luckiest seed"),
         ({"specs": ["seed=0:3"]}, "would choose the luckiest seed"),
         ({"specs": ["config.data.draw=0:3"]}, "would choose the luckiest seed"),
-        ({"trials": 0}, "--trials must be positive, got 0"),
         ({"specs": []}, "give what to search"),
         ({"method": "random", "budget": 50}, "--trials=12 take 96 steps, .* has 6 trials"),
         ({"trials": None, "budget": 7}, "--budget=7 is too small for trials of 8 steps"),
@@ -446,3 +426,81 @@ def test_a_halving_goes_on_as_one_program_or_not_at_all(search, tmp_path, monkey
     monkeypatch.setattr("experiments.sweeps.jobs.make", lambda found, size: [found[:2], found[2:]])
     with pytest.raises(ValueError, match="trains one program, and these trials are of 2: "):
         made.run(pytest.fail)
+
+
+RANGE = f"--sweep={RATE}=log:1e-4:1e-1"
+
+
+def command(*arguments):
+    done = commands.run("experiments.sweep", *arguments)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Of 8 steps, with 40 sentences held out."""
+    return [*small_model.flags(tmp_path_factory.mktemp("small")), RANGE, "--noaudit"]
+
+
+def records(folder):
+    found = {path.parent.name: run_record.read(path.parent) for path in folder.rglob("record.json")}
+    return {name: (r.status, r.note, r.steps, r.metrics_last, r.rungs) for name, r in found.items()}
+
+
+def test_the_process_that_searches_leaves_accelerators_to_its_workers(flags, tmp_path):
+    """It traces shapes before anything else, and would hold a device that workers need."""
+    other = tmp_path / "other.py"
+    other.write_text(
+        "import runpy, jax\n"
+        "jax.config.update('jax_platforms', 'accelerator')\n"
+        "runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)\n"
+    )
+    more = ["--search=random", "--budget=7", f"--workdir={tmp_path / 'search'}"]
+    done = commands.run(other, *flags, *more)
+    assert done.stderr == "error: --budget=7 is too small for trials of 8 steps\n"
+
+
+@pytest.mark.slow
+def test_a_halving_that_is_killed_is_the_same_halving(flags, tmp_path):
+    flags = [*flags, "--search=halving", "--trials=6", "--halving_factor=2", "--execution=each"]
+    code, said, error = command(*flags, f"--workdir={tmp_path / 'whole'}")
+    assert code == 0, error
+    assert error.startswith("devices: 1 process on the CPU, with ")
+    whole = records(tmp_path / "whole")
+    assert sorted(each[0] for each in whole.values()) == ["completed", *["stopped"] * 5]
+    assert "best: learning_rate=" in said
+    best = json.loads((tmp_path / "whole" / "search.json").read_text())["best"]
+    assert whole[best["name"]][0] == "completed"
+    code, said, error = command(*flags, f"--workdir={tmp_path / 'whole'}", "--dry_run")
+    assert (code, "6 trials, 0 to train, in 0 jobs" in said) == (0, True), error
+
+    killed = tmp_path / "killed"
+    line = [sys.executable, "-m", "experiments.sweep", *flags, f"--workdir={killed}"]
+    process = subprocess.Popen(line, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL)
+    while not list(killed.glob("trials/.programs/*/rungs.json")) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    code, said, error = command(*flags, f"--workdir={killed}")
+    assert code == 0, error
+    assert records(killed) == whole
+    assert json.loads((killed / "search.json").read_text())["best"] == best
+
+
+@pytest.mark.slow
+def test_tpe_trains_rounds_in_several_processes(flags, tmp_path):
+    flags = [
+        *flags,
+        "--search=tpe",
+        "--per_round=2",
+        "--processes=2",
+        f"--workdir={tmp_path / 's'}",
+    ]
+    code, said, error = command(*flags, "--trials=2")
+    assert code == 0, error
+    code, said, error = command(*flags, "--trials=4")
+    assert code == 0, error
+    rounds = json.loads((tmp_path / "s" / "search.json").read_text())["rounds"]
+    assert [len(each) for each in rounds] == [2, 2]
+    assert [each[0] for each in records(tmp_path / "s").values()] == ["completed"] * 4
+    assert "(4 trials, 32 training steps in all)" in said

@@ -1,17 +1,18 @@
-"""Values that no model has: drawn configs are read or refused in a line, and ids are in tables."""
+"""Values that no model and no file has: they are read or refused in a line."""
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from make_fixtures import bert, deberta, decoders
 
+from configs.settings import DataSettings, TextSettings
+from experiments.setup import from_config
 from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
-from lora_jax.data.sources import rows
-from lora_jax.data.tokenizing import vocabulary_files
 from lora_jax.models import families
 from lora_jax.models.parts.config_checks import MOST_LAYERS
 from lora_jax.models.parts.rope import frequencies
@@ -23,7 +24,6 @@ PUBLISHED = {
     "deberta-v2": deberta.CASES["v3"][0],
     **{name: decoders.CASES[name] for name in ("llama", "mistral", "qwen2", "qwen3", "gpt2")},
 }
-LAYERS = {"gpt2": "n_layer"}
 EPSILON = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps", "roberta": "layer_norm_eps"}
 EPSILON["deberta-v2"] = "layer_norm_eps"
 
@@ -91,21 +91,8 @@ def test_epsilons_that_are_none(kind, epsilon):
     name = EPSILON.get(kind, "rms_norm_eps")
     with pytest.raises(ValueError, match=f"^{name} must be "):
         read(kind, {**PUBLISHED[kind], name: epsilon})
-
-
-@pytest.mark.parametrize("kind", PUBLISHED)
-def test_epsilons_that_are_published(kind):
-    name = EPSILON.get(kind, "rms_norm_eps")
-    for epsilon in (1e-12, 1e-7, 1e-5, 1e-3):
-        assert getattr(read(kind, {**PUBLISHED[kind], name: epsilon}), name) == epsilon
-
-
-@pytest.mark.parametrize("kind", PUBLISHED)
-def test_a_billion_layers(kind):
-    """A Llama of them would be a list of their kinds before any weight is looked at."""
-    name = LAYERS.get(kind, "num_hidden_layers")
-    with pytest.raises(ValueError, match=f"{name} must be an integer <= 10,000, got 1000000000"):
-        read(kind, {**PUBLISHED[kind], name: 10**9})
+    for good in (1e-12, 1e-7, 1e-5, 1e-3):
+        assert getattr(read(kind, {**PUBLISHED[kind], name: good}), name) == good
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -165,28 +152,6 @@ def test_what_a_tokenizer_gives_is_in_the_models_tables(ids, types, pad_id, said
         check_vocabulary(parts, 10, "folder", 2)
 
 
-def test_types_of_a_model_without_a_table_of_them():
-    check_vocabulary({"train": encoded([1], [7])}, 10, "folder")
-
-
-READERS = {
-    "config.json": weight_files.read_json,
-    "tokenizer_config.json": vocabulary_files.read_settings,
-    "data.jsonl": lambda path: list(rows._objects(path)),
-    "data.json": rows.read_list,
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_lists_in_lists_without_end(name, tmp_path):
-    """Python gives up on them with an error of its own kind."""
-    path = tmp_path / name
-    path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=rf"{name}.* is nested deeper") as caught:
-        READERS[name](path)
-    assert "\n" not in str(caught.value)
-
-
 def test_more_json_than_any_model_has(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     path.write_text('{"a": 1}')
@@ -195,3 +160,58 @@ def test_more_json_than_any_model_has(tmp_path, monkeypatch):
     monkeypatch.setattr(weight_files, "_MOST_JSON", 7)
     with pytest.raises(ValueError, match="8 bytes of JSON; at most 7 are read"):
         weight_files.read_json(path)
+
+
+def own_texts(folder, **sizes):
+    rows = [f"film {i},neg\nfilm {i + 10 if i < 8 else 'same'},pos\n" for i in range(10)]
+    (folder / "a.csv").write_text("text,label\n" + "".join(rows))
+    files = {"train": "a.csv", "text": "text", "label": "label"}
+    return DataSettings(name="own", source="files", folder=str(folder), files=files, **sizes)
+
+
+def instructions(folder, **sizes):
+    entries = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(20)]
+    (folder / "a.json").write_text(json.dumps(entries))
+    files = {"train": "a.json"}
+    return TextSettings(name="mine", source="alpaca", folder=str(folder), files=files, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("made", "sizes", "said"),
+    [
+        (
+            own_texts,
+            {"validation": 4, "train": 17},
+            "config.data.train 17: task 'own': cannot draw 17 of 16 examples of 'own/train'; "
+            "0 takes all",
+        ),
+        (
+            own_texts,
+            {"validation": 30},
+            "config.data.validation 30: data set 'own/train': cannot hold out 30 of 20 examples",
+        ),
+        (
+            own_texts,
+            {"validation": 18},
+            "config.data.validation 18: data set 'own/train': class 'pos' has 8 examples without "
+            "a duplicate, but 9 are to be drawn",
+        ),
+        (
+            instructions,
+            {"validation": 2, "train": 400},
+            "config.data.train 400: task 'mine': cannot draw 400 of 18 different examples of "
+            "'mine/train'; 0 takes all",
+        ),
+        (
+            instructions,
+            {"validation": 21},
+            "config.data.validation 21: task 'mine': cannot draw 21 of 20 different examples of "
+            "'mine/train'",
+        ),
+    ],
+)
+def test_too_few_examples_name_the_setting_that_asks_for_more(tmp_path, made, sizes, said):
+    section = made(tmp_path, **sizes)
+    make = from_config.make_task if made is own_texts else from_config.make_text_task
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        make(section)

@@ -23,7 +23,7 @@ import small_study
 from experiments.exports import card_origin
 from experiments.runs import run, rungs, training
 from experiments.runs.group_folder import found_by_timing
-from experiments.search import ledger
+from experiments.search import search
 from experiments.setup import from_data
 from experiments.setup.config import parse
 from experiments.setup.config_flags import read_config
@@ -216,7 +216,7 @@ def _sweep_files(folder: Path) -> list[Path]:
 
 
 def _search_files(folder: Path) -> list[Path]:
-    return [folder / ledger.NAME, *sorted(folder.rglob(training.LEDGER))]
+    return [folder / search.NAME, *sorted(folder.rglob(training.LEDGER))]
 
 
 def _config(inputs: Path, variant: str = "lora") -> Any:
@@ -276,7 +276,7 @@ def _read_sweep(folder: Path) -> Any:
 def _read_search(folder: Path) -> Any:
     _, *decided = _search_files(folder)
     rows = itertools.chain(*(rungs.Ledger(path).read() for path in decided))
-    return plain([ledger.Ledger(folder, {}).read(), [dataclasses.asdict(each) for each in rows]])
+    return plain([search.Ledger(folder, {}).read(), [dataclasses.asdict(each) for each in rows]])
 
 
 def _read_origin(folder: Path) -> Any:

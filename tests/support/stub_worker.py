@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from experiments.sweeps import child_process
+from experiments.sweeps import worker_process
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--workdir", type=Path)
@@ -20,7 +20,7 @@ parser.add_argument("--leash", action="store_true")
 parser.add_argument("--cores", default="")
 arguments = parser.parse_args()
 if arguments.leash:
-    child_process.end_with(sys.stdin.fileno())
+    worker_process.end_with(sys.stdin.fileno())
 
 
 def note(name, status, note=""):
@@ -31,10 +31,8 @@ def note(name, status, note=""):
 
 for name in arguments.trial:
     if "seed=5" in name:
-        from experiments.sweeps import process_error  # it takes seconds, as it imports JAX
-
         first = arguments.trial[0]
-        with process_error.written(arguments.workdir / "logs" / f"{first}.error.json"):
+        with worker_process.error_written(arguments.workdir / "logs" / f"{first}.error.json"):
             raise ImportError("no such thing")
     note(name, "running")
     if "seed=1" in name:

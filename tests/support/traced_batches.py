@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from experiments.setup.experiment import build
-from experiments.sweeps.abstract_run import AbstractRun
+from experiments.sweeps.grouping import AbstractRun
 from lora_jax.training.fingerprint import fingerprint
 
 

@@ -15,9 +15,7 @@ import lora_jax as lj
 from configs import common, quickstart
 from experiments.setup.config import parse
 from experiments.setup.task_and_model import TaskAndModel
-from experiments.sweeps.abstract_run import AbstractRun
-from experiments.sweeps.grouping import split
-from lora_jax.methods.lowrank import LowRank
+from experiments.sweeps.grouping import AbstractRun, split
 from lora_jax.training.masking import union
 from lora_jax.training.step import cross_entropy
 from variants.adalora import AdaLoRA
@@ -199,18 +197,6 @@ def test_a_program_computes_of_each_trial_what_it_is_alone(pair):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unmasked(LoRA):
-    """Rows beyond the rank count, whatever the mask says."""
-
-    def scales(self, factors):
-        return (
-            factors.constants["scale"]
-            + jnp.abs(factors.trainable["a"]).sum() * 0
-            + len(factors.trainable["a"])
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class RankRead(LoRA):
     """The scale is made while computing."""
 
@@ -236,26 +222,6 @@ class Counted(LoRA):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rated(LoRA):
-    def learning_rates(self, constants):
-        return {path: {"b": jnp.asarray(1.0 / self.rank)} for path in constants}
-
-
-@dataclasses.dataclass(frozen=True)
-class Unmaskable(LoRA):
-    def weight(self, base, factors):
-        assert "mask" not in factors.constants
-        return super().weight(base, factors)
-
-
-@dataclasses.dataclass(frozen=True)
-class Refusing(LoRA):
-    def __post_init__(self):
-        if self.max_rank:
-            raise TypeError("no room")
-
-
-@dataclasses.dataclass(frozen=True)
 class Divided(LoRA):
     """Rows count in what the optimiser gets, and nowhere else."""
 
@@ -265,7 +231,7 @@ class Divided(LoRA):
         return {name: x / len(x) for name, x in gradients.items()}
 
 
-@pytest.mark.parametrize("kind", [Centred, Counted, Rated, Unmaskable, Refusing, Divided])
+@pytest.mark.parametrize("kind", [Centred, Counted, Divided])
 def test_ranks_that_a_method_knows_of_are_apart(kind):
     assert not share(kind(rank=2), kind(rank=3))
     assert share(kind(rank=2), kind(rank=2, alpha=3.0))
@@ -321,19 +287,6 @@ class Jitted(LoRA):
         return super().scales(factors) * self.gain
 
 
-@dataclasses.dataclass(frozen=True)
-class Remembered(LoRA):
-    rank: int = 2
-    gain: Any = 1.0
-
-    @functools.lru_cache  # noqa: B019
-    def own(self):
-        return 2.0 if isinstance(self.gain, float) else 1.0
-
-    def scales(self, factors):
-        return super().scales(factors) * self.own()
-
-
 NOTED = {}
 
 
@@ -357,7 +310,6 @@ class Noted(LoRA):
     [
         (Jitted(gain=1.0), Jitted(gain=5.0)),
         (Jitted(gain=1), Jitted(gain=1.0)),
-        (Remembered(gain=1), Remembered(gain=1.0)),
         (Noted(gain=1.0), Noted(gain=5.0)),
     ],
 )
@@ -403,16 +355,9 @@ def test_what_cannot_be_traced_stays_alone():
 
 def test_ranks_share_where_masked_rows_are_nothing():
     assert share(LoRA(rank=2), LoRA(rank=3, alpha=3.0), LoRA(rank=4, scale="alpha"))
-    assert not share(Unmasked(rank=2), Unmasked(rank=3))
     assert not share(RankRead(rank=2), RankRead(rank=3))
     assert not share(AdaLoRA(rank=2, target_rank=1), AdaLoRA(rank=3, target_rank=1))
     assert share(AdaLoRA(rank=3, target_rank=1), AdaLoRA(rank=3, target_rank=2, orthogonality=0.5))
-
-
-@pytest.mark.parametrize("setting", [{"initialization": "normal"}, {"alpha": 1.0}])
-def test_what_only_init_reads_shares(setting):
-    assert isinstance(LoRA(), LowRank) and share(LoRA(rank=2), LoRA(rank=2, **setting))
-    assert not share(LoRA(rank=2), LoRA(rank=2, initialization="pissa"))
 
 
 def test_parts_are_as_large_as_they_can_be():

@@ -1,6 +1,13 @@
-"""What all launchers have in common, without training: `stub_worker` stands in for the worker."""
+"""What all launchers have in common, without training: `stub_worker` stands in for the worker.
 
+Slurm and Ray get the commands of jobs. A job that a scheduler asks to end saves its state, and
+begins again without a failed attempt.
+"""
+
+import contextlib
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -11,11 +18,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from commands import ROOT
+from rich.console import Console
 
+from experiments.runs.run_options import USUAL
 from experiments.sweeps import jobs
-from experiments.sweeps.file_lock import LockedError, lock, locked
-from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.folder import LockedError, SweepFolder, lock, locked
 from experiments.sweeps.launchers import launch, local, ray, slurm
+from experiments.sweeps.view import View
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -56,12 +65,20 @@ def test_a_flag_of_another_launcher_is_refused():
             launch.require_own_flags(launcher, values)
 
 
-def test_ray_that_is_not_installed_or_does_not_answer_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        ValueError, match=r'^--launcher=ray needs Ray: pip install "lora-jax\[ray\]"'
-    ):
-        ray.connected("auto").__enter__()
+@pytest.mark.parametrize(
+    ("launcher", "module", "extra"), [("ray", "ray", "ray"), ("slurm", "submitit", "slurm")]
+)
+def test_a_launcher_that_is_not_installed_says_what_to_install(
+    monkeypatch, launcher, module, extra
+):
+    flags.FLAGS.mark_as_parsed()
+    monkeypatch.setitem(sys.modules, module, None)
+    said = rf'^--launcher={launcher} needs .*: pip install "lora-jax\[{extra}\]"'
+    with pytest.raises(ValueError, match=said):
+        launch.require(launcher)
+
+
+def test_a_ray_cluster_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", object())
     with socket.socket() as taken:  # nobody listens
         taken.bind(("127.0.0.1", 0))
@@ -136,8 +153,246 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("experiments.sweeps.file_lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("experiments.sweeps.folder.fcntl.flock", no_locks)
     said = rf"^{tmp_path}: the file system has no locks \(No locks available\)"
     with pytest.raises(OSError, match=said) as caught:
         SweepFolder(tmp_path).held(None).__enter__()
     assert not isinstance(caught.value, LockedError)
+
+
+def test_slurm_runs_commands(tmp_path, monkeypatch):
+    """By submitit's executor of local processes, which takes the same options and ignores them."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(ROOT)
+    line = [sys.executable, "-c", f"open({str(tmp_path / 'trace')!r}, 'w').write('here')"]
+    options = {"slurm_partition": "gpu", "timeout_min": 5, "gpus_per_node": None}
+    (job,) = slurm.submit([line], tmp_path / "slurm", options, "local")
+    slurm.watch([job], lambda: None)
+    job.result()
+    assert (tmp_path / "trace").read_text() == "here"
+    assert slurm.Command(("false",)).checkpoint().function == slurm.Command(("false",))
+    with pytest.raises(ValueError, match=r"^--launcher=slurm: .*no_such_option"):
+        slurm.submit([line], tmp_path / "slurm", {"no_such_option": 1}, "local")
+
+
+def test_what_slurm_refuses_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    refuses = "#!/bin/sh\necho 'sbatch: error: invalid partition specified: nope' >&2\nexit 1\n"
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(refuses)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    said = "^--launcher=slurm: no job was submitted: .*invalid partition specified: nope"
+    with pytest.raises(ValueError, match=said) as caught:
+        slurm.submit([["true"]], tmp_path / "slurm", {"slurm_partition": "nope"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_job_of_slurm_fails_where_its_command_does():
+    slurm.Command((sys.executable, "-c", ""))()
+    with pytest.raises(RuntimeError, match=r"not all trials .* ended with code 3"):
+        slurm.Command((sys.executable, "-c", "raise SystemExit(3)"))()
+
+
+@pytest.mark.parametrize("cluster", [None, "slurm"])
+def test_without_slurm_there_is_no_silent_substitute(tmp_path, monkeypatch, cluster):
+    monkeypatch.setitem(sys.modules, "submitit", object())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"no Slurm here .* --slurm_cluster=local runs") as caught:
+        slurm.submit([["true"]], tmp_path / "slurm", {}, cluster)
+    assert len(str(caught.value).splitlines()) == 1
+    slurm.require("local")
+    for name in ("sbatch", "srun"):
+        with pytest.raises(ValueError, match="no Slurm here"):
+            slurm.require(cluster)
+        (tmp_path / name).write_text("#!/bin/sh")
+        (tmp_path / name).chmod(0o755)
+    slurm.require(cluster)
+
+
+def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):
+    folder, found = launcher_contract.sweep(tmp_path, "config.seed=0:4")
+    submitted = []
+    monkeypatch.setattr(slurm, "submit", lambda lines, *_: submitted.append(lines) or [])
+    flags.FLAGS.mark_as_parsed()
+
+    def again():
+        launch.launch("slurm", jobs.make(found, 2), folder, None, (), None, USUAL)
+
+    with contextlib.ExitStack() as held:
+        for trial in found[:2]:
+            folder.begin(trial.name)
+            held.enter_context(lock(folder.lock_file(trial.name)))
+        again()
+        [[line]] = submitted
+        assert [word for word in line if "--trial" in word] == ["--trial=seed=2", "--trial=seed=3"]
+        for trial in found[2:]:
+            folder.begin(trial.name)
+            held.enter_context(lock(folder.lock_file(trial.name)))
+        again()
+    assert len(submitted) == 1
+    assert capsys.readouterr().out.endswith("all jobs are running already: none is submitted\n")
+
+
+# Saves when it is asked to end, and has nothing left to do once it has saved so often. Where its
+# parent is to ask it, it also dies once, in the end.
+WORKER = """
+import os, pathlib, signal, sys
+_, saved, times, begun, *_ = sys.argv
+done = len(pathlib.Path(saved).read_text()) if os.path.exists(saved) else 0
+if done == int(times) and begun == "parent" and not os.path.exists(f"{saved}.died"):
+    open(f"{saved}.died", "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+if done == int(times):
+    sys.exit()
+def save(*_):
+    with open(saved, "a") as file:
+        file.write("x")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+if begun == "parent":
+    os.kill(os.getppid(), signal.SIGTERM)
+else:
+    open(begun, "w").close()
+while True:
+    signal.pause()
+"""
+
+
+def worker(saved, times, begun):
+    return [sys.executable, "-c", WORKER, str(saved), str(times), str(begun)]
+
+
+# What Slurm's programs do, as far as a job sees it.
+SLURM = {
+    "sbatch": "echo Submitted batch job 7",
+    "srun": 'shift 5; echo $$ > {folder}/task; exec "$@"',
+    "squeue": "cat {folder}/state",
+    "scontrol": "echo $@ >> {folder}/asked",
+}
+
+
+@pytest.fixture
+def submitted(tmp_path, monkeypatch):
+    """The script of a job of `WORKER` in a Slurm that is stood in for, and where it begins."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(ROOT)
+    for name, code in SLURM.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{code.format(folder=shlex.quote(str(tmp_path)))}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    os.mkfifo(tmp_path / "begun")
+    line = worker(tmp_path / "saved", 1, tmp_path / "begun")
+    (job,) = slurm.submit([line], tmp_path / "slurm", {})
+    return job.paths.submission_file
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "asked"),
+    [
+        (signal.SIGTERM, "RUNNING", "requeue 7\n"),  # preempted, with time until its end
+        (signal.SIGTERM, "COMPLETING", ""),  # cancelled, or queued again by Slurm itself
+        (signal.SIGUSR2, "RUNNING", "requeue 7\n"),  # before the time limit
+    ],
+)
+def test_a_job_of_slurm_saves_before_it_ends(submitted, tmp_path, number, state, asked):
+    """Slurm's signals reach the script, when it ends a job, and the task, but not its children."""
+    (tmp_path / "state").write_text(f"{state}\n")
+    with subprocess.Popen(["bash", submitted]) as script:
+        (tmp_path / "begun").read_text()  # waits until it is written
+        if number == signal.SIGTERM:
+            script.send_signal(number)
+        os.kill(int((tmp_path / "task").read_text()), number)
+        assert script.wait(60) != 0
+    assert (tmp_path / "saved").read_text() == "x"
+    found = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert found == asked
+    subprocess.run(["bash", submitted], check=True)  # when it is queued again, it goes on
+
+
+def test_a_job_of_slurm_waits_for_the_locks_of_a_machine_that_died(tmp_path, monkeypatch):
+    """Slurm queues it again, and the file system may keep them for a while."""
+    flags.FLAGS.mark_as_parsed()
+    folder, found = launcher_contract.sweep(tmp_path, "config.seed=0")
+    lines = []
+    monkeypatch.setattr(slurm, "submit", lambda given, *_: lines.extend(given) or [])
+    launch.launch("slurm", [found], folder, View([], [], folder, Console()), [], None, USUAL)
+    assert [line[-1] for line in lines] == ["--lock_wait=120"]
+
+
+def test_a_job_of_slurm_may_meet_its_time_limit_often(submitted):
+    """submitit counts them, though each has saved, and gives up after three by itself."""
+    helpers = pytest.importorskip("submitit").core.utils
+    path = submitted.with_name("7_submitted.pkl")
+    assert helpers.DelayedSubmission.load(path)._timeout_countdown == 100
+
+
+class Ray:
+    """Ray's module, as far as a launcher sees it; each task runs here, when it is waited for."""
+
+    class exceptions:
+        RayError = RuntimeError
+
+    def __init__(self):
+        self._ends = {}
+
+    def remote(self, **_):
+        return lambda function: types.SimpleNamespace(
+            remote=lambda *arguments: lambda: function(*arguments)
+        )
+
+    def wait(self, references, timeout):
+        try:
+            self._ends[references[0]] = references[0]()
+        except SystemExit:  # with which Ray's workers end on SIGTERM
+            self._ends[references[0]] = None
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        if (end := self._ends[reference]) is None:
+            raise RuntimeError("the worker died")
+        return end
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """That module, in a process with the handler of a worker of Ray."""
+    pickling = types.SimpleNamespace(register_pickle_by_value=lambda module: None)
+    monkeypatch.setitem(sys.modules, "ray.cloudpickle", pickling)
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(cloudpickle=pickling))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    yield Ray()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_job_of_ray_that_saved_has_not_failed(tmp_path, fake_ray, capsys):
+    """Its machine asks it to end more often than it may fail; then it fails, and begins again."""
+    folder, found = launcher_contract.sweep(tmp_path, "config.seed=0")
+
+    def command(folder, job):
+        return worker(tmp_path / "saved", 3, "parent")
+
+    ray.launch([found], folder, fake_ray, ray.Demand(), 1, lambda: None, command)
+    assert (tmp_path / "saved").read_text() == "xxx"
+    assert capsys.readouterr().out.count("its job begins again") == 1
+    assert folder.state(found[0]).note.startswith("its process ended with code 0; ")
+
+
+def test_a_second_sigterm_does_not_cut_the_saving_short():
+    saved = []
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        with pytest.raises(SystemExit, match="75"), launch.stopped_by_signals():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except local.Terminated:
+                signal.raise_signal(signal.SIGTERM)
+                saved.append(True)
+                raise
+    finally:
+        for each, handler in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(each, handler)
+    assert saved

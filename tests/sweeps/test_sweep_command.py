@@ -44,39 +44,11 @@ def tiny(tmp_path_factory):
     ]
 
 
-def test_a_sweep_of_nothing_ends_with_one_line(tmp_path):
-    config = "--config=configs/quickstart.py:size=smoke"
-    code, _, said = run(config, f"--workdir={tmp_path / 'sweep'}")
-    assert code == 1
-    assert said.startswith("error: nothing to sweep: give --sweep=KEY=VALUES")
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "sweep").exists()
-
-
 def test_a_shard_without_a_job_says_so(tmp_path):
     arguments = ("--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2")
     code, out, said = run(*arguments, "--shard=2/3", f"--workdir={tmp_path / 'sweep'}")
     assert (code, out) == (0, "shard 2/3 has no job: 2 jobs of 2 trials in all\n"), said
-    code, out, said = run(*arguments, "--processes=0", f"--workdir={tmp_path / 'sweep'}")
-    assert (code, out) == (1, "")
-    assert "error: flag --processes=0" in said
-    assert len(said.splitlines()) == 1
     assert not (tmp_path / "sweep").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ((), "--trial is missing: "),
-        (("--trial=../x",), "--trial=../x: expected the name of a folder in trials/"),
-        (("--trial=x", "--cores=a"), "--cores=a: expected whole numbers"),
-    ],
-)
-def test_mistakes_of_a_worker_are_a_line_and_leave_nothing(tmp_path, given, said):
-    done = commands.run("experiments.worker", f"--workdir={tmp_path / 'sweep'}", *given)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {said}") and len(done.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["sweep", "train", "tune"])
@@ -126,13 +98,9 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
     ]
     for each in listed:
         one, other = (run_record.read(folder[each["name"]]) for folder in (straight, found))
-        assert one is not None
-        assert other is not None  # read() has validated both
-        assert one.config_digest == other.config_digest == each["digest"]
-        assert (one.status, one.steps) == (other.status, other.steps) == ("completed", 4)
-        assert one.audit is other.audit is None
-        assert one.metrics_last == other.metrics_last
-        assert one.metrics_best == other.metrics_best
+        assert what_counts(one) == what_counts(other)
+        wanted = {"config_digest": each["digest"], "status": "completed", "steps": 4, "audit": None}
+        assert wanted.items() <= what_counts(one).items()
         logs = [read_metrics(f[each["name"]] / "metrics.jsonl") for f in (straight, found)]
         assert logs[0] == logs[1]
         assert [row["step"] for row in logs[1] if "loss" in row] == [1, 2, 3, 4]
@@ -146,6 +114,11 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
     done = commands.run("experiments.train", *listed[7]["arguments"], own, **one)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")} == before
+
+
+def what_counts(record):
+    names = ("config_digest", "status", "steps", "audit", "metrics_last", "metrics_best")
+    return {name: getattr(record, name) for name in names}
 
 
 def kill(arguments, environment, workdir, reached, seconds):

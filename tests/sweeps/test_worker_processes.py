@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +14,7 @@ import pytest
 from launcher_contract import stub
 from quickstart_sweep import made, sweep, trained_one
 
-from experiments.runs.interruption import TEMPORARY_FAILURE, Interrupted
-from experiments.sweeps import child_process, jobs, process_error
+from experiments.sweeps import jobs, worker_process
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
 
@@ -66,22 +66,29 @@ def test_a_worker_leaves_the_error_that_ends_it_for_the_note(tmp_path):
 def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
     """Whatever the log says, and whatever an earlier process of the same name has left."""
     folder, [trial] = sweep(tmp_path, "config.seed=0")
-    log = folder.log("seed=0")
-    log.parent.mkdir()
-    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
-        raise OSError("of an earlier process")
-    assert folder.error("seed=0").exists()
+    log, error = folder.log("seed=0"), OSError("of an earlier process")
+    for there in (False, True):  # without the folder, no launcher reads it
+        if there:
+            log.parent.mkdir()
+        with pytest.raises(OSError), worker_process.error_written(folder.error("seed=0")):
+            raise error
+        assert folder.error("seed=0").exists() == there
     log.write_text("an Error that was dealt with\n")
     local.settle([trial], folder, os.getpid() + 1, -signal.SIGKILL)
     said = f"its process was ended by SIGKILL, as when memory runs out; {log}"
     assert folder.state(trial).note == said
 
 
-def test_an_error_is_left_only_where_a_launcher_reads_it(tmp_path):
-    folder = SweepFolder(tmp_path / "mistyped")
-    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
-        raise OSError("no such trial")
-    assert not folder.path.exists()
+@pytest.mark.parametrize(
+    ("code", "others", "said"),
+    [
+        (3, 0, "its process ended with code 3"),
+        (-15, 2, "its process, one with 2 other trials, was ended by SIGTERM"),
+        (75, 1, "its process, one with another trial, was asked to end by SIGTERM, and saved "),
+    ],
+)
+def test_what_ended_a_process(code, others, said):
+    assert local.cause(code, others).startswith(said)
 
 
 def test_cores_that_there_are_not_are_a_line():
@@ -90,7 +97,7 @@ def test_cores_that_there_are_not_are_a_line():
         for cores in ([123456], [min(own), 123456]):
             said = ",".join(map(str, cores))
             with pytest.raises(ValueError, match=f"^--cores={said}: expected numbers of cores"):
-                child_process.confine(cores)
+                worker_process.confine(cores)
     finally:
         os.sched_setaffinity(0, own)
 
@@ -117,22 +124,6 @@ def test_a_job_that_no_process_has_begun_leaves_a_reason(tmp_path):
     trained_one(found[0].config, folder.run("seed=0"))  # by hand: its record has no process
     assert local.settle(found, folder, 0, 0, "again") == found[2:]
     assert [folder.state(trial).status for trial in found] == ["completed", "killed", "waiting"]
-
-
-def test_a_worker_that_is_asked_to_end_leaves_its_trial_to_be_gone_on_with(tmp_path):
-    folder, found = sweep(tmp_path, "config.seed=0:2")
-
-    def train(*_):
-        raise Interrupted
-
-    with pytest.raises(SystemExit, match="75"):
-        jobs.work(folder, [trial.name for trial in found], train=train)
-    assert [folder.state(trial).status for trial in found] == ["interrupted"] * 2
-    assert local.settle(found, folder, os.getpid(), TEMPORARY_FAILURE) == []
-    for trial in found:
-        state = folder.state(trial)
-        said = "its process, one with another trial, was asked to end by SIGTERM, and saved where"
-        assert state.status == "killed" and state.note.startswith(said)
 
 
 def test_what_each_process_gets(tmp_path):
@@ -206,9 +197,38 @@ def test_cores_are_divided(monkeypatch):
     assert [slot.cores for slot in local.slots(None, 400)] == [(0,), (1,), (2,), (5,), (6,)]
     assert [slot.cores for slot in local.slots(2)] == [(0, 1), (2, 5, 6)]
     assert [slot.cores for slot in local.slots(6)] == [(0,), (1,), (2,), (5,), (6,), (0,)]
-    with pytest.raises(ValueError, match="--processes must be positive, got 0"):
-        local.slots(0)
     monkeypatch.setattr(local, "_devices", lambda: ("gpu", 2))
     assert len(local.slots(None, 400)) == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in local.slots(3)] == ["3", "7", "3"]
+
+
+def test_a_process_opens_the_files_of_its_trials(tmp_path):
+    """Of 40 trials, where it could not before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = len(os.listdir("/dev/fd")) + 40
+    opened = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            for _ in range(160):
+                opened.append(os.dup(0))
+        os.close(opened.pop())
+        worker_process.allow_files(40)
+        for _ in range(160):
+            opened.append(os.dup(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for each in opened:
+            os.close(each)
+
+
+def test_a_job_that_cannot_open_its_files_is_refused_before_it_begins(tmp_path, monkeypatch):
+    """Else each process would end, with one trial noted as killed, and another one begin."""
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (75, 75))
+    with pytest.raises(ValueError, match=r"^a job of 3 trials opens 76 files .* may open 75 "):
+        local.launch([found], folder, [local.Slot({}, ())], lambda: None, stub)
+    assert {folder.state(trial).status for trial in found} == {"waiting"}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (76, 76))
+    worker_process.allow_files(3)

@@ -55,7 +55,7 @@ def require(launcher: str) -> None:
     """Raise a ValueError if a launcher is not installed, or a flag of it is wrong."""
     match launcher:
         case "slurm":
-            slurm.require(slurm.cluster())
+            slurm.require(slurm.CLUSTER.value)
         case "ray":
             ray.require()
             ray.address()
@@ -103,18 +103,19 @@ def launch(
                 return False
             waits = f"--lock_wait={jobs.LOCK_WAIT}"
             lines = [[*command(folder, job), waits] for job in todo]
-            submitted = slurm.submit(lines, folder.path / "slurm", slurm.options(), slurm.cluster())
+            submitted = slurm.submit(
+                lines, folder.path / "slurm", slurm.options(), slurm.CLUSTER.value
+            )
             print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
-            if not slurm.waits():
+            if not slurm.WAIT.value:
                 print("the same command with --dry_run tells how far they are")
                 return False
             with view.shown():
                 slurm.watch(submitted, view.update)
         case "ray" if todo:
             with view.shown():
-                ray.launch(
-                    todo, folder, connected, ray.demand(), ray.retries(), view.update, command
-                )
+                retries = int(ray.RETRIES.value or 0)
+                ray.launch(todo, folder, connected, ray.demand(), retries, view.update, command)
         case _ if todo:
             local.announce(machine, len(todo))
             with view.shown():

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.distributed.devices import core_count, cores
 from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
-from experiments.sweeps import jobs, open_files, process_error
-from experiments.sweeps.file_lock import locked
-from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps import jobs, worker_process
+from experiments.sweeps.folder import SweepFolder, locked
 
 SHARE = 4
 """The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""
@@ -57,12 +56,8 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
       trials: the number of trials to train.
 
     Raises:
-      ValueError: fewer than one process, or JAX finds no device.
+      ValueError: JAX finds no device.
     """
-    if processes is not None and processes < 1:
-        raise ValueError(f"--processes must be positive, got {processes}")
-    if processes is not None and processes > MOST:
-        raise ValueError(f"--processes must be at most {MOST:,}, got {processes:,}")
     platform, devices = _devices()
     own = cores()
     if platform == "cpu":
@@ -164,7 +159,7 @@ def launch(
     Raises:
       ValueError: a job has so many trials that a process cannot open their files; none has begun.
     """
-    open_files.limit(max(map(len, todo), default=0), *open_files.own())
+    worker_process.allow_files(max(map(len, todo), default=0))
     waiting, free, running = deque(todo), fitted(machine, len(todo)), list[_Running]()
     try:
         while waiting or running:
@@ -246,7 +241,7 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: st
     ]
     if not victims and left:
         victims = [left.pop(0)]  # else a process that cannot begin would restart for ever
-    error = process_error.read(folder.error(job[0].name), process)[:_LONGEST]
+    error = worker_process.read_error(folder.error(job[0].name), process)[:_LONGEST]
     log = folder.log(job[0].name)
     reason = f"{error} ({log})" if error else str(log)
     note = f"{said or cause(code, len(victims) - 1)}; {reason}"

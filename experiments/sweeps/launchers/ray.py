@@ -37,7 +37,7 @@ _TPUS = flags.DEFINE_integer("ray_tpus", 0, "How many TPU chips each job gets.",
 _MEMORY = flags.DEFINE_integer(
     "ray_memory", 0, "How many GiB of memory each job gets; 0 for any.", lower_bound=0
 )
-_RETRIES = flags.DEFINE_integer(
+RETRIES = flags.DEFINE_integer(
     "ray_retries",
     3,
     "How often a job begins again after its process or its machine has died.",
@@ -117,11 +117,6 @@ def demand() -> Demand:
     )
 
 
-def retries() -> int:
-    """How often a job begins again after its process or its machine has died."""
-    return int(_RETRIES.value or 0)
-
-
 def require() -> Any:
     """Import Ray; raise a ValueError if it is not installed."""
     try:
@@ -159,25 +154,13 @@ def connected(address: str) -> Iterator[Any]:
             ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"--ray_address={address}: {said}{_hint(address, error)}") from error
+        hint = "" if address == "local" else "; --ray_address=local starts one on this machine"
+        raise ValueError(f"--ray_address={address}: {said}{hint}") from error
     try:
         signal.signal(signal.SIGTERM, own)  # Ray has replaced it
         yield ray
     finally:
         ray.shutdown()
-
-
-def _hint(address: str, error: BaseException | None) -> str:
-    """What may help after an error of `ray.init`."""
-    if address == "local":
-        return ""
-    while error is not None:
-        if "AuthenticationError" in f"{type(error).__name__}: {error}":
-            return (
-                "; the cluster asks for a token: set RAY_AUTH_MODE=token, as where it was started"
-            )
-        error = error.__cause__ or error.__context__
-    return "; --ray_address=local starts one on this machine"
 
 
 def machines(ray: Any) -> list[dict[str, float]]:
@@ -193,12 +176,6 @@ def _reach(address: str) -> None:
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise ValueError(f"no Ray cluster answers at {address}: {said}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Attempt:
-    job: jobs.Job
-    number: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,12 +215,12 @@ def launch(
     # Workers unpickle it where `experiments` may not be importable.
     importlib.import_module("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(max_retries=0, **demand.options())(attend)
-    running: dict[Any, _Attempt] = {}
+    running: dict[Any, tuple[jobs.Job, int]] = {}  # a job, and which of its attempts it is
 
     def start(job: jobs.Job, number: int = 1) -> None:
         line = [*command(folder, job), f"--lock_wait={jobs.LOCK_WAIT}"]
         log = str(folder.log(job[0].name).resolve())
-        running[task.remote(line, os.getcwd(), log)] = _Attempt(job, number)
+        running[task.remote(line, os.getcwd(), log)] = job, number
 
     try:
         for job in todo:
@@ -252,13 +229,13 @@ def launch(
             done, _ = ray.wait(list(running), timeout=_LOOK)
             watch()
             for reference in done:
-                attempt, end = running.pop(reference), _end(ray, reference)
+                (job, number), end = running.pop(reference), _end(ray, reference)
                 if end.code == TEMPORARY_FAILURE:
-                    start(attempt.job, attempt.number)
-                elif (end.code is None or end.code < 0) and attempt.number <= retries:
-                    print(f"{attempt.job[0].name}: {_cause(end)}, so its job begins again")
-                    start(attempt.job, attempt.number + 1)
-                elif rest := _settle(attempt, folder, end):
+                    start(job, number)
+                elif (end.code is None or end.code < 0) and number <= retries:
+                    print(f"{job[0].name}: {_cause(end)}, so its job begins again")
+                    start(job, number + 1)
+                elif rest := _settle(job, number, folder, end):
                     start(rest)
         watch()
     except local.Terminated:
@@ -286,13 +263,13 @@ def _cause(end: _End) -> str:
     return f"its Ray task ended ({end.said})" if end.code is None else local.cause(end.code, 0)
 
 
-def _settle(attempt: _Attempt, folder: SweepFolder, end: _End) -> jobs.Job:
-    """Note the killed trials of a job, and return its remaining trials."""
+def _settle(job: jobs.Job, number: int, folder: SweepFolder, end: _End) -> jobs.Job:
+    """Note the killed trials of a job after an attempt, and return its remaining trials."""
     if end.code is not None and end.code >= 0:
-        return local.settle(attempt.job, folder, end.process, end.code)
-    times = f", the last of {attempt.number} times" if attempt.number > 1 else ""
-    process = end.process or _begun_by(attempt.job, folder)
-    return local.settle(attempt.job, folder, process, end.code or 0, f"{_cause(end)}{times}")
+        return local.settle(job, folder, end.process, end.code)
+    times = f", the last of {number} times" if number > 1 else ""
+    process = end.process or _begun_by(job, folder)
+    return local.settle(job, folder, process, end.code or 0, f"{_cause(end)}{times}")
 
 
 def _begun_by(job: jobs.Job, folder: SweepFolder) -> int:

@@ -56,13 +56,13 @@ _OPTIONS = {
         lower_bound=1,
     ),
 }
-_CLUSTER = flags.DEFINE_enum(
+CLUSTER = flags.DEFINE_enum(
     "slurm_cluster",
     None,
     ["slurm", "local"],
     "Where jobs run: slurm submits them to Slurm, the default; local runs them on this machine.",
 )
-_WAIT = flags.DEFINE_bool(
+WAIT = flags.DEFINE_bool(
     "slurm_wait", False, "Wait until the jobs have ended, and show their progress."
 )
 
@@ -74,16 +74,6 @@ _TIME_LIMITS = 100
 def options() -> dict[str, Any]:
     """submitit's parameters; None where a flag was not given."""
     return {name: flag.value for name, flag in _OPTIONS.items()}
-
-
-def cluster() -> str | None:
-    """What runs the jobs, as in `submit`."""
-    return _CLUSTER.value
-
-
-def waits() -> bool:
-    """Whether the command waits until the jobs have ended."""
-    return bool(_WAIT.value)
 
 
 @dataclasses.dataclass

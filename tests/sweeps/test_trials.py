@@ -1,24 +1,26 @@
-"""From flags to trials: what a sweep varies, how its trials are called, and what is refused."""
+"""From flags to trials: what a sweep varies, what is refused, and what trials will take."""
 
 import json
 import math
-from pathlib import Path
+import types
 
 import numpy as np
 import pytest
+import small_model
+from commands import ROOT
 from hypothesis import given, strategies as st
+from quickstart_sweep import SMOKE, made as smoke_made
 from scipy import stats
 
 from configs import glue, quickstart
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
-from experiments.sweeps import sweep_flag, trials
+from experiments.sweeps import preflight, sweep_flag, trials
 from experiments.sweeps.sweep_flag import Range, Values
 from lora_jax.files.canonical_json import config_digest
 
 # How ml_collections loads a config's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-ROOT = Path(__file__).parents[2]
 FILE = str(ROOT / "configs" / "glue.py")
 GLUE = [f"--config={FILE}:task=cola,source=tsv,folder=F", "--config.train.max_steps=20"]
 RATE = "config.optimizer.learning_rate"
@@ -120,15 +122,9 @@ def test_zip_pairs():
         "variant=lora,seed=4",
         "variant=dora,seed=5",
     ]
+    assert names("variant=lora,lora", "config.seed=4:6", paired=True)[1] == "variant=lora,seed=5"
     with pytest.raises(ValueError, match="--zip pairs lists of one length: variant has 2, config"):
         names("variant=lora,dora", "config.seed=0:3", paired=True)
-
-
-def test_values_that_are_paired_may_come_again():
-    assert names("variant=lora,lora", "config.seed=4:6", paired=True) == [
-        "variant=lora,seed=4",
-        "variant=lora,seed=5",
-    ]
 
 
 def test_drawing_is_the_same_again_and_more_trials_begin_with_the_same_ones():
@@ -172,7 +168,6 @@ def test_a_list_is_drawn_from_without_repetition():
         ((), {}, "nothing to sweep: give --sweep=KEY=VALUES"),
         (("variant=lora", "variant=dora"), {}, "variant is swept twice"),
         ((f"{RATE}=log:1e-5:1e-2",), {}, "is drawn from: say how often with --trials"),
-        (("variant=lora",), {"trials": 0}, "--trials must be positive"),
         (("variant=lora",), {"trials": 1, "paired": True}, "without --zip"),
         (("task=rte",), {}, "task is swept, and set for all trials"),
         (("config.train.max_steps=1,2",), {}, "config.train.max_steps is swept, and set for all"),
@@ -197,7 +192,7 @@ def test_a_list_is_drawn_from_without_repetition():
         (
             ("config.variant=lora,dora",),
             {},
-            "^every trial: config.variant is a section, not a setting; nearest: variant, or "
+            "^every trial: config.variant is a section, not a setting; nearest: "
             "config.variant.name$",
         ),
         (("config.optimizer=adam",), {}, "a section, not a setting; nearest: config.optimizer"),
@@ -207,14 +202,6 @@ def test_what_is_no_sweep(specs, how, said):
     with pytest.raises(ValueError, match=said) as caught:
         names(*specs, **how)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_section_of_a_json_is_no_argument_of_it(tmp_path):
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(read_config(GLUE).to_dict()))
-    said = "^every trial: config.variant is a section, not a setting; nearest: config.variant.name$"
-    with pytest.raises(ValueError, match=said):
-        made("config.variant=lora,dora", arguments=[f"--config={file}"], file=str(file))
 
 
 HUGE = 10**30
@@ -227,16 +214,11 @@ HUGE = 10**30
         ((f"config.seed=0:{HUGE}",), {}, f"{HUGE:,} trials; a sweep has at most 100,000"),
         ((f"config.seed={HUGE}:0:-3,7",), {}, f"{HUGE // 3 + 2:,} trials"),  # 1, 4, ... and 7
         (("config.seed=0:400", "config.train.epochs=1:400"), {}, "combination.*: 159,600 trials"),
-        (("config.seed=0:9",), {"trials": HUGE}, f"--trials={HUGE}: {HUGE:,} trials"),
     ],
 )
 def test_what_is_too_much_is_refused_before_it_is_counted_out(specs, how, said):
     with pytest.raises(ValueError, match=said):
         trials.overrides_of(FILE, specs, arguments=GLUE, **how)
-
-
-def test_as_much_as_a_sweep_may_have():
-    assert len(trials.overrides_of(FILE, ["config.seed=0:100000"])) == sweep_flag.MOST
 
 
 @given(*[st.integers(-40, 40)] * 2, st.integers(-7, 7).filter(bool))
@@ -262,6 +244,7 @@ def test_a_configs_own_sweep_that_never_ends(tmp_path):
     file.write_text(text)
     with pytest.raises(ValueError, match=r"endless.py: sweep\(\): 100,001 trials; a sweep has at"):
         trials.own_sweep(str(file))
+    assert len(trials.overrides_of(FILE, ["config.seed=0:100000"])) == sweep_flag.MOST
     own = [{"a": str(n)} for n in range(400)]
     with pytest.raises(ValueError, match="times what --sweep says: 160,000 trials"):
         list(sweep_flag.times(own, [{"b": str(n)} for n in range(400)]))
@@ -328,3 +311,129 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     file.write_text("def sweep():\n    yield 3\n")
     with pytest.raises(ValueError, match=r"sweep\(\) yields 3: expected a dict"):
         trials.own_sweep(str(file))
+
+
+PISSA = "--config.variant.initialization=pissa"
+
+
+@pytest.mark.parametrize(
+    ("specs", "more", "said"),
+    [
+        (
+            ("variant=lora,lorra", "config.variant.rank=8,999"),
+            [PISSA],
+            [
+                "variant=lora,rank=999: 'layers/attention/key/kernel': initialization 'pissa' ta",
+                "variant=lorra,rank=8; variant=lorra,rank=999: unknown variant 'lorra'",
+            ],
+        ),
+        (
+            ("config.data.source=demmo", "config.seed=0:3"),
+            [],
+            ["every trial: unknown data.source 'demmo'; nearest: 'demo'"],
+        ),
+        (
+            ("config.targets='quary/kernel'",),
+            [],
+            ["matches no weight; nearest: 'layers/attention/query/kernel'"],
+        ),
+        (
+            ("config.optimizer.warmup_steps=8,2",),
+            [],
+            ["warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps"],
+        ),
+        (
+            ("config.data.max_length=2,8",),
+            [],
+            ["max_length=2: data set 'rotten_tomatoes/train': max_length 2 leaves no"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_is_said_before_anything_starts(specs, more, said):
+    with pytest.raises(ValueError, match=": ") as caught:
+        preflight.check_trials(smoke_made(*specs, arguments=[*SMOKE, *more]))
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    for line, part in zip(lines, said, strict=True):
+        assert part in line
+
+
+def test_trials_that_work_have_their_loops():
+    loops = preflight.check_trials(smoke_made("config.train.max_steps=0,3"))
+    assert [(loop.steps, loop.metric) for loop in loops] == [(8, "accuracy"), (3, "accuracy")]
+
+
+def test_trials_share_the_reading_of_texts(monkeypatch):
+    read, once = [], preflight.Once()
+    monkeypatch.setattr(
+        preflight, "read_texts", lambda config, task: read.append(config.data.max_length)
+    )
+    for trial in smoke_made("config.data.max_length=8,16", "config.seed=0:2"):
+        preflight.check(trial.config, once)
+    assert read == [8, 16]
+
+
+def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
+    folder = small_model.write(tmp_path / "bert")
+    found = smoke_made("config.seed=0:2", arguments=[*SMOKE, f"--config.model.name={folder}"])
+    assert len(preflight.check_trials(found)) == 2
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    said = r"^every trial: .*has shape \(16, 32\), config.json asks for \(16, 48\)"
+    with pytest.raises(ValueError, match=said):
+        preflight.check_trials(found)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"^every trial: {folder}: neither model.safetensors nor"):
+        preflight.check_trials(found)
+
+
+def test_what_calls_cost():
+    cost = preflight.Cost(compile=3.0, call=2.0, longest=16)
+    assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
+    assert cost.compiled({8: 2, 16: 4}) == 2 * 3
+    found = preflight.Estimate(program=7.0, built=0.5, trained=2.0, steps=8)
+    assert found.of(5) == 7 + 5 * 2.5
+    # 8 trials for 1 step, 4 of them for another, 2 for two more, and 1 to the end
+    assert found.of(8, halving=2) == 7 + 8 * 0.5 + (8 * 1 + 4 * 1 + 2 * 2 + 1 * 4) * 2 / 8
+
+
+def test_runs_that_write_texts_are_known():
+    arguments = [f"--config={ROOT / 'configs' / 'instruct.py'}:size=smoke"]
+    (trial,) = smoke_made("config.seed=0", arguments=arguments)
+    assert preflight.writes(trial.config)
+    silent = [*arguments, "--config.generate.samples=0", "--config.generate.scored=0"]
+    for quiet in (silent, SMOKE):
+        assert not preflight.writes(smoke_made("config.seed=0", arguments=quiet)[0].config)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch, first):
+    """The shared part by itself, and as many calls of the model as a run makes."""
+    names = ("data.train", "data.validation", "data.max_length", "train.batch_size")
+    settings = zip(names, (64, 40, 16, 8), strict=True)
+    arguments = [*SMOKE, f"--config.model.name={small_model.write(tmp_path / 'bert')}"]
+    arguments += [f"--config.{name}={value}" for name, value in settings]
+    arguments += [f"--config.train.evaluate_first={first}"]
+    config = smoke_made("config.data.buckets=1", arguments=arguments)[0].config
+    clock = [0.0]
+
+    def slow(name, seconds):
+        function = getattr(preflight, name)
+
+        def late(*given, **options):
+            clock[0] += seconds
+            experiment = function(*given, **options)
+            if name == "build":
+                experiment.texts.task.unlabelled["more"] = experiment.texts.task.validation
+                experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]
+            return experiment
+
+        monkeypatch.setattr(preflight, name, late)
+
+    slow("load", 1e6)
+    slow("build", 1e3)
+    monkeypatch.setattr(preflight, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(preflight, "_cost", lambda *_: preflight.Cost(1e4, 1.0, 16))
+    found = preflight.measure(config)
+    assert found.program == 1e6 + 2 * 1e4
+    # 8 steps, the evaluation after the last, and the predictions of `more`: 5 batches each
+    assert (found.built, found.trained, found.steps) == (1e3, 8 + 5 + 5 + first * 5, 8)
