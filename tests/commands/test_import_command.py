@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 from experiments.imports import adapter_source, imported_run
-from experiments.imports.read_adapter import read_adapter
+from experiments.imports.adapter_source import read_adapter
 from experiments.runs import adapter_as_run
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse

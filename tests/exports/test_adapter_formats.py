@@ -15,8 +15,8 @@ from test_export_command import completed
 import lora_jax as lj
 import variants
 from experiments.exports import formats
-from experiments.imports import about, adapter_source, imported_run
-from experiments.imports.read_adapter import read_adapter
+from experiments.imports import adapter_source, imported_run
+from experiments.imports.adapter_source import read_adapter
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.load import load
 from lora_jax.interchange.families import names_of
@@ -115,7 +115,8 @@ def test_an_encoder_whose_head_reads_a_mean(smoke, tmp_path):
     np.testing.assert_array_equal(head["classifier.bias"], trained["classifier/bias"])
     source, model = adapter_source.find(str(tmp_path / "out")), load(experiment.config)
     again = read_adapter(source, experiment.config, model)
-    assert again.trainable["params"].keys() == trained.keys() and not about.drawn(model, again)
+    assert again.trainable["params"].keys() == trained.keys()
+    assert not imported_run.drawn(model, again)
     for path, value in trained.items():
         np.testing.assert_array_equal(again.trainable["params"][path], value)
     config = imported_run.config_of(experiment.config.plain, again)

@@ -11,7 +11,7 @@ from zoo.check import random_like
 
 import lora_jax as lj
 import variants
-from experiments.exports.classifier_head import without_head
+from experiments.exports.base_and_head import without_head
 from lora_jax.models import families
 from lora_jax.partition import flatten
 

@@ -16,14 +16,9 @@ from completed_run import completed
 from huggingface_hub import ModelCard
 
 from experiments import command_names
-from experiments.exports import card_origin
-from experiments.exports.format import Format
-from experiments.exports.formats.gguf_lora import GgufLora
-from experiments.exports.formats.loralib import Loralib
-from experiments.exports.formats.merged import Merged
-from experiments.exports.formats.peft import Peft
-from experiments.exports.model_card import Export, model_card
-from experiments.exports.place import Place, published
+from experiments.exports.base_and_head import Place, published
+from experiments.exports.formats import Format, GgufLora, Loralib, Merged, Peft
+from experiments.exports.model_card import Export, model_card, origin_command
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
@@ -254,10 +249,10 @@ def test_a_changed_origin_is_found(tmp_path):
     sealed_file.write(path, COMBINED)
     line = "--runs=one,runs/two --weights=2.0,-1.0 --by=sum --rank=3 '--keep=classifier/.*'"
     said = f"python -m experiments.combine {line} --out={tmp_path.name}"
-    assert card_origin.command(tmp_path, "run.json") == said
+    assert origin_command(tmp_path, "run.json") == said
     path.write_text(path.read_text().replace("runs/two", "runs/twn"))
     with pytest.raises(ValueError, match=r"combined\.json: it was changed after it was written"):
-        card_origin.command(tmp_path, "run.json")
+        origin_command(tmp_path, "run.json")
 
 
 def test_files_that_leave_this_machine_name_no_folder_of_it(qlora, tmp_path):
