@@ -67,7 +67,6 @@ ROOMS = (
     "experiments.setup",
     "experiments.cli",
     "experiments.tracking",
-    "experiments.tracking.trackers",
     "experiments.planning",
     "experiments.runs",
     "experiments.imports",
