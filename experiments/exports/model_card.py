@@ -20,7 +20,7 @@ from configs.settings import ClassifierConfig, RunConfig, TextConfig, free_names
 from experiments.analysis import labels
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.recorded_runs import held_out
-from experiments.catalogue import source
+from experiments.catalogue import catalogue
 from experiments.command_names import shown
 from experiments.exports.base_and_head import UNKNOWN, Place, on_card, published, text_on_card
 from experiments.exports.card_scores import Score, scores
@@ -110,7 +110,7 @@ def model_card(run: FinishedRun, export: Export) -> str:
 def _what(run: FinishedRun) -> Iterable[str]:
     config, record = run.config, run.record
     kind = variants.find(config.variant.name)
-    paper, idea, base = source.paper(kind), source.idea(kind), published(run)
+    paper, idea, base = catalogue.paper(kind), catalogue.idea(kind), published(run)
     method = labels.method(config.variant.name)
     own = code(Path(config.model.name).name)
     known = f"[{base}](https://huggingface.co/{base})" if base else own
