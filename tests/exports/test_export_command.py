@@ -16,10 +16,8 @@ from safetensors.numpy import load_file
 
 import lora_jax as lj
 import variants
-from experiments.exports import formats
 from experiments.imports import adapter_source, imported_run
 from experiments.imports.adapter_source import read_adapter
-from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
 from experiments.setup.load import load
 from lora_jax.data import load_tokenizer
@@ -336,30 +334,3 @@ def test_llama_cpp_gets_one_file(language, tmp_path):
     np.testing.assert_allclose(
         found, expected["base_model.model.model.layers.1.mlp.up_proj"], atol=1e-5
     )
-
-
-def test_runs_that_a_format_does_not_hold(language, smoke, tmp_path):
-    """One line that names the flags, and nothing is written."""
-    folder, *_ = completed(
-        smoke("storage=nf4", variant__rank=1, variant__initialization="loftq_iter_2"),
-        tmp_path / "run",
-    )
-    loftq = open_run(folder, read_record(folder))
-    dora = open_run(language["dora"][0], read_record(language["dora"][0]))
-    (tmp_path / "out").mkdir()
-    for run, name, flags, said in (
-        (
-            dora,
-            "peft",
-            {"for": "vllm"},
-            "--for=vllm: .*DoRA is no plain LoRA.*; --as=merged writes .* --svd_rank=R cuts",
-        ),
-        (dora, "gguf-lora", {}, "--as=gguf-lora: .*: DoRA is no plain LoRA.*; --as=merged writes "),
-        (loftq, "peft", {"for": "sglang"}, "--for=sglang: .* is a classifier .*; --as=merged, or"),
-        (loftq, "gguf-lora", {}, "--as=gguf-lora: .* is a classifier .bert., .* --as=merged"),
-        (loftq, "peft", {}, "--as=peft: LoftQ has quantised another matrix .*: --as=merged"),
-    ):
-        with pytest.raises(ValueError, match=f"^{said}") as caught:
-            formats.make(name, flags).write(run, tmp_path / "out")
-        assert len(str(caught.value).splitlines()) == 1
-        assert not any((tmp_path / "out").iterdir())
