@@ -121,6 +121,18 @@ def download(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import errors
 
     given = f"--from={name}" + (f"@{revision}" if revision else "")
+    reasons = {  # the first is one of the second kind
+        errors.GatedRepoError: (
+            "its owner has to grant access: ask for it on the Hub, and log in (hf auth login)"
+        ),
+        errors.RepositoryNotFoundError: (
+            "neither a folder nor a repository of the Hub (log in if it is private: hf auth login)"
+        ),
+        errors.RevisionNotFoundError: f"the repository has no revision '{revision}'",
+        errors.LocalEntryNotFoundError: (
+            "no such folder, and the Hub cannot be reached, whose cache does not have it"
+        ),
+    }
     try:
         where = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, HEAD_FILE]
@@ -129,19 +141,10 @@ def download(name: str, revision: str | None = None) -> Path:
         if (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
             return folder
         files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
-    except errors.GatedRepoError:
-        why = "its owner has to grant access: ask for it on the Hub, and log in (hf auth login)"
-    except errors.RepositoryNotFoundError:
-        why = (
-            "neither a folder nor a repository of the Hub (log in if it is private: hf auth login)"
-        )
-    except errors.RevisionNotFoundError:
-        why = f"the repository has no revision '{revision}'"
-    except errors.LocalEntryNotFoundError:
-        why = "no such folder, and the Hub cannot be reached, whose cache does not have it"
     except Exception as error:  # of the Hub, its HTTP client or the disk
         said = (str(error).strip().splitlines() or ["no reason given"])[0]
-        why = f"no such folder, and not to be had from the Hub ({type(error).__name__}: {said})"
+        other = f"no such folder, and not to be had from the Hub ({type(error).__name__}: {said})"
+        why = next((why for kind, why in reasons.items() if isinstance(error, kind)), other)
     else:
         if TORCH_WEIGHTS not in files:
             return folder  # the missing file is named where it is read
