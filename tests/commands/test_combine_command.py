@@ -85,7 +85,7 @@ def test_a_combined_run_is_one_of_lora(root):
     for path, value in flatten(continued.trainable)[0].items():
         np.testing.assert_array_equal(value, flatten(runs[0].trainable)[0][path])
     spoiled = root / "spoiled"  # with the checksums of what it holds
-    adapters = by_numpy(jax.tree.map(lambda x: np.full_like(x, np.nan), runs[0].trainable))
+    adapters = jax.tree.map(lambda x: np.full_like(x, np.nan), runs[0].trainable)
     lj.save_adapter(spoiled, adapters, runs[0].frozen)
     with pytest.raises(ValueError, match=r"start_from .*spoiled.*' holds NaN or an infinity"):
         build(parse({**runs[0].record.config, "start_from": str(spoiled)}))
