@@ -29,9 +29,9 @@ from absl import flags
 import lora_jax as lj
 import variants
 from experiments import cli
-from experiments.combining import combined_run
-from experiments.combining.trained_runs import open_runs, origin, params_before
 from experiments.distributed.devices import announce
+from experiments.imports import combined_run
+from experiments.imports.combined_run import open_runs, origin, params_before
 from experiments.runs import adapter_as_run
 from lora_jax.arithmetic.merging import BY, KEPT, Method
 from lora_jax.files.new_folder import new_folder

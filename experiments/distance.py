@@ -17,9 +17,9 @@ from absl import flags
 
 import lora_jax as lj
 from experiments import cli
-from experiments.combining.trained_runs import open_runs
 from experiments.distributed.devices import announce
 from experiments.figures import require_matplotlib
+from experiments.imports.combined_run import open_runs
 from lora_jax.table import Table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")

@@ -24,8 +24,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from experiments.distributed.devices import announce
-from experiments.imports import about, adapter_source, imported_run
-from experiments.imports.read_adapter import read_adapter
+from experiments.imports import adapter_source, imported_run
 from experiments.runs import adapter_as_run
 from experiments.setup.config import parse
 from experiments.setup.load import load
@@ -71,13 +70,13 @@ def import_adapter() -> None:
     with explained(of_loading(config)):
         model = load(config)
     with explained(of_evaluation(config)):
-        found = read_adapter(source, config, model, _ALPHA.value, enabled)
-        print(about.table(found))
-        print(about.base_model(config, found))
-        for line in about.doubts(config, found):
+        found = adapter_source.read_adapter(source, config, model, _ALPHA.value, enabled)
+        print(imported_run.table(found))
+        print(imported_run.base_model(config, found))
+        for line in imported_run.doubts(config, found):
             cli.warn(line)
-        drawn = about.drawn(model, found)
-        cli.warn(about.new_head(source.given, config, drawn))
+        drawn = imported_run.drawn(model, found)
+        cli.warn(imported_run.new_head(source.given, config, drawn))
         config = imported_run.config_of(plain, found)
         experiment = imported_run.experiment_of(config, model, found)
         made_of = {

@@ -14,8 +14,8 @@ cost of a step from `experiments/results/bench/methods.json`, where it was measu
 from absl import flags
 
 from experiments import cli, marked_documents
-from experiments.catalogue import catalogue, formats
-from experiments.catalogue.sizes import SHAPE, shape_of
+from experiments.catalogue import catalogue, methods_tables
+from experiments.catalogue.catalogue import SHAPE, shape_of
 
 _SHAPE = flags.DEFINE_string(
     "shape", None, f"The matrix to adapt, INPUTSxOUTPUTS. The default is {SHAPE}."
@@ -27,7 +27,7 @@ _MODEL = flags.DEFINE_string(
     "of one matrix are counted.",
 )
 _VARIANT = flags.DEFINE_list("variant", [], "Further methods, such as my_package.my_variant.")
-_FORMAT = flags.DEFINE_enum("format", "text", formats.FORMATS, "The format of the tables.")
+_FORMAT = flags.DEFINE_enum("format", "text", methods_tables.FORMATS, "The format of the tables.")
 _DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)
 
 
@@ -41,7 +41,7 @@ def methods() -> None:
             )
         cli.refuse_ignored((_FORMAT,), "the tables in documents are in Markdown")
         shipped = catalogue.of_matrix(shape_of(SHAPE))
-        marked_documents.update(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
+        marked_documents.update(_DOCUMENTS.value, lambda text: methods_tables.fill(text, shipped))
         return
     own = list(_VARIANT.value)
     if _MODEL.value is None:
@@ -51,7 +51,7 @@ def methods() -> None:
         if _SHAPE.value:
             raise ValueError("--shape and --model: parameters are of one of them")
         found = catalogue.of_model(_MODEL.value, own)
-    print(formats.write(_FORMAT.value, found), end="")
+    print(methods_tables.write(_FORMAT.value, found), end="")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import variants
 from docs.generate import counts, snippets
 from docs.generate.docstrings import escaped, prose
 from docs.generate.rst import fenced, heading, table
-from experiments.catalogue import catalogue, formats, sizes
-from experiments.catalogue.method import Method
+from experiments.catalogue import catalogue, methods_tables
+from experiments.catalogue.catalogue import Method
 from lora_jax.variant import Variant
 
 SHAPES = ("768x768", "768x3072", "4096x4096", "4096x11008")
@@ -21,7 +21,7 @@ SHAPES = ("768x768", "768x3072", "4096x4096", "4096x11008")
 
 def pages() -> Iterator[tuple[str, str]]:
     """The name and text of each page; nothing is compiled or trained."""
-    found = catalogue.of_matrix(sizes.shape_of(sizes.SHAPE))
+    found = catalogue.of_matrix(catalogue.shape_of(catalogue.SHAPE))
     for method in found.methods:
         yield f"{method.name}.rst", page(method)
 
@@ -121,7 +121,7 @@ def _count(method: Method, kind: type[Variant]) -> str:
     rows = []
     for shape in SHAPES:
         try:
-            number = f"{variants.make(method.name).count(sizes.shape_of(shape)):,}"
+            number = f"{variants.make(method.name).count(catalogue.shape_of(shape)):,}"
         except ValueError as error:
             number = escaped(str(error))
         rows.append((shape, number))
@@ -134,6 +134,8 @@ def _abilities(method: Method) -> str:
     if method.abilities is None:
         return "It has no adapter, so none of what adapters can do applies."
     own = dataclasses.asdict(method.abilities)
-    rows = [(head, own[name] or "does not apply") for name, head in formats.ABILITIES.items()]
+    rows = [
+        (head, own[name] or "does not apply") for name, head in methods_tables.ABILITIES.items()
+    ]
     said = ":doc:`The table of all methods <../../reference/methods>` says what the words mean."
     return f"{table(('ability', 'answer'), rows)}\n\n{said}"

@@ -1,6 +1,5 @@
-"""What methods there are, and what each costs and can do, for the command `experiments.methods`.
+"""What methods and settings there are, for the commands `experiments.methods` and `settings`.
 
-`method` has all about one method. Its facts come from `abilities` (from tracing its code), `sizes`
-(parameters), `source` (its docstring) and `step_costs` (benchmark results). `formats` writes the
-tables.
+`catalogue` has all about each method; what it can do comes from `abilities`, which traces its code.
+`methods_tables` and `settings_table` write the tables.
 """

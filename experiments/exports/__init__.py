@@ -1,5 +1,5 @@
-"""Finished runs in the formats of others: open a run, find a format, and write it.
+"""Finished runs in the formats of others.
 
-Each file of `formats/` is a format. `model_card` describes the run beside it, with scores from
-`card_scores`, and `hub` uploads the folder.
+`formats` has what `--as` takes; `base_and_head`, what an adapter needs beside it. `model_card`
+describes the run in README.md, with scores from `card_scores`, and `hub` uploads the folder.
 """

@@ -1,5 +1,6 @@
-"""Adapters of others as runs: find one (`adapter_source`), read it, and say what run it is of.
+"""Adapters that no training here made, as runs: those of others, and those combined of runs.
 
-`hub` downloads, `read_adapter` puts a file's adapter onto a run's model, `imported_run` makes the
-config of a run that would train it, and `about` says what was read.
+`adapter_source` finds an adapter of others and puts it onto a run's model; `imported_run` makes the
+config of a run that would train it, and says what was read. `combined_run` opens runs of one base,
+and makes the run that they come to.
 """

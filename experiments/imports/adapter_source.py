@@ -1,13 +1,29 @@
-"""Where an adapter of others lies: a folder or file, or a repository of the Hugging Face Hub."""
+"""An adapter of others: where it lies, and how it is put onto the model of a run.
+
+It is a folder or file of this machine, or in a repository of the Hugging Face Hub.
+"""
 
 import dataclasses
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.imports import hub
-from experiments.runs.head_file import HEAD_FILE
-from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS, PeftFolder
+import jax
+import numpy as np
+
+import lora_jax as lj
+import variants
+from configs.settings import ClassifierConfig, RunConfig
+from experiments.runs.head_file import HEAD_FILE, with_head
+from experiments.setup import from_config
+from experiments.setup.task_and_model import TaskAndModel
+from lora_jax.interchange.families import names_in
+from lora_jax.interchange.load_source import Loaded
+from lora_jax.interchange.loralib_file import LoralibFile
+from lora_jax.interchange.peft_folder import CONFIG, MODEL, TORCH_WEIGHTS, WEIGHTS, PeftFolder
+from lora_jax.models import families
 from lora_jax.suggest import nearest_path
 
 LORALIB_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -28,9 +44,8 @@ class AdapterSource:
     def digests(self) -> dict[str, str]:
         """The sha256 of each file of the adapter, by its name, in hexadecimal."""
         weights = WEIGHTS if (self.path / WEIGHTS).is_file() else TORCH_WEIGHTS
-        files = [self.path] if self.is_file else [self.path / CONFIG, self.path / weights]
-        if (self.path / HEAD_FILE).is_file():
-            files.append(self.path / HEAD_FILE)
+        own = (self.path / name for name in (CONFIG, weights, HEAD_FILE))
+        files = [self.path] if self.is_file else [path for path in own if path.is_file()]
         found = {}
         for path in files:
             with path.open("rb") as file:
@@ -65,7 +80,7 @@ def find(given: str) -> AdapterSource:
     elif name is not None:
         near = nearest_path(path, _is_adapter) if path.parent.is_dir() else ""
         try:
-            path = hub.download(name[1], name[2])
+            path = download(name[1], name[2])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}{near}") from error
         source = AdapterSource(given, path, path.name)
@@ -90,3 +105,108 @@ def _found_in(folder: Path) -> str:
     if inside:
         return f"the adapters in it: {', '.join(inside)}"
     return "it is not an adapter of Hugging Face PEFT"
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder of a repository's adapter in the Hub's cache; its name is that of the commit.
+
+    Args:
+      name: `user/name`.
+      revision: a branch, a tag or a commit; the default branch by default.
+
+    Raises:
+      FileNotFoundError: one line on why it is not to be had.
+    """
+    import huggingface_hub  # slow to import, and folders do not need it
+    from huggingface_hub import errors
+
+    given = f"--from={name}" + (f"@{revision}" if revision else "")
+    reasons = {  # the first is one of the second kind
+        errors.GatedRepoError: (
+            "its owner has to grant access: ask for it on the Hub, and log in (hf auth login)"
+        ),
+        errors.RepositoryNotFoundError: (
+            "neither a folder nor a repository of the Hub (log in if it is private: hf auth login)"
+        ),
+        errors.RevisionNotFoundError: f"the repository has no revision '{revision}'",
+        errors.LocalEntryNotFoundError: (
+            "no such folder, and the Hub cannot be reached, whose cache does not have it"
+        ),
+    }
+    try:
+        where = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, HEAD_FILE]
+        )
+        folder = Path(str(where))
+        if (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+            return folder
+        files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
+    except Exception as error:  # of the Hub, its HTTP client or the disk
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        other = f"no such folder, and not to be had from the Hub ({type(error).__name__}: {said})"
+        why = next((why for kind, why in reasons.items() if isinstance(error, kind)), other)
+    else:
+        if TORCH_WEIGHTS not in files:
+            return folder  # the missing file is named where it is read
+        why = (
+            f"it has {TORCH_WEIGHTS} alone, a pickle, which is not downloaded: convert it by "
+            f"loading it with PEFT and save_pretrained, which writes {WEIGHTS}"
+        )
+    raise FileNotFoundError(f"{given}: {why}")
+
+
+def read_adapter(
+    source: AdapterSource,
+    config: RunConfig,
+    model: TaskAndModel,
+    alpha: float | None = None,
+    enable_lora: Sequence[bool] | None = None,
+) -> Loaded:
+    """The model of a run with the adapter of a source; weights are stored as the config says.
+
+    Args:
+      alpha, enable_lora: of a file of loralib, as for `lj.load_loralib`.
+
+    Raises:
+      ValueError: the adapter is malformed, of a method that is not here, or of another model.
+    """
+    forward, params = model.model(jax.random.key(config.seed))
+    storage = from_config.make_storage(config.quantize)
+    shape: Any = model.texts.shape
+    example = np.zeros((config.train.batch_size, model.texts.boundaries[0]), np.int32)
+    inputs = example, example, example
+    onto = forward, params, *inputs
+    if not source.is_file:
+        tensors, head = PeftFolder(source.path).names(), source.path / HEAD_FILE
+        if isinstance(config, ClassifierConfig):
+            _require_pool(source, config.model.pool, tensors, shape)
+        names = names_in(shape, tensors)
+        found = lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
+        classifies = isinstance(config, ClassifierConfig)
+        return with_head(found, head) if classifies and head.is_file() else found
+    stored = LoralibFile(source.path, alpha, enable_lora).stored()
+    return lj.load_loralib(
+        source.path,
+        variants.from_peft,
+        names_in(shape, [f"{MODEL}{name}" for name in stored]),
+        *onto,
+        alpha=alpha,
+        enable_lora=enable_lora,
+        quantize=storage,
+    )
+
+
+def _require_pool(source: AdapterSource, pool: str, tensors: Sequence[str], shape: Any) -> None:
+    """Raise a ValueError if the head of an adapter reads something else than that of the config."""
+    (place,) = families.places("pooler/kernel", shape)
+    module = place.name.removesuffix(".weight")
+    if pool == "mean" and any(f".{module}." in f".{name}" for name in tensors):
+        raise ValueError(
+            f"--from={source.given}: its head reads the first token ('{module}'), and that of the "
+            "config the mean of all: --config.model.pool=cls"
+        )
+    if pool == "cls" and (source.path / HEAD_FILE).is_file():  # which exports write for a mean
+        raise ValueError(
+            f"--from={source.given}: its head ({HEAD_FILE}) reads the mean of all tokens, and that "
+            "of the config the first: --config.model.pool=mean"
+        )

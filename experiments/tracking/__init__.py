@@ -4,7 +4,7 @@ A run always writes `metrics.jsonl`. `--track=NAME` starts one child process for
 which reads that file while it grows. So a tracker that fails, hangs or is slow costs the run a
 warning line, and the process that trains imports no tracker's library.
 
-`track_flag` is the flag, `tracking` what a run uses, and `tracker_process` the child as the run
-sees it. `child`, `followed_run`, `metrics_rows` and `find` run in the child, and `tracker` is what
-a tracker implements: these import nothing of JAX. `trackers/` has one file for each tracker.
+`track_flag` is the flag, and `tracking` what a run uses. `child` is the process of a tracker;
+`tracker` is what a tracker implements, and `trackers` has those of the project. These three import
+nothing of JAX.
 """

@@ -19,17 +19,67 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.tracking.find import find
-from experiments.tracking.followed_run import FollowedRun
 from experiments.tracking.tracker import Status, TrackedRun, Tracker
+from experiments.tracking.trackers import find
 
-Order = dict[str, Any]
-Answer = Callable[..., None]
 PATIENCE = 60  # seconds that are left after the end of the input, if the tracker hangs then
+CHECK = "crc32"  # the key of a line's check (lora_jax.records.seal), which is no metric
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""Numbers that JSON lacks, as `metrics.jsonl` has them."""
+
+
+class FollowedRun:
+    """Gives a tracker the rows of a growing `metrics.jsonl`, all lines of a step together.
+
+    A step is written when a later one begins, or with the next image or the end. What the tracker
+    has from an earlier process, by its own `last`, is left out; what it lacks is made up for. The
+    checks of lines are not looked at: the lines are some moments old.
+    """
+
+    def __init__(self, tracker: Tracker, metrics: Path):
+        self._tracker = tracker
+        self._last = dict(tracker.last())
+        self._file, self._rest = metrics.open("rb"), b""
+        self._step, self._waiting = 0, dict[str, float]()
+
+    def look(self) -> None:
+        """Read lines that were completed since the last call, and write the complete steps."""
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        for line in lines:
+            row = json.loads(line)
+            step = row.pop("step")
+            row.pop(CHECK, None)
+            if step != self._step:
+                self._flush()
+            self._step = step
+            numbers = (n for n, x in row.items() if x in NOT_FINITE or type(x) in (int, float))
+            self._waiting |= {name: float(row[name]) for name in numbers}
+
+    def write(self, step: int, scalars: Mapping[str, float], images: Mapping[str, str]) -> None:
+        """Write values and images that are not in the file, after all that is in it."""
+        self.look()
+        self._flush()
+        self._give(step, scalars, {name: Path(path) for name, path in images.items()})
+
+    def end(self, status: Status) -> None:
+        with self._file:
+            self.look()
+            self._flush()
+            self._tracker.end(status)
+
+    def _flush(self) -> None:
+        self._give(self._step, self._waiting, {})
+        self._waiting = {}
+
+    def _give(self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path]) -> None:
+        news = {name: x for name, x in scalars.items() if step > self._last.get(name, -1)}
+        if news or images:
+            self._tracker.write(step, news, images)
+            self._last |= dict.fromkeys(news, step)
 
 
 def main() -> None:
@@ -49,7 +99,9 @@ def main() -> None:
     obey(find(sys.argv[1]), map(json.loads, whole), answer)
 
 
-def obey(kind: type[Tracker], orders: Iterable[Order], answer: Answer) -> None:
+def obey(
+    kind: type[Tracker], orders: Iterable[dict[str, Any]], answer: Callable[..., None]
+) -> None:
     """Obey orders until they end; an error ends the tracking of one run only."""
     runs: dict[int, FollowedRun] = {}
 
@@ -61,32 +113,27 @@ def obey(kind: type[Tracker], orders: Iterable[Order], answer: Answer) -> None:
             runs.pop(number, None)
             answer(number=number, failed=f"{type(error).__name__}: {error}")
 
-    def begin(number: int, order: Order) -> None:
-        values = order["open"]
+    def begin(number: int, values: dict[str, Any], metrics: str) -> None:
         paths = {name: Path(values[name]) for name in ("folder", "store")}
         for path in paths.values():
             path.mkdir(parents=True, exist_ok=True)
         tracker = kind(TrackedRun(**{**values, **paths}))
-        runs[number] = FollowedRun(tracker, Path(order["metrics"]))
+        runs[number] = FollowedRun(tracker, Path(metrics))
         where: object = tracker.where  # a user's may be a Path, or None before it is known
         answer(number=number, where=None if where is None else str(where))
 
-    def write(number: int, order: Order) -> None:
-        images = {name: Path(path) for name, path in order["images"].items()}
-        runs[number].write(order["step"], order["scalars"], images)
-
     def end(number: int, status: Status) -> None:
-        with runs.pop(number) as run:
-            run.end(status)
+        runs.pop(number).end(status)
 
     for order in orders:
         number = order.get("number", -1)
         if "open" in order:
-            attempt(number, begin, number, order)
+            attempt(number, begin, number, order["open"], order["metrics"])
         elif number in runs and "end" in order:
             attempt(number, end, number, order["end"])
         elif number in runs:
-            attempt(number, write, number, order)
+            values = order["step"], order["scalars"], order["images"]
+            attempt(number, runs[number].write, *values)
         for each, run in list(runs.items()):
             attempt(each, run.look)
     for number in list(runs):

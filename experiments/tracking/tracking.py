@@ -1,15 +1,26 @@
-"""Copy the metrics of the trials of a program to the trackers that `--track` names."""
+"""Copy the metrics of the trials of a program to the trackers that `--track` names.
+
+Each tracker has a child process (`experiments.tracking.child`), for which nothing here waits until
+the end.
+"""
 
 import contextlib
 import dataclasses
 import functools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.cli import warn
 from experiments.tracking.tracker import NO_IMAGES, Status, plain_name
-from experiments.tracking.tracker_process import TICK, TrackerProcess
 from lora_jax.files.canonical_json import plain
 from lora_jax.records.metrics_log import Metrics
 
@@ -19,6 +30,8 @@ WAIT = 60.0
 """The most seconds that the end of a run waits for a tracker."""
 SHORT_WAIT = 10.0
 """The same for a run that was asked to end: a scheduler soon kills it."""
+LAST_BREATH = 1.0
+"""The most seconds that are left to a child process that has closed its pipe or was killed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +66,150 @@ class TrackedMetrics(Metrics):
         super().truncate(step, checksum)
         if step is not None:
             self._begun(step)
+
+
+class TrackerProcess:
+    """A tracker's child process. A thread writes orders to it, and another one hears its answers.
+
+    If the tracker fails in any way, a warning line says so, once; the run goes on without it.
+
+    Args:
+      name: the tracker's name.
+      log: the file for what the child prints.
+    """
+
+    def __init__(self, name: str, log: Path):
+        self.name, self._log = name, log
+        self._orders: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._where: dict[int, str | None] = {}
+        self._failed: set[int] = set()
+        self._finished = self._warned = self._over = False
+        self._news = threading.Condition()
+        self._ear = threading.Thread(target=self._hear, daemon=True)
+        try:
+            self._child = _start(name, log)
+        except Exception as error:
+            self._over = True
+            self._warn(str(error))
+        else:
+            threading.Thread(target=self._speak, daemon=True).start()
+            self._ear.start()
+
+    def send(self, number: int, **order: Any) -> None:
+        """Send an order about the run with this number."""
+        if not self._over:
+            self._orders.put(json.dumps({"number": number, **order}).encode() + b"\n")
+
+    def look(self) -> None:
+        """Let the child look for new lines, as it does after any other order that still waits."""
+        if not self._over and self._orders.empty():
+            self._orders.put(b"{}\n")
+
+    def where(self, number: int, until: float) -> str | None:
+        """Where the tracker has a run, once it has opened it; None if it has failed.
+
+        Args:
+          until: the time, by `time.monotonic`, when a child that has not answered is ended.
+        """
+
+        def known() -> bool:
+            return self._over or number in self._where or number in self._failed
+
+        with self._news:
+            in_time = self._news.wait_for(known, max(0.0, until - time.monotonic()))
+        if not in_time:
+            self._end_late()
+        return self._where.get(number)
+
+    def finish(self) -> None:
+        """Say that no more orders come."""
+        self._finished = True
+        self._orders.put(None)
+
+    def close(self, until: float) -> None:
+        """Let the child end by itself, after `finish`; end it at a time (see `where`)."""
+        if self._ear.ident is not None:
+            self._ear.join(max(0.0, until - time.monotonic()))
+            if self._ear.is_alive():
+                self._end_late()
+                self._ear.join(2 * LAST_BREATH)
+
+    def _speak(self) -> None:
+        assert self._child.stdin is not None
+        with contextlib.suppress(OSError), self._child.stdin as orders:  # it may have ended
+            for order in iter(self._orders.get, None):
+                orders.write(order)
+                orders.flush()
+
+    def _hear(self) -> None:
+        assert self._child.stdout is not None
+        try:
+            with self._child.stdout as answers:
+                for line in answers:
+                    self._note(**json.loads(line))
+            code = self._child.wait(LAST_BREATH)
+            how = f"code {code}" if code >= 0 else signal.Signals(-code).name
+            why = f"its process {'ended with' if code >= 0 else 'was ended by'} {how}"
+            why = "" if self._finished and code == 0 else why
+        except subprocess.TimeoutExpired:
+            why = "its process has closed its pipe"
+        except Exception as error:  # no error here may end the run
+            why = f"{type(error).__name__}: {error}"
+        self._end(why)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a file system may hold it
+            self._child.wait(LAST_BREATH)
+
+    def _note(self, number: int, where: Any = None, failed: str = "") -> None:
+        """Note an answer; a place is of whatever kind, and a record's text must be in UTF-8."""
+        if failed:
+            self._warn(failed)
+        with self._news:
+            if failed:
+                self._failed.add(number)
+            else:
+                text = None if where is None else str(where).encode(errors="replace").decode()
+                self._where[number] = text
+            self._news.notify_all()
+
+    def _end_late(self) -> None:
+        self._end("it was too slow at the end of the run, and was ended")
+
+    def _end(self, why: str) -> None:
+        """End the child and all that it has started; say why, unless that is empty."""
+        if why:
+            self._warn(why)
+        with contextlib.suppress(OSError):  # they have ended already
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._orders.put(None)
+        with self._news:
+            self._over = True
+            self._news.notify_all()
+
+    def _warn(self, why: str) -> None:
+        with self._news:
+            first, self._warned = not self._warned, True
+        if first:
+            said = " ".join(why.split())
+            said = said if len(said) < 200 else f"{said[:200]}..."
+            warn(
+                f"--track={self.name}: {said}; the run goes on without it, and metrics.jsonl has "
+                f"all (see {self._log})"
+            )
+
+
+def _start(name: str, log: Path) -> "subprocess.Popen[bytes]":
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = "from experiments.tracking.child import main; main()"
+    with log.open("ab") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", command, name],  # not from the working folder
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            # The child finds the modules that this process finds.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+            start_new_session=True,  # Ctrl-C reaches the run, which ends the child
+        )
 
 
 class Tracking(contextlib.AbstractContextManager["Tracking"]):
@@ -118,11 +275,8 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         for number in sorted(self._begun):
             self.end(number, "preempted" if preempted else "failed" if failed else "killed")
         until = time.monotonic() + (SHORT_WAIT if preempted else WAIT)
-        waiting = self._processes  # side by side: one that hangs takes no time from the others
-        while (waiting := [each for each in waiting if not each.finish()]) and (
-            time.monotonic() < until
-        ):
-            time.sleep(TICK)
+        for each in self._processes:  # side by side: one that hangs takes no time from the others
+            each.finish()
         for each in self._processes:
             each.close(until)
 

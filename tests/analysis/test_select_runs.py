@@ -9,8 +9,8 @@ from configs import instruct, own_data, quickstart
 from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.analysis.collect_runs import select
-from experiments.combining import combined_run
 from experiments.figures import scores
+from experiments.imports import combined_run
 from experiments.setup.config import fill, parse
 from experiments.tables import config_tables
 

@@ -18,7 +18,7 @@ import variants
 from benchmarks.cases import Plan
 from benchmarks.results import Found, Measured, content
 from experiments import marked_documents
-from experiments.catalogue import catalogue, formats, sizes, source, step_costs
+from experiments.catalogue import catalogue, methods_tables
 from experiments.catalogue.abilities import abilities
 from lora_jax.transform.adapt import init_shapes
 from lora_jax.variant import Factors
@@ -30,19 +30,23 @@ ADAPTING = [name for name in variants.names() if variants.find(name).adapts]
 
 @pytest.fixture(scope="module")
 def shipped():
-    return catalogue.of_matrix(sizes.shape_of(sizes.SHAPE))
+    return catalogue.of_matrix(catalogue.shape_of(catalogue.SHAPE))
 
 
 def test_documents_have_the_tables(shipped):
     texts = [path.read_text(encoding="utf-8") for path in marked_documents.files()]
-    assert [text for text in texts if formats.fill(text, shipped) != text] == []
+    assert [text for text in texts if methods_tables.fill(text, shipped) != text] == []
     for marker in ("<!-- methods -->", "<!-- methods: groups -->"):
         assert sum(text.count(marker) for text in texts) == 1
 
 
 def test_the_short_table_has_every_method_once(shipped):
     marks = "<!-- methods: groups -->\n", "<!-- /methods -->"
-    made = formats.fill("old\n".join(marks), shipped).removeprefix(marks[0]).removesuffix(marks[1])
+    made = (
+        methods_tables.fill("old\n".join(marks), shipped)
+        .removeprefix(marks[0])
+        .removesuffix(marks[1])
+    )
     rows = dict(line.strip("| ").split(" | ") for line in made.splitlines()[2:])
     assert sorted(", ".join(rows.values()).split(", ")) == sorted(
         f"[{each.title}]({each.paper})" if each.paper else each.title for each in shipped.methods
@@ -53,9 +57,9 @@ def test_the_short_table_has_every_method_once(shipped):
 
 
 def test_every_method_has_a_row_of_plain_values(shipped):
-    rows = json.loads(formats.write("json", shipped))["methods"]
+    rows = json.loads(methods_tables.write("json", shipped))["methods"]
     assert sorted(row["name"] for row in rows) == variants.names()
-    lines = list(csv.DictReader(io.StringIO(formats.write("csv", shipped))))
+    lines = list(csv.DictReader(io.StringIO(methods_tables.write("csv", shipped))))
     assert [list(line) for line in lines] == [list(row) for row in rows]
     by_name = {row["name"]: row for row in rows}
     ranks = {"lora": 8, "pissa": 16, "loha": 64, "vera": 256, "hra": 8, "dora": None, "ia3": None}
@@ -63,7 +67,7 @@ def test_every_method_has_a_row_of_plain_values(shipped):
     sizes = {"lora": 8 * 2 * 768, "dora": 17 * 768, "vera": 256 + 768, "full": 768**2, "bitfit": 0}
     assert {name: by_name[name]["parameters"] for name in sizes} == sizes
     assert by_name["full"]["merge"] is None and by_name["lora"]["step"] == 1
-    shown = formats.write("text", shipped)
+    shown = methods_tables.write("text", shipped)
     assert f"\n{'lora_plus':<16}  LoRA+ " in shown and "needs data" in shown
 
 
@@ -146,9 +150,9 @@ class DenseInside(LoRA):
 
 
 def test_what_a_method_cannot_do():
-    able, lacking = map(abilities, (LoRA(), Lacking()))
-    assert (able.embedding, able.trials, able.resume) == ("yes", "yes", "yes")
-    assert (lacking.embedding, lacking.trials, lacking.resume) == ("no", "no", "no")
+    for method, can in ((LoRA(), "yes"), (Lacking(), "no")):
+        able = abilities(method)
+        assert (able.embedding, able.trials, able.resume) == (can, can, can)
     assert abilities(DenseInside()).embedding == "dense"
     assert abilities(OfABudget()).layer_ranks == ""
     hira = abilities(variants.make("hira"))
@@ -161,14 +165,14 @@ def test_what_a_method_cannot_do():
 
 
 def test_papers_are_found_in_docstrings():
-    found = [source.paper(variants.find(name)) for name in ("fourierft", "hira", "full")]
+    found = [catalogue.paper(variants.find(name)) for name in ("fourierft", "hira", "full")]
     assert found == [
         "https://arxiv.org/abs/2405.03003",  # its number is on the next line
         "https://openreview.net/forum?id=TwJrTz9cRS",
         "",
     ]
-    assert source.ARXIV.search("see https://arxiv.org/abs/2310.02556.")[1] == "2310.02556"
-    assert source.idea(variants.find("lora_plus")) == "B learns faster than A"
+    assert catalogue.ARXIV.search("see https://arxiv.org/abs/2310.02556.")[1] == "2310.02556"
+    assert catalogue.idea(variants.find("lora_plus")) == "B learns faster than A"
 
 
 def test_parameters_of_whole_models():
@@ -177,30 +181,30 @@ def test_parameters_of_whole_models():
     assert found["lora"] == 332_546 - 2 * 385
     assert (found["ia3"], found["trainable_tokens"]) == (6 * (2 * 384 + 1536), 384)
     assert found["head_only"] == 0
-    llama = sizes.model("meta-llama/Llama-2-7b-hf")
+    llama = catalogue.model("meta-llama/Llama-2-7b-hf")
     of_block = 4 * (4096 + 4096) + 3 * (4096 + 11008)
-    assert sizes.trained("lora", (sizes.LINEARS,), llama) == 32 * 8 * of_block
+    assert catalogue.trained("lora", (catalogue.LINEARS,), llama) == 32 * 8 * of_block
 
 
 def test_a_model_that_is_nowhere(monkeypatch):
-    monkeypatch.setattr(sizes, "locate", Mock(side_effect=FileNotFoundError("not there")))
+    monkeypatch.setattr(catalogue, "locate", Mock(side_effect=FileNotFoundError("not there")))
     with pytest.raises(FileNotFoundError, match=r"^not there; nearest: 'meta-llama/Llama-2-7b-hf'"):
-        sizes.model("meta-llama/Llama-2-7b")
+        catalogue.model("meta-llama/Llama-2-7b")
     with pytest.raises(FileNotFoundError, match=r"^not there$"):
-        sizes.model("zzzz")
+        catalogue.model("zzzz")
 
 
 def test_costs_are_those_that_were_measured(tmp_path):
     path = tmp_path / "methods.json"
-    one = step_costs.StepCost(1.0, 1.0, 1.0)
-    assert step_costs.read(path) == step_costs.StepCosts({"lora": one})
+    one = catalogue.StepCost(1.0, 1.0, 1.0)
+    assert catalogue.read_costs(path) == catalogue.StepCosts({"lora": one})
     found = content("methods", Plan(), [Measured("dora", ratios=[Found("", 1.25, 1.2, 1.5)])])
     path.write_text(json.dumps(found), encoding="utf-8")
-    costs = step_costs.read(path)
-    assert costs.ratios == {"lora": one, "dora": step_costs.StepCost(1.25, 1.2, 1.5)}
+    costs = catalogue.read_costs(path)
+    assert costs.ratios == {"lora": one, "dora": catalogue.StepCost(1.25, 1.2, 1.5)}
     assert " cores, jax 0." in costs.machine
     path.write_text(json.dumps(found | {"smoke": True}), encoding="utf-8")
-    assert "dora" not in step_costs.read(path).ratios
+    assert "dora" not in catalogue.read_costs(path).ratios
 
 
 @pytest.mark.slow
@@ -220,4 +224,4 @@ def test_the_command_says_what_a_matrix_is_too_small_for():
 def test_a_shape_that_is_none(shape):
     said = rf"^--shape={shape}: expected INPUTSxOUTPUTS, such as --shape=768x768$"
     with pytest.raises(ValueError, match=said):
-        sizes.shape_of(shape)
+        catalogue.shape_of(shape)

@@ -11,7 +11,7 @@ import pytest
 import small_model
 
 import lora_jax as lj
-from experiments.combining.trained_runs import open_runs, params_before
+from experiments.imports.combined_run import open_runs, params_before
 from experiments.runs import artifacts
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 from experiments.imports import adapter_source, imported_run
-from experiments.imports.read_adapter import read_adapter
+from experiments.imports.adapter_source import read_adapter
 from experiments.runs import adapter_as_run
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
@@ -110,9 +110,6 @@ def test_an_exported_run_is_what_it_was(run, root):
     assert_same(begun.trainable, again.trainable)
     assert begun.loop.steps == 8 and begun.config.variant == again.config.variant
 
-    merged = root / "merged"
-    export = commands.run("experiments.export", f"--run={out}", "--as=merged", f"--out={merged}")
-    assert export.returncode == 0, export.stderr
     line = [f"--runs={out},{root / 'run'}", "--weights=1,-1", f"--out={root / 'nothing'}"]
     combined = commands.run("experiments.combine", *line)
     assert combined.returncode == 0, combined.stderr
@@ -153,19 +150,25 @@ def test_an_encoders_adapter_gets_a_new_head(run, root):
     assert_same(again.trainable["adapters"], experiment.trainable["adapters"], rtol=3e-7)
 
 
+def again_as_run(source, config, folder):
+    """The experiment of an imported adapter, and the record of its run."""
+    model = load(config)
+    found = read_adapter(source, config, model)
+    made = imported_run.experiment_of(imported_run.config_of(config.plain, found), model, found)
+    return made, adapter_as_run.write(folder, made, imported_run.FILE, {}, "")
+
+
 def test_a_file_of_loralib(run, root):
     """It scores as the run that it was made of, with ranks filled up to the highest."""
     experiment, record = run
     config, file = experiment.config, root / "lora.safetensors"
     lj.save_loralib(file, experiment.trainable, experiment.frozen, names_of(experiment.texts.shape))
-    source, model = adapter_source.find(str(file)), load(config)
-    found = read_adapter(source, config, model)
-    again = imported_run.experiment_of(imported_run.config_of(config.plain, found), model, found)
-    written = adapter_as_run.write(root / "loralib", again, imported_run.FILE, {}, "")
+    source = adapter_source.find(str(file))
+    _, written = again_as_run(source, config, root / "loralib")
     assert written.metrics_last == pytest.approx(record.metrics_last, rel=1e-6)
     assert source.digests().keys() == {"lora.safetensors"}
     with pytest.raises(ValueError, match=r"alpha=5.0, and lora_alpha in its header is "):
-        read_adapter(source, config, model, alpha=5.0)
+        read_adapter(source, config, load(config), alpha=5.0)
 
 
 def test_a_language_models_adapter_on_a_quantised_base(root):
@@ -173,11 +176,8 @@ def test_a_language_models_adapter_on_a_quantised_base(root):
     config = text_runs.config(places, "qlora", generate__scored=2, generate__metrics=("chrf",))
     experiment, record = made(config, root / "qlora")
     source = adapter_source.find(str(root / "qlora/peft"))
-    model = load(config)
-    found = read_adapter(source, config, model)
-    again = imported_run.experiment_of(imported_run.config_of(config.plain, found), model, found)
+    again, written = again_as_run(source, config, root / "decoder")
     assert_same(again.trainable, experiment.trainable, rtol=3e-7)
-    written = adapter_as_run.write(root / "decoder", again, imported_run.FILE, {}, "")
     assert written.metrics_last == pytest.approx(record.metrics_last, rel=1e-6)
     assert written.metrics_last["chrf"] == record.metrics_last["chrf"]
 

@@ -23,7 +23,7 @@ ELSEWHERE = {
     r"benchmarks .*--suite": "tests/benchmarks/test_suites.py",
     r"experiments\.quickstart": "tests/docs/test_stated_results.py",
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
-    r"experiments\.export .*--run=runs/qlora": "tests/exports/test_adapter_formats.py",
+    r"experiments\.export .*--run=runs/qlora": "tests/exports/test_export_command.py",
 }
 """Lines that take minutes, or need what a small folder lacks, and the tests of what they do."""
 TRAINING = ("experiments.train", "experiments.sweep")

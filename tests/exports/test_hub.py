@@ -70,36 +70,28 @@ def test_a_failed_upload_leaves_the_folder_and_says_how_to_go_on(there, folder):
         hub.push(target, folder)
 
 
+def refused(name, said):
+    with pytest.raises(ValueError, match=f"^--push={name}: {said}") as error:
+        hub.checked(name, public=False)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["lora", "ada/", "/lora", "ada/lora/2", "a b/c", "ada/--x", ""])
 def test_a_name_that_cannot_be(there, name):
-    with pytest.raises(ValueError, match=f"^--push={name}: "):
-        hub.checked(name, public=False)
+    refused(name, "")
     assert there.asked == []
 
 
-def test_no_token(there, monkeypatch):
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ValueError, match=r"^--push=ada/lora: there is no token .* `hf auth login`"):
-        hub.checked("ada/lora", public=False)
-    assert there.asked == []
-
-
-def test_who_may_not_push(there):
-    with pytest.raises(
-        ValueError, match=r"^--push=bob/lora: this token is of ada, who may use \['"
-    ):
-        hub.checked("bob/lora", public=False)
+def test_who_may_not_push(there, monkeypatch):
+    refused("bob/lora", r"this token is of ada, who may use \['")
     there.visibility["ada/lora"] = "private"
-    with pytest.raises(ValueError, match=r"^--push=ada/lora: there is such a repository already"):
-        hub.checked("ada/lora", public=False)
+    refused("ada/lora", "there is such a repository already")
     there.user["auth"] = {"accessToken": {"role": "read"}}
-    with pytest.raises(ValueError, match=r"^--push=ada/new: this token may only read"):
-        hub.checked("ada/new", public=False)
+    refused("ada/new", "this token may only read")
     assert there.visibility == {"ada/lora": "private"}
-
-
-def test_a_hub_that_does_not_answer(there, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"^--push=ada/lora: no access to the .* Hub ") as error:
-        hub.checked("ada/lora", public=False)
-    assert "\n" not in str(error.value)
+    refused("ada/lora", "no access to the .* Hub ")
+    there.asked.clear()
+    monkeypatch.delenv("HF_TOKEN")
+    refused("ada/lora", "there is no token .* `hf auth login`")
+    assert there.asked == []

@@ -16,14 +16,10 @@ from completed_run import completed
 from huggingface_hub import ModelCard
 
 from experiments import command_names
-from experiments.exports import card_origin
-from experiments.exports.format import Format
-from experiments.exports.formats.gguf_lora import GgufLora
-from experiments.exports.formats.loralib import Loralib
-from experiments.exports.formats.merged import Merged
-from experiments.exports.formats.peft import Peft
-from experiments.exports.model_card import Export, model_card
-from experiments.exports.place import Place, published
+from experiments.exports import formats
+from experiments.exports.base_and_head import Place, published
+from experiments.exports.formats import Format, GgufLora, Loralib, Merged, Peft
+from experiments.exports.model_card import Export, model_card, origin_command
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
@@ -35,10 +31,14 @@ LABELS = np.arange(16) % 2
 OUTPUTS = np.eye(2)[np.where(np.arange(16) < 4, 1 - LABELS, LABELS)]  # 12 of 16 are right
 
 
-def card(found, chosen, files="a", said=(), content=None, **changes):
-    folder, experiment, trainable = found
-    record = dataclasses.replace(run_record.read(folder), **changes)
-    run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
+def run_of(found, folder=None, **changes):
+    """The run of `completed`, with changes of its record, and perhaps with another folder."""
+    place, experiment, trainable = found
+    record = dataclasses.replace(run_record.read(place), **changes)
+    return FinishedRun(folder or place, record, experiment, trainable, experiment.frozen)
+
+
+def card(run, chosen, files="a", said=(), content=None):
     place = Place(files, here=False)
     used = chosen.use(run, place, content or {})
     return model_card(run, Export(chosen, place, COMMAND, used, said))
@@ -63,7 +63,7 @@ def qlora(tmp_path_factory):
 
 
 def test_what_the_hub_reads(qlora):
-    text = card(qlora, Merged())
+    text = card(run_of(qlora), Merged())
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
     assert (data.datasets, data.metrics) == (["glue"], ["accuracy"])
@@ -72,70 +72,60 @@ def test_what_the_hub_reads(qlora):
     assert data.base_model is data.language is data.license is None
     assert "base_model_relation" not in text
     first, second = data.eval_results
-    assert (first.task_type, first.metric_type, first.metric_value) == (
-        "text-classification",
-        "accuracy",
-        0.75,
-    )
-    assert (first.dataset_type, first.dataset_config, first.dataset_split) == (
-        "glue",
-        "sst2",
-        "validation",
-    )
+    found = first.task_type, first.dataset_type, first.dataset_config, first.dataset_split
+    assert found == ("text-classification", "glue", "sst2", "validation")
+    assert (first.metric_type, first.metric_value) == ("accuracy", 0.75)
     assert (second.metric_type, second.metric_name) == ("loss", "eval_loss")
 
 
-def test_what_readers_see(qlora):
+def test_what_readers_see(qlora, monkeypatch):
     folder, experiment, _ = qlora
-    record, text = run_record.read(folder), card(qlora, Merged(), said=["a line"])
-    heading = text.split("\n---\n")[1].splitlines()[1]
-    assert heading == "# bert, LoRA on NF4, glue/sst2"
-    what = rows(text, heading)
-    assert what["Method"] == ["[LoRA](https://arxiv.org/abs/2106.09685)"]
-    assert what["Base model"] == ["`bert`"]
-    assert what["Frozen weights in training"] == ["stored as NF4: `all-linear`"]
+    record, text = run_record.read(folder), card(run_of(qlora), Merged(), said=["a line"])
+    what = rows(text, "# bert, LoRA on NF4, glue/sst2")
     adapters, all_of_it = record.parameters_adapters, record.parameters_total
     said = f"{adapters + 34} of {all_of_it:,} parameters, of which {adapters} are in adapters"
-    assert what["Trained"] == [said]
-    data = rows(text, "## Data")
+    assert what | {"Its idea": None} == {
+        "Base model": ["`bert`"],
+        "Method": ["[LoRA](https://arxiv.org/abs/2106.09685)"],
+        "Its idea": None,
+        "Trained": [said],
+        "Frozen weights in training": ["stored as NF4: `all-linear`"],
+    }
     parts = experiment.texts.task
-    assert data == {
+    assert rows(text, "## Data") == {
         "train": [f"`{parts.train.name}`", "64"],
         "validation": [f"`{parts.validation.name}`", "16"],
     }
     scores = rows(text, "## Scores")
     assert scores["**`accuracy`**"] == ["`validation`", "0.75", "0.5 to 0.9375", "16"]
-    assert "With fewer than 100 examples it is rough." in text
-    assert "chosen by the validation part" not in text  # it was the last step's
     trained = rows(text, "## Training")
     assert trained["`layers/attention/query/kernel`"] == ["product", "2x16x16", "LoRA", "2", "128"]
-    assert r"| `(query\|value)/kernel` | `LoRA(rank=2, alpha=" in text
-    assert "| `optimizer.learning_rate` | `0.002` |" in text and "log_every" not in text
-    assert f"```bash\n{COMMAND}\n```" in text
-    assert "--config=run.json" in text and "```\na line\n```" in text
     environment = rows(text, "## Environment")
     assert environment["jax"] == [f"`{jax.__version__}`"]
     assert environment["digest of data"] == [f"`{record.data_digest}`"]
-
-
-def test_a_card_made_by_the_wheel_has_its_command(qlora, monkeypatch):
+    for line in (
+        "With fewer than 100 examples it is rough.",
+        r"| `(query\|value)/kernel` | `LoRA(rank=2, alpha=",
+        "| `optimizer.learning_rate` | `0.002` |",
+        f"```bash\n{COMMAND}\n```",
+        "python -m experiments.train --config=run.json",
+        "```\na line\n```",
+    ):
+        assert line in text
+    # It was the last step's; and settings without an effect on the result are left out.
+    assert "chosen by the validation part" not in text and "log_every" not in text
     monkeypatch.setattr(command_names, "installed", lambda: True)
-    text = card(qlora, Merged())
-    assert "\nlora-jax train --config=run.json --workdir=runs/again\n" in text
-    assert "python -m experiments.train" not in text
+    by_wheel = card(run_of(qlora), Merged())
+    assert "\nlora-jax train --config=run.json --workdir=runs/again\n" in by_wheel
+    assert "python -m experiments.train" not in by_wheel
 
 
 def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
     """And so is what a format has nothing to say of."""
-    folder, experiment, trainable = qlora
-    record = run_record.read(folder)
-    less = dataclasses.replace(
-        record, metrics_last={}, metrics_best={}, git=None, parameters_adapters=None
-    )
-    run = FinishedRun(tmp_path, less, experiment, trainable, experiment.frozen)
-    text = model_card(run, Export(Format(), Place("a", here=False), COMMAND))
-    assert "## Scores" not in text and "## Use" not in text and "commit of" not in text
-    assert "in adapters" not in text and "interval" not in text
+    lacking = {"metrics_last": {}, "metrics_best": {}, "git": None, "parameters_adapters": None}
+    text = card(run_of(qlora, tmp_path, **lacking), Format())
+    for word in ("## Scores", "## Use", "commit of", "in adapters", "interval"):
+        assert word not in text
     data = ModelCard(text).data
     assert data.eval_results is data.library_name is data.metrics is None
 
@@ -149,37 +139,71 @@ def test_the_card_of_a_language_model(tmp_path):
     kept = {"validation": Predictions(outputs, labels)}
     config = text_runs.config(places, train__select="best", generate__scored=5)
     said = {"signatures": {"rouge_l": "rouge-score 0.1.2|stemmer:no"}}
-    made = completed(config, tmp_path / "run", values, kept, **said)
+    made = run_of(completed(config, tmp_path / "run", values, kept, **said))
     text = card(made, Merged(), "ada/lora")
     data = ModelCard(text).data
     assert (data.pipeline_tag, data.datasets) == ("text-generation", None)
     assert {each.metric_type for each in data.eval_results} == {"accuracy", "loss", "rouge"}
-    assert 'AutoModelForCausalLM.from_pretrained("ada/lora")' in text
-    assert "somewhat too good" in text
     scores = rows(text, "## Scores")
     assert scores["**`accuracy`**"] == ["`validation`", "1", "", "12"]
     assert scores["`rouge_l`"] == ["`validation`", "0.25", "", "5"]
-    assert r"`rouge-score 0.1.2\|stemmer:no`" in text
-    served = {"max_lora_rank": 8}
-    text = card(made, Peft(loader="vllm"), "my lora", content=served)
-    line = "vllm serve BASE --enable-lora --lora-modules 'my lora=my lora' --max-lora-rank 8"
-    said = f"```bash\n# my lora: this folder\n# BASE: the base model, model\n{line}\n```"
-    assert said in text
-    line = '--lora-modules \'{"name": "a=b,c", "path": "a=b,c"}\' --max-lora-rank 8'
-    assert line in card(made, Peft(loader="vllm"), "a=b,c", content=served)
-    line = "--model-path BASE --enable-lora --lora-paths lora=ada/lora --max-lora-rank 8"
-    assert line in card(made, Peft(loader="sglang"), "ada/lora", content=served)
-    line = (
-        "# BASE.gguf is the base model, converted for llama.cpp\nllama-cli -m BASE.gguf --lora a/"
-    )
-    assert f"```bash\n# a: this folder\n{line}adapter.gguf\n```" in card(made, GgufLora())
+    for line in (
+        'AutoModelForCausalLM.from_pretrained("ada/lora")',
+        "somewhat too good",
+        r"`rouge-score 0.1.2\|stemmer:no`",
+    ):
+        assert line in text
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    root = tmp_path_factory.mktemp("language")
+    config = text_runs.config(small_language.write_places(root))
+    return run_of(completed(config, root / "run"))
+
+
+VLLM = "vllm serve BASE --enable-lora --lora-modules"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "files", "lines"),
+    [
+        (
+            Peft(loader="vllm"),
+            "my lora",
+            "# my lora: this folder\n# BASE: the base model, model\n"
+            f"{VLLM} 'my lora=my lora' --max-lora-rank 8",
+        ),
+        (
+            Peft(loader="vllm"),
+            "a=b,c",
+            "# a=b,c: this folder\n# BASE: the base model, model\n"
+            f'{VLLM} \'{{"name": "a=b,c", "path": "a=b,c"}}\' --max-lora-rank 8',
+        ),
+        (
+            Peft(loader="sglang"),
+            "ada/lora",
+            "# BASE: the base model, model\npython -m sglang.launch_server --model-path BASE "
+            "--enable-lora --lora-paths lora=ada/lora --max-lora-rank 8",
+        ),
+        (
+            GgufLora(),
+            "a",
+            "# a: this folder\n# BASE.gguf is the base model, converted for llama.cpp\n"
+            "llama-cli -m BASE.gguf --lora a/adapter.gguf",
+        ),
+    ],
+)
+def test_how_a_server_loads_it(chosen, files, lines, language):
+    text = card(language, chosen, files, content={"max_lora_rank": 8})
+    assert f"```bash\n{lines}\n```" in text
 
 
 def test_the_code_for_peft_loads_what_the_base_has(qlora):
     """Its tokenizer, and the storage of its weights; this machine's own paths are on no card."""
     here = qlora[1].config.model.name
     note = f"imported from {here}, with classifier/kernel drawn anew"
-    text = card(qlora, Peft(), steps=0, note=note)
+    text = card(run_of(qlora, steps=0, note=note), Peft())
     assert (
         "It was not trained there: imported from bert, with classifier/kernel drawn anew." in text
     )
@@ -196,7 +220,7 @@ def test_the_code_for_peft_loads_what_the_base_has(qlora):
         "model = PeftModel.from_pretrained(base, 'a')",
     ]
     for each in (Peft(), Merged(), Loralib()):
-        assert str(pathlib.Path(here).parent) not in card(qlora, each)
+        assert str(pathlib.Path(here).parent) not in card(run_of(qlora), each)
 
 
 IMPORTED = {
@@ -230,17 +254,14 @@ COMBINED = {
 )
 def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name, said, command):
     """The card says how it was made, and nothing of a training."""
-    folder, experiment, trainable = qlora
-    (tmp_path / name).write_text(json.dumps(said))
-    record = dataclasses.replace(run_record.read(folder), steps=0)
-    run = FinishedRun(tmp_path, record, experiment, trainable, experiment.frozen)
-    export = Export(Merged(), Place("a", here=False), COMMAND)
-    text = model_card(run, export)
+    sealed_file.write(tmp_path / name, said)
+    run = run_of(qlora, tmp_path, steps=0)
     line = f"{command} --out={tmp_path.name}"
+    text = card(run, Merged())
     assert f"```bash\npython -m experiments.{line}\n```" in text
     with monkeypatch.context() as patch:
         patch.setattr(command_names, "installed", lambda: True)
-        assert f"```bash\nlora-jax {line}\n```" in model_card(run, export)
+        assert f"```bash\nlora-jax {line}\n```" in card(run, Merged())
     for word in ("Trained |", "datasets:", "| train |", "drawn with seed", "step 0", "in training"):
         assert word not in text
     assert "The adapter was scored on the task `glue/sst2`" in text
@@ -249,49 +270,42 @@ def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name
     assert "no intervals, as the run has saved no predictions" in text
 
 
-def test_a_changed_origin_is_found(tmp_path):
+def test_an_earlier_versions_origin_has_no_seal_and_a_changed_one_is_found(tmp_path):
     path = tmp_path / "combined.json"
+    path.write_text(json.dumps(COMBINED))
+    found = origin_command(tmp_path, "run.json")
     sealed_file.write(path, COMBINED)
-    line = "--runs=one,runs/two --weights=2.0,-1.0 --by=sum --rank=3 '--keep=classifier/.*'"
-    said = f"python -m experiments.combine {line} --out={tmp_path.name}"
-    assert card_origin.command(tmp_path, "run.json") == said
+    assert origin_command(tmp_path, "run.json") == found is not None
     path.write_text(path.read_text().replace("runs/two", "runs/twn"))
     with pytest.raises(ValueError, match=r"combined\.json: it was changed after it was written"):
-        card_origin.command(tmp_path, "run.json")
+        origin_command(tmp_path, "run.json")
 
 
-def test_files_that_leave_this_machine_name_no_folder_of_it(qlora, tmp_path):
-    folder, experiment, trainable = qlora
-    record, base = run_record.read(folder), experiment.config.model.name
-    run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
-    for here, named, said in (
-        (True, base, "before you share it"),
+@pytest.mark.parametrize(
+    ("here", "gguf", "said"),
+    [
+        (True, None, "before you share it"),
         (False, None, "names no base, which has no published name"),
-    ):
-        out = tmp_path / str(here)
-        out.mkdir()
-        content = Peft().write(run, out, here=here)
-        config = json.loads((out / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == content["base_model_name_or_path"] == named
-        assert said in content["said"][-1]
-
-
-def test_a_base_in_a_gguf_file_is_not_named(qlora, tmp_path, monkeypatch):
-    """AutoPeftModel would take the name for a folder of transformers."""
-    folder, experiment, trainable = qlora
-    run = FinishedRun(folder, run_record.read(folder), experiment, trainable, experiment.frozen)
-    monkeypatch.setattr(f"{Peft.__module__}.find_gguf", lambda source: source / "own.gguf")
-    content = Peft().write(run, tmp_path)
+        (True, "own.gguf", "load it by the code, with gguf_file"),
+    ],
+)
+def test_files_name_a_base_only_where_it_is(here, gguf, said, qlora, tmp_path, monkeypatch):
+    """A GGUF file is never named: AutoPeftModel would take it for a folder of transformers."""
+    run = run_of(qlora)
+    monkeypatch.setattr(formats, "find_gguf", lambda source: gguf and source / gguf)
+    content = Peft().write(run, tmp_path, here=here)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] is content["base_model_name_or_path"] is None
-    assert content["said"][-1].endswith("load it by the code, with gguf_file")
+    named = run.config.model.name if here and not gguf else None
+    assert config["base_model_name_or_path"] == content["base_model_name_or_path"] == named
+    assert said in content["said"][-1]
 
 
 def test_what_a_run_started_from_is_needed_to_make_it_again(qlora):
     folder, experiment, trainable = qlora
     config = parse({**experiment.config.plain, "start_from": "/home/ada/earlier"})
-    text = card((folder, dataclasses.replace(experiment, config=config), trainable), Merged())
-    assert "and the adapter that it started from (`earlier`; `start_from` in the file" in text
+    run = run_of((folder, dataclasses.replace(experiment, config=config), trainable))
+    said = "and the adapter that it started from (`earlier`; `start_from` in the file"
+    assert said in card(run, Merged())
 
 
 @pytest.mark.parametrize(

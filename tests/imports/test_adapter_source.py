@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import quickstart
-from experiments.imports.adapter_source import find
-from experiments.imports.read_adapter import read_adapter
+from experiments.imports.adapter_source import find, read_adapter
 from experiments.setup.config import parse
 from lora_jax.models.families.bert import BertConfig
 

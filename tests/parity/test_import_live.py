@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import small_model
 
-from experiments.imports import about, adapter_source, imported_run
-from experiments.imports.read_adapter import read_adapter
+from experiments.imports import adapter_source, imported_run
+from experiments.imports.adapter_source import read_adapter
 from experiments.setup.load import load
 
 torch = pytest.importorskip("torch")
@@ -35,7 +35,7 @@ def test_scores_are_torchs(tmp_path):
     config = smoke(model__pool="cls")
     loaded = load(config)
     found = read_adapter(adapter_source.find(str(tmp_path / "adapter")), config, loaded)
-    assert not about.drawn(loaded, found)
+    assert not imported_run.drawn(loaded, found)
     own = imported_run.config_of(config.plain, found)
     assert own.variant.name == "dora"
     run = imported_run.experiment_of(own, loaded, found)

@@ -8,9 +8,8 @@ import text_runs
 from completed_run import completed
 
 import lora_jax as lj
-from experiments.exports.formats.merged import Merged
-from experiments.exports.formats.peft import Peft
-from experiments.exports.place import Place
+from experiments.exports.base_and_head import Place
+from experiments.exports.formats import Merged, Peft
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.models.published.load import load_decoder
 from lora_jax.records import run_record

@@ -20,7 +20,7 @@ import commands
 import kills
 import small_study
 
-from experiments.exports import card_origin
+from experiments.exports import model_card
 from experiments.runs import run, rungs, training
 from experiments.runs.group_folder import found_by_timing
 from experiments.search import search
@@ -281,7 +281,7 @@ def _read_search(folder: Path) -> Any:
 
 def _read_origin(folder: Path) -> Any:
     """The command that made a run which was not trained, as its card quotes it."""
-    return card_origin.command(folder, "config.json")
+    return model_card.origin_command(folder, "config.json")
 
 
 def _read_tokens(inputs: Path, home: Path) -> Callable[[Path], Any]:

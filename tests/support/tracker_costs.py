@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
-from experiments.tracking import find
+from experiments.tracking import trackers
 from experiments.tracking.tracking import Track, Tracking
 
 
 def main() -> None:
-    for name in find.names():
+    for name in sorted(trackers.TRACKERS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         with tempfile.TemporaryDirectory() as made:
             memory = _memory(name, Path(made))

@@ -18,7 +18,7 @@ from experiments.setup import experiment
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.tracking import child
-from experiments.tracking.trackers.tensorboard import TensorBoard
+from experiments.tracking.trackers import TensorBoard
 from experiments.tracking.tracking import Track
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics, read_metrics

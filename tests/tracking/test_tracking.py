@@ -1,22 +1,16 @@
 """What trackers get of a run, also of one that is killed, and what a broken tracker costs."""
 
-import fcntl
-import json
 import math
-import os
 import re
-import resource
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 from own_trackers import recorder
 
-from experiments.tracking import child, tracker_process, tracking
-from experiments.tracking.metrics_rows import Rows
+from experiments.tracking import child, tracking
 from experiments.tracking.tracker import TrackedRun
-from experiments.tracking.tracker_process import TrackerProcess
 from experiments.tracking.tracking import Track, Tracking
 from lora_jax.records.metrics_log import Metrics, read_metrics
 
@@ -104,14 +98,22 @@ def test_a_run_goes_on_as_the_same_one_with_no_value_twice(sweep):
     assert first["identity"] != written(folders[0])[1][0]["identity"]
 
 
+def begun_in(tracked, folder, steps=()):
+    """The open metrics of a run that has begun, with some steps."""
+    log = tracked.metrics(0, folder, True)
+    log.truncate(0)
+    train(log, steps)
+    return log
+
+
 def test_rungs_of_a_halving_are_one_run_of_a_tracker(tmp_path):
     """Each opens the metrics again, where the rung before it has left them."""
-    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracking:
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
         for last, step in ((0, 2), (2, 4), (4, 8)):
-            with tracking.metrics(0, tmp_path, True) as log:
+            with tracked.metrics(0, tmp_path, True) as log:
                 log.truncate(last)
                 train(log, range(last + 1, step + 1))
-        tracking.end(0, "completed")
+        tracked.end(0, "completed")
     found, (begun, ended), _ = written(tmp_path)
     assert list(found) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (begun["at"], ended["ended"]) == (0, "completed")
@@ -164,16 +166,19 @@ def test_an_error_ends_the_tracking_of_one_run(tmp_path, monkeypatch):
         ("write", "RuntimeError: no room for this row"),
         ("hang", "it was too slow at the end of the run, and was ended"),
         ("die", "its process was ended by SIGKILL"),
+        ("mute", "its process has closed its pipe"),  # and lives: nobody waits for its end
     ],
 )
 def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch, capfd):
+    """Also with more orders than a pipe holds."""
     monkeypatch.setenv("OWN_TRACKER", misbehaves)
+    monkeypatch.setattr(tracking, "LAST_BREATH", 0.3 if misbehaves == "mute" else 60)
     folder = tmp_path / "run"
     with Tracking(Track((NAME,)), {0: folder}, {0: CONFIG}) as tracked:
-        log = tracked.metrics(0, folder, True)
-        log.truncate(0)
-        train(log, range(1, 40))
+        begun_in(tracked, folder, range(1, 40))
         tracked.where(0)  # waits until the child has begun
+        for step in range(50):
+            tracked.write(0, step, {"long " * 1000: 1.0})
         monkeypatch.setattr(tracking, "WAIT", 0.1 if misbehaves == "hang" else 60)
         tracked.end(0, "completed")
     (line,) = capfd.readouterr().err.splitlines()
@@ -183,19 +188,6 @@ def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch
         f"(see {file})"
     )
     assert len(read_metrics(folder / "metrics.jsonl")) == 2 * 39
-
-
-def test_a_tracker_that_closes_its_pipe_and_lives_costs_one_line(tmp_path, monkeypatch, capfd):
-    """The run does not wait for it to end."""
-    monkeypatch.setenv("OWN_TRACKER", "mute")
-    monkeypatch.setattr(tracker_process, "_LAST_BREATH", 0.01)
-    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
-        log = tracked.metrics(0, tmp_path, True)
-        log.truncate(0)
-        train(log, range(1, 4))
-        tracked.end(0, "completed")
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"warning: --track={NAME}: its process has closed its pipe; the run")
 
 
 @pytest.mark.parametrize(
@@ -211,48 +203,35 @@ def test_whatever_a_tracker_says_of_its_place_is_text(where, found, tmp_path, mo
     """A record takes no other value: the run would fail after its last step."""
     monkeypatch.setenv("OWN_WHERE", where)
     with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
-        with tracked.metrics(0, tmp_path, True) as log:
-            log.truncate(0)
+        begun_in(tracked, tmp_path)
         assert tracked.where(0) == found
         tracked.end(0, "completed")
     assert written(tmp_path)[1][-1] == {"ended": "completed"}
 
 
-@pytest.mark.parametrize("said", [b"5", b"{}", b'{"where": "x"}', b"[", b"\xff"])
-def test_an_answer_that_is_none_does_not_end_the_run(said, tmp_path, capfd):
-    heard, saying = os.pipe()
-    process = TrackerProcess.__new__(TrackerProcess)
-    process.name, process._log, process._warned = NAME, tmp_path / "log", False
-    process._unsent, process._heard, process._where, process._failed = b"", b"", {}, set()
-    os.set_blocking(heard, False)
-    with open(heard, "rb", 0) as answers, open(saying, "wb", 0) as mouth:
-        process._child = mock.Mock(answers=answers)
-        mouth.write(said + b"\n")
-        process._exchange()
-    assert process._child is None
-    assert capfd.readouterr().err.startswith(f"warning: --track={NAME}: ")
+@pytest.mark.parametrize("said", ["5", "{}", '{"where": "x"}', "[", "\\377", None])
+def test_a_child_that_is_no_tracker_does_not_end_the_run(said, tmp_path, monkeypatch, capfd):
+    """It says something else, or cannot be started."""
+    program = tmp_path / "program"
+    if said is not None:
+        program.write_text(f"#!/bin/sh\nprintf '{said}\\n'\nexec cat >/dev/null\n")
+        program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        begun_in(tracked, tmp_path, [1])
+        assert tracked.where(0) == {}
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"warning: --track={NAME}: ")
 
 
-def test_a_run_with_many_files_open_waits_for_its_tracker():
-    """The pipe's number is beyond what `select.select` takes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard <= 2048:
-        pytest.skip("the system allows too few open files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
-    heard, saying = os.pipe()
-    process = TrackerProcess.__new__(TrackerProcess)
-    process._unsent, process._heard, process._where, process._failed = b"", b"", {}, set()
-    try:
-        high = fcntl.fcntl(heard, fcntl.F_DUPFD, 1500)
-        os.set_blocking(high, False)
-        os.write(saying, b'{"number": 0, "where": "there"}\n')
-        with open(high, "rb", 0) as answers:
-            process._child = SimpleNamespace(answers=answers)
-            assert process.where(0, math.inf) == "there"
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        os.close(heard)
-        os.close(saying)
+def test_more_orders_than_a_pipe_holds_arrive_in_order(tmp_path):
+    names = [f"{number} " * 4096 for number in range(20)]
+    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
+        begun_in(tracked, tmp_path)
+        for name in names:
+            tracked.write(0, 1, {name: 1.0})
+        tracked.end(0, "completed")
+    assert [*written(tmp_path)[0][1]] == names
 
 
 @pytest.mark.parametrize("left", ["", "0123", "no identity\n"])
@@ -269,14 +248,19 @@ def test_an_identity_is_never_empty_and_no_others(left, tmp_path):
     assert len(found) == 2
 
 
-def test_a_run_in_the_current_folder_has_its_name(tmp_path, monkeypatch):
+@pytest.fixture
+def process(monkeypatch):
+    """Stands in for the child process of a tracker."""
+    made = mock.Mock()
+    made.name = NAME
+    monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: made)
+    return made
+
+
+def test_a_run_in_the_current_folder_has_its_name(process, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    process = mock.Mock()
-    process.name = NAME
-    monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: process)
     with Tracking(Track((NAME,)), {0: Path()}, {0: CONFIG}) as tracked:
-        with tracked.metrics(0, Path(), True) as log:
-            log.truncate(0)
+        begun_in(tracked, Path())
         assert process.send.call_args.kwargs["open"]["name"] == tmp_path.name
 
 
@@ -284,29 +268,12 @@ def test_a_run_in_the_current_folder_has_its_name(tmp_path, monkeypatch):
     "error, status",
     [(SystemExit, "preempted"), (RuntimeError, "failed"), (KeyboardInterrupt, "killed")],
 )
-def test_a_run_that_is_left_without_an_end_gets_one(error, status, tmp_path, monkeypatch):
-    process = mock.Mock()
-    process.name = NAME
-    monkeypatch.setattr(tracking, "TrackerProcess", lambda *_: process)
+def test_a_run_that_is_left_without_an_end_gets_one(error, status, process, tmp_path):
     with pytest.raises(error), Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
-        with tracked.metrics(0, tmp_path, True) as log:
-            log.truncate(0)
+        begun_in(tracked, tmp_path)
         raise error
     assert process.send.call_args == mock.call(0, end=status)
     process.close.assert_called_once()
-
-
-def test_a_child_that_cannot_be_started_costs_one_line(tmp_path, monkeypatch, capfd):
-    def refuse(*_, **__):
-        raise OSError("out of memory")
-
-    monkeypatch.setattr("subprocess.Popen", refuse)
-    with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
-        log = tracked.metrics(0, tmp_path, True)
-        log.truncate(0)
-        train(log, [1])
-        assert tracked.where(0) == {}
-    assert capfd.readouterr().err.startswith(f"warning: --track={NAME}: out of memory; the run")
 
 
 def test_without_trackers_nothing_is_started(tmp_path, monkeypatch):
@@ -319,35 +286,18 @@ def test_without_trackers_nothing_is_started(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.jsonl"}
 
 
-def test_orders_wait_for_room_in_the_pipe():
-    """The run is never blocked: what the pipe has no room for is sent later, in order."""
-    reading, writing = os.pipe()
-    heard, saying = os.pipe()
-    process = TrackerProcess.__new__(TrackerProcess)
-    with os.fdopen(writing, "wb", 0) as orders, os.fdopen(heard, "rb", 0) as answers:
-        for each in (writing, heard):
-            os.set_blocking(each, False)
-        process._child = SimpleNamespace(orders=orders, answers=answers)
-        process._unsent, process._heard = b"", b""
-        texts = [f"{number}" * 4096 for number in range(40)]
-        for number, text in enumerate(texts):
-            process.send(number, text=text)
-            process.look()
-        assert process._unsent
-        received = b""
-        while (process._unsent and len(received) < 10**6) or texts[-1].encode() not in received:
-            received += os.read(reading, 4096)
-            process.look()
-    for each in (reading, saying):
-        os.close(each)
-    found = [json.loads(line) for line in received.splitlines() if line[-1:] == b"}"]
-    assert [each["text"] for each in found if each] == texts
-
-
 def test_rows_are_read_as_they_are_completed(tmp_path):
-    path = tmp_path / "metrics.jsonl"
+    path, tracker = tmp_path / "metrics.jsonl", mock.Mock()
+    tracker.last.return_value = {}
     lines = [b'{"step": 1, "loss": 2, "note": "x", "crc32": "12345678"}\n', b'{"step": 2, ']
     lines += [b'"loss": "-Infinity"}\n{"step"', b': 3, "done": true}\n']
-    with path.open("wb", buffering=0) as file, Rows(path) as rows:
-        found = [file.write(line) and list(rows.new()) for line in lines]
-    assert found == [[(1, {"loss": 2.0})], [], [(2, {"loss": -math.inf})], [(3, {})]]
+    with path.open("wb", buffering=0) as file:
+        run, counts = child.FollowedRun(tracker, path), []
+        for line in lines:
+            file.write(line)
+            run.look()
+            counts.append(tracker.write.call_count)
+        run.end("completed")
+    assert counts == [0, 0, 1, 2]  # a step is whole when the next one begins
+    written = [(each.args[0], each.args[1]) for each in tracker.write.call_args_list]
+    assert written == [(1, {"loss": 2.0}), (2, {"loss": -math.inf})]

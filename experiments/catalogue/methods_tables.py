@@ -7,8 +7,7 @@ import textwrap
 from typing import Any
 
 from experiments.catalogue.abilities import BY_DATA
-from experiments.catalogue.catalogue import Catalogue
-from experiments.catalogue.method import MOST_RANKS, Method
+from experiments.catalogue.catalogue import MOST_RANKS, Catalogue, Method
 from experiments.command_names import shown
 from experiments.marked_documents import fill_blocks
 from lora_jax.table import Table, render_tables
