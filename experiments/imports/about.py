@@ -6,7 +6,7 @@ from typing import Any
 from configs.settings import ClassifierConfig, RunConfig
 from experiments.imports.imported_run import name_of, targets_of
 from experiments.setup.task_and_model import TaskAndModel
-from lora_jax.interchange.load_source import Loaded
+from lora_jax.interchange.load_peft import Loaded
 from lora_jax.models.published.location import hub_name, locate
 from lora_jax.peft_format import quoted
 from lora_jax.table import Table

@@ -11,7 +11,7 @@ from configs.settings import IMPORTED, RunConfig
 from experiments.setup.config import fill, parse
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.task_and_model import TaskAndModel
-from lora_jax.interchange.load_source import Loaded
+from lora_jax.interchange.load_peft import Loaded
 from lora_jax.partition import only
 
 FILE = "imported.json"

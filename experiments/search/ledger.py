@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.sweeps.sweep_flag import Overrides
-from lora_jax.records import sealed_file
+from lora_jax.records import seal
 
 NAME = "search.json"
 VERSION = 1
@@ -29,7 +29,7 @@ class Ledger:
         path = self.folder / NAME
         if not path.exists():
             return [], []
-        found = sealed_file.read(path)
+        found = seal.read(path)
         if found.get("version") != VERSION or not isinstance(found.get("rounds"), list):
             raise ValueError(f"{path} is no file of a search of this version")
         for name, value in self.settings.items():
@@ -52,7 +52,7 @@ class Ledger:
           best: the name, the score and the flags of the best trial.
         """
         values = {"version": VERSION, "settings": self.settings, "best": best, "rounds": rounds}
-        sealed_file.write(self.folder / NAME, {**values, "left_out": left_out})
+        seal.write(self.folder / NAME, {**values, "left_out": left_out})
 
 
 def _text(value: Any) -> str:

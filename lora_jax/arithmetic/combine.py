@@ -1,24 +1,40 @@
 """Combine adapters of one base into a plain LoRA adapter: `combine_adapters(adapters, lora)`."""
 
+import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.arithmetic.in_full import combined_in_full, paths_in_full
-from lora_jax.arithmetic.low_rank import of_rank
+from lora_jax.adapters.base_digest import OtherBaseError, base_digests, require_base
 from lora_jax.arithmetic.merging import Method
-from lora_jax.arithmetic.one_base import require_one_base, whole_base
-from lora_jax.arithmetic.plain_lora import as_adapter
-from lora_jax.arithmetic.updates import Adapter, Factored, Update, in_float64, updates
+from lora_jax.arithmetic.updates import (
+    Adapter,
+    Factored,
+    Update,
+    in_float64,
+    of_rank,
+    placements,
+    updates,
+)
 from lora_jax.methods.checks import require_rank
+from lora_jax.methods.lowrank import LowRank
 from lora_jax.partition import select_paths
-from lora_jax.transform.placement import Frozen, Placement, Trainable, require_order
-from lora_jax.variant import Variant
+from lora_jax.transform.placement import (
+    Frozen,
+    Placement,
+    Trainable,
+    effective_biases,
+    require_order,
+    weight_of,
+    with_shared_arrays,
+)
+from lora_jax.variant import Base, Factors, Variant, wide
 
 
 class Combined(NamedTuple):
@@ -159,3 +175,199 @@ def _with_rank(update: Update, path: str) -> Factored:
     if not isinstance(update, Factored):
         raise ValueError(f"the combined update of '{path}' has no rank of its own: set the rank")
     return update
+
+
+def paths_in_full(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The dtypes of the parameters that any adapter trains in full, or whose bias it changes."""
+    found: dict[str, Any] = {}
+    for trainable, frozen in adapters:
+        arrays = {**frozen.base, **trainable["params"]}
+        biases = [each.bias for each in frozen.spec.placements if each.bias]
+        found |= {path: arrays[path].dtype for path in [*trainable["params"], *biases]}
+    return found
+
+
+def combined_in_full(
+    path: str,
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    starts: Sequence[Mapping[str, Any]],
+) -> np.ndarray:
+    """P = S_1 + sum c_i (P_i - S_i), from the values S_i before training to the values P_i.
+
+    Heads may begin at random, each run's at its own. Where the coefficients sum to 1, the result is
+    the mean sum c_i P_i, whatever the starts.
+
+    Args:
+      adapters: results of `updates.in_float64`. P_i is the value that the model of one acts with.
+      starts: for each adapter, S_i of parameters that it trains in full; others are in its base.
+
+    Raises:
+      ValueError: shapes differ, or an S_i matters, and is not known.
+    """
+    values = [_effective(path, *each) for each in adapters]
+    shapes = [list(each.shape) for each in values]
+    if any(each != shapes[0] for each in shapes):
+        raise ValueError(
+            f"'{path}' has other shapes in other adapters, {', '.join(map(str, shapes))}; `keep` "
+            "leaves it as the first has it"
+        )
+    total = sum(c * value for c, value in zip(coefficients, values, strict=True))
+    if abs(1 - sum(coefficients)) < 1e-6:
+        return np.asarray(total)
+    begun = [
+        _begun(path, frozen, start, adapters)
+        for (_, frozen), start in zip(adapters, starts, strict=True)
+    ]
+    rest = begun[0] - sum(c * each for c, each in zip(coefficients, begun, strict=True))
+    return np.asarray(total + rest)
+
+
+def _begun(
+    path: str, own: Frozen, start: Mapping[str, Any], adapters: Sequence[Adapter]
+) -> np.ndarray:
+    """The value of a parameter before any training of an adapter."""
+    if path in start and path not in own.base:
+        return np.asarray(start[path], np.float64)
+    for frozen in (own, *(each for _, each in adapters)):
+        if path in frozen.base:
+            return _stored(path, frozen)
+    raise ValueError(
+        f"'{path}' is trained in full by every adapter, and weights that do not sum to 1 need "
+        "its value before training; `start` gives it"
+    )
+
+
+def _effective(path: str, trainable: Any, frozen: Frozen) -> np.ndarray:
+    """The value that the model acts with: trained, adapted, or the base's."""
+    arrays = {**frozen.base, **trainable["params"]}
+    if each := next((each for each in frozen.spec.placements if each.bias == path), None):
+        spec = dataclasses.replace(frozen.spec, placements=(each,))
+        one = {path: jnp.asarray(arrays[path], jnp.float64)}
+        shared = frozen.shared_by(trainable)[each.variant]
+        alone = with_shared_arrays(trainable, dataclasses.replace(frozen, spec=spec), [shared])
+        return np.asarray(effective_biases(one, *alone)[path])
+    if path in trainable["params"]:
+        return np.asarray(trainable["params"][path], np.float64)
+    if each := placements(frozen).get(path):
+        return _dense(each, trainable, frozen)
+    return _stored(path, frozen)
+
+
+def _stored(path: str, frozen: Frozen) -> np.ndarray:
+    """A parameter of the base."""
+    quantised = {each.use.path: each for each in frozen.spec.placements if each.storage}
+    if path not in quantised:
+        return np.asarray(frozen.base[path], np.float64)
+    return _dense(quantised[path].bare(), {"adapters": {}}, frozen)
+
+
+def _dense(placement: Any, trainable: Any, frozen: Frozen) -> np.ndarray:
+    """A whole weight in the model's own layout, in float64."""
+    weight = weight_of(placement, trainable, frozen, None)
+    wide = dataclasses.replace(
+        weight, base=weight.base.astype(jnp.float64), dtypes=(jnp.dtype(jnp.float64),)
+    )
+    return np.asarray(
+        wide.dense(frozen.shared_by(trainable).get(placement.variant, Factors({}, {})))
+    )
+
+
+def require_one_base(frozen: Sequence[Frozen], names: Sequence[str] | None = None) -> None:
+    """Raise a ValueError, in one line, unless all adapters have the same base.
+
+    Parameters that one of them trains in full are in the base of the others only.
+
+    Args:
+      names: of the adapters, for the message; None: their numbers.
+    """
+    names = names or [f"adapter {number}" for number in range(1, len(frozen) + 1)]
+    first, known = frozen[0], base_digests(frozen[0])
+    for name, other in zip(names[1:], frozen[1:], strict=True):
+        if {*other.spec.paths} != {*first.spec.paths}:
+            raise ValueError(f"{name} is of a model with other parameters than that of {names[0]}")
+        trained = {*first.spec.paths} - (first.base.keys() & other.base.keys())
+        try:
+            require_base(known, base_digests(other), trained, names[0])
+        except OtherBaseError as error:
+            raise ValueError(f"{error.problem}; here is {name}") from None
+
+
+def whole_base(frozen: Sequence[Frozen]) -> Frozen:
+    """All parameters that any of them keeps frozen, and each weight that any adapts or quantises.
+
+    A weight is placed as the first that adapts it, or else quantises it, has it.
+    """
+    base, placed = {}, {}
+    for each in reversed(frozen):
+        base |= each.base
+        placed |= {one.use.path: one for one in each.spec.placements if not one.adapts}
+    for each in reversed(frozen):
+        placed |= {one.use.path: one for one in each.spec.adapted}
+    spec = frozen[0].spec
+    inside = tuple(placed[path] for path in spec.paths if path in placed)
+    full = {use.path: use for each in frozen for use in each.spec.full}
+    return Frozen(base, {}, dataclasses.replace(spec, placements=inside, full=(*full.values(),)))
+
+
+def as_adapter(
+    lora: Variant,
+    factors: Mapping[str, Factored],
+    params: Mapping[str, Array],
+    frozen: Frozen,
+) -> tuple[Trainable, Frozen]:
+    """The adapter with W' = W + A^T B for each weight of `factors`, and `params` trained in full.
+
+    Args:
+      lora: plain LoRA; its rank and alpha become the factors' own.
+      factors: A (*stack, rank, in) and B (*stack, rank, out) by path.
+      frozen: the whole base, and how each of these weights is used (`one_base.whole_base`).
+
+    Raises:
+      ValueError: `lora` is another method.
+    """
+    placed, found = [], {}
+    for each in frozen.spec.placements:
+        path = each.use.path
+        if path in factors:
+            placed.append(_of_lora(each, lora, factors[path].a.shape[-2]))
+            found[path] = _filled(placed[-1], factors[path])
+        elif each.storage is not None and path not in params:
+            placed.append(each.bare())
+    spec = dataclasses.replace(frozen.spec, placements=tuple(placed))
+    base = {path: each for path, each in frozen.base.items() if path not in params}
+    constants = {path: each.constants for path, each in found.items()}
+    made = Frozen(base, constants, spec, tuple({} for _ in spec.groups()))
+    adapters = {path: each.trainable for path, each in found.items()}
+    return {"adapters": adapters, "params": dict(params)}, made
+
+
+def _of_lora(placement: Placement, lora: Variant, rank: int) -> Placement:
+    if not isinstance(lora, LowRank) or not lora.additive:
+        raise ValueError(f"{lora} is not plain LoRA, which combined adapters are")
+    begins = LowRank.initialization  # one without an effect: its factors are replaced
+    own = {"rank": rank, "alpha": float(rank), "max_rank": None, "initialization": begins}
+    variant = dataclasses.replace(lora, **own)
+    return dataclasses.replace(placement, variant=variant, layers=variant, ranks=None, bias=None)
+
+
+def _filled(placement: Placement, factored: Factored) -> Factors:
+    """LoRA's factors of a weight, with these numbers."""
+    dtype = wide(jnp.dtype(placement.use.dtype))
+    begun = _initial(placement.variant, dtype)
+    if begun.trainable.keys() != {"a", "b"}:
+        raise ValueError(f"{placement.variant} is not plain LoRA, which combined adapters are")
+    stack = placement.use.stack_shape
+    constants = {
+        name: jnp.asarray(np.broadcast_to(each, (*stack, *each.shape)))
+        for name, each in begun.constants.items()
+    }
+    b = factored.b / float(begun.constants["scale"])
+    return Factors({"a": jnp.asarray(factored.a, dtype), "b": jnp.asarray(b, dtype)}, constants)
+
+
+@functools.lru_cache(maxsize=64)  # the weights of a model share a few ranks
+def _initial(variant: Variant, dtype: Any) -> Factors:
+    """LoRA's factors of a small matrix: its constants depend on settings alone."""
+    rank = getattr(variant, "rank", 1)
+    return variant.init(jax.random.key(0), Base(jnp.zeros((rank, rank), dtype), "io"))

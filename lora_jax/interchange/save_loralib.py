@@ -10,8 +10,7 @@ from safetensors.numpy import save
 
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
-from lora_jax.interchange.loralib_file import noted
-from lora_jax.interchange.loralib_layers import A, B
+from lora_jax.interchange.load_loralib import A, B, noted
 from lora_jax.interchange.matrices import Matrix, matrices
 from lora_jax.interchange.names import Names, Row, outputs_axis, rows
 from lora_jax.interchange.peft_folder import cast
@@ -57,7 +56,7 @@ def save_loralib(
     are in the file, too.
 
     Args:
-      names: what parameters are called in torch: `families.names_of(model.config)`, or
+      names: what parameters are called in torch: `names_of(model.config)`, or
         `names_from_patterns`.
       dtype: of the tensors; the adapter's own by default.
 

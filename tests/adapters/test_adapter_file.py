@@ -17,7 +17,7 @@ import lora_jax as lj
 import variants
 from lora_jax.contract import toys
 from lora_jax.files import tree_file
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 
 # Toys have random trainables, as if AdaLoRA's budget had been forgotten.
 pytestmark = pytest.mark.filterwarnings("ignore::lora_jax.TrainingWarning")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.adapters.finite import require_finite
+from lora_jax.adapters.adapter_file import require_finite
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

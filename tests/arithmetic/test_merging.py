@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lora_jax.arithmetic.low_rank import of_rank
 from lora_jax.arithmetic.merging import Method, dare, ties, trim
-from lora_jax.arithmetic.updates import Factored, dense
+from lora_jax.arithmetic.updates import Factored, dense, of_rank
 
 CASES = {"max_examples": 60, "deadline": None}
 SIDES = st.sampled_from([(1, 1), (4, 7), (6, 3)])  # each pair compiles an SVD

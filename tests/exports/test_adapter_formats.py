@@ -19,7 +19,7 @@ from experiments.imports import about, adapter_source, imported_run
 from experiments.imports.read_adapter import read_adapter
 from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.load import load
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.models.published.load import load_classifier
 from lora_jax.partition import flatten
 

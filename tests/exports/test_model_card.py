@@ -28,7 +28,7 @@ from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
 from lora_jax.metrics import label_metrics
-from lora_jax.records import run_record, sealed_file
+from lora_jax.records import run_record, seal
 
 COMMAND = "python -m experiments.export --run=runs/a --as=merged --out=exported/a"
 LABELS = np.arange(16) % 2
@@ -251,7 +251,7 @@ def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name
 
 def test_a_changed_origin_is_found(tmp_path):
     path = tmp_path / "combined.json"
-    sealed_file.write(path, COMBINED)
+    seal.write(path, COMBINED)
     line = "--runs=one,runs/two --weights=2.0,-1.0 --by=sum --rank=3 '--keep=classifier/.*'"
     said = f"python -m experiments.combine {line} --out={tmp_path.name}"
     assert card_origin.command(tmp_path, "run.json") == said

@@ -11,7 +11,7 @@ import variants
 from configs.settings import TextConfig
 from experiments.combining.combined_run import require_published_bases
 from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.interchange.save_plain_lora import save_plain_lora
 from lora_jax.models.families.llama import LlamaConfig
 

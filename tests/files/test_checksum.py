@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lora_jax.files.checksum import checksum, hexadecimal, holds
+from lora_jax.files.arrays import checksum, hexadecimal, holds
 
 UNSIGNED = [f"uint{bits}" for bits in (4, 8, 16, 32, 64)]
 SIGNED = [f"int{bits}" for bits in (4, 8, 16, 32, 64)]

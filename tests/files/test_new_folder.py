@@ -8,7 +8,7 @@ import commands
 import pytest
 
 from lora_jax.files import full_disk
-from lora_jax.files.new_folder import new_folder
+from lora_jax.files.atomic import new_folder
 
 
 def test_a_new_folder_appears_at_the_end(tmp_path):

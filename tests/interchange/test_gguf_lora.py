@@ -14,8 +14,8 @@ from small_decoder import random_decoder, random_ids
 import lora_jax as lj
 import variants
 from lora_jax.files.full_disk import FullDiskError
-from lora_jax.interchange.families import names_of
-from lora_jax.interchange.gguf_lora import write_gguf_lora
+from lora_jax.interchange.names import names_of
+from lora_jax.interchange.save_plain_lora import write_gguf_lora
 
 gguf = pytest.importorskip("gguf")
 from gguf_files import as_converted  # noqa: E402

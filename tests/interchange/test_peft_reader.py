@@ -9,7 +9,7 @@ from support import stored_adapters as stored
 
 import lora_jax as lj
 import variants
-from lora_jax.interchange import load_source
+from lora_jax.interchange import load_peft
 
 NAMES = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
 
@@ -59,7 +59,7 @@ def test_the_second_of_a_structure_is_not_traced(folders):
 
 def test_a_reader_keeps_few_structures(tmp_path, monkeypatch):
     """Each has copies of what trains in full. The one not used for longest is traced again."""
-    monkeypatch.setattr(load_source, "MOST_BEGUN", 3)
+    monkeypatch.setattr(load_peft, "MOST_BEGUN", 3)
     forward, traced = counted()
     reader = lj.PeftReader(variants.from_peft, NAMES, forward, stored.PARAMS, stored.X)
     counts = []

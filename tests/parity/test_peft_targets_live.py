@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lora_jax.interchange.peft_targets import refusal_of
+from lora_jax.interchange.peft_config import refusal_of
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.parity

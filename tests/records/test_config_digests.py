@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings, strategies as st
 from reordered import reordered
 
-from lora_jax.files.canonical_json import canonical, config_digest
+from lora_jax.files.json_text import canonical, config_digest
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from experiments.sweeps.folder import SweepFolder
-from lora_jax.files import canonical_json
+from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records import environment, run_record
 from lora_jax.records.run_record import Record
 
@@ -184,10 +184,10 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers(tmp_path):
     with pytest.raises(ValueError, match="accuracy"):
         run_record.validate(GOOD | {"metrics_last": metrics})
     plain = {k: float(v) for k, v in metrics.items()}
-    assert canonical_json.plain(metrics) == plain
+    assert json_text.plain(metrics) == plain
     for bad in ({1: 2}, {"a": object()}, {"a": [np.zeros(2)]}):
         with pytest.raises(ValueError, match=r"value(\.a(\[0\])?)? (has the key 1|is a )"):
-            canonical_json.plain(bad)
+            json_text.plain(bad)
 
 
 @pytest.mark.parametrize("name", ["record.json", "trials.json"])

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from lora_jax.records import sealed_file
+from lora_jax.records import seal
 
 VALUES = {"rungs": [{"step": 2, "scores": [[0, 0.5], [1, None]]}], "name": "a"}
 
 
 def test_values_come_back(tmp_path):
-    sealed_file.write(tmp_path / "a.json", VALUES)
-    assert sealed_file.read(tmp_path / "a.json") == VALUES
+    seal.write(tmp_path / "a.json", VALUES)
+    assert seal.read(tmp_path / "a.json") == VALUES
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,10 @@ def test_values_come_back(tmp_path):
 )
 def test_a_change_is_noticed(tmp_path, change, said):
     path = tmp_path / "a.json"
-    sealed_file.write(path, VALUES)
+    seal.write(path, VALUES)
     content = json.loads(path.read_text()) | change
     if not change:
         del content["seal"]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"a\.json.*{said}"):
-        sealed_file.read(path)
+        seal.read(path)

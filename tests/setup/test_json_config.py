@@ -8,7 +8,7 @@ from configs import instruct, quickstart
 from experiments.setup.config import parse
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import trials
-from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.files.json_text import config_digest, plain
 
 
 @pytest.fixture(params=[quickstart, instruct], ids=["classifier", "language model"])

@@ -17,7 +17,7 @@ from experiments.setup.config import fill, of_record, parse
 from experiments.setup.config_flags import read, read_config
 from experiments.sweeps import trials
 from experiments.sweeps.sweep_flag import text_of
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records import run_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

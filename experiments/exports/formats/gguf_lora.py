@@ -12,9 +12,8 @@ from experiments.exports.format import Format, Use
 from experiments.exports.place import UNKNOWN, Place
 from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.interchange.families import names_of
-from lora_jax.interchange.gguf_lora import write_gguf_lora
-from lora_jax.interchange.save_plain_lora import save_plain_lora
+from lora_jax.interchange.names import names_of
+from lora_jax.interchange.save_plain_lora import save_plain_lora, write_gguf_lora
 from lora_jax.models.published.gguf import architecture
 
 FILE = "adapter.gguf"

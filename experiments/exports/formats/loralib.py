@@ -16,7 +16,7 @@ from experiments.exports.format import Format, Use
 from experiments.exports.place import Place
 from experiments.exports.plain_lora import refusals_of
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.interchange.save_loralib import Layer, save_loralib
 
 WEIGHTS = "lora.safetensors"

@@ -22,7 +22,7 @@ from experiments.exports.plain_lora import refusals_of, require_for_servers, svd
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.interchange.peft_folder import CONFIG
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora

@@ -17,7 +17,7 @@ from lora_jax.data.sources.commonsense import said
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.split import normalise
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.files.installed import installed
+from lora_jax.files.published_paths import installed
 from lora_jax.suggest import require_known
 
 NAMES = (
