@@ -113,11 +113,6 @@ def rows(names: Names, params: Mapping[str, Any]) -> Iterable[Row]:
                 yield Row(path, layer, place)
 
 
-def outputs_axis(parts: Iterable[Row]) -> int:
-    """The axis along which a tensor of torch holds the outputs of its parts side by side."""
-    return 0 if any(row.place.transposed for row in parts) else -1
-
-
 def names_of(config: Any, head: bool = True) -> Names:
     """The names of a classifier's or decoder's parameters, from the config of its model.
 

@@ -9,8 +9,16 @@ import jax
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.matrices import Matrix, by_module, depth, matrices, variant_at
-from lora_jax.interchange.names import MODEL, SHARED, Names, Row, outputs_axis, rows
+from lora_jax.interchange.matrices import (
+    Matrix,
+    all_params,
+    by_module,
+    depth,
+    matrices,
+    torch_tensor,
+    variant_at,
+)
+from lora_jax.interchange.names import MODEL, SHARED, Names, Row, rows
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import (
     TOKENS,
@@ -52,7 +60,7 @@ def save_peft(
     Raises:
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
-    params = _params(trainable, frozen)
+    params = all_params(trainable, frozen)
     check_parts(trainable, frozen, names, params)
     found, heads, shapes = _by_module(trainable, frozen, names, params)
     found = _like_conv1d(found | heads)
@@ -184,7 +192,7 @@ def _trained_in_full(
     A module is saved whole, so tensors of it that do not train are those of the base. PEFT asks for
     the biases of all adapters if it is given one.
     """
-    params = _params(trainable, frozen)
+    params = all_params(trainable, frozen)
     every = list(rows(names, params))
     trained = [row for row in every if row.path in trainable["params"]]
     if missing := trainable["params"].keys() - {row.path for row in trained}:
@@ -195,34 +203,16 @@ def _trained_in_full(
     if beside:
         wanted += [row for row in every if row.module in adapted and row.leaf == "bias"]
     parts: dict[str, list[Row]] = {}
-    for row in sorted(wanted, key=lambda row: row.place.part or 0):
+    for row in wanted:
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
         parts.setdefault(name, []).append(row)
-    found = {
-        name: np.concatenate(
-            [_tensor(row, params[row.path], names) for row in each], outputs_axis(each)
-        )
-        for name, each in parts.items()
-    }
+    found = {name: torch_tensor(each, params, names) for name, each in parts.items()}
     for row in trained:
         if row.path in frozen.spec.tied:
             head = head_of(names, row.path)
             found[f"{head}.weight"] = found[row.place.name]
             whole.add(head)
     return found, whole, [row.path for row in beside]
-
-
-def _params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
-    """All parameters by path, in the order of the user's tree."""
-    arrays = {**frozen.base, **trainable["params"]}
-    return {path: arrays[path] for path in frozen.spec.paths if path in arrays}
-
-
-def _tensor(row: Row, value: Any, names: Names) -> np.ndarray:
-    if isinstance(value, dict):
-        raise ValueError(f"'{row.path}' is quantised, and belongs to a module that is saved whole")
-    array = to_host(value)[row.layer] if names.stacked(row.path) else to_host(value)
-    return array.T if row.place.transposed else array
 
 
 HEADS = ("classifier", "score")
