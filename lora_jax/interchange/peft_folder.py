@@ -207,10 +207,9 @@ def _check_named(config: Mapping[str, Any], found: TensorNames) -> None:
     `modules_to_save` names it or not. It does not name embeddings and heads that it saves because
     the vocabulary has grown, nor did it once name heads of classifiers.
     """
-    refusal = refusal_of(config)
     if not config.get("ensure_weight_tying"):  # it adds the tied ones
         for module in found.adapters:
-            if module not in found.tokens and (why := refusal(module)):
+            if module not in found.tokens and (why := refusal_of(config, module)):
                 raise ValueError(f"{why} '{module}', which has tensors")
     if config.get("bias") == "none":
         copied = {row.module for rows in found.copies.values() for row in rows}  # with its bias
