@@ -1,19 +1,14 @@
 """A GGUF adapter: llama.cpp's formula on converted weights gives the merged, converted weights."""
 
-import errno
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import save_file
 from small_decoder import random_decoder, random_ids
 
 import lora_jax as lj
 import variants
-from lora_jax.files.full_disk import FullDiskError
 from lora_jax.interchange.names import names_of
 from lora_jax.interchange.save_plain_lora import write_gguf_lora
 
@@ -89,31 +84,3 @@ def test_a_file_has_no_such_tensor(tmp_path):
     with pytest.raises(ValueError, match=r"of a llama have no tensor 'encoder\.0\.up\.weight'"):
         write_gguf_lora(tmp_path / "adapter.gguf", tmp_path / "plain", config)
     assert not (tmp_path / "adapter.gguf").exists()
-
-
-def test_a_failure_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    """It names the file where the disk is full; the folder of a new file is made."""
-    module = "base_model.model.model.layers.0.mlp.up_proj"
-    config = random_decoder("llama").config
-    rows = {"A": (1, config.hidden_size), "B": (config.intermediate_size, 1)}
-    (tmp_path / "plain").mkdir()
-    save_file(
-        {
-            f"{module}.lora_{each}.weight": np.ones(shape, np.float32)
-            for each, shape in rows.items()
-        },
-        tmp_path / "plain/adapter_model.safetensors",
-    )
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["up_proj"]}
-    (tmp_path / "plain/adapter_config.json").write_text(json.dumps(settings))
-    path = write_gguf_lora(tmp_path / "new/adapter.gguf", tmp_path / "plain", config)
-    before = path.read_bytes()
-    assert read(path)[0]["adapter.lora.alpha"] == 2
-
-    def fails(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", fails)
-    with pytest.raises(FullDiskError, match=r"new/adapter\.gguf: the disk or a quota is full"):
-        write_gguf_lora(path, tmp_path / "plain", config)
-    assert [each.read_bytes() for each in path.parent.iterdir()] == [before]

@@ -175,3 +175,17 @@ def test_a_linear_of_torch_in_full_has_its_outputs_first(tmp_path):
         np.testing.assert_array_equal(found[f"{before}c_attn.weight"], KERNEL.T)
     found = lj.load_peft(tmp_path, variants.from_peft, names, forward, params, X).trainable
     np.testing.assert_array_equal(found["params"]["k/kernel"], params["k"]["kernel"])
+
+
+def test_biases_are_cut_into_thirds(tmp_path):
+    a, b, added, bias = (RANDOM.standard_normal(n).astype("f4") for n in ((1, 6), (9, 1), 9, 9))
+    tensors = {"base_layer.bias": bias, "lora_A.weight": a, "lora_B.weight": b}
+    tensors |= {"lora_B.bias": added}
+    named = {f"base_model.model.c_attn.{name}": x for name, x in tensors.items()}
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "lora_bias": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    loaded = lj.load_peft(tmp_path, variants.from_peft, NAMES, apply, PARAMS, X)
+    found = np.concatenate(loaded.adapted.apply(*loaded[1:3], X), axis=1)
+    expected = X @ KERNEL + bias + 2 * (X @ a.T @ b.T + added)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -27,12 +27,12 @@ def forward(params, x):
     return x
 
 
-def load(folder, config, shapes, names=NAMES, dtype=np.float32):
+def load(folder, config, shapes, names=NAMES, apply=forward, params=PARAMS, others=()):
     """`load_peft` of tensors of ones, whose names are given without `base_model.model.`."""
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    tensors = {f"base_model.model.{name}": np.ones(s, dtype) for name, s in shapes.items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return lj.load_peft(folder, variants.from_peft, names, forward, PARAMS, X)
+    tensors = {f"base_model.model.{name}": np.ones(s, np.float32) for name, s in shapes.items()}
+    save_file({**tensors, **dict(others)}, folder / "adapter_model.safetensors")
+    return lj.load_peft(folder, variants.from_peft, names, apply, params, X)
 
 
 def test_an_adapter_that_does_nothing_in_peft(tmp_path):
@@ -57,27 +57,35 @@ def test_a_huge_rank_of_adalora_takes_no_memory(tmp_path):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "said"),
-    [
-        ("init_r", 1_999_999_999, r"rank=1999999999 \(2 matrices\) is a budget of 3,999,999,998"),
-        ("init_r", 10**10, "ADALORA: init_r must be at most 2,147,483,647, got 10000000000"),
-        ("deltaT", 10**30, "ADALORA: deltaT must be at most 2,147,483,647, got 10000"),
-    ],
-)
-def test_numbers_of_adalora_that_no_schedule_holds(field, value, said, tmp_path):
-    shapes = {"lora_A": (2, 8), "lora_B": (12, 2), "lora_E": (2, 1)}
-    every = {f"up.{name}": x for name, x in shapes.items()}
-    every |= {"down.lora_A": (2, 12), "down.lora_B": (4, 2), "down.lora_E": (2, 1)}
-    config = {"peft_type": "ADALORA", "init_r": 2, "total_step": 10, field: value}
-    with pytest.raises(ValueError, match=said):
-        load(tmp_path, config, every)
-
-
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 PAIR = {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}
 ADALORA = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
-AXES = [
+TWO_OF_ADALORA = {**ADALORA, "down.lora_A": (2, 12), "down.lora_B": (4, 2), "down.lora_E": (2, 1)}
+SCHEDULE = {"peft_type": "ADALORA", "init_r": 2, "total_step": 10}
+BIASED = {**LORA, "lora_bias": True}
+FOURIER = {"peft_type": "FOURIERFT", "n_frequency": 2, "scaling": 1e39}
+LARGE = r"up/kernel.*: a number is too large for float32"
+MISFITS = [
+    ({**LORA, "lora_alpha": 1e39}, PAIR, LARGE),
+    ({**LORA, "alpha_pattern": {"up": 1e308}}, PAIR, LARGE),
+    (FOURIER, {"up.fourierft_spectrum": (2,)}, LARGE),
+    (BIASED, {**PAIR, "up.lora_B.bias": ()}, r"lora_B.bias: the file has .* ask for \(12,\)"),
+    (BIASED, {**PAIR, "up.lora_B.bias": (1,)}, r"lora_B.bias: the file has .* ask for \(12,\)"),
+    (
+        {**SCHEDULE, "init_r": 1_999_999_999},
+        TWO_OF_ADALORA,
+        r"rank=1999999999 \(2 matrices\) is a budget of 3,999,999,998",
+    ),
+    (
+        {**SCHEDULE, "init_r": 10**10},
+        TWO_OF_ADALORA,
+        "ADALORA: init_r must be at most 2,147,483,647, got 10000000000",
+    ),
+    (
+        {**SCHEDULE, "deltaT": 10**30},
+        TWO_OF_ADALORA,
+        "ADALORA: deltaT must be at most 2,147,483,647, got 10000",
+    ),
     (LORA, {**PAIR, "up.lora_B.weight": ()}, r"'up' .*lora_B.weight': \(\)"),
     (LORA, {**PAIR, "up.lora_B.weight": (12, 2, 1)}, "'up' .*: factors are matrices"),
     (LORA, {**PAIR, "up.lora_A.weight": (3, 8)}, "'up' .* 3 rows, and the config says r=2"),
@@ -108,65 +116,40 @@ AXES = [
 ]
 
 
-@pytest.mark.parametrize(("config", "shapes", "said"), AXES, ids=[case[2] for case in AXES])
-def test_other_numbers_of_axes(config, shapes, said, tmp_path):
+@pytest.mark.parametrize(("config", "shapes", "said"), MISFITS)
+def test_tensors_and_numbers_that_do_not_fit(config, shapes, said, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         load(tmp_path, config, shapes)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", [(), (1,)])
-def test_a_bias_of_lora_is_not_broadcast(shape, tmp_path):
-    with pytest.raises(ValueError, match=r"up.lora_B.bias: the file has .* ask for \(12,\)"):
-        load(tmp_path, {**LORA, "lora_bias": True}, {**PAIR, "up.lora_B.bias": shape})
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("up.lora_A.weight", (2, 8), np.int32),
+        ("up.lora_B.weight", (12, 2), np.int64),
+        ("down.weight", (4, 12), np.int64),
+    ],
+)
+def test_numbers_are_no_integers(name, shape, dtype, tmp_path):
+    """Those of indices are: SHiRA's have a test with its folders."""
+    whole = f"base_model.model.{name}"
+    said = f"tensor '{whole}' is {np.dtype(dtype)}, and an adapter's numbers are"
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path, LORA, PAIR, others={whole: np.ones(shape, dtype)})
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("up.lora_A.weight", np.int32), ("up.lora_B.weight", np.int64), ("down.weight", np.int64)],
+    ("one", "other", "shape"),
+    [
+        ("up.lora_A.weight", "base_model.model.up.lora_A.weight", (2, 8)),
+        ("base_model.model.down.weight", "base_model.model.down.modules_to_save.weight", (4, 12)),
+    ],
 )
-def test_numbers_are_no_integers(name, dtype, tmp_path):
-    """Those of indices are: SHiRA's have a test with its folders."""
-    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
-    shapes = {**PAIR, "down.weight": (4, 12)}
-    tensors = {
-        each: np.ones(s, dtype if each == name else np.float32) for each, s in shapes.items()
-    }
-    named = {f"base_model.model.{each}": x for each, x in tensors.items()}
-    save_file(named, tmp_path / "adapter_model.safetensors")
-    said = f"tensor 'base_model.model.{name}' is {np.dtype(dtype)}, and an adapter's numbers are"
-    with pytest.raises(ValueError, match=said):
-        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
-
-
-FOURIER = {"peft_type": "FOURIERFT", "n_frequency": 2, "scaling": 1e39}
-LARGE = [
-    ({**LORA, "lora_alpha": 1e39}, PAIR),
-    ({**LORA, "alpha_pattern": {"up": 1e308}}, PAIR),
-    (FOURIER, {"up.fourierft_spectrum": (2,)}),
-]
-
-
-@pytest.mark.parametrize(("config", "shapes"), LARGE)
-def test_scales_too_large_for_float32(config, shapes, tmp_path):
-    with pytest.raises(ValueError, match=r"up/kernel.*: a number is too large for float32"):
-        load(tmp_path, config, shapes)
-
-
-TWICE = [
-    ("up.lora_A.weight", "base_model.model.up.lora_A.weight", (2, 8)),
-    ("base_model.model.down.weight", "base_model.model.down.modules_to_save.weight", (4, 12)),
-]
-
-
-@pytest.mark.parametrize(("one", "other", "shape"), TWICE)
 def test_a_tensor_under_two_names(one, other, shape, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
-    tensors = {f"base_model.model.{name}": np.ones(s, np.float32) for name, s in PAIR.items()}
-    tensors |= {one: np.ones(shape, np.float32), other: np.ones(shape, np.float32)}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    others = {name: np.ones(shape, np.float32) for name in (one, other)}
     with pytest.raises(ValueError, match="are the same tensor") as caught:
-        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+        load(tmp_path, LORA, PAIR, others=others)
     assert f"'{one}'" in str(caught.value) and f"'{other}'" in str(caught.value)
 
 
@@ -215,13 +198,10 @@ MIXED = [
 
 @pytest.mark.parametrize(("kind", "config", "shapes"), MIXED)
 def test_layers_of_a_stack_that_no_stack_holds(kind, config, shapes, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, **config}))
-    tensors = {f"base_model.model.{name}": np.ones(s, np.float32) for name, s in shapes.items()}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
     names, params = lj.names_from_patterns({"w": "layers.{layer}.w"}), {"w": jnp.ones((2, 8, 8))}
 
-    def forward(params, x):
+    def apply(params, x):
         return x @ params["w"][0] @ params["w"][1]
 
     with pytest.raises(ValueError, match=r"'w': .* cannot mix .*; merge the adapter in PEFT"):
-        lj.load_peft(tmp_path, variants.from_peft, names, forward, params, X)
+        load(tmp_path, {"peft_type": kind, **config}, shapes, names, apply, params)
