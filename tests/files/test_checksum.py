@@ -76,22 +76,6 @@ def test_of_every_type_and_shape_numpy_jax_and_whole_numbers_agree(dtype):
         checksum(np.array("text"))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32", "float64", "complex64"])
-def test_every_flipped_bit_and_every_exchange_of_two_elements_is_found(dtype):
-    array = some(dtype, (3, 5))
-    good = hexadecimal(checksum(array))
-    for place in range(array.nbytes):
-        for bit in range(8):
-            bad = array.copy()
-            bad.reshape(-1).view(np.uint8)[place] ^= 1 << bit
-            assert hexadecimal(checksum(bad)) != good, (place, bit)
-    for one, two in itertools.combinations(range(array.size), 2):
-        bad = array.copy()
-        bad.reshape(-1)[[one, two]] = array.reshape(-1)[[two, one]]
-        same = bad.tobytes() == array.tobytes()
-        assert (hexadecimal(checksum(bad)) == good) == same, (one, two)
-
-
 @pytest.mark.parametrize("axes", [(), ("x",), (None, "y"), ("y", "x"), (("x", "y"),)])
 def test_no_sharding_changes_it_and_only_sums_travel(axes):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

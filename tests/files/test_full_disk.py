@@ -5,20 +5,15 @@ import io
 import logging
 import os
 import shutil
-import types
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from configs import quickstart
-from experiments.runs import artifacts, run, training
 from experiments.runs.folder_lock import alone
-from experiments.setup.config import parse
 from lora_jax.files import full_disk
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.full_disk import FullDiskError
-from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics, read_metrics
 from lora_jax.training.checkpoint import Checkpoints
 
@@ -186,28 +181,6 @@ def test_threads_that_meet_it_log_nothing_and_everything_else_is_logged(logged):
     log("later thread", full)
     log("broken", None)
     assert logged == ["broken", "full again", "broken"]
-
-
-def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_path, monkeypatch):
-    first = FullDiskError(tmp_path / "checkpoints")
-
-    def fit(*_):
-        raise first
-
-    config, folder = parse(quickstart.get_config().to_dict()), tmp_path / "run"
-
-    def build(*_, **__):
-        run_record.claim(folder, config.plain)
-        return {0: types.SimpleNamespace(config=config)}, {}
-
-    monkeypatch.setattr(run, "_build", build)
-    monkeypatch.setattr(training, "_train", fit)
-    monkeypatch.setattr(artifacts, "record", lambda *_, **__: None)
-    monkeypatch.setattr(run_record, "write", no_space)
-    with pytest.raises(FullDiskError) as error:
-        run.run(config, folder)
-    assert error.value is first
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_a_lock_needs_no_room(tmp_path, monkeypatch):

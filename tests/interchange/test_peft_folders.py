@@ -348,21 +348,6 @@ def test_places_that_a_matrix_does_not_have(params, tmp_path):
             load(tmp_path, params)
 
 
-def test_an_odd_number_of_reflections(params, tmp_path):
-    variant = variants.make("hra", rank=3, pairs=False)
-    _, trainable, frozen = trained({"head/kernel": variant}, params)
-    lj.save_peft(tmp_path, trainable, frozen, NAMES)
-    loaded = load(tmp_path, params)
-    turn = np.eye(6)
-    for u in read(tmp_path)[1]["base_model.model.top.head.hra_u"].T:
-        turn = (np.eye(6) - 2 * np.outer(u, u) / (u @ u)) @ turn
-    assert np.linalg.det(turn) < 0
-    base = {"layers": params["layers"], "head": {"kernel": turn @ params["head"]["kernel"]}}
-    np.testing.assert_allclose(
-        loaded.adapted.apply(*loaded[1:3], X), forward(base, X), rtol=1e-4, atol=1e-5
-    )
-
-
 def test_places_of_one_layer_of_several(params, tmp_path):
     targets = {lj.layers("query/kernel", 1): variants.make("shira", rank=1)}
     adapted, trainable, frozen = trained(targets, params)

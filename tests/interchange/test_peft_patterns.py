@@ -1,17 +1,14 @@
 """Settings of PEFT that differ between modules: what is written, and what is read."""
 
-import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import variants
 from lora_jax.interchange.peft_config import compiled, joined, of_module
-from lora_jax.interchange.peft_folder import PeftFolder
 from lora_jax.peft_format import Peft
 from lora_jax.variant import Base, Factors
 
@@ -227,19 +224,6 @@ def test_usual_expressions_of_many_layers():
     keys = [rf".*layers\.{n}\.(self_attn|mlp)\..*proj" for n in range(200)]
     config = {"peft_type": "LORA", "r": 1, "rank_pattern": {k: n for n, k in enumerate(keys)}}
     assert of_module(config, "model.layers.77.mlp.up_proj", compiled(config))["r"] == 77
-
-
-def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
-    modules = [f"layers.{n}.up" for n in range(4)]
-    keys = [module.replace("up", "u[p]") for module in modules]
-    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(keys, 2)}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"x": np.zeros(1)}, tmp_path / "adapter_model.safetensors")
-    folder, counted = PeftFolder(tmp_path), []
-    compile_ = re.compile
-    monkeypatch.setattr(re, "compile", lambda *a, **k: counted.append(a) or compile_(*a, **k))
-    assert [folder.settings(m)["r"] for m in (*modules, "other")] == [2, 2, 2, 2, 1]
-    assert len(counted) == len(modules)
 
 
 DEFAULTS = {

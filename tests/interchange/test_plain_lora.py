@@ -41,47 +41,37 @@ def trained(params, targets, **options):
     return adapted, jax.tree.map(move, trainable), frozen
 
 
-# How each loader scales B A, from the config and from the tensors' rank.
-LOADERS = {
-    "PEFT": lambda c, rank: c["lora_alpha"] / (c["r"] ** (0.5 if c.get("use_rslora") else 1.0)),
-    "vLLM": lambda c, rank: c["lora_alpha"] / (c["r"] ** (0.5 if c.get("use_rslora") else 1.0)),
-    "SGLang": lambda c, rank: c["lora_alpha"] / c["r"],
-    "llama.cpp": lambda c, rank: c["lora_alpha"] / rank,
-}
+def served(folder, params):
+    """What every loader computes: alpha and rank are one number, which all tensors have.
 
-
-def served(folder, params, scale):
-    """What a loader computes that knows one rank and alpha for all, and no patterns."""
+    PEFT and vLLM scale by alpha / r, or by alpha / sqrt(r) with `use_rslora`; SGLang by alpha / r;
+    llama.cpp by alpha and the rank of each tensor.
+    """
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
+    assert config["r"] == config["lora_alpha"] and not config.get("use_rslora")
     x = np.asarray(X)
     for layer in range(2):
         stem, y = f"base_model.model.model.layers.{layer}.mlp.up_proj", 0.0
         if f"{stem}.lora_A.weight" in tensors:
             a, b = tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"]
-            y = scale(config, len(a)) * (x @ a.T @ b.T)
+            assert len(a) == config["r"]
+            y = x @ a.T @ b.T
         x = np.tanh(x @ np.asarray(params["up"]["kernel"][layer]) + y)
     return x @ np.asarray(params["head"]["kernel"])
 
 
-@pytest.fixture(scope="module")
-def uneven(params):
+def test_all_loaders_compute_alike(params, tmp_path):
     """rsLoRA of rank 1 in the first layer, and of rank 3 with another alpha in the second."""
     targets = {
         lj.layers("up/kernel", 0): variants.make("rslora", rank=1, alpha=5.0),
         lj.layers("up/kernel", 1): variants.make("rslora", rank=3, alpha=2.0),
     }
-    return trained(params, targets)
-
-
-@pytest.mark.parametrize("loader", LOADERS)
-def test_all_loaders_compute_alike(loader, uneven, params, tmp_path):
-    adapted, trainable, frozen = uneven
-    expected = np.asarray(adapted.apply(trainable, frozen, X))
+    adapted, trainable, frozen = trained(params, targets)
     written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES)
     assert written[1:] == (3, 8, {})
-    got = served(tmp_path, params, LOADERS[loader])
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    expected = np.asarray(adapted.apply(trainable, frozen, X))
+    np.testing.assert_allclose(served(tmp_path, params), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -102,21 +92,8 @@ def test_readers_that_know_the_model_find_all_tensors(path, named, params, tmp_p
     )
 
 
-def test_pefts_own_format_is_not_for_servers(uneven, params, tmp_path):
-    """Why there is another: a loader without patterns computes something else."""
-    adapted, trainable, frozen = uneven
-    lj.save_peft(tmp_path, trainable, frozen, NAMES)
-    got = served(tmp_path, params, LOADERS["vLLM"])
-    assert np.abs(got - adapted.apply(trainable, frozen, X)).max() > 0.1
-
-
 def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
     adapted, trainable, frozen = trained(params, {"up/kernel": variants.make("dora", rank=1)})
-    with pytest.raises(
-        ValueError, match=r"DoRA is no plain LoRA.*merge the weights, or give svd_rank"
-    ):
-        lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
-    assert not (tmp_path / "out").exists()
     written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES, svd_rank=2)
     merged, cut = adapted.merge(trainable, frozen), []
     for layer in range(2):
@@ -127,7 +104,7 @@ def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
         np.testing.assert_allclose(found, error, rtol=1e-3)
         cut.append(before + (u[:, :2] * values[:2]) @ vt[:2])
     expected = forward({**params, "up": {"kernel": jnp.asarray(np.stack(cut))}}, X)
-    np.testing.assert_allclose(served(tmp_path, params, LOADERS["SGLang"]), expected, atol=1e-4)
+    np.testing.assert_allclose(served(tmp_path, params), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +144,20 @@ def test_parts_of_one_module_are_cut_together(targets, tmp_path):
     assert a.dtype == np.float32
 
 
-def test_what_servers_do_not_have(params, tmp_path):
-    lora = variants.make("lora", rank=1)
-    _, trainable, frozen = trained(params, {"up/kernel": lora}, also_train="head/kernel")
-    with pytest.raises(ValueError, match="'head/kernel' trains in full, and servers take adapters"):
+@pytest.mark.parametrize(
+    ("variant", "target", "also_train", "said"),
+    [
+        ("lora", "up/kernel", "head/kernel", "'head/kernel' trains in full, and servers take ad"),
+        ("lora", "head/kernel", (), "'lm_head' is not served: q_proj, "),
+        ("dora", "up/kernel", (), "DoRA is no plain LoRA.*merge the weights, or give svd_rank"),
+    ],
+)
+def test_what_servers_do_not_have(variant, target, also_train, said, params, tmp_path):
+    targets = {target: variants.make(variant, rank=1)}
+    _, trainable, frozen = trained(params, targets, also_train=also_train)
+    with pytest.raises(ValueError, match=said):
         lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
-    _, trainable, frozen = trained(params, {"head/kernel": lora})
-    with pytest.raises(ValueError, match="'lm_head' is not served: q_proj, "):
-        lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapted_biases_are_not_dropped(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import zlib
 
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 from fake_records import planted, write
 
 from configs import glue
-from experiments.analysis import recorded_runs
 from experiments.figures import scores
-from experiments.runs import predictions, run
+from experiments.runs import run
 from experiments.setup.config import parse
 from experiments.tables import config_tables
 from lora_jax.records import run_record, seal
@@ -69,37 +67,6 @@ def test_the_order_of_keys_and_the_layout_are_no_content(results):
     record = run_record.read(path.parent)
     path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
     assert run_record.read_sealed(path.parent) == (record, True)
-
-
-@pytest.fixture
-def unsealed(results):
-    """One record is of an earlier version."""
-    path = results / "dora" / "1" / "record.json"
-    change(path, lambda values: values.pop("seal"))
-    assert [run.sealed for run in recorded_runs.find(results)] == [True, False, True, True]
-    return results
-
-
-def test_records_without_a_seal_are_counted(unsealed):
-    said = recorded_runs.unsealed(recorded_runs.find(unsealed))
-    assert said.startswith("1 of 4 records have no seal, because an earlier version wrote them: ")
-    assert "\n" not in said
-    assert recorded_runs.unsealed(recorded_runs.find(unsealed / "lora")) == ""
-
-
-def test_a_picture_is_of_what_a_table_takes(unsealed):
-    drawn = scores.draw(unsealed, "learning_rate", unsealed / "x.png")
-    assert recorded_runs.unsealed(drawn).startswith("1 of 4 records have no seal")
-    first, second = (unsealed / "lora" / str(seed) / predictions.NAME for seed in range(2))
-    planted(second.parent.parent / "other", "lora", 1, LABELS, np.arange(20) < 12)
-    (first.parent.parent / "other" / predictions.NAME).replace(second)
-    shutil.rmtree(first.parent.parent / "other")
-    for kind in scores.FIGURES:
-        with pytest.raises(
-            ValueError, match=r"lora/1: its predictions give accuracy 40, but its reco"
-        ):
-            scores.draw(unsealed, kind, unsealed / "y.png")
-    assert not (unsealed / "y.png").exists()
 
 
 def test_a_sealed_run_has_checks_in_its_metrics(tmp_path):
@@ -212,17 +179,6 @@ def test_the_checks_are_a_chain(log):
         assert line == said[:-2] + b', "crc32": "%08x"}\n' % after
     with Metrics(path.parent) as metrics, pytest.raises(ValueError, match="'crc32' is taken"):
         metrics.write(6, {"crc32": 1.0})
-
-
-@pytest.mark.parametrize("step", [0, 3, 5])
-def test_who_goes_on_goes_on_with_the_chain(log, step):
-    path, lines = log
-    path.write_bytes(b"".join(lines) + b'{"ste')
-    with Metrics(path.parent) as metrics:
-        metrics.truncate(step)
-        for again in range(step + 1, 6):
-            metrics.write(again, {"loss": again / 8})
-    assert path.read_bytes() == b"".join(lines)
 
 
 def test_lines_of_an_earlier_version_are_held_by_the_checks_after_them(tmp_path):
