@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.toy_matrices import noisy
 from lora_jax.interchange.peft_config import joined
 
 NAMES = lj.names_from_patterns(
@@ -49,9 +50,7 @@ def params():
 def trained(targets, params, **options):
     adapted = lj.adapt(forward, targets=targets, **options)
     trainable, frozen = adapted.init(jax.random.key(0), params, X)
-    random = np.random.default_rng(2)
-    move = lambda x: x + jnp.asarray(random.standard_normal(x.shape), x.dtype)  # noqa: E731
-    return adapted, jax.tree.map(move, trainable), frozen
+    return adapted, noisy(trainable, scale=1.0), frozen
 
 
 @pytest.fixture(scope="module")
@@ -317,35 +316,48 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_the_bases_own_weight_in_a_file_must_be_that_of_the_params(written, params, tmp_path):
-    folder, expected = written
-    config, found = read(folder)
+OTHER = "is not the 'layers/query/kernel' of these params"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda x: x, None),
+        (lambda x: x.astype(np.float16), None),
+        (lambda x: x + 1, OTHER),
+        (lambda x: np.ascontiguousarray(x[:5]), OTHER),
+    ],
+)
+def test_the_bases_own_weight_in_a_file(made, said, written, params, tmp_path):
+    config, found = read(written[0])
+    copy = made(np.asarray(params["layers"]["query"]["kernel"][0]).T.copy())
     name, file = A.replace("lora_A", "base_layer"), tmp_path / "adapter_model.safetensors"
+    save_file({**found, name: copy}, file)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    same = np.asarray(params["layers"]["query"]["kernel"][0]).T.copy()
-    for copy in (same, same.astype(np.float16)):
-        save_file({**found, name: copy}, file)
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
         loaded = load(tmp_path, params)
-        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
-    for other in (same + 1, same[:5]):
-        save_file({**found, name: np.ascontiguousarray(other)}, file)
-        with pytest.raises(ValueError, match="is not the 'layers/query/kernel' of these params"):
-            load(tmp_path, params)
+        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), written[1], atol=1e-6)
 
 
-def test_places_that_a_matrix_does_not_have(params, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (2**32, "4294967296, outside of"),
+        (-1, "-1, outside of"),
+        (0.5, "not integers"),
+        (2, "2, outside of"),  # the matrix has two outputs
+    ],
+)
+def test_places_that_a_matrix_does_not_have(place, said, params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("shira", rank=1)}, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES)
     _, found = read(tmp_path)
     name = "base_model.model.top.head.shira_indices"
-    wrong = [(2**32, "4294967296, outside of"), (-1, "-1, outside of"), (0.5, "not integers")]
-    wrong.append((2, "2, outside of"))  # the matrix has two outputs
-    for place, said in wrong:
-        places = found[name].astype(np.asarray(place).dtype)
-        places[0, 0] = place
-        save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
-            load(tmp_path, params)
+    places = found[name].astype(np.asarray(place).dtype)
+    places[0, 0] = place
+    save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
+        load(tmp_path, params)
 
 
 def test_places_of_one_layer_of_several(params, tmp_path):
