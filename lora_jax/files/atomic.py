@@ -9,8 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,9 +48,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`, which gets that name if the code inside succeeds.
 
-    The temporary folder also goes if SIGTERM ends the process. One that a killed process left is
-    removed by the next call for the same path. Its process had it locked, so those of living
-    processes stay, on other machines too. Where the file system has no locks, all stay.
+    A temporary folder that a killed process left is removed by the next call for the same path. Its
+    process had it locked, so those of living processes stay, on other machines too. Where the file
+    system has no locks, all stay.
 
     Raises:
       ValueError: `path` is a mount point, or is there already and not an empty folder. Nothing is
@@ -68,7 +66,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise ValueError(f"{path} is a mount point, which cannot be replaced: name a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path)
-    with unwound_by_sigterm(), _locked_folder(path) as temporary:
+    with _locked_folder(path) as temporary:
         try:
             yield temporary
             os.rename(temporary, path)
@@ -117,30 +115,3 @@ def open_folder(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def unwound_by_sigterm() -> Iterator[None]:
-    """On SIGTERM, leave the code inside by a SystemExit; then the signal acts as it would have.
-
-    Python's own way is to end the process at once, so that no `finally` runs. In another thread
-    than the main one, and where SIGTERM is ignored, nothing changes.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield
-        return
-    came = False
-
-    def leave(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:  # `before` is None if Python did not install the handler
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-        if came:
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_peft import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, Row, rows
-from lora_jax.interchange.source import TensorFile, TensorNames, abstract, read
+from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import LINEAR
 from lora_jax.models.parts.family import Place
@@ -115,7 +113,7 @@ _MASKS = (".attn.bias", ".attn.masked_bias")
 """Buffers of older GPT-2 code, which `lora_state_dict(model, bias="all")` takes for biases."""
 
 
-class LoralibFile:
+class LoralibFile(Source):
     """The tensors of one file, and what its layers are.
 
     Args:
@@ -133,8 +131,8 @@ class LoralibFile:
         self.path = self.config_path = path
         noted: Mapping[str, str] = {}
         if path.suffix == ".safetensors":
-            self._file: TensorFile = (file := SafetensorsBytes(path))
-            noted = file.metadata()
+            self._file = SafetensorsBytes(path)
+            noted = self._file.metadata()
         else:
             self._file = TorchFile(path, WRAPPER)
         try:
@@ -156,15 +154,6 @@ class LoralibFile:
         names = self._file.names()
         parallel = all(name.startswith(PARALLEL) for name in names)
         return [name.removeprefix(PARALLEL) for name in names] if parallel else names
-
-    def label(self) -> str:
-        return str(self.path)
-
-    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
-        return abstract(self._file, name)
-
-    def read(self, name: str) -> np.ndarray:
-        return read(self._file, name)
 
     def settings(self, module: str) -> dict[str, Any]:
         layer, parts = self._layers[module]

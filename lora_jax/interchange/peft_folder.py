@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
@@ -28,7 +27,7 @@ from lora_jax.interchange.peft_config import (
     refusal_of,
     selects,
 )
-from lora_jax.interchange.source import Source, TensorFile, TensorNames, abstract, read
+from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.parts.family import Place
@@ -45,7 +44,7 @@ TOKENS = "token_adapter."
 """What stands before the tensors of tokens that train beside LoRA."""
 
 
-class PeftFolder:
+class PeftFolder(Source):
     """The config of a folder, and its tensors: shapes are known at once, contents on `read`."""
 
     def __init__(self, folder: str | os.PathLike):
@@ -64,12 +63,7 @@ class PeftFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = path
-        self._file: TensorFile = (
-            TorchFile(path) if path.suffix == ".bin" else SafetensorsBytes(path)
-        )
-
-    def names(self) -> list[str]:
-        return list(self._file.names())
+        self._file = TorchFile(path) if path.suffix == ".bin" else SafetensorsBytes(path)
 
     def label(self) -> str:
         """The file, and what the folder says of the model that the adapter belongs to."""
@@ -86,12 +80,6 @@ class PeftFolder:
 
     def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
         return peft if place.part is None else third(peft, place.part, layouts)
-
-    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
-        return abstract(self._file, name)
-
-    def read(self, name: str) -> np.ndarray:
-        return read(self._file, name)
 
 
 def write_folder(

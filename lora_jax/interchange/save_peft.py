@@ -13,10 +13,8 @@ from lora_jax.interchange.matrices import (
     Matrix,
     all_params,
     by_module,
-    depth,
     matrices,
     torch_tensor,
-    variant_at,
 )
 from lora_jax.interchange.names import MODEL, SHARED, Names, Row, rows
 from lora_jax.interchange.peft_config import joined
@@ -61,7 +59,6 @@ def save_peft(
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
     params = all_params(trainable, frozen)
-    check_parts(trainable, frozen, names, params)
     found, heads, shapes = _by_module(trainable, frozen, names, params)
     found = _like_conv1d(found | heads)
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
@@ -89,7 +86,15 @@ def _by_module(
     uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
     biased = {each.use.path for each in frozen.spec.adapted if bias_beside(each.use, uses)}
     stored, shapes = [], []
-    for each in matrices(trainable, frozen, names):
+    every = list(matrices(trainable, frozen, names))
+    adapted = {each.place.name: each.path for each in every}
+    for row in rows(names, {p: params[p] for p in trainable["params"] if p in params}):
+        if other := adapted.get(row.place.name):
+            raise ValueError(
+                f"'{row.path}' trains in full, and '{other}' has an adapter; PEFT has both in one "
+                f"module, '{row.module}': merge the weights instead"
+            )
+    for each in every:
         peft = _stored(each)
         bias = each.path in biased or each.module in named
         if peft.biases and not each.variant.adapts_bias and bias:
@@ -263,28 +268,6 @@ def check_modules(adapted: set[str], whole: set[str], known: set[str], task: str
     for name in sorted(adapted):
         if one := next((each for each in saved if f".{each}." in f".{name}."), None):
             raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
-
-
-def check_parts(
-    trainable: Trainable, frozen: Frozen, names: Names, params: Mapping[str, Any]
-) -> None:
-    """Raise a ValueError if a weight trains in full, and another part of its module has an adapter.
-
-    PEFT saves the module whole, or adapts it.
-    """
-    adapted = {}
-    for placement in frozen.spec.adapted:
-        path = placement.use.path
-        for layer in range(depth(placement)):
-            place = names.place(path, layer) if variant_at(placement, layer) else None
-            if place is not None:
-                adapted[place.name] = path
-    for row in rows(names, {p: params[p] for p in trainable["params"] if p in params}):
-        if other := adapted.get(row.place.name):
-            raise ValueError(
-                f"'{row.path}' trains in full, and '{other}' has an adapter; PEFT has both in one "
-                f"module, '{row.module}': merge the weights instead"
-            )
 
 
 def check_wrapped(adapted: Collection[str], names: Names) -> None:

@@ -3,12 +3,13 @@
 `filled` puts its tensors into what `init` gave. It works on shapes, too.
 """
 
+import abc
 import contextlib
 import dataclasses
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,13 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.parts.family import Place
+from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.peft_format import Layouts, Peft, Settings
 from lora_jax.transform.adapted_weight import Shared, with_shared
 from lora_jax.transform.placement import (
@@ -38,62 +41,47 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = {"I64": np.int64, "I32": np.int32}
 
 
-class Source(Protocol):
-    """Shapes are known at once, contents on `read`."""
+class Source(abc.ABC):
+    """A file of tensors, and what it says of them: shapes are known at once, contents on `read`."""
 
     path: Path
     config_path: Path
     """The file that says what the settings are, for messages."""
     config: dict[str, Any]
+    _file: SafetensorsBytes | TorchFile
 
-    def names(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        return list(self._file.names())
 
     def label(self) -> str:
         """What messages on tensors begin with."""
-        ...
+        return str(self.path)
 
-    def abstract(self, name: str) -> jax.ShapeDtypeStruct: ...
+    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
+        """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
+        dtype = self._file.dtype(name)
+        if dtype not in (*_FLOATS, *_INTEGERS):
+            raise ValueError(f"{self.path}: tensor '{name}' is {dtype}")
+        return jax.ShapeDtypeStruct(self._file.shape(name), _INTEGERS.get(dtype, np.float32))
 
-    def read(self, name: str) -> np.ndarray: ...
+    def read(self, name: str) -> np.ndarray:
+        """A tensor; ValueError if a number in it is not finite."""
+        tensor = self._file.read(name)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{self.path}: tensor '{name}' holds NaN or an infinity")
+        return tensor
 
+    @abc.abstractmethod
     def settings(self, module: str) -> dict[str, Any]:
         """PEFT's settings of one module."""
-        ...
 
+    @abc.abstractmethod
     def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
         """The adapter of one parameter, from that of its module in torch; works on shapes, too.
 
         Args:
           layouts: those of its method (`Variant.peft_layouts`).
         """
-        ...
-
-
-class TensorFile(Protocol):
-    """A file of named tensors; dtypes are called as in safetensors."""
-
-    path: Path
-
-    def names(self) -> list[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> str: ...
-    def read(self, name: str) -> np.ndarray: ...
-
-
-def abstract(file: TensorFile, name: str) -> jax.ShapeDtypeStruct:
-    """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
-    dtype = file.dtype(name)
-    if dtype not in (*_FLOATS, *_INTEGERS):
-        raise ValueError(f"{file.path}: tensor '{name}' is {dtype}")
-    return jax.ShapeDtypeStruct(file.shape(name), _INTEGERS.get(dtype, np.float32))
-
-
-def read(file: TensorFile, name: str) -> np.ndarray:
-    """A tensor; ValueError if a number in it is not finite."""
-    tensor = file.read(name)
-    if not np.isfinite(tensor).all():
-        raise ValueError(f"{file.path}: tensor '{name}' holds NaN or an infinity")
-    return tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,32 +302,22 @@ def check_integers(
     frozen: Frozen,
     read: Mapping[str, Any],
 ) -> None:
-    """Check the dtypes of a source's tensors, or of their shapes, by what `init` gave.
+    """Refuse integers on disk where an adapter has real numbers; indices are integers.
 
     Raises:
-      ValueError: a tensor holds integers, and what it becomes are real numbers.
+      ValueError: a tensor, or its shape, has integers, and what it becomes are real numbers.
     """
-    integers = {name for name, x in read.items() if jnp.issubdtype(x.dtype, jnp.integer)}
-    if not integers:
-        return
-    indices, whole = set(), set(_of_integers(trainable, frozen))
-    for module, rows in found.rows.items():
-        for suffix, name in found.adapters[module].items():
-            if any((row.path, suffix) in whole for row in rows):
-                indices.add(name)
-    if wrong := sorted(integers - indices):
-        raise ValueError(
-            f"tensor '{wrong[0]}' is {source.abstract(wrong[0]).dtype}, and an adapter's numbers "
-            "are floats; only indices are integers"
-        )
-
-
-def _of_integers(trainable: Trainable, frozen: Frozen) -> Iterator[tuple[str, str]]:
-    """The path of each weight with a factor of integers, and what PEFT calls that factor."""
-    for placement in frozen.spec.adapted:
+    wrong = {name for name, x in read.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+    for placement in frozen.spec.adapted if wrong else ():
         path = placement.use.path
         factors = {**trainable["adapters"][path], **frozen.constants[path]}
-        for variant in variants_of(placement.layers):
-            for name, layout in variant.peft_layouts.items():
-                if name in factors and jnp.issubdtype(factors[name].dtype, jnp.integer):
-                    yield path, layout.name
+        whole = {n for n, x in factors.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+        layouts = [each.peft_layouts for each in variants_of(placement.layers)]
+        suffixes = {layout[name].name for layout in layouts for name in whole & layout.keys()}
+        modules = [name for name, row in each_row(found.rows) if row.path == path]
+        wrong -= {found.adapters[module].get(each) for module in modules for each in suffixes}
+    if wrong:
+        raise ValueError(
+            f"tensor '{min(wrong)}' is {source.abstract(min(wrong)).dtype}, and an adapter's "
+            "numbers are floats; only indices are integers"
+        )

@@ -70,9 +70,8 @@ def test_a_full_disk_leaves_nothing_to_go_on_from(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_is_ended_leaves_nothing_for_long(number, tmp_path):
-    """It takes its folder away, or the next one does; that of a living process stays."""
+def test_a_process_that_is_killed_leaves_nothing_for_long(tmp_path):
+    """The next one takes its folder away; that of a living process stays."""
     started = commands.Started("tests/support/slow_folder.py", tmp_path / "out")
     while "begun" not in started.said():
         assert started.running
@@ -80,20 +79,8 @@ def test_a_process_that_is_ended_leaves_nothing_for_long(number, tmp_path):
     with new_folder(tmp_path / "out"):
         assert living.is_dir()
     (tmp_path / "out").rmdir()
-    started.send(number)
-    assert started.end().returncode == -number
-    assert list(tmp_path.iterdir()) == [living] * (number == signal.SIGKILL)
+    started.send(signal.SIGKILL)
+    assert started.end().returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == [living]
     with new_folder(tmp_path / "out"):
         assert not living.exists()
-
-
-def test_sigterm_is_passed_on(tmp_path):
-    """To the handler of before, when the folder has gone."""
-    left = []
-    before = signal.signal(signal.SIGTERM, lambda *_: left.append([*tmp_path.iterdir()]))
-    try:
-        with pytest.raises(SystemExit), new_folder(tmp_path / "out"):
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert left == [[]]
