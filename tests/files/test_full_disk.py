@@ -4,7 +4,6 @@ import errno
 import io
 import logging
 import os
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,27 +126,6 @@ def test_a_checkpoint_that_has_no_room_is_named_and_the_last_one_is_good(
         assert step == 1 and (state["w"] == STATE["w"]).all()
         assert checkpoints.save(2, STATE)
     assert Checkpoints(tmp_path).steps() == [1, 2]
-
-
-def test_room_is_asked_for_before_a_checkpoint_is_begun(tmp_path, monkeypatch):
-    """So that no thread of Orbax's meets the end of it."""
-    folders, free = [], 10**9
-
-    def usage(folder):
-        folders.append(folder)
-        return SimpleNamespace(free=free)
-
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    with Checkpoints(tmp_path / "c") as checkpoints:
-        checkpoints.save(1, STATE)
-        checkpoints.wait()
-        free = 2**16
-        monkeypatch.setattr(checkpoints._manager, "save", None)
-        checkpoints.save(2, STATE)
-        with pytest.raises(FullDiskError) as error:
-            checkpoints.wait()
-        assert said(error) == str(tmp_path / "c") == str(folders[-1])
-        assert checkpoints.steps() == [1]
 
 
 @pytest.fixture(autouse=True)
