@@ -286,7 +286,7 @@ HEADERS = [
     ],
 )
 def test_files_of_another_model(made, header, options, said, params, tmp_path):
-    save_file(made, file := tmp_path / "file.safetensors", metadata=header)
+    save_file(made, file := tmp_path / "file.safetensors", metadata=header or None)
     with pytest.raises(ValueError, match=rf"file.safetensors: .*{said}|^{said}"):
         load(file, params, **options)
 

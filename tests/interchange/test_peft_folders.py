@@ -286,7 +286,7 @@ HOSTILE = [
         "exclude_modules leaves out 'encoder.2.self.query', which has tensors",
     ),
     (
-        {"target_modules": ["query"], "layers_to_transform": 0},
+        {"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": "encoder"},
         {},
         "layers_to_transform leaves out 'encoder.2.self.query', which has tensors",
     ),
