@@ -7,7 +7,7 @@
 import math
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_jax.peft_format import Settings, told_apart
@@ -178,30 +178,43 @@ LONGEST_TARGET = 10_000
 """Of a pattern that is not matched: those that programs write are long."""
 
 
+def _are(kind: type, x: Any) -> bool:
+    return isinstance(x, list) and all(type(each) is kind for each in x)
+
+
+def _numbers_by_module(x: Any) -> bool:
+    """Whether it is a mapping to numbers, or to AdaLoRA's lists of the rows that are left."""
+    return isinstance(x, dict) and all(type(v) in (int, float) or _are(bool, v) for v in x.values())
+
+
+CHECKS: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (
+    (tuple(sorted({*PATTERNS.values()})), _numbers_by_module, "map modules to numbers"),
+    (NAMING, lambda x: isinstance(x, str) or _are(str, x), "be names"),
+    (
+        ("layers_to_transform",),
+        lambda x: _are(int, x if isinstance(x, list) else [x]),
+        "be whole numbers",
+    ),
+    (
+        ("bias",),
+        lambda x: isinstance(x, str) and re.fullmatch("none|all|.*_only", x),
+        "be 'none', 'all', or such as 'lora_only'",
+    ),
+)
+"""Fields, what holds of their values, and what to say where it does not."""
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Raise a ValueError unless the fields that name modules have the types of PEFT's."""
     if not isinstance(config.get("peft_type"), str):
         raise ValueError("no peft_type: not the config of an adapter")
-    for field in sorted(set(PATTERNS.values())):
-        pattern = config.get(field)
-        known = pattern is None or isinstance(pattern, dict)
-        values = pattern.values() if isinstance(pattern, dict) else ()
-        if not known or not all(_is_number(x) or _are(bool, x) for x in values):
-            raise ValueError(f"{field} must map modules to numbers, got {reprlib.repr(pattern)}")
-    for field in NAMING:
-        names = config.get(field)
-        if names is not None and not isinstance(names, str) and not _are(str, names):
-            raise ValueError(f"{field} must be names, got {reprlib.repr(names)}")
+    for fields, holds, said in CHECKS:
+        for field in fields:
+            value = config.get(field)
+            if value is not None and not holds(value):
+                raise ValueError(f"{field} must {said}, got {reprlib.repr(value)}")
     if isinstance(target := config.get("target_modules"), str):
         _check_pattern(target)
-    layers = config.get("layers_to_transform")
-    if layers is not None and not _are(int, layers if isinstance(layers, list) else [layers]):
-        raise ValueError(f"layers_to_transform must be whole numbers, got {reprlib.repr(layers)}")
-    bias = config.get("bias")
-    if bias is not None and not (isinstance(bias, str) and re.fullmatch("none|all|.*_only", bias)):
-        raise ValueError(
-            f"bias must be 'none', 'all', or such as 'lora_only', got {reprlib.repr(bias)}"
-        )
 
 
 def _check_pattern(text: str) -> None:
@@ -214,14 +227,6 @@ def _check_pattern(text: str) -> None:
         re.compile(text)
     except (re.error, OverflowError, RecursionError, ValueError) as error:
         raise ValueError(f"target_modules={reprlib.repr(text)} is no pattern: {error}") from None
-
-
-def _are(kind: type, x: Any) -> bool:
-    return isinstance(x, list) and all(type(each) is kind for each in x)
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:

@@ -212,24 +212,28 @@ def test_what_is_written(other, rank, alpha, params, tmp_path):
     assert written.layers["encoder.1.up"]._asdict() == layer
 
 
-def test_what_loralib_does_not_have(params, tmp_path):
-    def refused(said, call, targets, **options):
-        adapted = lj.adapt(call, targets=targets, **options)
-        begun = adapted.init(jax.random.key(0), params, IDS)
-        with pytest.raises(ValueError, match=rf"{said}.*merge the weights"):
-            lj.save_loralib(tmp_path / "out.safetensors", *begun, NAMES)
-        assert not any(tmp_path.iterdir())
+def tied(params, ids):
+    return forward(params, ids)[..., :4] @ params["word"]["embedding"].T
 
-    def tied(params, ids):
-        return forward(params, ids)[..., :4] @ params["word"]["embedding"].T
 
-    refused(
-        "'qkv/kernel': DoRA is no plain", forward, {"qkv/kernel": variants.make("dora", rank=1)}
-    )
-    ia3 = variants.make("ia3", biases=True)
-    refused("'up/bias' is adapted with 'up/kernel', and loralib", forward, {"up/kernel": ia3})
-    refused("'word/embedding' is also the head", tied, {"word/embedding": LORA})
-    refused("'word/embedding' trains in", tied, {"up/kernel": LORA}, also_train="word/embedding")
+DORA, IA3 = variants.make("dora", rank=1), variants.make("ia3", biases=True)
+
+
+@pytest.mark.parametrize(
+    ("apply", "target", "variant", "also_train", "said"),
+    [
+        (forward, "qkv/kernel", DORA, (), "'qkv/kernel': DoRA is no plain"),
+        (forward, "up/kernel", IA3, (), "'up/bias' is adapted with 'up/kernel', and loralib"),
+        (tied, "word/embedding", LORA, (), "'word/embedding' is also the head"),
+        (tied, "up/kernel", LORA, "word/embedding", "'word/embedding' trains in"),
+    ],
+)
+def test_what_loralib_does_not_have(apply, target, variant, also_train, said, params, tmp_path):
+    adapted = lj.adapt(apply, targets={target: variant}, also_train=also_train)
+    begun = adapted.init(jax.random.key(0), params, IDS)
+    with pytest.raises(ValueError, match=rf"{said}.*merge the weights"):
+        lj.save_loralib(tmp_path / "out.safetensors", *begun, NAMES)
+    assert not any(tmp_path.iterdir())
 
 
 WORD = pair("word", 5, 2, 4)

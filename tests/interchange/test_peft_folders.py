@@ -230,20 +230,25 @@ def test_a_path_that_another_ends_in(tmp_path):
     assert list(loaded.trainable["adapters"]) == ["up/kernel"]
 
 
-def test_names_of_a_users_own_model():
-    place = NAMES.place("model/layers/query/bias", 2)
-    assert place.name == "encoder.2.self.query.bias" and not place.transposed
-    assert NAMES.place("head/kernel", 0).name == "top.head.weight"
-    assert NAMES.stacked("layers/query/kernel") and not NAMES.stacked("head/kernel")
-    assert NAMES.place("other", 0) is None
-    tensors = lj.names_from_patterns({"head/kernel": "head.weight"})
-    assert [tensors.place(f"head/{leaf}", 0) for leaf in ("kernel", "bias")] == [
-        ("head.weight", False, None),
-        ("head.bias", False, None),
-    ]
-    wrong = lj.names_from_patterns({"a": "b.{number}"})
+@pytest.mark.parametrize(
+    ("patterns", "path", "layer", "place"),
+    [
+        (None, "model/layers/query/bias", 2, ("encoder.2.self.query.bias", False, None)),
+        (None, "head/kernel", 0, ("top.head.weight", True, None)),
+        (None, "other", 0, None),
+        ({"head/kernel": "head.weight"}, "head/kernel", 0, ("head.weight", False, None)),
+        ({"head/kernel": "head.weight"}, "head/bias", 0, ("head.bias", False, None)),
+    ],
+)
+def test_names_of_a_users_own_model(patterns, path, layer, place):
+    names = lj.names_from_patterns(patterns) if patterns else NAMES
+    assert names.place(path, layer) == place
+    assert names.stacked(path) == ("query" in path)
+
+
+def test_a_field_that_a_pattern_does_not_give():
     with pytest.raises(ValueError, match="has a field 'number'"):
-        wrong.place("a", 0)
+        lj.names_from_patterns({"a": "b.{number}"}).place("a", 0)
 
 
 A = "base_model.model.encoder.0.self.query.lora_A.weight"
