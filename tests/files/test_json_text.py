@@ -57,17 +57,6 @@ def test_any_damage_is_read_as_the_standard_has_it_or_is_one_line(value, put, pl
         json.dumps(found, allow_nan=False)
 
 
-@given(st.lists(st.sampled_from(["[", '{"a":']), max_size=140))
-@settings(max_examples=60)
-def test_depth_is_counted_in_lists_and_objects(opened):
-    closing = {"[": "]", '{"a":': "}"}
-    content = "".join(opened) + '"[["' + "".join(closing[each] for each in reversed(opened))
-    if len(opened) <= json_text.DEPTH:
-        assert json_text.loads(content, "a.json") == json.loads(content)
-    else:
-        assert "nested deeper than 100 levels" in refused(content)
-
-
 @pytest.mark.parametrize("depth", [101, 990, 100_000])
 @pytest.mark.parametrize("closed", [True, False])
 def test_no_depth_is_a_recursion(depth, closed):
@@ -76,6 +65,8 @@ def test_no_depth_is_a_recursion(depth, closed):
     assert "nested deeper than" in said or (not closed and "is not JSON" in said)
     wide = json.dumps([[[]]] * 300)  # as many brackets, side by side
     assert json_text.loads(wide, "a.json") == [[[]]] * 300
+    deepest = "[" * json_text.DEPTH + '"[["' + "]" * json_text.DEPTH
+    assert json_text.loads(deepest, "a.json") == json.loads(deepest)
 
 
 @pytest.mark.parametrize(
@@ -140,18 +131,6 @@ def test_equal_configs_have_equal_digests(config, as_tuple):
     digest = config_digest(config)
     assert digest == config_digest(reordered(config, as_tuple))
     assert digest == config_digest(json.loads(canonical(config)))
-
-
-@given(configs, configs)
-def test_different_configs_have_different_digests(a, b):
-    as_text = [repr(reordered(reordered(sorted_keys(c), False), False)) for c in (a, b)]
-    assert (config_digest(a) == config_digest(b)) == (as_text[0] == as_text[1])
-
-
-def sorted_keys(value):
-    if isinstance(value, dict):
-        return {key: sorted_keys(value[key]) for key in sorted(value)}
-    return [sorted_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def test_the_digest_is_of_this_text():
