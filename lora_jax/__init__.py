@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from lora_jax.adapters.base_digest import base_digests as base_digests
     from lora_jax.arithmetic import distance as distance
-    from lora_jax.arithmetic.combine import (
+    from lora_jax.arithmetic.combination import (
         Combined as Combined,
         combine_adapters as combine_adapters,
     )
@@ -72,7 +72,7 @@ _NAMES = {
     ),
     "lora_jax.adapters.base_digest": ("base_digests",),
     "lora_jax.arithmetic": ("distance",),
-    "lora_jax.arithmetic.combine": ("Combined", "combine_adapters"),
+    "lora_jax.arithmetic.combination": ("Combined", "combine_adapters"),
     "lora_jax.contract": ("check",),
     "lora_jax.interchange.load_loralib": ("load_loralib",),
     "lora_jax.interchange.load_peft": ("PeftReader", "load_peft"),

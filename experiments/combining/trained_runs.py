@@ -10,7 +10,7 @@ from jax import Array
 import lora_jax as lj
 from experiments.runs.finished_run import ADAPTER, FinishedRun, open_run, read_record
 from experiments.setup.from_config import make_start
-from lora_jax.arithmetic.combine import require_one_base
+from lora_jax.arithmetic.combination import require_one_base
 
 
 def open_runs(folders: Sequence[Path]) -> list[FinishedRun]:

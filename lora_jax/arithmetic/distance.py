@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lora_jax.arithmetic.combine import require_one_base
+from lora_jax.arithmetic.combination import require_one_base
 from lora_jax.arithmetic.updates import (
     Adapter,
     Factored,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_peft import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, Row, rows
-from lora_jax.interchange.source import Source, TensorNames
+from lora_jax.interchange.tensor_source import Source, TensorNames
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import LINEAR
 from lora_jax.models.parts.family import Place

@@ -17,7 +17,14 @@ from lora_jax.files.arrays import to_host
 from lora_jax.interchange.names import Names, rows
 from lora_jax.interchange.peft_config import of_tokens
 from lora_jax.interchange.peft_folder import PeftFolder, check_scales, of_both, sort_tensors
-from lora_jax.interchange.source import Source, TensorNames, cut, each_row, filled, lora_biases
+from lora_jax.interchange.tensor_source import (
+    Source,
+    TensorNames,
+    cut,
+    each_row,
+    filled,
+    lora_biases,
+)
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Settings

@@ -27,7 +27,7 @@ from lora_jax.interchange.peft_config import (
     refusal_of,
     selects,
 )
-from lora_jax.interchange.source import Source, TensorNames
+from lora_jax.interchange.tensor_source import Source, TensorNames
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.parts.family import Place
