@@ -34,7 +34,7 @@ from experiments.imports import combined_run
 from experiments.imports.combined_run import open_runs, origin, params_before
 from experiments.runs import adapter_as_run
 from lora_jax.arithmetic.merging import BY, KEPT, Method
-from lora_jax.files.new_folder import new_folder
+from lora_jax.files.atomic import new_folder
 from lora_jax.table import Table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of the runs.")

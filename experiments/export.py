@@ -60,7 +60,7 @@ from experiments.exports import formats, hub
 from experiments.exports.base_and_head import Place, on_card, published
 from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.runs.finished_run import open_run, read_record
-from lora_jax.files.new_folder import new_folder
+from lora_jax.files.atomic import new_folder
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")
 _AS = flags.DEFINE_string("as", None, f"The format: {', '.join(formats.FORMATS)}.")

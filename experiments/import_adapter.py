@@ -29,7 +29,7 @@ from experiments.runs import adapter_as_run
 from experiments.setup.config import parse
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained, of_evaluation, of_loading
-from lora_jax.files.new_folder import new_folder
+from lora_jax.files.atomic import new_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The base model and the task of the run.", lock_config=True

@@ -21,13 +21,14 @@ from lora_jax.partition import (
 if TYPE_CHECKING:
     from lora_jax.adapters.adapter_file import (
         load_adapter as load_adapter,
+        load_seen as load_seen,
         save_adapter as save_adapter,
+        save_seen as save_seen,
         start_from as start_from,
     )
     from lora_jax.adapters.base_digest import base_digests as base_digests
-    from lora_jax.adapters.seen_file import load_seen as load_seen, save_seen as save_seen
     from lora_jax.arithmetic import distance as distance
-    from lora_jax.arithmetic.combine import (
+    from lora_jax.arithmetic.combination import (
         Combined as Combined,
         combine_adapters as combine_adapters,
     )
@@ -66,11 +67,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "lora_jax.adapters.adapter_file": ("load_adapter", "save_adapter", "start_from"),
+    "lora_jax.adapters.adapter_file": (
+        "load_adapter",
+        "load_seen",
+        "save_adapter",
+        "save_seen",
+        "start_from",
+    ),
     "lora_jax.adapters.base_digest": ("base_digests",),
-    "lora_jax.adapters.seen_file": ("load_seen", "save_seen"),
     "lora_jax.arithmetic": ("distance",),
-    "lora_jax.arithmetic.combine": ("Combined", "combine_adapters"),
+    "lora_jax.arithmetic.combination": ("Combined", "combine_adapters"),
     "lora_jax.contract": ("check",),
     "lora_jax.interchange.load_loralib": ("load_loralib",),
     "lora_jax.interchange.load_peft": ("PeftReader", "load_peft"),

@@ -19,7 +19,7 @@ from experiments.runs import predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
-from lora_jax.files.canonical_json import canonical
+from lora_jax.files.json_text import canonical
 from lora_jax.records import packed, run_record
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.records.packed import Pack

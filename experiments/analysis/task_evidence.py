@@ -26,7 +26,7 @@ from experiments.analysis.significance import Estimate
 from experiments.runs.predictions import Predictions, parts_of
 from lora_jax.files import archives, json_text
 from lora_jax.metrics import label_metrics
-from lora_jax.records import sealed_file
+from lora_jax.records import seal
 
 
 def one_answer(contest: Contest) -> Predictions | None:
@@ -145,7 +145,7 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
     path = folder / UNTRAINED_FILE
     if not path.exists():
         return {}
-    content = sealed_file.read(path)
+    content = seal.read(path)
     if content["registration"] != json_text.read_object(folder / REGISTRATION)["digest"]:
         raise ValueError(f"{path} is of another {REGISTRATION} than the one beside it")
     try:

@@ -14,7 +14,7 @@ from configs.settings import IMPORTED, ClassifierConfig, RunConfig
 from experiments.setup.config import fill, parse
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.task_and_model import TaskAndModel
-from lora_jax.interchange.load_source import Loaded
+from lora_jax.interchange.load_peft import Loaded
 from lora_jax.models.published.location import hub_name, locate
 from lora_jax.partition import only
 from lora_jax.peft_format import quoted

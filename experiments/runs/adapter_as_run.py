@@ -12,7 +12,7 @@ from experiments.command_names import shown
 from experiments.runs import artifacts, generated_texts
 from experiments.runs.run import summarise
 from experiments.setup.experiment import Experiment
-from lora_jax.records import run_record, sealed_file
+from lora_jax.records import run_record, seal
 from lora_jax.training.outcome import Outcome, all_finite
 
 
@@ -33,7 +33,7 @@ def write(
     run_record.claim(folder, experiment.config.plain)
     meta = {"config": experiment.config.plain}
     lj.save_adapter(folder, trainable, experiment.frozen, meta)
-    sealed_file.write(folder / origin, made_of)
+    seal.write(folder / origin, made_of)
     outputs = artifacts.save_predictions(experiment, folder, experiment.adapted_call(trainable))
     scores = experiment.texts.score({part: outputs[part] for part in experiment.scored})
     results = artifacts.NOTHING

@@ -14,7 +14,7 @@ from configs.settings import TextConfig
 from experiments.distributed import processes
 from experiments.runs import generated_texts, predictions
 from experiments.setup.experiment import Experiment
-from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.files.json_text import config_digest, plain
 from lora_jax.partition import select_paths
 from lora_jax.records import run_record
 from lora_jax.records.environment import environment, peak_memory_bytes

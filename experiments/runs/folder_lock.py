@@ -15,7 +15,7 @@ from typing import TextIO
 
 from experiments.distributed import processes
 from experiments.runs.packing import require_loose
-from lora_jax.files.open_folder import open_folder
+from lora_jax.files.atomic import open_folder
 from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.records.run_record import LOCK
 

@@ -18,7 +18,7 @@ from experiments.setup import from_config
 from experiments.setup.experiment import Experiment
 from experiments.setup.forward_pass import separated
 from experiments.setup.out_of_memory import explained, of_evaluation
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training import trial_program
 from lora_jax.training.checkpoint import Checkpoints

@@ -12,8 +12,8 @@ from typing import Any
 
 from configs.settings import RunConfig
 from lora_jax.files import json_text
-from lora_jax.files.canonical_json import config_digest
-from lora_jax.records import seal, sealed_file
+from lora_jax.files.json_text import config_digest
+from lora_jax.records import seal
 from lora_jax.training.trial_program import Execution
 
 _PROGRAMS = ".programs"
@@ -86,7 +86,7 @@ class GroupFolder:
         return _opened(self._file) if self._file.exists() else {}
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        sealed_file.write(self._file, values)
+        seal.write(self._file, values)
 
 
 def _opened(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
-from lora_jax.interchange.load_source import Loaded
+from lora_jax.interchange.load_peft import Loaded
 
 HEAD_FILE = "head.safetensors"
 _KERNEL, _BIAS = "classifier/kernel", "classifier/bias"

@@ -17,8 +17,7 @@ import numpy as np
 from experiments.command_names import shown
 from experiments.runs import predictions
 from lora_jax.files import archives, json_text
-from lora_jax.files.atomic import write_atomically
-from lora_jax.files.open_folder import open_folder
+from lora_jax.files.atomic import open_folder, write_atomically
 from lora_jax.records import metrics_log, packed, run_record
 from lora_jax.records.packed import METRICS, PREDICTIONS, RECORDS, Pack
 

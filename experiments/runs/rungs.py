@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.plurals import agree
-from lora_jax.records import sealed_file
+from lora_jax.records import seal
 from lora_jax.training.loop_settings import Loop
 
 
@@ -130,7 +130,7 @@ class Ledger:
     def read(self) -> list[Decision]:
         if not self._path.exists():
             return []
-        found = sealed_file.read(self._path)["rungs"]
+        found = seal.read(self._path)["rungs"]
         return [
             Decision(each["step"], {int(n): score for n, score in each["scores"]}, each["kept"])
             for each in found
@@ -141,7 +141,7 @@ class Ledger:
             {"step": each.step, "scores": list(each.scores.items()), "kept": each.kept}
             for each in (*self.read(), decision)
         ]
-        sealed_file.write(self._path, {"rungs": rungs})
+        seal.write(self._path, {"rungs": rungs})
 
 
 def of_trial(decisions: Sequence[Decision], number: int) -> list[dict[str, float | int | None]]:

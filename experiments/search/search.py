@@ -23,7 +23,7 @@ from experiments.sweeps import jobs, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.sweep_flag import MOST, Overrides
 from experiments.sweeps.trials import Trial
-from lora_jax.records import run_record, sealed_file
+from lora_jax.records import run_record, seal
 from lora_jax.training.loop_settings import Loop
 
 HELD_OUT = "--config.data.validation="
@@ -149,7 +149,7 @@ class Ledger:
         path = self.folder / NAME
         if not path.exists():
             return [], []
-        found = sealed_file.read(path)
+        found = seal.read(path)
         if found.get("version") != VERSION or not isinstance(found.get("rounds"), list):
             raise ValueError(f"{path} is no file of a search of this version")
         for name, value in self.settings.items():
@@ -172,7 +172,7 @@ class Ledger:
           best: the name, the score and the flags of the best trial.
         """
         values = {"version": VERSION, "settings": self.settings, "best": best, "rounds": rounds}
-        sealed_file.write(self.folder / NAME, {**values, "left_out": left_out})
+        seal.write(self.folder / NAME, {**values, "left_out": left_out})
 
 
 def _text(value: Any) -> str:

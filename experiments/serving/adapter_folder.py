@@ -25,7 +25,7 @@ from experiments.setup.config import parse
 from lora_jax.adapters.base_digest import base_digests
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.files.tree_file import load_tree
-from lora_jax.interchange.families import names_of, of_class_with_head
+from lora_jax.interchange.names import names_of, of_class_with_head
 from lora_jax.interchange.peft_folder import CONFIG, WEIGHTS, PeftFolder
 from lora_jax.methods.rank_budget import BUDGET
 from lora_jax.models.published.weight_files import read_json

@@ -21,8 +21,8 @@ from experiments.setup.load import load
 from experiments.setup.out_of_memory import check_ids
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
+from lora_jax.adapters.adapter_file import require_finite
 from lora_jax.adapters.base_digest import OtherBaseError
-from lora_jax.adapters.finite import require_finite
 from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.parts.separate_layers import separate, stacked

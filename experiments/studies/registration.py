@@ -27,7 +27,7 @@ from experiments.analysis.recorded_runs import REGISTRATION, Run
 from experiments.studies.protocol import Protocol, typed
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.files.json_text import config_digest, plain
 from lora_jax.records.environment import environment
 
 _VERSION = 1

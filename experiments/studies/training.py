@@ -23,7 +23,7 @@ from experiments.studies.registration import Planned
 from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
 from lora_jax.files import json_text
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records import run_record
 
 Config = Callable[..., RunConfig]

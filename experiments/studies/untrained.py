@@ -29,7 +29,7 @@ from lora_jax.models.parts.modules import masked_mean
 from lora_jax.models.published.load import load_classifier
 from lora_jax.models.published.location import locate, unchanged
 from lora_jax.models.published.weight_files import weights_digest
-from lora_jax.records import sealed_file
+from lora_jax.records import seal
 from lora_jax.records.environment import environment
 
 COSINE = "cosine of the mean last hidden states of the two texts, each encoded alone"
@@ -79,7 +79,7 @@ def write(folder: Path, registered: Registration, configs: Mapping[str, RunConfi
             **environment(),
         }
         tasks = {task: _plain(each) for task, each in scored.items()}
-        sealed_file.write(folder / task_evidence.UNTRAINED_FILE, about | {"tasks": tasks})
+        seal.write(folder / task_evidence.UNTRAINED_FILE, about | {"tasks": tasks})
     for task, each in task_evidence.read_untrained(folder).items():
         said = "no score" if each.score is None else f"{each.metric} {each.score:.4f}"
         print(f"{task}, untrained: {said} ({each.how})")

@@ -25,7 +25,7 @@ from experiments.setup.config_flags import read_config
 from experiments.sweeps.trials import Trial
 from lora_jax.error_text import said
 from lora_jax.files import json_text
-from lora_jax.records import run_record, seal, sealed_file
+from lora_jax.records import run_record, seal
 from lora_jax.suggest import require_known
 
 
@@ -139,7 +139,7 @@ class SweepFolder:
     def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
         """Note how an attempt ended, by default one of this process."""
         state = TrialState(status, note, os.getpid() if process is None else process)
-        sealed_file.write(self._state_file(name), dataclasses.asdict(state))
+        seal.write(self._state_file(name), dataclasses.asdict(state))
 
     def state(self, trial: Trial) -> TrialState:
         """The state of a trial; a completed record takes precedence over all other files.
@@ -263,7 +263,7 @@ class SweepFolder:
             merged = list(({each["name"]: each for each in before} | entries).values())
             if merged != before:
                 values = {"version": VERSION, "trials": merged}
-                sealed_file.write(self.path / "trials.json", values)
+                seal.write(self.path / "trials.json", values)
 
     def require_sweep_or_empty(self) -> None:
         """Raise a ValueError if the path is a file, or a folder with other content than a sweep."""

@@ -16,7 +16,7 @@ from experiments.setup.config import fill as filled, of_record
 from experiments.setup.config_files import config_modules
 from experiments.studies import adherence, registration
 from experiments.tables import cells
-from lora_jax.files.canonical_json import plain
+from lora_jax.files.json_text import plain
 from lora_jax.suggest import require_known
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.cli import warn
 from experiments.tracking.tracker import NO_IMAGES, Status, plain_name
-from lora_jax.files.canonical_json import plain
+from lora_jax.files.json_text import plain
 from lora_jax.records.metrics_log import Metrics
 
 FOLDER = "tracking"

@@ -1,4 +1,7 @@
-"""One adapter in one file: what was trained, and the constants that it was trained with."""
+"""One adapter in one file: what was trained, and the constants that it was trained with.
+
+The same of what an adapter began with: `save_seen` and `load_seen`.
+"""
 
 import dataclasses
 import os
@@ -7,13 +10,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from lora_jax.adapters.base_digest import base_digests, require_base
-from lora_jax.adapters.remade_constants import IMPLEMENTATIONS, KEY, digest, made_again
+from lora_jax.adapters.base_digest import (
+    IMPLEMENTATIONS,
+    KEY,
+    base_digests,
+    digest,
+    made_again,
+    require_base,
+)
+from lora_jax.files.arrays import is_key, to_host
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
+from lora_jax.statistics import Seen, SeenGradient, SeenInputs
 from lora_jax.transform.placement import (
     Frozen,
     Trainable,
@@ -357,3 +370,44 @@ def _tree(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
     shared = {str(number): {**each.constants, **each.trainable} for number, each in groups}
     shared = {number: each for number, each in shared.items() if each}
     return {**trainable, "constants": frozen.constants, "shared": shared}
+
+
+def require_finite(tree: Any, where: str) -> None:
+    """Raise a ValueError that names the first array with a NaN or an infinity; keys do not count.
+
+    Args:
+      where: the adapter, for the message.
+    """
+    for path, leaf in flatten(tree)[0].items():
+        if is_key(leaf) or not isinstance(leaf, jax.Array | np.ndarray):
+            continue
+        array = to_host(leaf)
+        # NumPy has no isfinite for bfloat16 and other small types, but float32 holds all of them.
+        if array.dtype.itemsize < 4 and array.dtype.kind not in "biu":
+            array = array.astype(np.float32)
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+            raise ValueError(f"{where}: '{path}' holds NaN or an infinity")
+
+
+def save_seen(
+    path: str | os.PathLike, seen: Mapping[str, Seen], meta: Mapping[str, Any] | None = None
+) -> Path:
+    """Write what `Adapted.gather` gave, and JSON values, to a .safetensors file (`save_tree`)."""
+    return save_tree(path, {name: each._asdict() for name, each in seen.items()}, meta)
+
+
+def load_seen(path: str | os.PathLike) -> tuple[dict[str, Seen], dict[str, Any]]:
+    """What `save_seen` wrote: for `Adapted.init(..., seen=...)`, which then needs no data.
+
+    Raises:
+      ValueError: the file is damaged, or holds something else.
+      FileNotFoundError: there is no such file.
+    """
+    tree, meta = load_tree(path)
+    found: dict[str, Seen] = {}
+    for name, each in tree.items():
+        kinds = [kind for kind in (SeenGradient, SeenInputs) if {*kind._fields} == {*each}]
+        if not kinds:
+            raise ValueError(f"{path} was not written by lora_jax.save_seen")
+        found[name] = kinds[0](**each)
+    return found, meta

@@ -2,6 +2,7 @@
 
 A digest does not depend on how devices and processes divide an array, and the array is not moved
 (see `checksum`). It depends on the type: the same weights in bfloat16, or in NF4, are another base.
+Constants that files leave out (`Variant.remade`) are made again from the base and the kept key.
 """
 
 import hashlib
@@ -10,11 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
-from lora_jax.files.arrays import is_key, type_name
-from lora_jax.files.canonical_json import canonical
-from lora_jax.files.checksum import checksum, hexadecimal
-from lora_jax.transform.placement import Frozen
+from lora_jax.files.arrays import checksum, hexadecimal, is_key, type_name
+from lora_jax.files.json_text import canonical
+from lora_jax.transform.adapted_weight import over_stack
+from lora_jax.transform.placement import Frozen, base_of, group_of, shared_arrays
 
 SMALL = 2**16
 """NumPy sums arrays up to this many bytes, so that no program is compiled for them."""
@@ -92,3 +94,46 @@ def sums_of(array: Any) -> Any:
     if isinstance(array, jax.Array) and array.nbytes <= SMALL and array.is_fully_addressable:
         array = np.asarray(array)
     return checksum(array)
+
+
+KEY = "init_key"
+"""The constant with the data of the key that `init` or `init_shared` was given."""
+IMPLEMENTATIONS = {2: "threefry2x32", 4: "rbg"}
+"""How a key draws, by the length of its data."""
+
+
+def made_again(frozen: Frozen) -> dict[str, Array]:
+    """The constants that variants say can be made again, by the names that they have in a file.
+
+    Layers of one stack that differ are left out, and so is what is drawn from a key that was not
+    kept, or starts from data.
+    """
+    groups = frozen.spec.groups()
+    made = {}
+    for each in frozen.spec.adapted:
+        path, names = each.use.path, group_of(each).remade
+        if names and not isinstance(each.layers, tuple) and not each.variant.needs:
+            keys = _key(frozen.constants[path], each.use.stack_shape)
+            init = over_stack(each.variant.init, len(each.use.stack))
+            constants = init(keys, base_of(each, frozen.base[path])).constants
+            made |= {f"constants/{path}/{n}": constants[n] for n in names if n in constants}
+    for number, (variant, paths) in enumerate(groups.items()):
+        if variant.remade and frozen.shared[number]:
+            key = _key(frozen.shared[number], ())
+            arrays = shared_arrays(key, variant, frozen.spec.placed(paths)).constants
+            made |= {f"shared/{number}/{n}": arrays[n] for n in variant.remade if n in arrays}
+    return made
+
+
+def digest(array: Any) -> str:
+    """A digest of an array's type, shape and content; every process must call this."""
+    said = [type_name(array), list(array.shape), hexadecimal(sums_of(array))]
+    return hashlib.sha256(canonical(said).encode()).hexdigest()[:16]
+
+
+def _key(constants: Mapping[str, Array], stack: tuple[int, ...]) -> Array:
+    """The kept key, one for each matrix of a stack; where none was kept, any will do."""
+    if KEY not in constants:
+        return jax.random.split(jax.random.key(0), stack) if stack else jax.random.key(0)
+    data = constants[KEY]
+    return jax.random.wrap_key_data(data, impl=IMPLEMENTATIONS[data.shape[-1]])

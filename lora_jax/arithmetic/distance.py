@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lora_jax.arithmetic.low_rank import leading
-from lora_jax.arithmetic.one_base import require_one_base
+from lora_jax.arithmetic.combination import require_one_base
 from lora_jax.arithmetic.updates import (
     Adapter,
     Factored,
     Update,
     dense,
     in_float64,
+    leading,
     matrix,
     placements,
     updates,

@@ -1,5 +1,6 @@
-"""File names that published files contain: they may only lead into the folder of that file."""
+"""Where published files are: in installed packages, and where entries of other files lead."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -41,3 +42,10 @@ def _homes(folder: Path) -> Iterator[Path]:
     for each in (folder, *folder.parents):
         if each.parent.name == "snapshots":
             yield (each.parent.parent / "blobs").resolve()
+
+
+def installed(package: str, inside: str) -> list[Path]:
+    """The places of a file or folder in an installed package; empty if it is in none."""
+    spec = importlib.util.find_spec(package)  # finds, does not import
+    roots = (spec and spec.submodule_search_locations) or ()
+    return [Path(root) / inside for root in roots if (Path(root) / inside).exists()]

@@ -4,14 +4,15 @@
 over while it is read, the process dies of SIGBUS, or sees half of each version.
 """
 
-import math
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, deserialize
 
+from lora_jax.error_text import said
 from lora_jax.files import json_text
 
 _DTYPES: dict[str, Any] = {
@@ -33,16 +34,6 @@ _DTYPES: dict[str, Any] = {
     "C64": np.complex64,
 }
 _LONGEST_HEADER = 100_000_000  # bytes; that of safetensors
-_METADATA = "__metadata__"
-
-
-class _Tensor(NamedTuple):
-    """A tensor's dtype, as safetensors calls it, its shape and its place, in bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 class SafetensorsBytes:
@@ -60,81 +51,43 @@ class SafetensorsBytes:
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             try:
-                header = json_text.loads(_header(file, size), "its header")
-                self._metadata, self._tensors = _described(header)
-                self._data = _content(file, size, self._tensors)
-            except ValueError as error:
+                length = int.from_bytes(file.read(8), "little")
+                if length > min(size - 8, _LONGEST_HEADER):
+                    raise ValueError(f"its header would have {length:,} bytes")
+                # Safetensors takes the last of two tensors of one name, and says no notes.
+                header = json_text.loads(file.read(length), "its header")
+                file.seek(0)
+                content = file.read()
+                if len(content) != size:
+                    raise ValueError("it changes while it is read")
+                found = dict(deserialize(content))
+            except (SafetensorError, ValueError) as error:
                 raise ValueError(
-                    f"{self.path} ({size:,} bytes) is corrupt or truncated: {error}"
+                    f"{self.path} ({size:,} bytes) is corrupt or truncated: {said(error)[:1000]}"
                 ) from None
+        self._metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        order = sorted(header, key=lambda name: header[name]["data_offsets"])
+        self._tensors = {name: found[name] for name in order}
 
     def metadata(self) -> dict[str, str]:
         """What its writer has noted in the header."""
         return self._metadata
 
     def names(self) -> list[str]:
+        """The names of all tensors, in the order in which they lie in the file."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
+        return tuple(self._tensors[name]["shape"])
 
     def dtype(self, name: str) -> str:
-        return self._tensors[name].dtype
+        return self._tensors[name]["dtype"]
 
     def read(self, name: str) -> np.ndarray:
         """A tensor; ValueError if NumPy has no such dtype."""
-        dtype, shape, begin, _ = self._tensors[name]
+        dtype = self.dtype(name)
         if dtype not in _DTYPES:
             raise ValueError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy has not")
-        view = np.ndarray(shape, _DTYPES[dtype], self._data, begin)
-        return np.require(view, requirements="A")  # a header of any length may come before it
-
-
-def _header(file: BinaryIO, size: int) -> bytes:
-    length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, _LONGEST_HEADER):
-        raise ValueError(f"its header would have {length:,} bytes")
-    return file.read(length)
-
-
-def _described(header: Any) -> tuple[dict[str, str], dict[str, _Tensor]]:
-    """The notes of a header, and its tensors in the order of their places, which leave no gap."""
-    if not isinstance(header, dict):
-        raise ValueError("its header is no object")
-    noted = header.pop(_METADATA, None) or {}
-    if not isinstance(noted, dict) or not all(isinstance(x, str) for x in noted.values()):
-        raise ValueError(f"{_METADATA} in its header must be texts by name")
-    found = sorted(((n, _tensor(n, x)) for n, x in header.items()), key=lambda each: each[1][2:])
-    reached = 0
-    for name, each in found:
-        if each.begin != reached:
-            raise ValueError(f"tensor {name!r} begins at {each.begin:,}, expected {reached:,}")
-        reached = each.end
-    return noted, dict(found)
-
-
-def _tensor(name: str, entry: Any) -> _Tensor:
-    try:
-        dtype, shape, (begin, end) = (entry[key] for key in ("dtype", "shape", "data_offsets"))
-        shape = tuple(shape)
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(f"its header does not describe tensor {name!r}") from None
-    numbers = (*shape, begin, end)
-    if not isinstance(dtype, str) or any(type(x) is not int or x < 0 for x in numbers):
-        raise ValueError(f"its header does not describe tensor {name!r}")
-    if dtype in _DTYPES:
-        size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
-        if end - begin != size:
-            raise ValueError(f"tensor {name!r} has {end - begin:,} bytes, expected {size:,}")
-    return _Tensor(dtype, shape, begin, end)
-
-
-def _content(file: BinaryIO, size: int, tensors: dict[str, _Tensor]) -> bytes:
-    """The bytes after the header. Nothing is read where their number is not what it says."""
-    expected, there = max((x.end for x in tensors.values()), default=0), size - file.tell()
-    if there != expected:
-        raise ValueError(f"{there:,} bytes follow its header, which describes {expected:,}")
-    data = file.read(expected)
-    if len(data) != expected or file.read(1):
-        raise ValueError("it changes while it is read")
-    return data
+        array = np.ndarray(self.shape(name), _DTYPES[dtype], self._tensors[name]["data"])
+        array.flags.writeable = False
+        return array

@@ -14,7 +14,7 @@ from lora_jax.error_text import first_line
 from lora_jax.files import json_text
 from lora_jax.files.arrays import array_digest, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import canonical, config_digest
+from lora_jax.files.json_text import canonical, config_digest
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 
 

@@ -1,16 +1,295 @@
-"""Read an adapter from a checkpoint of microsoft/LoRA, onto any function of the same weights."""
+"""Read an adapter from a checkpoint of microsoft/LoRA (loralib 0.1), as PEFT would have it.
 
+A layer X has `X.lora_A` (r, in) and `X.lora_B` (out, r), and its update is (lora_alpha / r) B A.
+The file does not say what lora_alpha is. `MergedLinear` cuts the outputs of a layer into equal
+parts, such as GPT-2's queries, keys and values, and adapts those that its `enable_lora` says. Its A
+(n r, in) and B (n out / parts, r) are the factors of n parts, one below the other.
+"""
+
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lora_jax.interchange.load_source import Loaded, Onto, load_source
-from lora_jax.interchange.loralib_file import LoralibFile
-from lora_jax.interchange.names import Names, rows
-from lora_jax.peft_format import Settings
+import jax.numpy as jnp
+
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.interchange.load_peft import Loaded, Onto, load_source
+from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.tensor_source import Source, TensorNames
+from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_lora import LINEAR
+from lora_jax.models.parts.family import Place
+from lora_jax.models.published.torch_bin import TorchFile
+from lora_jax.peft_format import Layouts, Peft, Settings
 from lora_jax.quantization.quantize import Storage
+from lora_jax.suggest import nearest
 from lora_jax.variant import Variant
+
+A, B = LINEAR["a"].name, LINEAR["b"].name
+PAPER = "enable_lora=(True, False, True) is what the paper's GPT-2 has"
+
+
+class Factors(NamedTuple):
+    """What the shapes of a layer's A and B say."""
+
+    rank: int
+    enabled: tuple[bool, ...] | None
+    """Which parts a MergedLinear adapts; None for a layer of one adapter."""
+
+    def settings(self, alpha: float, parts: int | None) -> dict[str, Any]:
+        """PEFT's settings of each parameter; one that holds all parts has the ranks of all."""
+        several = sum(self.enabled) if self.enabled and parts is None else 1
+        return {"r": several * self.rank, "lora_alpha": several * alpha}
+
+
+def factors(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    weight: tuple[int, ...],
+    numel: int,
+    parts: int | None,
+    enable_lora: Sequence[bool] | None,
+) -> Factors:
+    """What a layer is, from the shapes of its lora_A and lora_B.
+
+    Args:
+      weight, numel: the shape of one of its parameters here, for messages, and the number of
+        entries of all together.
+      parts: how many parameters hold it here, equal parts of its outputs; None if one holds all.
+      enable_lora: a MergedLinear's, where it is known.
+
+    Raises:
+      ValueError: they do not fit the weight, or which parts they adapt is not known.
+    """
+    said = f"lora_A {a} and lora_B {b} do not fit a weight of shape {weight}"
+    if len(a) != 2 or len(b) != 2 or 0 in (*a, *b) or numel % a[1]:
+        raise ValueError(said)
+    rank, outputs = b[1], numel // a[1]
+    if a[0] == rank and b[0] == outputs:
+        return Factors(rank, None)
+    divided = parts or len(enable_lora or ())
+    adapted = a[0] // rank
+    if a[0] % rank or not divided or adapted > divided or b[0] * divided != outputs * adapted:
+        also = "" if parts else "; of a MergedLinear, give enable_lora"
+        raise ValueError(f"{said}{also if adapted > 1 else ''}")
+    if enable_lora is None and adapted < divided:
+        raise ValueError(f"{adapted} of {divided} parts are adapted, which is not said: {PAPER}")
+    enabled = tuple(enable_lora or (True,) * divided)
+    if len(enabled) != divided or sum(enabled) != adapted:
+        raise ValueError(f"enable_lora={enabled}, and {adapted} of {divided} parts are adapted")
+    return Factors(rank, enabled)
+
+
+def of_part(peft: Peft, layer: Factors, part: int | None) -> Peft:
+    """The adapter of one part of a layer, or of all in one; works on shapes, too."""
+    if layer.enabled is None:
+        return peft if part is None else third(peft, part, LINEAR)
+    a, b, rank = peft.tensors[A], peft.tensors[B], layer.rank
+    size = b.shape[0] * rank // a.shape[0]
+    where = [n for n, enabled in enumerate(layer.enabled) if enabled]
+    if part is not None:
+        n = where.index(part)
+        own = {A: a[n * rank : (n + 1) * rank], B: b[n * size : (n + 1) * size]}
+        return peft._replace(tensors=own)
+    whole: Any = jnp.zeros((size * len(layer.enabled), a.shape[0]), b.dtype)
+    for n, at in enumerate(where):
+        block = b[n * size : (n + 1) * size]
+        whole = whole.at[at * size : (at + 1) * size, n * rank : (n + 1) * rank].set(block)
+    return peft._replace(tensors={A: a, B: whole})
+
+
+ALPHA, RANK, ENABLED = "lora_alpha", "r", "enable_lora"
+"""What `save_loralib` notes in a file's header."""
+WRAPPER = "model_state_dict"
+"""The key under which the GPT-2 example of microsoft/LoRA saves its tensors."""
+PARALLEL = "module."
+"""What torch's DistributedDataParallel puts before every name."""
+_FACTORS = {"lora_A": A, "lora_B": B}
+_WORDS = ("false", "true")
+_MASKS = (".attn.bias", ".attn.masked_bias")
+"""Buffers of older GPT-2 code, which `lora_state_dict(model, bias="all")` takes for biases."""
+
+
+class LoralibFile(Source):
+    """The tensors of one file, and what its layers are.
+
+    Args:
+      path: of safetensors, or a file of torch.save, which is read without unpickling objects.
+      alpha, enable_lora: what layers were made with, or None for what the file's header says.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a malformed file, or no alpha.
+    """
+
+    def __init__(self, path: Path, alpha: float | None, enable_lora: Sequence[bool] | None):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.path = self.config_path = path
+        noted: Mapping[str, str] = {}
+        if path.suffix == ".safetensors":
+            self._file = SafetensorsBytes(path)
+            noted = self._file.metadata()
+        else:
+            self._file = TorchFile(path, WRAPPER)
+        try:
+            self._alpha = _alpha(alpha, noted.get(ALPHA))
+            self._enabled = _enabled(enable_lora, noted.get(ENABLED))
+            self._rank = _rank(noted.get(RANK))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
+        self._layers: dict[str, tuple[Factors, int | None]] = {}
+        self._names: list[str] = []
+
+    def names(self) -> list[str]:
+        """Of the tensors that the model has, once they are sorted."""
+        return self._names
+
+    def stored(self) -> list[str]:
+        """The names of all tensors in the file, without what `DistributedDataParallel` adds."""
+        names = self._file.names()
+        parallel = all(name.startswith(PARALLEL) for name in names)
+        return [name.removeprefix(PARALLEL) for name in names] if parallel else names
+
+    def settings(self, module: str) -> dict[str, Any]:
+        layer, parts = self._layers[module]
+        return {"peft_type": "LORA", **layer.settings(self._alpha, parts)}
+
+    def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
+        layer, _ = self._layers[place.name.removesuffix(".weight")]
+        return of_part(peft, layer, place.part)
+
+    def sort(self, known: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> TensorNames:
+        """What every tensor belongs to, among the parameters of a model that have a name.
+
+        Args:
+          shapes: of one layer of each parameter, by path.
+
+        Raises:
+          ValueError: a tensor belongs to none or to two, does not fit its layer, or is of the base;
+            there is no adapter; or which parts of a layer are adapted is not known.
+        """
+        places: dict[str, list[Row]] = {}
+        for row in known:
+            same = places.setdefault(row.place.name, [])
+            if twice := [each for each in same if each.place.part == row.place.part]:
+                both = f"'{twice[0].path}' and '{row.path}'"
+                raise ValueError(f"{self.path}: {both} are both '{row.place.name}' in torch")
+            same.append(row)
+        try:
+            found = self._sorted(places)
+            for module, names in found.adapters.items():
+                found.rows[module] = self._rows(module, names, found.rows[module], shapes)
+            if self._enabled and not any(layer.enabled for layer, _ in self._layers.values()):
+                raise ValueError(f"{ENABLED}={self._enabled}, and no layer is a MergedLinear")
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        return found
+
+    def _sorted(self, places: Mapping[str, list[Row]]) -> TensorNames:
+        found = TensorNames()
+        every = self._file.names()
+        parallel = not any(name.startswith(PARALLEL) for name in places)
+        parallel = parallel and all(name.startswith(PARALLEL) for name in every)
+        for stored in every:
+            name = stored.removeprefix(PARALLEL) if parallel else stored
+            module, _, leaf = name.rpartition(".")
+            if leaf in _FACTORS and f"{module}.weight" in places:
+                found.adapters.setdefault(module, {})[_FACTORS[leaf]] = stored
+                found.rows[module] = places[f"{module}.weight"]
+            elif name in places:
+                found.full[stored] = places[name]
+            elif name.endswith(_MASKS):
+                continue
+            else:
+                modules = [each.rpartition(".")[0] for each in places]
+                near = nearest(module, modules)
+                raise ValueError(f"tensor '{stored}' is of no module here; nearest: {near}")
+            self._names.append(stored)
+        if not found.adapters:
+            raise ValueError("no tensor is called lora_A: not a checkpoint of microsoft/LoRA")
+        for name, (row, *_) in found.full.items():
+            if row.leaf == "weight" and row.module in found.adapters:
+                raise ValueError(
+                    f"tensor '{name}' is the base's: the file holds a whole model, and adapters "
+                    "alone are read; save loralib.lora_state_dict(model) instead"
+                )
+        return found
+
+    def _rows(
+        self,
+        module: str,
+        names: Mapping[str, str],
+        rows: list[Row],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> list[Row]:
+        """The parameters of a module that have an adapter."""
+        if lacking := [each for each, suffix in _FACTORS.items() if suffix not in names]:
+            raise ValueError(f"'{module}' has no {lacking[0]}")
+        a, b = (self._file.shape(names[suffix]) for suffix in (A, B))
+        parts = None if rows[0].place.part is None else len(rows)
+        weight = shapes[rows[0].path]
+        try:
+            layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
+        except ValueError as error:
+            raise ValueError(f"'{module}': {error}") from None
+        if self._rank not in (None, layer.rank):
+            raise ValueError(
+                f"'{module}' has rank {layer.rank}, and {RANK} in the header is {self._rank}"
+            )
+        self._layers[module] = layer, parts
+        if layer.enabled is None or parts is None:
+            return rows
+        return [row for row in rows if layer.enabled[row.place.part or 0]]
+
+
+def _alpha(given: float | None, noted: str | None) -> float:
+    if noted is None:
+        if given is None:
+            raise ValueError(
+                "it does not say the lora_alpha that it was trained with: give alpha (--alpha)"
+            )
+        return float(given)
+    try:
+        found = float(noted)
+    except ValueError:
+        raise ValueError(f"{ALPHA} in its header is no number: {reprlib.repr(noted)}") from None
+    if given is not None and given != found:
+        raise ValueError(f"alpha={given}, and {ALPHA} in its header is {noted}")
+    return found
+
+
+def _rank(noted: str | None) -> int | None:
+    if noted is not None and not (noted.isascii() and noted.isdigit() and len(noted) < 10):
+        raise ValueError(f"{RANK} in its header is no rank: {reprlib.repr(noted)}")
+    return None if noted is None else int(noted)
+
+
+def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...] | None:
+    own = None if given is None else tuple(map(bool, given))
+    if noted is None:
+        return own
+    words = noted.split(",")
+    if not {*words} <= {*_WORDS}:
+        raise ValueError(
+            f"{ENABLED} in its header must be such as true,false: {reprlib.repr(noted)}"
+        )
+    found = tuple(word == _WORDS[1] for word in words)
+    if own not in (None, found):
+        raise ValueError(f"enable_lora={own}, and {ENABLED} in its header is {noted}")
+    return found
+
+
+def noted(alpha: float, rank: int, enable_lora: Sequence[bool] | None) -> dict[str, str]:
+    """A file's header, which is compared with the tensors when it is read again."""
+    header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
+    if enable_lora is not None:
+        header[ENABLED] = ",".join(_WORDS[each] for each in enable_lora)
+    return header
 
 
 def load_loralib(
@@ -34,7 +313,7 @@ def load_loralib(
     Args:
       file: a file of torch.save, or of safetensors.
       variant_of: the variant that PEFT's settings mean: `variants.from_peft`.
-      names: what parameters are called in torch: `families.names_of(model.config)`, or
+      names: what parameters are called in torch: `names_of(model.config)`, or
         `names_from_patterns`.
       forward, params, *args, **kwargs: as for `adapt` and `init`; params are the base that the
         adapter was trained on.

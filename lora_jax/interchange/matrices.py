@@ -1,12 +1,13 @@
 """The adapters of a model one by one: each layer of a stack, with its torch name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.names import Names
+from lora_jax.interchange.names import Names, Row
 from lora_jax.methods.peft_joined import joined
 from lora_jax.models.parts.family import Place
 from lora_jax.peft_format import Layouts, Peft
@@ -121,3 +122,24 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
             inputs_first = min(use.inputs, default=0) < min(use.outputs, default=0)
             conv1d = not kind and inputs_first != place.transposed
             yield Matrix(path, layer, place, kind, conv1d, variant, at, one, use.is_tied)
+
+
+def all_params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
+    """All parameters by path, trained and frozen, in the order of the user's tree."""
+    arrays = {**frozen.base, **trainable["params"]}
+    return {path: arrays[path] for path in frozen.spec.paths if path in arrays}
+
+
+def torch_tensor(parts: list[Row], params: Mapping[str, Any], names: Names) -> np.ndarray:
+    """A tensor as torch has it, from the parameters that are its parts, side by side.
+
+    Raises:
+      ValueError: a part is quantised.
+    """
+    found = []
+    for part in sorted(parts, key=lambda each: each.place.part or 0):
+        if isinstance(value := params[part.path], dict):
+            raise ValueError(f"'{part.path}' is quantised, and other parts of its module train")
+        array = to_host(value)[part.layer] if names.stacked(part.path) else to_host(value)
+        found.append(array.T if part.place.transposed else array)
+    return np.concatenate(found, 0 if any(each.place.transposed for each in parts) else -1)

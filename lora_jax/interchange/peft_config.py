@@ -1,12 +1,143 @@
-"""adapter_config.json: the settings of all modules in one, and what it means for one module."""
+"""adapter_config.json: the settings of all modules in one, and what it means for one module.
 
+`joined` makes one config of the settings of every module, and `of_module` takes them apart again:
+`Pattern` is a field such as `rank_pattern`, and `refusal_of` says which modules PEFT adapts.
+"""
+
+import math
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lora_jax.interchange.peft_patterns import Pattern, compile_, quick
 from lora_jax.peft_format import Settings, told_apart
+
+LONGEST, MOST_CHOICES = 300, 5
+"""Of a regular expression that is matched."""
+MOST = 1000
+"""Of the expressions of one pattern that are no names, and of the forms of its names."""
+MOST_WAYS = 2_000_000
+"""Of matching all expressions of one pattern with one name: some tenths of a second."""
+USUAL_LENGTH = 40
+"""Of a module's name, in characters."""
+
+_NAME = re.compile(r"(\^?)((?:[^^$*+?{}\[\]\\|()]|\\\W)+)")
+"""A key that is a name: `^` at most, characters, dots, which stand for any, and escaped ones."""
+
+_Form = tuple[bool, tuple[int, ...]]
+"""Of names: whether they begin with `^`, and where they have dots."""
+
+
+class Pattern:
+    """The entries of one pattern: regular expressions, and the values of modules that they match.
+
+    An expression matches the end of a module's name, after a dot or from the start; the first that
+    does decides (PEFT's `get_pattern_key`). A file may have as many entries as a model has modules,
+    so those that are names are looked up, and not matched one after another.
+
+    Args:
+      after_dot: as PEFT's C3A and FourierFT have it: an expression matches after a dot alone, and
+        where none does, the key decides that is the whole name.
+
+    Raises:
+      ValueError: a key is no regular expression, or they may take too long to match.
+    """
+
+    def __init__(self, entries: Mapping[str, Any], after_dot: bool = False):
+        self._values, self._after_dot = list(entries.values()), after_dot
+        self._keys = {key: number for number, key in enumerate(entries)}
+        self._names: dict[int, dict[_Form, dict[str, int]]] = {}  # by the number of characters
+        self._expressions: list[tuple[int, re.Pattern[str]]] = []
+        before, after = (r".*\.", "$") if after_dot else (r"(.*\.)?(", ")$")
+        kinds = ways = 0
+        for key, number in self._keys.items():
+            if name := _NAME.fullmatch(key):
+                text, dots = _read(name[2])
+                forms = self._names.setdefault(len(text), {})
+                form = bool(name[1]), dots
+                kinds += form not in forms
+                forms.setdefault(form, {}).setdefault(text, number)
+            else:
+                kinds += 1
+                self._expressions.append((number, compile_(f"{before}{quick(key)}{after}")))
+                ways += _ways(key)
+            if kinds > MOST:
+                raise ValueError(f"more than {MOST:,} keys are regular expressions, not names")
+            if ways > MOST_WAYS:
+                raise ValueError(
+                    f"the keys up to {reprlib.repr(key)} may take too long to match: use fewer "
+                    "repetitions and alternatives, or the names of modules"
+                )
+
+    def find(self, module: str) -> Any:
+        """The value of a module; None if no key matches its name."""
+        first = min(self._of_names(module), default=len(self._values))
+        earlier = (n for n, each in self._expressions if n < first and each.match(module))
+        first = next(earlier, first)
+        if first == len(self._values) and self._after_dot:
+            first = self._keys.get(module, first)
+        return None if first == len(self._values) else self._values[first]
+
+    def _of_names(self, module: str) -> Iterator[int]:
+        """The numbers of the keys that are names, and match."""
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", module))]
+        for start in starts[self._after_dot :]:
+            end = module[start:]
+            for (anchored, dots), numbers in self._names.get(len(end), {}).items():
+                found = numbers.get(_with_dots(end, dots))
+                if found is not None and not (anchored and start):
+                    yield found
+
+
+def _read(name: str) -> tuple[str, tuple[int, ...]]:
+    """The text that a key without other signs matches, and where it matches any character."""
+    tokens = re.findall(r"\\?.", name, re.DOTALL)
+    return "".join(each[-1] for each in tokens), tuple(n for n, x in enumerate(tokens) if x == ".")
+
+
+def _with_dots(text: str, places: tuple[int, ...]) -> str:
+    found = [*text]
+    for each in places:
+        found[each] = "."
+    return "".join(found)
+
+
+def quick(pattern: str) -> str:
+    """The pattern, unless a hostile one may take `re` for ever: it tries every combination.
+
+    Each choice multiplies the combinations; a repeated group and inline flags hide how many.
+
+    Raises:
+      ValueError: it is such a one.
+    """
+    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    choices = len(re.findall(r"(?<!\()[*+?{]|\(", bare))
+    hidden = re.search(r"\)[*+{]|\(\?[^:=!<]", bare)
+    if len(pattern) > LONGEST or choices > MOST_CHOICES or hidden:
+        raise ValueError(
+            f"{reprlib.repr(pattern)} may take too long to match: a pattern has at most {LONGEST} "
+            f"characters and {MOST_CHOICES} groups and repetitions, and repeats no group"
+        )
+    return pattern
+
+
+def _ways(pattern: str) -> int:
+    """About how many ways `re` may try of matching a `quick` expression with a usual name."""
+    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    repetitions = len(re.findall(r"(?<!\()[*+{]", bare))
+    optional = len(re.findall(r"(?<![(*+?}])\?", bare))
+    groups = bare.count("(") + 1
+    alternatives = math.ceil((1 + bare.count("|") / groups) ** groups)
+    return math.comb(USUAL_LENGTH + repetitions, repetitions) * 2**optional * alternatives
+
+
+def compile_(pattern: str) -> re.Pattern[str]:
+    """`re.compile`; a ValueError for what is no pattern."""
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+
 
 PATTERNS = {
     "r": "rank_pattern",
@@ -47,30 +178,43 @@ LONGEST_TARGET = 10_000
 """Of a pattern that is not matched: those that programs write are long."""
 
 
+def _are(kind: type, x: Any) -> bool:
+    return isinstance(x, list) and all(type(each) is kind for each in x)
+
+
+def _numbers_by_module(x: Any) -> bool:
+    """Whether it is a mapping to numbers, or to AdaLoRA's lists of the rows that are left."""
+    return isinstance(x, dict) and all(type(v) in (int, float) or _are(bool, v) for v in x.values())
+
+
+CHECKS: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (
+    (tuple(sorted({*PATTERNS.values()})), _numbers_by_module, "map modules to numbers"),
+    (NAMING, lambda x: isinstance(x, str) or _are(str, x), "be names"),
+    (
+        ("layers_to_transform",),
+        lambda x: _are(int, x if isinstance(x, list) else [x]),
+        "be whole numbers",
+    ),
+    (
+        ("bias",),
+        lambda x: isinstance(x, str) and re.fullmatch("none|all|.*_only", x),
+        "be 'none', 'all', or such as 'lora_only'",
+    ),
+)
+"""Fields, what holds of their values, and what to say where it does not."""
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Raise a ValueError unless the fields that name modules have the types of PEFT's."""
     if not isinstance(config.get("peft_type"), str):
         raise ValueError("no peft_type: not the config of an adapter")
-    for field in sorted(set(PATTERNS.values())):
-        pattern = config.get(field)
-        known = pattern is None or isinstance(pattern, dict)
-        values = pattern.values() if isinstance(pattern, dict) else ()
-        if not known or not all(_is_number(x) or _are(bool, x) for x in values):
-            raise ValueError(f"{field} must map modules to numbers, got {reprlib.repr(pattern)}")
-    for field in NAMING:
-        names = config.get(field)
-        if names is not None and not isinstance(names, str) and not _are(str, names):
-            raise ValueError(f"{field} must be names, got {reprlib.repr(names)}")
+    for fields, holds, said in CHECKS:
+        for field in fields:
+            value = config.get(field)
+            if value is not None and not holds(value):
+                raise ValueError(f"{field} must {said}, got {reprlib.repr(value)}")
     if isinstance(target := config.get("target_modules"), str):
         _check_pattern(target)
-    layers = config.get("layers_to_transform")
-    if layers is not None and not _are(int, layers if isinstance(layers, list) else [layers]):
-        raise ValueError(f"layers_to_transform must be whole numbers, got {reprlib.repr(layers)}")
-    bias = config.get("bias")
-    if bias is not None and not (isinstance(bias, str) and re.fullmatch("none|all|.*_only", bias)):
-        raise ValueError(
-            f"bias must be 'none', 'all', or such as 'lora_only', got {reprlib.repr(bias)}"
-        )
 
 
 def _check_pattern(text: str) -> None:
@@ -83,14 +227,6 @@ def _check_pattern(text: str) -> None:
         re.compile(text)
     except (re.error, OverflowError, RecursionError, ValueError) as error:
         raise ValueError(f"target_modules={reprlib.repr(text)} is no pattern: {error}") from None
-
-
-def _are(kind: type, x: Any) -> bool:
-    return isinstance(x, list) and all(type(each) is kind for each in x)
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
@@ -223,3 +359,51 @@ def selects(target: Any, module: str) -> bool:
     if isinstance(target, str):
         return compile_(quick(target)).fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in target)
+
+
+ALL_LINEAR = "all-linear"
+"""Instead of names: all linear modules but the head."""
+
+
+def refusal_of(config: Mapping[str, Any], module: str) -> str | None:
+    """The field by which PEFT puts no adapter into a module; None if it puts one there.
+
+    It is as PEFT's `check_target_module_exists` has it. A `target_modules` that is an expression is
+    not compared if it may take too long to match.
+
+    Raises:
+      ValueError: another field is no expression, or may take too long to match.
+    """
+    targets = config.get("target_modules")
+    if selects(config.get("target_parameters") or [], f"{module}.weight"):
+        return None
+    if selects(config.get("exclude_modules") or [], module):
+        return "exclude_modules leaves out"
+    if not _is_target(targets, module):
+        return "target_modules does not name"
+    by_tail = not isinstance(targets, str) and module not in (targets or ())
+    return "layers_to_transform leaves out" if by_tail and not _in_layers(config, module) else None
+
+
+def _is_target(targets: Any, module: str) -> bool:
+    if targets is None:  # PEFT has the names for some models
+        return True
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        return True
+    try:
+        return selects(targets, module)
+    except ValueError:
+        return True
+
+
+def _in_layers(config: Mapping[str, Any], module: str) -> bool:
+    """Whether the number of a module's layer is chosen; PEFT takes the first number in its name."""
+    chosen, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
+    if chosen is None or chosen == []:
+        return True
+    layers = chosen if isinstance(chosen, list) else [chosen]
+    patterns = [patterns] if isinstance(patterns, str) and patterns else patterns or []
+    before = [rf"(?:^|.*?\.){quick(each)}" for each in patterns] or [r".*?\.[^.]*"]
+    found = (compile_(rf"{each}\.(?P<idx>\d+)\.").match(module) for each in before)
+    first = next(filter(None, found), None)
+    return first is not None and int(first["idx"]) in layers

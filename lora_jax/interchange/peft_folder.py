@@ -1,43 +1,50 @@
-"""A PEFT folder as it lies on disk: its config, and which tensor belongs to which module."""
+"""A PEFT folder as it lies on disk: its config, and which tensor belongs to which module.
+
+PEFT has two modules of a table that is also the head, with the same numbers.
+"""
 
 import functools
 import json
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
-from lora_jax.interchange.names import Row
-from lora_jax.interchange.peft_config import Compiled, check, compiled, of_module, selects
-from lora_jax.interchange.peft_targets import refusal_of
-from lora_jax.interchange.source import TensorFile, TensorNames, abstract, read
+from lora_jax.interchange.matrices import Matrix
+from lora_jax.interchange.names import MODEL, SHARED, Names, Row
+from lora_jax.interchange.peft_config import (
+    Compiled,
+    check,
+    compiled,
+    of_module,
+    refusal_of,
+    selects,
+)
+from lora_jax.interchange.tensor_source import Source, TensorNames
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.parts.family import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import read_json
-from lora_jax.peft_format import Layouts, Peft, quoted
+from lora_jax.peft_format import Layouts, Peft, Settings, quoted
 from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TORCH_WEIGHTS = "adapter_model.bin"
 """What PEFT wrote before 0.7; it is read without unpickling objects."""
-SHARED = "base_model."
-MODEL = f"{SHARED}model."
-"""The prefix of the modules' names in a file."""
 LONGEST_NAME = 1000
 TOKENS = "token_adapter."
 """What stands before the tensors of tokens that train beside LoRA."""
 
 
-class PeftFolder:
+class PeftFolder(Source):
     """The config of a folder, and its tensors: shapes are known at once, contents on `read`."""
 
     def __init__(self, folder: str | os.PathLike):
@@ -56,12 +63,7 @@ class PeftFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = path
-        self._file: TensorFile = (
-            TorchFile(path) if path.suffix == ".bin" else SafetensorsBytes(path)
-        )
-
-    def names(self) -> list[str]:
-        return list(self._file.names())
+        self._file = TorchFile(path) if path.suffix == ".bin" else SafetensorsBytes(path)
 
     def label(self) -> str:
         """The file, and what the folder says of the model that the adapter belongs to."""
@@ -78,12 +80,6 @@ class PeftFolder:
 
     def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
         return peft if place.part is None else third(peft, place.part, layouts)
-
-    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
-        return abstract(self._file, name)
-
-    def read(self, name: str) -> np.ndarray:
-        return read(self._file, name)
 
 
 def write_folder(
@@ -199,10 +195,9 @@ def _check_named(config: Mapping[str, Any], found: TensorNames) -> None:
     `modules_to_save` names it or not. It does not name embeddings and heads that it saves because
     the vocabulary has grown, nor did it once name heads of classifiers.
     """
-    refusal = refusal_of(config)
     if not config.get("ensure_weight_tying"):  # it adds the tied ones
         for module in found.adapters:
-            if module not in found.tokens and (why := refusal(module)):
+            if module not in found.tokens and (why := refusal_of(config, module)):
                 raise ValueError(f"{why} '{module}', which has tensors")
     if config.get("bias") == "none":
         copied = {row.module for rows in found.copies.values() for row in rows}  # with its bias
@@ -248,3 +243,58 @@ def _parents(name: str) -> Iterable[str]:
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
+
+
+def head_of(names: Names, path: str) -> str:
+    """The module of the head that is also the table `path`.
+
+    Raises:
+      ValueError: it has no known name.
+    """
+    if names.head is None:
+        raise ValueError(
+            f"'{path}' is also the head, of which these names say no module (names_from_patterns "
+            "takes head='lm_head'); merge the weights instead"
+        )
+    return names.head
+
+
+def head_adapters(stored: Iterable[tuple[Matrix, Peft]], names: Names) -> dict[str, Peft]:
+    """LoRA of the heads whose tables have it, by module: the transposes of the tables'.
+
+    Raises:
+      ValueError: a head has no known name.
+    """
+    return {
+        head_of(names, each.path): peft._replace(
+            tensors={HEAD[name]: x.T for name, x in peft.tensors.items()}
+        )
+        for each, peft in stored
+        if each.tied and of_both(peft.tensors)
+    }
+
+
+def of_both(tensors: Mapping[str, object]) -> bool:
+    """Whether PEFT has such an adapter of a table for its head, too: LoRA, and not DoRA."""
+    return tensors.keys() == HEAD.keys()
+
+
+def check_scales(source: Source, found: TensorNames, settings: Mapping[str, Settings]) -> None:
+    """Raise a ValueError if the adapter of a head has another scale than that of its table."""
+    each = ((m, suffix, tensor) for m, x in found.adapters.items() for suffix, tensor in x.items())
+    modules = {tensor: (module, HEAD[suffix]) for module, suffix, tensor in each if suffix in HEAD}
+    for name, table in found.heads.items():
+        if table in modules:
+            module, suffix = modules[table]
+            head = name.removeprefix(MODEL).removesuffix(f".{suffix}")
+            if not math.isclose(_scale(source.settings(head)), _scale(settings[module])):
+                raise ValueError(f"'{head}' has another scale than '{module}', its table")
+
+
+def _scale(settings: Settings) -> float:
+    """LoRA's, NaN if there is none. The head has the factors of the table, whatever its rank."""
+    try:
+        rank, alpha = settings.get("r", 8), settings.get("lora_alpha", 8)
+        return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    except (ArithmeticError, TypeError, ValueError):
+        return math.nan

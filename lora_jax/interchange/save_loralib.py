@@ -10,10 +10,9 @@ from safetensors.numpy import save
 
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
-from lora_jax.interchange.loralib_file import noted
-from lora_jax.interchange.loralib_layers import A, B
-from lora_jax.interchange.matrices import Matrix, matrices
-from lora_jax.interchange.names import Names, Row, outputs_axis, rows
+from lora_jax.interchange.load_loralib import A, B, noted
+from lora_jax.interchange.matrices import Matrix, all_params, matrices, torch_tensor
+from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_folder import cast
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import as_peft
@@ -57,7 +56,7 @@ def save_loralib(
     are in the file, too.
 
     Args:
-      names: what parameters are called in torch: `families.names_of(model.config)`, or
+      names: what parameters are called in torch: `names_of(model.config)`, or
         `names_from_patterns`.
       dtype: of the tensors; the adapter's own by default.
 
@@ -162,9 +161,9 @@ def _trained_in_full(
     trainable: Trainable, frozen: Frozen, names: Names, adapted: set[str]
 ) -> dict[str, np.ndarray]:
     """The tensors of parameters that train in full, whole where they are a part here."""
-    arrays = {**frozen.base, **trainable["params"]}
+    params = all_params(trainable, frozen)
     by_tensor: dict[str, list[Row]] = {}
-    for row in rows(names, {p: arrays[p] for p in frozen.spec.paths if p in arrays}):
+    for row in rows(names, params):
         by_tensor.setdefault(row.place.name, []).append(row)
     trained = {row.path for every in by_tensor.values() for row in every}
     if missing := trainable["params"].keys() - trained:
@@ -185,16 +184,5 @@ def _trained_in_full(
                 f"'{path}' trains in full, and other parts of '{own[0].module}' have adapters: "
                 "merge the weights"
             )
-        found[name] = _joined(every, arrays, names)
+        found[name] = torch_tensor(every, params, names)
     return found
-
-
-def _joined(every: list[Row], arrays: Mapping[str, Any], names: Names) -> np.ndarray:
-    """A tensor as torch has it, from its parts in their order."""
-    parts = []
-    for row in sorted(every, key=lambda row: row.place.part or 0):
-        if isinstance(value := arrays[row.path], dict):
-            raise ValueError(f"'{row.path}' is quantised, and other parts of its tensor train")
-        array = to_host(value)[row.layer] if names.stacked(row.path) else to_host(value)
-        parts.append(array.T if row.place.transposed else array)
-    return np.concatenate(parts, outputs_axis(every))

@@ -1,7 +1,7 @@
 """Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,22 @@ import jax
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.matrices import Matrix, by_module, matrices
-from lora_jax.interchange.names import Names, Row, outputs_axis, rows
-from lora_jax.interchange.peft_checks import check_modules, check_parts, check_wrapped, with_heads
+from lora_jax.interchange.matrices import (
+    Matrix,
+    all_params,
+    by_module,
+    matrices,
+    torch_tensor,
+)
+from lora_jax.interchange.names import MODEL, SHARED, Names, Row, rows
 from lora_jax.interchange.peft_config import joined
-from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
-from lora_jax.interchange.tied_head import head_adapters, head_of, of_both
+from lora_jax.interchange.peft_folder import (
+    TOKENS,
+    head_adapters,
+    head_of,
+    of_both,
+    write_folder,
+)
 from lora_jax.peft_format import Peft
 from lora_jax.transform.placement import Frozen, Trainable, bias_beside
 from lora_jax.uses import Uses, WeightUse
@@ -38,7 +48,7 @@ def save_peft(
     it has LoRA or trains in full, both are written, with `ensure_weight_tying` where PEFT has it.
 
     Args:
-      names: what parameters are called in torch: `families.names_of(model.config)`, or
+      names: what parameters are called in torch: `names_of(model.config)`, or
         `names_from_patterns`.
       base_model: what to say of the base, `base_model_name_or_path`.
       task_type: PEFT's, such as `CAUSAL_LM`. With `SEQ_CLS`, PEFT also saves the
@@ -48,8 +58,7 @@ def save_peft(
     Raises:
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
-    params = _params(trainable, frozen)
-    check_parts(trainable, frozen, names, params)
+    params = all_params(trainable, frozen)
     found, heads, shapes = _by_module(trainable, frozen, names, params)
     found = _like_conv1d(found | heads)
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
@@ -77,7 +86,15 @@ def _by_module(
     uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
     biased = {each.use.path for each in frozen.spec.adapted if bias_beside(each.use, uses)}
     stored, shapes = [], []
-    for each in matrices(trainable, frozen, names):
+    every = list(matrices(trainable, frozen, names))
+    adapted = {each.place.name: each.path for each in every}
+    for row in rows(names, {p: params[p] for p in trainable["params"] if p in params}):
+        if other := adapted.get(row.place.name):
+            raise ValueError(
+                f"'{row.path}' trains in full, and '{other}' has an adapter; PEFT has both in one "
+                f"module, '{row.module}': merge the weights instead"
+            )
+    for each in every:
         peft = _stored(each)
         bias = each.path in biased or each.module in named
         if peft.biases and not each.variant.adapts_bias and bias:
@@ -180,7 +197,7 @@ def _trained_in_full(
     A module is saved whole, so tensors of it that do not train are those of the base. PEFT asks for
     the biases of all adapters if it is given one.
     """
-    params = _params(trainable, frozen)
+    params = all_params(trainable, frozen)
     every = list(rows(names, params))
     trained = [row for row in every if row.path in trainable["params"]]
     if missing := trainable["params"].keys() - {row.path for row in trained}:
@@ -191,15 +208,10 @@ def _trained_in_full(
     if beside:
         wanted += [row for row in every if row.module in adapted and row.leaf == "bias"]
     parts: dict[str, list[Row]] = {}
-    for row in sorted(wanted, key=lambda row: row.place.part or 0):
+    for row in wanted:
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
         parts.setdefault(name, []).append(row)
-    found = {
-        name: np.concatenate(
-            [_tensor(row, params[row.path], names) for row in each], outputs_axis(each)
-        )
-        for name, each in parts.items()
-    }
+    found = {name: torch_tensor(each, params, names) for name, each in parts.items()}
     for row in trained:
         if row.path in frozen.spec.tied:
             head = head_of(names, row.path)
@@ -208,14 +220,61 @@ def _trained_in_full(
     return found, whole, [row.path for row in beside]
 
 
-def _params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
-    """All parameters by path, in the order of the user's tree."""
-    arrays = {**frozen.base, **trainable["params"]}
-    return {path: arrays[path] for path in frozen.spec.paths if path in arrays}
+HEADS = ("classifier", "score")
+"""What PEFT saves whole with SEQ_CLS."""
 
 
-def _tensor(row: Row, value: Any, names: Names) -> np.ndarray:
-    if isinstance(value, dict):
-        raise ValueError(f"'{row.path}' is quantised, and belongs to a module that is saved whole")
-    array = to_host(value)[row.layer] if names.stacked(row.path) else to_host(value)
-    return array.T if row.place.transposed else array
+def with_heads(whole: set[str], known: set[str]) -> set[str]:
+    """The modules to save, with a head in the place of its parts, such as RoBERTa's two layers.
+
+    PEFT saves the head whole with SEQ_CLS, and does not know a module to save inside another one.
+
+    Args:
+      whole, known: the modules that train in full, and all with a weight.
+
+    Raises:
+      ValueError: only some parts of a head train.
+    """
+    for head in HEADS:
+        parts = {each for each in known if each.startswith(f"{head}.")}
+        if parts & whole:
+            if missing := sorted(parts - whole):
+                raise ValueError(
+                    f"with SEQ_CLS, PEFT saves '{head}' whole, and '{missing[0]}' does not train "
+                    "in full: leave task_type out"
+                )
+            whole = whole - parts | {head}
+    return whole
+
+
+def check_modules(adapted: set[str], whole: set[str], known: set[str], task: str | None) -> None:
+    """PEFT also adapts what ends in the name of a module, and adapts nothing that it saves whole.
+
+    Args:
+      adapted, whole, known: the modules with an adapter, those to save, and all with a weight.
+
+    Raises:
+      ValueError: PEFT would take other modules than these.
+    """
+    for name in sorted(known - adapted - whole):
+        if one := next((each for each in adapted if name.endswith(f".{each}")), None):
+            raise ValueError(f"PEFT would adapt '{name}', too, for it ends in '{one}'")
+    if task == "SEQ_CLS" and not whole & {*HEADS}:
+        raise ValueError(
+            "with SEQ_CLS, PEFT saves the head, and no module 'classifier' or 'score' trains in "
+            "full here: leave task_type out"
+        )
+    saved = whole | {*HEADS} if task == "SEQ_CLS" else whole
+    for name in sorted(adapted):
+        if one := next((each for each in saved if f".{each}." in f".{name}."), None):
+            raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
+
+
+def check_wrapped(adapted: Collection[str], names: Names) -> None:
+    """Raise a ValueError for an adapter that would do nothing in PEFT."""
+    for module in adapted:
+        if module in names.unwrapped:
+            raise ValueError(
+                f"an adapter of '{module}' does nothing in PEFT, whose model reads the weight past "
+                "it: merge the weights instead"
+            )

@@ -3,8 +3,14 @@
 PEFT's format has more than servers read: vLLM drops ranks and alphas of single modules, SGLang
 takes alpha / rank for rsLoRA's scale, llama.cpp takes the rank of each tensor. Here every scale is
 a part of B, `lora_alpha` is `r`, and all matrices have that rank, filled up with zeros.
+
+`write_gguf_lora` makes of it the GGUF file that llama.cpp loads beside a model (`--lora`).
+llama.cpp computes W x + (alpha / rank) B A x, with the file's alpha and the rank of each tensor, on
+weights in its own layout (`models.published.gguf`). Where that layout has the rows of queries and
+keys in another order, so has B. llama.cpp's convert_lora_to_gguf.py makes the same of a folder.
 """
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,13 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.arithmetic.low_rank import of_rank
-from lora_jax.arithmetic.updates import Factored, dense, update_of, widened
+from lora_jax.arithmetic.updates import Factored, dense, of_rank, update_of, widened
 from lora_jax.files.arrays import to_host
+from lora_jax.files.atomic import replacing
+from lora_jax.files.gguf_file import library
 from lora_jax.interchange.matrices import Matrix, by_module, matrices
-from lora_jax.interchange.names import Names, rows
-from lora_jax.interchange.peft_folder import MODEL, write_folder
+from lora_jax.interchange.names import MODEL, Names, rows
+from lora_jax.interchange.peft_folder import PeftFolder, write_folder
 from lora_jax.methods.peft_lora import LINEAR, as_peft
+from lora_jax.models.parts.config_checks import DecoderConfig
+from lora_jax.models.published.gguf import architecture, gguf_name, neighbours_turned, turned_heads
 from lora_jax.peft_format import Peft, stored
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.variant import Factors
@@ -200,3 +209,48 @@ def _padded(x: np.ndarray, axis: int, rank: int) -> np.ndarray:
     missing = [(0, 0), (0, 0)]
     missing[axis] = (0, rank - x.shape[axis])
     return np.pad(x, missing)
+
+
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+def write_gguf_lora(
+    path: str | os.PathLike, folder: str | os.PathLike, config: DecoderConfig
+) -> Path:
+    """Write the adapter of a folder of `save_plain_lora` as one GGUF file, in float32.
+
+    Args:
+      path: the file to write, whole or not at all; its folder is made.
+      folder: what `save_plain_lora(..., served=None)` has written.
+      config: the model's own, such as a `LlamaConfig`.
+
+    Raises:
+      ValueError: a module that llama.cpp has not, or the package `gguf` is not installed.
+    """
+    path = Path(path)
+    gguf = library(path)
+    source = PeftFolder(folder)
+    tensors: dict[str, np.ndarray] = {}
+    for name in source.names():
+        module, end = name.removeprefix(MODEL), name[-len(_A) :]
+        weight = f"{module.removesuffix(end)}.weight"
+        tensor = source.read(name).astype(np.float32)
+        heads = turned_heads(weight, config)
+        if end == _B and heads is not None:
+            tensor = neighbours_turned(tensor, heads)
+        stored = gguf_name(weight, config)
+        tensors[f"{stored}.lora_{'a' if end == _A else 'b'}"] = np.ascontiguousarray(tensor)
+    arch = architecture(config)
+    with (
+        replacing(path) as temporary,
+        contextlib.closing(gguf.GGUFWriter(temporary, arch)) as writer,
+    ):
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(source.config["lora_alpha"]))
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return path

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_jax.files import full_disk, json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import numbers, plain
+from lora_jax.files.json_text import numbers, plain
 from lora_jax.records import seal
 
 

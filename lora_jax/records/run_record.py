@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import canonical, config_digest, numbers, plain
+from lora_jax.files.json_text import canonical, config_digest, numbers, plain
 from lora_jax.records import seal
 
 LOCK = ".lock"

@@ -6,9 +6,12 @@ They find damage and careless edits. They do not stop forgery: anyone can write 
 import json
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
+from lora_jax.files.json_text import config_digest, plain
 
 SEAL = "seal"
 """The key of the digest of all other entries."""
@@ -79,3 +82,26 @@ def line_digest(line: bytes, after: int = 0) -> int:
     if head < 0 or line[head:] != _HEAD + b"%08x" % found + _TAIL:
         raise ValueError(f"'{CHECK}' is not the check of this line and those before it")
     return found
+
+
+def write(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values with their seal; the file is there whole, or as it was before."""
+    text = json.dumps(sealed(plain(values)), indent=2, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The values of such a file.
+
+    Raises:
+      ValueError: it is no JSON object, has no seal, or was changed after it was written.
+    """
+    content = json_text.read_object(path)
+    try:
+        values, found = opened(content)
+        require_unchanged(values, found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found is None:
+        raise ValueError(f"{path} has no seal: it is of another program, or was changed")
+    return values

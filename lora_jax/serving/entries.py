@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.adapters.remade_constants import KEY
+from lora_jax.adapters.base_digest import KEY
 from lora_jax.compiled.by_numpy import ByNumpy
 from lora_jax.files.arrays import to_host
 from lora_jax.methods.lowrank import LowRank

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_jax.files.canonical_json import numbers
+from lora_jax.files.json_text import numbers
 from lora_jax.training.averages import eval_params
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.outcome import Outcome

@@ -98,11 +98,15 @@ def test_intruders_are_new_directions(pair):
         assert lj.distance.intruder_dimensions((trainable, frozen), k, epsilon)["last"] == wanted
 
 
-def test_settings_that_cannot_work(pair):
-    one, other = pair[0][0], pair[1][0]
-    with pytest.raises(ValueError, match="side 'inn' is unknown; nearest: 'in'"):
-        lj.distance.subspace_similarity(one, other, side="inn")
-    with pytest.raises(ValueError, match="i must"):
-        lj.distance.subspace_similarity(one, other, 0)
-    with pytest.raises(ValueError, match="k must"):
-        lj.distance.intruder_dimensions(one, 0)
+@pytest.mark.parametrize(
+    ("measure", "options", "said"),
+    [
+        ("subspace_similarity", {"side": "inn"}, "side 'inn' is unknown; nearest: 'in'"),
+        ("subspace_similarity", {"i": 0}, "i must"),
+        ("intruder_dimensions", {"k": 0}, "k must"),
+    ],
+)
+def test_settings_that_cannot_work(pair, measure, options, said):
+    adapters = [each for each, _ in pair][: 1 if measure == "intruder_dimensions" else 2]
+    with pytest.raises(ValueError, match=said):
+        getattr(lj.distance, measure)(*adapters, **options)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lora_jax.arithmetic.low_rank import of_rank
-from lora_jax.arithmetic.merging import Method, dare, ties, trim
-from lora_jax.arithmetic.updates import Factored, dense
+from lora_jax.arithmetic.merging import Method, dare, ties
+from lora_jax.arithmetic.updates import Factored, dense, of_rank
 
 CASES = {"max_examples": 60, "deadline": None}
 SIDES = st.sampled_from([(1, 1), (4, 7), (6, 3)])  # each pair compiles an SVD
@@ -57,17 +56,6 @@ def test_weighted_sums_are_those_of_the_dense_updates(case):
     np.testing.assert_allclose(mean, dense_mean, atol=1e-12)
 
 
-def test_interpolation_goes_straight_from_one_to_the_other():
-    """An average of A and B apart, as in PEFT, does not."""
-    rng = np.random.default_rng(0)
-    one, two = (
-        Factored(rng.standard_normal((2, 5)), rng.standard_normal((2, 4))) for _ in range(2)
-    )
-    for t in (0.0, 0.3, 1.0):
-        found = dense(Method("interpolate", (1 - t, t))([one, two]))
-        np.testing.assert_allclose(found, (1 - t) * dense(one) + t * dense(two), atol=1e-14)
-
-
 def ties_by_entry(made, weights, density):
     """Yadav et al. 2023, algorithm 1, entry by entry."""
     trimmed = []
@@ -100,13 +88,6 @@ def test_ties_of_entries_that_cancel_is_zero():
     one = np.asarray([[1.0, -2.0, 3.0]])
     np.testing.assert_array_equal(ties([one, -one], [1, 1], 1.0), 0 * one)
     np.testing.assert_array_equal(ties([one, None], [2, 1], 1.0), 2 * one)
-
-
-def test_trimming_keeps_the_largest():
-    array = np.asarray([[3.0, -5.0, 1.0], [0.5, 2.0, -4.0]])
-    np.testing.assert_array_equal(trim(array, 0.5), [[3, -5, 0], [0, 0, -4]])
-    np.testing.assert_array_equal(trim(array, 0.01), [[0, -5, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(trim(array, 1.0), array)
 
 
 def test_dare_drops_and_rescales():

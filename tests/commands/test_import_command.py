@@ -23,7 +23,7 @@ from experiments.setup.config_flags import read_config
 from experiments.setup.experiment import build
 from experiments.setup.load import load
 from lora_jax.contract.toys import noisy
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
 

@@ -27,7 +27,7 @@ from experiments.setup.experiment import build
 from experiments.setup.forward_pass import predictor
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
-from lora_jax.files.canonical_json import canonical, plain
+from lora_jax.files.json_text import canonical, plain
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError
 

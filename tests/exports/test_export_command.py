@@ -21,8 +21,8 @@ from experiments.imports.adapter_source import read_adapter
 from experiments.setup.config import parse
 from experiments.setup.load import load
 from lora_jax.data import load_tokenizer
-from lora_jax.files.canonical_json import config_digest, plain
-from lora_jax.interchange.families import names_of
+from lora_jax.files.json_text import config_digest, plain
+from lora_jax.interchange.names import names_of
 from lora_jax.models.published.load import load_classifier, load_decoder
 from lora_jax.partition import flatten
 from lora_jax.records import run_record

@@ -24,7 +24,7 @@ from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
 from lora_jax.metrics import label_metrics
-from lora_jax.records import run_record, sealed_file
+from lora_jax.records import run_record, seal
 
 COMMAND = "python -m experiments.export --run=runs/a --as=merged --out=exported/a"
 LABELS = np.arange(16) % 2
@@ -254,7 +254,7 @@ COMBINED = {
 )
 def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name, said, command):
     """The card says how it was made, and nothing of a training."""
-    sealed_file.write(tmp_path / name, said)
+    seal.write(tmp_path / name, said)
     run = run_of(qlora, tmp_path, steps=0)
     line = f"{command} --out={tmp_path.name}"
     text = card(run, Merged())
@@ -273,9 +273,10 @@ def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name
 def test_an_earlier_versions_origin_has_no_seal_and_a_changed_one_is_found(tmp_path):
     path = tmp_path / "combined.json"
     path.write_text(json.dumps(COMBINED))
-    found = origin_command(tmp_path, "run.json")
-    sealed_file.write(path, COMBINED)
-    assert origin_command(tmp_path, "run.json") == found is not None
+    without_seal = origin_command(tmp_path, "run.json")
+    seal.write(path, COMBINED)
+    assert without_seal is not None
+    assert origin_command(tmp_path, "run.json") == without_seal
     path.write_text(path.read_text().replace("runs/two", "runs/twn"))
     with pytest.raises(ValueError, match=r"combined\.json: it was changed after it was written"):
         origin_command(tmp_path, "run.json")

@@ -1,6 +1,5 @@
 """Archives of arrays: what numpy.savez writes is read, and nothing else takes memory for it."""
 
-import io
 import struct
 import zipfile
 
@@ -104,26 +103,8 @@ def test_entries_that_lie_in_one_another_are_refused(tmp_path):
         archives.read_arrays(path)
 
 
-def test_other_outputs_are_no_predictions(tmp_path):
-    for outputs in (np.zeros((2, 2), int), np.zeros(3), np.zeros((2, 2), bool)):
-        np.savez(tmp_path / predictions.NAME, validation=outputs)
-        with pytest.raises(ValueError, match=r"is damaged \('validation' has outputs of"):
-            predictions.read(tmp_path)
-
-
-@SHARED
-@given(st.integers(0, 600), st.binary(min_size=1, max_size=4), st.integers(0, 4))
-def test_any_damage_is_one_line_or_none(tmp_path, place, put, gone):
-    content = io.BytesIO()
-    np.savez_compressed(content, **{"a": np.eye(3), "a/label": np.arange(3)})
-    whole = content.getvalue()
-    place = min(place, len(whole))
-    (tmp_path / predictions.NAME).write_bytes(whole[:place] + put + whole[place + gone :])
-    try:
-        found = predictions.read(tmp_path)
-    except ValueError as error:
-        assert "predictions.npz is damaged" in str(error)
-        assert len(str(error).splitlines()) == 1
-    else:  # bits of the directory that say nothing, and names
-        for each in found.values():
-            np.testing.assert_array_equal(each.outputs, np.eye(3))
+@pytest.mark.parametrize("outputs", [np.zeros((2, 2), int), np.zeros(3), np.zeros((2, 2), bool)])
+def test_other_outputs_are_no_predictions(outputs, tmp_path):
+    np.savez(tmp_path / predictions.NAME, validation=outputs)
+    with pytest.raises(ValueError, match=r"is damaged \('validation' has outputs of"):
+        predictions.read(tmp_path)

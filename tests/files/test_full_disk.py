@@ -4,21 +4,15 @@ import errno
 import io
 import logging
 import os
-import shutil
-import types
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from configs import quickstart
-from experiments.runs import artifacts, run, training
 from experiments.runs.folder_lock import alone
-from experiments.setup.config import parse
 from lora_jax.files import full_disk
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.full_disk import FullDiskError
-from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics, read_metrics
 from lora_jax.training.checkpoint import Checkpoints
 
@@ -61,10 +55,10 @@ class Full(io.BytesIO):
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    for error in (ValueError("shape"), OSError(errno.EACCES, "Permission denied")):
-        with pytest.raises(type(error)) as raised, full_disk.naming(tmp_path):
-            raise error
-        assert raised.value is error and not full_disk.is_full(error)
+    error = OSError(errno.EACCES, "Permission denied")
+    with pytest.raises(OSError) as raised, full_disk.naming(tmp_path):
+        raise error
+    assert raised.value is error and not full_disk.is_full(error)
 
 
 @pytest.mark.parametrize(
@@ -134,27 +128,6 @@ def test_a_checkpoint_that_has_no_room_is_named_and_the_last_one_is_good(
     assert Checkpoints(tmp_path).steps() == [1, 2]
 
 
-def test_room_is_asked_for_before_a_checkpoint_is_begun(tmp_path, monkeypatch):
-    """So that no thread of Orbax's meets the end of it."""
-    folders, free = [], 10**9
-
-    def usage(folder):
-        folders.append(folder)
-        return SimpleNamespace(free=free)
-
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    with Checkpoints(tmp_path / "c") as checkpoints:
-        checkpoints.save(1, STATE)
-        checkpoints.wait()
-        free = 2**16
-        monkeypatch.setattr(checkpoints._manager, "save", None)
-        checkpoints.save(2, STATE)
-        with pytest.raises(FullDiskError) as error:
-            checkpoints.wait()
-        assert said(error) == str(tmp_path / "c") == str(folders[-1])
-        assert checkpoints.steps() == [1]
-
-
 @pytest.fixture(autouse=True)
 def own_filters(monkeypatch):
     for name in ("absl", "asyncio"):
@@ -186,28 +159,6 @@ def test_threads_that_meet_it_log_nothing_and_everything_else_is_logged(logged):
     log("later thread", full)
     log("broken", None)
     assert logged == ["broken", "full again", "broken"]
-
-
-def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_path, monkeypatch):
-    first = FullDiskError(tmp_path / "checkpoints")
-
-    def fit(*_):
-        raise first
-
-    config, folder = parse(quickstart.get_config().to_dict()), tmp_path / "run"
-
-    def build(*_, **__):
-        run_record.claim(folder, config.plain)
-        return {0: types.SimpleNamespace(config=config)}, {}
-
-    monkeypatch.setattr(run, "_build", build)
-    monkeypatch.setattr(training, "_train", fit)
-    monkeypatch.setattr(artifacts, "record", lambda *_, **__: None)
-    monkeypatch.setattr(run_record, "write", no_space)
-    with pytest.raises(FullDiskError) as error:
-        run.run(config, folder)
-    assert error.value is first
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_a_lock_needs_no_room(tmp_path, monkeypatch):

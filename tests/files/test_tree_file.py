@@ -1,13 +1,18 @@
-"""A tree of arrays is one safetensors file, and any damage to the file is found."""
+"""Safetensors files: those that safetensors writes, and trees of arrays; any damage is found."""
 
+import json
+import os
 import random
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import save_file
 from same_leaves import assert_same
 
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.files.tree_file import load_tree, save_tree
 
 B = jnp.ones((3, 2), jnp.bfloat16)
@@ -69,3 +74,91 @@ def test_trees_that_cannot_be_named_are_refused(tmp_path):
 def test_equal_trees_give_equal_files(tmp_path):
     files = {save_tree(tmp_path / str(i), TREE, {"rank": 2}).read_bytes() for i in range(20)}
     assert len(files) == 1
+
+
+TENSORS = {
+    "whole": np.arange(6).reshape(2, 3),
+    "half": np.asarray([1.5, -2], np.float16),
+    "short": np.asarray([1.5, -2, 3], ml_dtypes.bfloat16),
+    "tiny": np.asarray([1, 2], ml_dtypes.float8_e4m3fn),
+    "none": np.zeros((0, 3), np.float32),
+    "one": np.asarray(0.25),
+    "true": np.asarray([True, False]),
+}
+
+
+def test_what_safetensors_writes_is_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path, {"format": "pt"})
+    file = SafetensorsBytes(path)
+    assert file.metadata() == {"format": "pt"}
+    assert {*file.names()} == {*TENSORS}
+    for name, wanted in TENSORS.items():
+        found = file.read(name)
+        assert (found.dtype, file.shape(name)) == (wanted.dtype, wanted.shape)
+        np.testing.assert_array_equal(found, wanted)
+    assert file.dtype("short") == "BF16"
+
+
+@pytest.mark.parametrize(
+    "how", [lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 9)]
+)
+def test_a_file_that_changes_later_is_what_it_was(how, tmp_path):
+    """A file that is mapped into memory would end the process here."""
+    path, numbers = tmp_path / "a.safetensors", np.arange(10**6, dtype=np.float32)
+    save_file({"up": numbers}, path)
+    file = SafetensorsBytes(path)
+    how(path)
+    np.testing.assert_array_equal(file.read("up"), numbers)
+
+
+def test_a_file_that_grows_while_it_is_read(tmp_path, monkeypatch):
+    path = save_tree(tmp_path / "a", {"a": np.ones(3, np.float32)})
+    usual = os.fstat
+
+    def then_more(number):
+        found = usual(number)
+        with path.open("ab") as file:
+            file.write(b"more")
+        return found
+
+    monkeypatch.setattr(os, "fstat", then_more)
+    with pytest.raises(ValueError, match="it changes while it is read"):
+        load_tree(path)
+
+
+def entry(**changes):
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+HEADERS = [
+    {**entry(), "b": entry(data_offsets=[4, 12])["a"]},
+    entry(data_offsets=[4, 12]),
+    entry(shape=[3]),
+    entry(data_offsets=[0, 4], shape=[1]),
+    entry(data_offsets=[0, 1 << 60], shape=[1 << 58]),
+    entry(shape=[-2, -1]),
+    {"a": [1]},
+    [entry()],
+    {**entry(), "__metadata__": {"format": 1}},
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_what_safetensors_refuses_is_refused(header, tmp_path):
+    text, path = json.dumps(header).encode(), tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ValueError, match=rf"^{path} \(.* bytes\) is corrupt or truncated: \S") as e:
+        SafetensorsBytes(path)
+    assert "\n" not in str(e.value)
+
+
+def test_dtypes_that_numpy_lacks(tmp_path):
+    """The file is read all the same: another tensor may be wanted."""
+    header = json.dumps(entry(dtype="F4", shape=[16])).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    file = SafetensorsBytes(path)
+    assert file.dtype("a") == "F4"
+    with pytest.raises(ValueError, match="tensor 'a' is F4, which NumPy has not"):
+        file.read("a")

@@ -13,7 +13,7 @@ from configs import quickstart
 from experiments.imports.imported_run import config_of
 from experiments.setup import from_config
 from experiments.setup.config import parse
-from lora_jax.interchange.load_source import Loaded
+from lora_jax.interchange.load_peft import Loaded
 
 PARAMS = {
     "up": {"kernel": jnp.ones((4, 6, 6))},

@@ -1,8 +1,5 @@
 """Files of microsoft/LoRA without loralib: its formula in NumPy, and hostile files."""
 
-import json
-import struct
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,21 +152,24 @@ def test_parts_of_a_merged_linear(enabled, params, tmp_path):
     assert again.trainable["adapters"].keys() == adapted
 
 
-def test_parts_that_are_not_said(params, tmp_path):
-    made = {"attn.qkv.lora_A": draw(4, 4), "attn.qkv.lora_B": draw(4, 2)}
-    save_file(made, file := tmp_path / "merged.safetensors")
+@pytest.mark.parametrize(
+    ("enabled", "said"),
+    [
+        (
+            None,
+            r"2 of 3 parts are adapted, .*: enable_lora=\(True, False, True\) is what the paper",
+        ),
+        ((True, False), r"enable_lora=\(True, False\), and 2 of 3 parts"),
+        ((True, False, False), r"enable_lora=\(True, False, False\), and 2 "),
+    ],
+)
+def test_parts_that_are_not_said(enabled, said, params, tmp_path):
+    save_file(TWO_OF_THREE, file := tmp_path / "merged.safetensors")
     parts, apply, names = apart(params)
-
-    def refused(said, **options):
-        given = file, variants.from_peft, names, apply, parts, IDS
-        with pytest.raises(ValueError, match=rf"merged.safetensors: 'attn.qkv': {said}"):
-            lj.load_loralib(*given, alpha=1.0, **options)
-
-    refused(r"2 of 3 parts are adapted, .*: enable_lora=\(True, False, True\) is what the paper's")
-    refused(r"enable_lora=\(True, False\), and 2 of 3 parts", enable_lora=(True, False))
-    refused(r"enable_lora=\(True, False, False\), and 2 ", enable_lora=(True, False, False))
-    with pytest.raises(ValueError, match=r"'attn.qkv': .* of a MergedLinear, give enable_lora$"):
-        load(file, params)
+    with pytest.raises(ValueError, match=rf"merged.safetensors: 'attn.qkv': {said}"):
+        lj.load_loralib(
+            file, variants.from_peft, names, apply, parts, IDS, alpha=1.0, enable_lora=enabled
+        )
 
 
 def trained(params, targets, **options):
@@ -212,141 +212,93 @@ def test_what_is_written(other, rank, alpha, params, tmp_path):
     assert written.layers["encoder.1.up"]._asdict() == layer
 
 
-def test_what_loralib_does_not_have(params, tmp_path):
-    def refused(said, call, targets, **options):
-        adapted = lj.adapt(call, targets=targets, **options)
-        begun = adapted.init(jax.random.key(0), params, IDS)
-        with pytest.raises(ValueError, match=rf"{said}.*merge the weights"):
-            lj.save_loralib(tmp_path / "out.safetensors", *begun, NAMES)
-        assert not any(tmp_path.iterdir())
-
-    def tied(params, ids):
-        return forward(params, ids)[..., :4] @ params["word"]["embedding"].T
-
-    refused(
-        "'qkv/kernel': DoRA is no plain", forward, {"qkv/kernel": variants.make("dora", rank=1)}
-    )
-    ia3 = variants.make("ia3", biases=True)
-    refused("'up/bias' is adapted with 'up/kernel', and loralib", forward, {"up/kernel": ia3})
-    refused("'word/embedding' is also the head", tied, {"word/embedding": LORA})
-    refused("'word/embedding' trains in", tied, {"up/kernel": LORA}, also_train="word/embedding")
+def tied(params, ids):
+    return forward(params, ids)[..., :4] @ params["word"]["embedding"].T
 
 
-def test_alpha(tensors, params, tmp_path):
-    save_file(tensors, file := tmp_path / "file.safetensors")
-    with pytest.raises(ValueError, match=r"it does not say the lora_alpha that it was .*: give al"):
-        load(file, params, alpha=None)
-    save_file(tensors, file, metadata={"lora_alpha": "3.0"})
-    scale = load(file, params, alpha=None).frozen.constants["word/embedding"]["scale"]
-    assert scale == 1.5
-    with pytest.raises(ValueError, match=r"alpha=4.0, and lora_alpha in its header is 3.0"):
-        load(file, params, alpha=4.0)
-    for name, value in {"lora_alpha": "16 000", "enable_lora": "true,maybe"}.items():
-        save_file(tensors, file, metadata={name: value})
-        with pytest.raises(ValueError, match=f"file.safetensors: {name} in its header .*'{value}'"):
-            load(file, params)
-
-
-def test_what_contradicts_the_tensors(params, tmp_path):
-    file = tmp_path / "file.safetensors"
-    for value, said in {
-        "99": "'word' has rank 2, and r in the header is 99",
-        "2.5": "no rank",
-    }.items():
-        save_file(pair("word", 5, 2, 4), file, metadata={"r": value})
-        with pytest.raises(ValueError, match=rf"file.safetensors: .*{said}"):
-            load(file, params)
-    save_file(pair("word", 5, 2, 4), file, metadata={"r": "2"})
-    with pytest.raises(ValueError, match=r"enable_lora=\(False,\), and no layer is a MergedLinear"):
-        load(file, params, enable_lora=(False,))
+DORA, IA3 = variants.make("dora", rank=1), variants.make("ia3", biases=True)
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("apply", "target", "variant", "also_train", "said"),
     [
-        ({}, "no tensor is called lora_A"),
-        ({"head.lora_A": draw(1, 4)}, "tensor 'head.lora_A' is of no module here; nearest: '"),
-        ({"word.lora_C": draw(1, 5)}, "tensor 'word.lora_C' is of no module here; nearest: 'word"),
-        ({"word.lora_A": draw(1, 5)}, "'word' has no lora_B"),
-        (
-            pair("word", 5, 1, 3),
-            r"'word': lora_A \(1, 5\) and lora_B \(3, 1\) do not fit a weight of",
-        ),
-        (pair("word", 6, 1, 4), r"'word': lora_A \(1, 6\) and lora_B \(4, 1\) do not fit"),
-        (pair("word", 0, 1, 4), r"'word': lora_A \(1, 0\) and lora_B \(4, 1\) do not fit"),
-        (pair("word", 4, 1, 5), r"word.*the file has \(1, 4\), this model .* ask for \(1, 5\)"),
-        (
-            {"word.lora_A": draw(2, 5), "word.lora_B": draw(4, 1)},
-            r"'word': lora_A \(2, 5\) and lora_B \(4, 1\) do not fit",
-        ),
-        (
-            {**pair("word", 5, 1, 4), "word.weight": draw(5, 4)},
-            r"'word.weight' is the base's: .* save loralib.lora_state_dict\(model\) instead",
-        ),
-        ({**pair("word", 5, 1, 4), "encoder.1.up.bias": draw(3)}, r"up/bias: the file has \(3,\)"),
-        (
-            {"word.lora_A": np.full((1, 5), np.nan, np.float32), "word.lora_B": draw(4, 1)},
-            "tensor 'word.lora_A' holds NaN",
-        ),
-        (
-            {"word.lora_A": np.ones((1, 5), bool), "word.lora_B": draw(4, 1)},
-            "tensor 'word.lora_A' is BOOL",
-        ),
+        (forward, "qkv/kernel", DORA, (), "'qkv/kernel': DoRA is no plain"),
+        (forward, "up/kernel", IA3, (), "'up/bias' is adapted with 'up/kernel', and loralib"),
+        (tied, "word/embedding", LORA, (), "'word/embedding' is also the head"),
+        (tied, "up/kernel", LORA, "word/embedding", "'word/embedding' trains in"),
     ],
 )
-def test_files_of_another_model(made, said, params, tmp_path):
-    save_file(made, file := tmp_path / "file.safetensors")
+def test_what_loralib_does_not_have(apply, target, variant, also_train, said, params, tmp_path):
+    adapted = lj.adapt(apply, targets={target: variant}, also_train=also_train)
+    begun = adapted.init(jax.random.key(0), params, IDS)
+    with pytest.raises(ValueError, match=rf"{said}.*merge the weights"):
+        lj.save_loralib(tmp_path / "out.safetensors", *begun, NAMES)
+    assert not any(tmp_path.iterdir())
+
+
+WORD = pair("word", 5, 2, 4)
+TWO_OF_THREE = {"attn.qkv.lora_A": draw(4, 4), "attn.qkv.lora_B": draw(4, 2)}
+SAME = lj.names_from_patterns({"qkv/kernel": "same", "word/embedding": "same"})
+TENSORS = [
+    ({}, "no tensor is called lora_A"),
+    ({"head.lora_A": draw(1, 4)}, "tensor 'head.lora_A' is of no module here; nearest: '"),
+    ({"word.lora_C": draw(1, 5)}, "tensor 'word.lora_C' is of no module here; nearest: 'word"),
+    ({"word.lora_A": draw(1, 5)}, "'word' has no lora_B"),
+    (
+        pair("word", 5, 1, 3),
+        r"'word': lora_A \(1, 5\) and lora_B \(3, 1\) do not fit a weight of",
+    ),
+    (pair("word", 6, 1, 4), r"'word': lora_A \(1, 6\) and lora_B \(4, 1\) do not fit"),
+    (pair("word", 0, 1, 4), r"'word': lora_A \(1, 0\) and lora_B \(4, 1\) do not fit"),
+    (pair("word", 4, 1, 5), r"word.*the file has \(1, 4\), this model .* ask for \(1, 5\)"),
+    (
+        {"word.lora_A": draw(2, 5), "word.lora_B": draw(4, 1)},
+        r"'word': lora_A \(2, 5\) and lora_B \(4, 1\) do not fit",
+    ),
+    (
+        {**pair("word", 5, 1, 4), "word.weight": draw(5, 4)},
+        r"'word.weight' is the base's: .* save loralib.lora_state_dict\(model\) instead",
+    ),
+    ({**pair("word", 5, 1, 4), "encoder.1.up.bias": draw(3)}, r"up/bias: the file has \(3,\)"),
+    (
+        {"word.lora_A": np.full((1, 5), np.nan, np.float32), "word.lora_B": draw(4, 1)},
+        "tensor 'word.lora_A' holds NaN",
+    ),
+    (
+        {"word.lora_A": np.ones((1, 5), bool), "word.lora_B": draw(4, 1)},
+        "tensor 'word.lora_A' is BOOL",
+    ),
+    (TWO_OF_THREE, "'attn.qkv': .* of a MergedLinear, give enable_lora$"),
+]
+HEADERS = [
+    ({}, {"alpha": None}, "it does not say the lora_alpha that it was .*: give al"),
+    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, "alpha=4.0, and lora_alpha in its header is 3.0"),
+    ({"lora_alpha": "16 000"}, {}, "lora_alpha in its header .*'16 000'"),
+    ({"enable_lora": "true,maybe"}, {}, "enable_lora in its header .*'true,maybe'"),
+    ({"r": "99"}, {}, "'word' has rank 2, and r in the header is 99"),
+    ({"r": "2.5"}, {}, "no rank"),
+    ({}, {"enable_lora": (False,)}, r"enable_lora=\(False,\), and no layer is a MergedLinear"),
+    ({}, {"names": SAME}, "'qkv/kernel' and 'word/embedding' are both 'same.weight"),
+]
+
+
+@pytest.mark.parametrize(
+    ("made", "header", "options", "said"),
+    [
+        *((made, {}, {}, said) for made, said in TENSORS),
+        *((WORD, header, options, said) for header, options, said in HEADERS),
+    ],
+)
+def test_files_of_another_model(made, header, options, said, params, tmp_path):
+    save_file(made, file := tmp_path / "file.safetensors", metadata=header or None)
     with pytest.raises(ValueError, match=rf"file.safetensors: .*{said}|^{said}"):
-        load(file, params)
+        load(file, params, **options)
 
 
-def test_files_that_declare_more_than_they_hold(params, tmp_path):
-    """Nothing is allocated: these would be 16 GB."""
-    rows = 10**9
-    entry = {"dtype": "F32", "shape": [rows, 5], "data_offsets": [0, rows * 20]}
-    header = json.dumps({"word.lora_A": entry}).encode()
-    file = tmp_path / "file.safetensors"
-    file.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(ValueError, match=r"file.safetensors .* is corrupt or truncated"):
-        load(file, params)
-    storage = torch_archive.Storage(rows * 5)
-    made = {
-        "word.lora_A": torch_archive.tensor(storage, shape=(rows, 5), strides=(5, 1)),
-        "word.lora_B": torch_archive.tensor(storage, shape=(4, rows), strides=(rows, 1)),
-    }
-    file = torch_archive.archive(tmp_path / "file.bin", made)
-    with pytest.raises(ValueError, match=r"'word.lora_A' has 8 bytes, expected 20,000,000,000"):
-        load(file, params)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_pickle_that_would_execute_something(wrapped, params, tmp_path):
-    mark = tmp_path / "executed"
-    hostile = torch_archive.Named("os", "system", f"touch {mark}")
-    content = {"word.lora_A": hostile}
-    content = {"model_state_dict": content} if wrapped else content
-    file = torch_archive.archive(tmp_path / "file.pt", content)
-    with pytest.raises(ValueError, match=r"file.pt: it asks for os.system, .*: refused"):
-        load(file, params)
-    assert not mark.exists()
-
-
-def test_what_is_there_twice(params, tmp_path):
-    """A tensor inside and outside of the part that is read, and two parameters of one name."""
-    storage = torch_archive.Storage(2)
-    named = {"word.lora_A": torch_archive.tensor(storage)}
-    content = {"model_state_dict": named, **named}
-    file = torch_archive.archive(tmp_path / "file.pt", content)
-    with pytest.raises(
-        ValueError, match=r"'word.lora_A' is in 'model_state_dict', and beside it, t"
-    ):
-        load(file, params)
-    save_file(pair("same", 4, 1, 6), file := tmp_path / "file.safetensors")
-    names = lj.names_from_patterns({"qkv/kernel": "same", "word/embedding": "same"})
-    with pytest.raises(
-        ValueError, match=r"'qkv/kernel' and 'word/embedding' are both 'same.weight"
-    ):
-        load(file, params, names)
+def test_the_header_says_alpha(params, tmp_path):
+    save_file(WORD, file := tmp_path / "file.safetensors", metadata={"lora_alpha": "3.0"})
+    scale = load(file, params, alpha=None).frozen.constants["word/embedding"]["scale"]
+    assert scale == 1.5
 
 
 def test_gpt2s_masks_are_no_biases(params, tmp_path):

@@ -14,9 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
-from lora_jax.interchange.names import Names
+from lora_jax.contract.toys import noisy
 from lora_jax.interchange.peft_config import joined
-from lora_jax.models.parts.family import Place
 
 NAMES = lj.names_from_patterns(
     {
@@ -51,9 +50,7 @@ def params():
 def trained(targets, params, **options):
     adapted = lj.adapt(forward, targets=targets, **options)
     trainable, frozen = adapted.init(jax.random.key(0), params, X)
-    random = np.random.default_rng(2)
-    move = lambda x: x + jnp.asarray(random.standard_normal(x.shape), x.dtype)  # noqa: E731
-    return adapted, jax.tree.map(move, trainable), frozen
+    return adapted, noisy(trainable, scale=1.0), frozen
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +149,6 @@ def test_modules_that_peft_would_take_for_others(head, query, task, said, params
         lj.save_peft(tmp_path, trainable, frozen, names, task_type=task)
 
 
-def test_an_adapted_module_that_is_the_end_of_another(params, tmp_path):
-    names = lj.names_from_patterns({"query/kernel": "b.{layer}.query", "head/kernel": "query"})
-    _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
-    with pytest.raises(ValueError, match=r"adapt 'b\.0\.query', too, for it ends in 'que"):
-        lj.save_peft(tmp_path, trainable, frozen, names)
-
-
 def test_numbers_too_large_for_the_dtype(params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES, dtype=jnp.float16)
@@ -173,9 +163,6 @@ def test_numbers_too_large_for_the_dtype(params, tmp_path):
 def test_lists_are_joined_where_they_name_the_module():
     lists = {"a": {"feedforward_modules": []}, "b": {"feedforward_modules": ["{module}"]}}
     assert joined(lists) == {"feedforward_modules": ["b"]}
-    tokens = {"a": {"token_indices": [1]}, "b": {"token_indices": [2]}}
-    with pytest.raises(ValueError, match=r"one token_indices .* 'a' has \[1\] and 'b' \[2\]"):
-        joined(tokens)
 
 
 @pytest.mark.parametrize("method", ["pissa", "lora_xs"])
@@ -188,37 +175,46 @@ def test_starts_from_the_weight_are_lora_on_the_untouched_base(method, params, t
     np.testing.assert_allclose(by_pefts_formula(tmp_path, params), expected, atol=1e-5)
 
 
-def test_what_peft_has_one_of_for_all(params, tmp_path):
-    targets = {
-        lj.layers("query/kernel", 0): variants.make("lora", rank=1),
-        "head/kernel": variants.make("dora", rank=1),
-    }
+bank = functools.partial(variants.make, "vblora", rank=1, num_vectors=6, vector_length=2)
+LORA_AND_DORA = {lj.layers("query/kernel", 0): variants.make("lora", rank=1)}
+LORA_AND_DORA["head/kernel"] = variants.make("dora", rank=1)
+NO_BIASES = dataclasses.replace(
+    NAMES, place=lambda path, layer: None if "bias" in path else NAMES.place(path, layer)
+)
+NOT_WRITTEN = [
+    (LORA_AND_DORA, NAMES, "PEFT has one use_dora for all modules"),
+    ({"query/kernel": variants.make("ia3")}, NAMES, "PEFT also changes the bias of its layer"),
+    ({"query/kernel": variants.make("ia3")}, NO_BIASES, "PEFT also changes the bias of its layer"),
+    (
+        {"head/kernel": variants.make("fourierft", frequencies=3)},
+        NAMES,
+        "PEFT cannot compute FourierFT of this matrix as it is",
+    ),
+    (
+        {"head/kernel": variants.make("lora", rank=1)},
+        lj.names_from_patterns({"b": "c"}),
+        "'head/kernel' has no torch name",
+    ),
+    # Two groups of one method have their own arrays here.
+    (
+        {"query/kernel": bank(), "head/kernel": bank(learning_rate_ratio=2.0)},
+        NAMES,
+        "PEFT has one .*bank.* for all modules",
+    ),
+    (
+        {"head/kernel": variants.make("lora", rank=1)},
+        lj.names_from_patterns({"query/kernel": "b.{layer}.query", "head/kernel": "query"}),
+        r"adapt 'b\.0\.query', too, for it ends in 'que",
+    ),
+]
+
+
+@pytest.mark.parametrize(("targets", "names", "said"), NOT_WRITTEN)
+def test_what_is_not_written(targets, names, said, params, tmp_path):
     _, trainable, frozen = trained(targets, params)
-    with pytest.raises(ValueError, match="PEFT has one use_dora for all modules"):
-        lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
-    targets = {"query/kernel": variants.make("ia3")}
-    _, trainable, frozen = trained(targets, params)
-    place = lambda path, layer: None if "bias" in path else NAMES.place(path, layer)  # noqa: E731
-    for names in (NAMES, dataclasses.replace(NAMES, place=place)):
-        with pytest.raises(ValueError, match="PEFT also changes the bias of its layer"):
-            lj.save_peft(tmp_path / "out", trainable, frozen, names)
-    _, trainable, frozen = trained(
-        {"head/kernel": variants.make("fourierft", frequencies=3)}, params
-    )
-    with pytest.raises(ValueError, match="PEFT cannot compute FourierFT of this matrix as it is"):
-        lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
-    with pytest.raises(ValueError, match="'head/kernel' has no torch name"):
-        lj.save_peft(tmp_path / "out", trainable, frozen, lj.names_from_patterns({"b": "c"}))
+    with pytest.raises(ValueError, match=said):
+        lj.save_peft(tmp_path / "out", trainable, frozen, names)
     assert not (tmp_path / "out").exists()
-
-
-def test_peft_has_one_bank_of_vectors(params, tmp_path):
-    """Two groups of one method have their own arrays here."""
-    make = functools.partial(variants.make, "vblora", rank=1, num_vectors=6, vector_length=2)
-    targets = {"query/kernel": make(), "head/kernel": make(learning_rate_ratio=2.0)}
-    _, trainable, frozen = trained(targets, params)
-    with pytest.raises(ValueError, match=r"PEFT has one .*bank.* for all modules"):
-        lj.save_peft(tmp_path, trainable, frozen, NAMES)
 
 
 def test_a_path_that_another_ends_in(tmp_path):
@@ -234,49 +230,25 @@ def test_a_path_that_another_ends_in(tmp_path):
     assert list(loaded.trainable["adapters"]) == ["up/kernel"]
 
 
-def test_joined_biases_are_cut_into_thirds(tmp_path):
-    random = np.random.default_rng(3)
-    draw = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
-    params = {n: {"kernel": jnp.asarray(draw(6, 3)), "bias": jnp.zeros(3)} for n in "qkv"}
-
-    def apply(params, x):
-        return [x @ params[n]["kernel"] + params[n]["bias"][None] for n in "qkv"]
-
-    def place(path, layer):
-        leaf = "bias" if path.endswith("bias") else "weight"
-        return Place(f"c_attn.{leaf}", False, "qkv".index(path[0]))
-
-    a, b, added, bias = draw(1, 6), draw(9, 1), draw(9), draw(9)
-    tensors = {"base_layer.bias": bias, "lora_A.weight": a, "lora_B.weight": b}
-    tensors |= {"lora_B.bias": added}
-    save_file(
-        {f"base_model.model.c_attn.{n}": x for n, x in tensors.items()},
-        tmp_path / "adapter_model.safetensors",
-    )
-    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "lora_bias": True}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    names = Names(place, lambda path: False)
-    loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
-    kernel = np.concatenate([params[n]["kernel"] for n in "qkv"], axis=1)
-    expected = X @ kernel + bias + 2 * (X @ a.T @ b.T + added)
-    found = np.concatenate(loaded.adapted.apply(*loaded[1:3], X), axis=1)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+@pytest.mark.parametrize(
+    ("patterns", "path", "layer", "place"),
+    [
+        (None, "model/layers/query/bias", 2, ("encoder.2.self.query.bias", False, None)),
+        (None, "head/kernel", 0, ("top.head.weight", True, None)),
+        (None, "other", 0, None),
+        ({"head/kernel": "head.weight"}, "head/kernel", 0, ("head.weight", False, None)),
+        ({"head/kernel": "head.weight"}, "head/bias", 0, ("head.bias", False, None)),
+    ],
+)
+def test_names_of_a_users_own_model(patterns, path, layer, place):
+    names = lj.names_from_patterns(patterns) if patterns else NAMES
+    assert names.place(path, layer) == place
+    assert names.stacked(path) == ("query" in path)
 
 
-def test_names_of_a_users_own_model():
-    place = NAMES.place("model/layers/query/bias", 2)
-    assert place.name == "encoder.2.self.query.bias" and not place.transposed
-    assert NAMES.place("head/kernel", 0).name == "top.head.weight"
-    assert NAMES.stacked("layers/query/kernel") and not NAMES.stacked("head/kernel")
-    assert NAMES.place("other", 0) is None
-    tensors = lj.names_from_patterns({"head/kernel": "head.weight"})
-    assert [tensors.place(f"head/{leaf}", 0) for leaf in ("kernel", "bias")] == [
-        ("head.weight", False, None),
-        ("head.bias", False, None),
-    ]
-    wrong = lj.names_from_patterns({"a": "b.{number}"})
+def test_a_field_that_a_pattern_does_not_give():
     with pytest.raises(ValueError, match="has a field 'number'"):
-        wrong.place("a", 0)
+        lj.names_from_patterns({"a": "b.{number}"}).place("a", 0)
 
 
 A = "base_model.model.encoder.0.self.query.lora_A.weight"
@@ -308,6 +280,21 @@ HOSTILE = [
     ({"lora_alpha": 10**400}, {}, "LORA: lora_alpha is too large for a float"),
     ({"r": 10**400, "rank_pattern": {}}, {}, "rank must be at most 2,147,483,647"),
     ({"target_modules": ["query"]}, {}, "names 'encoder.1.self.query', which has no tensor"),
+    (
+        {"target_modules": r".*\.0\.self\.query"},
+        {},
+        "config.json: target_modules does not name 'encoder.2.self.query', which has tensors",
+    ),
+    (
+        {"target_modules": ["query"], "exclude_modules": ["2.self.query"]},
+        {},
+        "exclude_modules leaves out 'encoder.2.self.query', which has tensors",
+    ),
+    (
+        {"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": "encoder"},
+        {},
+        "layers_to_transform leaves out 'encoder.2.self.query', which has tensors",
+    ),
     ({"rank_pattern": {"(.+)+!": 2}}, {}, "may take too long"),
     ({"rank_pattern": {"(.|.)" * 6 + "!": 2}}, {}, "may take too long"),
     ({"feedforward_modules": r"(?x:(.+) +!)"}, {}, "may take too long"),
@@ -334,50 +321,48 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_the_bases_own_weight_in_a_file_must_be_that_of_the_params(written, params, tmp_path):
-    folder, expected = written
-    config, found = read(folder)
+OTHER = "is not the 'layers/query/kernel' of these params"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda x: x, None),
+        (lambda x: x.astype(np.float16), None),
+        (lambda x: x + 1, OTHER),
+        (lambda x: np.ascontiguousarray(x[:5]), OTHER),
+    ],
+)
+def test_the_bases_own_weight_in_a_file(made, said, written, params, tmp_path):
+    config, found = read(written[0])
+    copy = made(np.asarray(params["layers"]["query"]["kernel"][0]).T.copy())
     name, file = A.replace("lora_A", "base_layer"), tmp_path / "adapter_model.safetensors"
+    save_file({**found, name: copy}, file)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    same = np.asarray(params["layers"]["query"]["kernel"][0]).T.copy()
-    for copy in (same, same.astype(np.float16)):
-        save_file({**found, name: copy}, file)
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
         loaded = load(tmp_path, params)
-        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
-    for other in (same + 1, same[:5]):
-        save_file({**found, name: np.ascontiguousarray(other)}, file)
-        with pytest.raises(ValueError, match="is not the 'layers/query/kernel' of these params"):
-            load(tmp_path, params)
+        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), written[1], atol=1e-6)
 
 
-def test_places_that_a_matrix_does_not_have(params, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (2**32, "4294967296, outside of"),
+        (-1, "-1, outside of"),
+        (0.5, "not integers"),
+        (2, "2, outside of"),  # the matrix has two outputs
+    ],
+)
+def test_places_that_a_matrix_does_not_have(place, said, params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("shira", rank=1)}, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES)
     _, found = read(tmp_path)
     name = "base_model.model.top.head.shira_indices"
-    wrong = [(2**32, "4294967296, outside of"), (-1, "-1, outside of"), (0.5, "not integers")]
-    wrong.append((2, "2, outside of"))  # the matrix has two outputs
-    for place, said in wrong:
-        places = found[name].astype(np.asarray(place).dtype)
-        places[0, 0] = place
-        save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
-            load(tmp_path, params)
-
-
-def test_an_odd_number_of_reflections(params, tmp_path):
-    variant = variants.make("hra", rank=3, pairs=False)
-    _, trainable, frozen = trained({"head/kernel": variant}, params)
-    lj.save_peft(tmp_path, trainable, frozen, NAMES)
-    loaded = load(tmp_path, params)
-    turn = np.eye(6)
-    for u in read(tmp_path)[1]["base_model.model.top.head.hra_u"].T:
-        turn = (np.eye(6) - 2 * np.outer(u, u) / (u @ u)) @ turn
-    assert np.linalg.det(turn) < 0
-    base = {"layers": params["layers"], "head": {"kernel": turn @ params["head"]["kernel"]}}
-    np.testing.assert_allclose(
-        loaded.adapted.apply(*loaded[1:3], X), forward(base, X), rtol=1e-4, atol=1e-5
-    )
+    places = found[name].astype(np.asarray(place).dtype)
+    places[0, 0] = place
+    save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
+        load(tmp_path, params)
 
 
 def test_places_of_one_layer_of_several(params, tmp_path):
@@ -389,20 +374,93 @@ def test_places_of_one_layer_of_several(params, tmp_path):
 
 
 def test_files_that_are_none(written, params, tmp_path):
-    with pytest.raises(FileNotFoundError, match="adapter_config"):
-        load(tmp_path, params)
-    config, _ = read(written[0])
+    config, weights = (
+        tmp_path / f"adapter_{name}" for name in ("config.json", "model.safetensors")
+    )
     inner = tmp_path / "other"
     inner.mkdir()
-    (inner / "adapter_config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=f"no such file; adapters are in {inner}$"):
+    steps = [
+        (inner / "none", "", FileNotFoundError, "adapter_config"),
+        (inner / config.name, "{}", FileNotFoundError, f"no such file; adapters are in {inner}$"),
+        (config, json.dumps(read(written[0])[0]), FileNotFoundError, "adapter_model"),
+        (weights, "pickled", ValueError, "corrupt or truncated"),
+        (config, '{"peft_type": "LORA", "r": NaN}', ValueError, "NaN is not a number in JSON"),
+    ]
+    for path, text, kind, said in steps:
+        path.write_text(text)
+        with pytest.raises(kind, match=said):
+            load(tmp_path, params)
+
+
+def test_a_bias_that_trains_in_layers_without_an_adapter(params, tmp_path):
+    """Those layers are saved whole, and their weights must be the base's."""
+    targets = {lj.layers("query/kernel", 0): variants.make("lora", rank=1)}
+    adapted, trainable, frozen = trained(targets, params, also_train="query/bias")
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    loaded, expected = load(tmp_path, params), adapted.apply(trainable, frozen, X)
+    np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
+    tensors = read(tmp_path)[1]
+    tensors["base_model.model.encoder.1.self.query.weight"][0, 0] += 1
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"1.self.query.weight' is not .*: read the merged model"):
         load(tmp_path, params)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(FileNotFoundError, match="adapter_model"):
-        load(tmp_path, params)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x80\x04pickled")
-    with pytest.raises(ValueError, match="corrupt or truncated"):
-        load(tmp_path, params)
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": NaN}')
-    with pytest.raises(ValueError, match="NaN is not a number in JSON"):
-        load(tmp_path, params)
+
+
+def test_an_adapter_of_a_quantised_base(tmp_path):
+    """DeLoRA keeps the norms of the weight, which are those of what is stored."""
+    random, names = np.random.default_rng(0), lj.names_from_patterns({"w/kernel": "w"})
+    params = {"w": {"kernel": jnp.asarray(random.standard_normal((64, 8)), jnp.float32)}}
+    x = jnp.asarray(random.standard_normal((3, 64)), jnp.float32)
+
+    def forward(params, x):
+        return x @ params["w"]["kernel"]
+
+    storage = {"w/kernel": lj.NF4()}
+    adapted = lj.adapt(forward, variants.make("delora", rank=2), quantize=storage)
+    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+    trainable = jax.tree.map(lambda leaf: leaf + 0.5, trainable)
+    lj.save_peft(tmp_path, trainable, frozen, names)
+    expected = adapted.apply(trainable, frozen, x)
+
+    def outputs(**given):
+        read = lj.load_peft(tmp_path, variants.from_peft, names, forward, params, x, **given)
+        return read.adapted.apply(read.trainable, read.frozen, x)
+
+    np.testing.assert_allclose(outputs(quantize=storage), expected, rtol=1e-6)
+    assert np.abs(outputs() - expected).max() > 0.1
+
+
+ROBERTA = lj.names_from_patterns(
+    {
+        "up/kernel": "roberta.up",
+        "pooler/kernel": "classifier.dense",
+        "classifier/kernel": "classifier.out_proj",
+    }
+)
+
+
+@pytest.mark.parametrize("also_train", ["(pooler|classifier)/.*", "classifier/.*"])
+def test_a_head_of_two_layers(also_train, tmp_path):
+    """With SEQ_CLS, PEFT saves it whole, as one module; half of one is refused."""
+    layer = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    params = dict.fromkeys(("up", "pooler", "classifier"), layer)
+
+    def forward(params, x):
+        for name in ("up", "pooler", "classifier"):
+            x = x @ params[name]["kernel"] + params[name]["bias"][None]
+        return x
+
+    lora = variants.make("lora", rank=1)
+    adapted = lj.adapt(forward, lora, "up/kernel", also_train=also_train)
+    begun = adapted.init(jax.random.key(0), params, jnp.ones((1, 4)))
+    if "pooler" not in also_train:
+        said = "with SEQ_CLS, PEFT saves 'classifier' whole, and 'classifier.dense' does not train"
+        with pytest.raises(ValueError, match=said):
+            lj.save_peft(tmp_path, *begun, ROBERTA, task_type="SEQ_CLS")
+        assert not any(tmp_path.iterdir())
+        return
+    lj.save_peft(tmp_path, *begun, ROBERTA, task_type="SEQ_CLS")
+    config, tensors = read(tmp_path)
+    assert config["modules_to_save"] == ["classifier"]
+    head = {f"{part}.{leaf}" for part in ("dense", "out_proj") for leaf in ("weight", "bias")}
+    assert {f"base_model.model.classifier.{each}" for each in head} <= tensors.keys()

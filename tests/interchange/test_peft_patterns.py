@@ -1,17 +1,14 @@
 """Settings of PEFT that differ between modules: what is written, and what is read."""
 
-import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import variants
 from lora_jax.interchange.peft_config import compiled, joined, of_module
-from lora_jax.interchange.peft_folder import PeftFolder
 from lora_jax.peft_format import Peft
 from lora_jax.variant import Base, Factors
 
@@ -32,26 +29,39 @@ def test_a_module_is_found_by_its_whole_name(kind, field):
         assert of_module(config, module, compiled(config))[field] == size
 
 
-def test_a_name_that_peft_would_take_for_the_end_of_another():
-    sizes = {"up": 2, "blocks.up": 4, "blocks.down": 4}
-    common = {"peft_type": "C3A", "block_size_pattern": {}}
-    with pytest.raises(ValueError, match=r"gives 'blocks.up' the block_size of 'up', too, for it"):
-        joined({module: {**common, "block_size": size} for module, size in sizes.items()})
+def alphas_of_adalora(*alphas):
+    return [{"peft_type": "ADALORA", "lora_alpha": alpha} for alpha in alphas]
 
 
-def test_hira_has_one_rank():
-    with pytest.raises(ValueError, match=r"one r for all .* 3; merge the weights instead"):
-        joined({"a": {"peft_type": "HIRA", "r": 2}, "b": {"peft_type": "HIRA", "r": 3}})
-    config = {"peft_type": "HIRA", "r": 2, "rank_pattern": {"a": 3}}
-    assert (
-        of_module(config, "a", compiled(config))["r"] == 2
-    )  # PEFT's HiRA does not heed the pattern
+def sizes_of_c3a(*sizes):
+    return [{"peft_type": "C3A", "block_size_pattern": {}, "block_size": size} for size in sizes]
 
 
-def test_adalora_ignores_the_alphas_of_modules():
-    """Its config inherits the pattern from that of LoRA."""
-    config = {"peft_type": "ADALORA", "lora_alpha": 3, "alpha_pattern": {"a": 7}}
-    assert of_module(config, "a", compiled(config))["lora_alpha"] == 3
+APART = [
+    (
+        ["a", "b"],
+        [{"peft_type": "HIRA", "r": r} for r in (2, 3)],
+        "one r for all .* 3; merge the w",
+    ),
+    (["a", "b"], alphas_of_adalora(2 + 2e-5 / 3, 5 + 5e-5 / 3), "'a' has 2.0 and 'b' 5.0;"),
+    (["a", "b"], alphas_of_adalora(2 + 2e-5 / 3, 2.0), r"'a' has 2.00000666\d* and 'b' 2.0;"),
+    (
+        ["up", "blocks.up", "blocks.down"],
+        sizes_of_c3a(2, 4, 4),
+        "gives 'blocks.up' the block_size of 'up', too, for it",
+    ),
+    (
+        ["a", "b"],
+        [{"token_indices": [1]}, {"token_indices": [2]}],
+        r"one token_indices .* 'a' has \[1\] and 'b' \[2\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("modules", "each", "said"), APART, ids=[case[2] for case in APART])
+def test_what_one_config_does_not_hold(modules, each, said):
+    with pytest.raises(ValueError, match=said):
+        joined(dict(zip(modules, each, strict=True)))
 
 
 def test_adalora_takes_the_rank_for_an_alpha_that_is_not_positive():
@@ -69,54 +79,60 @@ def test_adalora_takes_the_rank_for_an_alpha_that_is_not_positive():
     np.testing.assert_allclose(scale * peft.tensors["lora_E"][:, 0], -2.0, rtol=1e-5)
 
 
-def test_a_pattern_of_a_field_that_has_its_default():
-    config = {"peft_type": "LORA", "alpha_pattern": {"a": 7}}
-    assert of_module(config, "a", compiled(config))["lora_alpha"] == 7
-    assert "alpha" not in of_module(config, "a", compiled(config))
-
-
 @pytest.mark.parametrize(
-    ("alphas", "said"),
+    ("config", "wanted"),
     [
-        ((2 + 2e-5 / 3, 5 + 5e-5 / 3), r"'a' has 2.0 and 'b' 5.0;"),
-        ((2 + 2e-5 / 3, 2.0), r"'a' has 2.00000666\d* and 'b' 2.0;"),
+        # HiRA of PEFT does not heed the pattern; AdaLoRA's config inherits that of LoRA.
+        ({"peft_type": "HIRA", "r": 2, "rank_pattern": {"a": 3}}, {"r": 2}),
+        ({"peft_type": "ADALORA", "lora_alpha": 3, "alpha_pattern": {"a": 7}}, {"lora_alpha": 3}),
+        ({"peft_type": "LORA", "alpha_pattern": {"a": 7}}, {"lora_alpha": 7}),
     ],
 )
-def test_alphas_of_adalora_that_differ_are_short(alphas, said):
-    each = [{"peft_type": "ADALORA", "lora_alpha": alpha} for alpha in alphas]
+def test_patterns_of_a_method_that_has_them_and_of_others(config, wanted):
+    found = of_module(config, "a", compiled(config))
+    assert {name: found[name] for name in wanted} == wanted and "alpha" not in found
+
+
+BLOCKS = [
+    ({"r": 4}, (2, 6), "r=4 on 8 inputs has no tensor .* 2 blocks of 4 inputs"),
+    ({"r": 4}, None, "r=4 blocks has no tensor of their angles"),
+    ({"r": -3}, (1, 6), "OFT: r must be an integer of at least 1, got -3"),
+    ({"oft_block_size": 7}, (2, 6), "oft_block_size=7 on 8 inputs has no tensor"),
+    ({"oft_block_size": 4}, (2, 5), r"shape \(2, 5\), which is none of angles"),
+    ({"oft_block_size": 4}, (0, 6), r"shape \(0, 6\), which is none of angles"),
+    ({"r": 8}, (8, 0), "blocks of 1 input is not read: it turns nothing"),
+    ({"boft_block_num": 4}, (1, 2, 4, 4), "boft_block_num=4 .* that of boft_block_num=2"),
+    ({"boft_block_num": 4}, (4, 4), "boft_block_num=4 has no tensor of their rotations"),
+    ({"boft_block_size": 4}, (1, 4, 2, 2), "boft_block_size=4 .* of boft_block_size=2"),
+    ({"boft_n_butterfly_factor": 3}, (2, 2, 4, 4), "factor=3 .* that of .*_factor=2"),
+    ({"boft_block_size": 3}, (1, 4, 3, 3), "blocks of 3 inputs is not read, as .* halves"),
+    ({"boft_block_size": 1}, (1, 8, 1, 1), "blocks of 1 inputs is not read"),
+]
+MEANINGLESS = [
+    ({"peft_type": "TRAINABLE_TOKENS", "token_indices": []}, "token_indices names no token"),
+    (
+        {"peft_type": "OFT", "num_cayley_neumann_terms": 2},
+        "num_cayley_neumann_terms=2 is not here, 3 or more are",
+    ),
+    (
+        {"peft_type": "OFT", "num_cayley_neumann_terms": 10**9},
+        "neumann_terms must be at most 100, got 1000000000",
+    ),
+    ({"peft_type": "MISS", "init_weights": "bat"}, "init_weights='bat' is not here"),
+    ({"peft_type": "MISS", "init_weights": "mini"}, "init_weights='mini' is not here"),
+]
+for settings, shape, refusal in BLOCKS:
+    of_boft = any("boft" in name for name in settings)
+    named = {"boft_R" if of_boft else "oft_R.weight": shape} if shape else {}
+    config = {"peft_type": "BOFT" if of_boft else "OFT", **settings, "tensor_shapes": named}
+    MEANINGLESS.append((config, refusal))
+
+
+@pytest.mark.parametrize(("config", "said"), MEANINGLESS, ids=[said for _, said in MEANINGLESS])
+def test_settings_that_peft_has_and_this_has_not(config, said):
+    """Blocks are those that PEFT makes of its tensors."""
     with pytest.raises(ValueError, match=said):
-        joined(dict(zip("ab", each, strict=True)))
-
-
-def test_no_tokens_are_not_the_last_one():
-    with pytest.raises(ValueError, match="token_indices names no token"):
-        variants.from_peft({"peft_type": "TRAINABLE_TOKENS", "token_indices": []})
-
-
-@pytest.mark.parametrize(
-    ("config", "shape", "said"),
-    [
-        ({"r": 4}, (2, 6), "r=4 on 8 inputs has no tensor .* 2 blocks of 4 inputs"),
-        ({"r": 4}, None, "r=4 blocks has no tensor of their angles"),
-        ({"r": -3}, (1, 6), "OFT: r must be an integer of at least 1, got -3"),
-        ({"oft_block_size": 7}, (2, 6), "oft_block_size=7 on 8 inputs has no tensor"),
-        ({"oft_block_size": 4}, (2, 5), r"shape \(2, 5\), which is none of angles"),
-        ({"oft_block_size": 4}, (0, 6), r"shape \(0, 6\), which is none of angles"),
-        ({"r": 8}, (8, 0), "blocks of 1 input is not read: it turns nothing"),
-        ({"boft_block_num": 4}, (1, 2, 4, 4), "boft_block_num=4 .* that of boft_block_num=2"),
-        ({"boft_block_num": 4}, (4, 4), "boft_block_num=4 has no tensor of their rotations"),
-        ({"boft_block_size": 4}, (1, 4, 2, 2), "boft_block_size=4 .* of boft_block_size=2"),
-        ({"boft_n_butterfly_factor": 3}, (2, 2, 4, 4), "factor=3 .* that of .*_factor=2"),
-        ({"boft_block_size": 3}, (1, 4, 3, 3), "blocks of 3 inputs is not read, as .* halves"),
-        ({"boft_block_size": 1}, (1, 8, 1, 1), "blocks of 1 inputs is not read"),
-    ],
-)
-def test_blocks_are_those_that_peft_makes(config, shape, said):
-    oft = not any("boft" in name for name in config)
-    kind, tensor = ("OFT", "oft_R.weight") if oft else ("BOFT", "boft_R")
-    shapes = {tensor: shape} if shape else {}
-    with pytest.raises(ValueError, match=said):
-        variants.from_peft({"peft_type": kind, **config, "tensor_shapes": shapes})
+        variants.from_peft(config)
 
 
 @pytest.mark.parametrize(
@@ -133,18 +149,6 @@ def test_tensors_tell_the_blocks_that_peft_has_adjusted(kind, config, shape, fou
     name = "oft_R.weight" if kind == "OFT" else "boft_R"
     variant = variants.from_peft({"peft_type": kind, **config, "tensor_shapes": {name: shape}})
     assert {field: getattr(variant, field) for field in found} == found
-
-
-def test_a_series_of_which_nothing_is_left_is_refused():
-    config = {"peft_type": "OFT", "num_cayley_neumann_terms": 2}
-    with pytest.raises(ValueError, match="num_cayley_neumann_terms=2 is not here, 3 or more are"):
-        variants.from_peft(config)
-
-
-def test_a_series_of_many_terms_is_refused():
-    config = {"peft_type": "OFT", "num_cayley_neumann_terms": 10**9}
-    with pytest.raises(ValueError, match="neumann_terms must be at most 100, got 1000000000"):
-        variants.from_peft(config)
 
 
 def by_get_pattern_key(pattern, default, module):
@@ -222,19 +226,6 @@ def test_usual_expressions_of_many_layers():
     assert of_module(config, "model.layers.77.mlp.up_proj", compiled(config))["r"] == 77
 
 
-def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
-    modules = [f"layers.{n}.up" for n in range(4)]
-    keys = [module.replace("up", "u[p]") for module in modules]
-    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(keys, 2)}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"x": np.zeros(1)}, tmp_path / "adapter_model.safetensors")
-    folder, counted = PeftFolder(tmp_path), []
-    compile_ = re.compile
-    monkeypatch.setattr(re, "compile", lambda *a, **k: counted.append(a) or compile_(*a, **k))
-    assert [folder.settings(m)["r"] for m in (*modules, "other")] == [2, 2, 2, 2, 1]
-    assert len(counted) == len(modules)
-
-
 DEFAULTS = {
     "LORA": {"rank": 8, "alpha": 8, "scale": "alpha/rank"},
     "ADALORA": {"rank": 12, "target_rank": 8, "alpha": 8, "orthogonality": 0.5, "delta_t": 1}
@@ -264,12 +255,6 @@ def test_what_a_config_leaves_out_is_pefts_default(kind):
     found = variants.from_peft({"peft_type": kind})
     wanted = DEFAULTS[kind] | ({"dropout": 0.0} if hasattr(found, "dropout") else {})
     assert {field: getattr(found, field) for field in wanted} == wanted
-
-
-@pytest.mark.parametrize("kind", ["bat", "mini"])
-def test_other_kinds_of_miss_are_refused(kind):
-    with pytest.raises(ValueError, match=f"init_weights='{kind}' is not here"):
-        variants.from_peft({"peft_type": "MISS", "init_weights": kind})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from make_fixtures import bert, deberta
 from make_fixtures.decoders import CASES
 from small_decoder import random_decoder
 
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.models import families
 from lora_jax.models.parts.family import shardings_of
 from lora_jax.models.parts.modules import LayerNorm, RMSNorm

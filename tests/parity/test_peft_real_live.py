@@ -9,7 +9,7 @@ from make_fixtures.bert import random_inputs
 
 import lora_jax as lj
 import variants
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.models.published.export import export_model
 from lora_jax.models.published.load import load_classifier, load_decoder
 from lora_jax.models.published.location import locate

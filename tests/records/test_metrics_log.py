@@ -45,7 +45,7 @@ def test_a_broken_line_in_the_middle_is_an_error_and_at_the_end_is_dropped(tmp_p
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\0\0\0\n')
     assert read_metrics(path) == [{"step": 1}]
-    for bad in (b"\0", b"{}", b"[]", b'{"step": "1"}'):
+    for bad in (b"\0", b"{}", b"[]", b'{"step": "1"}', b'{"step": true}'):
         path.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 2}\n')
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a JSON object with a"):
             Metrics(tmp_path)

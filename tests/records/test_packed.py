@@ -213,22 +213,12 @@ def test_a_changed_text_is_noticed(checked, what):
 
 @pytest.mark.parametrize("name", [packed.RECORDS, packed.METRICS, packed.PREDICTIONS])
 def test_a_cut_or_changed_file_is_noticed(checked, name):
-    whole, before = (checked / name).read_bytes(), content(checked)
+    whole = (checked / name).read_bytes()
     for part in (whole[:-9], whole[: len(whole) // 2], b""):
         (checked / name).write_bytes(part)
         with pytest.raises(ValueError, match=name) as error:
             content(checked)
         assert "\n" not in str(error.value)
-    noticed = 0
-    for place in range(0, len(whole), len(whole) // 40):  # some bytes hold nothing, such as a date
-        changed = bytes([whole[place] ^ 0x10])
-        (checked / name).write_bytes(whole[:place] + changed + whole[place + 1 :])
-        try:
-            assert content(checked) == before
-        except ValueError as error:
-            assert name in str(error) and "\n" not in str(error)
-            noticed += 1
-    assert noticed > 20
     (checked / name).unlink()
     if name != packed.RECORDS:  # without it, nothing is packed there
         with pytest.raises(FileNotFoundError, match=name):

@@ -1,22 +1,30 @@
-"""A record comes back as it was written, names the field that is wrong, and is not overwritten."""
+"""A record comes back as it was written, names the field that is wrong, and is not overwritten.
+
+A run's folder belongs to one configuration.
+"""
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reordered import reordered
 
 from experiments.sweeps.folder import SweepFolder
-from lora_jax.files import canonical_json
+from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records import environment, run_record
-from lora_jax.records.run_record import Record
+from lora_jax.records.run_record import Record, claim
 
 GOOD = {
     "schema_version": 1,
@@ -162,13 +170,7 @@ def test_a_record_tells_the_way_to_any_score():
 
 def test_a_record_from_before_the_optional_fields_is_read():
     old = run_record.validate({k: v for k, v in GOOD.items() if k not in OPTIONAL})
-    assert (old.note, old.ranks, old.metric, old.parameters_adapters, old.target) == (
-        "",
-        None,
-        "",
-        None,
-        None,
-    )
+    assert (old.note, old.ranks, old.metric, old.target) == ("", None, "", None)
 
 
 def test_a_completed_record_is_not_overwritten(tmp_path):
@@ -184,10 +186,10 @@ def test_numbers_of_numpy_and_jax_are_plain_numbers(tmp_path):
     with pytest.raises(ValueError, match="accuracy"):
         run_record.validate(GOOD | {"metrics_last": metrics})
     plain = {k: float(v) for k, v in metrics.items()}
-    assert canonical_json.plain(metrics) == plain
+    assert json_text.plain(metrics) == plain
     for bad in ({1: 2}, {"a": object()}, {"a": [np.zeros(2)]}):
         with pytest.raises(ValueError, match=r"value(\.a(\[0\])?)? (has the key 1|is a )"):
-            canonical_json.plain(bad)
+            json_text.plain(bad)
 
 
 @pytest.mark.parametrize("name", ["record.json", "trials.json"])
@@ -202,20 +204,12 @@ def test_a_file_is_named_once(tmp_path, name):
         assert str(error.value).count(str(path)) == 1 and "\n" not in str(error.value)
 
 
-def test_a_file_is_replaced_and_never_written_over(tmp_path, monkeypatch):
+def test_a_file_is_replaced_and_never_written_over(tmp_path):
     path, link = tmp_path / "record.json", tmp_path / "link"
     write_atomically(path, b"old")
     os.link(path, link)
     write_atomically(path, b"new")
     assert (path.read_bytes(), link.read_bytes()) == (b"new", b"old")
-
-    def full(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"newer")
-    assert path.read_bytes() == b"new" and len(os.listdir(tmp_path)) == 2
 
 
 def test_the_environment_fits_a_record(tmp_path):
@@ -227,3 +221,125 @@ def test_the_environment_fits_a_record(tmp_path):
     assert record.device == {**where, "processor": environment.processor_model()}
     used = np.ones(1 << 24)
     assert environment.peak_memory_bytes() > used.nbytes
+
+
+CONFIG = {
+    "optimizer": {"learning_rate": 1e-3, "betas": (0.9, 0.999)},
+    "targets": ["q", "v"],
+    "seed": 0,
+}
+
+
+def test_a_folder_is_claimed_once_and_resumed_by_the_same_configuration(tmp_path):
+    folder = tmp_path / "runs" / "1"
+    assert claim(folder, CONFIG) is False
+    assert json.loads((folder / "config.json").read_text())["optimizer"]["betas"] == [0.9, 0.999]
+    assert claim(folder, CONFIG) is True
+    assert claim(str(folder), reordered(CONFIG, True)) is True
+    assert claim(tmp_path / "runs" / "2", CONFIG) is False
+
+
+def test_a_setting_that_is_null_is_as_good_as_absent(tmp_path):
+    """Earlier versions wrote out the settings of a variant that were not set."""
+    variants = [{"name": "lora", "rank": None}, {"name": "lora"}, {"name": "lora", "rank": 8}]
+    for number, first in enumerate(variants):
+        folder = tmp_path / str(number)
+        claim(folder, CONFIG | {"variant": first})
+        for variant in variants:
+            if (variant.get("rank") == 8) == (first.get("rank") == 8):
+                assert claim(folder, CONFIG | {"variant": variant}) is True
+                continue
+            with pytest.raises(
+                ValueError, match=r"variant\.rank is (8|absent) there and (8|absent) h"
+            ):
+                claim(folder, CONFIG | {"variant": variant})
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            CONFIG | {"optimizer": {"learning_rate": 3e-4, "betas": (0.9, 0.999)}},
+            r"config\.optimizer\.learning_rate is 0\.001 there and 0\.0003 here; name another",
+        ),
+        (CONFIG | {"seed": 0.0}, r"config\.seed is 0 there and 0\.0 here"),
+        (CONFIG | {"new": {"x": 1}}, r"config\.new\.x is absent there and 1 here"),
+        ({"optimizer": CONFIG["optimizer"], "seed": 0}, r'targets is \["q","v"\] there and absent'),
+        (
+            {"a": 1, "b": 2, "seed": 1},
+            r"config\.a is absent there and 1 here, config\.b .* \(and 3 more\)",
+        ),
+    ],
+)
+def test_another_configuration_is_named_key_by_key(tmp_path, other, message):
+    claim(tmp_path, CONFIG)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        claim(tmp_path, other)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_folders_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(ValueError, match=r"holds thesis\.tex but no config\.json: name a new"):
+        claim(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"thesis\.tex is a file"):
+        claim(tmp_path / "thesis.tex", CONFIG)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["chapter 1"]
+    for content in ("{", "[1]"):
+        broken = tmp_path / content
+        broken.mkdir()
+        (broken / "config.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=r"config\.json(: expected a JSON object| is not JSON)"
+        ):
+            claim(broken, CONFIG)
+
+
+def test_a_claim_that_was_killed_half_way_can_be_repeated(tmp_path):
+    (tmp_path / ".config.json.123.tmp").write_text('{"opt')
+    assert claim(tmp_path, CONFIG) is False
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["flags : fpu avx512_bf16", "vendor_id : AuthenticAMD"], True),
+        (["flags : fpu avx512_bf16", "vendor_id : GenuineIntel"], False),
+        (["flags : fpu amx_bf16 amx_tile", "vendor_id : GenuineIntel"], True),
+        (["flags : fpu avx512_bf16_of_another_kind", "vendor_id : AuthenticAMD"], False),
+        (["Features : fp asimd"], False),
+        ([], True),
+    ],
+)
+def test_only_processors_with_a_unit_multiply_bfloat16(lines, expected, monkeypatch):
+    monkeypatch.setattr(environment, "processor", lambda *fields: lines)
+    assert environment.multiplies_bfloat16() is expected
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_git_is_of_the_checkout_that_holds_the_library(tmp_path, tracked, monkeypatch):
+    def git(*args):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = Path(environment.__file__).read_text()
+    (tmp_path / "records.py").write_text(source)
+    (tmp_path / "other.py").write_text("1")
+    git("init", "-q")
+    git("add", "records.py" if tracked else "other.py")
+    git("commit", "-qm", "one")
+
+    def seen():
+        description = importlib.util.spec_from_file_location("copied", tmp_path / "records.py")
+        copied = importlib.util.module_from_spec(description)
+        monkeypatch.setitem(sys.modules, "copied", copied)
+        description.loader.exec_module(copied)
+        return copied.environment()["git"]
+
+    commit = git("rev-parse", "HEAD")
+    assert seen() == ({"commit": commit, "dirty": False} if tracked else None)
+    if tracked:
+        (tmp_path / "records.py").write_text(source + "\n")
+        assert seen()["dirty"] is True

@@ -26,7 +26,7 @@ from experiments.reports import document, plots
 from experiments.runs import predictions
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
-from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.files.json_text import config_digest, plain
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from killed import Killed
 from experiments.runs import run
 from experiments.runs.group import Group
 from experiments.runs.run_options import RunOptions
-from lora_jax.files.canonical_json import plain
+from lora_jax.files.json_text import plain
 from lora_jax.files.tree_file import load_tree
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics

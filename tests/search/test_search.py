@@ -25,7 +25,7 @@ from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.folder import SweepFolder
-from lora_jax.files import canonical_json
+from lora_jax.files import json_text
 from lora_jax.records import run_record
 from lora_jax.training.loop_settings import Loop
 
@@ -183,7 +183,7 @@ def test_the_command_for_the_best_trial_holds_nothing_out(search, tmp_path):
     best = run_record.read(folder.run(ledger(folder)["best"]["name"])).config
     assert best["data"]["validation"] == 40
     best["data"]["validation"] = 0
-    assert canonical_json.plain(fill(printed(said[1]))) == best
+    assert json_text.plain(fill(printed(said[1]))) == best
     assert said[1].startswith("to train it with no example held out, scored on the development ")
 
 

@@ -19,9 +19,9 @@ from experiments.serving.adapter_folder import AdapterFolder, AdapterLoader
 from experiments.serving.base_model import load_encoder
 from experiments.setup import from_config
 from experiments.setup.config import fill, parse
-from lora_jax.files.canonical_json import plain
+from lora_jax.files.json_text import plain
 from lora_jax.files.tree_file import save_tree
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
 

@@ -22,7 +22,7 @@ import lora_jax as lj
 import variants
 from lora_jax.contract.toys import noisy
 from lora_jax.generation.generate import generate
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.models.parts.completion import completion_likelihood
 from lora_jax.models.parts.kv_cache import cached_step
 from lora_jax.models.published.load import load_decoder

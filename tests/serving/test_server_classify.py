@@ -16,7 +16,7 @@ from experiments.serving.app import make_app
 from experiments.serving.base_model import is_decoder, load_encoder, model_id
 from experiments.serving.state import READY, Settings
 from lora_jax.contract.toys import noisy
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 
 LABELS = ("bad", "good")
 TEXTS = ["a fine film", ["what a bore", "is it good?"], "so long that it needs " + "more " * 12]

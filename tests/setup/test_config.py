@@ -26,7 +26,7 @@ from experiments.setup.experiment import build
 from experiments.sweeps import grouping, preflight, trials
 from experiments.sweeps.grouping import program_key
 from experiments.sweeps.trials import Trial
-from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.files.json_text import config_digest, plain
 from lora_jax.records import run_record
 
 CONFIGS = {

@@ -26,7 +26,7 @@ from experiments.setup.from_config import make_targets
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.sweep_flag import text_of
 from experiments.tables.config_tables import render_table
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records import run_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -30,7 +30,7 @@ from experiments.setup.config_flags import read_config
 from experiments.setup.load import read_texts
 from experiments.studies import registration
 from experiments.sweeps.folder import SweepFolder
-from lora_jax.files.canonical_json import plain
+from lora_jax.files.json_text import plain
 from lora_jax.files.tree_file import load_tree
 from lora_jax.partition import flatten
 from lora_jax.records import run_record

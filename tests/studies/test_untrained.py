@@ -15,7 +15,7 @@ from experiments.studies import registration
 from experiments.sweeps import jobs
 from lora_jax import data
 from lora_jax.models.published.load import load_classifier
-from lora_jax.records import sealed_file
+from lora_jax.records import seal
 
 STUDY = """
 from configs import common, own_data
@@ -120,7 +120,7 @@ def test_a_change_of_the_files_is_noticed(give, tmp_path):
         tmp_path / task_evidence.UNTRAINED_FILE,
         task_evidence.read_untrained(tmp_path)["pairs"],
     )
-    sound, content = path.read_text(), sealed_file.read(path)
+    sound, content = path.read_text(), seal.read(path)
 
     def refused(said):
         with pytest.raises(ValueError, match=said):
@@ -128,7 +128,7 @@ def test_a_change_of_the_files_is_noticed(give, tmp_path):
 
     path.write_text(sound.replace(f'"pearson": {kept.score}', '"pearson": 0.99'))
     refused("changed after it was written")
-    sealed_file.write(path, content | {"registration": "another"})
+    seal.write(path, content | {"registration": "another"})
     refused(r"is of another study\.json")
     path.write_text(sound)
     shuffled = kept.predictions._replace(outputs=kept.predictions.outputs[::-1])

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import lora_jax as lj
 import variants
 from lora_jax.compiled import audit
-from lora_jax.files.checksum import checksum, hexadecimal
+from lora_jax.files.arrays import checksum, hexadecimal
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training import loop, trial_program
 from lora_jax.training.checkpoint import Checkpoints

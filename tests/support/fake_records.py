@@ -10,8 +10,8 @@ from configs import common_tasks
 from experiments.analysis.published import SIZES
 from experiments.runs import predictions
 from experiments.setup.config import fill
-from lora_jax.files import canonical_json
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files import json_text
+from lora_jax.files.json_text import config_digest
 from lora_jax.metrics import label_metrics
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
@@ -43,7 +43,7 @@ def write(
     """
     config = importlib.import_module(f"configs.{name}").get_config(arg)
     config.update_from_flattened_dict(changes or {})
-    plain = canonical_json.plain(fill(config.to_dict()))
+    plain = json_text.plain(fill(config.to_dict()))
     task = plain["data"]["name"].partition("/")[2]
     draw = plain["data"]["draw"] if plain["data"]["train"] else 0  # of all examples none are drawn
     values = {

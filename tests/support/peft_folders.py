@@ -15,7 +15,7 @@ from make_fixtures import bert, deberta, decoders
 
 import lora_jax as lj
 import variants
-from lora_jax.interchange.families import names_of
+from lora_jax.interchange.names import names_of
 from lora_jax.models.published.load import load_classifier, load_decoder
 
 SEED = 3

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from lora_jax.files.new_folder import new_folder
+from lora_jax.files.atomic import new_folder
 
 with new_folder(sys.argv[1]) as inside:
     (inside / "file").write_text("content")

@@ -17,7 +17,7 @@ from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import preflight, sweep_flag, trials
 from experiments.sweeps.sweep_flag import Range, Values
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 
 # How ml_collections loads a config's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

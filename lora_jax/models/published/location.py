@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora_jax.files.installed import installed
+from lora_jax.files.published_paths import installed
 from lora_jax.models.published.weight_files import INDEX, SINGLE, weight_files, weights_digest
 
 # all-MiniLM-L6-v2: the digest of its weights, and the packages with it (name, file inside).

@@ -1,9 +1,14 @@
-"""Put an adapter's tensors into what `init` gave; works on shapes, too."""
+"""An adapter on disk, of whatever format, as PEFT would have it: modules, settings and tensors.
 
+`filled` puts its tensors into what `init` gave. It works on shapes, too.
+"""
+
+import abc
 import contextlib
 import dataclasses
 import reprlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,14 +17,14 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from lora_jax.interchange.check_integers import check_integers
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
-from lora_jax.interchange.source import Source, TensorNames
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.parts.family import Place
-from lora_jax.peft_format import Peft, Settings
+from lora_jax.models.published.torch_bin import TorchFile
+from lora_jax.peft_format import Layouts, Peft, Settings
 from lora_jax.transform.adapted_weight import Shared, with_shared
 from lora_jax.transform.placement import (
     Frozen,
@@ -27,9 +32,79 @@ from lora_jax.transform.placement import (
     Trainable,
     base_of,
     shared_factors,
+    variants_of,
     with_shared_arrays,
 )
 from lora_jax.variant import Factors, Variant
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = {"I64": np.int64, "I32": np.int32}
+
+
+class Source(abc.ABC):
+    """A file of tensors, and what it says of them: shapes are known at once, contents on `read`."""
+
+    path: Path
+    config_path: Path
+    """The file that says what the settings are, for messages."""
+    config: dict[str, Any]
+    _file: SafetensorsBytes | TorchFile
+
+    def names(self) -> list[str]:
+        return list(self._file.names())
+
+    def label(self) -> str:
+        """What messages on tensors begin with."""
+        return str(self.path)
+
+    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
+        """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
+        dtype = self._file.dtype(name)
+        if dtype not in (*_FLOATS, *_INTEGERS):
+            raise ValueError(f"{self.path}: tensor '{name}' is {dtype}")
+        return jax.ShapeDtypeStruct(self._file.shape(name), _INTEGERS.get(dtype, np.float32))
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor; ValueError if a number in it is not finite."""
+        tensor = self._file.read(name)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{self.path}: tensor '{name}' holds NaN or an infinity")
+        return tensor
+
+    @abc.abstractmethod
+    def settings(self, module: str) -> dict[str, Any]:
+        """PEFT's settings of one module."""
+
+    @abc.abstractmethod
+    def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
+        """The adapter of one parameter, from that of its module in torch; works on shapes, too.
+
+        Args:
+          layouts: those of its method (`Variant.peft_layouts`).
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorNames:
+    """The names of an adapter's tensors, by what they belong to; who reads its file fills them."""
+
+    adapters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    """By module, and what follows its name."""
+    rows: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    """What each of these modules is here; several parameters, where torch has joined them."""
+    shared: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What all modules share, by what follows `base_model.`."""
+    full: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    """The parameters that were trained in full, by the tensor's name; several, where joined."""
+    copies: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    """The weights of the base that PEFT has saved beside their adapters, by the tensor's name."""
+    biases: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    """The biases beside each weight of the model that has some, by module."""
+    tokens: set[str] = dataclasses.field(default_factory=set)
+    """The modules whose tokens train beside adapters of others."""
+    heads: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The tensors of a head that is also the table, each with the table's own, its equal."""
+
 
 HOST = (np.ndarray, np.generic)
 """Arrays of NumPy, and numbers, which are their layers."""
@@ -218,3 +293,31 @@ def _like(mine: Any, theirs: Any, path: str) -> Any:
 def _cast(x: Any, like: Any) -> Any:
     near = isinstance(x, HOST) and isinstance(like, HOST)
     return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
+
+
+def check_integers(
+    source: Source,
+    found: TensorNames,
+    trainable: Trainable,
+    frozen: Frozen,
+    read: Mapping[str, Any],
+) -> None:
+    """Refuse integers on disk where an adapter has real numbers; indices are integers.
+
+    Raises:
+      ValueError: a tensor, or its shape, has integers, and what it becomes are real numbers.
+    """
+    wrong = {name for name, x in read.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+    for placement in frozen.spec.adapted if wrong else ():
+        path = placement.use.path
+        factors = {**trainable["adapters"][path], **frozen.constants[path]}
+        whole = {n for n, x in factors.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+        layouts = [each.peft_layouts for each in variants_of(placement.layers)]
+        suffixes = {layout[name].name for layout in layouts for name in whole & layout.keys()}
+        modules = [name for name, row in each_row(found.rows) if row.path == path]
+        wrong -= {found.adapters[module].get(each) for module in modules for each in suffixes}
+    if wrong:
+        raise ValueError(
+            f"tensor '{min(wrong)}' is {source.abstract(min(wrong)).dtype}, and an adapter's "
+            "numbers are floats; only indices are integers"
+        )
