@@ -97,7 +97,7 @@ def test_numbers_near_a_thousand_have_no_exponent():
         (("--table=glue", "--topology=h100:1"), "--table and --topology: give one of them"),
         (
             ("--table=glue", "--device=h100", "--rows=2"),
-            "--rows would be ignored: it goes with --config",
+            "--rows would be ignored: --table has all its runs",
         ),
         (("--topology=h100:1",), "--config is missing: the config that says what to train"),
     ],
