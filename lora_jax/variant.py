@@ -179,6 +179,17 @@ class Variant:
         """
         return None
 
+    def as_rescaled_lora(
+        self, base: Base, factors: Factors
+    ) -> tuple[Array, Array, Array | None] | None:
+        """Plain LoRA with rescaled outputs that is equal: A, B and g with `weight` = (W + A^T B) g.
+
+        g, (out,), is None where there is none to multiply by. A bank makes these arrays once for
+        each adapter, and computes all adapters that have them together.
+        """
+        both = self.as_lora(base, factors)
+        return None if both is None else (*both, None)
+
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
         """One matrix's adapter as Hugging Face PEFT stores it, not traced; None if it cannot.
 

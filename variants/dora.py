@@ -61,6 +61,12 @@ class DoRA(LowRank):
     def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
         return None
 
+    def as_rescaled_lora(
+        self, base: Base, factors: Factors
+    ) -> tuple[Array, Array, Array | None] | None:
+        a, b = self.low_rank_factors(factors, wide(base.dtype))
+        return a, b, factors.trainable["m"] / self.norm(base, factors)
+
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
         a, b = self.low_rank_factors(factors, wide(base.dtype))
         return self._as_peft(a, b, factors, lookup, use_dora=True)

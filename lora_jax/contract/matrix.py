@@ -276,19 +276,26 @@ def products_equal_the_weight(variant: Variant) -> None:
 
 @clause
 def plain_lora_equals_the_weight(variant: Variant) -> None:
-    """`as_lora`, where a method has it, gives A and B with W + A^T B = `weight`."""
+    """`as_lora`, where a method has it, gives A and B with W + A^T B = `weight`.
+
+    With the outputs' factors of `as_rescaled_lora`, it is (W + A^T B) g.
+    """
     base = toys.base(variant)
-    weight, plain = _weight_and_plain_lora(variant, base, quick_factors_of(variant, base))
+    weight, plain, rescaled = _plain_loras(variant, base, quick_factors_of(variant, base))
     if plain is not None:
         a, b = plain
         require_close("W + A^T B of as_lora", np.asarray(base.value) + a.T @ b, weight)
+    if rescaled is not None:
+        a, b, gain = rescaled
+        product = (np.asarray(base.value) + a.T @ b) * (1 if gain is None else gain[None])
+        require_close("(W + A^T B) g of as_rescaled_lora", product, weight)
 
 
 @functools.partial(by_numpy, static_argnums=0)
-def _weight_and_plain_lora(
-    variant: Variant, base: Base, factors: Factors
-) -> tuple[Array, tuple[Array, Array] | None]:
-    return variant.weight(base, factors), variant.as_lora(base, factors)
+def _plain_loras(variant: Variant, base: Base, factors: Factors) -> tuple[Any, Any, Any]:
+    """The weight, and the plain LoRA that is equal to it, without and with rescaled outputs."""
+    both = variant.as_lora(base, factors), variant.as_rescaled_lora(base, factors)
+    return variant.weight(base, factors), *both
 
 
 @clause

@@ -13,7 +13,7 @@ from jax import Array
 from lora_jax.files.arrays import to_host
 from lora_jax.partition import flatten, is_array
 from lora_jax.serving.entries import Name
-from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method, Slots
+from lora_jax.serving.slots import ACTIVE, GAIN, PLAIN_METHOD, Method, Slots
 from lora_jax.sharding.memory import available, size, tree_bytes
 from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, settings_of
 
@@ -161,6 +161,8 @@ def _blank(base: Frozen, name: Name, x: np.ndarray) -> np.ndarray:
     """
     if name.part == "params":
         return to_host(base.base[name.path])
+    if name.method == PLAIN_METHOD and name.name == GAIN:
+        return np.ones_like(x)
     never = name.method == PLAIN_METHOD or name.name == ACTIVE or name.part == "trains"
     return np.zeros_like(x) if never else x
 

@@ -13,7 +13,7 @@ from lora_jax.adapters.base_digest import KEY
 from lora_jax.compiled.by_numpy import ByNumpy
 from lora_jax.files.arrays import to_host
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method
+from lora_jax.serving.slots import ACTIVE, GAIN, PLAIN_METHOD, Method
 from lora_jax.transform import jaxprs
 from lora_jax.transform.adapted_weight import Shared, over_stack, with_shared
 from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of, group_of
@@ -126,10 +126,13 @@ def _entry(
     active = np.broadcast_to(to_host(factors.constants.get(ACTIVE, np.True_)), stack)
     present: dict[str, Any] = {ACTIVE: active}
     if max_rank is not None:
-        both = _as_lora(placement, frozen.base[path], factors, shared)
-        if both is not None and both[0].shape[-2] <= max_rank:
+        equal = _as_lora(placement, frozen.base[path], factors, shared)
+        if equal is not None and equal[0].shape[-2] <= max_rank:
+            *both, gain = equal
             a, b = (_rows(_where(active, x), max_rank, path) for x in both)
             plain: dict[str, Any] = {"a": a, "b": b}
+            if gain is not None:
+                present[GAIN] = np.where(active[..., None], gain, np.ones((), gain.dtype))
             return PLAIN_METHOD, Factors(plain, present)
     mine, method = jax.tree.map(to_host, factors), Method(variant)
     parts: list[dict[str, Any]] = [dict(mine.trainable), _served(mine.constants)]
@@ -165,21 +168,19 @@ def _as_served(variant: LowRank, rank: int) -> LowRank:
 
 def _as_lora(
     placement: Placement, value: Any, factors: Factors, shared: Shared
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The A and B of every matrix, by NumPy; None if the method has none."""
-    jaxpr, consts, shape = jaxprs.trace_once(_both, placement, value, factors, shared)
-    if not jax.tree.leaves(shape):
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """A, B and the outputs' factor of every matrix, by NumPy; None if the method has none."""
+    jaxpr, consts, form = jaxprs.trace_once(_equal, placement, value, factors, shared)
+    if not jax.tree.leaves(form):
         return None
-    a, b = ByNumpy(wide=False)(jaxpr, consts, jax.tree.leaves((value, factors, shared)))
-    return a, b
+    found = ByNumpy(wide=False)(jaxpr, consts, jax.tree.leaves((value, factors, shared)))
+    return jax.tree.unflatten(jax.tree.structure(form), found)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _both(
-    placement: Placement, value: Any, factors: Factors, shared: Shared
-) -> tuple[jax.Array, jax.Array] | None:
-    def one(base: Base, factors: Factors) -> tuple[jax.Array, jax.Array] | None:
-        return group_of(placement).as_lora(base, with_shared(factors, shared))
+def _equal(placement: Placement, value: Any, factors: Factors, shared: Shared) -> Any:
+    def one(base: Base, factors: Factors) -> Any:
+        return group_of(placement).as_rescaled_lora(base, with_shared(factors, shared))
 
     return over_stack(one, len(placement.use.stack))(base_of(placement, value), factors)
 

@@ -1,30 +1,35 @@
 """The variant of a weight in a bank: each row of a batch picks its adapter by number."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 
-from lora_jax.methods.products import add
+from lora_jax.methods.products import add, times
 from lora_jax.serving import grouped_matmul
 from lora_jax.variant import Base, Factors, Variant
 
 SLOT, ACTIVE = "slot", "active"
 """The constants with the number of the row's adapter, and with whether a slot has one here."""
+GAIN = "gain"
+"""The constant by which outputs are multiplied; a weight has it if one of its adapters has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainLora(Variant):
-    """W' = W + A^T B: what every method with factors of a rank comes to (`Variant.as_lora`)."""
+    """W' = (W + A^T B) g: what methods with factors of a rank come to (`as_rescaled_lora`)."""
 
     title = "plain LoRA"
 
     def weight(self, base: Base, factors: Factors) -> Array:
         a, b = factors.trainable["a"], factors.trainable["b"]
-        return base.dense().astype(a.dtype) + a.T @ b
+        weight = base.dense().astype(a.dtype) + a.T @ b
+        return times(weight, factors.constants[GAIN]) if GAIN in factors.constants else weight
 
     def count(self, shape: tuple[int, int]) -> int:
         return 0
@@ -61,34 +66,48 @@ class Slots(Variant):
         return 0
 
     def weight(self, base: Base, factors: Factors) -> Array:
-        return self._chosen(base.dense(), factors, lambda method, own: method.weight(base, own))
+        def dense(method: Variant, own: Factors, base: Base) -> Array:
+            return method.weight(base, own)
+
+        return self._chosen(base.dense(), factors, dense, base)
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
+        def product(method: Variant, own: Factors, x: Array, base: Base) -> Array:
+            return method.dot(x, base, own)
+
         y = self._sum(base.dot(x), x, factors, "ab", base.accumulate)
-        return self._chosen(y, factors, lambda method, own: method.dot(x, base, own), PLAIN)
+        return self._chosen(self._rescaled(y, factors), factors, product, x, base, but=PLAIN)
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
-        y = self._sum(base.dot_t(x), x, factors, "ba", base.accumulate)
-        return self._chosen(y, factors, lambda method, own: method.dot_t(x, base, own), PLAIN)
+        def product(method: Variant, own: Factors, x: Array, base: Base) -> Array:
+            return method.dot_t(x, base, own)
+
+        z = self._rescaled(x, factors)
+        y = self._sum(base.dot_t(z), z, factors, "ba", base.accumulate)
+        return self._chosen(y, factors, product, x, base, but=PLAIN)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
-        def taken(method: Variant, own: Factors) -> Array:
+        def taken(method: Variant, own: Factors, rows: Array, base: Base) -> Array:
             if method != PLAIN:
                 return method.take(rows, base, own)
             a, b = (own.trainable[name].astype(base.dtype) for name in "ab")
             hidden = jnp.take(a, rows, axis=1, mode="clip")
-            return base.take(rows) + lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
+            y = base.take(rows) + lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
+            return times(y, own.constants[GAIN]) if GAIN in own.constants else y
 
-        return self._chosen(base.take(rows), factors, taken)
+        return self._chosen(base.take(rows), factors, taken, rows, base)
 
     @property
     def adapts_bias(self) -> bool:
         return any(method.adapts_bias for method in self.methods)
 
     def bias(self, bias: Array, factors: Factors) -> Array:
-        return self._chosen(bias, factors, lambda method, own: method.bias(bias, own))
+        def changed(method: Variant, own: Factors, bias: Array) -> Array:
+            return method.bias(bias, own)
+
+        return self._chosen(bias, factors, changed, bias)
 
     def _sum(self, y: Array, x: Array, factors: Factors, names: str, accumulate: Any) -> Array:
         """y with the product of plain LoRA, which is zero in slots of other methods."""
@@ -102,32 +121,61 @@ class Slots(Variant):
         )
         return add(y, update.reshape(y.shape))
 
+    def _rescaled(self, y: Array, factors: Factors) -> Array:
+        """y, (..., out), times the gain of the row's adapter, which is one for most."""
+        gains = factors.constants.get(f"{self.methods.index(PLAIN)}/{GAIN}")
+        if gains is None:
+            return y
+        return times(y, lax.dynamic_index_in_dim(gains, factors.constants[SLOT], keepdims=False))
+
     def _chosen(
         self,
         y: Array,
         factors: Factors,
-        compute: Callable[[Variant, Factors], Array],
+        compute: Callable[..., Array],
+        *operands: Any,
         but: Variant | None = None,
     ) -> Array:
-        """What the method of the row's adapter computes; y where there is none."""
-        for method, active, own in self._methods(factors):
-            if method != but:
-                found = compute(method, own)
-                y = jnp.where(active, found, y.astype(found.dtype))
-        return y
-
-    def _methods(self, factors: Factors) -> Iterator[tuple[Variant, Array, Factors]]:
-        """Each method, whether it is the row's, and the factors in the row's slot."""
+        """`compute(method, own factors, *operands)` for the row's adapter; y where it has none."""
         slot = factors.constants[SLOT]
         for number, method in enumerate(self.methods):
-            if f"{number}/{ACTIVE}" not in factors.constants:
-                continue
-            own = jax.tree.map(
-                lambda leaf: lax.dynamic_index_in_dim(leaf, slot, keepdims=False),
-                Factors(*(named(part, number) for part in factors)),
-            )
-            active = own.constants.pop(ACTIVE)
-            yield method, active, own
+            if method != but and f"{number}/{ACTIVE}" in factors.constants:
+                arrays = Factors(*(named(part, number) for part in factors))
+                y = _where_active(functools.partial(compute, method))(y, slot, arrays, operands)
+        return y
+
+
+def _where_active(compute: Callable[..., Array]) -> Callable[..., Array]:
+    """From y, a row's slot, arrays of all slots and operands to what is computed, or else y.
+
+    It is computed with the slot's own arrays, if these are active there. A batch in which they are
+    in no row's slot computes nothing.
+    """
+
+    def row(y: Array, slot: Array, arrays: Factors, operands: tuple[Any, ...]) -> Array:
+        own = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), arrays)
+        active = own.constants.pop(ACTIVE)
+        found = compute(own, *operands)
+        return jnp.where(active, found, y.astype(found.dtype))
+
+    mapped = custom_vmap(row)
+
+    @mapped.def_vmap
+    def rule(size: int, batched: list[Any], *args: Any) -> tuple[Array, bool]:
+        axes = tuple(jax.tree.map(lambda each: 0 if each else None, each) for each in batched)
+        rows = jax.vmap(row, axes, axis_size=size)
+        like = jax.eval_shape(rows, *args)
+
+        def unchanged(y: Array, *rest: Any) -> Array:
+            y = y if batched[0] else jnp.broadcast_to(y[None], like.shape)
+            return y.astype(like.dtype)
+
+        _, slots, arrays, _ = args
+        active = jax.vmap(jnp.take, (axes[2].constants[ACTIVE], axes[1]), axis_size=size)
+        some = active(arrays.constants[ACTIVE], slots).any()
+        return lax.cond(some, rows, unchanged, *args), True
+
+    return mapped
 
 
 def named(arrays: dict[str, Array], number: int) -> dict[str, Array]:
