@@ -1,4 +1,4 @@
-"""What a tracker implements: it gets a run's metrics, step by step, in a process of its own."""
+"""What a tracker implements: it gets a run's metrics, step by step, in a thread of its own."""
 
 import abc
 import dataclasses
@@ -61,8 +61,8 @@ class Tracker(abc.ABC):
     """A tracker's run: it begins, or goes on, when the object is made.
 
     An error of any method ends the tracking of that run, with one warning line. The run trains on.
-    A module that `--track` names has one subclass. It should import its library in `__init__`, as
-    the process that trains imports the module to look at `package`.
+    A module that `--track` names has one subclass. Import a library in `__init__`: the module is
+    imported before anything is trained, to look at `package`.
     """
 
     package: ClassVar[str] = ""

@@ -6,6 +6,8 @@ The run is stopped at step 2, and goes on: all steps are those of one run, each 
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -44,23 +46,17 @@ def run(alone, tmp_path_factory):
     return tracked_runs.stopped_and_continued(smoke, folder, NAMES, "adalora"), folder
 
 
+def _environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+
+
 @pytest.fixture(scope="module")
 def group(alone, tmp_path_factory):
     """The folder of two trials of one program: `a` completes, and `b` fails."""
     folder = tmp_path_factory.mktemp("group") / "cola"
-    folders = {number: folder / "trials" / name for number, name in enumerate("ab")}
-    track = tracking.Track(NAMES, folder, folder / "trials")
-    configs = {number: {"experiment": "e"} for number in folders}
-    with tracking.Tracking(track, folders, configs) as tracked:
-        logs = [tracked.metrics(number, path, True) for number, path in folders.items()]
-        for log in logs:
-            log.truncate(0)
-        for step in (1, 2):
-            for number, log in enumerate(logs):
-                log.write(step, {"loss": step + number / 2})
-        for number, status in enumerate(("completed", "failed")):
-            tracked.where(number)
-            tracked.end(number, status)
+    # In a process of its own, as Trackio has one folder in each.
+    line = "import pathlib, sys, tracked_runs as t; t.two_trials(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", line, folder], check=True, env=_environment())
     return folder
 
 
