@@ -51,7 +51,7 @@ from experiments.search.search import Asked, Search, asked_by_flags
 from experiments.sweeps import jobs, preflight, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import launch, local
-from experiments.sweeps.view import View, clock, summary
+from experiments.sweeps.view import View, summary
 from experiments.tracking import track_flag
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.trial_program import EXECUTIONS
@@ -79,12 +79,12 @@ _SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of -
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "List the trials with their states and an estimate of the time; train nothing.",
+    "List the trials with their states; train nothing.",
 )
-_LAUNCHER = flags.DEFINE(
-    launch.LauncherParser(),
+_LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
+    launch.LAUNCHERS,
     "What runs the jobs: processes on this machine, Slurm, or Ray. print prints their commands.",
 )
 _PROCESSES = flags.DEFINE_integer(
@@ -268,24 +268,12 @@ def _finish(view: View, folder: SweepFolder) -> None:
 
 
 def _list(view: View, todo: list[jobs.Job], how: RunOptions) -> None:
-    """Print every trial with its digest and status, and an estimate of the time to train."""
+    """Print every trial with its digest and status."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
         print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.state.status}")
-    names = {row.trial.name for row in view.rows if row.state.status not in how.final}
-    print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
-    if not todo:
-        return
-    # Which rung the open ones of a halving have reached, only its process knows.
-    open_ones = [[each for each in job if how.halving or each.name in names] for job in todo]
-    times = preflight.seconds(open_ones, how.halving)
-    start = preflight.start_up() * len(todo)
-    print(
-        f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
-        f"of processes; the longest job {clock(max(times))}"
-    )
-    if any(preflight.writes(trial.config) for job in open_ones for trial in job):
-        print("not counted: the texts that models write at the end of a run (config.generate)")
+    left = sum(row.state.status not in how.final for row in view.rows)
+    print(f"{len(view.rows)} trials, {left} to train, in {len(todo)} jobs")
 
 
 if __name__ == "__main__":

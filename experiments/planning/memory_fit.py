@@ -8,21 +8,19 @@ import dataclasses
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from rich.console import Group
 from rich.table import Table
 
-from configs.settings import RunConfig, TextConfig
+from configs.settings import RunConfig
 from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.topologies import GIB, Topology, devices_of, listed
 from experiments.plurals import count
 from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import AXES, ROWS, make_mesh, part_count
-from lora_jax.uses import WeightUse
 
 # CPUs have no matrix products in bfloat16, so their compiler converts weights to float32. It would
 # convert those of all layers at once, before the loop over layers. TPUs and GPUs do not do this.
@@ -38,7 +36,7 @@ TRIES = 8
 """The most programs that the search for a batch compiles."""
 
 SIMULATION_NOTE = (
-    "Temporaries and collectives are those of a program for the CPU, which keeps\n"
+    "Temporaries are those of a program for the CPU, which keeps\n"
     "float32 where a TPU's or GPU's has bfloat16: take them as a rough guide."
 )
 
@@ -62,28 +60,6 @@ class Arrays:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flops:
-    """FLOPs of a training step for one token, by analysis.
-
-    The forward pass of a matrix product takes 2 FLOPs for each weight. The backward pass takes 2
-    for the product with the transpose, and 2 more if the weight is trained. That makes 4N for N
-    frozen weights and 6n for n trained ones (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
-    Attention scores, norms and the loss are left out. XLA's own count is not used, as it counts the
-    body of a loop over layers only once.
-    """
-
-    frozen: float
-    """4N."""
-    trained: float
-    """6n."""
-    recomputed: float
-    """2N + 2n if layers are recomputed in the backward pass, else 0.
-
-    It is an upper bound, as a layer's last product is not needed there.
-    """
-
-
-@dataclasses.dataclass(frozen=True)
 class Fit:
     """The memory that a training step needs on one device, in bytes, and whether it fits."""
 
@@ -94,7 +70,6 @@ class Fit:
     tokens: int
     """The most tokens of a row."""
     arrays: Arrays
-    flops: Flops
     accumulate: int = 1
     """How many parts of this many rows a step takes, one after another."""
     asked: int = 0
@@ -109,8 +84,6 @@ class Fit:
     temporaries: int | None = None
     """Gradients, activations and other buffers of the program; None if it was not compiled."""
     code: int = 0
-    collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How often the program's text has each kind of collective (`collectives`)."""
     seconds: float = 0.0
     """The seconds that compilation took."""
     refused: str = ""
@@ -194,23 +167,8 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
         empty,
         temporaries=memory.temp_size_in_bytes + max(outputs, 0),
         code=memory.generated_code_size_in_bytes,
-        collectives=collectives(compiled.as_text() or ""),
         seconds=took,
     )
-
-
-_COLLECTIVE = re.compile(
-    r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-
-
-def collectives(text: str) -> Counter[str]:
-    """How often a compiled program's text has each kind of collective.
-
-    The body of a loop over layers is counted once. On TPUs, a reduce-scatter is an all-reduce of
-    which a part is kept.
-    """
-    return Counter(_COLLECTIVE.findall(text))
 
 
 def arrays_of(found: AbstractStep) -> Arrays:
@@ -244,25 +202,6 @@ def on_one_device(tree: Any) -> int:
     )
 
 
-def flops_of(found: AbstractStep) -> Flops:
-    """The FLOPs of a training step for one token of a row."""
-    trainable = found.state.trainable
-    products = {path: _multiplied(use) for path, use in found.on_mesh.uses.items()}
-    full = sum(products[path] for path in trainable["params"])
-    adapters = sum(leaf.size for leaf in jax.tree.leaves({**trainable, "params": {}}))
-    frozen = sum(products.values()) - full
-    trained = full + adapters
-    remat = isinstance(found.config, TextConfig) and found.config.model.remat
-    again = 2 * (frozen + trained) if remat else 0
-    return Flops(frozen=4.0 * frozen, trained=6.0 * trained, recomputed=float(again))
-
-
-def _multiplied(use: WeightUse) -> int:
-    """How many weights of a parameter each token is multiplied with."""
-    products = [each for each in use.uses if each.kind in ("product", "transposed product")]
-    return math.prod(use.shape) if products and use.is_matrix else 0
-
-
 def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
     mesh, accumulate = found.on_mesh.mesh, found.config.train.accumulate
     rows, tokens = found.batch["input_ids"].shape
@@ -272,7 +211,6 @@ def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
         rows=rows // (accumulate * part_count(ROWS, mesh)),
         tokens=tokens,
         arrays=arrays_of(found),
-        flops=flops_of(found),
         accumulate=accumulate,
         asked=found.config.train.batch_size,
         loading=loading_of(found),
@@ -379,12 +317,8 @@ def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
 
 
 def show(found: Fit) -> Group:
-    """Show the memory, FLOPs and collectives of a step, and whether it fits."""
-    parts = [heading(found), memory(found), flops(found)]
-    if found.collectives:
-        parts.append(moved(found))
-    parts.append(verdict(found))
-    return Group(*parts)
+    """Show the memory of a step, and whether it fits."""
+    return Group(heading(found), memory(found), verdict(found))
 
 
 def heading(found: Fit) -> str:
@@ -421,7 +355,7 @@ def memory(found: Fit) -> Table:
     made.add_column("GiB a device", justify="right")
     parts = {
         "weights": found.arrays.weights,
-        "adapters" if found.flops.frozen else "trained": found.arrays.adapters,
+        "adapters" if found.arrays.weights else "trained": found.arrays.adapters,
         "optimiser": found.arrays.optimizer,
         "other": found.arrays.other,
         "temporaries": found.temporaries,
@@ -443,21 +377,6 @@ def memory(found: Fit) -> Table:
 
 def _gib(size: int | None) -> str:
     return "-" if size is None else f"{size / GIB:.2f}"
-
-
-def flops(found: Fit) -> str:
-    """The FLOPs for one token: of the step, and of recomputed layers."""
-    each = found.flops
-    kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
-    said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
-    again = f"\n  and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
-    return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"
-
-
-def moved(found: Fit) -> str:
-    """The collectives of the program."""
-    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.collectives.items()))
-    return f"collectives of the program, with the loop over layers counted once:\n  {kinds}"
 
 
 def verdict(found: Fit) -> str:

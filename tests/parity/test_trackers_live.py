@@ -19,7 +19,8 @@ from mlflow.tracking import MlflowClient
 
 from experiments.tracking import tracking
 
-pytestmark = pytest.mark.parity
+# The libraries run in this process, and warn of their own code.
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 NAMES = ("wandb", "trackio", "mlflow")
 OWN = ("_step", "_runtime", "_timestamp")
 
@@ -118,7 +119,6 @@ def test_trackio(run, monkeypatch):
     assert [each["title"] for each in alerts] == ["run preempted", "run completed"]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
 def test_mlflow(run):
     record, folder = run
     client = MlflowClient(tracking_uri=record.trackers["mlflow"])
@@ -162,7 +162,6 @@ def test_trackio_has_trials_as_runs_of_a_group(group):
     }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
 def test_mlflow_has_trials_as_runs_of_a_group(group):
     client = MlflowClient(tracking_uri=f"sqlite:///{group}/tracking/mlflow/mlflow.db")
     experiment = client.get_experiment_by_name("e")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments.planning import memory_fit
-from experiments.planning.memory_fit import Arrays, Fit, Flops
+from experiments.planning.memory_fit import Arrays, Fit
 from experiments.planning.topologies import GIB, topology
 
 
@@ -26,9 +26,7 @@ class Compiler:
     def fit(self, config, chosen, mesh, rows=None):
         held = int(self.arrays * GIB / chosen.devices)
         total = int(self.memory(chosen.devices, rows) * GIB)
-        found = Fit(
-            chosen, mesh, rows, 128, Arrays(held, 0, 0, 0), Flops(1.0, 1.0, 0.0), refused="no"
-        )
+        found = Fit(chosen, mesh, rows, 128, Arrays(held, 0, 0, 0), refused="no")
         if found.hopeless:
             return found
         self.asked.append((str(chosen), rows))

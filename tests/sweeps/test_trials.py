@@ -2,7 +2,6 @@
 
 import json
 import math
-import types
 
 import numpy as np
 import pytest
@@ -364,9 +363,11 @@ def test_trials_that_work_have_their_loops():
 
 def test_trials_share_the_reading_of_texts(monkeypatch):
     read, once = [], preflight.Once()
-    monkeypatch.setattr(
-        preflight, "read_texts", lambda config, task: read.append(config.data.max_length)
-    )
+
+    def read_texts(config, task):
+        read.append(config.data.max_length)
+
+    monkeypatch.setattr(preflight, "read_texts", read_texts)
     for trial in smoke_made("config.data.max_length=8,16", "config.seed=0:2"):
         preflight.check(trial.config, once)
     assert read == [8, 16]
@@ -384,56 +385,3 @@ def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"^every trial: {folder}: neither model.safetensors nor"):
         preflight.check_trials(found)
-
-
-def test_what_calls_cost():
-    cost = preflight.Cost(compile=3.0, call=2.0, longest=16)
-    assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
-    assert cost.compiled({8: 2, 16: 4}) == 2 * 3
-    found = preflight.Estimate(program=7.0, built=0.5, trained=2.0, steps=8)
-    assert found.of(5) == 7 + 5 * 2.5
-    # 8 trials for 1 step, 4 of them for another, 2 for two more, and 1 to the end
-    assert found.of(8, halving=2) == 7 + 8 * 0.5 + (8 * 1 + 4 * 1 + 2 * 2 + 1 * 4) * 2 / 8
-
-
-def test_runs_that_write_texts_are_known():
-    arguments = [f"--config={ROOT / 'configs' / 'instruct.py'}:size=smoke"]
-    (trial,) = smoke_made("config.seed=0", arguments=arguments)
-    assert preflight.writes(trial.config)
-    silent = [*arguments, "--config.generate.samples=0", "--config.generate.scored=0"]
-    for quiet in (silent, SMOKE):
-        assert not preflight.writes(smoke_made("config.seed=0", arguments=quiet)[0].config)
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch, first):
-    """The shared part by itself, and as many calls of the model as a run makes."""
-    names = ("data.train", "data.validation", "data.max_length", "train.batch_size")
-    settings = zip(names, (64, 40, 16, 8), strict=True)
-    arguments = [*SMOKE, f"--config.model.name={small_model.write(tmp_path / 'bert')}"]
-    arguments += [f"--config.{name}={value}" for name, value in settings]
-    arguments += [f"--config.train.evaluate_first={first}"]
-    config = smoke_made("config.data.buckets=1", arguments=arguments)[0].config
-    clock = [0.0]
-
-    def slow(name, seconds):
-        function = getattr(preflight, name)
-
-        def late(*given, **options):
-            clock[0] += seconds
-            experiment = function(*given, **options)
-            if name == "build":
-                experiment.texts.task.unlabelled["more"] = experiment.texts.task.validation
-                experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]
-            return experiment
-
-        monkeypatch.setattr(preflight, name, late)
-
-    slow("load", 1e6)
-    slow("build", 1e3)
-    monkeypatch.setattr(preflight, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(preflight, "_cost", lambda *_: preflight.Cost(1e4, 1.0, 16))
-    found = preflight.measure(config)
-    assert found.program == 1e6 + 2 * 1e4
-    # 8 steps, the evaluation after the last, and the predictions of `more`: 5 batches each
-    assert (found.built, found.trained, found.steps) == (1e3, 8 + 5 + 5 + first * 5, 8)

@@ -23,21 +23,6 @@ from experiments.sweeps.view import View
 LAUNCHERS = ("local", "slurm", "ray", "print")
 
 
-class LauncherParser(flags.EnumParser):
-    """The parser of `--launcher`, which knows what became of a launcher that is gone."""
-
-    def __init__(self) -> None:
-        super().__init__(LAUNCHERS)
-
-    def parse(self, argument: str) -> str:
-        if argument == "kubernetes":
-            raise flags.Error(
-                "--launcher=kubernetes is gone: use --launcher=ray on a KubeRay cluster, or run "
-                "the lines of --launcher=print in pods (docs/guides/launchers.md)"
-            )
-        return super().parse(argument)
-
-
 def require_own_flags(launcher: str, values: flags.FlagValues) -> None:
     """Raise a ValueError if a flag was given that only another launcher reads.
 
