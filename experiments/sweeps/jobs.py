@@ -6,8 +6,9 @@ import os
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
@@ -20,6 +21,7 @@ from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import Track
 from lora_jax.error_text import first_line
+from lora_jax.suggest import require_known
 
 Job = list[Trial]
 
@@ -81,6 +83,28 @@ def parse_shard(text: str) -> tuple[int, int] | None:
     if not (digits and int(first) < int(second)):
         raise ValueError(f"--shard={text}: expected i/n with i from 0 to n-1, such as 0/4")
     return int(first), int(second)
+
+
+def resources(
+    flag: str, items: Sequence[str], names: Mapping[str, str], texts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What each job of a launcher gets, from the items of its flag, such as `gpus=1`.
+
+    Args:
+      names: the launcher's own name of each key.
+      texts: the keys that do not take numbers.
+
+    Raises:
+      ValueError: an unknown key, or no number.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        require_known(key, names, f"--{flag}={item}: no such resource")
+        if key not in texts and not (value.isascii() and value.isdecimal()):
+            raise ValueError(f"--{flag}={item}: expected a whole number, such as {key}=1")
+        found[names[key]] = value if key in texts else int(value)
+    return found
 
 
 def command(folder: SweepFolder, job: Job, how: RunOptions = USUAL) -> list[str]:

@@ -32,8 +32,6 @@ class Row:
     step: int = 0
     loss: float | None = None
     score: float | None = None
-    seconds_left: float | None = None
-    _first: tuple[float, int] | None = None
     _read: tuple[int, int] | None = None
 
     def look(self, folder: SweepFolder) -> bool:
@@ -41,8 +39,6 @@ class Row:
         before = self.state.status
         if before != "completed":
             self.state = folder.state(self.trial)
-        if before != self.state.status:
-            self._first = None  # a new process may have another pace
         with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
             self._look_at_metrics(folder)
         return before != self.state.status
@@ -58,12 +54,6 @@ class Row:
         for row in rows:
             self.loss = row.get("loss", self.loss)
             self.score = row.get(self.loop.metric, self.score)
-        now = time.monotonic()
-        if self._first is None or self.step <= self._first[1]:
-            self._first = now, self.step
-            return
-        pace = (now - self._first[0]) / (self.step - self._first[1])
-        self.seconds_left = pace * (self.loop.steps - self.step)
 
 
 class View:
@@ -133,32 +123,20 @@ class View:
         hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
         table = Table(caption=caption + hidden, box=None, caption_justify="left")
         table.add_column("trial")  # the only column that shrinks
-        for heading in ("status", "step", "loss", "metric", "time left"):
+        for heading in ("status", "step", "loss", "metric"):
             justify = "left" if heading == "status" else "right"
             table.add_column(heading, justify=justify, no_wrap=True)
         for row in shown:
             status = row.state.status
             colour = COLOURS.get(status, "red")
-            left = row.seconds_left if status == "running" else None
             table.add_row(
                 Text(row.trial.name, overflow="ellipsis", no_wrap=True),
                 f"[{colour}]{status}[/]",
                 f"{row.step}/{row.loop.steps}",
                 "" if row.loss is None else f"{row.loss:.3f}",
                 "" if row.score is None else f"{row.loop.metric} {row.score:.4f}",
-                "" if left is None else clock(left),
             )
         return table
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a readable text: `42 s`, `3 min 20 s`, `5 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:

@@ -48,7 +48,8 @@ def run(alone, tmp_path_factory):
 
 
 def _environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    kept = {name: value for name, value in os.environ.items() if name != "TRACKIO_DIR"}
+    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ LAUNCHERS = ("local", "slurm", "ray", "print")
 def require_own_flags(launcher: str, values: flags.FlagValues) -> None:
     """Raise a ValueError if a flag was given that only another launcher reads.
 
-    A launcher's own flags begin with its name: `--slurm_partition`.
+    A launcher's own flags begin with its name: `--slurm`, `--slurm_wait`.
     """
     for name in values:
         owner = name.partition("_")[0]
@@ -41,6 +41,7 @@ def require(launcher: str) -> None:
     match launcher:
         case "slurm":
             slurm.require(slurm.CLUSTER.value)
+            slurm.options()
         case "ray":
             ray.require()
             ray.address()
@@ -54,7 +55,7 @@ def cluster(launcher: str, todo: Sequence[jobs.Job]) -> Iterator[Any]:
         yield None
         return
     with ray.connected(ray.address()) as connected:
-        if shortage := ray.demand().shortage(ray.machines(connected)):
+        if shortage := ray.shortage(ray.demand(), ray.machines(connected)):
             if ray.address() == "local":
                 raise ValueError(shortage)
             warn(f"{shortage}; jobs wait until another machine joins it")

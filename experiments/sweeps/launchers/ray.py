@@ -23,7 +23,6 @@ from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
-from lora_jax.suggest import nearest
 
 _ADDRESS = flags.DEFINE_string(
     "ray_address",
@@ -31,11 +30,13 @@ _ADDRESS = flags.DEFINE_string(
     "The Ray cluster: auto for the one that runs on this machine or that RAY_ADDRESS names, "
     "HOST:PORT, or local to start one on this machine that ends with the command.",
 )
-_CPUS = flags.DEFINE_integer("ray_cpus", 1, "How many CPUs each job gets.", lower_bound=0)
-_GPUS = flags.DEFINE_integer("ray_gpus", 0, "How many GPUs each job gets.", lower_bound=0)
-_TPUS = flags.DEFINE_integer("ray_tpus", 0, "How many TPU chips each job gets.", lower_bound=0)
-_MEMORY = flags.DEFINE_integer(
-    "ray_memory", 0, "How many GiB of memory each job gets; 0 for any.", lower_bound=0
+_NAMES = {"cpus": "CPU", "gpus": "GPU", "tpus": "TPU", "memory": "memory"}
+"""Ray's names of what a job gets."""
+_RESOURCES = flags.DEFINE_list(
+    "ray",
+    [],
+    "What each job gets of a machine, such as --ray=cpus=4,gpus=1,memory=32. tpus are TPU chips, "
+    "and memory is in GiB. The default is one CPU.",
 )
 RETRIES = flags.DEFINE_integer(
     "ray_retries",
@@ -50,44 +51,24 @@ _TICK = 0.2  # seconds; between the ticks, Ray can raise KeyboardInterrupt in a 
 _LOOK = 0.5  # seconds between looks at the tasks
 
 
-@dataclasses.dataclass(frozen=True)
-class Demand:
-    """What each job gets of a machine."""
+def demand() -> dict[str, int]:
+    """What each job gets, by Ray's names, from `--ray`."""
+    found = {"CPU": 1, **jobs.resources("ray", _RESOURCES.value, _NAMES)}
+    if found.get("GPU") and found.get("TPU"):
+        raise ValueError("--ray: a job runs on one kind of device; give gpus or tpus")
+    return found | {"memory": found.get("memory", 0) * 2**30}
 
-    cpus: int = 1
-    gpus: int = 0
-    tpus: int = 0
-    """TPU chips."""
-    memory: int = 0
-    """GiB, or 0 for any."""
 
-    def options(self) -> dict[str, Any]:
-        """The same as options of a Ray task."""
-        memory = {"memory": self.memory * 2**30} if self.memory else {}
-        tpus = {"resources": {"TPU": self.tpus}} if self.tpus else {}
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory, **tpus}
+def shortage(demand: Mapping[str, int], machines: Sequence[Mapping[str, float]]) -> str:
+    """A line if a job fits on none of these machines; empty if it fits on one.
 
-    def shortage(self, machines: Sequence[Mapping[str, float]]) -> str:
-        """What none of these machines has, with the flag; empty if a job fits on one of them.
-
-        Args:
-          machines: Ray's resources of each machine, such as `{"CPU": 8.0, "memory": 3e10}`.
-        """
-        wanted = {
-            "CPU": ("--ray_cpus", self.cpus, 1),
-            "GPU": ("--ray_gpus", self.gpus, 1),
-            "TPU": ("--ray_tpus", self.tpus, 1),
-            "memory": ("--ray_memory", self.memory, 2**30),
-        }
-        for name, (flag, amount, unit) in wanted.items():
-            most = max((each.get(name, 0) for each in machines), default=0) / unit
-            if amount > most:
-                return f"{flag}={amount}: no machine of the Ray cluster has more than {most:.4g}"
-        for each in machines:
-            if all(each.get(name, 0) >= n * unit for name, (_, n, unit) in wanted.items()):
-                return ""
-        asked = " and ".join(flag for flag, amount, _ in wanted.values() if amount)
-        return f"no machine of the Ray cluster has {asked} at once"
+    Args:
+      machines: Ray's resources of each machine, such as `{"CPU": 8.0, "memory": 3e10}`.
+    """
+    if any(all(each.get(name, 0) >= n for name, n in demand.items()) for each in machines):
+        return ""
+    asked = ", ".join(f"{n} {name}" for name, n in demand.items() if n)
+    return f"--ray: no machine of the Ray cluster has {asked}"
 
 
 def address() -> str:
@@ -99,22 +80,7 @@ def address() -> str:
     given = str(_ADDRESS.value)
     if given in ("auto", "local") or re.fullmatch(r"[\w.\[\]:-]*[\w\]]:[0-9]{1,5}", given):
         return given
-    if given.startswith("ray://"):
-        raise ValueError(
-            f"--ray_address={given}: start the sweep on a machine of the cluster, with "
-            "--ray_address=auto"
-        )
-    near = nearest(given, ("auto", "local"), 1)
-    raise ValueError(f"--ray_address={given}: expected HOST:PORT, auto or local; nearest: {near}")
-
-
-def demand() -> Demand:
-    """What each job gets."""
-    if _GPUS.value and _TPUS.value:
-        raise ValueError("--ray_gpus and --ray_tpus: a job runs on one kind of device; give one")
-    return Demand(
-        int(_CPUS.value or 0), int(_GPUS.value or 0), int(_TPUS.value or 0), int(_MEMORY.value or 0)
-    )
+    raise ValueError(f"--ray_address={given}: expected HOST:PORT, auto or local")
 
 
 def require() -> Any:
@@ -191,7 +157,7 @@ def launch(
     todo: Sequence[jobs.Job],
     folder: SweepFolder,
     ray: Any,
-    demand: Demand,
+    demand: Mapping[str, int],
     retries: int,
     watch: Callable[[], None],
     command: Callable[[SweepFolder, jobs.Job], list[str]] = jobs.command,
@@ -214,7 +180,14 @@ def launch(
     """
     # Workers unpickle it where `experiments` may not be importable.
     importlib.import_module("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
-    task = ray.remote(max_retries=0, **demand.options())(attend)
+    others = {name: n for name, n in demand.items() if name not in ("CPU", "GPU", "memory") and n}
+    task = ray.remote(
+        max_retries=0,
+        num_cpus=demand["CPU"],
+        num_gpus=demand.get("GPU", 0),
+        memory=demand.get("memory") or None,
+        resources=others or None,
+    )(attend)
     running: dict[Any, tuple[jobs.Job, int]] = {}  # a job, and which of its attempts it is
 
     def start(job: jobs.Job, number: int = 1) -> None:
