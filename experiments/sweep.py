@@ -126,7 +126,7 @@ def sweep() -> None:
 
 
 def _sweep() -> None:
-    folder = _folder()
+    folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require_sweep_or_empty()
     track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
@@ -152,17 +152,17 @@ def _sweep() -> None:
     if part is not None and not mine:
         print(jobs.no_job(whole, part))
         return
-    names = {trial.name for job in mine for trial in job}
+    names, how = {trial.name for job in mine for trial in job}, _how(folder)
     pairs = [each for each in zip(found, loops, strict=True) if each[0].name in names]
     console = Console(width=None if sys.stdout.isatty() else 200)
     view = View([trial for trial, _ in pairs], [loop for _, loop in pairs], folder, console)
     if _DRY_RUN.value:
-        _list(view, _todo(mine, folder, _how()), _how())
+        _list(view, _todo(mine, folder, how), how)
         return
-    with launch.cluster(launcher, _todo(mine, folder, _how())) as ray, folder.held(part):
+    with launch.cluster(launcher, _todo(mine, folder, how)) as ray, folder.held(part):
         folder.write_list(found)
-        todo = _todo(mine, folder, _how())
-        if launch.launch(launcher, todo, folder, view, machine, ray, _how()):
+        todo = _todo(mine, folder, how)
+        if launch.launch(launcher, todo, folder, view, machine, ray, how):
             _finish(view, folder)
 
 
@@ -174,7 +174,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     if _DRY_RUN.value:
         found, loops = search.first()
-        how = _how(asked.halving)
+        how = _how(folder, asked.halving)
         _list(View(found, loops, folder, console), _todo(jobs.make(found, 0), folder, how), how)
         print(search.outlook(loops))
         return
@@ -186,7 +186,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         trained.extend(found)
         machine = local.slots(1 if halving else _PROCESSES.value, len(found))
         whole = jobs.make(found, 0 if halving else None, max(len(machine), 1))
-        view, how = View(found, loops, folder, console), _how(halving)
+        view, how = View(found, loops, folder, console), _how(folder, halving)
         folder.write_list(found)
         if todo := _todo(whole, folder, how):
             if not announced:
@@ -203,10 +203,6 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     fine = ("completed", "stopped", "diverged")
     if any(folder.state(each).status not in fine for each in trained):
         sys.exit(1)
-
-
-def _folder() -> SweepFolder:
-    return SweepFolder(Path(str(_WORKDIR.value)))
 
 
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
@@ -248,13 +244,13 @@ def _todo(mine: list[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jo
     ]
 
 
-def _how(halving: int = 0) -> RunOptions:
+def _how(folder: SweepFolder, halving: int = 0) -> RunOptions:
     return RunOptions(
         execution=_EXECUTION.value,  # type: ignore[arg-type]
         retry=bool(_RETRY.value),
         audit=audit_flag.wanted(),
         halving=halving,
-        track=jobs.tracked(_folder(), track_flag.wanted()),
+        track=jobs.tracked(folder, track_flag.wanted()),
     )
 
 

@@ -127,11 +127,6 @@ def topology(name: str) -> Topology:
     return Topology(kind, tuple(map(int, size.split("x"))))
 
 
-def listed(kind: str) -> list[Topology]:
-    """The topologies of a kind that are offered, smallest first."""
-    return [topology(f"{kind}:{size}") for size in KINDS[kind].listed]
-
-
 def check_device_count(chosen: Topology) -> None:
     """Raise a ValueError if there are too many devices to simulate."""
     if not chosen.ahead and chosen.devices > MOST:

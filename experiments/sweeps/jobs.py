@@ -110,12 +110,8 @@ def resources(
 def command(folder: SweepFolder, job: Job, how: RunOptions = USUAL) -> list[str]:
     """The command that trains the trials of a job that have not ended."""
     line = [*command_line("worker"), f"--workdir={folder.path.resolve()}"]
-    return [*line, *(f"--trial={trial.name}" for trial in job), *options(how)]
-
-
-def options(how: RunOptions) -> list[str]:
-    """The flags of a worker that trains in this way."""
-    line = [f"--execution={how.execution}"] if how.execution else []
+    line += [f"--trial={trial.name}" for trial in job]
+    line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
     line += [f"--halving={how.halving}"] if how.halving else []
     line += [f"--track={','.join(how.track.names)}"] if how.track.names else []
@@ -167,17 +163,16 @@ def work(
             try:
                 left = until - time.monotonic()
                 stack.enter_context(lock(folder.lock_file(name), wait=left))
-            except LockedError as error:
-                _require_none_missing(how, name, error)
-                print(f"{name}: {error}")
-                continue
-            try:
                 trial = folder.trial(name)
                 configs.append(trial.config)
                 mine.append(trial)
             except Exception as error:
-                _require_none_missing(how, name, error)
-                _failed(folder, name, error)
+                if how.halving:  # which takes all of them
+                    raise ValueError(MISSING.format(name, error)) from error
+                if isinstance(error, LockedError):
+                    print(f"{name}: {error}")
+                else:
+                    _failed(folder, name, error)
         begin = stack.enter_context(between_programs())
         for numbers in groups(configs):
             begin()
@@ -185,12 +180,6 @@ def work(
         good = ("completed", "stopped") if how.halving else ("completed",)
         done = [trial for trial in mine if folder.state(trial).status in good]
     return len(done) == len(names)
-
-
-def _require_none_missing(how: RunOptions, name: str, error: Exception) -> None:
-    """Raise a ValueError if the trials are to be halved, which takes all of them."""
-    if how.halving:
-        raise ValueError(MISSING.format(name, error)) from error
 
 
 def _train(folder: SweepFolder, trials: Job, how: RunOptions, train: Train) -> None:

@@ -84,7 +84,12 @@ def launch(
                 print(jobs.shell_command(folder, job, how))
             return False
         case "slurm" if todo:
-            if not (todo := _not_running(todo, folder, how)):
+            # A job that is queued twice would wait for the locks of the first, and keep devices.
+            busy = {*how.final, "running"}
+            todo = [
+                job for job in todo if any(folder.state(each).status not in busy for each in job)
+            ]
+            if not todo:
                 print("all jobs are running already: none is submitted")
                 return False
             waits = f"--lock_wait={jobs.LOCK_WAIT}"
@@ -107,15 +112,6 @@ def launch(
             with view.shown():
                 local.launch(todo, folder, machine, view.update, command)
     return True
-
-
-def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jobs.Job]:
-    """The jobs with a trial that is to be trained and that no process holds.
-
-    A job that is queued twice would wait for the locks of the first, and take up its devices.
-    """
-    busy = {*how.final, "running"}
-    return [job for job in todo if any(folder.state(trial).status not in busy for trial in job)]
 
 
 @contextlib.contextmanager
