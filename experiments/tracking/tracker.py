@@ -67,6 +67,8 @@ class Tracker(abc.ABC):
 
     package: ClassVar[str] = ""
     """The package that must be installed, as it is imported."""
+    forgets: ClassVar[bool] = False
+    """Whether it drops the steps after `run.restored`; others get no step of a scalar again."""
 
     def __init__(self, run: TrackedRun):
         """Begin a run, or go on with the one of `run.identity`."""
@@ -76,14 +78,6 @@ class Tracker(abc.ABC):
     @abc.abstractmethod
     def where(self) -> str:
         """The run's URL, or the folder or file that has it; `record.json` names it."""
-
-    @abc.abstractmethod
-    def last(self) -> Mapping[str, int]:
-        """The last step of each scalar that the tracker has; it gets only later ones.
-
-        A run that goes on repeats the steps after its checkpoint, and trackers mostly cannot
-        forget what they have.
-        """
 
     @abc.abstractmethod
     def write(

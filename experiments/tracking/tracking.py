@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 from experiments.cli import warn
 from experiments.tracking.tracker import NO_IMAGES, Status, TrackedRun, Tracker, plain_name
 from experiments.tracking.trackers import find
+from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import numbers, plain
 from lora_jax.records.metrics_log import Metrics, read_metrics
 
@@ -70,11 +72,16 @@ class TrackedMetrics(Metrics):
 class _Row:
     """Gives a tracker the values of each step in one call, and none that it has already.
 
-    A step is written when a later one begins, or with the next image or the end.
+    A step is written when a later one begins, or with the next image or the end. `last.json` notes
+    the last step of each scalar before it is written: a run that goes on repeats the steps after
+    its checkpoint, and trackers mostly cannot forget what they have.
     """
 
     def __init__(self, tracker: Tracker):
-        self._tracker, self._last = tracker, dict(tracker.last())
+        self._tracker, self._noted = tracker, tracker.run.folder / "last.json"
+        self._last = json.loads(self._noted.read_text()) if self._noted.exists() else {}
+        if tracker.forgets:
+            self._last = {n: min(step, tracker.run.restored) for n, step in self._last.items()}
         self._step, self._scalars = 0, dict[str, float]()
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
@@ -87,8 +94,9 @@ class _Row:
 
     def write(self, images: Mapping[str, Path] = NO_IMAGES) -> None:
         if self._scalars or images:
-            self._tracker.write(self._step, self._scalars, images)
             self._last |= dict.fromkeys(self._scalars, self._step)
+            write_atomically(self._noted, json.dumps(self._last).encode())
+            self._tracker.write(self._step, self._scalars, images)
             self._scalars = {}
 
     def draw(self, step: int, scalars: Mapping[str, Any], images: Mapping[str, Path]) -> None:

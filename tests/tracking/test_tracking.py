@@ -140,7 +140,8 @@ def test_a_broken_tracker_costs_one_line(misbehaves, says, tmp_path, monkeypatch
 
 
 def test_a_tracker_that_hangs_as_it_begins_costs_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recorder.OwnTracker, "last", lambda _: threading.Event().wait())
+    hangs = property(lambda _: threading.Event().wait())
+    monkeypatch.setattr(recorder.OwnTracker, "where", hangs)
     monkeypatch.setattr(tracking, "WAIT", 0.1)
     with Tracking(Track((NAME,)), {0: tmp_path}, {0: CONFIG}) as tracked:
         begun_in(tracked, tmp_path)

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import importlib
 import os
 import pathlib
@@ -23,6 +22,7 @@ from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
+from lora_jax.error_text import first_line
 
 _ADDRESS = flags.DEFINE_string(
     "ray_address",
@@ -144,15 +144,6 @@ def _reach(address: str) -> None:
         raise ValueError(f"no Ray cluster answers at {address}: {said}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _End:
-    """How a task ended: with its process, or with an error of Ray and code None."""
-
-    process: int
-    code: int | None
-    said: str = ""
-
-
 def launch(
     todo: Sequence[jobs.Job],
     folder: SweepFolder,
@@ -202,14 +193,19 @@ def launch(
             done, _ = ray.wait(list(running), timeout=_LOOK)
             watch()
             for reference in done:
-                (job, number), end = running.pop(reference), _end(ray, reference)
-                if end.code == TEMPORARY_FAILURE:
+                (job, number), (process, code, why) = running.pop(reference), _end(ray, reference)
+                died = code is None or code < 0
+                if code == TEMPORARY_FAILURE:
                     start(job, number)
-                elif (end.code is None or end.code < 0) and number <= retries:
-                    print(f"{job[0].name}: {_cause(end)}, so its job begins again")
+                elif died and number <= retries:
+                    print(f"{job[0].name}: {why}, so its job begins again")
                     start(job, number + 1)
-                elif rest := _settle(job, number, folder, end):
-                    start(rest)
+                else:
+                    times = f"{why}, the last of {number} times" if died and number > 1 else ""
+                    process = process or _begun_by(job, folder)
+                    said = times or (why if code is None else "")
+                    if rest := local.settle(job, folder, process, code or 0, said):
+                        start(rest)
         watch()
     except local.Terminated:
         for reference in running:
@@ -223,26 +219,14 @@ def launch(
         raise
 
 
-def _end(ray: Any, reference: Any) -> _End:
+def _end(ray: Any, reference: Any) -> tuple[int, int | None, str]:
+    """The process of a task, its code, and what ended it; code None if the task itself failed."""
     try:
-        return _End(*ray.get(reference))
+        process, code = ray.get(reference)
+        return process, code, local.cause(code, 0)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error  # of an error in the task itself
-        said = (str(cause).strip().splitlines() or ["no reason given"])[0]
-        return _End(0, None, f"{type(cause).__name__}: {said}")
-
-
-def _cause(end: _End) -> str:
-    return f"its Ray task ended ({end.said})" if end.code is None else local.cause(end.code, 0)
-
-
-def _settle(job: jobs.Job, number: int, folder: SweepFolder, end: _End) -> jobs.Job:
-    """Note the killed trials of a job after an attempt, and return its remaining trials."""
-    if end.code is not None and end.code >= 0:
-        return local.settle(job, folder, end.process, end.code)
-    times = f", the last of {number} times" if number > 1 else ""
-    process = end.process or _begun_by(job, folder)
-    return local.settle(job, folder, process, end.code or 0, f"{_cause(end)}{times}")
+        return 0, None, f"its Ray task ended ({first_line(cause)})"
 
 
 def _begun_by(job: jobs.Job, folder: SweepFolder) -> int:

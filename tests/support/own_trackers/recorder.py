@@ -28,12 +28,6 @@ class OwnTracker(Tracker):
             return eval(os.environ["OWN_WHERE"])
         return f"own://{self.run.identity}"
 
-    def last(self) -> Mapping[str, int]:
-        found: dict[str, int] = {}
-        for row in read(self.run.folder):
-            found |= dict.fromkeys(row.get("scalars", ()), row.get("step", 0))
-        return found
-
     def write(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path] = NO_IMAGES
     ) -> None:
