@@ -1,4 +1,4 @@
-"""Show the progress of a sweep's trials from their files: a live table, or a line an event."""
+"""Show the progress of a sweep's trials from their files: a line an event, and a live table."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,6 @@ from experiments.sweeps.trials import Trial
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.training.loop_settings import Loop
 
-COLOURS = {"completed": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
-COLOURS |= {"stopped": "dim"}
 _EVERY = 0.5  # seconds between looks at the files
 
 
@@ -77,7 +75,7 @@ class View:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["View"]:
-        """Show a table that changes in place on a terminal; elsewhere `update` prints lines."""
+        """Show a table of what trains in place on a terminal, below the lines of `update`."""
         if not self._console.is_terminal:
             yield self
             return
@@ -90,60 +88,47 @@ class View:
             return
         self._seen = time.monotonic()
         for row in self.rows:
-            if row.look(self._folder) and self._live is None:
+            if row.look(self._folder):
                 self._say(row)
         if self._live is not None:
-            self._live.update(self.table(self._console.height), refresh=True)
+            self._live.update(self.table(), refresh=True)
 
     def _say(self, row: Row) -> None:
-        self._console.print(escape(self._said(row)), soft_wrap=True, highlight=False)
-
-    def _said(self, row: Row) -> str:
         line = f"{row.trial.name}: {row.state.status}"
         if row.state.status == "completed" and row.score is not None:
             line += f", {row.loop.metric} {row.score:.4f}"
         line += f", {row.state.note}" if row.state.note else ""
         count = sum(each.state.ended for each in self.rows)
-        return line + (f" ({count} of {len(self.rows)})" if row.state.ended else "")
+        line += f" ({count} of {len(self.rows)})" if row.state.ended else ""
+        self._console.print(escape(line), soft_wrap=True, highlight=False)
 
-    def table(self, height: int = 0) -> Table:
-        """A table of the trials.
-
-        If `height` lines do not hold all of them, running trials are preferred, then those that did
-        not complete.
-        """
-        order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1}
-        order |= {"diverged": 1, "lost": 1}
-        rows = sorted(self.rows, key=lambda row: order.get(row.state.status, 2))
-        room = max(height - 6, 1) if height else len(rows)
-        shown = rows[:room]
-        shown.sort(key=self.rows.index)
-        counts = Counter(row.state.status for row in self.rows)
-        caption = ", ".join(f"{count} {status}" for status, count in counts.items())
-        hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
-        table = Table(caption=caption + hidden, box=None, caption_justify="left")
+    def table(self) -> Table:
+        """A table of the trials that are training."""
+        caption = counted(self.rows)
+        table = Table(caption=caption, box=None, caption_justify="left")
         table.add_column("trial")  # the only column that shrinks
-        for heading in ("status", "step", "loss", "metric"):
-            justify = "left" if heading == "status" else "right"
-            table.add_column(heading, justify=justify, no_wrap=True)
-        for row in shown:
-            status = row.state.status
-            colour = COLOURS.get(status, "red")
-            table.add_row(
-                Text(row.trial.name, overflow="ellipsis", no_wrap=True),
-                f"[{colour}]{status}[/]",
-                f"{row.step}/{row.loop.steps}",
-                "" if row.loss is None else f"{row.loss:.3f}",
-                "" if row.score is None else f"{row.loop.metric} {row.score:.4f}",
-            )
+        for heading in ("step", "loss", "metric"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.rows:
+            if row.state.status == "running":
+                table.add_row(
+                    Text(row.trial.name, overflow="ellipsis", no_wrap=True),
+                    f"{row.step}/{row.loop.steps}",
+                    "" if row.loss is None else f"{row.loss:.3f}",
+                    "" if row.score is None else f"{row.loop.metric} {row.score:.4f}",
+                )
         return table
+
+
+def counted(rows: Sequence[Row]) -> str:
+    """The number of trials by status."""
+    counts = Counter(row.state.status for row in rows)
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:
     """Lines with the number of trials by status, and on each begun trial that is not completed."""
-    counts = Counter(row.state.status for row in rows)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    lines = [f"{len(rows)} trials: {said}"]
+    lines = [f"{len(rows)} trials: {counted(rows)}"]
     for row in rows:
         if row.state.status not in ("completed", "waiting"):
             note = f", {row.state.note}" if row.state.note else ""

@@ -218,11 +218,9 @@ class MLflow(Tracker):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         tracking: Any = importlib.import_module("mlflow.tracking")
         self._entities: Any = importlib.import_module("mlflow.entities")
-        own = _database(run.store)
+        own = f"sqlite:///{run.store.absolute() / 'mlflow.db'}"
         self._uri = os.environ.get("MLFLOW_TRACKING_URI") or own
-        with FileLock(run.store / "opening.lock"):
-            if self._uri == own:
-                _make_tables(tracking.MlflowClient, run.store)
+        with FileLock(run.store / "opening.lock"):  # one process makes the tables
             self._client = tracking.MlflowClient(tracking_uri=self._uri)
             self._experiment = self._find_experiment(self._uri == own)
         by_identity = f"tags.`{self._IDENTITY}` = '{run.identity}'"
@@ -270,20 +268,6 @@ class MLflow(Tracker):
     def end(self, status: Status) -> None:
         self._client.set_tag(self._id, "status", status)
         self._client.set_terminated(self._id, self._ENDED.get(status, "KILLED"))
-
-
-def _database(folder: Path, name: str = "mlflow.db") -> str:
-    return f"sqlite:///{folder.absolute() / name}"
-
-
-def _make_tables(client: Any, folder: Path) -> None:
-    """Make the database, which takes seconds; a process killed meanwhile leaves no half of it."""
-    made = folder / "mlflow.db"
-    if not made.exists():
-        new = made.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        client(tracking_uri=_database(folder, new.name))
-        new.replace(made)
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {

@@ -328,12 +328,11 @@ def test_what_is_shown(tmp_path):
             log.write(10, {"accuracy": 0.625, "eval_loss": 0.6})
             view.update(now=True)
         lines = [line.split() for line in printed(view.table())]
-        assert lines[0] == ["trial", "status", "step", "loss", "metric"]
-        assert lines[1][:6] == ["seed=0", "running", "10/20", "0.500", "accuracy", "0.6250"]
-        assert lines[2] == ["seed=1", "waiting", "0/20"]
-        assert lines[4] == ["1", "running,", "2", "waiting"]
-        short = " ".join(printed(view.table(height=7)))
-        assert "2 not shown" in short and "seed=0" in short
+        assert lines == [
+            ["trial", "step", "loss", "metric"],
+            ["seed=0", "10/20", "0.500", "accuracy", "0.6250"],
+            ["1", "running,", "2", "waiting"],
+        ]
     trained_one(found[0].config, folder.run("seed=0"))
     folder.end("seed=1", "failed", "ValueError: [so] it is")
     view.update(now=True)
