@@ -44,7 +44,6 @@ from experiments.planning.topologies import (
     ACCELERATORS,
     EFFICIENCY,
     accelerator,
-    check_device_count,
     prepare,
     topology,
 )
@@ -120,7 +119,6 @@ def plan() -> None:
             raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices, "--mesh=")
-    check_device_count(chosen)
     prepare(1 if chosen.ahead else chosen.devices)
     console = Console(soft_wrap=True)
     config = parse(_CONFIG.value.to_dict())

@@ -115,12 +115,8 @@ class Fit:
             ),
         )
         capacity = self.topology.capacity
-        for size, said in reasons:
-            if size > capacity:
-                why = said.format(f"{size / GIB:.2f} GiB")
-                break
-        else:
-            why = self.refused
+        large = (said.format(f"{n / GIB:.2f} GiB") for n, said in reasons if n > capacity)
+        why = next(large, self.refused)
         more = f"more than the {capacity / GIB:.2f} GiB that a device of {self.topology} has"
         return f"Does not fit: {why}, {more}."
 
@@ -234,16 +230,12 @@ def show(found: Fit) -> Group:
 
 def heading(found: Fit) -> str:
     """The devices, the mesh and the batch, a line for each."""
-    chosen, sizes = found.topology, dict(zip(AXES, found.mesh, strict=True))
-    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    chosen = found.topology
+    mesh = " x ".join(f"{name} {size}" for name, size in zip(AXES, found.mesh, strict=True))
     compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
-    return "\n".join(
-        (
-            f"{chosen}: {count(chosen.devices, 'device')} of "
-            f"{chosen.capacity / GIB:.2f} GiB, compiled {compiled}",
-            f"mesh: {mesh}",
-            f"batch: {rows(found)}",
-        )
+    return (
+        f"{chosen}: {count(chosen.devices, 'device')} of {chosen.capacity / GIB:.2f} GiB, "
+        f"compiled {compiled}\nmesh: {mesh}\nbatch: {rows(found)}"
     )
 
 
@@ -254,9 +246,8 @@ def rows(found: Fit) -> str:
     times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
     parts = f"{count(shards, 'shard')} by data x fsdp"
     each = f"{count(found.rows, 'row')} a shard, {parts}{times}"
-    own = ""
-    if found.asked not in (0, batch):
-        own = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    other = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    own = "" if found.asked in (0, batch) else other
     return f"{batch} x {found.tokens} tokens a step ({each}){own}"
 
 

@@ -59,10 +59,8 @@ def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> 
 
 def no_job(jobs: Sequence[Job], part: tuple[int, int]) -> str:
     """The message for a shard that has no job."""
-    trials = sum(map(len, jobs))
-    hint = "; see --per_job" if trials > len(jobs) else ""
-    of = f"{count(len(jobs), 'job')} of {trials} trials"
-    return f"shard {part[0]}/{part[1]} has no job: {of} in all{hint}"
+    of = f"{count(len(jobs), 'job')} of {sum(map(len, jobs))} trials"
+    return f"shard {part[0]}/{part[1]} has no job: {of} in all; see --per_job"
 
 
 def shard(jobs: Sequence[Job], part: tuple[int, int] | None) -> list[Job]:

@@ -147,12 +147,6 @@ def _run(item: str, where: str) -> Sequence[Any]:
             raise ValueError(f"{where}: the range {item} is empty")
         check_count(abs(stop - start) // abs(step), where)  # `len` takes no number of any length
         return range(start, stop, step)
-    numbers = item.split(":")
-    if len(numbers) > 1 and None not in map(number_text.read, numbers):
-        raise ValueError(
-            f"{where}: {item} is no range of integers; list the values, or draw from "
-            f"uniform:{numbers[0]}:{numbers[1]} with --trials"
-        )
     if len(item) > 1 and item[0] == item[-1] and item[0] in "\"'" and item[0] not in item[1:-1]:
         return [item[1:-1]]
     return [item]

@@ -37,21 +37,16 @@ class Row:
         before = self.state.status
         if before != "completed":
             self.state = folder.state(self.trial)
-        with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
-            self._look_at_metrics(folder)
-        return before != self.state.status
-
-    def _look_at_metrics(self, folder: SweepFolder) -> None:
         path = folder.run(self.trial.name) / "metrics.jsonl"
-        stat = path.stat()
-        if self._read == (changed := (stat.st_mtime_ns, stat.st_size)):
-            return
-        self._read = changed
-        rows = read_metrics(path)
-        self.step = rows[-1]["step"] if rows else 0
-        for row in rows:
-            self.loss = row.get("loss", self.loss)
-            self.score = row.get(self.loop.metric, self.score)
+        with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
+            stat = path.stat()
+            if self._read != (changed := (stat.st_mtime_ns, stat.st_size)):
+                self._read = changed
+                for row in read_metrics(path):
+                    self.step = row["step"]
+                    self.loss = row.get("loss", self.loss)
+                    self.score = row.get(self.loop.metric, self.score)
+        return before != self.state.status
 
 
 class View:

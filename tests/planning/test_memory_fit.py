@@ -115,9 +115,7 @@ def magnitudes(sizes, mesh):
     [
         ("lora", WIDE, (1, 8, 1)),
         ("dora", NARROW, (2, 2, 2)),
-        ("dora", WIDE, (1, 1, 8)),
         ("qlora", WIDE, (1, 4, 2)),
-        ("qlora", NARROW, (8, 1, 1)),
         ("full", NARROW, (1, 4, 2)),
     ],
     ids=lambda each: ("wide", "tied")[each == NARROW] if isinstance(each, dict) else str(each),

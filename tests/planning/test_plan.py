@@ -77,27 +77,21 @@ def test_a_program_that_fits_to_the_byte(found):
     assert not dataclasses.replace(found, temporaries=left, code=1).fits
 
 
-def test_a_program_that_does_not_fit(found):
-    said = memory_fit.verdict(with_program(found, 10))
-    assert said.startswith(
-        "Does not fit: it asks for 18.75 GiB a device, more than the 15.75 GiB that a device of "
-        "v5e:4x4 has. (compiled in 61 s)"
-    )
-
-
-def test_a_program_that_the_compiler_refuses(found):
-    refused = dataclasses.replace(found, refused="the program needs 17.09 GiB a device")
-    assert memory_fit.verdict(refused) == (
-        "Does not fit: the program needs 17.09 GiB a device, more than the 15.75 GiB that a device "
-        "of v5e:4x4 has. (compiled in 61 s)"
-    )
-
-
-def test_arrays_that_do_not_fit(found):
-    large = dataclasses.replace(found, arrays=Arrays(20 * GIB, GIB, 2 * GIB, 0), seconds=0.0)
-    assert memory_fit.verdict(large) == (
-        "Does not fit: weights, adapters and optimiser alone are 23.00 GiB a device, more than the "
-        "15.75 GiB that a device of v5e:4x4 has. (not compiled)"
+@pytest.mark.parametrize(
+    ("changes", "why", "took"),
+    [
+        ({"temporaries": 10 * GIB}, "it asks for 18.75 GiB a device", "compiled in 61 s"),
+        ({"refused": "it needs 17.09 GiB"}, "it needs 17.09 GiB", "compiled in 61 s"),
+        (
+            {"arrays": Arrays(20 * GIB, GIB, 2 * GIB, 0), "seconds": 0.0},
+            "weights, adapters and optimiser alone are 23.00 GiB a device",
+            "not compiled",
+        ),
+    ],
+)
+def test_what_does_not_fit(found, changes, why, took):
+    assert memory_fit.verdict(dataclasses.replace(found, **changes)).startswith(
+        f"Does not fit: {why}, more than the 15.75 GiB that a device of v5e:4x4 has. ({took})"
     )
 
 

@@ -180,7 +180,7 @@ def step(variant, trainable, frozen):
 
 
 @given(pairs().filter(lambda pair: pair[0] != pair[1]))  # of equal ones nothing is to be seen
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_a_program_computes_of_each_trial_what_it_is_alone(pair):
     first, second = pair
     differ = {use for name, use in first.uses if getattr(first, name) != getattr(second, name)}
