@@ -232,7 +232,6 @@ def test_a_configs_own_sweep_that_never_ends(tmp_path):
     file.write_text(text)
     with pytest.raises(ValueError, match=r"endless.py: sweep\(\): 100,001 trials; a sweep has at"):
         trials.own_sweep(str(file))
-    assert len(trials.overrides_of(FILE, ["config.seed=0:100000"])) == sweep_flag.MOST
     own = [{"a": str(n)} for n in range(400)]
     with pytest.raises(ValueError, match="times what --sweep says: 160,000 trials"):
         list(sweep_flag.times(own, [{"b": str(n)} for n in range(400)]))
@@ -343,23 +342,6 @@ def test_all_that_is_wrong_is_said_before_anything_starts(specs, more, said):
     lines = [line.strip() for line in str(caught.value).splitlines()]
     for line, part in zip(lines, said, strict=True):
         assert part in line
-
-
-def test_trials_that_work_have_their_loops():
-    loops = preflight.check_trials(smoke_made("config.train.max_steps=0,3"))
-    assert [(loop.steps, loop.metric) for loop in loops] == [(8, "accuracy"), (3, "accuracy")]
-
-
-def test_trials_share_the_reading_of_texts(monkeypatch):
-    read, once = [], preflight.Once()
-
-    def read_texts(config, task):
-        read.append(config.data.max_length)
-
-    monkeypatch.setattr(preflight, "read_texts", read_texts)
-    for trial in smoke_made("config.data.max_length=8,16", "config.seed=0:2"):
-        preflight.check(trial.config, once)
-    assert read == [8, 16]
 
 
 def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):

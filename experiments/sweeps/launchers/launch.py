@@ -44,7 +44,6 @@ def require(launcher: str) -> None:
             slurm.options()
         case "ray":
             ray.require()
-            ray.address()
             ray.demand()
 
 
