@@ -106,10 +106,7 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
             "error: --launcher=print: --search runs on",
         ),
         ("worker --workdir=OUT", "error: --trial is missing: "),
-        (
-            "worker --workdir=OUT --trial=../x",
-            "error: --trial=../x: expected the name of a folder in trials/",
-        ),
+        ("worker --workdir=OUT --trial=../x", "trials.json has no trial '../x'; nearest: none"),
         ("worker --workdir=OUT --trial=x --cores=a", "error: --cores=a: expected whole numbers"),
         ("methods --documents=README.md --shape=8x8", f"{DEFAULTS} --shape out"),
         ("methods --documents=README.md --model=minilm", f"{DEFAULTS} --model out"),
