@@ -11,10 +11,8 @@ data and no weights: a config.json is enough, or a name in `experiments.planning
 libtpu compiles programs for TPUs (`pip install "lora-jax[tpu]"`). Without libtpu, and for GPUs, the
 program is compiled for simulated CPU devices.
 
-After the given topology, the command searches for the smallest listed topology of its kind that
-fits, and for the largest batch. Each search takes several compilations; `--nosearch` skips both.
-For a Llama of any depth, one compilation takes libtpu one to two minutes and the CPU's compiler
-about ten seconds. The exit code is 2 if the step does not fit the given topology.
+For a Llama of any depth, compilation takes libtpu one to two minutes and the CPU's compiler about
+ten seconds. The exit code is 2 if the step does not fit the given topology.
 
 With --table, the command estimates what all runs of a table's config cost on one device: for each
 cell the steps, the FLOPs and the memory of a step, and the hours, and the hours of all. Sizes come
@@ -32,31 +30,23 @@ weights in bfloat16 or in NF4 with quantised scales.
 """
 
 import sys
-from collections.abc import Callable
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed.devices import announce
 from experiments.planning import memory_fit
-from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.memory_formula import published_sizes, side_by_side
 from experiments.planning.topologies import (
     ACCELERATORS,
     EFFICIENCY,
-    GIB,
-    Topology,
     accelerator,
-    check_device_count,
-    listed,
     prepare,
     topology,
 )
-from experiments.plurals import count
 from experiments.setup.config import parse
 from experiments.tables import table_cost
 from lora_jax.sharding.mesh import mesh_sizes
@@ -110,9 +100,6 @@ _ROWS = flags.DEFINE_integer(
     "How many rows a shard computes at a time. The default is the config's number.",
     lower_bound=1,
 )
-_SEARCH = flags.DEFINE_bool(
-    "search", True, "Search for the smallest topology and the largest batch."
-)
 
 
 def plan() -> None:
@@ -132,16 +119,12 @@ def plan() -> None:
             raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices, "--mesh=")
-    check_device_count(chosen)
-    prepare(_simulated(chosen))
+    prepare(1 if chosen.ahead else chosen.devices)
     console = Console(soft_wrap=True)
     config = parse(_CONFIG.value.to_dict())
     with console.status(f"compiling for {chosen}, which may take minutes"):
-        found = fit(config, chosen, mesh, _ROWS.value)
+        found = memory_fit.fit(config, chosen, mesh, _ROWS.value)
     console.print(memory_fit.show(found))
-    if _SEARCH.value:
-        with console.status("searching") as status:
-            _search(config, found, console, lambda text: status.update(text))
     if not found.fits:
         sys.exit(2)
 
@@ -151,7 +134,7 @@ def cost() -> None:
     for other in (_CONFIG, _TOPOLOGY):
         if other.value is not None:
             raise ValueError(f"--table and --{other.name}: give one of them")
-    cli.refuse_ignored((_MESH, _ROWS, _SEARCH, _METHODS, _PUBLISHED), "--table has all its runs")
+    cli.refuse_ignored((_MESH, _ROWS, _METHODS, _PUBLISHED), "--table has all its runs")
     jax.config.update("jax_platforms", "cpu")  # steps are traced, and the CPU may be measured
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")
@@ -192,34 +175,6 @@ def compare() -> None:
     console.print(
         "MiB. Temporaries are those beside the gradients; compiled ones as XLA assigns its buffers."
     )
-
-
-def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:
-    kind, rows = found.topology.kind, f"{count(found.rows, 'row')} a shard"
-    console.print()
-    least = memory_fit.smallest(config, found, say)
-    if least is None:
-        tried = "" if found.topology.ahead else f" of up to {memory_fit.MOST_SIMULATED} devices"
-        console.print(f"No listed topology of {kind}{tried} fits {rows}.")
-    else:
-        console.print(f"Smallest listed topology that fits {rows}:\n  {memory_fit.short(least)}")
-    best, sure = memory_fit.largest_batch(config, found, say)
-    if best is None:
-        console.print(f"No batch fits on {found.topology}.")
-        return
-    end = "one row a shard more does not" if sure else "more may, too"
-    console.print(
-        f"Largest batch that fits on {found.topology}, "
-        f"in {(best.total or 0) / GIB:.2f} GiB ({end}):\n  {memory_fit.rows(best)}"
-    )
-
-
-def _simulated(chosen: Topology) -> int:
-    """How many devices the CPU must simulate."""
-    if chosen.ahead:
-        return 1
-    others = [each.devices for each in listed(chosen.kind)] if _SEARCH.value else []
-    return max([chosen.devices, *(n for n in others if n <= memory_fit.MOST_SIMULATED)])
 
 
 if __name__ == "__main__":

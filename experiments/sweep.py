@@ -51,7 +51,7 @@ from experiments.search.search import Asked, Search, asked_by_flags
 from experiments.sweeps import jobs, preflight, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import launch, local
-from experiments.sweeps.view import View, clock, summary
+from experiments.sweeps.view import View, summary
 from experiments.tracking import track_flag
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.trial_program import EXECUTIONS
@@ -79,12 +79,12 @@ _SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of random draws and of -
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "List the trials with their states and an estimate of the time; train nothing.",
+    "List the trials with their states; train nothing.",
 )
-_LAUNCHER = flags.DEFINE(
-    launch.LauncherParser(),
+_LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
+    launch.LAUNCHERS,
     "What runs the jobs: processes on this machine, Slurm, or Ray. print prints their commands.",
 )
 _PROCESSES = flags.DEFINE_integer(
@@ -126,7 +126,7 @@ def sweep() -> None:
 
 
 def _sweep() -> None:
-    folder = _folder()
+    folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require_sweep_or_empty()
     track_flag.wanted()  # an unknown tracker is an error before any trial is checked
     part = jobs.parse_shard(_SHARD.value)
@@ -152,17 +152,17 @@ def _sweep() -> None:
     if part is not None and not mine:
         print(jobs.no_job(whole, part))
         return
-    names = {trial.name for job in mine for trial in job}
+    names, how = {trial.name for job in mine for trial in job}, _how(folder)
     pairs = [each for each in zip(found, loops, strict=True) if each[0].name in names]
     console = Console(width=None if sys.stdout.isatty() else 200)
     view = View([trial for trial, _ in pairs], [loop for _, loop in pairs], folder, console)
     if _DRY_RUN.value:
-        _list(view, _todo(mine, folder, _how()), _how())
+        _list(view, _todo(mine, folder, how), how)
         return
-    with launch.cluster(launcher, _todo(mine, folder, _how())) as ray, folder.held(part):
+    with launch.cluster(launcher, _todo(mine, folder, how)) as ray, folder.held(part):
         folder.write_list(found)
-        todo = _todo(mine, folder, _how())
-        if launch.launch(launcher, todo, folder, view, machine, ray, _how()):
+        todo = _todo(mine, folder, how)
+        if launch.launch(launcher, todo, folder, view, machine, ray, how):
             _finish(view, folder)
 
 
@@ -174,7 +174,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     if _DRY_RUN.value:
         found, loops = search.first()
-        how = _how(asked.halving)
+        how = _how(folder, asked.halving)
         _list(View(found, loops, folder, console), _todo(jobs.make(found, 0), folder, how), how)
         print(search.outlook(loops))
         return
@@ -186,7 +186,7 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
         trained.extend(found)
         machine = local.slots(1 if halving else _PROCESSES.value, len(found))
         whole = jobs.make(found, 0 if halving else None, max(len(machine), 1))
-        view, how = View(found, loops, folder, console), _how(halving)
+        view, how = View(found, loops, folder, console), _how(folder, halving)
         folder.write_list(found)
         if todo := _todo(whole, folder, how):
             if not announced:
@@ -203,10 +203,6 @@ def _search(asked: Asked, folder: SweepFolder) -> None:
     fine = ("completed", "stopped", "diverged")
     if any(folder.state(each).status not in fine for each in trained):
         sys.exit(1)
-
-
-def _folder() -> SweepFolder:
-    return SweepFolder(Path(str(_WORKDIR.value)))
 
 
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
@@ -248,13 +244,13 @@ def _todo(mine: list[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jo
     ]
 
 
-def _how(halving: int = 0) -> RunOptions:
+def _how(folder: SweepFolder, halving: int = 0) -> RunOptions:
     return RunOptions(
         execution=_EXECUTION.value,  # type: ignore[arg-type]
         retry=bool(_RETRY.value),
         audit=audit_flag.wanted(),
         halving=halving,
-        track=jobs.tracked(_folder(), track_flag.wanted()),
+        track=jobs.tracked(folder, track_flag.wanted()),
     )
 
 
@@ -268,24 +264,12 @@ def _finish(view: View, folder: SweepFolder) -> None:
 
 
 def _list(view: View, todo: list[jobs.Job], how: RunOptions) -> None:
-    """Print every trial with its digest and status, and an estimate of the time to train."""
+    """Print every trial with its digest and status."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
         print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.state.status}")
-    names = {row.trial.name for row in view.rows if row.state.status not in how.final}
-    print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
-    if not todo:
-        return
-    # Which rung the open ones of a halving have reached, only its process knows.
-    open_ones = [[each for each in job if how.halving or each.name in names] for job in todo]
-    times = preflight.seconds(open_ones, how.halving)
-    start = preflight.start_up() * len(todo)
-    print(
-        f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
-        f"of processes; the longest job {clock(max(times))}"
-    )
-    if any(preflight.writes(trial.config) for job in open_ones for trial in job):
-        print("not counted: the texts that models write at the end of a run (config.generate)")
+    left = sum(row.state.status not in how.final for row in view.rows)
+    print(f"{len(view.rows)} trials, {left} to train, in {len(todo)} jobs")
 
 
 if __name__ == "__main__":

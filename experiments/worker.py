@@ -56,34 +56,21 @@ def worker() -> None:
         worker_process.end_with(sys.stdin.fileno())
     worker_process.confine(cli.integers("cores", _CORES.value))
     folder = SweepFolder(Path(str(_WORKDIR.value)))
-    names = _names()
-    retry, audit = bool(_RETRY.value), audit_flag.wanted()
-    halving = int(_HALVING.value or 0)
-    with worker_process.error_written(folder.error(names[0])):
-        track = jobs.tracked(folder, track_flag.wanted())
-        how = RunOptions(
-            execution=_EXECUTION.value,  # type: ignore[arg-type]
-            retry=retry,
-            audit=audit,
-            halving=halving,
-            track=track,
-        )
-        folder.require(names)  # an unknown name is an error before any training
-        worker_process.allow_files(len(names))
-        announce()
-        completed = jobs.work(folder, names, how, wait=_LOCK_WAIT.value)
-    if not completed:
-        sys.exit(1)
-
-
-def _names() -> list[str]:
-    """The trials of --trial."""
-    if not _TRIAL.value:
+    names = list(_TRIAL.value or ())
+    if not names:
         raise ValueError("--trial is missing: the name of a trial; repeat it for several")
-    for name in _TRIAL.value:
-        if name != Path(name).name:  # a file of this name would be elsewhere
-            raise ValueError(f"--trial={name}: expected the name of a folder in trials/")
-    return list(_TRIAL.value)
+    how = RunOptions(
+        execution=_EXECUTION.value,  # type: ignore[arg-type]
+        retry=bool(_RETRY.value),
+        audit=audit_flag.wanted(),
+        halving=int(_HALVING.value or 0),
+        track=jobs.tracked(folder, track_flag.wanted()),
+    )
+    folder.require(names)  # an unknown name is an error before any training
+    worker_process.allow_files()
+    announce()
+    if not jobs.work(folder, names, how, wait=_LOCK_WAIT.value):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

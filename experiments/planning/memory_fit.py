@@ -1,28 +1,24 @@
 """Compile a training step to find out whether it fits in the memory of a topology's devices.
 
-`fit` compiles; `smallest` and `largest_batch` search with it for the smallest topology that fits,
-and for the largest batch; `show` makes tables and sentences of what is found.
+`fit` compiles, and `show` makes tables and sentences of what is found.
 """
 
 import dataclasses
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from rich.console import Group
 from rich.table import Table
 
-from configs.settings import RunConfig, TextConfig
+from configs.settings import RunConfig
 from experiments.planning.abstract_step import AbstractStep
-from experiments.planning.topologies import GIB, Topology, devices_of, listed
+from experiments.planning.topologies import GIB, Topology, devices_of
 from experiments.plurals import count
 from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import AXES, ROWS, make_mesh, part_count
-from lora_jax.uses import WeightUse
 
 # CPUs have no matrix products in bfloat16, so their compiler converts weights to float32. It would
 # convert those of all layers at once, before the loop over layers. TPUs and GPUs do not do this.
@@ -31,14 +27,8 @@ SIMULATION_OPTIONS: dict[str, str | bool] = {
 }
 """Options of the CPU's compiler that make its temporaries more like those of other devices."""
 
-MOST_SIMULATED = 64
-"""The most devices that a search simulates."""
-MOST_ROWS = 4096
-TRIES = 8
-"""The most programs that the search for a batch compiles."""
-
 SIMULATION_NOTE = (
-    "Temporaries and collectives are those of a program for the CPU, which keeps\n"
+    "Temporaries are those of a program for the CPU, which keeps\n"
     "float32 where a TPU's or GPU's has bfloat16: take them as a rough guide."
 )
 
@@ -62,28 +52,6 @@ class Arrays:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flops:
-    """FLOPs of a training step for one token, by analysis.
-
-    The forward pass of a matrix product takes 2 FLOPs for each weight. The backward pass takes 2
-    for the product with the transpose, and 2 more if the weight is trained. That makes 4N for N
-    frozen weights and 6n for n trained ones (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
-    Attention scores, norms and the loss are left out. XLA's own count is not used, as it counts the
-    body of a loop over layers only once.
-    """
-
-    frozen: float
-    """4N."""
-    trained: float
-    """6n."""
-    recomputed: float
-    """2N + 2n if layers are recomputed in the backward pass, else 0.
-
-    It is an upper bound, as a layer's last product is not needed there.
-    """
-
-
-@dataclasses.dataclass(frozen=True)
 class Fit:
     """The memory that a training step needs on one device, in bytes, and whether it fits."""
 
@@ -94,7 +62,6 @@ class Fit:
     tokens: int
     """The most tokens of a row."""
     arrays: Arrays
-    flops: Flops
     accumulate: int = 1
     """How many parts of this many rows a step takes, one after another."""
     asked: int = 0
@@ -109,8 +76,6 @@ class Fit:
     temporaries: int | None = None
     """Gradients, activations and other buffers of the program; None if it was not compiled."""
     code: int = 0
-    collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How often the program's text has each kind of collective (`collectives`)."""
     seconds: float = 0.0
     """The seconds that compilation took."""
     refused: str = ""
@@ -150,12 +115,8 @@ class Fit:
             ),
         )
         capacity = self.topology.capacity
-        for size, said in reasons:
-            if size > capacity:
-                why = said.format(f"{size / GIB:.2f} GiB")
-                break
-        else:
-            why = self.refused
+        large = (said.format(f"{n / GIB:.2f} GiB") for n, said in reasons if n > capacity)
+        why = next(large, self.refused)
         more = f"more than the {capacity / GIB:.2f} GiB that a device of {self.topology} has"
         return f"Does not fit: {why}, {more}."
 
@@ -194,23 +155,8 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
         empty,
         temporaries=memory.temp_size_in_bytes + max(outputs, 0),
         code=memory.generated_code_size_in_bytes,
-        collectives=collectives(compiled.as_text() or ""),
         seconds=took,
     )
-
-
-_COLLECTIVE = re.compile(
-    r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-
-
-def collectives(text: str) -> Counter[str]:
-    """How often a compiled program's text has each kind of collective.
-
-    The body of a loop over layers is counted once. On TPUs, a reduce-scatter is an all-reduce of
-    which a part is kept.
-    """
-    return Counter(_COLLECTIVE.findall(text))
 
 
 def arrays_of(found: AbstractStep) -> Arrays:
@@ -244,25 +190,6 @@ def on_one_device(tree: Any) -> int:
     )
 
 
-def flops_of(found: AbstractStep) -> Flops:
-    """The FLOPs of a training step for one token of a row."""
-    trainable = found.state.trainable
-    products = {path: _multiplied(use) for path, use in found.on_mesh.uses.items()}
-    full = sum(products[path] for path in trainable["params"])
-    adapters = sum(leaf.size for leaf in jax.tree.leaves({**trainable, "params": {}}))
-    frozen = sum(products.values()) - full
-    trained = full + adapters
-    remat = isinstance(found.config, TextConfig) and found.config.model.remat
-    again = 2 * (frozen + trained) if remat else 0
-    return Flops(frozen=4.0 * frozen, trained=6.0 * trained, recomputed=float(again))
-
-
-def _multiplied(use: WeightUse) -> int:
-    """How many weights of a parameter each token is multiplied with."""
-    products = [each for each in use.uses if each.kind in ("product", "transposed product")]
-    return math.prod(use.shape) if products and use.is_matrix else 0
-
-
 def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
     mesh, accumulate = found.on_mesh.mesh, found.config.train.accumulate
     rows, tokens = found.batch["input_ids"].shape
@@ -272,7 +199,6 @@ def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
         rows=rows // (accumulate * part_count(ROWS, mesh)),
         tokens=tokens,
         arrays=arrays_of(found),
-        flops=flops_of(found),
         accumulate=accumulate,
         asked=found.config.train.batch_size,
         loading=loading_of(found),
@@ -294,111 +220,22 @@ def refusal(text: str) -> str:
     return f"the program needs {number} {unit}iB a device"
 
 
-# ---- searches ------------------------------------------------------------------------------------
-
-
-def smallest(config: RunConfig, known: Fit, say: Callable[[str], None]) -> Fit | None:
-    """The smallest listed topology of the same kind that fits the same rows a shard, or None.
-
-    Its mesh is that of `known` for the same topology, else that of `mesh_like`. Simulated
-    topologies with more than MOST_SIMULATED devices are not tried. If no listed one fits, but
-    `known` does, `known` is returned.
-
-    Args:
-      known: the fit that has been found already.
-      say: called with a text before each compilation, which takes time.
-    """
-    for chosen in listed(known.topology.kind):
-        if chosen == known.topology:
-            found = known
-        elif chosen.ahead or chosen.devices <= MOST_SIMULATED:
-            say(f"compiling for {chosen}")
-            found = fit(config, chosen, mesh_like(known.mesh, chosen), known.rows)
-        else:
-            continue
-        if found.fits:
-            return found
-    return known if known.fits else None
-
-
-def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
-    """Sizes of data, fsdp and tensor for another number of devices.
-
-    data is 1. tensor is the greatest common divisor of the old size and the number of devices. fsdp
-    takes the rest.
-    """
-    tensor = math.gcd(mesh[2], chosen.devices)
-    return 1, chosen.devices // tensor, tensor
-
-
-def largest_batch(
-    config: RunConfig, known: Fit, say: Callable[[str], None]
-) -> tuple[Fit | None, bool]:
-    """The fit with the most rows a shard, and whether one more row is known not to fit.
-
-    Memory grows by about the same amount with every row. Once two programs fit, a line through
-    them gives the next number of rows to try. If these do not fit, the search tries fewer and
-    fewer.
-    """
-    fits = {known.rows: known} if known.fits else {}
-    least = MOST_ROWS + 1 if known.fits else known.rows  # this many do not fit
-    misses = 0
-    for _ in range(TRIES):
-        best = max(fits, default=0)
-        if least - best <= 1:
-            break
-        rows = _next(fits, best, least, misses)
-        say(f"compiling with {count(rows, 'row')} a shard")
-        found = fit(config, known.topology, known.mesh, rows)
-        if found.fits:
-            fits[rows], misses = found, 0
-        else:
-            least, misses = rows, misses + 1
-    best = max(fits, default=0)
-    return fits.get(best), best < MOST_ROWS and least - best <= 1
-
-
-def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
-    """The number of rows to try next: more than `best`, which fits, and fewer than `least`."""
-    if len(fits) < 2:
-        wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
-    else:
-        one, two = sorted(fits)[-2:]
-        low, high = (fits[rows].total or 0 for rows in (one, two))
-        capacity = fits[two].topology.capacity
-        slope = max((high - low) / (two - one), 1.0)
-        # With few rows, memory may not grow at all.
-        wanted = min(int(two + (capacity - high) / slope), 16 * best)
-        if misses:
-            halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least
-            wanted = min(wanted, halfway, least - 2 ** (misses - 1))
-    return max(best + 1, min(wanted, least - 1, MOST_ROWS))
-
-
 # ---- what a plan prints --------------------------------------------------------------------------
 
 
 def show(found: Fit) -> Group:
-    """Show the memory, FLOPs and collectives of a step, and whether it fits."""
-    parts = [heading(found), memory(found), flops(found)]
-    if found.collectives:
-        parts.append(moved(found))
-    parts.append(verdict(found))
-    return Group(*parts)
+    """Show the memory of a step, and whether it fits."""
+    return Group(heading(found), memory(found), verdict(found))
 
 
 def heading(found: Fit) -> str:
     """The devices, the mesh and the batch, a line for each."""
-    chosen, sizes = found.topology, dict(zip(AXES, found.mesh, strict=True))
-    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    chosen = found.topology
+    mesh = " x ".join(f"{name} {size}" for name, size in zip(AXES, found.mesh, strict=True))
     compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
-    return "\n".join(
-        (
-            f"{chosen}: {count(chosen.devices, 'device')} of "
-            f"{chosen.capacity / GIB:.2f} GiB, compiled {compiled}",
-            f"mesh: {mesh}",
-            f"batch: {rows(found)}",
-        )
+    return (
+        f"{chosen}: {count(chosen.devices, 'device')} of {chosen.capacity / GIB:.2f} GiB, "
+        f"compiled {compiled}\nmesh: {mesh}\nbatch: {rows(found)}"
     )
 
 
@@ -409,9 +246,8 @@ def rows(found: Fit) -> str:
     times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
     parts = f"{count(shards, 'shard')} by data x fsdp"
     each = f"{count(found.rows, 'row')} a shard, {parts}{times}"
-    own = ""
-    if found.asked not in (0, batch):
-        own = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    other = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    own = "" if found.asked in (0, batch) else other
     return f"{batch} x {found.tokens} tokens a step ({each}){own}"
 
 
@@ -421,7 +257,7 @@ def memory(found: Fit) -> Table:
     made.add_column("GiB a device", justify="right")
     parts = {
         "weights": found.arrays.weights,
-        "adapters" if found.flops.frozen else "trained": found.arrays.adapters,
+        "adapters" if found.arrays.weights else "trained": found.arrays.adapters,
         "optimiser": found.arrays.optimizer,
         "other": found.arrays.other,
         "temporaries": found.temporaries,
@@ -445,21 +281,6 @@ def _gib(size: int | None) -> str:
     return "-" if size is None else f"{size / GIB:.2f}"
 
 
-def flops(found: Fit) -> str:
-    """The FLOPs for one token: of the step, and of recomputed layers."""
-    each = found.flops
-    kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
-    said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
-    again = f"\n  and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
-    return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"
-
-
-def moved(found: Fit) -> str:
-    """The collectives of the program."""
-    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.collectives.items()))
-    return f"collectives of the program, with the loop over layers counted once:\n  {kinds}"
-
-
 def verdict(found: Fit) -> str:
     """One sentence on whether the step fits, and a caution if devices were simulated."""
     took = f"compiled in {found.seconds:.0f} s" if found.seconds else "not compiled"
@@ -468,12 +289,3 @@ def verdict(found: Fit) -> str:
         return f"{found.why_not} ({took}){simulated}"
     share = found.total / found.topology.capacity
     return f"Fits, in {share:.0%} of a device's memory ({took}).{simulated}"
-
-
-def short(found: Fit) -> str:
-    """A fit in one short line."""
-    mesh = ",".join(map(str, found.mesh))
-    total = (found.total or 0) / GIB
-    return (
-        f"{found.topology}, --mesh={mesh}: {total:.2f} of {found.topology.capacity / GIB:.2f} GiB"
-    )

@@ -41,8 +41,6 @@ from lora_jax.sharding import memory
 from lora_jax.suggest import nearest_or_all
 
 GIB = 2**30
-MOST = 512
-"""The most devices that the CPU simulates; creating that many takes seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,17 +123,6 @@ def topology(name: str) -> Topology:
     if size not in listed and not KINDS[kind].has_others:
         raise ValueError(f"--topology={name}: no slice of {kind}; there are {', '.join(listed)}")
     return Topology(kind, tuple(map(int, size.split("x"))))
-
-
-def listed(kind: str) -> list[Topology]:
-    """The topologies of a kind that are offered, smallest first."""
-    return [topology(f"{kind}:{size}") for size in KINDS[kind].listed]
-
-
-def check_device_count(chosen: Topology) -> None:
-    """Raise a ValueError if there are too many devices to simulate."""
-    if not chosen.ahead and chosen.devices > MOST:
-        raise ValueError(f"{chosen} has {chosen.devices} devices; at most {MOST} are simulated")
 
 
 def has_libtpu() -> bool:

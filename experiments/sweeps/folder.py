@@ -4,7 +4,6 @@ trials.json             every trial so far: flags, overrides, digest
 trials/NAME/            the run's folder, as from `experiments.train`: config, metrics, record
 outcomes/NAME.json      the newest attempt: running, or how it ended
 logs/NAME.log           what a process printed, named after its first trial
-logs/NAME.error.json    the error that ended such a process
 slurm/                  submitit's files
 locks/                  locks of working processes; the system frees them when a process dies
 """
@@ -15,7 +14,6 @@ import fcntl
 import os
 import socket
 import time
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,10 +119,6 @@ class SweepFolder:
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
 
-    def error(self, name: str) -> Path:
-        """The file for the error that ends a process, of the name of its first trial."""
-        return self.path / "logs" / f"{name}.error.json"
-
     def _state_file(self, name: str) -> Path:
         return self.path / "outcomes" / f"{name}.json"
 
@@ -176,15 +170,12 @@ class SweepFolder:
         try:
             found, written = seal.opened(json_text.read_object(path))
             seal.require_unchanged(found, written)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): {_WITHOUT}") from None
-        hints = typing.get_type_hints(TrialState)
-        if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
             attempt = TrialState(**found)
-            if attempt.status != "running" or locked(self.lock_file(name)):
-                return attempt
-            return dataclasses.replace(attempt, status="interrupted")
-        raise ValueError(f"{path} is no outcome of a trial: {_WITHOUT}")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): {_WITHOUT}") from None
+        if attempt.status != "running" or locked(self.lock_file(name)):
+            return attempt
+        return dataclasses.replace(attempt, status="interrupted")
 
     def trial(self, name: str) -> Trial:
         """A trial of the list, with its config built again from its flags.
@@ -220,7 +211,7 @@ class SweepFolder:
             found, written = seal.opened(found)
             seal.require_unchanged(found, written)
             entries = found.get("trials")
-            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            if not isinstance(entries, list):
                 raise ValueError("it holds something else")
         except ValueError as error:
             raise ValueError(f"{path} is no list of trials: {error}") from error
@@ -288,12 +279,3 @@ class SweepFolder:
             own = lock(locks / f"shard-{shard[0]}-of-{shard[1]}")
         with lock(locks / "sweep", shared=shard is not None), own:
             yield
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether a value is an entry for a trial, with a name that can be a folder's."""
-    match entry:
-        case {"name": str(name), "digest": str(), "overrides": {}, "arguments": [str(), *rest]}:
-            is_name = name == Path(name).name and name not in ("", "..")
-            return is_name and all(isinstance(each, str) for each in rest)
-    return False

@@ -61,28 +61,19 @@ class AbstractRun:
             scored=_batches(texts, sorted(texts.encoded.keys() - {"train"}), size),
         )
 
-    def smallest_matrix(self, targets: Targets) -> tuple[int, int] | None:
-        """The (in, out) of the smallest adapted matrix; None if these variants cannot work."""
-        try:
-            _, _, frozen = self._init(targets)
-        except Exception:  # a user's code may raise anything; the trial's own run reports it
-            return None
+    def smallest_matrix(self, targets: Targets) -> tuple[int, int]:
+        """The (in, out) of the smallest adapted matrix."""
+        _, _, frozen = self._init(targets)
         shapes = [each.use.matrix for each in frozen.spec.adapted]
         return min(shapes, key=math.prod, default=(1, 1))
 
-    def program(self, targets: Targets) -> str | None:
+    def program(self, targets: Targets) -> str:
         """The fingerprint of the training steps and predictions with these variants.
 
         The factors, constants and shared arrays, and the optimiser's numbers, are inputs of the
         program. Everything is traced for each batch shape of a run, since a variant may depend on
-        the shape. The result is None if a variant cannot be traced.
+        the shape.
         """
-        try:
-            return self._program(targets)
-        except Exception:  # a user's code may raise anything; the trial's own run reports it
-            return None
-
-    def _program(self, targets: Targets) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
         predict = predictor(adapted, config.model, self.loaded.eval_forward)
@@ -209,7 +200,7 @@ def split(abstract: AbstractRun, candidates: Sequence[Settings]) -> list[list[in
     The factors in a part's program have enough rows for the largest rank. Settings that cannot be
     traced are a part of their own; their run reports the error.
     """
-    matrices: list[Any] = [abstract.smallest_matrix(dict(each)) for each in candidates]
+    matrices: list[Any] = [_tried(abstract.smallest_matrix, dict(each)) for each in candidates]
     wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
     right = [n for n, matrix in enumerate(matrices) if matrix is not None]
 
@@ -218,14 +209,15 @@ def split(abstract: AbstractRun, candidates: Sequence[Settings]) -> list[list[in
     @functools.cache
     def program(n: int, rows: tuple[int | None, ...]) -> Any:
         # Made anew, as a user's code may keep elsewhere what was made last.
-        own = [_anew(variant) for _, variant in candidates[n]]
+        own = [_tried(dataclasses.replace, variant) or variant for _, variant in candidates[n]]
         wide = [held(variant, most) for variant, most in zip(own, rows, strict=True)]
         good = _kinds(own) == _kinds(wide) and all(
             narrow is each or same_when_masked(narrow, each, matrices[n])
             for narrow, each in zip(own, wide, strict=True)
         )
         where = [pattern for pattern, _ in candidates[n]]
-        found = abstract.program(dict(zip(where, wide, strict=True))) if good else None
+        targets = dict(zip(where, wide, strict=True))
+        found = _tried(abstract.program, targets) if good else None
         return None if found is None else (found, places[n])
 
     return [*_split(program, candidates, right), *wrong]
@@ -275,8 +267,9 @@ def _places(candidates: Sequence[Settings]) -> list[tuple[int, ...]]:
     return [tuple(place(variant) for _, variant in each) for each in candidates]
 
 
-def _anew(variant: lj.Variant) -> lj.Variant:
+def _tried(function: Callable[..., Any], argument: Any) -> Any:
+    """The result of a function; None if it fails: a trial's own run reports the error."""
     try:
-        return dataclasses.replace(variant)
-    except Exception:  # of a user's code
-        return variant
+        return function(argument)
+    except Exception:  # a user's code may raise anything
+        return None

@@ -6,8 +6,9 @@ import os
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
@@ -20,6 +21,7 @@ from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import Track
 from lora_jax.error_text import first_line
+from lora_jax.suggest import require_known
 
 Job = list[Trial]
 
@@ -57,10 +59,8 @@ def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> 
 
 def no_job(jobs: Sequence[Job], part: tuple[int, int]) -> str:
     """The message for a shard that has no job."""
-    trials = sum(map(len, jobs))
-    hint = "; see --per_job" if trials > len(jobs) else ""
-    of = f"{count(len(jobs), 'job')} of {trials} trials"
-    return f"shard {part[0]}/{part[1]} has no job: {of} in all{hint}"
+    of = f"{count(len(jobs), 'job')} of {sum(map(len, jobs))} trials"
+    return f"shard {part[0]}/{part[1]} has no job: {of} in all; see --per_job"
 
 
 def shard(jobs: Sequence[Job], part: tuple[int, int] | None) -> list[Job]:
@@ -83,15 +83,33 @@ def parse_shard(text: str) -> tuple[int, int] | None:
     return int(first), int(second)
 
 
+def resources(
+    flag: str, items: Sequence[str], names: Mapping[str, str], texts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What each job of a launcher gets, from the items of its flag, such as `gpus=1`.
+
+    Args:
+      names: the launcher's own name of each key.
+      texts: the keys that do not take numbers.
+
+    Raises:
+      ValueError: an unknown key, or no number.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        require_known(key, names, f"--{flag}={item}: no such resource")
+        if key not in texts and not (value.isascii() and value.isdecimal()):
+            raise ValueError(f"--{flag}={item}: expected a whole number, such as {key}=1")
+        found[names[key]] = value if key in texts else int(value)
+    return found
+
+
 def command(folder: SweepFolder, job: Job, how: RunOptions = USUAL) -> list[str]:
     """The command that trains the trials of a job that have not ended."""
     line = [*command_line("worker"), f"--workdir={folder.path.resolve()}"]
-    return [*line, *(f"--trial={trial.name}" for trial in job), *options(how)]
-
-
-def options(how: RunOptions) -> list[str]:
-    """The flags of a worker that trains in this way."""
-    line = [f"--execution={how.execution}"] if how.execution else []
+    line += [f"--trial={trial.name}" for trial in job]
+    line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
     line += [f"--halving={how.halving}"] if how.halving else []
     line += [f"--track={','.join(how.track.names)}"] if how.track.names else []
@@ -143,17 +161,16 @@ def work(
             try:
                 left = until - time.monotonic()
                 stack.enter_context(lock(folder.lock_file(name), wait=left))
-            except LockedError as error:
-                _require_none_missing(how, name, error)
-                print(f"{name}: {error}")
-                continue
-            try:
                 trial = folder.trial(name)
                 configs.append(trial.config)
                 mine.append(trial)
             except Exception as error:
-                _require_none_missing(how, name, error)
-                _failed(folder, name, error)
+                if how.halving:  # which takes all of them
+                    raise ValueError(MISSING.format(name, error)) from error
+                if isinstance(error, LockedError):
+                    print(f"{name}: {error}")
+                else:
+                    _failed(folder, name, error)
         begin = stack.enter_context(between_programs())
         for numbers in groups(configs):
             begin()
@@ -161,12 +178,6 @@ def work(
         good = ("completed", "stopped") if how.halving else ("completed",)
         done = [trial for trial in mine if folder.state(trial).status in good]
     return len(done) == len(names)
-
-
-def _require_none_missing(how: RunOptions, name: str, error: Exception) -> None:
-    """Raise a ValueError if the trials are to be halved, which takes all of them."""
-    if how.halving:
-        raise ValueError(MISSING.format(name, error)) from error
 
 
 def _train(folder: SweepFolder, trials: Job, how: RunOptions, train: Train) -> None:

@@ -98,7 +98,7 @@ def parse(spec: str) -> Axis:
         if numbers:
             return _range(key, kind, float(ends[0]), float(ends[1]), where)
     runs = [_run(item, where) for item in items]
-    check_count(sum(_length(run) for run in runs), where)
+    check_count(sum(map(len, runs)), where)
     return Values(key, tuple(str(value) for run in runs for value in run))
 
 
@@ -139,26 +139,14 @@ def _split(text: str, where: str) -> list[str]:
     return [item.strip() for item in items]
 
 
-def _length(run: Sequence[Any]) -> int:
-    """The number of values; `len` fails for a range longer than a machine word can count."""
-    if isinstance(run, range):
-        return max(0, -((run.start - run.stop) // run.step))
-    return len(run)
-
-
 def _run(item: str, where: str) -> Sequence[Any]:
     """The values of an item: a range of integers of any length, or one text."""
     if found := _INTEGERS.fullmatch(item):
         start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
         if not (step and range(start, stop, step)):
             raise ValueError(f"{where}: the range {item} is empty")
+        check_count(abs(stop - start) // abs(step), where)  # `len` takes no number of any length
         return range(start, stop, step)
-    numbers = item.split(":")
-    if len(numbers) > 1 and None not in map(number_text.read, numbers):
-        raise ValueError(
-            f"{where}: {item} is no range of integers; list the values, or draw from "
-            f"uniform:{numbers[0]}:{numbers[1]} with --trials"
-        )
     if len(item) > 1 and item[0] == item[-1] and item[0] in "\"'" and item[0] not in item[1:-1]:
         return [item[1:-1]]
     return [item]

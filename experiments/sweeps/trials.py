@@ -16,9 +16,7 @@ from configs.settings import RunConfig
 from experiments.setup import config_files, config_flags
 from experiments.setup.config import fill, parse
 from experiments.setup.config_flags import (
-    FlagValueError,
     all_names,
-    first_setting,
     meant,
     read_config,
     settings_of,
@@ -235,14 +233,6 @@ def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, 
     unknown = config_files.unknown_argument(mistake)
     if unknown is not None and unknown.key in row:
         return _no_argument(unknown, arguments)
-    if isinstance(mistake, FlagValueError) and mistake.name in row:
-        if mistake.is_section:
-            section: Any = get_value(mistake.name.removeprefix("config."), read_config(arguments))
-            near = f"{mistake.name}.{first_setting(section)}"
-            return f"{mistake.name} is a section, not a setting; nearest: {near}"
-        if written := re.fullmatch(r"(\d+)-(\d+)", mistake.text):
-            first, last = written.groups()
-            return f"{mistake}; a range is {first}:{last}, which ends before {last}"
     return str(mistake)
 
 

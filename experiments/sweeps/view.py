@@ -1,4 +1,4 @@
-"""Show the progress of a sweep's trials from their files: a live table, or a line an event."""
+"""Show the progress of a sweep's trials from their files: a line an event, and a live table."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,6 @@ from experiments.sweeps.trials import Trial
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.training.loop_settings import Loop
 
-COLOURS = {"completed": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
-COLOURS |= {"stopped": "dim"}
 _EVERY = 0.5  # seconds between looks at the files
 
 
@@ -32,8 +30,6 @@ class Row:
     step: int = 0
     loss: float | None = None
     score: float | None = None
-    seconds_left: float | None = None
-    _first: tuple[float, int] | None = None
     _read: tuple[int, int] | None = None
 
     def look(self, folder: SweepFolder) -> bool:
@@ -41,29 +37,16 @@ class Row:
         before = self.state.status
         if before != "completed":
             self.state = folder.state(self.trial)
-        if before != self.state.status:
-            self._first = None  # a new process may have another pace
-        with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
-            self._look_at_metrics(folder)
-        return before != self.state.status
-
-    def _look_at_metrics(self, folder: SweepFolder) -> None:
         path = folder.run(self.trial.name) / "metrics.jsonl"
-        stat = path.stat()
-        if self._read == (changed := (stat.st_mtime_ns, stat.st_size)):
-            return
-        self._read = changed
-        rows = read_metrics(path)
-        self.step = rows[-1]["step"] if rows else 0
-        for row in rows:
-            self.loss = row.get("loss", self.loss)
-            self.score = row.get(self.loop.metric, self.score)
-        now = time.monotonic()
-        if self._first is None or self.step <= self._first[1]:
-            self._first = now, self.step
-            return
-        pace = (now - self._first[0]) / (self.step - self._first[1])
-        self.seconds_left = pace * (self.loop.steps - self.step)
+        with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
+            stat = path.stat()
+            if self._read != (changed := (stat.st_mtime_ns, stat.st_size)):
+                self._read = changed
+                for row in read_metrics(path):
+                    self.step = row["step"]
+                    self.loss = row.get("loss", self.loss)
+                    self.score = row.get(self.loop.metric, self.score)
+        return before != self.state.status
 
 
 class View:
@@ -87,7 +70,7 @@ class View:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["View"]:
-        """Show a table that changes in place on a terminal; elsewhere `update` prints lines."""
+        """Show a table of what trains in place on a terminal, below the lines of `update`."""
         if not self._console.is_terminal:
             yield self
             return
@@ -100,72 +83,47 @@ class View:
             return
         self._seen = time.monotonic()
         for row in self.rows:
-            if row.look(self._folder) and self._live is None:
+            if row.look(self._folder):
                 self._say(row)
         if self._live is not None:
-            self._live.update(self.table(self._console.height), refresh=True)
+            self._live.update(self.table(), refresh=True)
 
     def _say(self, row: Row) -> None:
-        self._console.print(escape(self._said(row)), soft_wrap=True, highlight=False)
-
-    def _said(self, row: Row) -> str:
         line = f"{row.trial.name}: {row.state.status}"
         if row.state.status == "completed" and row.score is not None:
             line += f", {row.loop.metric} {row.score:.4f}"
         line += f", {row.state.note}" if row.state.note else ""
         count = sum(each.state.ended for each in self.rows)
-        return line + (f" ({count} of {len(self.rows)})" if row.state.ended else "")
+        line += f" ({count} of {len(self.rows)})" if row.state.ended else ""
+        self._console.print(escape(line), soft_wrap=True, highlight=False)
 
-    def table(self, height: int = 0) -> Table:
-        """A table of the trials.
-
-        If `height` lines do not hold all of them, running trials are preferred, then those that did
-        not complete.
-        """
-        order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1}
-        order |= {"diverged": 1, "lost": 1}
-        rows = sorted(self.rows, key=lambda row: order.get(row.state.status, 2))
-        room = max(height - 6, 1) if height else len(rows)
-        shown = rows[:room]
-        shown.sort(key=self.rows.index)
-        counts = Counter(row.state.status for row in self.rows)
-        caption = ", ".join(f"{count} {status}" for status, count in counts.items())
-        hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
-        table = Table(caption=caption + hidden, box=None, caption_justify="left")
+    def table(self) -> Table:
+        """A table of the trials that are training."""
+        caption = counted(self.rows)
+        table = Table(caption=caption, box=None, caption_justify="left")
         table.add_column("trial")  # the only column that shrinks
-        for heading in ("status", "step", "loss", "metric", "time left"):
-            justify = "left" if heading == "status" else "right"
-            table.add_column(heading, justify=justify, no_wrap=True)
-        for row in shown:
-            status = row.state.status
-            colour = COLOURS.get(status, "red")
-            left = row.seconds_left if status == "running" else None
-            table.add_row(
-                Text(row.trial.name, overflow="ellipsis", no_wrap=True),
-                f"[{colour}]{status}[/]",
-                f"{row.step}/{row.loop.steps}",
-                "" if row.loss is None else f"{row.loss:.3f}",
-                "" if row.score is None else f"{row.loop.metric} {row.score:.4f}",
-                "" if left is None else clock(left),
-            )
+        for heading in ("step", "loss", "metric"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.rows:
+            if row.state.status == "running":
+                table.add_row(
+                    Text(row.trial.name, overflow="ellipsis", no_wrap=True),
+                    f"{row.step}/{row.loop.steps}",
+                    "" if row.loss is None else f"{row.loss:.3f}",
+                    "" if row.score is None else f"{row.loop.metric} {row.score:.4f}",
+                )
         return table
 
 
-def clock(seconds: float) -> str:
-    """Seconds as a readable text: `42 s`, `3 min 20 s`, `5 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+def counted(rows: Sequence[Row]) -> str:
+    """The number of trials by status."""
+    counts = Counter(row.state.status for row in rows)
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:
     """Lines with the number of trials by status, and on each begun trial that is not completed."""
-    counts = Counter(row.state.status for row in rows)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    lines = [f"{len(rows)} trials: {said}"]
+    lines = [f"{len(rows)} trials: {counted(rows)}"]
     for row in rows:
         if row.state.status not in ("completed", "waiting"):
             note = f", {row.state.note}" if row.state.note else ""

@@ -1,4 +1,4 @@
-"""What a tracker implements: it gets a run's metrics, step by step, in a process of its own."""
+"""What a tracker implements: it gets a run's metrics, step by step, in a thread of its own."""
 
 import abc
 import dataclasses
@@ -61,12 +61,14 @@ class Tracker(abc.ABC):
     """A tracker's run: it begins, or goes on, when the object is made.
 
     An error of any method ends the tracking of that run, with one warning line. The run trains on.
-    A module that `--track` names has one subclass. It should import its library in `__init__`, as
-    the process that trains imports the module to look at `package`.
+    A module that `--track` names has one subclass. Import a library in `__init__`: the module is
+    imported before anything is trained, to look at `package`.
     """
 
     package: ClassVar[str] = ""
     """The package that must be installed, as it is imported."""
+    forgets: ClassVar[bool] = False
+    """Whether it drops the steps after `run.restored`; others get no step of a scalar again."""
 
     def __init__(self, run: TrackedRun):
         """Begin a run, or go on with the one of `run.identity`."""
@@ -76,14 +78,6 @@ class Tracker(abc.ABC):
     @abc.abstractmethod
     def where(self) -> str:
         """The run's URL, or the folder or file that has it; `record.json` names it."""
-
-    @abc.abstractmethod
-    def last(self) -> Mapping[str, int]:
-        """The last step of each scalar that the tracker has; it gets only later ones.
-
-        A run that goes on repeats the steps after its checkpoint, and trackers mostly cannot
-        forget what they have.
-        """
 
     @abc.abstractmethod
     def write(

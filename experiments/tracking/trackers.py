@@ -11,7 +11,6 @@ unless their own environment variables name another place or a server.
 
 import importlib
 import importlib.util
-import json
 import os
 import struct
 import time
@@ -32,10 +31,10 @@ class TensorBoard(Tracker):
     """
 
     package = "tensorboard"
+    forgets = True
 
     def __init__(self, run: TrackedRun):
         super().__init__(run)
-        self._last = _last_of_events(run)
         writer: Any = importlib.import_module("tensorboard.summary.writer.event_file_writer")
         self._writer = writer.EventFileWriter(str(run.folder), flush_secs=5)
         session = _proto("event").SessionLog
@@ -50,9 +49,6 @@ class TensorBoard(Tracker):
     @property
     def where(self) -> str:
         return str(self.run.folder)
-
-    def last(self) -> Mapping[str, int]:
-        return self._last
 
     def write(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path] = NO_IMAGES
@@ -110,27 +106,12 @@ def _hparams(name: str) -> Any:
     return importlib.import_module(f"tensorboard.plugins.hparams.{name}")
 
 
-def _last_of_events(run: TrackedRun) -> dict[str, int]:
-    """The last step of each scalar in the run's event files that a new START event leaves."""
-    if not any(run.folder.glob("events.out.tfevents.*")):
-        return {}
-    reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    found = reader.EventAccumulator(str(run.folder), size_guidance={reader.SCALARS: 0})
-    found.Reload()
-    kept = {
-        name: [each.step for each in found.Scalars(name) if each.step <= run.restored]
-        for name in found.Tags()["scalars"]
-    }
-    return {name: max(steps) for name, steps in kept.items() if steps}
-
-
 class WeightsAndBiases(Tracker):
     """Weights & Biases, offline: files in RUN/tracking/wandb, which `wandb sync` uploads.
 
     WANDB_MODE=online logs to the server, where you are logged in. WANDB_PROJECT, WANDB_ENTITY,
     WANDB_RUN_GROUP and WANDB_DIR act as usual. A run that goes on keeps its id; offline, each of
-    its processes makes a folder. The library does not say what an offline run has, so `last.json`
-    notes each step before it is logged.
+    its processes makes a folder.
     """
 
     package = "wandb"
@@ -160,22 +141,15 @@ class WeightsAndBiases(Tracker):
                 console="off", save_code=False, disable_git=True, x_disable_stats=True
             ),
         )
-        self._noted = run.folder / "last.json"
 
     @property
     def where(self) -> str:
         offline = self._run.settings.mode == "offline"
         return str(self.run.folder) if offline else self._run.url or str(self.run.folder)
 
-    def last(self) -> Mapping[str, int]:
-        return json.loads(self._noted.read_text()) if self._noted.exists() else {}
-
     def write(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path] = NO_IMAGES
     ) -> None:
-        new = self._noted.with_suffix(".new")
-        new.write_text(json.dumps({**self.last(), **dict.fromkeys(scalars, step)}))
-        new.replace(self._noted)
         drawn = {name: self._wandb.Image(str(path)) for name, path in images.items()}
         self._run.log({**scalars, **drawn}, step=step)
 
@@ -216,17 +190,6 @@ class Trackio(Tracker):
     def where(self) -> str:
         return self._run.url or os.environ["TRACKIO_DIR"]
 
-    def last(self) -> Mapping[str, int]:
-        """As in `Tracker`; what a server has is not asked for."""
-        if self._run.url:
-            return {}
-        storage: Any = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
-        found: dict[str, int] = {}
-        for row in storage.get_logs(self.run.project, self._name):
-            for name in row.keys() - {"step", "timestamp"}:
-                found[name] = max(row["step"], found.get(name, 0))
-        return found
-
     def write(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path] = NO_IMAGES
     ) -> None:
@@ -255,11 +218,9 @@ class MLflow(Tracker):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         tracking: Any = importlib.import_module("mlflow.tracking")
         self._entities: Any = importlib.import_module("mlflow.entities")
-        own = _database(run.store)
+        own = f"sqlite:///{run.store.absolute() / 'mlflow.db'}"
         self._uri = os.environ.get("MLFLOW_TRACKING_URI") or own
-        with FileLock(run.store / "opening.lock"):
-            if self._uri == own:
-                _make_tables(tracking.MlflowClient, run.store)
+        with FileLock(run.store / "opening.lock"):  # one process makes the tables
             self._client = tracking.MlflowClient(tracking_uri=self._uri)
             self._experiment = self._find_experiment(self._uri == own)
         by_identity = f"tags.`{self._IDENTITY}` = '{run.identity}'"
@@ -295,13 +256,6 @@ class MLflow(Tracker):
             return f"{self._uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._id}"
         return self._uri
 
-    def last(self) -> Mapping[str, int]:
-        names = self._client.get_run(self._id).data.metrics
-        return {
-            name: max(each.step for each in self._client.get_metric_history(self._id, name))
-            for name in names
-        }
-
     def write(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path] = NO_IMAGES
     ) -> None:
@@ -314,20 +268,6 @@ class MLflow(Tracker):
     def end(self, status: Status) -> None:
         self._client.set_tag(self._id, "status", status)
         self._client.set_terminated(self._id, self._ENDED.get(status, "KILLED"))
-
-
-def _database(folder: Path, name: str = "mlflow.db") -> str:
-    return f"sqlite:///{folder.absolute() / name}"
-
-
-def _make_tables(client: Any, folder: Path) -> None:
-    """Make the database, which takes seconds; a process killed meanwhile leaves no half of it."""
-    made = folder / "mlflow.db"
-    if not made.exists():
-        new = made.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        client(tracking_uri=_database(folder, new.name))
-        new.replace(made)
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {

@@ -1,28 +1,28 @@
 """Copy the metrics of the trials of a program to the trackers that `--track` names.
 
-Each tracker has a child process (`experiments.tracking.child`), for which nothing here waits until
-the end.
+Each tracker has a thread, for which nothing here waits until the end of a run. No error of a
+tracker leaves its thread, so none ends a run.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import json
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.cli import warn
-from experiments.tracking.tracker import NO_IMAGES, Status, plain_name
-from lora_jax.files.json_text import plain
-from lora_jax.records.metrics_log import Metrics
+from experiments.tracking.tracker import NO_IMAGES, Status, TrackedRun, Tracker, plain_name
+from experiments.tracking.trackers import find
+from lora_jax.files.atomic import write_atomically
+from lora_jax.files.json_text import numbers, plain
+from lora_jax.records.metrics_log import Metrics, read_metrics
 
 FOLDER = "tracking"
 """The trackers' folder in that of a run, and in that of a sweep or study."""
@@ -30,8 +30,6 @@ WAIT = 60.0
 """The most seconds that the end of a run waits for a tracker."""
 SHORT_WAIT = 10.0
 """The same for a run that was asked to end: a scheduler soon kills it."""
-LAST_BREATH = 1.0
-"""The most seconds that are left to a child process that has closed its pipe or was killed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +47,20 @@ NONE = Track()
 
 
 class TrackedMetrics(Metrics):
-    """A run's `metrics.jsonl`, of which others learn that it has grown."""
+    """A run's `metrics.jsonl`, whose lines others get as well."""
 
     def __init__(
-        self, workdir: Path, begun: Callable[[int], None], written: Callable[[], None]
+        self,
+        workdir: Path,
+        begun: Callable[[int], None],
+        written: Callable[[int, Mapping[str, Any]], None],
     ) -> None:
         self._begun, self._written = begun, written
         super().__init__(workdir)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         super().write(step, values)
-        self._written()
+        self._written(step, numbers(plain(values)))
 
     def truncate(self, step: int | None, checksum: int | None = None) -> None:
         """As in `Metrics`; with a step, the run goes on from there, and no line will be dropped."""
@@ -68,155 +69,132 @@ class TrackedMetrics(Metrics):
             self._begun(step)
 
 
-class TrackerProcess:
-    """A tracker's child process. A thread writes orders to it, and another one hears its answers.
+class _Row:
+    """Gives a tracker the values of each step in one call, and none that it has already.
 
-    If the tracker fails in any way, a warning line says so, once; the run goes on without it.
-
-    Args:
-      name: the tracker's name.
-      log: the file for what the child prints.
+    A step is written when a later one begins, or with the next image or the end. `last.json` notes
+    the last step of each scalar before it is written: a run that goes on repeats the steps after
+    its checkpoint, and trackers mostly cannot forget what they have.
     """
 
-    def __init__(self, name: str, log: Path):
-        self.name, self._log = name, log
-        self._orders: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._where: dict[int, str | None] = {}
-        self._failed: set[int] = set()
-        self._finished = self._warned = self._over = False
-        self._news = threading.Condition()
-        self._ear = threading.Thread(target=self._hear, daemon=True)
+    def __init__(self, tracker: Tracker):
+        self._tracker, self._noted = tracker, tracker.run.folder / "last.json"
+        self._last = json.loads(self._noted.read_text()) if self._noted.exists() else {}
+        if tracker.forgets:
+            self._last = {n: min(step, tracker.run.restored) for n, step in self._last.items()}
+        self._step, self._scalars = 0, dict[str, float]()
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        if step != self._step:
+            self.write()
+        self._step = step
+        for name, value in values.items():
+            if type(value) in (int, float) and step > self._last.get(name, -1):
+                self._scalars[name] = float(value)
+
+    def write(self, images: Mapping[str, Path] = NO_IMAGES) -> None:
+        if self._scalars or images:
+            self._last |= dict.fromkeys(self._scalars, self._step)
+            write_atomically(self._noted, json.dumps(self._last).encode())
+            self._tracker.write(self._step, self._scalars, images)
+            self._scalars = {}
+
+    def draw(self, step: int, scalars: Mapping[str, Any], images: Mapping[str, Path]) -> None:
+        self.write()
+        self.add(step, scalars)
+        self.write(images)
+
+    def end(self, status: Status) -> None:
+        self.write()
+        self._tracker.end(status)
+
+
+class TrackerThread(threading.Thread):
+    """The thread of a tracker, which obeys orders about runs, known by their numbers.
+
+    An error ends the tracking of one run. A warning line says so, once.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(daemon=True)  # one that hangs does not keep the process from ending
+        self.tracker = name
+        self._orders: queue.SimpleQueue[tuple[int, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._places: dict[int, concurrent.futures.Future[str | None]] = {}
+        self._rows: dict[int, _Row] = {}
+        self._warned = False
+        self.start()
+
+    def run(self) -> None:
+        for number, act in iter(self._orders.get, None):
+            try:
+                act()
+            except (Exception, SystemExit) as error:
+                if not self._warned:
+                    traceback.print_exc()
+                self._rows.pop(number, None)
+                if not self._places[number].done():
+                    self._places[number].set_result(None)
+                self.warn(f"{type(error).__name__}: {error}")
+
+    def begin(self, number: int, run: TrackedRun, rows: list[dict[str, Any]]) -> None:
+        """Begin a run, or go on with it; `rows` of its `metrics.jsonl` are there already."""
+        self._places[number] = concurrent.futures.Future()
+
+        def act() -> None:
+            for folder in (run.folder, run.store):
+                folder.mkdir(parents=True, exist_ok=True)
+            tracker = find(self.tracker)(run)
+            self._rows[number] = _Row(tracker)
+            for row in rows:
+                self._rows[number].add(row["step"], {n: x for n, x in row.items() if n != "step"})
+            where: Any = tracker.where  # a user's may be a Path, or None before it is known
+            text = None if where is None else str(where).encode(errors="replace").decode()
+            self._places[number].set_result(text)
+
+        self._orders.put((number, act))
+
+    def send(self, number: int, method: Callable[..., None], *values: Any) -> None:
+        """Call a method of `_Row` for a run, unless the tracker has failed with it."""
+
+        def act() -> None:
+            if number in self._rows:
+                method(self._rows[number], *values)
+
+        self._orders.put((number, act))
+
+    def where(self, number: int) -> str | None:
+        """Where the tracker has a run, once it has opened it; None if it has failed."""
         try:
-            self._child = _start(name, log)
-        except Exception as error:
-            self._over = True
-            self._warn(str(error))
-        else:
-            threading.Thread(target=self._speak, daemon=True).start()
-            self._ear.start()
-
-    def send(self, number: int, **order: Any) -> None:
-        """Send an order about the run with this number."""
-        if not self._over:
-            self._orders.put(json.dumps({"number": number, **order}).encode() + b"\n")
-
-    def look(self) -> None:
-        """Let the child look for new lines, as it does after any other order that still waits."""
-        if not self._over and self._orders.empty():
-            self._orders.put(b"{}\n")
-
-    def where(self, number: int, until: float) -> str | None:
-        """Where the tracker has a run, once it has opened it; None if it has failed.
-
-        Args:
-          until: the time, by `time.monotonic`, when a child that has not answered is ended.
-        """
-
-        def known() -> bool:
-            return self._over or number in self._where or number in self._failed
-
-        with self._news:
-            in_time = self._news.wait_for(known, max(0.0, until - time.monotonic()))
-        if not in_time:
-            self._end_late()
-        return self._where.get(number)
+            return self._places[number].result(WAIT)
+        except TimeoutError:
+            self.warn("it is too slow to begin the run")
+            return None
 
     def finish(self) -> None:
         """Say that no more orders come."""
-        self._finished = True
         self._orders.put(None)
 
     def close(self, until: float) -> None:
-        """Let the child end by itself, after `finish`; end it at a time (see `where`)."""
-        if self._ear.ident is not None:
-            self._ear.join(max(0.0, until - time.monotonic()))
-            if self._ear.is_alive():
-                self._end_late()
-                self._ear.join(2 * LAST_BREATH)
+        """Let the orders be obeyed until a time by `time.monotonic`."""
+        self.join(max(0.0, until - time.monotonic()))
+        if self.is_alive():
+            self.warn("it was too slow at the end of the run, and was left")
 
-    def _speak(self) -> None:
-        assert self._child.stdin is not None
-        with contextlib.suppress(OSError), self._child.stdin as orders:  # it may have ended
-            for order in iter(self._orders.get, None):
-                orders.write(order)
-                orders.flush()
-
-    def _hear(self) -> None:
-        assert self._child.stdout is not None
-        try:
-            with self._child.stdout as answers:
-                for line in answers:
-                    self._note(**json.loads(line))
-            code = self._child.wait(LAST_BREATH)
-            how = f"code {code}" if code >= 0 else signal.Signals(-code).name
-            why = f"its process {'ended with' if code >= 0 else 'was ended by'} {how}"
-            why = "" if self._finished and code == 0 else why
-        except subprocess.TimeoutExpired:
-            why = "its process has closed its pipe"
-        except Exception as error:  # no error here may end the run
-            why = f"{type(error).__name__}: {error}"
-        self._end(why)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a file system may hold it
-            self._child.wait(LAST_BREATH)
-
-    def _note(self, number: int, where: Any = None, failed: str = "") -> None:
-        """Note an answer; a place is of whatever kind, and a record's text must be in UTF-8."""
-        if failed:
-            self._warn(failed)
-        with self._news:
-            if failed:
-                self._failed.add(number)
-            else:
-                text = None if where is None else str(where).encode(errors="replace").decode()
-                self._where[number] = text
-            self._news.notify_all()
-
-    def _end_late(self) -> None:
-        self._end("it was too slow at the end of the run, and was ended")
-
-    def _end(self, why: str) -> None:
-        """End the child and all that it has started; say why, unless that is empty."""
-        if why:
-            self._warn(why)
-        with contextlib.suppress(OSError):  # they have ended already
-            os.killpg(self._child.pid, signal.SIGKILL)
-        self._orders.put(None)
-        with self._news:
-            self._over = True
-            self._news.notify_all()
-
-    def _warn(self, why: str) -> None:
-        with self._news:
-            first, self._warned = not self._warned, True
-        if first:
-            said = " ".join(why.split())
-            said = said if len(said) < 200 else f"{said[:200]}..."
+    def warn(self, why: str) -> None:
+        if not self._warned:
+            self._warned = True
+            said = " ".join(why.split())[:200]
             warn(
-                f"--track={self.name}: {said}; the run goes on without it, and metrics.jsonl has "
-                f"all (see {self._log})"
+                f"--track={self.tracker}: {said}; the run goes on without it, and metrics.jsonl "
+                "has all"
             )
-
-
-def _start(name: str, log: Path) -> "subprocess.Popen[bytes]":
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = "from experiments.tracking.child import main; main()"
-    with log.open("ab") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", command, name],  # not from the working folder
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # The child finds the modules that this process finds.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
-            start_new_session=True,  # Ctrl-C reaches the run, which ends the child
-        )
 
 
 class Tracking(contextlib.AbstractContextManager["Tracking"]):
     """The trackers of the trials of a program, which trials are known to by their numbers.
 
-    Trackers start with the object. A trial that has no end when the context is left is `preempted`
-    if a SystemExit leaves it, `failed` if another error does, and otherwise `killed`.
+    A trial that has no end when the context is left is `preempted` if a SystemExit leaves it,
+    `failed` if another error does, and otherwise `killed`.
 
     Args:
       folders: those of the runs to track, by number.
@@ -233,16 +211,15 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
     ) -> None:
         self._track, self._folders, self._configs = track, folders, configs
         self._begun: set[int] = set()
-        self._processes: list[TrackerProcess] = []
-        if enabled and folders:
-            logs = next(iter(folders.values())) / FOLDER
-            self._processes = [TrackerProcess(each, logs / f"{each}.log") for each in track.names]
+        names = track.names if enabled and folders else ()
+        self._threads = [TrackerThread(name) for name in names]
 
     def metrics(self, number: int, folder: Path, enabled: bool) -> Metrics:
         """The metrics file of a run, whose lines the trackers get if it is one of theirs."""
-        if number not in self._folders or not self._processes:
+        if number not in self._folders or not self._threads:
             return Metrics(folder, enabled)
-        return TrackedMetrics(folder, functools.partial(self._begin, number), self._look)
+        add = functools.partial(self._send, number, _Row.add)
+        return TrackedMetrics(folder, functools.partial(self._begin, number), add)
 
     def write(
         self,
@@ -252,21 +229,18 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         images: Mapping[str, Path] = NO_IMAGES,
     ) -> None:
         """Give the trackers values and images of a run that `metrics.jsonl` does not have."""
-        if scalars or images:
-            paths = {name: str(path) for name, path in images.items()}
-            self._send(number, step=step, scalars=plain(scalars), images=paths)
+        self._send(number, _Row.draw, step, numbers(plain(scalars)), images)
 
     def where(self, number: int) -> dict[str, str] | None:
         """The URL or folder of a run in each tracker; None without trackers."""
         if number not in self._begun:
             return None
-        until = time.monotonic() + WAIT
-        found = {each.name: each.where(number, until) for each in self._processes}
+        found = {each.tracker: each.where(number) for each in self._threads}
         return {name: where for name, where in found.items() if where is not None}
 
     def end(self, number: int, status: Status) -> None:
         """Tell the trackers how a run has ended."""
-        self._send(number, end=status)
+        self._send(number, _Row.end, status)
         self._begun.discard(number)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -275,36 +249,32 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         for number in sorted(self._begun):
             self.end(number, "preempted" if preempted else "failed" if failed else "killed")
         until = time.monotonic() + (SHORT_WAIT if preempted else WAIT)
-        for each in self._processes:  # side by side: one that hangs takes no time from the others
+        for each in self._threads:  # side by side: one that hangs takes no time from the others
             each.finish()
-        for each in self._processes:
+        for each in self._threads:
             each.close(until)
 
     def _begin(self, number: int, step: int) -> None:
         if number in self._begun:  # the next rung of a halving goes on from the last line
             return
-        folder, config = self._folders[number], self._configs[number]
-        own, group = folder / FOLDER, self._track.group
-        root = self._track.root or group or folder.absolute().parent
-        shared = own if group is None else group / FOLDER
         self._begun.add(number)
-        run = {
-            "name": str(folder.absolute().relative_to(root.absolute())),
-            "group": "" if group is None else group.absolute().name,
-            "project": plain_name(str(config["experiment"])),
-            "config": plain(config),
-            "restored": step,
-        }
-        for each in self._processes:
-            places = {"folder": str(own / each.name), "store": str(shared / each.name)}
-            order = {"open": run | places, "metrics": str(folder / "metrics.jsonl")}
-            each.send(number, **order)
+        folder, config = self._folders[number].absolute(), self._configs[number]
+        group = self._track.group and self._track.group.absolute()
+        root = self._track.root or group or folder.parent
+        rows = read_metrics(folder / "metrics.jsonl")
+        for each in self._threads:
+            run = TrackedRun(
+                name=str(folder.relative_to(root.absolute())),
+                group=group.name if group else "",
+                project=plain_name(str(config["experiment"])),
+                config=plain(config),
+                folder=self._folders[number] / FOLDER / each.tracker,
+                store=(self._track.group or self._folders[number]) / FOLDER / each.tracker,
+                restored=step,
+            )
+            each.begin(number, run, rows)
 
-    def _look(self) -> None:
-        for each in self._processes:
-            each.look()
-
-    def _send(self, number: int, **order: Any) -> None:
+    def _send(self, number: int, method: Callable[..., None], *values: Any) -> None:
         if number in self._begun:
-            for each in self._processes:
-                each.send(number, **order)
+            for each in self._threads:
+                each.send(number, method, *values)

@@ -14,7 +14,7 @@ from commands import ROOT
 from experiments import cli, command_names
 from experiments.setup.config_flags import read_config
 from experiments.sweeps import jobs, trials
-from experiments.sweeps.launchers.launch import LauncherParser
+from experiments.sweeps.launchers.launch import LAUNCHERS
 from lora_jax.files import full_disk
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -106,10 +106,7 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
             "error: --launcher=print: --search runs on",
         ),
         ("worker --workdir=OUT", "error: --trial is missing: "),
-        (
-            "worker --workdir=OUT --trial=../x",
-            "error: --trial=../x: expected the name of a folder in trials/",
-        ),
+        ("worker --workdir=OUT --trial=../x", "trials.json has no trial '../x'; nearest: none"),
         ("worker --workdir=OUT --trial=x --cores=a", "error: --cores=a: expected whole numbers"),
         ("methods --documents=README.md --shape=8x8", f"{DEFAULTS} --shape out"),
         ("methods --documents=README.md --model=minilm", f"{DEFAULTS} --model out"),
@@ -372,7 +369,7 @@ def some_flags(monkeypatch):
     flags.DEFINE_list("tasks", [], "Tasks.", flag_values=values)
     flags.DEFINE_string("kind", "best", "A kind.", flag_values=values)
     flags.DEFINE_string("shard", "", "A shard.", flag_values=values)
-    flags.DEFINE(LauncherParser(), "launcher", "local", "A launcher.", flag_values=values)
+    flags.DEFINE_enum("launcher", "local", LAUNCHERS, "A launcher.", flag_values=values)
     flags.DEFINE_integer("seeds", 2, "Seeds.", lower_bound=2, flag_values=values)
     flags.DEFINE_integer("rows", 2, "Rows.", lower_bound=1, flag_values=values)
     flags.DEFINE_float("share", 1.0, "A share.", 0.0, 1.0, flag_values=values)
@@ -395,10 +392,6 @@ ONE = r"expected local\|slurm\|ray\|print"
         ("--knd=x", "no flag --knd; nearest: --kind"),
         ("--zzzz=x", "no flag --zzzz; --help lists all"),
         ("--launcher=slrm", f"flag --launcher=slrm: {ONE}; nearest: 'slurm'"),
-        (
-            "--launcher=kubernetes",
-            "--launcher=kubernetes is gone: use --launcher=ray on a KubeRay .*",
-        ),
         ("--launcher=zzz", f"flag --launcher=zzz: {ONE}"),
         ("--seeds=1", "flag --seeds=1: expected a whole number of at least 2"),
         ("--rows=-1", "flag --rows=-1: expected a positive integer"),

@@ -81,8 +81,8 @@ def ray(cluster, monkeypatch):
 
 
 def launch(todo, folder, ray, retries=3, command=launcher_contract.stub, watch=lambda: None):
-    demand = ray_launcher.Demand(cpus=1)
-    assert demand.shortage(ray_launcher.machines(ray)) == ""
+    demand = {"CPU": 1}
+    assert ray_launcher.shortage(demand, ray_launcher.machines(ray)) == ""
     ray_launcher.launch(todo, folder, ray, demand, retries, watch, command)
 
 
@@ -131,9 +131,8 @@ def test_a_sweep_that_is_asked_to_end_asks_its_processes(tmp_path, ray):
 
 def test_what_no_machine_has_is_named(ray):
     machines = ray_launcher.machines(ray)
-    said = ray_launcher.Demand(gpus=1).shortage(machines)
-    assert said == "--ray_gpus=1: no machine of the Ray cluster has more than 0"
-    assert ray_launcher.Demand(cpus=3).shortage(machines).startswith("--ray_cpus=3: no machine")
+    for demand in ({"CPU": 0, "GPU": 1}, {"CPU": 3}):
+        assert ray_launcher.shortage(demand, machines).startswith("--ray: no machine of the Ray ")
 
 
 @pytest.mark.minutes
@@ -149,7 +148,7 @@ def test_a_sweep_whose_processes_and_command_are_killed_is_the_same_sweep(tmp_pa
 
     line = ["experiments.sweep", *flags, "--sweep=config.seed=0:2", f"--workdir={killed}"]
     line += ["--launcher=ray"]
-    line += [f"--ray_address={cluster}", "--ray_cpus=2"]  # one job at a time
+    line += [f"--ray_address={cluster}", "--ray=cpus=2"]  # one job at a time
     started = commands.Started(*line, **environment)
     worker = when_steps(started, killed / "trials" / "seed=0", 3)
     os.kill(parent(worker), signal.SIGKILL)  # Ray's process, which had started it

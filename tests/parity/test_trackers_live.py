@@ -6,6 +6,8 @@ The run is stopped at step 2, and goes on: all steps are those of one run, each 
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -17,7 +19,8 @@ from mlflow.tracking import MlflowClient
 
 from experiments.tracking import tracking
 
-pytestmark = pytest.mark.parity
+# The libraries run in this process, and warn of their own code.
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 NAMES = ("wandb", "trackio", "mlflow")
 OWN = ("_step", "_runtime", "_timestamp")
 
@@ -44,23 +47,18 @@ def run(alone, tmp_path_factory):
     return tracked_runs.stopped_and_continued(smoke, folder, NAMES, "adalora"), folder
 
 
+def _environment():
+    kept = {name: value for name, value in os.environ.items() if name != "TRACKIO_DIR"}
+    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+
+
 @pytest.fixture(scope="module")
 def group(alone, tmp_path_factory):
     """The folder of two trials of one program: `a` completes, and `b` fails."""
     folder = tmp_path_factory.mktemp("group") / "cola"
-    folders = {number: folder / "trials" / name for number, name in enumerate("ab")}
-    track = tracking.Track(NAMES, folder, folder / "trials")
-    configs = {number: {"experiment": "e"} for number in folders}
-    with tracking.Tracking(track, folders, configs) as tracked:
-        logs = [tracked.metrics(number, path, True) for number, path in folders.items()]
-        for log in logs:
-            log.truncate(0)
-        for step in (1, 2):
-            for number, log in enumerate(logs):
-                log.write(step, {"loss": step + number / 2})
-        for number, status in enumerate(("completed", "failed")):
-            tracked.where(number)
-            tracked.end(number, status)
+    # In a process of its own, as Trackio has one folder in each.
+    line = "import pathlib, sys, tracked_runs as t; t.two_trials(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", line, folder], check=True, env=_environment())
     return folder
 
 
@@ -122,7 +120,6 @@ def test_trackio(run, monkeypatch):
     assert [each["title"] for each in alerts] == ["run preempted", "run completed"]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
 def test_mlflow(run):
     record, folder = run
     client = MlflowClient(tracking_uri=record.trackers["mlflow"])
@@ -166,7 +163,6 @@ def test_trackio_has_trials_as_runs_of_a_group(group):
     }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
 def test_mlflow_has_trials_as_runs_of_a_group(group):
     client = MlflowClient(tracking_uri=f"sqlite:///{group}/tracking/mlflow/mlflow.db")
     experiment = client.get_experiment_by_name("e")

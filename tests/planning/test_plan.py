@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments.planning import memory_fit
-from experiments.planning.memory_fit import Arrays, Fit, Flops, refusal
+from experiments.planning.memory_fit import Arrays, Fit, refusal
 from experiments.planning.topologies import GIB, topology
 
 SMALL = {
@@ -50,8 +50,7 @@ def without_libtpu(monkeypatch):
 @pytest.fixture
 def found():
     arrays = Arrays(*(int(each * GIB) for each in (8, 0.25, 0.5, 0)))
-    flops = Flops(2.75e11, 1.24e9, 1.38e11)
-    return Fit(topology("v5e:4x4"), (1, 4, 4), 2, 2048, arrays, flops, seconds=61.0)
+    return Fit(topology("v5e:4x4"), (1, 4, 4), 2, 2048, arrays, seconds=61.0)
 
 
 def with_program(found, gib):
@@ -67,9 +66,8 @@ def test_a_fit(found):
     found = with_program(found, 2.5)
     assert found.fits and found.why_not == ""
     assert memory_fit.verdict(found).startswith(
-        "Fits, in 71% of a device's memory (compiled in 61 s).\nTemporaries and collectives are "
+        "Fits, in 71% of a device's memory (compiled in 61 s).\nTemporaries are those of "
     )
-    assert memory_fit.short(found) == "v5e:4x4, --mesh=1,4,4: 11.25 of 15.75 GiB"
 
 
 def test_a_program_that_fits_to_the_byte(found):
@@ -79,27 +77,21 @@ def test_a_program_that_fits_to_the_byte(found):
     assert not dataclasses.replace(found, temporaries=left, code=1).fits
 
 
-def test_a_program_that_does_not_fit(found):
-    said = memory_fit.verdict(with_program(found, 10))
-    assert said.startswith(
-        "Does not fit: it asks for 18.75 GiB a device, more than the 15.75 GiB that a device of "
-        "v5e:4x4 has. (compiled in 61 s)"
-    )
-
-
-def test_a_program_that_the_compiler_refuses(found):
-    refused = dataclasses.replace(found, refused="the program needs 17.09 GiB a device")
-    assert memory_fit.verdict(refused) == (
-        "Does not fit: the program needs 17.09 GiB a device, more than the 15.75 GiB that a device "
-        "of v5e:4x4 has. (compiled in 61 s)"
-    )
-
-
-def test_arrays_that_do_not_fit(found):
-    large = dataclasses.replace(found, arrays=Arrays(20 * GIB, GIB, 2 * GIB, 0), seconds=0.0)
-    assert memory_fit.verdict(large) == (
-        "Does not fit: weights, adapters and optimiser alone are 23.00 GiB a device, more than the "
-        "15.75 GiB that a device of v5e:4x4 has. (not compiled)"
+@pytest.mark.parametrize(
+    ("changes", "why", "took"),
+    [
+        ({"temporaries": 10 * GIB}, "it asks for 18.75 GiB a device", "compiled in 61 s"),
+        ({"refused": "it needs 17.09 GiB"}, "it needs 17.09 GiB", "compiled in 61 s"),
+        (
+            {"arrays": Arrays(20 * GIB, GIB, 2 * GIB, 0), "seconds": 0.0},
+            "weights, adapters and optimiser alone are 23.00 GiB a device",
+            "not compiled",
+        ),
+    ],
+)
+def test_what_does_not_fit(found, changes, why, took):
+    assert memory_fit.verdict(dataclasses.replace(found, **changes)).startswith(
+        f"Does not fit: {why}, more than the 15.75 GiB that a device of v5e:4x4 has. ({took})"
     )
 
 
@@ -122,10 +114,9 @@ def test_rows(found, mesh, rows, accumulate, said):
 
 
 def test_what_full_fine_tuning_trains_is_not_called_adapters(found):
-    whole = dataclasses.replace(found, flops=Flops(0.0, 4.12e11, 0.0))
+    whole = dataclasses.replace(found, arrays=Arrays(0, GIB, 2 * GIB, 0))
     names = [str(cell) for cell in memory_fit.memory(whole).columns[0].cells]
     assert names[:2] == ["weights", "trained"]
-    assert memory_fit.flops(whole).endswith("= 4.12e+11 (6n of trained)")
 
 
 def test_all_of_it_fits_a_terminal_of_80_columns(found):
@@ -149,29 +140,16 @@ def small(tmp_path):
 
 
 def test_the_command(small):
-    done = command(*small, "--topology=h100:2", "--nosearch")
+    done = command(*small, "--topology=h100:2")
     assert done.returncode == 0, done.stderr
     assert "h100:2: 2 devices of 74.51 GiB, compiled on simulated devices" in done.stdout
     assert "mesh: data 1 x fsdp 2 x tensor 1" in done.stdout
     assert "batch: 4 x 64 tokens a step (2 rows a shard, 2 shards by data x fsdp)" in done.stdout
-    assert "all-gather" in done.stdout
     assert "Fits, in 0% of a device's memory" in done.stdout
-    assert "mallest" not in done.stdout
-
-
-@pytest.mark.slow
-def test_the_command_that_searches(small):
-    done = command(*small, "--topology=h100:2")
-    assert done.returncode == 0, done.stderr
-    assert "Smallest listed topology that fits 2 rows a shard:\n  h100:1, --mesh=1,1,1" in (
-        done.stdout
-    )
-    assert "Largest batch that fits on h100:2, in " in done.stdout
-    assert " GiB (more may, too):\n  8192 x 64" in done.stdout
 
 
 def test_the_command_where_it_does_not_fit():
-    done = command("--config=configs/llama2_70b.py", "--topology=h100:1", "--nosearch")
+    done = command("--config=configs/llama2_70b.py", "--topology=h100:1")
     assert done.returncode == 2, done.stderr
     assert "Does not fit: weights, adapters and optimiser alone are 130.79 GiB" in done.stdout
     assert "(not compiled)" in done.stdout
@@ -182,9 +160,7 @@ def test_the_command_where_it_does_not_fit():
     [
         (("--topology=v5f:4x4",), "no devices 'v5f'; nearest: 'v5"),
         (("--topology=h100:8", "--mesh=1,3,2"), "--mesh=1,3,2 needs 6 devices; there are 8"),
-        (("--topology=h100:8", "--rows=0"), "--rows=0"),
         (("--topology=h100:8", "--tokens=8"), "--tokens would be ignored: it goes with --table"),
-        (("--device=h100",), "--device would be ignored: it goes with --table"),
         ((), "--topology is missing: "),
     ],
 )
@@ -193,9 +169,3 @@ def test_a_mistake_on_the_command_line(arguments, said):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_a_config_that_is_not_there():
-    done = command("--config=configs/llama2_7b.py", "--topology=h100:1")
-    assert done.returncode == 1
-    assert "no config file 'configs/llama2_7b.py'; nearest: 'configs/llama2_70b.py'" in done.stderr

@@ -17,7 +17,6 @@ from experiments.setup import from_data
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.load import load
-from experiments.sweeps import preflight
 from lora_jax import data
 
 MATRICES = 12
@@ -131,18 +130,3 @@ def test_the_oldest_files_of_the_cache_make_room(tmp_path):
         os.utime(path, (1e9 - age, 1e9 - age))
     from_data.keep_newest(tmp_path, 25)
     assert {path.stem for path in tmp_path.iterdir()} == {"b", "c"}
-
-
-@pytest.mark.parametrize("method", ["lora_one", "eva"])
-def test_an_estimate_of_its_time_gathers_nothing(method, config_of, once, monkeypatch):
-    built = []
-
-    def cost(experiment, *_):
-        built.append(experiment)
-        return preflight.Cost(1.0, 1.0, 8)
-
-    monkeypatch.setattr(preflight, "_cost", cost)
-    assert preflight.measure(config_of(method)).trained > 0
-    assert not once
-    factors = [x for each in built[0].trainable["adapters"].values() for x in each.values()]
-    assert all(np.isfinite(x).all() for x in factors) and any(np.any(x) for x in factors)

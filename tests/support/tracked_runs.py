@@ -12,7 +12,7 @@ import pytest
 from configs.settings import RunConfig
 from experiments.runs import run
 from experiments.setup import experiment
-from experiments.tracking.tracking import Track
+from experiments.tracking.tracking import Track, Tracking
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
 
@@ -42,6 +42,23 @@ def stopped_and_continued(
             patch.setattr(experiment.Experiment, "batches", batches)
             run.run(config, folder, track=track, audit=False)
         return run.run(config, folder, track=track, audit=False)
+
+
+def two_trials(folder: Path) -> None:
+    """Track two trials of one program in wandb, Trackio and MLflow: `a` completes, `b` fails."""
+    folders = {number: folder / "trials" / name for number, name in enumerate("ab")}
+    track = Track(("wandb", "trackio", "mlflow"), folder, folder / "trials")
+    configs = {number: {"experiment": "e"} for number in folders}
+    with Tracking(track, folders, configs) as tracked:
+        logs = [tracked.metrics(number, path, True) for number, path in folders.items()]
+        for log in logs:
+            log.truncate(0)
+        for step in (1, 2):
+            for number, log in enumerate(logs):
+                log.write(step, {"loss": step + number / 2})
+        for number, status in enumerate(("completed", "failed")):
+            tracked.where(number)
+            tracked.end(number, status)
 
 
 def rows(folder: Path) -> dict[str, list[tuple[int, float]]]:

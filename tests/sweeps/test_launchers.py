@@ -18,13 +18,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from commands import ROOT
-from rich.console import Console
 
 from experiments.runs.run_options import USUAL
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import LockedError, SweepFolder, lock, locked
 from experiments.sweeps.launchers import launch, local, ray, slurm
-from experiments.sweeps.view import View
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -55,12 +53,12 @@ def test_every_launcher_trains_each_trial_once(by, tmp_path, monkeypatch):
 
 def test_a_flag_of_another_launcher_is_refused():
     values = flags.FlagValues()
-    for name in ("slurm_gpus", "ray_gpus", "per_job"):
+    for name in ("slurm", "ray", "per_job"):
         flags.DEFINE_integer(name, 0, "help", flag_values=values)
-    values(["command", "--slurm_gpus=1", "--per_job=2"])
+    values(["command", "--slurm=1", "--per_job=2"])
     launch.require_own_flags("slurm", values)
     for launcher in ("local", "ray", "print"):
-        said = f"^--slurm_gpus goes with --launcher=slurm, and --launcher={launcher} would ignore"
+        said = f"^--slurm goes with --launcher=slurm, and --launcher={launcher} would ignore"
         with pytest.raises(ValueError, match=said):
             launch.require_own_flags(launcher, values)
 
@@ -87,43 +85,33 @@ def test_a_ray_cluster_that_does_not_answer_is_one_line(monkeypatch):
             monkeypatch.setenv("RAY_ADDRESS", environment)
             with pytest.raises(ValueError, match=f"^no Ray cluster answers at {address}: Conn"):
                 ray.connected(given).__enter__()
+        with pytest.raises(ValueError, match="no Ray cluster answers at lokal"):
+            ray.connected("lokal").__enter__()
 
 
-def test_the_address_of_a_cluster_has_a_form():
+def test_what_each_job_gets():
     flags.FLAGS.mark_as_parsed()
-    for good in ("auto", "local", "127.0.0.1:6379", "head.example.org:6379", "[::1]:6379"):
-        with flagsaver.flagsaver(ray_address=good):
-            assert ray.address() == good
-    for wrong, said in (
-        ("lokal", "expected HOST:PORT, auto or local; nearest: 'local'"),
-        ("head", "expected HOST:PORT"),
-        ("ray://head:10001", "start the sweep on a machine of the cluster"),
+    assert ray.demand() == {"CPU": 1, "memory": 0}
+    with flagsaver.flagsaver(ray=["cpus=4", "tpus=8", "memory=2"]):
+        assert ray.demand() == {"CPU": 4, "TPU": 8, "memory": 2 * 2**30}
+    with flagsaver.flagsaver(slurm=["partition=7", "gpus=1"]):
+        assert slurm.options() == {"slurm_partition": "7", "gpus_per_node": 1}
+    for launcher, name, items, said in (
+        (ray, "ray", ["gpus=1", "tpus=4"], "--ray: a job runs on one kind of device"),
+        (ray, "ray", ["gpus=x"], "--ray=gpus=x: expected a whole number, such as gpus=1"),
+        (slurm, "slurm", ["gpu=1"], "--slurm=gpu=1: no such resource; nearest: 'gpus'"),
     ):
-        with flagsaver.flagsaver(ray_address=wrong), pytest.raises(ValueError, match=said):
-            ray.address()
-    both = flagsaver.flagsaver(ray_gpus=1, ray_tpus=4)
-    with both, pytest.raises(ValueError, match=r"^--ray_gpus and --ray_tpus: .* give one$"):
-        ray.demand()
+        with flagsaver.flagsaver(**{name: items}), pytest.raises(ValueError, match=f"^{said}"):
+            launcher.demand() if launcher is ray else launcher.options()
 
 
 def test_a_job_must_fit_on_one_machine():
-    machines = [{"CPU": 8.0, "memory": 16.0 * 2**30}, {"CPU": 2.0, "GPU": 1.0, "memory": 2.0**30}]
-    assert ray.Demand(cpus=8, memory=16).shortage(machines) == ""
-    assert ray.Demand(cpus=2, gpus=1).shortage(machines) == ""
-    for demand, said in (
-        (ray.Demand(cpus=9), "--ray_cpus=9: no machine of the Ray cluster has more than 8"),
-        (ray.Demand(tpus=4), "--ray_tpus=4: no machine of the Ray cluster has more than 0"),
-        (
-            ray.Demand(cpus=1, memory=17),
-            "--ray_memory=17: no machine of the Ray cluster has more than 16",
-        ),
-        (
-            ray.Demand(cpus=8, gpus=1),
-            "no machine of the Ray cluster has --ray_cpus and --ray_gpus at once",
-        ),
-    ):
-        assert demand.shortage(machines) == said
-    assert ray.Demand().shortage([]) != ""
+    machines = [{"CPU": 8.0, "memory": 16.0}, {"CPU": 2.0, "GPU": 1.0, "memory": 1.0}]
+    for fits in ({"CPU": 8, "memory": 16}, {"CPU": 2, "GPU": 1}, {"CPU": 1, "TPU": 0}):
+        assert ray.shortage(fits, machines) == ""
+    for large in ({"CPU": 9}, {"TPU": 4}, {"CPU": 1, "memory": 17}, {"CPU": 8, "GPU": 1}):
+        assert ray.shortage(large, machines).startswith("--ray: no machine of the Ray cluster has")
+    assert ray.shortage({"CPU": 1}, []) == "--ray: no machine of the Ray cluster has 1 CPU"
 
 
 def test_a_worker_waits_for_all_its_trials_together(tmp_path, monkeypatch, capsys):
@@ -160,19 +148,10 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     assert not isinstance(caught.value, LockedError)
 
 
-def test_slurm_runs_commands(tmp_path, monkeypatch):
-    """By submitit's executor of local processes, which takes the same options and ignores them."""
+def test_an_option_that_submitit_does_not_know_is_one_line(tmp_path):
     pytest.importorskip("submitit")
-    monkeypatch.chdir(ROOT)
-    line = [sys.executable, "-c", f"open({str(tmp_path / 'trace')!r}, 'w').write('here')"]
-    options = {"slurm_partition": "gpu", "timeout_min": 5, "gpus_per_node": None}
-    (job,) = slurm.submit([line], tmp_path / "slurm", options, "local")
-    slurm.watch([job], lambda: None)
-    job.result()
-    assert (tmp_path / "trace").read_text() == "here"
-    assert slurm.Command(("false",)).checkpoint().function == slurm.Command(("false",))
     with pytest.raises(ValueError, match=r"^--launcher=slurm: .*no_such_option"):
-        slurm.submit([line], tmp_path / "slurm", {"no_such_option": 1}, "local")
+        slurm.submit([["true"]], tmp_path / "slurm", {"no_such_option": 1}, "local")
 
 
 def test_what_slurm_refuses_is_one_line(tmp_path, monkeypatch):
@@ -225,6 +204,7 @@ def test_jobs_that_run_are_not_submitted_again(tmp_path, monkeypatch, capsys):
             held.enter_context(lock(folder.lock_file(trial.name)))
         again()
         [[line]] = submitted
+        assert line[-1] == "--lock_wait=120"  # of a machine that died, whose locks stay a while
         assert [word for word in line if "--trial" in word] == ["--trial=seed=2", "--trial=seed=3"]
         for trial in found[2:]:
             folder.begin(trial.name)
@@ -313,23 +293,6 @@ def test_a_job_of_slurm_saves_before_it_ends(submitted, tmp_path, number, state,
     subprocess.run(["bash", submitted], check=True)  # when it is queued again, it goes on
 
 
-def test_a_job_of_slurm_waits_for_the_locks_of_a_machine_that_died(tmp_path, monkeypatch):
-    """Slurm queues it again, and the file system may keep them for a while."""
-    flags.FLAGS.mark_as_parsed()
-    folder, found = launcher_contract.sweep(tmp_path, "config.seed=0")
-    lines = []
-    monkeypatch.setattr(slurm, "submit", lambda given, *_: lines.extend(given) or [])
-    launch.launch("slurm", [found], folder, View([], [], folder, Console()), [], None, USUAL)
-    assert [line[-1] for line in lines] == ["--lock_wait=120"]
-
-
-def test_a_job_of_slurm_may_meet_its_time_limit_often(submitted):
-    """submitit counts them, though each has saved, and gives up after three by itself."""
-    helpers = pytest.importorskip("submitit").core.utils
-    path = submitted.with_name("7_submitted.pkl")
-    assert helpers.DelayedSubmission.load(path)._timeout_countdown == 100
-
-
 class Ray:
     """Ray's module, as far as a launcher sees it; each task runs here, when it is waited for."""
 
@@ -375,7 +338,7 @@ def test_a_job_of_ray_that_saved_has_not_failed(tmp_path, fake_ray, capsys):
     def command(folder, job):
         return worker(tmp_path / "saved", 3, "parent")
 
-    ray.launch([found], folder, fake_ray, ray.Demand(), 1, lambda: None, command)
+    ray.launch([found], folder, fake_ray, {"CPU": 1}, 1, lambda: None, command)
     assert (tmp_path / "saved").read_text() == "xxx"
     assert capsys.readouterr().out.count("its job begins again") == 1
     assert folder.state(found[0]).note.startswith("its process ended with code 0; ")

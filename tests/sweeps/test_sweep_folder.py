@@ -17,7 +17,7 @@ from rich.console import Console
 from experiments.runs.run_options import RunOptions
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
-from experiments.sweeps.view import View, clock, summary
+from experiments.sweeps.view import View, summary
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.training.loop_settings import Loop
@@ -145,46 +145,20 @@ def test_a_trial_whose_record_is_damaged_is_lost_until_that_is_deleted(tmp_path)
     assert folder.state(found[1]) == TrialState("failed", said)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("[" * 9999, "[]", "{}", "NaN", "\x00", '{"status": 3}'),
-        *(f'{{"status": "killed", {more}}}' for more in ('"process": "1"', '"what": 1')),
-        '{"status": "killed", "process": true}',
-    ],
-)
-def test_an_outcome_of_anything_else_is_one_line(tmp_path, content):
+@pytest.mark.parametrize("content", ["[" * 9999, "[]", "{}", "NaN", "\x00", '{"what": 1}'])
+def test_a_file_of_anything_else_is_one_line(tmp_path, content):
     folder, found = sweep(tmp_path, "config.seed=0:2")
     folder.end("seed=0", "killed")
     assert folder.state(found[0]).status == "killed"
     (folder.path / "outcomes" / "seed=0.json").write_text(content)
+    (folder.path / "trials.json").write_text(content)
     said = r"outcomes/seed=0\.json .*delete this file, and the trial's folder says how it ended"
-    with pytest.raises(ValueError, match=said) as error:
-        folder.state(found[0])
-    assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("name", each) for each in ("../seed=0", "/tmp/x", "a/b", "..", ".", "", 3, None)),
-        *(("digest", each) for each in (None, 3, ["a"])),
-        *(("arguments", each) for each in (None, [], [3], "--config=x", {})),
-        *(("overrides", each) for each in (None, [], "x")),
-    ],
-)
-def test_a_list_of_anything_else_is_one_line(tmp_path, key, value):
-    """A trial's name is that of its folder, among the others."""
-    folder, _ = sweep(tmp_path, "config.seed=0:2")
-    path = folder.path / "trials.json"
-    assert len(folder.require(())) == 2
-    listed = json.loads(path.read_text())
-    del listed["seal"]  # as in a list of an earlier version
-    listed["trials"][1][key] = value
-    for wrong in (listed, {**listed, "trials": {}}, {**listed, "trials": [3]}, [listed]):
-        path.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=r"trials\.json is no list of trials: ") as error:
-            folder.require(())
+    for read, wanted in (
+        (lambda: folder.state(found[0]), said),
+        (lambda: folder.require(()), r"trials\.json is no list of trials: "),
+    ):
+        with pytest.raises(ValueError, match=wanted) as error:
+            read()
         assert len(str(error.value).splitlines()) == 1
 
 
@@ -220,9 +194,6 @@ def test_shards_and_jobs_have_every_trial_once():
         assert len(jobs.shard(jobs.make(found, 0), part)) == 1 - part[0]
     assert jobs.no_job(jobs.make(found, 0), (1, 2)) == (
         "shard 1/2 has no job: 1 job of 23 trials in all; see --per_job"
-    )
-    assert jobs.no_job(jobs.make(found[:2], 1), (2, 3)) == (
-        "shard 2/3 has no job: 2 jobs of 2 trials in all"
     )
     assert jobs.parse_shard("") is None
     assert jobs.parse_shard("3/4") == (3, 4)
@@ -353,14 +324,12 @@ def test_what_is_shown(tmp_path):
             log.write(10, {"loss": 0.5, "grad_norm": 1.0})
             log.write(10, {"accuracy": 0.625, "eval_loss": 0.6})
             view.update(now=True)
-        assert view.rows[0].seconds_left is not None
         lines = [line.split() for line in printed(view.table())]
-        assert lines[0] == ["trial", "status", "step", "loss", "metric", "time", "left"]
-        assert lines[1][:6] == ["seed=0", "running", "10/20", "0.500", "accuracy", "0.6250"]
-        assert lines[2] == ["seed=1", "waiting", "0/20"]
-        assert lines[4] == ["1", "running,", "2", "waiting"]
-        short = " ".join(printed(view.table(height=7)))
-        assert "2 not shown" in short and "seed=0" in short
+        assert lines == [
+            ["trial", "step", "loss", "metric"],
+            ["seed=0", "10/20", "0.500", "accuracy", "0.6250"],
+            ["1", "running,", "2", "waiting"],
+        ]
     trained_one(found[0].config, folder.run("seed=0"))
     folder.end("seed=1", "failed", "ValueError: [so] it is")
     view.update(now=True)
@@ -375,4 +344,3 @@ def test_what_is_shown(tmp_path):
         "seed=1: failed, ValueError: [so] it is",
         f"records: {folder.path / 'trials'}",
     ]
-    assert [clock(each) for each in (41.6, 200, 18600)] == ["42 s", "3 min 20 s", "5 h 10 min"]

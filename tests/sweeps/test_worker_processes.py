@@ -43,7 +43,8 @@ def test_a_worker_that_is_killed_takes_one_trial_with_it(tmp_path):
         "seed=5": "killed",
     }
     assert states["seed=1"].note.startswith("its process was ended by SIGKILL, as when memory")
-    assert states["seed=5"].note.startswith("its process ended with code 1; ImportError: no such")
+    assert states["seed=5"].note == f"its process ended with code 1; {folder.log('seed=4')}"
+    assert "ImportError: no such thing" in folder.log("seed=4").read_text()
     assert [name for name, *_ in calls] == ["seed=0", "seed=2", "seed=3", "seed=4"]
     assert len({process for _, process, *_ in calls}) == 3
 
@@ -53,30 +54,7 @@ def test_trials_that_are_halved_get_no_process_without_the_one_that_failed(tmp_p
     local.launch([found], folder, [local.Slot({}, ())], lambda: None, stub, whole=True)
     states = [folder.state(trial) for trial in found]
     assert [each.status for each in states] == ["killed", "waiting", "waiting"]
-    assert states[0].note.startswith("its process ended with code 1; ImportError: no such thing")
-
-
-def test_a_worker_leaves_the_error_that_ends_it_for_the_note(tmp_path):
-    folder, [trial] = SweepFolder(tmp_path), made("config.seed=0")  # it is in no list
-    local.launch([[trial]], folder, [local.Slot({}, ())], lambda: None)
-    said = f"its process ended with code 1; ValueError: {tmp_path / 'trials.json'} has no trial"
-    assert folder.state(trial).note.startswith(said)
-
-
-def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
-    """Whatever the log says, and whatever an earlier process of the same name has left."""
-    folder, [trial] = sweep(tmp_path, "config.seed=0")
-    log, error = folder.log("seed=0"), OSError("of an earlier process")
-    for there in (False, True):  # without the folder, no launcher reads it
-        if there:
-            log.parent.mkdir()
-        with pytest.raises(OSError), worker_process.error_written(folder.error("seed=0")):
-            raise error
-        assert folder.error("seed=0").exists() == there
-    log.write_text("an Error that was dealt with\n")
-    local.settle([trial], folder, os.getpid() + 1, -signal.SIGKILL)
-    said = f"its process was ended by SIGKILL, as when memory runs out; {log}"
-    assert folder.state(trial).note == said
+    assert states[0].note == f"its process ended with code 1; {folder.log('seed=5')}"
 
 
 @pytest.mark.parametrize(
@@ -89,17 +67,6 @@ def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
 )
 def test_what_ended_a_process(code, others, said):
     assert local.cause(code, others).startswith(said)
-
-
-def test_cores_that_there_are_not_are_a_line():
-    own = os.sched_getaffinity(0)
-    try:
-        for cores in ([123456], [min(own), 123456]):
-            said = ",".join(map(str, cores))
-            with pytest.raises(ValueError, match=f"^--cores={said}: expected numbers of cores"):
-                worker_process.confine(cores)
-    finally:
-        os.sched_setaffinity(0, own)
 
 
 def test_trials_that_died_together_say_that_they_did(tmp_path):
@@ -203,32 +170,16 @@ def test_cores_are_divided(monkeypatch):
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in local.slots(3)] == ["3", "7", "3"]
 
 
-def test_a_process_opens_the_files_of_its_trials(tmp_path):
-    """Of 40 trials, where it could not before."""
+def test_a_process_may_open_many_files():
+    """More than it could before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = len(os.listdir("/dev/fd")) + 40
-    opened = []
+    low, opened = len(os.listdir("/dev/fd")) + 40, []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
-        with pytest.raises(OSError, match="Too many open files"):
-            for _ in range(160):
-                opened.append(os.dup(0))
-        os.close(opened.pop())
-        worker_process.allow_files(40)
+        worker_process.allow_files()
         for _ in range(160):
             opened.append(os.dup(0))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in opened:
             os.close(each)
-
-
-def test_a_job_that_cannot_open_its_files_is_refused_before_it_begins(tmp_path, monkeypatch):
-    """Else each process would end, with one trial noted as killed, and another one begin."""
-    folder, found = sweep(tmp_path, "config.seed=0:3")
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (75, 75))
-    with pytest.raises(ValueError, match=r"^a job of 3 trials opens 76 files .* may open 75 "):
-        local.launch([found], folder, [local.Slot({}, ())], lambda: None, stub)
-    assert {folder.state(trial).status for trial in found} == {"waiting"}
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (76, 76))
-    worker_process.allow_files(3)

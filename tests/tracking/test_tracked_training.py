@@ -17,11 +17,9 @@ from experiments.runs.run_options import RunOptions
 from experiments.setup import experiment
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
-from experiments.tracking import child
-from experiments.tracking.trackers import TensorBoard
-from experiments.tracking.tracking import Track
+from experiments.tracking.tracking import Track, Tracking
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import Metrics, read_metrics
+from lora_jax.records.metrics_log import read_metrics
 
 OWN = "own_trackers.recorder"
 
@@ -60,19 +58,13 @@ def test_tensorboard_forgets_the_steps_that_are_trained_again_and_keeps_pictures
     """Killed after step 4, with a checkpoint of step 2: steps 3 and 4 have the newer values."""
     drawn = tmp_path / "ranks.png"
     Image.new("RGB", (4, 3)).save(drawn)
-    place = tmp_path / "tracking" / "tensorboard"
-    given = {"name": "run", "group": "", "project": "p", "config": {"a": 1}}
-    given |= {"folder": str(place), "store": str(place)}
-    with Metrics(tmp_path) as log:
-        for restored, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
-            log.truncate(restored)
-            for step in steps:
-                log.write(step, {"loss": step + restored / 10})
-            opened = {"number": 0, "open": {**given, "restored": restored}}
-            order = {**opened, "metrics": str(tmp_path / "metrics.jsonl")}
-            picture = {"number": 0, "step": 5, "scalars": {}, "images": {"ranks": str(drawn)}}
-            orders = [order, picture] if restored else [order]
-            child.obey(TensorBoard, orders, lambda **_: None)
+    for restored, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
+        with Tracking(Track(("tensorboard",)), {0: tmp_path}, {0: {"experiment": "p"}}) as tracked:
+            with tracked.metrics(0, tmp_path, True) as log:
+                log.truncate(restored)
+                for step in steps:
+                    log.write(step, {"loss": step + restored / 10})
+            tracked.write(0, 5, {}, {"ranks": drawn} if restored else {})
     (image,) = read(tmp_path).Images("ranks")
     assert (image.step, image.width, image.height) == (5, 4, 3)
     assert image.encoded_image_string == drawn.read_bytes()

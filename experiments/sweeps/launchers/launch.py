@@ -23,25 +23,10 @@ from experiments.sweeps.view import View
 LAUNCHERS = ("local", "slurm", "ray", "print")
 
 
-class LauncherParser(flags.EnumParser):
-    """The parser of `--launcher`, which knows what became of a launcher that is gone."""
-
-    def __init__(self) -> None:
-        super().__init__(LAUNCHERS)
-
-    def parse(self, argument: str) -> str:
-        if argument == "kubernetes":
-            raise flags.Error(
-                "--launcher=kubernetes is gone: use --launcher=ray on a KubeRay cluster, or run "
-                "the lines of --launcher=print in pods (docs/guides/launchers.md)"
-            )
-        return super().parse(argument)
-
-
 def require_own_flags(launcher: str, values: flags.FlagValues) -> None:
     """Raise a ValueError if a flag was given that only another launcher reads.
 
-    A launcher's own flags begin with its name: `--slurm_partition`.
+    A launcher's own flags begin with its name: `--slurm`, `--slurm_wait`.
     """
     for name in values:
         owner = name.partition("_")[0]
@@ -56,9 +41,9 @@ def require(launcher: str) -> None:
     match launcher:
         case "slurm":
             slurm.require(slurm.CLUSTER.value)
+            slurm.options()
         case "ray":
             ray.require()
-            ray.address()
             ray.demand()
 
 
@@ -69,7 +54,7 @@ def cluster(launcher: str, todo: Sequence[jobs.Job]) -> Iterator[Any]:
         yield None
         return
     with ray.connected(ray.address()) as connected:
-        if shortage := ray.demand().shortage(ray.machines(connected)):
+        if shortage := ray.shortage(ray.demand(), ray.machines(connected)):
             if ray.address() == "local":
                 raise ValueError(shortage)
             warn(f"{shortage}; jobs wait until another machine joins it")
@@ -98,7 +83,12 @@ def launch(
                 print(jobs.shell_command(folder, job, how))
             return False
         case "slurm" if todo:
-            if not (todo := _not_running(todo, folder, how)):
+            # A job that is queued twice would wait for the locks of the first, and keep devices.
+            busy = {*how.final, "running"}
+            todo = [
+                job for job in todo if any(folder.state(each).status not in busy for each in job)
+            ]
+            if not todo:
                 print("all jobs are running already: none is submitted")
                 return False
             waits = f"--lock_wait={jobs.LOCK_WAIT}"
@@ -121,15 +111,6 @@ def launch(
             with view.shown():
                 local.launch(todo, folder, machine, view.update, command)
     return True
-
-
-def _not_running(todo: Sequence[jobs.Job], folder: SweepFolder, how: RunOptions) -> list[jobs.Job]:
-    """The jobs with a trial that is to be trained and that no process holds.
-
-    A job that is queued twice would wait for the locks of the first, and take up its devices.
-    """
-    busy = {*how.final, "running"}
-    return [job for job in todo if any(folder.state(trial).status not in busy for trial in job)]
 
 
 @contextlib.contextmanager

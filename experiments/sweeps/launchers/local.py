@@ -22,7 +22,6 @@ SHARE = 4
 MOST = 10_000
 """The most processes, as there is a `Slot` for each."""
 
-_LONGEST = 200  # characters of an error in the note of a killed trial
 _TICK = 0.2  # seconds between looks at the processes
 _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
 
@@ -155,11 +154,8 @@ def launch(
       watch: called often, to show the progress of the trials.
       command: gives the command line that trains a job.
       whole: whether a job trains with all of its trials only, so that none gets a new process.
-
-    Raises:
-      ValueError: a job has so many trials that a process cannot open their files; none has begun.
     """
-    worker_process.allow_files(max(map(len, todo), default=0))
+    worker_process.allow_files()
     waiting, free, running = deque(todo), fitted(machine, len(todo)), list[_Running]()
     try:
         while waiting or running:
@@ -241,10 +237,7 @@ def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int, said: st
     ]
     if not victims and left:
         victims = [left.pop(0)]  # else a process that cannot begin would restart for ever
-    error = worker_process.read_error(folder.error(job[0].name), process)[:_LONGEST]
-    log = folder.log(job[0].name)
-    reason = f"{error} ({log})" if error else str(log)
-    note = f"{said or cause(code, len(victims) - 1)}; {reason}"
+    note = f"{said or cause(code, len(victims) - 1)}; {folder.log(job[0].name)}"
     for trial in victims:
         folder.end(trial.name, "killed", note, process)
     return left

@@ -4,11 +4,9 @@
 """
 
 import contextlib
-import dataclasses
 import importlib
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
@@ -23,7 +21,7 @@ from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
-from lora_jax.suggest import nearest
+from lora_jax.error_text import first_line
 
 _ADDRESS = flags.DEFINE_string(
     "ray_address",
@@ -31,11 +29,13 @@ _ADDRESS = flags.DEFINE_string(
     "The Ray cluster: auto for the one that runs on this machine or that RAY_ADDRESS names, "
     "HOST:PORT, or local to start one on this machine that ends with the command.",
 )
-_CPUS = flags.DEFINE_integer("ray_cpus", 1, "How many CPUs each job gets.", lower_bound=0)
-_GPUS = flags.DEFINE_integer("ray_gpus", 0, "How many GPUs each job gets.", lower_bound=0)
-_TPUS = flags.DEFINE_integer("ray_tpus", 0, "How many TPU chips each job gets.", lower_bound=0)
-_MEMORY = flags.DEFINE_integer(
-    "ray_memory", 0, "How many GiB of memory each job gets; 0 for any.", lower_bound=0
+_NAMES = {"cpus": "CPU", "gpus": "GPU", "tpus": "TPU", "memory": "memory"}
+"""Ray's names of what a job gets."""
+_RESOURCES = flags.DEFINE_list(
+    "ray",
+    [],
+    "What each job gets of a machine, such as --ray=cpus=4,gpus=1,memory=32. tpus are TPU chips, "
+    "and memory is in GiB. The default is one CPU.",
 )
 RETRIES = flags.DEFINE_integer(
     "ray_retries",
@@ -50,71 +50,30 @@ _TICK = 0.2  # seconds; between the ticks, Ray can raise KeyboardInterrupt in a 
 _LOOK = 0.5  # seconds between looks at the tasks
 
 
-@dataclasses.dataclass(frozen=True)
-class Demand:
-    """What each job gets of a machine."""
+def demand() -> dict[str, int]:
+    """What each job gets, by Ray's names, from `--ray`."""
+    found = {"CPU": 1, **jobs.resources("ray", _RESOURCES.value, _NAMES)}
+    if found.get("GPU") and found.get("TPU"):
+        raise ValueError("--ray: a job runs on one kind of device; give gpus or tpus")
+    return found | {"memory": found.get("memory", 0) * 2**30}
 
-    cpus: int = 1
-    gpus: int = 0
-    tpus: int = 0
-    """TPU chips."""
-    memory: int = 0
-    """GiB, or 0 for any."""
 
-    def options(self) -> dict[str, Any]:
-        """The same as options of a Ray task."""
-        memory = {"memory": self.memory * 2**30} if self.memory else {}
-        tpus = {"resources": {"TPU": self.tpus}} if self.tpus else {}
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **memory, **tpus}
+def shortage(demand: Mapping[str, int], machines: Sequence[Mapping[str, float]]) -> str:
+    """A line if a job fits on none of these machines; empty if it fits on one.
 
-    def shortage(self, machines: Sequence[Mapping[str, float]]) -> str:
-        """What none of these machines has, with the flag; empty if a job fits on one of them.
-
-        Args:
-          machines: Ray's resources of each machine, such as `{"CPU": 8.0, "memory": 3e10}`.
-        """
-        wanted = {
-            "CPU": ("--ray_cpus", self.cpus, 1),
-            "GPU": ("--ray_gpus", self.gpus, 1),
-            "TPU": ("--ray_tpus", self.tpus, 1),
-            "memory": ("--ray_memory", self.memory, 2**30),
-        }
-        for name, (flag, amount, unit) in wanted.items():
-            most = max((each.get(name, 0) for each in machines), default=0) / unit
-            if amount > most:
-                return f"{flag}={amount}: no machine of the Ray cluster has more than {most:.4g}"
-        for each in machines:
-            if all(each.get(name, 0) >= n * unit for name, (_, n, unit) in wanted.items()):
-                return ""
-        asked = " and ".join(flag for flag, amount, _ in wanted.values() if amount)
-        return f"no machine of the Ray cluster has {asked} at once"
+    Args:
+      machines: Ray's resources of each machine, such as `{"CPU": 8.0, "memory": 3e10}`.
+    """
+    if any(all(each.get(name, 0) >= n for name, n in demand.items()) for each in machines):
+        return ""
+    units = {"memory": "bytes of memory"}
+    asked = ", ".join(f"{n} {units.get(name, name)}" for name, n in demand.items() if n)
+    return f"--ray: no machine of the Ray cluster has {asked}"
 
 
 def address() -> str:
-    """The cluster's address, as in `connected`.
-
-    Raises:
-      ValueError: it has another form.
-    """
-    given = str(_ADDRESS.value)
-    if given in ("auto", "local") or re.fullmatch(r"[\w.\[\]:-]*[\w\]]:[0-9]{1,5}", given):
-        return given
-    if given.startswith("ray://"):
-        raise ValueError(
-            f"--ray_address={given}: start the sweep on a machine of the cluster, with "
-            "--ray_address=auto"
-        )
-    near = nearest(given, ("auto", "local"), 1)
-    raise ValueError(f"--ray_address={given}: expected HOST:PORT, auto or local; nearest: {near}")
-
-
-def demand() -> Demand:
-    """What each job gets."""
-    if _GPUS.value and _TPUS.value:
-        raise ValueError("--ray_gpus and --ray_tpus: a job runs on one kind of device; give one")
-    return Demand(
-        int(_CPUS.value or 0), int(_GPUS.value or 0), int(_TPUS.value or 0), int(_MEMORY.value or 0)
-    )
+    """The cluster's address, as in `connected`."""
+    return str(_ADDRESS.value)
 
 
 def require() -> Any:
@@ -178,20 +137,11 @@ def _reach(address: str) -> None:
         raise ValueError(f"no Ray cluster answers at {address}: {said}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _End:
-    """How a task ended: with its process, or with an error of Ray and code None."""
-
-    process: int
-    code: int | None
-    said: str = ""
-
-
 def launch(
     todo: Sequence[jobs.Job],
     folder: SweepFolder,
     ray: Any,
-    demand: Demand,
+    demand: Mapping[str, int],
     retries: int,
     watch: Callable[[], None],
     command: Callable[[SweepFolder, jobs.Job], list[str]] = jobs.command,
@@ -214,7 +164,14 @@ def launch(
     """
     # Workers unpickle it where `experiments` may not be importable.
     importlib.import_module("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])
-    task = ray.remote(max_retries=0, **demand.options())(attend)
+    others = {name: n for name, n in demand.items() if name not in ("CPU", "GPU", "memory") and n}
+    task = ray.remote(
+        max_retries=0,
+        num_cpus=demand["CPU"],
+        num_gpus=demand.get("GPU", 0),
+        memory=demand.get("memory") or None,
+        resources=others or None,
+    )(attend)
     running: dict[Any, tuple[jobs.Job, int]] = {}  # a job, and which of its attempts it is
 
     def start(job: jobs.Job, number: int = 1) -> None:
@@ -229,14 +186,19 @@ def launch(
             done, _ = ray.wait(list(running), timeout=_LOOK)
             watch()
             for reference in done:
-                (job, number), end = running.pop(reference), _end(ray, reference)
-                if end.code == TEMPORARY_FAILURE:
+                (job, number), (process, code, why) = running.pop(reference), _end(ray, reference)
+                died = code is None or code < 0
+                if code == TEMPORARY_FAILURE:
                     start(job, number)
-                elif (end.code is None or end.code < 0) and number <= retries:
-                    print(f"{job[0].name}: {_cause(end)}, so its job begins again")
+                elif died and number <= retries:
+                    print(f"{job[0].name}: {why}, so its job begins again")
                     start(job, number + 1)
-                elif rest := _settle(job, number, folder, end):
-                    start(rest)
+                else:
+                    times = f"{why}, the last of {number} times" if died and number > 1 else ""
+                    process = process or _begun_by(job, folder)
+                    said = times or (why if code is None else "")
+                    if rest := local.settle(job, folder, process, code or 0, said):
+                        start(rest)
         watch()
     except local.Terminated:
         for reference in running:
@@ -250,26 +212,14 @@ def launch(
         raise
 
 
-def _end(ray: Any, reference: Any) -> _End:
+def _end(ray: Any, reference: Any) -> tuple[int, int | None, str]:
+    """The process of a task, its code, and what ended it; code None if the task itself failed."""
     try:
-        return _End(*ray.get(reference))
+        process, code = ray.get(reference)
+        return process, code, local.cause(code, 0)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error  # of an error in the task itself
-        said = (str(cause).strip().splitlines() or ["no reason given"])[0]
-        return _End(0, None, f"{type(cause).__name__}: {said}")
-
-
-def _cause(end: _End) -> str:
-    return f"its Ray task ended ({end.said})" if end.code is None else local.cause(end.code, 0)
-
-
-def _settle(job: jobs.Job, number: int, folder: SweepFolder, end: _End) -> jobs.Job:
-    """Note the killed trials of a job after an attempt, and return its remaining trials."""
-    if end.code is not None and end.code >= 0:
-        return local.settle(job, folder, end.process, end.code)
-    times = f", the last of {number} times" if number > 1 else ""
-    process = end.process or _begun_by(job, folder)
-    return local.settle(job, folder, process, end.code or 0, f"{_cause(end)}{times}")
+        return 0, None, f"its Ray task ended ({first_line(cause)})"
 
 
 def _begun_by(job: jobs.Job, folder: SweepFolder) -> int:

@@ -16,46 +16,26 @@ from typing import Any
 from absl import flags
 
 from experiments.runs.interruption import TEMPORARY_FAILURE
+from experiments.sweeps import jobs
 from lora_jax.training.preemption import noted_sigterms
 
-_OPTIONS = {
-    "slurm_partition": flags.DEFINE_string(
-        "slurm_partition", None, "The partition of Slurm for the jobs. The default is Slurm's own."
-    ),
-    "timeout_min": flags.DEFINE_integer(
-        "slurm_time",
-        None,
-        "The minutes that each job may take. The default is submitit's own.",
-        lower_bound=0,
-    ),
-    "gpus_per_node": flags.DEFINE_integer(
-        "slurm_gpus",
-        None,
-        "How many GPUs each job gets. The default is none.",
-        lower_bound=0,
-    ),
-    "cpus_per_task": flags.DEFINE_integer(
-        "slurm_cpus",
-        None,
-        "How many cores each job gets. The default is Slurm's own.",
-        lower_bound=1,
-    ),
-    "mem_gb": flags.DEFINE_integer(
-        "slurm_memory",
-        None,
-        "How many GB of memory each job gets. The default is Slurm's own.",
-        lower_bound=0,
-    ),
-    "slurm_account": flags.DEFINE_string(
-        "slurm_account", None, "The account of Slurm for the jobs. The default is Slurm's own."
-    ),
-    "slurm_array_parallelism": flags.DEFINE_integer(
-        "slurm_parallel",
-        None,
-        "How many jobs may run at a time. The default is all.",
-        lower_bound=1,
-    ),
+_NAMES = {
+    "partition": "slurm_partition",
+    "account": "slurm_account",
+    "time": "timeout_min",
+    "gpus": "gpus_per_node",
+    "cpus": "cpus_per_task",
+    "memory": "mem_gb",
+    "parallel": "slurm_array_parallelism",
 }
+"""submitit's names of what a job gets."""
+_OPTIONS = flags.DEFINE_list(
+    "slurm",
+    [],
+    "What each job gets, such as --slurm=partition=gpu,gpus=1,time=120. partition and account are "
+    "Slurm's; time is in minutes and memory in GB; gpus and cpus; parallel is how many jobs may "
+    "run at a time. The defaults are submitit's and Slurm's own.",
+)
 CLUSTER = flags.DEFINE_enum(
     "slurm_cluster",
     None,
@@ -72,8 +52,8 @@ _TIME_LIMITS = 100
 
 
 def options() -> dict[str, Any]:
-    """submitit's parameters; None where a flag was not given."""
-    return {name: flag.value for name, flag in _OPTIONS.items()}
+    """submitit's parameters that `--slurm` gives; a ValueError names a wrong one."""
+    return jobs.resources("slurm", _OPTIONS.value, _NAMES, texts=("partition", "account"))
 
 
 @dataclasses.dataclass
@@ -134,7 +114,7 @@ def submit(
     Args:
       commands: the commands of a sweep's jobs, to be run in the current folder.
       logs: the folder for submitit's files and the output of each job.
-      options: submitit's parameters, such as `timeout_min` or `slurm_partition`; None is left out.
+      options: submitit's parameters, such as `timeout_min` or `slurm_partition`.
       cluster: `local` for processes on this machine; otherwise Slurm, which must be installed.
 
     Raises:
@@ -149,7 +129,7 @@ def submit(
         )
         # The script gets SIGTERM, too: without a trap it would end, and its job with it.
         given = {"slurm_setup": ["trap : TERM"], **options}
-        executor.update_parameters(**{k: v for k, v in given.items() if v is not None})
+        executor.update_parameters(**given)
     except (RuntimeError, TypeError, NameError, AssertionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--launcher=slurm: {said}") from error

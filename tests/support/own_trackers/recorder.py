@@ -1,13 +1,12 @@
 """A tracker as a user may write one: it appends lines of JSON to a file in its folder.
 
-OWN_TRACKER makes it misbehave: `begin` and `write` raise there, `hang` waits in a write for a
-signal, `mute` does so with all its files closed, and `die` kills the process. OWN_WHERE is an
-expression that says where a run is.
+OWN_TRACKER makes it misbehave: `begin` and `write` raise there, `exit` ends its thread in a write,
+and `hang` waits there for ever. OWN_WHERE is an expression that says where a run is.
 """
 
 import json
 import os
-import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,23 +28,15 @@ class OwnTracker(Tracker):
             return eval(os.environ["OWN_WHERE"])
         return f"own://{self.run.identity}"
 
-    def last(self) -> Mapping[str, int]:
-        found: dict[str, int] = {}
-        for row in read(self.run.folder):
-            found |= dict.fromkeys(row.get("scalars", ()), row.get("step", 0))
-        return found
-
     def write(
         self, step: int, scalars: Mapping[str, float], images: Mapping[str, Path] = NO_IMAGES
     ) -> None:
         if self._misbehaves == "write":
             raise RuntimeError("no room for this row")
-        if self._misbehaves == "mute":
-            os.closerange(3, 100)
-        while self._misbehaves in ("hang", "mute"):
-            signal.pause()
-        if self._misbehaves == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self._misbehaves == "exit":
+            raise SystemExit(3)
+        if self._misbehaves == "hang":
+            threading.Event().wait()
         paths = {name: str(path) for name, path in images.items()}
         self._append(step=step, scalars=dict(scalars), images=paths)
 
