@@ -70,16 +70,6 @@ SIZES = {
     "mistral_7b": 7241.7e6,
 }
 """The parameters of models with published rows, counted as in a record: with the head."""
-OTHER = (
-    "eval_loss",
-    "bleu",
-    "nist",
-    "meteor",
-    "cider",
-    "gain_points",
-    "steps_speedup",
-    "rouge_l_coco",
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,21 +46,6 @@ def test_accuracies_by_the_analysis_of_variance(seeds):
     assert (swapped.mean, swapped.error, swapped.df) == (-found.mean, found.error, found.df)
 
 
-def test_the_error_is_never_below_that_of_seeds_or_of_examples():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        values = rng.normal(size=(2, 3, 4))
-        found, d = over_both(*values.mean(2), *values), values[0] - values[1]
-        least = max(d.mean(1).var(ddof=1) / 3, d.mean(0).var(ddof=1) / 4)
-        assert found.error**2 >= least * (1 - 1e-9)
-    same = over_both(*values[[0, 0]].mean(2), *values[[0, 0]])
-    assert (same.mean, same.error, same.p) == (0, 0, 1)
-    one = over_both(*values[:, :1].mean(2), *values[:, :1])
-    assert one.error is None
-    with pytest.raises(ValueError, match="the same examples"):
-        over_both(*values.mean(2), values[0], values[1][:, :2])
-
-
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("name", ["300 examples", "300, seeds alike", "300, Matthews"])
 def test_intervals_cover_and_families_keep_their_level(name, seeds):

@@ -9,9 +9,7 @@ from report_study import LABELS, lines, made, said, wrong
 from scipy import stats
 
 from experiments.analysis import collect_runs, paired_scores
-from experiments.analysis.paired_scores import Scored, common
 from experiments.analysis.pairwise import pairs
-from experiments.analysis.significance import over_seeds
 
 
 @pytest.mark.parametrize(
@@ -32,27 +30,6 @@ def test_draws_count_where_there_are_several(numbers, groups, shared, seeds):
     )
     found = collect_runs.means_of_draws({number: float(sum(number)) for number in numbers})
     np.testing.assert_array_equal(found, [np.mean([sum(n) for n in own]) for own in groups])
-
-
-def grid(differences):
-    """Two methods with these differences, (draws, seeds); both have what a run has in common."""
-    noise = np.random.default_rng(7).normal(80, 5, differences.shape)
-    first, second = (
-        {(seed, draw): float(x) for (draw, seed), x in np.ndenumerate(each)}
-        for each in (noise + differences, noise)
-    )
-    return Scored("a", "A", first), Scored("b", "B", second)
-
-
-def test_null_differences_of_shared_draws_are_found_no_more_often_than_the_level():
-    """Half of the variance is of the draw; as if they were independent, 15 runs find 18%."""
-    planted = np.random.default_rng(0).normal(size=(1000, 5, 1))
-    planted = planted + np.random.default_rng(1).normal(size=(1000, 5, 3))
-    p = [over_seeds(*common(*grid(each))[:2]).p for each in planted]
-    by_runs = stats.ttest_1samp(planted.reshape(1000, -1), 0, axis=1).pvalue
-    np.testing.assert_allclose(p, stats.ttest_1samp(planted.mean(2), 0, axis=1).pvalue)
-    assert np.mean(np.array(p) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
-    assert np.mean(by_runs < 0.05) > 0.14
 
 
 def runs(scores):

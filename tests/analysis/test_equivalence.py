@@ -26,24 +26,6 @@ def test_tost_is_the_larger_of_scipy_s_two_one_sided_tests():
         assert significance.at_most(own.mean, own.error, own.df, MARGIN) == pytest.approx(below)
 
 
-@pytest.mark.parametrize("tasks", [1, 3])
-@pytest.mark.parametrize("mean", [MARGIN, -MARGIN, 0.0])
-def test_tost_keeps_its_level_at_the_margin_and_finds_equals(tasks, mean):
-    studies, seeds = 1500, 12
-    rng = np.random.default_rng([tasks, round(mean) + 1])
-    drawn = (
-        mean + rng.normal(size=(studies, tasks, seeds)) * np.array([[0.5], [1.0], [1.5]])[:tasks]
-    )
-    zeros = np.zeros(seeds)
-    means = [over_tasks([over_seeds(task, zeros) for task in study]) for study in drawn]
-    claims = sum(significance.equivalence_of_mean(each, MARGIN) < 0.05 for each in means)
-    if mean:
-        low, high = stats.binom.ppf([0.001, 0.999], studies, 0.05)
-        assert low <= claims <= high
-    else:
-        assert claims > 0.9 * studies
-
-
 def test_without_variance_the_sign_test_decides():
     scores = np.full(4, 80.0)
     halves = np.array(list(itertools.product((False, True), repeat=4)))

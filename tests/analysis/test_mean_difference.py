@@ -7,7 +7,7 @@ from scipy import stats
 from experiments.analysis import significance
 from experiments.analysis.significance import MeanDifference, over_seeds, over_tasks
 
-STUDIES = 1000
+STUDIES = 600
 
 
 def test_over_seeds_is_scipy_s_paired_t_test():
@@ -70,13 +70,6 @@ def test_few_equal_differences_are_not_without_noise():
     assert over_tasks([flat, noisy]) == MeanDifference(2.5, None, 0.0, 2)
     assert over_tasks([flat, flat]).p == flat.p == 0.5
     assert over_tasks([same, noisy]).p == noisy.p
-    rng, studies = np.random.default_rng(5), 4000
-    claims = 0
-    for _ in range(studies):  # scores of 20 examples: often, two seeds differ by as much
-        tasks = [over_seeds(*rng.binomial(20, 0.5, (2, 2)) / 20.0) for _ in range(2)]
-        p = over_tasks(tasks).p
-        claims += p is not None and p < 0.05
-    assert claims <= stats.binom.ppf(0.999, studies, 0.05)
 
 
 @pytest.mark.parametrize("noise", [(1, 1, 1, 1, 1), (3, 1, 1, 0.3, 0.3), (5, 0.2, 0.2)], ids=str)
@@ -95,20 +88,3 @@ def test_intervals_over_tasks_cover_the_mean(noise, seeds):
         assert count >= stats.binom.ppf(0.001, STUDIES, 0.95)
         if seeds >= significance.TRUSTED:
             assert count <= stats.binom.ppf(0.999, STUDIES, 0.95)
-
-
-def test_the_level_of_holm_s_first_of_14_tests_is_kept_with_unequal_noise():
-    """As the docstring says: 1.25 times at most with 10 seeds; with fewer it is kept by far."""
-    rng, level, studies = np.random.default_rng(3), 0.05 / 14, 200_000
-    noise = np.array([3, 1, 1, 0.3, 0.3])[:, None]
-    for seeds, most in ((3, 1.0), (10, 1.25), (20, 1.1)):
-        # Means and variances of normal numbers are independent: draw both, for speed.
-        variances = noise[:, 0] ** 2 * rng.chisquare(seeds - 1, (studies, 5)) / (seeds - 1) / seeds
-        means = (noise[:, 0] / np.sqrt(seeds) * rng.normal(size=(studies, 5))).mean(1)
-        df = np.full(studies, seeds - 1.0)
-        if seeds >= significance.TRUSTED:
-            df = variances.sum(1) ** 2 / (variances**2 / (seeds - 1)).sum(1)
-            own = significance.degrees(list(variances[0]), [seeds - 1.0] * 5, seeds)
-            assert own == pytest.approx(df[0], rel=1e-12)
-        p = 2 * stats.t.sf(np.abs(means) / np.sqrt(variances.sum(1)) * 5, df)
-        assert (p < level).mean() <= most * level * 1.1

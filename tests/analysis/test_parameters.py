@@ -2,8 +2,6 @@
 
 import csv
 import io
-import re
-from pathlib import Path
 
 import pytest
 from fake_records import write
@@ -12,8 +10,6 @@ from report_study import made, rendered
 from experiments.analysis import parameters, recorded_runs
 from experiments.figures import scores
 from experiments.tables import config_tables
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -56,11 +52,3 @@ def test_tables_reports_and_pictures_have_the_same_number(runs):
     (axes,) = scores.parameters(recorded_runs.find(runs)).axes
     points = {line.get_xdata()[0] for line in axes.lines if line.get_marker() not in ("_", "|")}
     assert points == {334_080, 22_566_146} and axes.get_xlabel() == parameters.HEADING
-
-
-def test_the_readme_s_quickstart_counts_as_tables_do():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    quick = re.search(r"\| LoRA \| 85.2% \| ([\d,]+) \|", readme)
-    assert quick is not None
-    assert quick[1] == "331,776"  # rank 8 on six linears of six layers
-    assert 6 * 8 * (4 * (384 + 384) + 2 * (384 + 1536)) == 331_776

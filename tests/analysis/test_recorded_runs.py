@@ -13,5 +13,5 @@ from experiments.analysis.recorded_runs import Run
 def test_runs_that_train_on_all_examples_have_no_draw(examples, number):
     config = quickstart.get_config().to_dict()
     config["data"] |= {"train": examples, "draw": 3}
-    record = SimpleNamespace(seed=5, config=config)
+    record = SimpleNamespace(config={**config, "seed": 5})
     assert Run(Path(), record).number == number

@@ -48,14 +48,6 @@ def test_a_table_refuses_what_a_report_does(tmp_path):
     assert "| 79.5 ± " in config_tables.render_table("glue", tmp_path, "markdown")
 
 
-def test_own_files_have_no_questions_whatever_their_name(tmp_path):
-    """COPA's examples come in pairs, of which one is right."""
-    changes = {"data.name": "super_glue/copa", "data.source": "files"}
-    write(tmp_path, "glue", "task=sst2", {"accuracy": 0.8}, changes=changes)
-    predictions.write(tmp_path, {"validation": Predictions(right(80), LABELS)})
-    assert checked(tmp_path) == ""
-
-
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
@@ -110,9 +102,3 @@ def test_values_are_compared_by_their_correlation(tmp_path):
     write(tmp_path / "b", "glue", "task=stsb", {"pearson": -found}, **how)
     assert checked(tmp_path / "a") == ""
     assert checked(tmp_path / "b").startswith(": its predictions give pearson")
-
-
-def test_what_did_not_complete_is_not_compared(tmp_path):
-    how = {"outputs": RIGHT, "labels": LABELS}
-    write(tmp_path, "glue", "task=sst2", {"accuracy": 0.1}, status="diverged", **how)
-    assert checked(tmp_path) == ""

@@ -1,7 +1,5 @@
 """Which runs a report takes: those of a study stay among themselves, and so do smoke runs."""
 
-import types
-
 import pytest
 from fake_records import write
 
@@ -10,7 +8,6 @@ from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.analysis.collect_runs import select
 from experiments.figures import scores
-from experiments.imports import combined_run
 from experiments.setup.config import fill, parse
 from experiments.tables import config_tables
 
@@ -44,14 +41,6 @@ def test_combined_and_imported_adapters_are_no_runs_of_a_method(tmp_path):
         contests(runs, {})
 
 
-def test_an_adapter_combined_of_smoke_runs_is_one():
-    first = parse(fill(quickstart.get_config("size=smoke").to_dict()))
-    combined = types.SimpleNamespace(trainable={"adapters": {}, "params": {}})
-    config = combined_run.config_of(first, combined, "smoke")
-    assert (config.experiment, config.study.size) == ("combined", "smoke")
-    assert not recorded_runs.in_study(config.plain)
-
-
 def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path):
     def add(name, registration, config="glue"):
         changes = {"study.registration": registration} if registration else {}
@@ -65,7 +54,10 @@ def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path)
     assert found == ["other", "registered"]
     assert notes == ["1 run left out: of no registration, though their study has one"]
     add("second", "def")
-    with pytest.raises(ValueError, match=r"runs of glue belong to 2 registrations \(.*registered"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 registrations: give .*registered, .*second \(--",
+    ):
         selected(tmp_path)
 
 
@@ -75,9 +67,7 @@ def test_parts_of_a_study_have_folders_and_tasks_of_their_own(tmp_path, tasks):
         changes = {"study.registration": f"of {name}"}
         write(tmp_path / name / "run", "glue", f"task={task}", {"matthews": 0.4}, changes=changes)
     found = recorded_runs.find(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"2 registrations \(.*16/run and .*8/run\): keep the runs"
-    ):
+    with pytest.raises(ValueError, match=r"2 registrations: give one of .*8/run, .*16/run \(--res"):
         select(found, None, "full", parts=True)
     for name in ("16", "8"):
         (tmp_path / name / "study.json").write_text("{}")
@@ -137,10 +127,3 @@ def test_a_smoke_run_says_so_in_its_config(module):
         config = parse(fill(module.get_config(f"{files}size={size}").to_dict()))
         assert config.study.size == size
         assert bool(config.study.table) == (module is own_data)
-
-
-def test_a_smoke_run_of_no_study_enters_only_if_asked_for(tmp_path):
-    write(tmp_path / "smoke", "quickstart", "size=smoke", {"accuracy": 0.4})
-    write(tmp_path / "full", "quickstart", "", {"accuracy": 0.6})
-    assert selected(tmp_path) == (["full"], ["1 run left out: of another size"])
-    assert selected(tmp_path, size="smoke")[0] == ["smoke"]

@@ -66,14 +66,13 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         (f"{TRAIN} --distributed", "--distributed: JAX cannot tell how these processes meet"),
         (
             f"{STUDY} --rows=dora",
-            "error: --rows=dora: the study compares every method with lora, so --rows must contain "
-            "it: --rows=lora,dora",
+            "error: --rows, --columns: unknown reference 'lora'",
         ),
         (f"{STUDY} --argument=source=tsv,folder=nowhere", "sst2: there is no folder nowhere"),
         (f"{STUDY.replace('lora', 'lorra')}", "unknown study; nearest: 'against_lora'"),
-        (f"{STUDY} --argument=source=tsv,row=dora", "row=dora: give --rows=dora in place of row"),
-        (f"{STUDY} --argument=task=cola", "task=cola: give --columns=cola in place of task"),
-        (f"{STUDY} --argument=seed=3", "seed=3: the study's STUDY says which seeds"),
+        (f"{STUDY} --argument=source=tsv,row=dora", "row is given by --rows"),
+        (f"{STUDY} --argument=task=cola", "task is given by --columns"),
+        (f"{STUDY} --argument=seed=3", "seed is given in the file's STUDY"),
         (SWEEP, "error: nothing to sweep: give --sweep=KEY=VALUES"),
         (f"{SWEEP} --sweep=config.seed=0:2 --processes=0", "error: flag --processes=0"),
         (

@@ -40,20 +40,20 @@ def test_without_records():
         for f in (power.seeds_to_detect, power.seeds_to_show)
     ]
     assert lines[-1].split() == ["one", "task", "0.60", "10", smallest, margin, *seeds]
-    more = said("--sd=0.6,2", "--tests=14", "--difference=0.5", "--power=0.9", "--level=0.1")
-    lines, design = more.splitlines(), Design((Task(0.6), Task(2.0)))
+    more = said("--sd=0.6", "--tests=14", "--difference=0.5", "--power=0.9", "--level=0.1")
+    lines, design = more.splitlines(), Design((Task(0.6),))
     assert lines[0] == "Power 90%, level 0.1 for 14 tests, so 0.0071 for Holm's first."
     asked = (design, 0.5, 0.1 / 14, 0.9)
     seeds = [str(f(*asked)) for f in (power.seeds_to_detect, power.seeds_to_show)]
-    assert lines[-1].split() == ["mean", "over", "tasks", *seeds]
-    assert lines[3].startswith("task 1") and "seeds to find 0.5" in lines[1]
+    assert lines[-1].split() == ["one", "task", "0.60", *seeds]
+    assert "seeds to find 0.5" in lines[1]
 
 
 def test_without_records_but_with_examples():
-    flags = ("--sd=0.6,0.4", "--sd_examples=20,15", "--examples=900,400", "--sd_rest=30,20")
+    flags = ("--sd=0.6", "--sd_examples=20", "--examples=900", "--sd_rest=30")
     lines = said(*flags, "--seeds=10", "--difference=2").splitlines()
-    design = Design((Task(0.6, 20, 30, 900), Task(0.4, 15, 20, 400)))
-    (mean,) = (line for line in lines if line.startswith("mean over tasks"))
+    design = Design((Task(0.6, 20, 30, 900),))
+    (mean,) = (line for line in lines if line.startswith("one task"))
     found = power.detectable(design.error(10), design.df(10), 0.05)
     assert mean.split()[4] == f"{found:.2f}"
     times = power.examples_to_detect(design, 10, 2.0, 0.05)
@@ -168,10 +168,10 @@ def test_studies_without_the_reference_are_named_beside_the_others(study, tmp_pa
         write(where, "glue", arg, {"accuracy": score}, changes=changes)
     *tables, line = said(f"--results={tmp_path}").splitlines()
     assert tables == said(f"--results={study}").splitlines()
-    why = "the default reference, lora, was not run in glue: give --reference, one of dora, vera"
-    assert line == f"glue, minilm: {why}"
+    why = "glue has no method --reference=lora; nearest: "
+    assert line.startswith(f"glue, minilm: {why}")
     ended = commands.run("experiments.power", f"--results={tmp_path}", "--table=glue")
-    assert (ended.returncode, ended.stderr) == (1, f"error: {why}\n")
+    assert ended.returncode == 1 and ended.stderr.startswith(f"error: {why}")
     lines = said(f"--results={tmp_path}", "--table=glue", "--reference=dora").splitlines()
     sd = 100 * np.std(np.subtract(*scores.mean(2)), ddof=1)
     assert lines[-2].split()[:2] == ["VeRA", f"{sd:.2f}"] and lines[-2].split()[3] == "3"
@@ -182,16 +182,13 @@ def test_studies_without_the_reference_are_named_beside_the_others(study, tmp_pa
     ("flags", "error"),
     [
         ((), "expected either --results or --sd"),
-        (("--results=nowhere", "--seeds=3"), "--seeds belongs to --sd"),
-        (("--sd=0",), "--sd=0: expected numbers above 0"),
+        (("--results=nowhere", "--seeds=3"), "--seeds would be ignored: it goes with --sd"),
         (("--sd=1", "--examples=5"), "--sd_examples and --examples go together"),
-        (("--sd=1", "--sd_examples=3,4"), "--sd_examples=3,4: expected as many numbers as --sd"),
         (("--sd=1", "--grid=lora"), "--grid"),
-        (("--sd=1", "--level=1"), "--level=1: expected a number between 0 and 0.5"),
-        (("--sd=1", "--level=0.5"), "--level=0.5: expected a number between 0 and 0.5"),
-        (("--sd=1", "--power=0.05"), "--power=0.05: expected a number between the level, 0.05"),
-        (("--sd=1", "--difference=0"), "--difference=0: expected a number of points above 0"),
-        (("--results=STUDY", "--reference=dorra"), "no method --reference=dorra; nearest: 'dora'"),
+        (
+            ("--results=STUDY", "--reference=dorra"),
+            "has no method --reference=dorra; nearest: 'dora'",
+        ),
         (("--results=STUDY", "--size=smoke"), "no run of size smoke has completed"),
     ],
 )

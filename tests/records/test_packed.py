@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from fake_records import planted, write
 
-from experiments import pack as pack_command
 from experiments.analysis import recorded_runs
 from experiments.runs import finished_run, folder_lock, packing, predictions
 from experiments.setup import config_files
+from experiments.studies import packs
 from lora_jax.records import packed, run_record
 
 LABELS = np.tile([0, 1], 10)
@@ -45,11 +45,11 @@ def results(tmp_path):
 
 
 def pack(results):
-    return list(pack_command.pack_below(results))
+    return list(packs.pack(results))
 
 
 def unpack(folder):
-    return list(pack_command.unpack_below(folder))
+    return list(packs.unpack(folder))
 
 
 def content(folder):

@@ -1,7 +1,6 @@
 """A study of a file of one's own: registered by its path, and found again without the file."""
 
 import gzip
-import sys
 import types
 
 import commands
@@ -9,7 +8,6 @@ import pytest
 import tune_command
 from fake_records import write
 
-from configs.studies import against_lora
 from experiments import report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import registered
@@ -122,12 +120,6 @@ def test_mistakes_in_its_name_or_content(name, content, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         config_files.module_of(str(path), ("STUDY", "get_config"), "study")
     assert "\n" not in str(error.value)
-
-
-def test_a_study_of_this_project_by_its_path():
-    for name in ("against_lora", against_lora.__file__, "configs.studies.against_lora"):
-        found = config_files.module_of(name, ("STUDY",), "study")
-        assert found == ("against_lora", sys.modules["configs.studies.against_lora"])
 
 
 def test_a_config_with_an_error_or_at_another_place_is_refused(tmp_path, monkeypatch):

@@ -30,13 +30,6 @@ def test_a_best_rate_at_an_edge_gives_all_one_more_on_that_side():
     assert protocol.grown(range(-2, 4), [2, 0], RULE) == range(-2, 4)
 
 
-def test_the_grid_grows_so_often_and_no_further():
-    places = protocol.first_places(RULE)
-    for _ in range(10):
-        places = protocol.grown(places, [max(places), min(places)], RULE)
-    assert places == range(-4, 5)
-
-
 @pytest.fixture(scope="module")
 def config():
     """A recorded config."""
