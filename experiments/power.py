@@ -24,7 +24,7 @@ tests, unless flags do.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -318,24 +318,19 @@ def power_table(rows: Sequence[Row], asked: Question) -> str:
     Nothing is said of differences that do not vary.
     """
     heads = dict.fromkeys(head for row in rows for head in row.shown)
+    difference, margin = power.difference_power, power.equivalence_power
     wanted = f"{asked.difference:g}"
     columns = {
         "": [row.name for row in rows],
         **{head: [_number(row.shown.get(head)) for row in rows] for head in heads},
         "variance with pairs": [_number(row.variance) for row in rows],
         "seeds": [str(row.seeds or "") for row in rows],
-        "smallest found": [_smallest(power.detectable, row, asked) for row in rows],
-        "smallest margin": [_smallest(power.showable, row, asked) for row in rows],
-        f"seeds to find {wanted}": [_seeds(power.seeds_to_detect, row, asked) for row in rows],
-        f"examples to find {wanted}": [
-            _examples(power.examples_to_detect, row, asked) for row in rows
-        ],
-        f"seeds to show less than {wanted}": [
-            _seeds(power.seeds_to_show, row, asked) for row in rows
-        ],
-        f"examples to show less than {wanted}": [
-            _examples(power.examples_to_show, row, asked) for row in rows
-        ],
+        "smallest found": [_smallest(difference, row, asked) for row in rows],
+        "smallest margin": [_smallest(margin, row, asked) for row in rows],
+        f"seeds to find {wanted}": [_seeds(difference, row, asked) for row in rows],
+        f"examples to find {wanted}": [_examples(difference, row, asked) for row in rows],
+        f"seeds to show less than {wanted}": [_seeds(margin, row, asked) for row in rows],
+        f"examples to show less than {wanted}": [_examples(margin, row, asked) for row in rows],
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
     return Table(tuple(shown), list(zip(*shown.values(), strict=True))).to_text()
@@ -345,26 +340,28 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _smallest(find: Callable[..., float], row: Row, asked: Question) -> str:
-    known = row.varies and row.error
-    return _number(find(row.error, row.df, asked.first, asked.power) if known else None)
+def _smallest(power_of: power.PowerOf, row: Row, asked: Question) -> str:
+    if not (row.varies and row.error):
+        return ""
+    return _number(power.smallest(power_of, row.error, row.df, asked.first, asked.power))
 
 
-def _seeds(needed: Callable[..., int | None], row: Row, asked: Question) -> str:
+def _seeds(power_of: power.PowerOf, row: Row, asked: Question) -> str:
     """`never` where test examples alone leave too large an error."""
     if not row.varies:
         return ""
-    seeds = needed(row.design, asked.difference, asked.first, asked.power)
+    seeds = power.seeds_needed(power_of, row.design, asked.difference, asked.first, asked.power)
     if seeds is None:
         return "never" if row.design.of_examples else f"> {power.MOST_SEEDS}"
     return str(seeds)
 
 
-def _examples(needed: Callable[..., float | None], row: Row, asked: Question) -> str:
+def _examples(power_of: power.PowerOf, row: Row, asked: Question) -> str:
     """As many times those of today; `never` where the seeds alone leave too large an error."""
-    if not row.has_grid:
+    if not row.has_grid or row.seeds is None:
         return ""
-    times = needed(row.design, row.seeds, asked.difference, asked.first, asked.power)
+    known = power_of, row.design, row.seeds
+    times = power.examples_needed(*known, asked.difference, asked.first, asked.power)
     if times is None:
         return "never"
     return f"{times:.2g} times" if times < 10 else f"{times:.0f} times"

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from fake_records import planted, write
+from fake_records import planted
 from planted_scores import contest, run
-from rendered_tables import markdown
-from report_study import LABELS, lines, made, said, wrong
+from report_study import LABELS, lines, wrong
 from scipy import stats
 
 from experiments.analysis import collect_runs, paired_scores
@@ -73,21 +72,3 @@ def test_tests_over_examples_and_both_take_the_means_of_draws(tmp_path):
     assert float(found["seeds"]["p"]) == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert [found[kind]["n"] for kind in ("seeds", "both", "examples")] == ["2", "2", "200"]
     assert found["seeds"]["generalises_to"] == "new seeds, the same examples"
-
-
-def test_tables_and_reports_have_the_interval_of_draws(tmp_path):
-    scores = np.round(0.6 + np.random.default_rng(3).normal(0, 0.05, (4, 3)), 3)
-    for (draw, seed), score in np.ndenumerate(scores):
-        arg = f"draw={draw},seed={seed}"
-        write(tmp_path / f"{draw}_{seed}", "few_shot", arg, {"accuracy": score}, parameters=2)
-    means = 100 * scores.mean(1)
-    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
-    (row,) = markdown("few_shot", tmp_path).popitem()[1].values()
-    assert row["RTE 100"] == f"{means.mean():.1f} ± {half:.1f} (4)"
-    (line,) = lines(tmp_path)
-    assert float(line["high"]) == pytest.approx(means.mean() + half)
-    assert (line["n"], float(line["sd"])) == ("4", pytest.approx(means.std(ddof=1)))
-    assert [method.counted() for method in made(tmp_path)[0].methods] == [pytest.approx(means)]
-    text = said(tmp_path)
-    assert "Runs are of 4 draws of the training examples and of 3 seeds: what is over" in text
-    assert "each draw counts once, with the mean of its runs, and nothing is said of new" in text

@@ -1,13 +1,19 @@
 """Mean differences over seeds and over tasks: SciPy's t-tests, and coverage of intervals."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from experiments.analysis import significance
-from experiments.analysis.significance import MeanDifference, over_seeds, over_tasks
-
-STUDIES = 600
+from experiments.analysis.significance import (
+    MeanDifference,
+    between_tasks,
+    new_task,
+    over_seeds,
+    over_tasks,
+)
 
 
 def test_over_seeds_is_scipy_s_paired_t_test():
@@ -72,19 +78,61 @@ def test_few_equal_differences_are_not_without_noise():
     assert over_tasks([same, noisy]).p == noisy.p
 
 
-@pytest.mark.parametrize("noise", [(1, 1, 1, 1, 1), (3, 1, 1, 0.3, 0.3), (5, 0.2, 0.2)], ids=str)
-@pytest.mark.parametrize("seeds", [3, 10])
-def test_intervals_over_tasks_cover_the_mean(noise, seeds):
-    """Within binomial error of 95%; with few seeds it may be more."""
-    rng = np.random.default_rng([seeds, len(noise)])
-    effects = np.linspace(-1, 2, len(noise))[:, None]
-    differences = rng.normal(size=(STUDIES, len(noise), seeds)) * np.array(noise)[:, None] + effects
-    zeros = np.zeros(seeds)
-    found = [over_tasks([over_seeds(task, zeros) for task in study]) for study in differences]
-    ends = np.array([each.interval() for each in found])
-    covered = ((ends[:, 0] <= 0.5) & (ends[:, 1] >= 0.5)).sum()
-    bounded = sum(each.upper() >= 0.5 for each in found)
-    for count in (covered, bounded):
-        assert count >= stats.binom.ppf(0.001, STUDIES, 0.95)
-        if seeds >= significance.TRUSTED:
-            assert count <= stats.binom.ppf(0.999, STUDIES, 0.95)
+MARGIN = 1.0
+
+
+def test_tost_is_the_larger_of_scipy_s_two_one_sided_tests():
+    rng = np.random.default_rng(0)
+    for mean, seeds in ((0.0, 5), (0.7, 12), (-0.8, 20), (1.5, 4)):
+        first, second = rng.normal(80, 1, (2, seeds)) + np.array([[mean], [0]])
+        above = stats.ttest_1samp(first - second, -MARGIN, alternative="greater").pvalue
+        below = stats.ttest_1samp(first - second, MARGIN, alternative="less").pvalue
+        found = significance.equivalence_of_mean(over_seeds(first, second), MARGIN)
+        assert found == pytest.approx(max(above, below), rel=1e-9)
+        own = over_seeds(first, second)
+        low, high = own.interval(0.1)
+        assert (found < 0.05) == (low > -MARGIN and high < MARGIN)
+        assert significance.at_most(own.mean, own.error, own.df, MARGIN) == pytest.approx(below)
+
+
+def test_without_variance_the_sign_test_decides():
+    scores = np.full(4, 80.0)
+    halves = np.array(list(itertools.product((False, True), repeat=4)))
+
+    def p(first, second):
+        return significance.equivalence_of_mean(over_seeds(first, second), MARGIN)
+
+    assert p(scores, scores) == p(scores + 0.9, scores) == halves.all(1).mean()
+    assert p(scores + 1.1, scores) == 1.0
+    assert p(scores[:1], scores[:1]) is None
+    identical = [MeanDifference(0.0, 0.0, n - 1.0, n) for n in (5, 9)]
+    assert significance.equivalence_of_mean(over_tasks(identical), MARGIN) == 2**-5
+
+
+def test_a_margin_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="a margin and an error above 0"):
+        significance.tost(0.0, 0.0, 3, 1.0)
+
+
+def test_it_is_a_t_test_of_the_tasks():
+    means = np.array([0.1, 1.4, -0.8, 2.2])
+    theirs = stats.ttest_1samp(means, 0)
+    found = new_task(means)
+    assert (found.df, found.n) == (3, 4)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.interval() == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_the_sd_between_tasks_is_that_of_der_simonian_and_laird_where_errors_are_equal():
+    means, error = np.array([0.1, 1.4, -0.8, 2.2]), 0.5
+    weights = np.full(4, error**-2)
+    q = weights @ (means - means.mean()) ** 2
+    squared = (q - 3) / (weights.sum() - (weights @ weights) / weights.sum())
+
+    def of(error):
+        return between_tasks([MeanDifference(each, error, 9.0, 10) for each in means])
+
+    assert of(error) == pytest.approx(np.sqrt(squared))
+    assert of(2.0) == 0  # noise explains more than what is seen
+    assert of(0.0) is of(None) is None
+    assert between_tasks([MeanDifference(1.0, 0.1, 9.0, 10)] * 2) is None

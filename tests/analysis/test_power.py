@@ -62,30 +62,28 @@ def test_known_variance_is_the_limit():
     assert power.detectable(0.1, 1e6, 0.05) == pytest.approx(0.1 * (z + wanted), rel=1e-4)
     # Equal methods: both one-sided tests must succeed, so each misses one case in ten.
     both = 0.1 * (stats.norm.isf(0.05) + stats.norm.ppf(0.9))
-    assert power.showable(0.1, 1e6, 0.05) == pytest.approx(both, rel=1e-4)
+    assert power.smallest(power.equivalence_power, 0.1, 1e6, 0.05, 0.8) == pytest.approx(
+        both, rel=1e-4
+    )
 
 
 def test_the_number_of_seeds_is_the_smallest_that_is_enough():
     """Ten for a difference of one sd are in Cohen's tables: power.t.test(type="paired") of R."""
-    assert power.seeds_to_detect(of_seeds(0.6), 0.6, 0.05) == 10
+    ask = power.difference_power
+    assert power.seeds_needed(ask, of_seeds(0.6), 0.6, 0.05) == 10
     for design in (of_seeds(0.6), of_seeds(0.5, 1.0, 2.0)):
         for wanted, level in ((0.3, 0.05), (0.8, 0.05 / 14)):
-            n = power.seeds_to_detect(design, wanted, level, 0.9)
-            ask = power.difference_power
-            powers = [ask(wanted, design.error(k), design.df(k), level) for k in (n - 1, n)]
-            assert powers[0] < 0.9 <= powers[1]
-            n = power.seeds_to_show(design, wanted, level, 0.9, 0.1 * wanted)
-            ask = power.equivalence_power
-            powers = [
-                ask(wanted, design.error(k), design.df(k), level, 0.1 * wanted) for k in (n - 1, n)
-            ]
-            assert powers[0] < 0.9 <= powers[1]
-    assert power.seeds_to_detect(of_seeds(0.6), 100.0, 0.05) == 2
-    assert power.seeds_to_detect(of_seeds(0.6), 1e-4, 0.05) is None
+            for each in (ask, power.equivalence_power):
+                n = power.seeds_needed(each, design, wanted, level, 0.9)
+                fewer, found = (
+                    each(wanted, design.error(k), design.df(k), level) for k in (n - 1, n)
+                )
+                assert fewer < 0.9 <= found
+    assert power.seeds_needed(ask, of_seeds(0.6), 100.0, 0.05) == 2
+    assert power.seeds_needed(ask, of_seeds(0.6), 1e-4, 0.05) is None
     z = special.ndtri(0.975) + special.ndtri(0.8)  # of many seeds, where t is normal
-    assert power.seeds_to_detect(of_seeds(300.0), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
-    with pytest.raises(ValueError, match="a difference of 1 is not within a margin of 1"):
-        power.seeds_to_show(of_seeds(0.6), 1, 0.05, 0.8, 1)
+    many = power.seeds_needed(ask, of_seeds(300.0), 1.0, 0.05)
+    assert many == pytest.approx((300 * z) ** 2, 1e-4)
 
 
 def test_the_noise_of_a_task_is_that_of_its_mean_squares():
@@ -103,16 +101,14 @@ def test_the_noise_of_a_task_is_that_of_its_mean_squares():
 
 def test_seeds_and_examples_are_the_fewest_that_are_enough():
     design, level = Design((Task(0.5, 20.0, 30.0, 900), Task(0.3, 10.0, 20.0, 300))), 0.01
-    assert power.seeds_to_detect(design, 0.9, level) is None  # the examples leave an error of 0.44
-    assert power.seeds_to_show(design, 0.9, level) is None
-    for seeds, wanted in ((5, 0.9), (12, 0.9), (12, 4.0)):
-        times = power.examples_to_detect(design, seeds, wanted, level)
-        error, df = design.error(seeds, times), design.df(seeds, times)
-        assert power.difference_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
-        times = power.examples_to_show(design, seeds, wanted, level)
-        error, df = design.error(seeds, times), design.df(seeds, times)
-        assert power.equivalence_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
-    assert power.examples_to_detect(design, 2, 0.9, level) is None
+    for ask in (power.difference_power, power.equivalence_power):
+        # The examples leave an error of 0.44.
+        assert power.seeds_needed(ask, design, 0.9, level) is None
+        for seeds, wanted in ((5, 0.9), (12, 0.9), (12, 4.0)):
+            times = power.examples_needed(ask, design, seeds, wanted, level)
+            error, df = design.error(seeds, times), design.df(seeds, times)
+            assert ask(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
+    assert power.examples_needed(power.difference_power, design, 2, 0.9, level) is None
 
 
 def test_family():

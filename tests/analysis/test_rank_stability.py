@@ -40,15 +40,6 @@ def test_disjoint_sets_by_enumeration():
     assert disjoint(scores[:, :6], 3).error is None  # without one seed there are no such pairs
 
 
-def test_more_sets_than_are_looked_at_are_drawn(monkeypatch):
-    scores = np.random.default_rng(1).normal(size=(4, 12)) + np.arange(4)[:, None] / 2
-    every = disjoint(scores, 3)
-    monkeypatch.setattr(rank_stability, "MOST_SETS", 150)
-    some = disjoint(scores, 3)
-    assert some.pairs < every.pairs and some.share == pytest.approx(every.share, abs=0.1)
-    assert disjoint(scores, 3) == some and disjoint(scores, 3, seed=1) != some
-
-
 def test_two_methods_that_win_as_often_show_no_error():
     """Without any one seed the share is the same: (n / 2 - 1) / (n - 1)."""
     scores = np.array([[1.0, 0.0] * 5, [0.0, 1.0] * 5])

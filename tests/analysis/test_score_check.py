@@ -91,14 +91,3 @@ def test_it_is_the_saved_adapter_whose_scores_are_compared(tmp_path, select):
         )
     said = {n: checked(tmp_path / str(n)) for n in (50, 90)}
     assert [n for n in said if not said[n]] == [round(100 * scores[select]["accuracy"])]
-
-
-def test_values_are_compared_by_their_correlation(tmp_path):
-    targets = np.linspace(0, 5, 100)
-    outputs = np.sin(targets)[:, None]
-    found = float(np.corrcoef(targets, outputs[:, 0])[0, 1])
-    how = {"outputs": outputs, "labels": targets}
-    write(tmp_path / "a", "glue", "task=stsb", {"pearson": found}, **how)
-    write(tmp_path / "b", "glue", "task=stsb", {"pearson": -found}, **how)
-    assert checked(tmp_path / "a") == ""
-    assert checked(tmp_path / "b").startswith(": its predictions give pearson")

@@ -1,5 +1,8 @@
 """Which runs a report takes: those of a study stay among themselves, and so do smoke runs."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from fake_records import write
 
@@ -7,7 +10,7 @@ from configs import instruct, own_data, quickstart
 from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.analysis.collect_runs import select
-from experiments.figures import scores
+from experiments.analysis.recorded_runs import Run
 from experiments.setup.config import fill, parse
 from experiments.tables import config_tables
 
@@ -93,33 +96,6 @@ def test_tasks_have_the_order_of_the_study_s_columns(tmp_path):
     assert several.column("b") == "b" and [*several.columns] == ["b"]
 
 
-def test_tables_and_pictures_take_the_runs_of_one_registration(tmp_path):
-    for name, seed, registration in (("pilot", 0, ""), ("own", 1, "abc"), ("smoke", 2, "")):
-        size = ",size=smoke" * (name == "smoke")
-        changes = {"study.registration": registration}
-        where = tmp_path / "runs" / name
-        scored = {"matthews": 0.4}
-        write(where, "glue", f"seed={seed}{size}", scored, changes=changes, losses=(1.0,))
-    said = [
-        "1 run left out: of another size",
-        "1 run left out: of no registration, though their study has one",
-    ]
-    runs, picture = tmp_path / "runs", tmp_path / "x.png"
-    for model in (None, "minilm"):
-        text = config_tables.render_table("glue", runs, "markdown", model)
-        assert "| 40.0 (1) |" in text and all(note in text for note in said)
-    for kind in ("training", "learning_rate"):
-        notes = []
-        drawn = scores.draw(runs, kind, picture, say=notes.append)
-        assert [run.folder.name for run in drawn] == ["own"] and notes == said
-    assert len(scores.draw(runs, "training", picture, size="smoke")) == 1
-    write(runs / "b", "glue", "seed=3", {"matthews": 0.4}, changes={"study.registration": "def"})
-    with pytest.raises(ValueError, match="2 registrations"):
-        config_tables.render_table("glue", runs, "markdown")
-    with pytest.raises(ValueError, match="2 registrations"):
-        scores.draw(runs, "learning_rate", picture)
-
-
 @pytest.mark.parametrize("module", [quickstart, instruct, own_data])
 def test_a_smoke_run_says_so_in_its_config(module):
     files = "train=a.csv,held_out=10," if module is own_data else ""
@@ -127,3 +103,11 @@ def test_a_smoke_run_says_so_in_its_config(module):
         config = parse(fill(module.get_config(f"{files}size={size}").to_dict()))
         assert config.study.size == size
         assert bool(config.study.table) == (module is own_data)
+
+
+@pytest.mark.parametrize(("examples", "number"), [(16, (5, 3)), (0, (5, 0))])
+def test_runs_that_train_on_all_examples_have_no_draw(examples, number):
+    config = quickstart.get_config().to_dict()
+    config["data"] |= {"train": examples, "draw": 3}
+    record = SimpleNamespace(config={**config, "seed": 5})
+    assert Run(Path(), record).number == number

@@ -23,6 +23,8 @@ SCORES = {
     "vera": (79.0, 81.0, 79.5, 80.0),
 }
 
+BOTH = (power.difference_power, power.equivalence_power)
+
 
 def said(*flags):
     ended = commands.run("experiments.power", *flags)
@@ -34,17 +36,14 @@ def test_without_records():
     lines = said("--sd=0.6", "--seeds=10").splitlines()
     error, df = 0.6 / np.sqrt(10), 9
     assert lines[0] == "Power 80%, level 0.05."
-    smallest, margin = (f"{f(error, df, 0.05):.2f}" for f in (power.detectable, power.showable))
-    seeds = [
-        str(f(Design((Task(0.6),)), 1.0, 0.05))
-        for f in (power.seeds_to_detect, power.seeds_to_show)
-    ]
+    smallest, margin = (f"{power.smallest(f, error, df, 0.05, 0.8):.2f}" for f in BOTH)
+    seeds = [str(power.seeds_needed(f, Design((Task(0.6),)), 1.0, 0.05)) for f in BOTH]
     assert lines[-1].split() == ["one", "task", "0.60", "10", smallest, margin, *seeds]
     more = said("--sd=0.6", "--tests=14", "--difference=0.5", "--power=0.9", "--level=0.1")
     lines, design = more.splitlines(), Design((Task(0.6),))
     assert lines[0] == "Power 90%, level 0.1 for 14 tests, so 0.0071 for Holm's first."
     asked = (design, 0.5, 0.1 / 14, 0.9)
-    seeds = [str(f(*asked)) for f in (power.seeds_to_detect, power.seeds_to_show)]
+    seeds = [str(power.seeds_needed(f, *asked)) for f in BOTH]
     assert lines[-1].split() == ["one", "task", "0.60", *seeds]
     assert "seeds to find 0.5" in lines[1]
 
@@ -56,7 +55,7 @@ def test_without_records_but_with_examples():
     (mean,) = (line for line in lines if line.startswith("one task"))
     found = power.detectable(design.error(10), design.df(10), 0.05)
     assert mean.split()[4] == f"{found:.2f}"
-    times = power.examples_to_detect(design, 10, 2.0, 0.05)
+    times = power.examples_needed(BOTH[0], design, 10, 2.0, 0.05)
     assert f"{times:.2g} times" in mean
     grid = {line.split()[0]: line.split()[1:] for line in lines[-5:]}
     wanted = power.detectable(design.error(20, 4.0), design.df(20, 4.0), 0.05)
@@ -102,10 +101,8 @@ def test_a_registered_study(study):
         ratio = sd**2 / (scores[row].var(ddof=1) + scores["dora"].var(ddof=1))
         error, design, level = sd / np.sqrt(2) / 2, Design((Task(sd), Task(sd))), 0.05 / tests
         expected = [label, f"{sd:.2f}", f"{sd:.2f}", f"{ratio:.2f}", "4"]
-        expected += [f"{f(error, 3, level):.2f}" for f in (power.detectable, power.showable)]
-        expected += [
-            str(f(design, 2.0, level)) for f in (power.seeds_to_detect, power.seeds_to_show)
-        ]
+        expected += [f"{power.smallest(f, error, 3, level, 0.8):.2f}" for f in BOTH]
+        expected += [str(power.seeds_needed(f, design, 2.0, level)) for f in BOTH]
         assert line.split() == expected
     other = said(f"--results={study}", "--reference=lora", "--tests=3", "--difference=1")
     assert "differences from LoRA, mean over 2 tasks. Power 80%, level 0.05 for 3" in other
