@@ -113,15 +113,17 @@ UNTRAINED_FILE, UNTRAINED_OUTPUTS = "untrained.json", "untrained.npz"
 class Untrained:
     """The untrained model on one task."""
 
-    task: str
     metric: str
     """The main one."""
     how: str
     """How it was scored, or why it has no score, in words."""
-    scores: Mapping[str, float]
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """All metrics, in the unit of records; empty if it has no score."""
-    parts: Mapping[str, Predictions]
+    parts: Mapping[str, Predictions] = dataclasses.field(default_factory=dict)
     """Its outputs by part (`validation`, ...), as a run keeps them."""
+    data_digest: str = ""
+    """As in the record of a run with the same config."""
+    weights_digest: str = ""
 
     @property
     def score(self) -> float | None:
@@ -158,7 +160,7 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
     for task, each in content["tasks"].items():
         own = {name: outputs[f"{task}/{name}"] for name in each["examples"]}
         require_scores(own, each["scores"], f"{folder / UNTRAINED_OUTPUTS}: {task}'s")
-        found[task] = Untrained(task, each["metric"], each["how"], each["scores"], own)
+        found[task] = Untrained(each["metric"], each["how"], each["scores"], own)
     return found
 
 

@@ -122,7 +122,6 @@ def asked_by_flags(
 
 
 NAME = "search.json"
-VERSION = 1
 
 
 def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:
@@ -133,12 +132,6 @@ def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:
         return None
     value = saved_metrics(record).get(loop.metric)
     return value if value is not None and math.isfinite(value) else None
-
-
-def spent(folder: SweepFolder, trials: Sequence[Trial]) -> int:
-    """The training steps of all trials that have a record, those taken out early among them."""
-    records = (run_record.read(path) for each in trials if (path := folder.run(each.name)).exists())
-    return sum(record.steps for record in records if record is not None)
 
 
 class Search:
@@ -210,7 +203,7 @@ class Search:
         Args:
           best: the name, the score and the flags of the best trial.
         """
-        values = {"version": VERSION, "settings": self._settings, "best": best}
+        values = {"version": 1, "settings": self._settings, "best": best}
         more = {"rounds": self._rounds, "left_out": self._left_out}
         seal.write(self._folder.path / NAME, values | more)
 
@@ -371,7 +364,11 @@ class Search:
         made = self._space.named(known)
         pairs = zip(made, self._scores(known), strict=True)
         scored = [(trial, value) for trial, value in pairs if value is not None]
-        steps = f"{len(made)} trials, {spent(self._folder, made):,} training steps in all"
+        records = (
+            run_record.read(at) for each in made if (at := self._folder.run(each.name)).exists()
+        )
+        spent = sum(record.steps for record in records if record is not None)
+        steps = f"{len(made)} trials, {spent:,} training steps in all"
         if not scored:
             raise ValueError(f"no trial has a score ({steps}): see {self._folder.path / 'logs'}")
         sign = 1 if self._loop.mode == "max" else -1

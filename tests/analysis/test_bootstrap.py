@@ -103,3 +103,4 @@ def test_what_examples_add_to_a_metric(known, choices, piece, monkeypatch):
 def test_a_seed_draws_resamples_of_its_own():
     first, again, other = (np.concatenate([*bootstrap.weights(9, 20, seed)]) for seed in (3, 3, 5))
     assert (first == again).all() and (first != other).any(1).mean() > 0.9
+    assert (first.sum(1) == 9).all()

@@ -79,7 +79,7 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
             f"{SWEEP} --sweep=config.seed=0:2 --dry_run --sweep_seed=3",
             "error: --sweep_seed would be ignored: it goes with --trials and --search",
         ),
-        (f"{SEARCH} --budget=9", "error: --budget goes with --search, such as --search=tpe"),
+        (f"{SEARCH} --budget=9", "error: --budget would be ignored: it goes with --search"),
         (
             f"{SEARCH} --halving_factor=2",
             "error: --halving_factor would be ignored: it goes with --search=halving",
@@ -98,7 +98,7 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         ),
         (
             f"{SEARCH} --search=halving --trials=3 --retry",
-            "error: --retry does not go with --search=halving, where a diverged trial has lost",
+            "error: --retry does not go with --search=halving",
         ),
         (
             f"{SEARCH} --search=tpe --trials=3 --launcher=print",

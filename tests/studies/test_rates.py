@@ -28,6 +28,7 @@ def test_a_best_rate_at_an_edge_gives_all_one_more_on_that_side():
     assert protocol.grown(start, [0, 2], RULE) == range(-2, 4)
     assert protocol.grown(start, [-2, 2], RULE) == range(-3, 4)
     assert protocol.grown(range(-2, 4), [2, 0], RULE) == range(-2, 4)
+    assert protocol.grown(range(-4, 5), [-4, 4], RULE) == range(-4, 5)  # as far as the rule goes
 
 
 @pytest.fixture(scope="module")
