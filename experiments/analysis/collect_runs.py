@@ -278,10 +278,12 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
         other = methods.setdefault(method_key(run), run)
-        if (one := variant_and_storage(other)) != (two := variant_and_storage(run)):
+        names = ("variant.name", "quantize.storage")
+        both = [dict(zip(names, variant_and_storage(each), strict=True)) for each in (other, run)]
+        if said := different(*both):
             raise ValueError(
-                f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but one "
-                f"is {' on '.join(one)} and the other {' on '.join(two)}"
+                f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
+                f"{said}"
             )
 
 

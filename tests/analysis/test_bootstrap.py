@@ -53,17 +53,6 @@ def test_questions_of_two_choices_are_drawn_whole(metric):
     np.testing.assert_allclose(got, expected(metric, outputs, labels, 0, 2), atol=1e-12)
 
 
-@pytest.mark.parametrize(("classes", "known"), [(2, "CLASSIFICATION"), (1, "REGRESSION")])
-def test_outputs_that_are_no_numbers(classes, known):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=30) if classes > 1 else rng.uniform(1, 5, size=30)
-    outputs = rng.normal(size=(30, classes))
-    outputs[3] = np.nan
-    for metric in getattr(label_metrics, known):
-        got = bootstrap.replicates(metric, [outputs], labels, resamples=COUNT)[0]
-        np.testing.assert_allclose(got, expected(metric, outputs, labels, 0), atol=1e-12)
-
-
 def left_out(metric, outputs, labels, choices=1):
     """The jackknife's values, made of the questions themselves, each left out in turn."""
 

@@ -113,19 +113,3 @@ def test_each_method_has_noise_of_its_own():
         == paired_scores.noise_of_seeds([cola], "full")
         == []
     )
-
-
-def test_the_ratio_is_one_less_the_correlation_for_equal_variances():
-    rng = np.random.default_rng(0)
-    first = rng.normal(size=20)
-    other = rng.normal(size=20)
-    first, other = (each - each.mean() for each in (first, other))
-    other -= first * (first @ other) / (first @ first)  # uncorrelated
-    first, other = (each / each.std(ddof=1) for each in (first, other))
-    for correlation in (0.0, 0.75, -0.5):
-        second = 80 + correlation * first + np.sqrt(1 - correlation**2) * other
-        found = paired_scores.bought(first, second)
-        assert found.ratio == pytest.approx(1 - correlation) and found.unpaired == pytest.approx(2)
-        # The standard error of so many seeds without pairs is that of these 20 pairs.
-        unpaired = found.unpaired / (20 / found.ratio)
-        assert unpaired == pytest.approx((first - second).var(ddof=1) / 20)

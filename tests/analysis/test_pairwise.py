@@ -26,14 +26,6 @@ def test_a_diverged_run_counts_with_its_last_score():
     assert "a diverged run has its last score alone" in pair.why
 
 
-def test_a_method_whose_diverged_run_left_no_score_has_no_number():
-    own = [run(number, score) for number, score in enumerate(LORA[1:], 1)]
-    lost = {"dora": [run(0, None, "diverged"), *own]}
-    (pair,) = pairs(contest("mrpc", {"lora": LORA, "dora": []}, lost), 100, 0)
-    assert (pair.common, pair.decided_by) == (0, "")
-    assert pair.why == "DORA: seed 0 diverged and left no score, so it has no number"
-
-
 def test_a_test_over_both_has_the_error_of_crossed_seeds_and_examples(tmp_path):
     """By the two-way analysis of variance, whose interaction counts once."""
     seeds, labels = (3, 4, 5), np.repeat([0, 1], 60)

@@ -1,15 +1,9 @@
 """One count of parameters: the adapter's, in tables, reports, pictures and the README."""
 
-import csv
-import io
-
 import pytest
 from fake_records import write
-from report_study import made, rendered
 
 from experiments.analysis import parameters, recorded_runs
-from experiments.figures import scores
-from experiments.tables import config_tables
 
 
 @pytest.fixture
@@ -28,27 +22,3 @@ def test_what_the_adapters_of_completed_runs_have_is_counted(runs):
     assert parameters.counts(own) == (328_704, 334_080)
     assert parameters.text((328_704, 330_000, 334_080)) == "328,704 to 334,080"
     assert parameters.text((0,)) == "0" and parameters.text(()) == ""
-
-
-def test_tables_reports_and_pictures_have_the_same_number(runs):
-    table = config_tables.render_table("glue", runs, "markdown")
-    report = rendered(made(runs), "markdown", resamples=100)
-    for text in (table, report):
-        (head,) = {line for line in text.splitlines() if parameters.HEADING in line}
-        (row,) = (line for line in text.splitlines() if "328,704" in line)
-        at = head.split(" | ").index(parameters.HEADING)
-        assert row.split(" | ")[at] == "328,704 to 334,080"
-    for text in (
-        config_tables.render_table("glue", runs, "csv"),
-        rendered(made(runs), "csv", resamples=100),
-    ):
-        line = next(
-            each
-            for each in csv.DictReader(io.StringIO(text))
-            if each["parameters_most"] == "334080"
-        )
-        assert line["parameters_least"] == "328704"
-    assert parameters.NOTE in table and parameters.NOTE in report
-    (axes,) = scores.parameters(recorded_runs.find(runs)).axes
-    points = {line.get_xdata()[0] for line in axes.lines if line.get_marker() not in ("_", "|")}
-    assert points == {334_080, 22_566_146} and axes.get_xlabel() == parameters.HEADING

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 import pytest
 from fake_records import write
 
-from configs import instruct, own_data, quickstart
+from configs import quickstart
 from experiments.analysis import recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.analysis.collect_runs import select
 from experiments.analysis.recorded_runs import Run
-from experiments.setup.config import fill, parse
 from experiments.tables import config_tables
 
 
@@ -94,15 +93,6 @@ def test_tasks_have_the_order_of_the_study_s_columns(tmp_path):
     assert [each.task for each in contests(runs, {})] == sorted(columns)
     several = config_tables.titles_of({"rows": {}, "columns": [("A", "b", "x"), ("B", "b", "y")]})
     assert several.column("b") == "b" and [*several.columns] == ["b"]
-
-
-@pytest.mark.parametrize("module", [quickstart, instruct, own_data])
-def test_a_smoke_run_says_so_in_its_config(module):
-    files = "train=a.csv,held_out=10," if module is own_data else ""
-    for size in ("full", "smoke"):
-        config = parse(fill(module.get_config(f"{files}size={size}").to_dict()))
-        assert config.study.size == size
-        assert bool(config.study.table) == (module is own_data)
 
 
 @pytest.mark.parametrize(("examples", "number"), [(16, (5, 3)), (0, (5, 0))])

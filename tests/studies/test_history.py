@@ -75,19 +75,6 @@ def test_the_history_is_asked_for_the_content(repository, tmp_path):
     assert said(shallow, third).startswith("This clone does not reach back to the first commit of")
 
 
-def test_without_git_nothing_is_known(repository, tmp_path, monkeypatch):
-    outside = tmp_path / "outside"
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    register(outside)
-    unknown = "No git history of study.json is here: only its own date"
-    assert said(outside, "0" * 40).startswith(unknown)
-    assert registration.how_to_commit(outside, "mine") == ""
-    register(repository)
-    commit(repository, "study.json")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert said(repository, "0" * 40).startswith(unknown)
-
-
 def test_a_new_registration_comes_with_the_commands_that_commit_it(repository):
     for place in ("kept study", "runs/8"):  # the second is ignored
         folder = repository / place
