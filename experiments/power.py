@@ -10,8 +10,8 @@ methods to be equivalent (TOST); and how many seeds --difference needs with toda
 or how many times these examples with today's seeds, to be found or to be that margin. `never` says
 that the other of the two is too small: more seeds do not make up for few examples. The variance
 with pairs is 1 if it brings nothing to give both methods the same seeds; if it is 0.5, they are
-worth twice as many. A grid of seeds and examples follows, for the method of --grid, with what its
-noise is of.
+worth twice as many. A grid of seeds and examples follows, for the method whose smallest difference
+found is in the middle, with what its noise is of.
 
 The second form takes the noise of one task. Without --sd_examples, seeds are the only noise: what
 is found is of new seeds on the same examples.
@@ -59,12 +59,6 @@ _SD_REST = flags.DEFINE_float(
 )
 _EXAMPLES = flags.DEFINE_integer(
     "examples", None, "With --sd_examples: how many test examples there are.", lower_bound=2
-)
-_GRID = flags.DEFINE_string(
-    "grid",
-    None,
-    "The method whose grid of seeds and examples is shown. The default is the one whose smallest "
-    "difference found is in the middle.",
 )
 _SEEDS = flags.DEFINE_integer("seeds", None, "With --sd: how many seeds there are.", lower_bound=2)
 _DIFFERENCE = flags.DEFINE_float(
@@ -170,7 +164,7 @@ def main() -> None:
     if (_RESULTS.value is None) == (_SD.value is None):
         raise ValueError("expected either --results or --sd")
     if _SD.value is not None:
-        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES, _GRID)
+        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES)
         cli.refuse_ignored(of_records, "it goes with --results")
         print("\n".join(_without_records(_SD.value)))
         return
@@ -257,10 +251,14 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         power_table([*rows.values()], asked),
         *_left_out(own, found, labels[reference]),
     ]
-    if shown := _shown(rows):
-        lines += _grid(rows[shown], asked)
-        noises = next(each for each in found if each.key == shown)
-        lines += [f"What this noise is of, {noises.label}:", parts_table(noises.parts)]
+    known = sorted(
+        (each for each in found if rows[each.key].has_grid),
+        key=lambda each: rows[each.key].error or 0.0,
+    )
+    if known:
+        middle = known[(len(known) - 1) // 2]
+        lines += _grid(rows[middle.key], asked)
+        lines += [f"What this noise is of, {middle.label}:", parts_table(middle.parts)]
     if shared := [e.task_title for e in made if collect_runs.share_draws(e.numbers)]:
         each = "each draw of the training examples counts as one seed, with the mean of its runs"
         lines.append(f"Runs share draws, so {each}: {', '.join(shared)}")
@@ -283,20 +281,6 @@ def _measured(found: Noise, tasks: Sequence[str]) -> Row:
         mean.df,
         found.pairing.ratio,
     )
-
-
-def _shown(rows: Mapping[str, Row]) -> str:
-    """The method whose grid is shown; empty if no method has one.
-
-    Raises:
-      ValueError: --grid names a method without one.
-    """
-    known = [key for key, row in rows.items() if row.has_grid]
-    if _GRID.value is not None:
-        require_known(_GRID.value, known, f"no method --grid={_GRID.value} with known examples")
-        return _GRID.value
-    known.sort(key=lambda key: rows[key].error or 0.0)
-    return known[(len(known) - 1) // 2] if known else ""
 
 
 def _left_out(made: Sequence[Contest], found: Sequence[Noise], reference: str) -> Iterator[str]:

@@ -222,14 +222,14 @@ def method_key(run: Run | Unfinished) -> str:
     """The key of a run's method: its row, or without a study its variant and storage."""
     if run.study.table:
         return run.study.row
-    name, storage = variant_and_storage(run)
+    name, storage = variant_and_storage(run).values()
     return name if storage == "none" else f"{name}_{storage}"
 
 
-def variant_and_storage(run: Run | Unfinished) -> tuple[str, str]:
-    """The names of a run's variant and of its storage."""
-    assert run.config is not None
-    return run.config.variant.name, run.config.quantize.storage
+def variant_and_storage(run: Run | Unfinished) -> dict[str, str]:
+    """The names of a run's variant and of its storage, by setting."""
+    config: Any = run.config
+    return {"variant.name": config.variant.name, "quantize.storage": config.quantize.storage}
 
 
 def varied_and_fixed(
@@ -278,9 +278,7 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
         other = methods.setdefault(method_key(run), run)
-        names = ("variant.name", "quantize.storage")
-        both = [dict(zip(names, variant_and_storage(each), strict=True)) for each in (other, run)]
-        if said := different(*both):
+        if said := different(variant_and_storage(other), variant_and_storage(run)):
             raise ValueError(
                 f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
                 f"{said}"

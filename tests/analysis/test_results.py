@@ -61,7 +61,7 @@ def test_a_study_was_run_as_it_was_registered(folder):
     assert adherence(registered, recorded_runs.find(folder)).departures == []
 
 
-@EACH
+@pytest.mark.parametrize("folder", [RESULTS / "against_lora_smollm2", RESULTS / "lora_scale/8"])
 def test_a_study_can_be_reported(folder):
     runs = recorded_runs.find(folder)
     own, _ = collect_runs.select(runs, None, "full")

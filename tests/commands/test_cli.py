@@ -102,7 +102,7 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         ),
         (
             f"{SEARCH} --search=tpe --trials=3 --launcher=print",
-            "error: --launcher=print: --search runs on",
+            "error: --launcher does not go with --search",
         ),
         ("worker --workdir=OUT", "error: --trial is missing: "),
         (
