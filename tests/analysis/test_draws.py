@@ -109,3 +109,13 @@ def test_a_test_over_both_has_the_error_of_crossed_seeds_and_examples(tmp_path):
     assert pair.decided_by == "both" and found.mean == pytest.approx(d.mean())
     assert found.high - found.low == pytest.approx(2 * stats.t.isf(0.025, 2) * error)
     assert found.p == pytest.approx(2 * stats.t.sf(abs(d.mean()) / error, 2))
+
+
+def test_a_method_whose_diverged_run_left_no_score_has_no_number():
+    own = [run(number, score) for number, score in enumerate(LORA[1:], 1)]
+    lost = {"dora": [run(0, None, "diverged"), *own]}
+    made = contest("mrpc", {"lora": LORA, "dora": []}, lost)
+    (pair,) = pairs(made, 100, 0)
+    assert (pair.common, pair.decided_by) == (0, "")
+    assert pair.why == "DORA: seed 0 diverged and left no score, so it has no number"
+    assert [method.counted() for method in made.methods if method.key == "dora"] == [[]]
