@@ -263,12 +263,7 @@ def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
 
     It has no error if a task has one seed, or fewer than `TRUSTED` seeds with equal differences
     that are not 0, beside a task whose differences vary.
-
-    Raises:
-      ValueError: no task.
     """
-    if not tasks:
-        raise ValueError("a mean over tasks needs one task at least")
     mean, fewest = statistics.fmean(task.mean for task in tasks), min(task.n for task in tasks)
     if abs(mean) <= 1e-9 * max(abs(task.mean) for task in tasks):
         mean = 0.0  # but for roundings
