@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.studies import packs
+from experiments.runs import packing
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs below it to pack.")
 _UNPACK = flags.DEFINE_string(
@@ -29,11 +29,8 @@ _UNPACK = flags.DEFINE_string(
 def pack() -> None:
     if (_RESULTS.value is None) == (_UNPACK.value is None):
         raise ValueError("give one of --results, to pack runs, and --unpack")
-    if _UNPACK.value is None:
-        lines = packs.pack(Path(str(_RESULTS.value)))
-    else:
-        lines = packs.unpack(Path(_UNPACK.value))
-    for line in lines:
+    change = packing.pack_below if _UNPACK.value is None else packing.unpack_below
+    for line in change(Path(str(_RESULTS.value or _UNPACK.value))):
         print(line)
 
 

@@ -10,11 +10,11 @@ methods to be equivalent (TOST); and how many seeds --difference needs with toda
 or how many times these examples with today's seeds, to be found or to be that margin. `never` says
 that the other of the two is too small: more seeds do not make up for few examples. The variance
 with pairs is 1 if it brings nothing to give both methods the same seeds; if it is 0.5, they are
-worth twice as many. A grid of seeds and examples follows, for the method of --grid, with what its
-noise is of.
+worth twice as many. A grid of seeds and examples follows, for the method whose smallest difference
+found is in the middle, with what its noise is of.
 
-The second form takes the sd of one task, or of several: --sd=0.6,1.1. Without --sd_examples, seeds
-are the only noise: what is found is of new seeds on the same examples.
+The second form takes the noise of one task. Without --sd_examples, seeds are the only noise: what
+is found is of new seeds on the same examples.
 
 All methods are one family of tests by Holm's procedure. The level of its first step is used, which
 is the smallest, so the true power is at least the one asked for. In the folder of a registered
@@ -22,6 +22,7 @@ study, its protocol gives the reference, the level, the margin as --difference, 
 tests, unless flags do.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,44 +37,49 @@ from experiments.reports.sheets import of_tasks
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
 from experiments.tables import config_tables
-from experiments.tables.power_table import Question, Row, grid, parts_table, power_table
 from lora_jax.suggest import require_known
+from lora_jax.table import Table
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
-_SD = flags.DEFINE_list(
-    "sd", None, "Without --results: the standard deviation of the paired differences, by task."
+_SD = flags.DEFINE_float(
+    "sd",
+    None,
+    "Without --results: the standard deviation of the paired differences.",
+    lower_bound=1e-6,
 )
-_SD_EXAMPLES = flags.DEFINE_list(
+_SD_EXAMPLES = flags.DEFINE_float(
     "sd_examples",
-    None,
+    0.0,
     "With --sd: the standard deviation of what a test example adds to the differences of many "
-    "seeds, by task.",
+    "seeds.",
+    lower_bound=0,
 )
-_SD_REST = flags.DEFINE_list(
-    "sd_rest",
-    None,
-    "With --sd_examples: that of what it adds with one seed alone. The default is 0.",
+_SD_REST = flags.DEFINE_float(
+    "sd_rest", 0.0, "With --sd: that of what it adds with one seed alone.", lower_bound=0
 )
-_EXAMPLES = flags.DEFINE_list(
-    "examples", None, "With --sd_examples: how many test examples there are, by task."
-)
-_GRID = flags.DEFINE_string(
-    "grid",
-    None,
-    "The method whose grid of seeds and examples is shown. The default is the one whose smallest "
-    "difference found is in the middle.",
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", None, "With --sd_examples: how many test examples there are.", lower_bound=2
 )
 _SEEDS = flags.DEFINE_integer("seeds", None, "With --sd: how many seeds there are.", lower_bound=2)
 _DIFFERENCE = flags.DEFINE_float(
     "difference",
     None,
     "The difference to show, in points. The default is the registered margin, or 1.",
+    lower_bound=1e-6,
 )
 _POWER = flags.DEFINE_float(
-    "power", power.POWER, "The wanted probability of showing the difference."
+    "power",
+    power.POWER,
+    "The wanted probability of showing the difference.",
+    lower_bound=0.5,
+    upper_bound=0.999,
 )
 _LEVEL = flags.DEFINE_float(
-    "level", None, "The level of the family of tests. The default is the registered one, or 0.05."
+    "level",
+    None,
+    "The level of the family of tests. The default is the registered one, or 0.05.",
+    lower_bound=1e-6,
+    upper_bound=0.49,
 )
 _TESTS = flags.DEFINE_integer(
     "tests",
@@ -94,25 +100,81 @@ _VARIES = flags.DEFINE_list(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """The difference in points that is to be shown, with what power, in how large a family."""
+
+    difference: float
+    power: float
+    level: float
+    tests: int
+
+    @classmethod
+    def of(cls, protocol: Protocol | None, tests: int) -> "Question":
+        """What is asked, by flags, or else by the protocol."""
+        margin, level = (protocol.margin, protocol.level) if protocol else (1.0, significance.LEVEL)
+        return cls(
+            margin if _DIFFERENCE.value is None else _DIFFERENCE.value,
+            _POWER.value or power.POWER,
+            level if _LEVEL.value is None else _LEVEL.value,
+            _TESTS.value or max(tests, 1),
+        )
+
+    def __str__(self) -> str:
+        family = f"{self.level:g}"
+        if self.tests > 1:
+            family += f" for {self.tests} tests, so {self.first:.2g} for Holm's first"
+        return f"Power {100 * self.power:g}%, level {family}."
+
+    @property
+    def first(self) -> float:
+        """The level of the first step of Holm's procedure."""
+        return power.family_level(self.level, self.tests)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is known of the differences of one method, on a task or on average over several."""
+
+    name: str
+    design: power.Design
+    shown: Mapping[str, float]
+    """The standard deviations that the table shows, by the head of their column."""
+    seeds: int | None = None
+    error: float | None = None
+    """The standard error with these seeds; without one, nothing is said of them."""
+    df: float = 0.0
+    """The error's degrees of freedom."""
+    variance: float | None = None
+    """That of the mean, if that without pairs is 1."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether differences vary on each task: otherwise their noise is not known."""
+        return all(task.squares(2).variance for task in self.design.tasks)
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether its seeds and the noise of examples, on any task, are known."""
+        known = any(math.isfinite(task.n) for task in self.design.tasks)
+        return known and self.varies and bool(self.seeds and self.error)
+
+
 def main() -> None:
     if (_RESULTS.value is None) == (_SD.value is None):
         raise ValueError("expected either --results or --sd")
     if _SD.value is not None:
-        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES, _GRID)
+        of_records = (_REFERENCE, _TABLE, _SIZE, _VARIES)
         cli.refuse_ignored(of_records, "it goes with --results")
-        print(_without_records(cli.numbers("sd", _SD.value)))
+        print("\n".join(_without_records(_SD.value)))
         return
-    for flag in (_SEEDS, _SD_EXAMPLES, _SD_REST, _EXAMPLES):
-        if flag.value is not None:
-            raise ValueError(
-                f"--{flag.name} belongs to --sd: with --results, the records say what it is"
-            )
+    cli.refuse_ignored((_SEEDS, _SD_EXAMPLES, _SD_REST, _EXAMPLES), "it goes with --sd")
     folder = Path(str(_RESULTS.value))
     known = {each.digest: each.protocol for each in registration.below(folder)}
     made, notes = _contests(folder, set(known))
     studies: dict[tuple[str, str, str], list[Contest]] = {}
     for each in made:
-        studies.setdefault((each.table, each.model, _registration(each)), []).append(each)
+        studies.setdefault((each.table, each.model, each.registration), []).append(each)
     tables, failed = [], []
     for (table, model, digest), own in studies.items():
         try:
@@ -121,65 +183,23 @@ def main() -> None:
             failed.append(f"{table}, {model}: {error}" if len(studies) > 1 else str(error))
     if not tables:
         raise ValueError("; ".join(failed))
-    print("\n\n".join(tables))
-    for note in (*failed, *notes):
-        print(note)
+    print("\n\n".join(tables), *failed, *notes, sep="\n")
 
 
-def _without_records(deviations: Sequence[float]) -> str:
-    if min(deviations) <= 0:
-        raise ValueError(f"--sd={','.join(map(str, _SD.value or ()))}: expected numbers above 0")
-    asked, tasks = _question(None, 1), _tasks(deviations)
-    rows = [_expected("one task", tasks)]
-    if len(tasks) > 1:
-        rows = [_expected(f"task {place}", (each,)) for place, each in enumerate(tasks, 1)]
-        rows.append(_expected("mean over tasks", tasks))
-    return "\n".join([str(asked), power_table(rows, asked), *_grid(rows[-1], asked)])
-
-
-def _tasks(deviations: Sequence[float]) -> tuple[power.Task, ...]:
-    """The tasks that flags describe.
-
-    Raises:
-      ValueError: one of the flags is missing, or has another number of tasks.
-    """
-    given = {"sd": list(deviations)}
-    for flag in (_SD_EXAMPLES, _EXAMPLES, _SD_REST):
-        if flag.value is not None:
-            given[flag.name] = cli.numbers(flag.name, flag.value)
-            if len(given[flag.name]) != len(deviations) or min(given[flag.name]) < 0:
-                said = f"--{flag.name}={','.join(flag.value)}"
-                raise ValueError(f"{said}: expected as many numbers as --sd has, 0 or more")
-    if len({"sd_examples", "examples"} & set(given)) == 1 or given.keys() == {"sd", "sd_rest"}:
+def _without_records(sd: float) -> Iterator[str]:
+    """The table and the grid of the noise that flags describe."""
+    if (_EXAMPLES.value is None) == bool(_SD_EXAMPLES.value or _SD_REST.value):
         raise ValueError("--sd_examples and --examples go together, and --sd_rest with them")
-    if min(given.get("examples", [2])) < 2:
-        raise ValueError(f"--examples={min(given['examples']):g}: expected 2 examples or more")
-    without = {"examples": math.inf}
-    return tuple(
-        power.Task(*values)
-        for values in zip(
-            *(
-                given.get(name, [without.get(name, 0.0)] * len(deviations))
-                for name in ("sd", "sd_examples", "sd_rest", "examples")
-            ),
-            strict=True,
-        )
-    )
-
-
-def _expected(name: str, tasks: Sequence[power.Task]) -> Row:
-    design = power.Design(tuple(tasks))
-    shown = {"sd": tasks[0].seeds} if len(tasks) == 1 else {}
-    if (seeds := _SEEDS.value) is None:
-        return Row(name, design, shown)
-    return Row(name, design, shown, seeds, design.error(seeds), design.df(seeds))
-
-
-def _grid(row: Row, asked: Question) -> Iterator[str]:
-    """The grid of a row whose seeds and noise of examples are known."""
-    if row.varies and row.has_examples and row.seeds:
-        yield f"Smallest difference found, {row.name}, by seeds and times the test examples:"
-        yield grid(row, asked)
+    n = math.inf if _EXAMPLES.value is None else _EXAMPLES.value
+    task = power.Task(sd, _SD_EXAMPLES.value or 0.0, _SD_REST.value or 0.0, n)
+    row, asked = Row("one task", power.Design((task,)), {"sd": sd}), Question.of(None, 1)
+    if (seeds := _SEEDS.value) is not None:
+        known = {"error": row.design.error(seeds), "df": row.design.df(seeds)}
+        row = dataclasses.replace(row, seeds=seeds, **known)
+    yield str(asked)
+    yield power_table([row], asked)
+    if row.has_grid:
+        yield from _grid(row, asked)
 
 
 def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
@@ -204,37 +224,23 @@ def _contests(folder: Path, known: set[str]) -> tuple[list[Contest], list[str]]:
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
 
 
-def _registration(contest: Contest) -> str:
-    """The digest of the study that a contest's runs are of; empty if they are of none."""
-    runs = (run for method in contest.methods for run in method.runs)
-    return next((run.study.registration for run in runs), "")
-
-
 def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
     """The table of one study and model.
 
     Raises:
-      ValueError: no contest has the reference, or none has two seeds in common with it, or a flag
-        is out of its range.
+      ValueError: no contest has the reference, or none has two seeds in common with it.
     """
     reference = _REFERENCE.value or (protocol.reference if protocol else "lora")
     labels = {method.key: method.label for contest in made for method in contest.methods}
-    if reference not in labels and _REFERENCE.value is None:
-        which = "registered" if protocol else "default"
-        raise ValueError(
-            f"the {which} reference, {reference}, was not run in {made[0].table}: give "
-            f"--reference, one of {', '.join(labels)}"
-        )
-    require_known(reference, labels, f"no method --reference={reference}")
+    require_known(reference, labels, f"{made[0].table} has no method --reference={reference}")
     # The noise of scores on held-out examples is not that of the scores that a study compares.
     tuned = [each.task_title for each in made if each.held_out and protocol]
     own = [each for each in made if not (each.held_out and protocol)]
     found = noise_of_seeds(own, reference, scored_examples.values(own))
-    if not found and tuned:
-        raise ValueError(f"no run is scored yet, only tuned: {', '.join(tuned)}")
     if not found:
-        raise ValueError(f"no method has two seeds in common with {labels[reference]}")
-    asked = _question(protocol, protocol.tests if protocol else len(labels) - 1)
+        why = f": only tuned yet are {', '.join(tuned)}" if tuned else ""
+        raise ValueError(f"no method has two seeds in common with {labels[reference]}{why}")
+    asked = Question.of(protocol, protocol.tests if protocol else len(labels) - 1)
     tasks = [e.task_title for e in own if any(e.task_title in each.by_task for each in found)]
     over = f", mean over {len(tasks)} tasks" * (len(tasks) > 1)
     title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
@@ -244,17 +250,19 @@ def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
         f"{title}, differences from {labels[reference]}{over}. {asked}",
         power_table([*rows.values()], asked),
         *_left_out(own, found, labels[reference]),
-        *_few_examples([*rows.values()], asked),
     ]
-    if shown := _shown(rows):
-        lines += [*_grid(rows[shown], asked)]
-        noises = next(each for each in found if each.key == shown)
-        lines += [f"What this noise is of, {noises.label}:", parts_table(noises.parts)]
+    known = sorted(
+        (each for each in found if rows[each.key].has_grid),
+        key=lambda each: rows[each.key].error or 0.0,
+    )
+    if known:
+        middle = known[(len(known) - 1) // 2]
+        lines += _grid(rows[middle.key], asked)
+        lines += [f"What this noise is of, {middle.label}:", parts_table(middle.parts)]
     if shared := [e.task_title for e in made if collect_runs.share_draws(e.numbers)]:
         each = "each draw of the training examples counts as one seed, with the mean of its runs"
         lines.append(f"Runs share draws, so {each}: {', '.join(shared)}")
-    lines += [f"Tuned, but not scored yet: {', '.join(tuned)}"] if tuned else []
-    return "\n".join(lines)
+    return "\n".join([*lines, *[f"Tuned, but not scored yet: {', '.join(tuned)}"] * bool(tuned)])
 
 
 def _measured(found: Noise, tasks: Sequence[str]) -> Row:
@@ -275,36 +283,6 @@ def _measured(found: Noise, tasks: Sequence[str]) -> Row:
     )
 
 
-def _shown(rows: Mapping[str, Row]) -> str:
-    """The method whose grid is shown; empty if the noise of examples is not known of any.
-
-    Raises:
-      ValueError: --grid names a method that has no row with it.
-    """
-    known = {key: row for key, row in rows.items() if row.has_examples and row.varies and row.error}
-    if _GRID.value is not None:
-        require_known(_GRID.value, known, f"no method --grid={_GRID.value} with known examples")
-        return _GRID.value
-    ordered = sorted(known, key=lambda key: known[key].error or 0.0)
-    return ordered[(len(ordered) - 1) // 2] if ordered else ""
-
-
-def _few_examples(rows: Sequence[Row], asked: Question) -> Iterator[str]:
-    """Which methods no number of seeds decides, as test examples are too few."""
-    few = [
-        row.name
-        for row in rows
-        if row.varies
-        and row.design.of_examples
-        and power.seeds_to_detect(row.design, asked.difference, asked.first, asked.power) is None
-    ]
-    if few:
-        yield (
-            f"More seeds cannot find {asked.difference:g} with these test examples, which are too "
-            f"few: {', '.join(few)}"
-        )
-
-
 def _left_out(made: Sequence[Contest], found: Sequence[Noise], reference: str) -> Iterator[str]:
     """The tasks and methods of which nothing is known, and the methods without noise."""
     tasks = {task for each in found for task in each.by_task}
@@ -318,27 +296,87 @@ def _left_out(made: Sequence[Contest], found: Sequence[Noise], reference: str) -
         yield f"Differences do not vary, so nothing can be said of seeds: {'; '.join(said)}"
 
 
-def _question(protocol: Protocol | None, tests: int) -> Question:
-    """What is asked, by flags, or else by the protocol.
+def power_table(rows: Sequence[Row], asked: Question) -> str:
+    """The table; columns of which no row knows anything are left out.
 
-    Raises:
-      ValueError: a flag is out of its range.
+    Nothing is said of differences that do not vary.
     """
-    level = _LEVEL.value
-    if level is None:
-        level = protocol.level if protocol else significance.LEVEL
-    difference = _DIFFERENCE.value
-    if difference is None:
-        difference = protocol.margin if protocol else 1.0
-    if not 0 < level < 0.5:
-        raise ValueError(f"--level={level:g}: expected a number between 0 and 0.5")
-    if not level < _POWER.value < 1:
-        raise ValueError(
-            f"--power={_POWER.value:g}: expected a number between the level, {level:g}, and 1"
-        )
-    if not (difference > 0 and math.isfinite(difference)):
-        raise ValueError(f"--difference={difference:g}: expected a number of points above 0")
-    return Question(difference, _POWER.value, level, _TESTS.value or max(tests, 1))
+    heads = dict.fromkeys(head for row in rows for head in row.shown)
+    difference, margin = power.difference_power, power.equivalence_power
+    wanted = f"{asked.difference:g}"
+    columns = {
+        "": [row.name for row in rows],
+        **{head: [_number(row.shown.get(head)) for row in rows] for head in heads},
+        "variance with pairs": [_number(row.variance) for row in rows],
+        "seeds": [str(row.seeds or "") for row in rows],
+        "smallest found": [_smallest(difference, row, asked) for row in rows],
+        "smallest margin": [_smallest(margin, row, asked) for row in rows],
+        f"seeds to find {wanted}": [_seeds(difference, row, asked) for row in rows],
+        f"examples to find {wanted}": [_examples(difference, row, asked) for row in rows],
+        f"seeds to show less than {wanted}": [_seeds(margin, row, asked) for row in rows],
+        f"examples to show less than {wanted}": [_examples(margin, row, asked) for row in rows],
+    }
+    shown = {head: cells for head, cells in columns.items() if any(cells)}
+    return Table(tuple(shown), list(zip(*shown.values(), strict=True))).to_text()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _smallest(power_of: power.PowerOf, row: Row, asked: Question) -> str:
+    if not (row.varies and row.error):
+        return ""
+    return _number(power.smallest(power_of, row.error, row.df, asked.first, asked.power))
+
+
+def _seeds(power_of: power.PowerOf, row: Row, asked: Question) -> str:
+    """`never` where test examples alone leave too large an error."""
+    if not row.varies:
+        return ""
+    seeds = power.seeds_needed(power_of, row.design, asked.difference, asked.first, asked.power)
+    if seeds is None:
+        return "never" if row.design.of_examples else f"> {power.MOST_SEEDS}"
+    return str(seeds)
+
+
+def _examples(power_of: power.PowerOf, row: Row, asked: Question) -> str:
+    """As many times those of today; `never` where the seeds alone leave too large an error."""
+    if not row.has_grid or row.seeds is None:
+        return ""
+    known = power_of, row.design, row.seeds
+    times = power.examples_needed(*known, asked.difference, asked.first, asked.power)
+    if times is None:
+        return "never"
+    return f"{times:.2g} times" if times < 10 else f"{times:.0f} times"
+
+
+def parts_table(tasks: Mapping[str, power.Task]) -> str:
+    """What the noise of one method's differences is of, by task."""
+    heads = ("", "examples", "sd of seeds", "sd of examples", "sd of the rest")
+    rows = [
+        [name, f"{task.n:g}" if math.isfinite(task.n) else "", _number(task.seeds)]
+        + [_number(each) if math.isfinite(task.n) else "" for each in (task.examples, task.rest)]
+        for name, task in tasks.items()
+    ]
+    return Table(heads, rows).to_text()
+
+
+TIMES = (0.5, 1.0, 2.0, 4.0, 10.0)
+"""How many times the seeds and the test examples of today the grid has."""
+
+
+def _grid(row: Row, asked: Question) -> Iterator[str]:
+    """The smallest difference found, of so many seeds (rows) and times the examples (columns)."""
+
+    def found(seeds: int, times: float) -> str:
+        error, df = row.design.error(seeds, times), row.design.df(seeds, times)
+        return _number(power.detectable(error, df, asked.first, asked.power))
+
+    seeds = sorted({max(2, round(times * (row.seeds or 2))) for times in TIMES})
+    rows = [[str(n), *(found(n, times) for times in TIMES)] for n in seeds]
+    yield f"Smallest difference found, {row.name}, by seeds and times the test examples:"
+    yield Table(("seeds", *(f"{times:g} times" for times in TIMES)), rows).to_text()
 
 
 if __name__ == "__main__":

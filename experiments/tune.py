@@ -105,24 +105,19 @@ def tune() -> None:
     _check_argument(_ARGUMENT.value)
     protocol = Protocol.of(module.STUDY, f"STUDY of {name}")
     if _ROWS.value or _COLUMNS.value:
-        _require_reference(protocol.reference)
         rows, columns = _ROWS.value or protocol.rows, _COLUMNS.value or protocol.columns
         protocol = dataclasses.replace(protocol, rows=tuple(rows), columns=tuple(columns))
         protocol.require("--rows, --columns")
-    for flag, asked, has in (
-        ("methods", _METHODS.value, protocol.rows),
-        ("tasks", _TASKS.value, protocol.columns),
-    ):
-        for each in asked:
-            require_known(each, has, f"--{flag}={each} is not of this study")
+    for flag, has in ((_METHODS, protocol.rows), (_TASKS, protocol.columns)):
+        for each in flag.value or ():
+            require_known(each, has, f"--{flag.name}={each} is not of this study")
     workdir, trackers = Path(str(_WORKDIR.value)), track_flag.wanted()
     cells = make_cells(module, protocol, _ARGUMENT.value)
     require_table(cells, name)
     planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
     budgets, new = {}, registration.read(workdir) is None
     if new:
-        metrics = _metrics(cells, protocol.tuning.held_out)
-        budgets = {task: _budget(row, protocol, metrics[task]) for task, row in cells.items()}
+        budgets = {task: _budget(task, row, protocol) for task, row in cells.items()}
     table = getattr(module, "TABLE", {})
     registered = registration.register(workdir, name, protocol, planned, budgets, table)
     if new and (said := registration.how_to_commit(workdir, name)):
@@ -150,23 +145,11 @@ def tune() -> None:
             trainer.task(cells[task], _METHODS.value)
 
 
-def _require_reference(reference: str) -> None:
-    """Raise a ValueError if --rows leaves out the method that the study compares with."""
-    rows = list(_ROWS.value or ())
-    if rows and reference not in rows:
-        needed = ",".join([reference, *rows])
-        raise ValueError(
-            f"--rows={','.join(rows)}: the study compares every method with {reference}, so --rows "
-            f"must contain it: --rows={needed}"
-        )
-
-
 def require_table(cells: Mapping[str, Sequence[Cell]], name: str) -> None:
     """Raise a ValueError if a report would not find the runs of a study by their places in it."""
     for cell in (cell for row in cells.values() for cell in row):
         own = study_of(cell.config().plain)
-        wanted = {"table": name, "row": cell.row, "column": cell.task}
-        for key, value in wanted.items():
+        for key, value in {"table": name, "row": cell.row, "column": cell.task}.items():
             if (found := getattr(own, key)) != value:
                 why = ", the name of its file" if key == "table" else ""
                 raise ValueError(
@@ -175,30 +158,20 @@ def require_table(cells: Mapping[str, Sequence[Cell]], name: str) -> None:
                 )
 
 
-def _metrics(cells: Mapping[str, Sequence[Cell]], held_out: int) -> dict[str, str]:
-    """The main metric of each task.
+def _budget(task: str, cells: Sequence[Cell], protocol: Protocol) -> registration.Budget:
+    """The main metric of a task, and what the runs of the reference take.
 
     Raises:
-      ValueError: a task cannot be read, or its scores cannot be compared: a registration names
+      ValueError: the task cannot be read, or its scores cannot be compared: a registration names
         where its data are, and its margin is of scores where higher is better.
     """
-    found = {}
-    for task, (first, *_) in cells.items():
-        try:
-            metric = make_any_task(first.config(data__validation=held_out)).metric
-        except (ValueError, OSError, ImportError) as error:
-            raise ValueError(f"{task}: {error}") from error
-        if metric in LOWER_IS_BETTER:
-            raise ValueError(
-                f"{task}: a study compares scores where higher is better, not {metric}"
-            )
-        found[task] = metric
-    return found
-
-
-def _budget(cells: Sequence[Cell], protocol: Protocol, metric: str) -> registration.Budget:
-    """What the runs of the reference take."""
-    config = _reference(cells, protocol).config()
+    config = _reference(cells, protocol).config(data__validation=protocol.tuning.held_out)
+    try:
+        metric = make_any_task(config).metric
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"{task}: {error}") from error
+    if metric in LOWER_IS_BETTER:
+        raise ValueError(f"{task}: a study compares scores where higher is better, not {metric}")
     train = config.train
     given = config.data.train, train.epochs, train.max_steps, train.batch_size
     return registration.Budget(metric, *given)
@@ -239,13 +212,10 @@ def make_cells(
 
 def _check_argument(text: str) -> None:
     """Raise a ValueError if an argument sets what the study sets for every run."""
-    flag = {"row": "rows", "task": "columns"}
-    for item in text.split(","):
-        key, _, value = item.partition("=")
-        if key in flag:
-            raise ValueError(f"--argument={text}: give --{flag[key]}={value} in place of {key}")
-        if key == "seed":
-            raise ValueError(f"--argument={text}: the study's STUDY says which seeds are trained")
+    place = {"row": "by --rows", "task": "by --columns", "seed": "in the file's STUDY"}
+    for key in (item.partition("=")[0] for item in text.split(",")):
+        if key in place:
+            raise ValueError(f"--argument={text}: {key} is given {place[key]}")
 
 
 if __name__ == "__main__":

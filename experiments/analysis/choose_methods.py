@@ -10,14 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.analysis import collect_runs
-from experiments.analysis.labels import (
-    UNTITLED,
-    Titles,
-    in_order,
-    method,
-    natural,
-    told_apart,
-)
+from experiments.analysis.labels import UNTITLED, Titles, in_order, method, natural, told_apart
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import OF_ANY, Run, Unfinished, mean_score, require_settings
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
@@ -159,19 +152,14 @@ class Contest:
         return {run.number for method in self.methods for run in method.runs}
 
 
-def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
-    """The completed runs with a score: the main metric of the adapter that each saved.
-
-    It is in percent if tables print it so.
-    """
-    done = [run for run in runs if run.completed]
-    scores = [run.score(run.record.metric, run.config.train.select) for run in done]
-    return [(run, score) for run, score in zip(done, scores, strict=True) if score is not None]
-
-
 def by_number(runs: Iterable[Run]) -> dict[collect_runs.RunNumber, float]:
-    """The scores of the completed runs by seed and draw."""
-    return {run.number: score for run, score in saved_scores(runs)}
+    """The scores of the completed runs by seed and draw: of the adapters that they saved.
+
+    They are of the main metric, in percent if tables print it so.
+    """
+    done = (run for run in runs if run.completed)
+    scores = {run.number: run.score(run.record.metric, run.config.train.select) for run in done}
+    return {number: score for number, score in scores.items() if score is not None}
 
 
 def contests(
@@ -203,15 +191,21 @@ def contests(
         return collect_runs.varied_and_fixed(run, varies)[1]
 
     made, lost = [], list(unfinished)
-    for (table, model, task), own in _in_order(groups, titles):
+    tasks = natural(task for _, _, task in groups)
+
+    def place(group: tuple[str, str, str]) -> tuple[str, str, int]:
+        table, model, task = group
+        return table, model, [*titles.get(table, UNTITLED).columns, *tasks].index(task)
+
+    for table, model, task in sorted(groups, key=place):
+        own = groups[table, model, task]
         same = collect_runs.without_strays(own, fixed)
         collect_runs.require_comparable(same, varies)
-        if metrics := {run.record.metric for run in same if run.completed}:
+        if metrics := {run.record.metric: run.folder for run in same if run.completed}:
             if len(metrics) > 1:
-                by_metric = {run.record.metric: run.folder for run in same if run.completed}
-                said = " and ".join(f"{name} in {by_metric[name]}" for name in sorted(metrics))
+                said = " and ".join(f"{name} in {where}" for name, where in sorted(metrics.items()))
                 raise ValueError(f"{task}: runs have different main metrics: {said}")
-            if low := metrics & set(LOWER_IS_BETTER):
+            if low := metrics.keys() & set(LOWER_IS_BETTER):
                 raise ValueError(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
@@ -220,33 +214,12 @@ def contests(
             near = [each for each in lost if each.study.registration in registered]
             mine = [each for each in near if each.config and fixed(each) == ours]
             lost = [each for each in lost if each not in mine]
-            known = titles.get(table, UNTITLED)
+            known, (metric,) = titles.get(table, UNTITLED), metrics
             title = known.column(task)
             held_out = all(run.held_out for run in same)
             methods = _methods(same, mine, known.rows, varies, held_out)
-            made.append(
-                Contest(table, model, task, title, metrics.pop(), held_out, methods, tuple(mine))
-            )
+            made.append(Contest(table, model, task, title, metric, held_out, methods, tuple(mine)))
     return made
-
-
-def _in_order(
-    groups: Mapping[tuple[str, str, str], list[Run]], titles: Mapping[str, Titles]
-) -> list[tuple[tuple[str, str, str], list[Run]]]:
-    """The groups by study and model, and then their tasks in the order of the study's columns."""
-    tasks = natural(task for _, _, task in groups)
-
-    def place(group: tuple[tuple[str, str, str], list[Run]]) -> tuple[str, str, int]:
-        table, model, task = group[0]
-        columns = [*titles.get(table, UNTITLED).columns, *tasks]
-        return table, model, columns.index(task)
-
-    return sorted(groups.items(), key=place)
-
-
-def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
-    key = collect_runs.method_key(run)
-    return (names.get(key) if run.study.table else "") or method(key)
 
 
 def _methods(
@@ -256,20 +229,17 @@ def _methods(
     varies: Sequence[str],
     held_out: bool,
 ) -> tuple[Method, ...]:
+    by_key: dict[str, list[Run | Unfinished]] = {}
+    for each in (*runs, *lost):
+        by_key.setdefault(collect_runs.method_key(each), []).append(each)
     labels = told_apart(
-        {collect_runs.method_key(each): _label(each, names) for each in (*runs, *lost)}
+        {
+            key: (names.get(key) if own[0].study.table else "") or method(key)
+            for key, own in by_key.items()
+        }
     )
-    order = [key for key in names if key in labels] + in_order(labels)
-    return tuple(
-        _method(
-            key,
-            labels[key],
-            [each for each in (*runs, *lost) if collect_runs.method_key(each) == key],
-            varies,
-            held_out,
-        )
-        for key in dict.fromkeys(order)
-    )
+    order = dict.fromkeys([*(key for key in names if key in labels), *in_order(labels)])
+    return tuple(_method(key, labels[key], by_key[key], varies, held_out) for key in order)
 
 
 def _method(

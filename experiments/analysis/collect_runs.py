@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from configs.settings import COMBINED, IMPORTED, RunConfig, fields_of
+from configs.settings import COMBINED, IMPORTED, fields_of
 from experiments.analysis.labels import natural
 from experiments.analysis.recorded_runs import REGISTRATION, Run, Unfinished
 from experiments.plurals import agree, count
@@ -79,46 +79,38 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
       ValueError: runs of a cell differ in more than seed and draw, or a run has two different
         results.
     """
-    own = [run for run in runs if run.study.table == table]
-    sized = [run for run in own if run.study.size == size]
+    every = [run for run in runs if run.study.table == table]
+    sized = [run for run in every if run.study.size == size]
     kept = [run for run in sized if not run.held_out]
     cells: dict[tuple[str, str, str], list[Run]] = {}
     for run in kept:
         cells.setdefault(run.place, []).append(run)
     single: list[Run] = []
-    strays = 0
+    strays = shared = 0
     for each in cells.values():
         alike = without_strays(each, lambda run: run.settings)
         _alike(alike)
-        single += one_of_each(alike)
+        own = one_of_each(alike)
+        single += own
         strays += len(each) - len(alike)
+        shared += share_draws([run.number for run in own if run.completed])
     notes = [
-        left_out(len(own) - len(sized), "of another size"),
+        left_out(len(every) - len(sized), "of another size"),
         left_out(len(sized) - len(kept), "validated on a part of the training examples"),
         left_out(strays, "not completed, and with other settings than the completed ones"),
         left_out(len(kept) - strays - len(single), "copies or earlier attempts of others"),
     ]
-    notes.append(_of_draws(single))
+    if shared:
+        notes.append(
+            f"{count(shared, 'cell')} {agree(shared, 'has', 'have')} several runs of one draw of "
+            "the training examples: each draw counts once in (n), with the mean of its runs"
+        )
     for run in single:
         if not run.completed:
             what = ", ".join(run.place) + f", seed {run.record.seed}"
             why = f": {run.record.note}" if run.record.note else ""
             notes.append(f"{run.record.status}: {what}{why}")
     return Collected(tuple(single), tuple(filter(None, notes)))
-
-
-def _of_draws(runs: Iterable[Run]) -> str:
-    """A note on cells with several runs of one of their draws; empty if there are none."""
-    numbers: dict[tuple[str, str, str], list[RunNumber]] = {}
-    for run in runs:
-        if run.completed:
-            numbers.setdefault(run.place, []).append(run.number)
-    if not (several := sum(map(share_draws, numbers.values()))):
-        return ""
-    return (
-        f"{count(several, 'cell')} {agree(several, 'has', 'have')} several runs of one draw of the "
-        "training examples: each draw counts once in (n), with the mean of its runs"
-    )
 
 
 def elsewhere(runs: Iterable[Run], size: str) -> str:
@@ -183,17 +175,9 @@ def one_of_each(runs: Sequence[Run]) -> list[Run]:
         if results[1:] and results[0] != results[1]:
             raise ValueError(
                 f"{first.folder} and {run.folder} are the same run (seed {run.record.seed}) with "
-                f"different results ({first.record.status}, {run.record.status})"
-                f"{_starts(first.config, run.config)}: keep one"
+                f"different results ({first.record.status}, {run.record.status}): keep one"
             )
     return [chosen[number] for number in sorted(chosen)]
-
-
-def _starts(one: RunConfig, other: RunConfig) -> str:
-    """What two runs started from, where that differs; empty where it does not."""
-    if one.start_from == other.start_from:
-        return ""
-    return f", as start_from is {one.start_from} in one and {other.start_from} in the other"
 
 
 def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
@@ -238,14 +222,14 @@ def method_key(run: Run | Unfinished) -> str:
     """The key of a run's method: its row, or without a study its variant and storage."""
     if run.study.table:
         return run.study.row
-    name, storage = variant_and_storage(run)
+    name, storage = variant_and_storage(run).values()
     return name if storage == "none" else f"{name}_{storage}"
 
 
-def variant_and_storage(run: Run | Unfinished) -> tuple[str, str]:
-    """The names of a run's variant and of its storage."""
-    assert run.config is not None
-    return run.config.variant.name, run.config.quantize.storage
+def variant_and_storage(run: Run | Unfinished) -> dict[str, str]:
+    """The names of a run's variant and of its storage, by setting."""
+    config: Any = run.config
+    return {"variant.name": config.variant.name, "quantize.storage": config.quantize.storage}
 
 
 def varied_and_fixed(
@@ -294,13 +278,11 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
         other = methods.setdefault(method_key(run), run)
-        both = zip(variant_and_storage(other), variant_and_storage(run), strict=True)
-        for name, (one, two) in zip(("variant.name", "quantize.storage"), both, strict=True):
-            if one != two:
-                raise ValueError(
-                    f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
-                    f"{name} is {one} in one and {two} in the other"
-                )
+        if said := different(variant_and_storage(other), variant_and_storage(run)):
+            raise ValueError(
+                f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
+                f"{said}"
+            )
 
 
 def select(
@@ -341,41 +323,24 @@ def select(
 
 def _registered(table: str, runs: Sequence[Run], parts: bool) -> list[Run]:
     known = _those(runs, lambda run: bool(run.study.registration))
-    by_digest = {
-        digest: [run for run in known if run.study.registration == digest]
-        for digest in sorted({run.study.registration for run in known})
-    }
-    if len(by_digest) > 1 and not (parts and _are_parts(list(by_digest.values()))):
-        raise ValueError(
-            f"runs of {table} belong to {len(by_digest)} registrations"
-            f"{_what_to_give(list(by_digest.values()))} (--results)"
-        )
-    return known
+    by_digest: dict[str, list[Run]] = {}
+    for run in known:
+        by_digest.setdefault(run.study.registration, []).append(run)
+    homes = natural(str(_home(own[0].folder)) for own in by_digest.values())
+    tasks = [{contest_key(run) for run in own} for own in by_digest.values()]
+    apart = sum(map(len, tasks)) == len(set[Any]().union(*tasks))
+    registered = all((Path(home) / REGISTRATION).exists() for home in homes)
+    if len(tasks) == 1 or (parts and apart and registered and len(homes) == len(tasks)):
+        return known
+    raise ValueError(
+        f"runs of {table} belong to {len(tasks)} registrations: give one of {', '.join(homes)} "
+        f"(--results), each with its own {REGISTRATION}"
+    )
 
 
-def _are_parts(registered: Sequence[Sequence[Run]]) -> bool:
-    """Whether the runs of each registration have a folder and tasks of their own."""
-    tasks = [{contest_key(run) for run in runs} for runs in registered]
-    apart = sum(map(len, tasks)) == len(set.union(*tasks))
-    return apart and len(_homes(registered)) == len(registered)
-
-
-def _what_to_give(registered: Sequence[Sequence[Run]]) -> str:
-    homes = _homes(registered)
-    if len(homes) == len(registered):
-        return f": give one of {', '.join(homes)}"
-    folders = " and ".join(str(runs[0].folder) for runs in registered[:2])
-    own = f"the folder of its own {REGISTRATION}"
-    return f" ({folders}): keep the runs of each in {own}, and give that"
-
-
-def _homes(registered: Sequence[Sequence[Run]]) -> list[str]:
-    """The folders of the studies that the first runs of each registration lie in."""
-    return natural(str(home) for runs in registered if (home := _home(runs[0].folder)))
-
-
-def _home(folder: Path) -> Path | None:
-    return next((each for each in folder.parents if (each / REGISTRATION).exists()), None)
+def _home(folder: Path) -> Path:
+    """The folder of the study that a run lies in, or its own."""
+    return next((each for each in folder.parents if (each / REGISTRATION).exists()), folder)
 
 
 def _those(runs: Sequence[Run], has: Callable[[Run], bool]) -> list[Run]:

@@ -10,18 +10,16 @@ It needs pandas: pip install "lora-jax[frames]".
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import pandas
 
 from experiments.analysis import recorded_runs
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 SERIES = ("evaluations", "samples", "ranks", "rungs")
 """Fields of a record that have more than a value for a run; `metrics` has the evaluations."""
 
 
-def runs(folder: str | os.PathLike) -> "DataFrame":
+def runs(folder: str | os.PathLike) -> pandas.DataFrame:
     """A row for each recorded run below a folder, packed or not, in the order of their paths.
 
     Columns are named as in records and flags, `config.optimizer.learning_rate` and
@@ -31,11 +29,9 @@ def runs(folder: str | os.PathLike) -> "DataFrame":
 
     Raises:
       ValueError, FileNotFoundError: as `recorded_runs.find`.
-      ModuleNotFoundError: pandas is not installed.
     """
-    pandas, found = _pandas(), recorded_runs.find(Path(folder))
     rows = []
-    for each in found:
+    for each in recorded_runs.find(Path(folder)):
         kept = dataclasses.asdict(each.record)
         own = {key: it for key, it in kept.items() if key not in SERIES and it is not None}
         score = recorded_runs.saved_metrics(each.record).get(each.record.metric)
@@ -44,13 +40,13 @@ def runs(folder: str | os.PathLike) -> "DataFrame":
     return pandas.json_normalize(rows)
 
 
-def metrics(folder: str | os.PathLike) -> "DataFrame":
+def metrics(folder: str | os.PathLike) -> pandas.DataFrame:
     """A row for each report of these runs: `run`, `step`, and what was reported, such as `loss`.
 
     Raises:
       As `runs`; ValueError also for metrics that were changed or cut.
     """
-    pandas, folder = _pandas(), Path(folder)
+    folder = Path(folder)
     return pandas.DataFrame(
         [
             {"run": each.folder.relative_to(folder).as_posix(), **row}
@@ -58,13 +54,3 @@ def metrics(folder: str | os.PathLike) -> "DataFrame":
             for row in each.metrics()
         ]
     )
-
-
-def _pandas() -> Any:
-    try:
-        import pandas  # optional, and slow to import
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'a DataFrame needs pandas; run: pip install "lora-jax[frames]"', name="pandas"
-        ) from error
-    return pandas

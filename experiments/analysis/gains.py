@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -133,7 +132,7 @@ def gains(
     _require_one_study(contests, reference)
     others = [key for key in _labels(contests) if key != reference]
     found = [_over(contests, reference, others, margin, level, examples)]
-    return _judged_together(found, tasks, tests)[0]
+    return _judged(found, tasks, tests)[0]
 
 
 def all_pairs(
@@ -159,12 +158,24 @@ def all_pairs(
     found = [
         _over(contests, key, keys[at:], margin, level, examples) for at, key in enumerate(keys, 1)
     ]
-    return _judged_together(found, tasks, tests)
+    return _judged(found, tasks, tests)
 
 
 def _labels(contests: Sequence[Contest]) -> dict[str, str]:
     """The labels of all methods, by key, in the order of the study."""
     return {method.key: method.label for each in contests for method in each.methods}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """A method's differences by task, and notes on it."""
+
+    key: str
+    label: str
+    by_task: Mapping[str, MeanDifference]
+    """Over seeds and examples, where the examples are known."""
+    seeds_alone: Mapping[str, MeanDifference]
+    notes: Sequence[str]
 
 
 def _over(
@@ -174,27 +185,26 @@ def _over(
     margin: float,
     level: float,
     examples: Mapping[str, Values],
-) -> tuple[Gains, list["_Method"]]:
+) -> tuple[Gains, list[_Method]]:
     """The gains of other methods over the reference, without these methods, which follow apart."""
     by_task = {contest.task: {m.key: scored(m) for m in contest.methods} for contest in contests}
     titles = {contest.task: contest.task_title for contest in contests}
     every = _labels(contests)
-    known, lost, notes = [], {}, []
+    known, lost, notes = dict[str, Mapping[str, Scored]](), {}, []
     for task, methods in by_task.items():
         own = methods.get(reference)
         said = ("has no scored run",) if own is None else own.notes
         if own is not None and own.scores:
-            known.append(task)
+            known[task] = methods
         else:
             lost[task] = ", ".join(said)
         notes += [f"{every[reference]} on {titles[task]}: {each}" for each in said]
     found = []
     for key in others:
-        scores = {task: by_task[task] for task in known}
-        differences, own = _differences(scores, key, reference, examples)
-        said = [f"{titles[task]}: {each}" for task, each in own]
-        if differences:
-            found.append(_Method(key, every[key], differences, said))
+        own, seeds, notes_by_task = _differences(known, key, reference, examples)
+        said = [f"{titles[task]}: {each}" for task, each in notes_by_task]
+        if own:
+            found.append(_Method(key, every[key], own, seeds, said))
         else:
             notes += [f"{every[key]} has no number on any task"] if known else []
             notes += [f"{every[key]} on {each}" for each in said]
@@ -202,55 +212,17 @@ def _over(
     return Gains(label, reference, margin, level, tuple(known), lost, (), tuple(notes)), found
 
 
-def _judged_together(
-    found: Sequence[tuple[Gains, list["_Method"]]], tasks: Sequence[str], tests: int
-) -> tuple[Gains, ...]:
-    """The gains over several references, whose methods are members of the same two families."""
-    first, methods = found[0][0], [each for _, own in found for each in own]
-    wanted = len(tasks or first.tasks)
-    made = _judged(methods, wanted, first.margin, first.level, tests)
-    return tuple(
-        dataclasses.replace(each, methods=tuple(itertools.islice(made, len(own))))
-        for each, own in found
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Difference:
-    """On one task, over seeds and examples where the examples are known, and over seeds alone."""
-
-    primary: MeanDifference
-    seeds: MeanDifference
-
-
-@dataclasses.dataclass(frozen=True)
-class _Method:
-    key: str
-    label: str
-    differences: Mapping[str, _Difference]
-    notes: Sequence[str]
-
-    @functools.cached_property
-    def by_task(self) -> dict[str, MeanDifference]:
-        return {task: each.primary for task, each in self.differences.items()}
-
-    @functools.cached_property
-    def over_tasks(self) -> MeanDifference:
-        return over_tasks(list(self.by_task.values()))
-
-    @functools.cached_property
-    def seeds_alone(self) -> MeanDifference:
-        return over_tasks([each.seeds for each in self.differences.values()])
-
-
 def _differences(
     by_task: Mapping[str, Mapping[str, Scored]],
     key: str,
     reference: str,
     examples: Mapping[str, Values],
-) -> tuple[dict[str, _Difference], list[tuple[str, str]]]:
-    """A method's differences from the reference on each task, and notes, each with its task."""
-    differences, notes = {}, []
+) -> tuple[dict[str, MeanDifference], dict[str, MeanDifference], list[tuple[str, str]]]:
+    """A method's differences from the reference on each task, and notes, each with its task.
+
+    The first ones are over seeds and examples where the examples are known, the others over seeds.
+    """
+    differences, alone, notes = {}, {}, []
     known = any(own for values in examples.values() for own in values.values())
     for task, methods in by_task.items():
         if key not in methods:
@@ -261,64 +233,80 @@ def _differences(
         own = first.notes + ((said,) if first.scores and said else ())
         notes += [(task, each) for each in own]
         if len(ours):
-            seeds = primary = over_seeds(ours, theirs)
+            differences[task] = alone[task] = over_seeds(ours, theirs)
             values, missing = common_examples(first, second, examples.get(task, {}))
             if values is not None:
-                primary = significance.over_both(ours, theirs, *values)
+                differences[task] = significance.over_both(ours, theirs, *values)
             elif known:
                 notes.append((task, f"tested over seeds alone, as {missing}"))
-            differences[task] = _Difference(primary, seeds)
-    return differences, notes
+    return differences, alone, notes
 
 
 def _judged(
-    found: Sequence[_Method], tasks: int, margin: float, level: float, tests: int
-) -> Iterator[Gain]:
-    """The gains of all methods; those that have all tasks are in the families of tests."""
-    whole = [len(each.differences) == tasks for each in found]
+    found: Sequence[tuple[Gains, list[_Method]]], tasks: Sequence[str], tests: int
+) -> tuple[Gains, ...]:
+    """The gains over several references, whose methods are members of the same two families.
+
+    Members are the methods that have all tasks.
+    """
+    first, methods = found[0][0], [each for _, own in found for each in own]
+    margin, level = first.margin, first.level
+    whole = [len(each.by_task) == len(tasks or first.tasks) for each in methods]
     family = power.family_level(level, max(sum(whole), tests))
     decided, of_seeds = (
-        _decided(means, whole, margin, level, tests)
-        for means in ([e.over_tasks for e in found], [e.seeds_alone for e in found])
+        _decided([over_tasks(list(own.values())) for own in means], whole, margin, level, tests)
+        for means in ([e.by_task for e in methods], [e.seeds_alone for e in methods])
     )
-    known = any(task.primary is not task.seeds for e in found for task in e.differences.values())
-    for each, own, alone in zip(found, decided, of_seeds, strict=True):
-        mean = each.over_tasks
-        yield Gain(
-            key=each.key,
-            label=each.label,
-            by_task={task: one.estimate(level) for task, one in each.by_task.items()},
-            over_tasks=own.over_tasks,
-            new_task=_new_task(each, level),
-            between_tasks=between_tasks(list(each.by_task.values())),
-            adjusted=own.adjusted,
-            equivalent=own.equivalent,
-            upper=mean.upper(level),
-            detectable=power.detectable(mean.error, mean.df, family) if mean.error else None,
-            verdict=own.verdict,
-            notes=tuple(each.notes),
-            seeds_alone=alone if known else None,
+    known = any(
+        own is not each.seeds_alone[task] for each in methods for task, own in each.by_task.items()
+    )
+    made = []
+    for each, own, alone in zip(methods, decided, of_seeds, strict=True):
+        means = list(each.by_task.values())
+        mean = over_tasks(means)
+        made.append(
+            Gain(
+                key=each.key,
+                label=each.label,
+                by_task={task: one.estimate(level) for task, one in each.by_task.items()},
+                over_tasks=own.over_tasks,
+                new_task=_new_task(means, own.over_tasks, level),
+                between_tasks=between_tasks(means),
+                adjusted=own.adjusted,
+                equivalent=own.equivalent,
+                upper=own.upper,
+                detectable=power.detectable(mean.error, mean.df, family) if mean.error else None,
+                verdict=own.verdict,
+                notes=tuple(each.notes),
+                seeds_alone=alone if known else None,
+            )
         )
+    parts = iter(made)
+    return tuple(
+        dataclasses.replace(each, methods=tuple(itertools.islice(parts, len(own))))
+        for each, own in found
+    )
 
 
 def _decided(
     means: Sequence[MeanDifference], whole: Sequence[bool], margin: float, level: float, tests: int
 ) -> Iterator[OverSeeds]:
-    """What the tests of a family decide, whatever the errors of the means are over."""
-    pairs = list(zip(means, whole, strict=True))
-    adjusted = _holm([m.p if w else None for m, w in pairs], tests)
-    within = _holm(
-        [significance.equivalence_of_mean(m, margin) if w else None for m, w in pairs], tests
+    """What the tests of a family decide, whatever the errors of the means are over.
+
+    The family has so many tests at least; those that are not there count with a p of 1.
+    """
+    differ = [mean.p if own else None for mean, own in zip(means, whole, strict=True)]
+    within = [
+        significance.equivalence_of_mean(mean, margin) if own else None
+        for mean, own in zip(means, whole, strict=True)
+    ]
+    adjusted, same = (
+        holm([*values, *[1.0] * (tests - len(values) + values.count(None))])
+        for values in (differ, within)
     )
-    for mean, p, same in zip(means, adjusted, within, strict=True):
-        decided = verdict(mean.mean, p, same, level)
-        yield OverSeeds(mean.estimate(level), p, same, decided, mean.upper(level))
-
-
-def _holm(values: Sequence[float | None], tests: int) -> list[float | None]:
-    """Holm's p values in a family of so many tests at least; one without a value counts as 1."""
-    without = tests - sum(each is not None for each in values)
-    return holm([*values, *[1.0] * without])[: len(values)]
+    for mean, p, equal in zip(means, adjusted, same, strict=False):
+        decided = verdict(mean.mean, p, equal, level)
+        yield OverSeeds(mean.estimate(level), p, equal, decided, mean.upper(level))
 
 
 def verdict(mean: float, p: float | None, equivalent: float | None, level: float) -> Verdict:
@@ -328,21 +316,16 @@ def verdict(mean: float, p: float | None, equivalent: float | None, level: float
     return "equivalent" if equivalent is not None and equivalent < level else "undecided"
 
 
-def _new_task(method: _Method, level: float) -> Estimate | None:
+def _new_task(tasks: Sequence[MeanDifference], these: Estimate, level: float) -> Estimate | None:
     """None with fewer than three tasks, or one without a variance.
 
     The interval is not narrower than that for these tasks alone, as it can be by chance.
     """
-    tasks = method.by_task.values()
     found = new_task(np.array([task.mean for task in tasks]))
     if found is None or not all(task.error for task in tasks):
         return None
-    such, these = found.estimate(level), method.over_tasks.estimate(level)
-    return dataclasses.replace(max(such, these, key=_width), n=found.n)
-
-
-def _width(found: Estimate) -> float:
-    return 0.0 if found.low is None or found.high is None else found.high - found.low
+    widest = max(found.estimate(level), these, key=lambda it: (it.high or 0) - (it.low or 0))
+    return dataclasses.replace(widest, n=found.n)
 
 
 def _require_one_study(contests: Sequence[Contest], reference: str) -> None:

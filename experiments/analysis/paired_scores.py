@@ -160,28 +160,15 @@ def bought(first: np.ndarray, second: np.ndarray) -> Paired:
 
     Args:
       first, second: scores of the same seeds, (seeds,), at least two.
-
-    Raises:
-      ValueError: fewer than two seeds, or different numbers of seeds.
     """
-    if first.shape != second.shape or len(first) < 2:
-        raise ValueError(f"pairs need two common seeds: got {len(first)} and {len(second)}")
     unpaired = float(first.var(ddof=1) + second.var(ddof=1))
     return Paired(float((first - second).var(ddof=1)), unpaired)
 
 
 def pooled(parts: Sequence[Paired]) -> Paired:
-    """What pairs bring on average over comparisons of about as many seeds.
-
-    Raises:
-      ValueError: no comparison.
-    """
-    if not parts:
-        raise ValueError("what pairs bring needs one comparison at least")
-    paired, unpaired = (
-        float(np.mean([getattr(part, name) for part in parts])) for name in ("paired", "unpaired")
-    )
-    return Paired(paired, unpaired)
+    """What pairs bring on average over comparisons of about as many seeds, of one at least."""
+    paired = statistics.fmean(part.paired for part in parts)
+    return Paired(paired, statistics.fmean(part.unpaired for part in parts))
 
 
 @dataclasses.dataclass(frozen=True)

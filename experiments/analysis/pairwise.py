@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.analysis import bootstrap, collect_runs, scored_examples, significance
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.collect_runs import means_of_draws, runs_by_draw
+from experiments.analysis.collect_runs import RunNumber, means_of_draws, runs_by_draw
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
 from experiments.analysis.scored_examples import stored, values_of
@@ -57,20 +57,15 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What is known about one run: its score and, if it has predictions, how it scores on examples.
+    """How a run scores on examples, or questions.
 
-    `n` is the number of examples (or questions), 0 without predictions. `replicates` are the scores
-    on bootstrap resamples, and `values` what each example adds, in the unit of `score`. For
-    accuracy, `right` says which examples (or questions) are right. A run that diverged has its last
-    score (see `paired_scores`) and no more.
+    `replicates` are the scores on bootstrap resamples, and `values` what each example adds, in the
+    unit of scores. For accuracy, `right` says which examples are right.
     """
 
-    score: float
-    diverged: bool = False
-    n: int = 0
-    replicates: np.ndarray | None = None
-    right: np.ndarray | None = None
-    values: np.ndarray | None = None
+    replicates: np.ndarray
+    values: np.ndarray
+    right: np.ndarray
 
 
 def pairs(
@@ -86,17 +81,9 @@ def pairs(
         the score in their record.
     """
     scores = {method.key: scored(method) for method in contest.methods}
-    seen = _seen(contest, scores, resamples, seed)
-    unknown = {key: _unknown(each) for key, each in scores.items()}
+    seen = _seen(contest, resamples, seed)
     return [
-        _pair(
-            contest,
-            first,
-            second,
-            seen[first.key],
-            seen[second.key],
-            [said for key in (first.key, second.key) for said in unknown[key]],
-        )
+        _pair(contest, first, second, scores, seen)
         for first, second in itertools.combinations(contest.methods, 2)
         if reference is None or reference.key in (first.key, second.key)
     ]
@@ -122,85 +109,85 @@ def verdicts(family: Sequence[Pair]) -> list[str]:
     found = []
     for pair, p in zip(family, adjusted(family), strict=True):
         test = pair.tests.get(pair.decided_by)
-        if test is None or p is None:
-            found.append("")
-        elif p >= significance.LEVEL:
-            found.append("tie")
-        else:
-            found.append("win" if test.mean > 0 else "loss")
+        sure = p is not None and p < significance.LEVEL
+        found.append(
+            ("win" if test.mean > 0 else "loss") if test and sure else "" if p is None else "tie"
+        )
     return found
-
-
-def _unknown(found: Scored) -> list[str]:
-    """Why a method has no number; nothing if it has one."""
-    if found.scores:
-        return []
-    return [f"{found.label}: {', '.join(found.notes) or 'no scored run'}"]
 
 
 def _pair(
     contest: Contest,
     first: Method,
     second: Method,
-    ours: Mapping[tuple[int, int], Seen],
-    theirs: Mapping[tuple[int, int], Seen],
-    unknown: Sequence[str],
+    scores: Mapping[str, Scored],
+    seen: Mapping[str, Mapping[RunNumber, Seen]],
 ) -> Pair:
-    common = sorted(ours.keys() & theirs.keys())
+    keys = (first.key, second.key)
+    own = [scores[key] for key in keys]
+    why = [
+        f"{each.label}: {', '.join(each.notes) or 'no scored run'}"
+        for each in own
+        if not each.scores
+    ]
     tests: dict[str, significance.Estimate | None] = dict.fromkeys(KINDS)
-    why = list(unknown) if unknown or common else ["no seed in common"]
-    if len(common) == 1:
+    common = sorted(own[0].scores.keys() & own[1].scores.keys())
+    if not common:
+        why = why or ["no seed in common"]
+    elif len(common) == 1:
         why.append("one seed in common")
-    if len(common) > 1:
-        scores = (means_of_draws({n: side[n].score for n in common}) for side in (ours, theirs))
-        tests["seeds"] = significance.over_seeds(*scores).estimate()
-    both = {number: (ours[number], theirs[number]) for number in common}
-    seen = {number: (a, b) for number, (a, b) in both.items() if a.n and b.n}
-    if any(a.diverged or b.diverged for a, b in both.values()):
-        seen = {}  # a test of the others would be one of the lucky seeds
+    else:
+        means = (means_of_draws({n: each.scores[n] for n in common}) for each in own)
+        tests["seeds"] = significance.over_seeds(*means).estimate()
+    known = [n for n in common if all(n in seen[key] for key in keys)]
+    if any(n in method.last_scores for n in common for method in (first, second)):
+        known = []  # a test of the others would be one of the lucky seeds
         why.append("a diverged run has its last score alone")
-    elif len(seen) < len(common):
-        why.append(f"predictions of {len(seen)} of {len(common)} common seeds")
-    if seen:
-        sides = [{n: pair[at] for n, pair in seen.items()} for at in (0, 1)]
-        scores = [means_of_draws({n: one.score for n, one in side.items()}) for side in sides]
+    elif len(known) < len(common):
+        why.append(f"predictions of {len(known)} of {len(common)} common seeds")
+    if known:
+        means = [means_of_draws({n: each.scores[n] for n in known}) for each in own]
+        sides = [{n: seen[key][n] for n in known} for key in keys]
         drawn = [means_of_draws({n: one.replicates for n, one in side.items()}) for side in sides]
-        count = next(iter(seen.values()))[0].n
-        over = significance.over_examples(scores[0] - scores[1], drawn[0] - drawn[1], count)
+        count = len(sides[0][known[0]].values)
+        over = significance.over_examples(means[0] - means[1], drawn[0] - drawn[1], count)
         if contest.metric == "accuracy":
             right = (np.array([one.right for one in side.values()]) for side in sides)
             over = dataclasses.replace(over, p=significance.mcnemar(*right))
         tests["examples"] = over
-        if len(seen) > 1:
+        if len(known) > 1:
             values = (means_of_draws({n: one.values for n, one in side.items()}) for side in sides)
-            tests["both"] = significance.over_both(*scores, *values).estimate()
+            tests["both"] = significance.over_both(*means, *values).estimate()
     return Pair(contest, first, second, len(runs_by_draw(common)), tests, ", ".join(why))
 
 
-def _seen(
-    contest: Contest, scores: Mapping[str, Scored], resamples: int, seed: int
-) -> dict[str, dict[tuple[int, int], Seen]]:
-    """What is known about each run with a score, by method, then by seed and draw."""
-    known = stored(contest)
-    every = [(key, number, own) for key, runs in known.items() for number, own in runs.items()]
-    found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
-    for method in contest.methods:
-        for run in (each for each in method.runs if each.number in scores[method.key].scores):
-            score = scores[method.key].scores[run.number]
-            found[method.key][run.number] = Seen(score, not run.completed)
+def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[RunNumber, Seen]]:
+    """How each run with predictions scores on examples, by method, then by seed and draw."""
+    known, metric = stored(contest), contest.metric
+    every = [own for runs in known.values() for own in runs.values()]
     if not every:
-        return found
-    first, metric = every[0][2], contest.metric
-    labels, choices = first.labels, scored_examples.choices_of(first.run)
-    outputs = [own.outputs for _, _, own in every]
-    drawn = scale(metric) * bootstrap.replicates(
-        metric, outputs, labels, choices=choices, resamples=resamples, seed=seed
+        return {key: {} for key in known}
+    labels, choices = every[0].labels, scored_examples.choices_of(every[0].run)
+    drawn = iter(
+        scale(metric)
+        * bootstrap.replicates(
+            metric,
+            [own.outputs for own in every],
+            labels,
+            choices=choices,
+            resamples=resamples,
+            seed=seed,
+        )
     )
-    for (key, number, own), replicated in zip(every, drawn, strict=True):
-        if number in found[key]:
-            accuracy = metric == "accuracy"
-            right = label_metrics.correct(own.outputs, labels, choices) if accuracy else None
-            score, n = found[key][number].score, len(labels) // choices
-            values = values_of(metric, own)
-            found[key][number] = Seen(score, False, n, replicated, right, values)
-    return found
+    accuracy = metric == "accuracy"
+    return {
+        key: {
+            number: Seen(
+                next(drawn),
+                values_of(metric, own),
+                label_metrics.correct(own.outputs, labels, choices) if accuracy else np.empty(0),
+            )
+            for number, own in runs.items()
+        }
+        for key, runs in known.items()
+    }

@@ -145,84 +145,38 @@ def _mean(
     return float(integrate.quad(density, low, high, points=points, limit=200)[0])
 
 
+PowerOf = Callable[[float, float, float, float], float]
+"""`difference_power` or `equivalence_power`: of a difference or a margin, error, df and level."""
+
+
+def smallest(power_of: PowerOf, error: float, df: float, level: float, power: float) -> float:
+    """The smallest difference or margin with a wanted power, to a millionth of the error."""
+    high = 1.0
+
+    def lacks(size: float) -> float:
+        return power_of(size, 1.0, df, level) - power
+
+    while lacks(high) < 0:
+        high *= 2
+    return error * optimize.root_scalar(lacks, bracket=(0.0, high), xtol=1e-6).root
+
+
 def detectable(error: float, df: float, level: float, power: float = POWER) -> float:
     """The smallest true difference that a two-sided t-test finds with a wanted power."""
-    return error * _smallest(lambda x: difference_power(x, 1.0, df, level), power)
+    return smallest(difference_power, error, df, level, power)
 
 
-def showable(error: float, df: float, level: float, power: float = POWER) -> float:
-    """The smallest margin within which TOST shows no difference, with a wanted power."""
-    return error * _smallest(lambda x: equivalence_power(x, 1.0, df, level), power)
-
-
-def seeds_to_detect(
-    design: Design, difference: float, level: float, power: float = POWER
+def seeds_needed(
+    power_of: PowerOf, design: Design, size: float, level: float, power: float = POWER
 ) -> int | None:
-    """The number of seeds with which a two-sided t-test finds a true difference.
+    """The number of seeds, 2 at least, with which a difference or a margin has the wanted power.
 
     None if more than a million are needed.
     """
-    return _fewest(
-        lambda n: difference_power(difference, design.error(n), design.df(n), level) >= power
-    )
 
+    def enough(seeds: int) -> bool:
+        return power_of(size, design.error(seeds), design.df(seeds), level) >= power
 
-def seeds_to_show(
-    design: Design, margin: float, level: float, power: float = POWER, difference: float = 0.0
-) -> int | None:
-    """The number of seeds with which TOST shows a true difference to be within the margin.
-
-    None if more than a million are needed.
-
-    Raises:
-      ValueError: the difference is not within the margin.
-    """
-    if not abs(difference) < margin:
-        raise ValueError(f"a difference of {difference} is not within a margin of {margin}")
-    return _fewest(
-        lambda n: (
-            equivalence_power(margin, design.error(n), design.df(n), level, difference) >= power
-        )
-    )
-
-
-def examples_to_detect(
-    design: Design, seeds: int, difference: float, level: float, power: float = POWER
-) -> float | None:
-    """How many times the examples a two-sided t-test needs to find a true difference.
-
-    None if a million times as many are not enough.
-    """
-
-    def lacks(times: float) -> float:
-        error, df = design.error(seeds, times), design.df(seeds, times)
-        return power - difference_power(difference, error, df, level)
-
-    return _fewest_examples(design, lacks)
-
-
-def examples_to_show(
-    design: Design, seeds: int, margin: float, level: float, power: float = POWER
-) -> float | None:
-    """The same for TOST, to show that two equal methods differ by less than the margin."""
-
-    def lacks(times: float) -> float:
-        error, df = design.error(seeds, times), design.df(seeds, times)
-        return power - equivalence_power(margin, error, df, level)
-
-    return _fewest_examples(design, lacks)
-
-
-def _smallest(power_of: Callable[[float], float], wanted: float) -> float:
-    """Where an increasing power reaches the wanted one, to a millionth."""
-    high = 1.0
-    while power_of(high) < wanted:
-        high *= 2
-    return optimize.root_scalar(lambda x: power_of(x) - wanted, bracket=(0.0, high), xtol=1e-6).root
-
-
-def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """The smallest number of seeds, 2 at least, that is enough, if all larger ones are as well."""
     low, high = 1, 2
     while not enough(high):
         if high == MOST_SEEDS:
@@ -234,12 +188,27 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
     return high
 
 
-def _fewest_examples(design: Design, lacks: Callable[[float], float]) -> float | None:
-    """Where the power that is lacking becomes 0, in times the examples, of which 2 are left."""
+def examples_needed(
+    power_of: PowerOf,
+    design: Design,
+    seeds: int,
+    size: float,
+    level: float,
+    power: float = POWER,
+) -> float | None:
+    """How many times the examples a difference or a margin needs for the wanted power.
+
+    None if a million times as many are not enough; two examples are the fewest.
+    """
+
+    def lacks(log_times: float) -> float:
+        times = math.exp(log_times)
+        error, df = design.error(seeds, times), design.df(seeds, times)
+        return power - power_of(size, error, df, level)
+
     low, high = math.log(2 / min(task.n for task in design.tasks)), math.log(MOST_TIMES)
-    if lacks(math.exp(high)) > 0:
+    if lacks(high) > 0:
         return None
-    if lacks(math.exp(low)) < 0:
+    if lacks(low) < 0:
         return math.exp(low)
-    found = optimize.root_scalar(lambda x: lacks(math.exp(x)), bracket=(low, high), xtol=1e-6)
-    return math.exp(found.root)
+    return math.exp(optimize.root_scalar(lacks, bracket=(low, high), xtol=1e-6).root)

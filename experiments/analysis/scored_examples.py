@@ -1,7 +1,7 @@
 """Stored predictions: whether they give the recorded scores, and what each example adds to them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -55,8 +55,18 @@ def require_scores(
         said = {name: value for name in known if (value := recorded.get(name + end)) is not None}
         given = label_metrics.score([*said], np.asarray(outputs, np.float64), labels, choices)
         for name, value in said.items():
-            n = _counted(name, labels, choices)
-            _compare(whose, name + end, given[name], value, n)
+            # Predictions are the very outputs that were scored: the records of this repository
+            # agree to the last digit. Rounding on another machine may change one answer, but not
+            # two, and F1 and Matthews depend on no more answers than the rarest class has.
+            rare = name in ("f1", "matthews")
+            n = np.unique(labels, return_counts=True)[1].min() if rare else len(labels) // choices
+            most = max(1e-3, 1.5 / n) * max(1.0, abs(given[name]))
+            if abs(given[name] - value) > most:
+                unit = scale(name + end)
+                raise ValueError(
+                    f"{whose} predictions give {name + end} {unit * given[name]:.4g}, but its "
+                    f"record says {unit * value:.4g}"
+                )
 
 
 def choices_of(run: Run) -> int:
@@ -64,25 +74,6 @@ def choices_of(run: Run) -> int:
     data = run.config.data
     spec = None if data.source == "files" else SPECS.get(data.name)
     return spec.choices if spec else 1
-
-
-def _counted(name: str, labels: np.ndarray, choices: int) -> int:
-    """How many answers a score depends on; for F1 and Matthews, the size of the rarest class."""
-    if name in ("f1", "matthews"):
-        return int(np.unique(labels, return_counts=True)[1].min())
-    return len(labels) // choices
-
-
-def _compare(whose: str, name: str, given: float, recorded: float, n: int) -> None:
-    # Predictions are the very outputs that were scored: the records of this repository agree to the
-    # last digit. Rounding on another machine may change one answer, but not two.
-    most = max(1e-3, 1.5 / n)
-    if abs(given - recorded) > most * max(1.0, abs(given)):
-        unit = scale(name)
-        raise ValueError(
-            f"{whose} predictions give {name} {unit * given:.4g}, but its record says "
-            f"{unit * recorded:.4g}"
-        )
 
 
 Values = Mapping[str, Mapping[RunNumber, np.ndarray]]
@@ -98,31 +89,40 @@ class Stored:
     labels: np.ndarray
 
 
-def stored(contest: Contest) -> dict[str, dict[RunNumber, Stored]]:
-    """The completed runs that have predictions, by method and then by seed and draw.
+def read(runs: Iterable[Run]) -> list[Stored]:
+    """Those of some runs that have predictions with labels.
 
     Raises:
       ValueError: the predictions of two runs are of different examples, or predictions do not give
         the score in their record.
     """
-    found: dict[str, dict[RunNumber, Stored]] = {method.key: {} for method in contest.methods}
-    first: Stored | None = None
-    for method in contest.methods:
-        for run in (each for each in method.runs if each.completed):
-            parts = run.predictions()
-            part = parts.get("validation")
-            if part is None or part.labels is None:
-                continue
-            own = Stored(run, np.asarray(part.outputs, np.float64), part.labels)
-            first = first or own
-            if not np.array_equal(first.labels, own.labels):
-                raise ValueError(
-                    f"{first.run.folder} and {run.folder} were scored on different examples: their "
-                    "labels differ"
-                )
-            require_agreement(run, parts)
-            found[method.key][run.number] = own
+    found: list[Stored] = []
+    for run in runs:
+        parts = run.predictions()
+        part = parts.get("validation")
+        if part is None or part.labels is None:
+            continue
+        found.append(Stored(run, np.asarray(part.outputs, np.float64), part.labels))
+        if not np.array_equal(found[0].labels, part.labels):
+            raise ValueError(
+                f"{found[0].run.folder} and {run.folder} were scored on different examples: their "
+                "labels differ"
+            )
+        require_agreement(run, parts)
     return found
+
+
+def stored(contest: Contest) -> dict[str, dict[RunNumber, Stored]]:
+    """The completed runs that have predictions, by method and then by seed and draw.
+
+    Errors are those of `read`.
+    """
+    every = [run for method in contest.methods for run in method.runs if run.completed]
+    known = {id(each.run): each for each in read(every)}
+    return {
+        method.key: {run.number: known[id(run)] for run in method.runs if id(run) in known}
+        for method in contest.methods
+    }
 
 
 def values(contests: Sequence[Contest]) -> dict[str, Values]:

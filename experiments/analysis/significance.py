@@ -263,12 +263,7 @@ def over_tasks(tasks: Sequence[MeanDifference]) -> MeanDifference:
 
     It has no error if a task has one seed, or fewer than `TRUSTED` seeds with equal differences
     that are not 0, beside a task whose differences vary.
-
-    Raises:
-      ValueError: no task.
     """
-    if not tasks:
-        raise ValueError("a mean over tasks needs one task at least")
     mean, fewest = statistics.fmean(task.mean for task in tasks), min(task.n for task in tasks)
     if abs(mean) <= 1e-9 * max(abs(task.mean) for task in tasks):
         mean = 0.0  # but for roundings
@@ -292,23 +287,6 @@ def degrees(variances: Sequence[float], df: Sequence[float], fewest: int) -> flo
     return sum(variances) ** 2 / parts
 
 
-def tost(mean: float, error: float, df: float, margin: float) -> float:
-    """The p value of TOST: the larger of the two one-sided ones.
-
-    Args:
-      mean: the mean difference, in the unit of the margin.
-      error: its standard error, above 0.
-      df: the degrees of freedom of the error.
-      margin: above 0.
-
-    Raises:
-      ValueError: the margin or the error is not above 0.
-    """
-    if not (margin > 0 and error > 0):
-        raise ValueError(f"TOST needs a margin and an error above 0, not {margin} and {error}")
-    return max(at_most(mean, error, df, margin), at_most(-mean, error, df, margin))
-
-
 def at_most(mean: float, error: float, df: float, bound: float) -> float:
     """The one-sided p value of a difference of `bound` or more; a small one shows it is below.
 
@@ -318,12 +296,13 @@ def at_most(mean: float, error: float, df: float, bound: float) -> float:
 
 
 def equivalence_of_mean(found: MeanDifference, margin: float) -> float | None:
-    """The p value of TOST of a mean difference, of one task or over tasks; None for one seed."""
+    """The p value of TOST, the larger of the two one-sided ones; None for one seed."""
     if found.error is None:
         return None
     if found.error == 0:
         return 0.5**found.n if abs(found.mean) < margin else 1.0
-    return tost(found.mean, found.error, found.df, margin)
+    mean, error, df = found.mean, found.error, found.df
+    return max(at_most(mean, error, df, margin), at_most(-mean, error, df, margin))
 
 
 FEWEST_TASKS = 3

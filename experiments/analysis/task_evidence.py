@@ -35,18 +35,17 @@ def one_answer(contest: Contest) -> Predictions | None:
     None if answers are no classes, if an example is a choice among several texts, or if no run kept
     its predictions, which hold the labels.
     """
-    runs = [run for method in contest.methods for run in method.runs if run.completed]
-    if any(isinstance(run.config, TextConfig) for run in runs):
-        return None
-    for run in runs:
+    for run in (run for method in contest.methods for run in method.runs if run.completed):
         part = run.predictions().get("validation")
-        if part is not None and part.labels is not None:
-            classes = part.outputs.shape[1]
-            if classes < 2 or scored_examples.choices_of(run) > 1:
-                return None
-            counts = np.bincount(part.labels.astype(int), minlength=classes)
-            row = np.eye(classes)[counts.argmax()]
-            return Predictions(np.tile(row, (len(part.labels), 1)), part.labels)
+        if isinstance(run.config, TextConfig) or part is None or part.labels is None:
+            continue
+        classes = part.outputs.shape[1]
+        if classes < 2 or scored_examples.choices_of(run) > 1:
+            return None
+        counts = np.bincount(part.labels.astype(int), minlength=classes)
+        return Predictions(
+            np.tile(np.eye(classes)[counts.argmax()], (len(part.labels), 1)), part.labels
+        )
     return None
 
 
@@ -57,9 +56,8 @@ def most_frequent(contest: Contest) -> float | None:
     """
     if contest.metric != "accuracy" or (constant := one_answer(contest)) is None:
         return None
-    assert constant.labels is not None
-    right = constant.outputs.argmax(1) == constant.labels
-    return scale(contest.metric) * float(right.mean())
+    right = label_metrics.score(["accuracy"], constant.outputs, constant.labels)
+    return scale("accuracy") * right["accuracy"]
 
 
 SAME = 0.01
@@ -80,11 +78,12 @@ def equal_rows(contest: Contest) -> list[tuple[Method, ...]]:
     groups: list[list[tuple[Method, Mapping[RunNumber, np.ndarray]]]] = []
     for method in contest.methods:
         own = dict(_outputs(method))
-        same = (each for each in groups if _agree(each[0][1], own))
-        group = next(same, None)
-        if group is None:
-            groups.append(group := [])
-        group.append((method, own))
+        for group in groups:
+            if _agree(group[0][1], own):
+                group.append((method, own))
+                break
+        else:
+            groups.append([(method, own)])
     return [tuple(method for method, _ in group) for group in groups if len(group) > 1]
 
 
@@ -114,15 +113,17 @@ UNTRAINED_FILE, UNTRAINED_OUTPUTS = "untrained.json", "untrained.npz"
 class Untrained:
     """The untrained model on one task."""
 
-    task: str
     metric: str
     """The main one."""
     how: str
     """How it was scored, or why it has no score, in words."""
-    scores: Mapping[str, float]
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """All metrics, in the unit of records; empty if it has no score."""
-    parts: Mapping[str, Predictions]
+    parts: Mapping[str, Predictions] = dataclasses.field(default_factory=dict)
     """Its outputs by part (`validation`, ...), as a run keeps them."""
+    data_digest: str = ""
+    """As in the record of a run with the same config."""
+    weights_digest: str = ""
 
     @property
     def score(self) -> float | None:
@@ -159,7 +160,7 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
     for task, each in content["tasks"].items():
         own = {name: outputs[f"{task}/{name}"] for name in each["examples"]}
         require_scores(own, each["scores"], f"{folder / UNTRAINED_OUTPUTS}: {task}'s")
-        found[task] = Untrained(task, each["metric"], each["how"], each["scores"], own)
+        found[task] = Untrained(each["metric"], each["how"], each["scores"], own)
     return found
 
 
@@ -204,11 +205,11 @@ class Evidence:
         floors = "".join(f", {each.name} {each.score:.1f}" for each in self.floors)
         text = f"{self.title}: {self.reference} {self.score:.1f}{floors}."
         if (best := self.best) is not None and best.gain.low is not None:
-            gain = best.gain
-            text += f" The gain over {best.name} is {gain.mean:+z.1f} [{gain.low:+z.1f}, "
-            text += f"{gain.high:+z.1f}]."
-        blind = f" {self.blind}, so this task shows nothing about adaptation."
-        return text + blind * bool(self.blind)
+            gain = f"{best.gain.mean:+z.1f} [{best.gain.low:+z.1f}, {best.gain.high:+z.1f}]"
+            text += f" The gain over {best.name} is {gain}."
+        return text + f" {self.blind}, so this task shows nothing about adaptation." * bool(
+            self.blind
+        )
 
     @property
     def shows(self) -> str:
@@ -254,30 +255,28 @@ def evidence(
       untrained: the predictions of the untrained model for the scored examples, by task; None
         for a model that has no score.
     """
-    found = (_of_task(each, reference, untrained.get(each.task)) for each in contests)
-    return tuple(each for each in found if each is not None)
+    return tuple(
+        _of_task(each, own, untrained.get(each.task))
+        for each in contests
+        for own in each.methods
+        if own.key == reference and own.counted()
+    )
 
 
-def _of_task(contest: Contest, reference: str, untrained: Predictions | None) -> Evidence | None:
-    by_key = {method.key: method for method in contest.methods}
-    own = by_key.get(reference)
-    if own is None or not (scores := own.counted()):
-        return None
+def _of_task(contest: Contest, own: Method, untrained: Predictions | None) -> Evidence:
     given = {UNTRAINED: untrained, ONE_ANSWER: one_answer(contest)}
     others = [_never_trained(own, name, contest, part) for name, part in given.items() if part]
-    if HEAD in by_key and reference != HEAD:
-        others.append(by_key[HEAD])
+    others += [each for each in contest.methods if each.key == HEAD != own.key]
     compared = dataclasses.replace(contest, methods=(own, *others))
     examples = scored_examples.values([compared])
-    over = gains([compared], reference=reference, margin=1.0, examples=examples)
-    floors = [
-        Floor(each.label, statistics.fmean(method.counted()), -each.by_task[contest.task])
+    over = gains([compared], reference=own.key, margin=1.0, examples=examples)
+    means = {method.key: method.counted() for method in others}
+    floors = tuple(
+        Floor(each.label, statistics.fmean(means[each.key]), -each.by_task[contest.task])
         for each in over.methods
-        for method in others
-        if method.key == each.key
-    ]
-    mean = statistics.fmean(scores)
-    return Evidence(contest.task, contest.task_title, own.label, mean, tuple(floors))
+    )
+    score = statistics.fmean(own.counted())
+    return Evidence(contest.task, contest.task_title, own.label, score, floors)
 
 
 def _never_trained(own: Method, name: str, contest: Contest, part: Predictions) -> Method:

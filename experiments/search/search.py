@@ -9,7 +9,6 @@ import math
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -72,12 +71,16 @@ class Asked:
         return self.factor if self.method == "halving" else 0
 
     def settings(self, specs: Sequence[str]) -> dict[str, Any]:
-        """The flags that a search must keep; the numbers of trials and steps may grow."""
+        """The flags that a search must keep; but for halving, trials and steps may grow."""
         kept = {"search": self.method, "sweep": list(specs), "sweep_seed": self.seed}
         if self.method == "tpe":
             kept["per_round"] = self.per_round
-        if self.method == "halving":
-            kept["halving_factor"] = self.factor
+        if self.halving:
+            kept |= {
+                "halving_factor": self.factor,
+                "trials": self.trials,
+                "budget": self.budget,
+            }
         return kept
 
 
@@ -92,91 +95,33 @@ def asked_by_flags(
     Raises:
       ValueError: a flag does not go with another.
     """
-    if _SEARCH.value is None and _BUDGET.value is not None:
-        raise ValueError(f"--budget goes with --search, such as --search={METHODS[0]}")
-    for flag, method in ((_PER_ROUND, "tpe"), (_FACTOR, "halving")):
-        if _SEARCH.value != method:
-            refuse_ignored((flag,), f"it goes with --search={method}")
-    if _SEARCH.value is None:
+    method = _SEARCH.value
+    if method is None:
+        refuse_ignored((_BUDGET,), "it goes with --search")
+    for flag, own in ((_PER_ROUND, "tpe"), (_FACTOR, "halving")):
+        if method != own:
+            refuse_ignored((flag,), f"it goes with --search={own}")
+    if method is None:
         return None
-    for name, given in unfit.items():
+    halving = method == "halving"
+    for name, given in {
+        **unfit,
+        "launcher": launcher != "local",
+        "processes": halving and flags.FLAGS["processes"].present,
+        "retry": halving and bool(flags.FLAGS["retry"].value),
+    }.items():
         if given:
             raise ValueError(
-                f"--{name} does not go with --search, which chooses the trials and makes the jobs "
-                "itself"
+                f"--{name} does not go with --search={method}, which chooses the trials and makes "
+                "the jobs itself, on this machine"
             )
-    if launcher != "local":
-        raise ValueError(f"--launcher={launcher}: --search runs on this machine; leave it out")
-    if _SEARCH.value == "halving" and flags.FLAGS["processes"].present:
-        raise ValueError(
-            "--processes does not go with --search=halving, which trains one program in one process"
-        )
-    if _SEARCH.value == "halving" and flags.FLAGS["retry"].value:
-        raise ValueError(
-            "--retry does not go with --search=halving, where a diverged trial has lost at its rung"
-        )
     if trials is None and _BUDGET.value is None:
-        raise ValueError(f"--search={_SEARCH.value} needs --trials=N, --budget=STEPS, or both")
-    return Asked(
-        str(_SEARCH.value),
-        seed,
-        trials,
-        _BUDGET.value,
-        int(_PER_ROUND.value or 1),
-        int(_FACTOR.value or 2),
-    )
+        raise ValueError(f"--search={method} needs --trials=N, --budget=STEPS, or both")
+    per_round, factor = int(_PER_ROUND.value or 1), int(_FACTOR.value or 2)
+    return Asked(method, seed, trials, _BUDGET.value, per_round, factor)
 
 
 NAME = "search.json"
-VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Ledger:
-    """The settings of a search, the trials of each round, and what was left out."""
-
-    folder: Path
-    settings: dict[str, Any]
-
-    def read(self) -> tuple[list[list[Overrides]], list[dict[str, Any]]]:
-        """The trials that were asked for, round by round, and combinations that cannot work.
-
-        Of the latter, each has its `values`, and `why`. Both are empty before the search begins.
-
-        Raises:
-          ValueError: the folder has a search with other settings, or its file was changed.
-        """
-        path = self.folder / NAME
-        if not path.exists():
-            return [], []
-        found = seal.read(path)
-        if found.get("version") != VERSION or not isinstance(found.get("rounds"), list):
-            raise ValueError(f"{path} is no file of a search of this version")
-        for name, value in self.settings.items():
-            if (there := found["settings"].get(name)) != value:
-                raise ValueError(
-                    f"{path} is of a search with --{name}={_text(there)}, not {_text(value)}; name "
-                    "another --workdir"
-                )
-        return found["rounds"], found.get("left_out", [])
-
-    def write(
-        self,
-        rounds: list[list[Overrides]],
-        left_out: list[dict[str, Any]],
-        best: dict[str, Any] | None = None,
-    ) -> None:
-        """Write the trials of all rounds, what was left out, and the best trial so far.
-
-        Args:
-          best: the name, the score and the flags of the best trial.
-        """
-        values = {"version": VERSION, "settings": self.settings, "best": best, "rounds": rounds}
-        seal.write(self.folder / NAME, {**values, "left_out": left_out})
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:
@@ -187,12 +132,6 @@ def score(folder: SweepFolder, trial: Trial, loop: Loop) -> float | None:
         return None
     value = saved_metrics(record).get(loop.metric)
     return value if value is not None and math.isfinite(value) else None
-
-
-def spent(folder: SweepFolder, trials: Sequence[Trial]) -> int:
-    """The training steps of all trials that have a record, those taken out early among them."""
-    records = (run_record.read(path) for each in trials if (path := folder.run(each.name)).exists())
-    return sum(record.steps for record in records if record is not None)
 
 
 class Search:
@@ -233,10 +172,40 @@ class Search:
             require_optuna()
         self._asked, self._folder, self._say = asked, folder, say
         self._space = Space(folder, arguments, axes, asked.seed)
-        self._ledger = Ledger(folder.path, asked.settings(specs))
-        self._rounds, self._left_out = self._ledger.read()
+        self._settings = asked.settings(specs)
+        self._rounds, self._left_out = self._read()
         self._loop = self._first_loop()
         self._most = self._affordable()
+
+    def _read(self) -> tuple[list[list[Overrides]], list[dict[str, Any]]]:
+        """The trials that were asked for, round by round, and combinations that cannot work.
+
+        Of the latter, each has its `values`, and `why`. Both are empty before the search begins.
+
+        Raises:
+          ValueError: the folder has a search with other settings, or its file was changed.
+        """
+        path = self._folder.path / NAME
+        if not path.exists():
+            return [], []
+        found = seal.read(path)
+        for name, value in self._settings.items():
+            if (there := found["settings"].get(name)) != value:
+                raise ValueError(
+                    f"{path} is of a search with --{name}={there}, not {value}; name another "
+                    "--workdir"
+                )
+        return found["rounds"], found.get("left_out", [])
+
+    def _write(self, best: dict[str, Any] | None = None) -> None:
+        """Write the trials of all rounds, what was left out, and the best trial so far.
+
+        Args:
+          best: the name, the score and the flags of the best trial.
+        """
+        values = {"version": 1, "settings": self._settings, "best": best}
+        more = {"rounds": self._rounds, "left_out": self._left_out}
+        seal.write(self._folder.path / NAME, values | more)
 
     def first(self) -> tuple[list[Trial], list[Loop]]:
         """The trials of the first round."""
@@ -246,12 +215,13 @@ class Search:
     def outlook(self, first: Sequence[Loop]) -> str:
         """How many trials and steps there may be, going by the trials of the first round."""
         count, mean = len(first), statistics.fmean(loop.steps for loop in first)
-        if self._asked.method == "halving":
-            return _outlook(count, self._cost(count))
-        if self._asked.method == "tpe" or self._rounds:
-            budget = self._asked.budget
-            count = self._most if budget is None else min(self._most, int(budget // mean))
-        return _outlook(count, round(count * mean))
+        steps = self._cost(count)
+        if not self._asked.halving:
+            if self._asked.method == "tpe" or self._rounds:
+                budget = self._asked.budget
+                count = self._most if budget is None else min(self._most, int(budget // mean))
+            steps = round(count * mean)
+        return f"{count} trials in all, about {steps:,} training steps"
 
     def run(self, train: Train) -> list[str]:
         """Train all rounds, those of an earlier process first; return lines on the result.
@@ -259,46 +229,45 @@ class Search:
         Raises:
           ValueError: no trial has a score, or another command has gone on with the search.
         """
-        if self._ledger.read() != (self._rounds, self._left_out):
+        if self._read() != (self._rounds, self._left_out):
             raise ValueError(
                 f"{self._folder.path}: another command has gone on with this search; give the "
                 "command again"
             )
         for each in self._rounds:  # one by one, as before: trials of a round share checkpoints
-            self._require_one_program(each)
             self._train(each, train)
         while new := self._next():
             self._rounds = [*self._rounds, new]
-            self._ledger.write(self._rounds, self._left_out)
+            self._write()
             self._train(new, train)
         return self._result()
 
     def _train(self, found: list[Overrides], train: Train) -> None:
-        halving = self._asked.halving
-        train(self._space.named(found), [self._space.loop(each) for each in found], halving)
+        self._require_one_program(found)
+        loops = [self._space.loop(each) for each in found]
+        train(self._space.named(found), loops, self._asked.halving)
 
     def _next(self) -> list[Overrides]:
         """The trials of the next round; none after the last."""
-        if self._asked.method == "halving":
-            return self._halved()
-        known, budget, room = self._known(), self._asked.budget, math.inf
-        count = self._most - len(known)
-        if count <= 0:
+        asked, known = self._asked, self._known()
+        if asked.halving:
+            return [] if known else self._halved()
+        if (count := self._most - len(known)) <= 0:
             return []
-        if budget is not None:
-            room = max(0, budget - sum(self._space.loop(each).steps for each in known))
-            if room < min(self._space.lengths()):
-                self._say(f"{len(known)} trials: {room} steps of --budget are left, too few")
-                return []
-        if self._asked.method == "tpe":
-            count = min(count, self._asked.per_round)
+        steps = sum(self._space.loop(each).steps for each in known)
+        room = math.inf if asked.budget is None else asked.budget - steps
+        if asked.method == "tpe":
+            count = min(count, asked.per_round)
         found = Round(self._space, known, self._left_out, count, room)
-        if self._asked.method == "tpe":
+        if asked.method == "tpe" and room > 0:
             ask(
                 self._space.axes,
-                [*zip(known, self._scores(known), strict=True), *self._failed()],
+                [
+                    *zip(known, self._scores(known), strict=True),
+                    *((each["values"], None) for each in self._left_out),
+                ],
                 count,
-                seed=self._asked.seed,
+                seed=asked.seed,
                 maximise=self._loop.mode == "max",
                 integer=self._space.integer,
                 take=found.take,
@@ -310,27 +279,12 @@ class Search:
         return found.found
 
     def _halved(self) -> list[Overrides]:
-        """The trials of a search by halving, which has one round; none if it has begun."""
-        known, budget = self._known(), self._asked.budget
-        if known:  # drawn as the first time: a combination that is left out counts as one
-            found = Round(self._space, [], [], self._most, math.inf)
-            found.draw()
-        else:
-            found = Round(self._space, [], self._left_out, self._most, math.inf)
-            self._fill(found)
-        count = len(found.found)
+        """The trials of a search by halving, which has one round."""
+        found = Round(self._space, [], self._left_out, self._most, math.inf)
+        self._fill(found)
+        count, budget = len(found.found), self._asked.budget
         while budget is not None and self._cost(count) > budget:  # fewer trials may cost more
             count -= 1
-        if known and count > len(known):
-            asked = f"--trials={count}"
-            if self._asked.trials is None:
-                asked = f"--budget={budget} has {count} trials"
-            raise ValueError(
-                f"{asked}: a search by halving cannot grow; it has {len(known)} trials already. "
-                "Name another --workdir"
-            )
-        if known:
-            return []
         self._cost(count)  # raises if they cannot be halved
         if not found.full:
             self._say(f"{count} trials: {found.why}")
@@ -339,14 +293,13 @@ class Search:
 
     def _require_one_program(self, found: Sequence[Overrides]) -> None:
         """Raise a ValueError if trials are to be halved, and are of several programs."""
-        if self._asked.method != "halving":
-            return
-        programs = jobs.make([self._space.trial(each) for each in found], 0)
-        if len(programs) > 1:
-            raise ValueError(
-                f"--search=halving trains one program, and these trials are of {len(programs)}:"
-                " search numbers such as learning rates, of one variant"
-            )
+        if self._asked.halving:
+            programs = jobs.make([self._space.trial(each) for each in found], 0)
+            if len(programs) > 1:
+                raise ValueError(
+                    "--search=halving trains one program, and these trials are of "
+                    f"{len(programs)}: search numbers such as learning rates, of one variant"
+                )
 
     def _fill(self, found: Round) -> None:
         """Fill a round with random draws, and say which combinations were left out of it."""
@@ -358,9 +311,6 @@ class Search:
     def _known(self) -> list[Overrides]:
         return list(itertools.chain(*self._rounds))
 
-    def _failed(self) -> list[tuple[Overrides, None]]:
-        return [(each["values"], None) for each in self._left_out]
-
     def _scores(self, known: Sequence[Overrides]) -> list[float | None]:
         return [score(self._folder, trial, self._loop) for trial in self._space.named(known)]
 
@@ -370,22 +320,20 @@ class Search:
         Raises:
           ValueError: no combination is so.
         """
-        budget, wrong, lengths = self._asked.budget, dict[str, str](), list[int]()
+        budget, wrong, shortest = self._asked.budget, list[str](), math.inf
         for values in itertools.islice(self._space.drawn(), MISSES):
             try:
                 loop = self._space.loop(values)
                 self._space.require(values)
             except LeftOutError as error:
-                wrong.setdefault(str(error), trials.written(values))
+                wrong.append(f"{trials.written(values)}: {error}")
                 continue
             if budget is None or loop.steps <= budget:
                 return loop
-            lengths.append(loop.steps)
-        if lengths:
-            raise ValueError(f"--budget={budget} is too small for trials of {min(lengths)} steps")
-        (why, values), *more = wrong.items()
-        who = f"no combination of --sweep works, such as {values}" if more else "every trial"
-        raise ValueError(f"{who}: {why}")
+            shortest = min(shortest, loop.steps)
+        if shortest < math.inf:
+            raise ValueError(f"--budget={budget} is too small for trials of {shortest} steps")
+        raise ValueError(f"no combination of --sweep works, such as {wrong[0]}")
 
     def _affordable(self) -> int:
         """The most trials to train.
@@ -394,26 +342,20 @@ class Search:
           ValueError: the budget has no trial, or fewer than are asked for.
         """
         budget, asked, steps = self._asked.budget, self._asked.trials, self._loop.steps
-        halving = self._asked.method == "halving"
-        cost = 0 if asked is None else self._cost(asked)  # raises if they cannot be halved
-        if budget is None:
-            assert asked is not None, "search_flags asks for one of the two"
-            return asked
-        fit = budget // steps
-        if halving:
-            fit = rungs.most_trials(steps, self._asked.factor, budget)
-        if cost > budget and (halving or len(self._space.lengths()) == 1):
+        halving = self._asked.halving
+        if halving and asked is not None and (cost := self._cost(asked)) > (budget or cost):
+            fit = rungs.most_trials(steps, halving, int(budget or 0))
             raise ValueError(
                 f"--trials={asked} take {cost:,} steps, and --budget={budget} has {fit} trials: "
                 "leave one of the two out"
             )
-        if not fit:
-            raise ValueError(f"--budget={budget} is too small for trials of {steps} steps")
-        return asked or (fit if halving else min(budget, MOST))
+        if asked is not None or budget is None:
+            return int(asked or 0)
+        return rungs.most_trials(steps, halving, budget) if halving else min(budget, MOST)
 
     def _cost(self, count: int) -> int:
-        if self._asked.method == "halving":
-            return rungs.cost(rungs.plan(count, self._loop.steps, self._asked.factor))
+        if halving := self._asked.halving:
+            return rungs.cost(rungs.plan(count, self._loop.steps, halving))
         return count * self._loop.steps
 
     def _result(self) -> list[str]:
@@ -422,7 +364,11 @@ class Search:
         made = self._space.named(known)
         pairs = zip(made, self._scores(known), strict=True)
         scored = [(trial, value) for trial, value in pairs if value is not None]
-        steps = f"{len(made)} trials, {spent(self._folder, made):,} training steps in all"
+        records = (
+            run_record.read(at) for each in made if (at := self._folder.run(each.name)).exists()
+        )
+        spent = sum(record.steps for record in records if record is not None)
+        steps = f"{len(made)} trials, {spent:,} training steps in all"
         if not scored:
             raise ValueError(f"no trial has a score ({steps}): see {self._folder.path / 'logs'}")
         sign = 1 if self._loop.mode == "max" else -1
@@ -434,7 +380,7 @@ class Search:
             flags = [each for each in flags if not each.startswith(HELD_OUT)] + [f"{HELD_OUT}0"]
             then = "with no example held out, scored on the development set"
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
-        self._ledger.write(self._rounds, self._left_out, best)
+        self._write(best)
         own = self._folder.path
         own = own.resolve() if own.name in ("", "..") else own  # the new one must not be inside it
         workdir = f"--workdir={own}_best"
@@ -442,7 +388,3 @@ class Search:
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} ({steps})",
             f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",
         ]
-
-
-def _outlook(count: int, steps: int) -> str:
-    return f"{count} trials in all, about {steps:,} training steps"

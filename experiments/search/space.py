@@ -7,7 +7,6 @@ the same trials again.
 
 import contextlib
 import importlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from lora_jax.training.loop_settings import Loop
 
 MISSES = 100
 """How many combinations in a row may not do, before a search gives up to find another one."""
-SAMPLE = 10
-"""How many draws show how long trials are."""
 
 
 class LeftOutError(ValueError):
@@ -44,9 +41,8 @@ class Space:
         self._folder, self._arguments, self._seed = folder, arguments, seed
         self._labels = labels_of([axis.key for axis in axes])
         self._once = Once()
-        self._made: dict[tuple[str, ...], Trial | LeftOutError] = {}
+        self._made: dict[tuple[str, ...], Trial] = {}
         self._named: dict[tuple[str, ...], Trial] = {}
-        self._lengths: set[int] = set()
 
     def drawn(self) -> Iterator[Overrides]:
         """Different combinations at random, each time the same ones, until no other one is left."""
@@ -60,30 +56,20 @@ class Space:
         """
         key = tuple(values.values())
         if key not in self._made:
-            try:
-                with _left_out():
-                    trial = trials.make_one(self._arguments, values, self._labels)
-                    require_held_out(trial)
-                self._made[key] = trial
-            except LeftOutError as error:
-                self._made[key] = error
-        if isinstance(found := self._made[key], LeftOutError):
-            raise found
-        return found
+            with _left_out():
+                trial = trials.make_one(self._arguments, values, self._labels)
+                if not trial.config.data.validation:
+                    raise ValueError(
+                        "--search chooses by examples held out from training, so that the "
+                        "development set stays unseen: set --config.data.validation=N, such as 400"
+                    )
+            self._made[key] = trial
+        return self._made[key]
 
     def loop(self, values: Overrides) -> Loop:
         """The training loop of a combination that may not work otherwise; raises as `trial`."""
         with _left_out():
-            loop = loop_of(self.trial(values).config, self._once)
-        self._lengths.add(loop.steps)
-        return loop
-
-    def lengths(self) -> set[int]:
-        """How many steps trials have, going by a few draws and by all that were looked at."""
-        for values in itertools.islice(self.drawn(), SAMPLE):
-            with contextlib.suppress(LeftOutError):
-                self.loop(values)
-        return self._lengths
+            return loop_of(self.trial(values).config, self._once)
 
     def require(self, values: Overrides) -> None:
         """Raise a LeftOutError if a combination cannot work."""
@@ -104,22 +90,11 @@ class Space:
         return [self._named[tuple(each.values())] for each in asked]
 
 
-def require_held_out(trial: Trial) -> None:
-    """Raise a ValueError if a trial would be scored on the examples that a task is judged by."""
-    if not trial.config.data.validation:
-        raise ValueError(
-            "--search chooses by examples held out from training, so that the "
-            "development set stays unseen: set --config.data.validation=N, such as 400"
-        )
-
-
 @contextlib.contextmanager
 def _left_out() -> Iterator[None]:
     """Errors of settings become a LeftOutError; others, such as of a file, end the search."""
     try:
         yield
-    except LeftOutError:
-        raise
     except ValueError as error:
         raise LeftOutError(" ".join(str(error).split())) from error
 
@@ -170,21 +145,18 @@ class Round:
             if steps > self._room:
                 self.too_long += 1
                 return False
-            self._require(values)
+            digest = self._space.trial(values).digest
+            if (same := self._digests.get(digest)) is not None:
+                raise LeftOutError(f"its settings are those of {trials.written(same)}")
+            self._space.require(values)
         except LeftOutError as error:
             self._left_out.append({"values": values, "why": str(error)})
             return False
+        self._digests[digest] = values
         self._room -= steps
         self._misses = 0
         self.found.append(values)
         return True
-
-    def _require(self, values: Overrides) -> None:
-        digest = self._space.trial(values).digest
-        if (same := self._digests.get(digest)) is not None:
-            raise LeftOutError(f"its settings are those of {trials.written(same)}")
-        self._space.require(values)
-        self._digests[digest] = values
 
     def draw(self) -> None:
         """Fill the round with random draws."""

@@ -10,37 +10,45 @@ from experiments.analysis.collect_runs import left_out
 from experiments.analysis.recorded_runs import REGISTRATION, Run
 from experiments.studies import registration
 from experiments.studies.protocol import best_place, first_places, grown, rate_at
-from experiments.studies.registration import Planned, Registration
+from experiments.studies.registration import Registration
 from experiments.studies.training import ENDED, cell_digest
-from lora_jax.records.run_record import Record
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Adherence:
     """What differs from the registration, and what has not been run, a line for each."""
 
     registered: Registration
-    departures: tuple[str, ...]
-    missing: tuple[str, ...]
-    untrained: tuple[str, ...]
-    """Methods that no learning rate trained to the end: they have no scored run, and need none."""
-    edges: tuple[str, ...]
-    """Methods whose best rate is the last that the rule allows: a better one may lie beyond it."""
-    counted: tuple[Run, ...]
-    """The scored runs that are as registered, with the rate that the rule chooses."""
-    left_out: tuple[Run, ...]
-    """The runs that are not as registered, which departures are about."""
-    planned: int
-    """How many scored runs there are when the study is complete."""
-    runs: tuple[Run, ...] = ()
+    runs: Sequence[Run]
     """All runs that carry the digest of the registration, those that chose rates, too."""
     folder: Path | None = None
     """Where the study is registered."""
+    departures: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    untrained: list[str] = dataclasses.field(default_factory=list)
+    """Methods that no learning rate trained to the end: they have no scored run, and need none."""
+    edges: list[str] = dataclasses.field(default_factory=list)
+    """Methods whose best rate is the last that the rule allows: a better one may lie beyond it."""
+    counted: list[Run] = dataclasses.field(default_factory=list)
+    """The scored runs that are as registered, with the rate that the rule chooses."""
+    left_out: list[Run] = dataclasses.field(default_factory=list)
+    """The runs that are not as registered, which departures are about."""
 
     @property
     def followed(self) -> bool:
         """Whether all runs are as registered; some may not have been run yet."""
         return not self.departures
+
+    @property
+    def planned(self) -> int:
+        """How many scored runs there are when the study is complete."""
+        cells = sum(map(len, self.registered.cells.values())) - len(self.untrained)
+        return cells * len(self.registered.protocol.seeds)
+
+    def depart(self, said: str, runs: Iterable[Run]) -> None:
+        """Note what differs, and leave these runs out."""
+        self.departures.append(said)
+        self.left_out.extend(runs)
 
 
 def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> list[Adherence]:
@@ -57,18 +65,29 @@ def of_folder(folder: Path, runs: Sequence[Run], every: Sequence[Run] = ()) -> l
     """
     found, places = [], dict[str, Path]()
     for path in sorted(folder.rglob(REGISTRATION), key=lambda each: (len(each.parts), each)):
-        registered = registration.read(path.parent)
+        registered, home = registration.read(path.parent), path.parent
         assert registered is not None
-        first = places.setdefault(registered.digest, path.parent)
-        if first in path.parent.parents:
+        first = places.setdefault(registered.digest, home)
+        if first in home.parents:
             continue
-        if first != path.parent:
+        if first != home:
             raise ValueError(
-                f"{first} and {path.parent} have the same study: give one of them (--results)"
+                f"{first} and {home} have the same study: give one of them (--results)"
             )
-        own, others = (_runs_of(registered, path.parent, each) for each in (runs, every))
-        if _carries(registered, own) or not _carries(registered, others):
-            found.append(dataclasses.replace(adherence(registered, own), folder=path.parent))
+        own, others = (
+            [
+                run
+                for run in each
+                if run.study.table == registered.study and home in run.folder.parents
+            ]
+            for each in (runs, every)
+        )
+        carry = [
+            any(run.study.registration == registered.digest for run in each)
+            for each in (own, others)
+        ]
+        if carry[0] or not carry[1]:
+            found.append(adherence(registered, own, home))
     return found
 
 
@@ -100,71 +119,36 @@ def elsewhere(known: set[str], runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _runs_of(registered: Registration, folder: Path, runs: Sequence[Run]) -> list[Run]:
-    name = registered.study
-    return [run for run in runs if run.study.table == name and folder in run.folder.parents]
-
-
-def _carries(registered: Registration, runs: Sequence[Run]) -> bool:
-    return any(run.study.registration == registered.digest for run in runs)
-
-
-def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
+def adherence(registered: Registration, runs: Iterable[Run], home: Path | None = None) -> Adherence:
     """Compare runs with a registration: their settings, rates, seeds, and the choice of rates.
 
     Args:
       runs: those of the study.
+      home: the folder of the registration.
     """
-    cells, found, own = defaultdict[tuple[str, str], list[Run]](list), _Found(), tuple(runs)
-    for run in own:
+    every, cells = tuple(runs), defaultdict[tuple[str, str], list[Run]](list)
+    own = [run for run in every if run.study.registration == registered.digest]
+    found = Adherence(registered, own, home)
+    for run in every:
         if said := _departure(registered, run):
             found.depart(f"{run.folder}: {said}", [run])
         else:
             cells[run.study.column, run.study.row].append(run)
     for task, rows in registered.cells.items():
-        once = {row: list(_once(cells[task, row], found)) for row in rows}
-        _compare(registered, task, once, found)
-    cells_with_runs = sum(map(len, registered.cells.values())) - len(found.untrained)
-    return Adherence(
-        registered,
-        departures=tuple(found.departures),
-        missing=tuple(found.missing),
-        untrained=tuple(found.untrained),
-        edges=tuple(found.edges),
-        counted=tuple(found.counted),
-        left_out=tuple(found.left_out),
-        planned=cells_with_runs * len(registered.protocol.seeds),
-        runs=tuple(run for run in own if run.study.registration == registered.digest),
-    )
+        _compare(found, task, {row: list(_once(cells[task, row], found)) for row in rows})
+    return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """The lists of an `Adherence`, as they are filled."""
-
-    departures: list[str] = dataclasses.field(default_factory=list)
-    missing: list[str] = dataclasses.field(default_factory=list)
-    untrained: list[str] = dataclasses.field(default_factory=list)
-    edges: list[str] = dataclasses.field(default_factory=list)
-    counted: list[Run] = dataclasses.field(default_factory=list)
-    left_out: list[Run] = dataclasses.field(default_factory=list)
-
-    def depart(self, said: str, runs: Sequence[Run]) -> None:
-        self.departures.append(said)
-        self.left_out.extend(runs)
-
-
-def _once(runs: Sequence[Run], found: _Found) -> Iterator[Run]:
+def _once(runs: Sequence[Run], found: Adherence) -> Iterator[Run]:
     """Each run of a cell once; failed ones are trained again, so they are left out.
 
     If a seed has two runs with two ends or scores, who chose one would choose a result: none
     counts.
     """
-    same = defaultdict[tuple[bool, float, int], list[Run]](list)
-    for run in runs:
-        if run.record.status in ENDED:
-            rate = run.config.optimizer.learning_rate
-            same[_final(run), rate, run.record.seed].append(run)
+    same = defaultdict[tuple[int, float, int], list[Run]](list)
+    for run in (run for run in runs if run.record.status in ENDED):
+        config = run.config
+        same[config.data.validation, config.optimizer.learning_rate, run.record.seed].append(run)
     for (*_, seed), own in same.items():
         ends = [(r.record.status, r.record.metrics_best, r.record.metrics_last) for r in own]
         if any(each != ends[0] for each in ends):
@@ -176,72 +160,88 @@ def _once(runs: Sequence[Run], found: _Found) -> Iterator[Run]:
 
 def _departure(registered: Registration, run: Run) -> str:
     """How a run by itself differs from all that is registered; empty if it does not."""
-    protocol, seed = registered.protocol, run.record.seed
-    planned = registered.cells.get(run.study.column, {}).get(run.study.row)
+    protocol, seed, study = registered.protocol, run.record.seed, run.study
+    planned = registered.cells.get(study.column, {}).get(study.row)
     if planned is None:
-        return f"{run.study.row} on {run.study.column} is not registered"
-    if run.study.registration != registered.digest:
-        return "it does not carry the digest of the registration"
-    if cell_digest(run.config) != planned.settings:
-        return f"its settings are not those registered for {run.study.row}"
-    budget = registered.budgets.get(run.study.column)
-    if budget is not None and run.record.metric != budget.metric:
-        return f"its metric is {run.record.metric}, not {budget.metric}"
-    if run.config.data.validation not in (0, protocol.tuning.held_out):
-        return f"it holds out {run.config.data.validation} examples"
-    if seed not in (protocol.tuning.seeds if run.config.data.validation else protocol.seeds):
-        return f"seed {seed} is not registered"
-    if run.config.data.draw != seed:
-        return f"its examples are draw {run.config.data.draw}, not that of seed {seed}"
-    if _place(planned, registered.protocol.rates.per_decade, run) is None:
-        return f"learning rate {run.config.optimizer.learning_rate:g} is not in the grid"
-    return ""
+        return f"{study.row} on {study.column} is not registered"
+    data, metric = run.config.data, run.record.metric
+    budget = registered.budgets.get(study.column)
+    seeds = protocol.tuning.seeds if data.validation else protocol.seeds
+    wrong = {
+        "it does not carry the digest of the registration": (
+            study.registration != registered.digest
+        ),
+        f"its settings are not those registered for {study.row}": (
+            cell_digest(run.config) != planned.settings
+        ),
+        f"its metric is {metric}, not {budget and budget.metric}": (
+            budget is not None and metric != budget.metric
+        ),
+        f"it holds out {data.validation} examples": (
+            data.validation not in (0, protocol.tuning.held_out)
+        ),
+        f"seed {seed} is not registered": seed not in seeds,
+        f"its examples are draw {data.draw}, not that of seed {seed}": data.draw != seed,
+        f"learning rate {run.config.optimizer.learning_rate:g} is not in the grid": (
+            _place(registered, run) is None
+        ),
+    }
+    return next((said for said, is_so in wrong.items() if is_so), "")
 
 
-def _place(planned: Planned, per_decade: int, run: Run) -> int | None:
+def _place(registered: Registration, run: Run) -> int | None:
+    """Where the rate of a run is in the grid; None if it is not there."""
     rate = run.config.optimizer.learning_rate
-    if not rate > 0:
-        return None
-    place = round(math.log10(rate / planned.middle) * per_decade)
-    return place if rate_at(planned.middle, place, per_decade) == rate else None
+    middle = registered.cells[run.study.column][run.study.row].middle
+    per_decade = registered.protocol.rates.per_decade
+    place = round(math.log10(rate / middle) * per_decade) if rate > 0 else 0
+    return place if rate_at(middle, place, per_decade) == rate else None
 
 
-def _compare(
-    registered: Registration, task: str, cells: Mapping[str, Sequence[Run]], found: _Found
-) -> None:
+def _compare(found: Adherence, task: str, cells: Mapping[str, Sequence[Run]]) -> None:
     """Follow the rule for rates on one task, and note what differs or is not there."""
-    protocol, planned = registered.protocol, registered.cells[task]
-    tried: dict[str, dict[int, dict[int, Run]]] = {}
+    protocol = found.registered.protocol
+    tried = {row: defaultdict[int | None, dict[int, Run]](dict) for row in cells}
+    finals = {
+        row: [run for run in runs if not run.config.data.validation] for row, runs in cells.items()
+    }
     for row, runs in cells.items():
-        tried[row] = defaultdict(dict)
         for run in runs:
             if run.config.data.validation:
-                place = _place(planned[row], protocol.rates.per_decade, run)
-                assert place is not None
-                tried[row][place][run.record.seed] = run
+                tried[row][_place(found.registered, run)][run.record.seed] = run
     places = first_places(protocol.rates)
     while True:
-        untried = {row: _untried(tried[row], places, protocol.tuning.seeds) for row in cells}
+        wanted = [(place, seed) for place in places for seed in protocol.tuning.seeds]
+        untried = {
+            row: sum(seed not in own.get(place, ()) for place, seed in wanted)
+            for row, own in tried.items()
+        }
         if any(untried.values()):
-            lost = {row: count for row, count in untried.items() if count}
-            found.missing.extend(f"{r} on {task}: {n} of its tuning runs" for r, n in lost.items())
-            if done := {row: own for row, runs in cells.items() if (own := _finals(runs))}:
+            found.missing += [
+                f"{row} on {task}: {number} of its tuning runs"
+                for row, number in untried.items()
+                if number
+            ]
+            if done := {row: own for row, own in finals.items() if own}:
                 said = f"{', '.join(done)} on {task}: scored before all were tuned"
                 found.depart(said, [run for own in done.values() for run in own])
             return
-        best = {row: best_place(_records(tried[row], places)) for row in cells}
+        best = {
+            row: best_place({at: [run.record for run in own[at].values()] for at in places})
+            for row, own in tried.items()
+        }
         known = [place for place in best.values() if place is not None]
         if (more := grown(places, known, protocol.rates)) == places:
             break
         places = more
-    for row, runs in cells.items():
-        where, place = f"{row} on {task}", best[row]
-        if beyond := sorted(tried[row].keys() - set(places)):
+    for row, place in best.items():
+        where = f"{row} on {task}"
+        if beyond := [own for at, own in tried[row].items() if at not in places]:
             said = f"{where}: {len(beyond)} more rates than the rule gives"
-            found.depart(said, [run for each in beyond for run in tried[row][each].values()])
+            found.depart(said, [run for own in beyond for run in own.values()])
         right, wrong = [], []
-        for run in _finals(runs):
-            own = _place(planned[row], protocol.rates.per_decade, run)
+        for run in finals[row]:
+            own = _place(found.registered, run)
             (right if own == place else wrong).append(run)
         if wrong:
             found.depart(f"{where}: {len(wrong)} runs without the best rate", wrong)
@@ -249,26 +249,6 @@ def _compare(
             found.untrained.append(where)
         elif lost := len(set(protocol.seeds) - {run.record.seed for run in right}):
             found.missing.append(f"{where}: {lost} of {len(protocol.seeds)} seeds")
-        if len(places) > 1 and place in (min(places), max(places)):
-            found.edges.append(f"{where}: the {'lowest' if place == min(places) else 'highest'}")
+        if len(places) > 1 and place in (places[0], places[-1]):
+            found.edges.append(f"{where}: the {'lowest' if place == places[0] else 'highest'}")
         found.counted.extend(right)
-
-
-def _final(run: Run) -> bool:
-    return not run.config.data.validation
-
-
-def _finals(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if _final(run)]
-
-
-def _untried(
-    tried: Mapping[int, Mapping[int, Run]], places: Sequence[int], seeds: Sequence[int]
-) -> int:
-    return sum(seed not in tried.get(place, {}) for place in places for seed in seeds)
-
-
-def _records(
-    tried: Mapping[int, Mapping[int, Run]], places: Sequence[int]
-) -> dict[int, list[Record]]:
-    return {place: [run.record for run in tried[place].values()] for place in places}

@@ -94,20 +94,33 @@ class Protocol:
         """Raise a ValueError if settings contradict each other."""
         require_known(self.reference, self.rows, f"{where}: unknown reference '{self.reference}'")
         require_known(self.compare, COMPARE, f"{where}: unknown compare '{self.compare}'")
-        for name in ("rows", "columns", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{where}: {name} must be different, one at least")
-        if shared := set(self.seeds) & set(self.tuning.seeds):
-            raise ValueError(f"{where}: seed {min(shared)} both chooses a rate and is scored")
-        if not self.tuning.seeds or self.tuning.held_out < 1:
-            raise ValueError(f"{where}: tuning needs seeds and held-out examples")
-        if not 1 <= self.rates.per_decade <= MOST_PER_DECADE:
-            raise ValueError(f"{where}: rates need per_decade from 1 to {MOST_PER_DECADE}")
-        if self.rates.around < 0 or self.rates.most_more < 0:
-            raise ValueError(f"{where}: rates must have no negative number")
-        if not (self.margin > 0 and 0 < self.level < 0.5):
-            raise ValueError(f"{where}: margin must be above 0, and level between 0 and 0.5")
+        shared = set(self.seeds) & set(self.tuning.seeds)
+        different = all(
+            values and len(set(values)) == len(values)
+            for values in (self.rows, self.columns, self.seeds)
+        )
+        for holds, said in (
+            (different, "rows, columns and seeds must be different, one at least"),
+            (not shared, f"seed {min(shared, default=0)} both chooses a rate and is scored"),
+            (
+                self.tuning.seeds and self.tuning.held_out > 0,
+                "tuning needs seeds and held-out examples",
+            ),
+            (
+                1 <= self.rates.per_decade <= MOST_PER_DECADE,
+                f"rates need per_decade from 1 to {MOST_PER_DECADE}",
+            ),
+            (
+                min(self.rates.around, self.rates.most_more) >= 0,
+                "rates must have no negative number",
+            ),
+            (
+                self.margin > 0 and 0 < self.level < 0.5,
+                "margin must be above 0, and level between 0 and 0.5",
+            ),
+        ):
+            if not holds:
+                raise ValueError(f"{where}: {said}")
 
 
 def typed(kind: type, plain: Mapping[str, Any], where: str) -> Any:

@@ -11,11 +11,10 @@ A study.json is looked for by its content, wherever it lies, because runs may be
 and committed in another.
 """
 
+import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
-import os
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,6 @@ from typing import Any
 from experiments.analysis.recorded_runs import REGISTRATION, Run
 from experiments.studies.protocol import Protocol, typed
 from lora_jax.files import json_text
-from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import config_digest, plain
 from lora_jax.records.environment import environment
 
@@ -112,7 +110,11 @@ def register(
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": environment()["git"],
         }
-        _write_once(folder / REGISTRATION, plain(content) | {"digest": config_digest(content)})
+        text = json.dumps(plain(content) | {"digest": config_digest(content)}, indent=1) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / REGISTRATION
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(text)  # unless another process has just written it
     known = read(folder)
     assert known is not None
     if known.study != study:
@@ -164,8 +166,8 @@ def below(folder: Path) -> list[Registration]:
 
 def _family(protocol: Protocol) -> dict[str, Any]:
     """How the study decides (`experiments.analysis.gains`), in words."""
-    others = f"each other method with {protocol.reference}"
-    compared = {"reference": others, "pairs": "each two methods"}[protocol.compare]
+    pairs = protocol.compare == "pairs"
+    compared = "each two methods" if pairs else f"each other method with {protocol.reference}"
     return {
         "compares": f"{compared}: the mean difference over all tasks, paired by seed and example",
         "generalises": "to new seeds and new examples, where runs keep predictions; else to seeds",
@@ -173,21 +175,6 @@ def _family(protocol: Protocol) -> dict[str, Any]:
         "differences": "two-sided, by Holm's procedure",
         "equivalences": "two one-sided tests against the margin, by Holm's procedure",
     }
-
-
-def _write_once(path: Path, content: Any) -> None:
-    """Write a file whole; one that another process has written meanwhile stays."""
-    mine = path.with_name(f".{path.name}.{os.getpid()}")
-    write_atomically(mine, (json.dumps(content, indent=1) + "\n").encode())
-    try:
-        os.link(mine, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links, such as exFAT or a mounted bucket
-        if not path.exists():
-            os.replace(mine, path)
-    finally:
-        mine.unlink(missing_ok=True)
 
 
 def _difference(known: Registration, protocol: Protocol, cells: Cells) -> str:
@@ -219,7 +206,8 @@ def committed(folder: Path, registered: Registration, runs: Sequence[Run]) -> st
         f"only its own date, {registered.written}, and the digest that each run carries say that "
         "it came before them"
     )
-    found = _git(folder, "log", "--no-renames", f"--find-object={_blob(folder)}", _FORMAT)
+    blob = _git(folder, "hash-object", "--no-filters", REGISTRATION) or ""
+    found = _git(folder, "log", "--no-renames", f"--find-object={blob.strip()}", _FORMAT)
     if found is None:
         return f"No git history of {REGISTRATION} is here: {own}."
     if not found:
@@ -243,26 +231,15 @@ def committed(folder: Path, registered: Registration, runs: Sequence[Run]) -> st
 
 def how_to_commit(folder: Path, study: str) -> str:
     """A line on how to commit a new study.json; empty where there is no git repository."""
-    path, kept, lines = folder / REGISTRATION, folder, list[list[str]]()
     if _git(folder, "rev-parse", "--git-dir") is None:
         return ""
-    ignored = _git(folder, "check-ignore", "--quiet", REGISTRATION) is not None
-    if ignored:
-        kept = Path("experiments/results", *dict.fromkeys((study, folder.name)))
-        lines += [["mkdir", "-p", str(kept)], ["cp", str(path), str(kept)]]
-    for given in (["add"], ["commit", "-m", f"Register {study}"]):
-        lines.append(["git", "-C", str(kept), *given, REGISTRATION])
-    why = f" (git ignores {folder}; any folder that it keeps will do)" * ignored
+    git = ["git", "-C", str(folder)]
+    add = [*git, "add", "--force", REGISTRATION]
+    commit = [*git, "commit", "-m", f"Register {study}", REGISTRATION]
     return (
-        f"{path} is new. Commit it before runs are made, and the report can say that it came "
-        f"first{why}: {' && '.join(shlex.join(each) for each in lines)}"
+        f"{folder / REGISTRATION} is new. Commit it before runs are made, and the report can say "
+        f"that it came first: {shlex.join(add)} && {shlex.join(commit)}"
     )
-
-
-def _blob(folder: Path) -> str:
-    """The name that git gives to the content of a folder's study.json."""
-    content = (folder / REGISTRATION).read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

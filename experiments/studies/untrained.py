@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from flax import nnx
 
 from configs.settings import ClassifierConfig, RunConfig, TextConfig, VariantSettings
 from experiments.analysis import task_evidence
+from experiments.analysis.task_evidence import Untrained
 from experiments.runs import predictions
 from experiments.runs.group import Group
 from experiments.setup import from_config
@@ -37,29 +38,17 @@ LIKELIHOOD = "likelihood of the answers, as runs are scored"
 NO_SCORE = "a head that has not been trained gives no score"
 
 
-class Scored(NamedTuple):
-    """The untrained model on a task; the last four are empty if it has no score."""
-
-    metric: str
-    how: str
-    scores: Mapping[str, float] = {}
-    parts: Mapping[str, predictions.Predictions] = {}
-    data_digest: str = ""
-    """As in the record of a run with the same config."""
-    weights_digest: str = ""
-
-
-def score(config: RunConfig) -> Scored:
+def score(config: RunConfig) -> Untrained:
     """Score the model of a config on the task's validation part and its extra parts."""
     if isinstance(config, TextConfig):
         return _by_likelihood(config)
     assert isinstance(config, ClassifierConfig)
     spec = None if config.data.source == "files" else data.SPECS.get(config.data.name)
     if spec and spec.label_names:  # which needs no data
-        return Scored(spec.metric, NO_SCORE)
+        return Untrained(spec.metric, NO_SCORE)
     task = from_config.make_task(config.data)
     if task.label_names or task.train.second_texts is None or config.model.pool != "mean":
-        return Scored(task.metric, NO_SCORE)
+        return Untrained(task.metric, NO_SCORE)
     return _by_cosine(config, task)
 
 
@@ -78,22 +67,20 @@ def write(folder: Path, registered: Registration, configs: Mapping[str, RunConfi
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **environment(),
         }
-        tasks = {task: _plain(each) for task, each in scored.items()}
+        tasks = {}
+        for task, each in scored.items():
+            tasks[task] = {"metric": each.metric, "how": each.how, "scores": each.scores}
+            tasks[task]["examples"] = {part: len(own.outputs) for part, own in each.parts.items()}
+            if each.score is not None:
+                digests = {"data_digest": each.data_digest, "weights_digest": each.weights_digest}
+                tasks[task] |= digests
         seal.write(folder / task_evidence.UNTRAINED_FILE, about | {"tasks": tasks})
     for task, each in task_evidence.read_untrained(folder).items():
         said = "no score" if each.score is None else f"{each.metric} {each.score:.4f}"
         print(f"{task}, untrained: {said} ({each.how})")
 
 
-def _plain(scored: Scored) -> dict[str, Any]:
-    examples = {part: len(each.outputs) for part, each in scored.parts.items()}
-    digests = {name: getattr(scored, name) for name in ("data_digest", "weights_digest")}
-    known = {name: digest for name, digest in digests.items() if digest}
-    about = {"metric": scored.metric, "how": scored.how, "scores": scored.scores}
-    return {**about, "examples": examples, **known}
-
-
-def _by_likelihood(config: TextConfig) -> Scored:
+def _by_likelihood(config: TextConfig) -> Untrained:
     """By the path of runs, whose first adapter is LoRA's: with it, a model is as without it."""
     lora = VariantSettings(name="lora", settings={"rank": 1})
     plain = dataclasses.replace(config, variant=lora, targets=("all-linear",), start_from=None)
@@ -106,10 +93,10 @@ def _by_likelihood(config: TextConfig) -> Scored:
     }
     task = experiment.texts.task
     digests = task.digest(), experiment.weights_digest
-    return Scored(task.metric, LIKELIHOOD, scores, parts, *digests)
+    return Untrained(task.metric, LIKELIHOOD, scores, parts, *digests)
 
 
-def _by_cosine(config: ClassifierConfig, task: data.Task) -> Scored:
+def _by_cosine(config: ClassifierConfig, task: data.Task) -> Untrained:
     where, dtype = locate(config.model.name), config.model.dtype
     with unchanged(where):
         given = {"dtype": dtype, "param_dtype": dtype, "unroll": config.model.unroll}
@@ -140,4 +127,4 @@ def _by_cosine(config: ClassifierConfig, task: data.Task) -> Scored:
     scores = label_metrics.score_parts(task, {name: each.outputs for name, each in parts.items()})
     # A cosine is not of the labels' range, so only its correlations mean something.
     scores = {name: value for name, value in scores.items() if not name.startswith("eval_loss")}
-    return Scored(task.metric, COSINE, scores, parts, task.digest(), digest)
+    return Untrained(task.metric, COSINE, scores, parts, task.digest(), digest)

@@ -46,21 +46,6 @@ def test_accuracies_by_the_analysis_of_variance(seeds):
     assert (swapped.mean, swapped.error, swapped.df) == (-found.mean, found.error, found.df)
 
 
-def test_the_error_is_never_below_that_of_seeds_or_of_examples():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        values = rng.normal(size=(2, 3, 4))
-        found, d = over_both(*values.mean(2), *values), values[0] - values[1]
-        least = max(d.mean(1).var(ddof=1) / 3, d.mean(0).var(ddof=1) / 4)
-        assert found.error**2 >= least * (1 - 1e-9)
-    same = over_both(*values[[0, 0]].mean(2), *values[[0, 0]])
-    assert (same.mean, same.error, same.p) == (0, 0, 1)
-    one = over_both(*values[:, :1].mean(2), *values[:, :1])
-    assert one.error is None
-    with pytest.raises(ValueError, match="the same examples"):
-        over_both(*values.mean(2), values[0], values[1][:, :2])
-
-
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("name", ["300 examples", "300, seeds alike", "300, Matthews"])
 def test_intervals_cover_and_families_keep_their_level(name, seeds):
@@ -125,24 +110,3 @@ def test_a_task_without_predictions_is_tested_over_seeds_alone():
     (lone, _) = gains(made, reference="lora", margin=8.0).methods
     assert dora.by_task["rte"] == lone.by_task["rte"]
     assert dora.by_task["mrpc"].low != lone.by_task["mrpc"].low
-
-
-def test_runs_of_one_draw_count_once():
-    """The means of draws, scored on the same examples, are what seeds are elsewhere."""
-    _, right = Planted(50).draw(np.random.default_rng(3), 12, methods=2)
-    runs = {(seed, draw): right[:, 3 * draw + seed] for draw in range(4) for seed in range(3)}
-    made = contest("mrpc", {"lora": right[1].mean(1), "dora": right[0].mean(1)})
-    for method in made.methods:
-        for run in method.runs:
-            run.number = (run.number[0] % 3, run.number[0] // 3)
-    values = {
-        "mrpc": {
-            "dora": {number: each[0] for number, each in runs.items()},
-            "lora": {number: each[1] for number, each in runs.items()},
-        }
-    }
-    (found,) = gains([made], reference="lora", margin=8.0, examples=values).methods
-    draws = right.reshape(2, 4, 3, 50).mean(2)
-    expected = over_both(*draws.mean(2), *draws)
-    assert found.over_tasks.n == 4
-    assert (found.over_tasks.low, found.over_tasks.high) == pytest.approx(expected.interval())

@@ -1,17 +1,14 @@
-"""Runs that share a draw of the examples: what counts once, in closed form and on planted nulls."""
+"""Pairs of methods, and runs that share a draw of the examples: what counts and what decides."""
 
 import numpy as np
 import pytest
-from fake_records import planted, write
+from fake_records import planted
 from planted_scores import contest, run
-from rendered_tables import markdown
-from report_study import LABELS, lines, made, said, wrong
+from report_study import LABELS, lines, made, wrong
 from scipy import stats
 
 from experiments.analysis import collect_runs, paired_scores
-from experiments.analysis.paired_scores import Scored, common
 from experiments.analysis.pairwise import pairs
-from experiments.analysis.significance import over_seeds
 
 
 @pytest.mark.parametrize(
@@ -32,27 +29,6 @@ def test_draws_count_where_there_are_several(numbers, groups, shared, seeds):
     )
     found = collect_runs.means_of_draws({number: float(sum(number)) for number in numbers})
     np.testing.assert_array_equal(found, [np.mean([sum(n) for n in own]) for own in groups])
-
-
-def grid(differences):
-    """Two methods with these differences, (draws, seeds); both have what a run has in common."""
-    noise = np.random.default_rng(7).normal(80, 5, differences.shape)
-    first, second = (
-        {(seed, draw): float(x) for (draw, seed), x in np.ndenumerate(each)}
-        for each in (noise + differences, noise)
-    )
-    return Scored("a", "A", first), Scored("b", "B", second)
-
-
-def test_null_differences_of_shared_draws_are_found_no_more_often_than_the_level():
-    """Half of the variance is of the draw; as if they were independent, 15 runs find 18%."""
-    planted = np.random.default_rng(0).normal(size=(1000, 5, 1))
-    planted = planted + np.random.default_rng(1).normal(size=(1000, 5, 3))
-    p = [over_seeds(*common(*grid(each))[:2]).p for each in planted]
-    by_runs = stats.ttest_1samp(planted.reshape(1000, -1), 0, axis=1).pvalue
-    np.testing.assert_allclose(p, stats.ttest_1samp(planted.mean(2), 0, axis=1).pvalue)
-    assert np.mean(np.array(p) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
-    assert np.mean(by_runs < 0.05) > 0.14
 
 
 def runs(scores):
@@ -98,19 +74,48 @@ def test_tests_over_examples_and_both_take_the_means_of_draws(tmp_path):
     assert found["seeds"]["generalises_to"] == "new seeds, the same examples"
 
 
-def test_tables_and_reports_have_the_interval_of_draws(tmp_path):
-    scores = np.round(0.6 + np.random.default_rng(3).normal(0, 0.05, (4, 3)), 3)
-    for (draw, seed), score in np.ndenumerate(scores):
-        arg = f"draw={draw},seed={seed}"
-        write(tmp_path / f"{draw}_{seed}", "few_shot", arg, {"accuracy": score}, parameters=2)
-    means = 100 * scores.mean(1)
-    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
-    (row,) = markdown("few_shot", tmp_path).popitem()[1].values()
-    assert row["RTE 100"] == f"{means.mean():.1f} ± {half:.1f} (4)"
-    (line,) = lines(tmp_path)
-    assert float(line["high"]) == pytest.approx(means.mean() + half)
-    assert (line["n"], float(line["sd"])) == ("4", pytest.approx(means.std(ddof=1)))
-    assert [method.counted() for method in made(tmp_path)[0].methods] == [pytest.approx(means)]
-    text = said(tmp_path)
-    assert "Runs are of 4 draws of the training examples and of 3 seeds: what is over" in text
-    assert "each draw counts once, with the mean of its runs, and nothing is said of new" in text
+LORA = [80.0, 81.0, 79.0, 80.5, 82.0, 80.0, 81.5, 79.5]
+
+
+def test_a_diverged_run_counts_with_its_last_score():
+    """DoRA gains 2 points with 6 of 8 seeds, and ends at 50 with the others."""
+    gained = [score + 2 for score in LORA[2:]]
+    broken = [run(number, 50.0, "diverged") for number in range(2)]
+    own = [run(number, score) for number, score in enumerate(gained, 2)]
+    (pair,) = pairs(contest("mrpc", {"lora": LORA, "dora": []}, {"dora": [*broken, *own]}), 100, 0)
+    differences = np.array([50.0, 50.0, *gained]) - LORA
+    sign = 1 if pair.first.key == "dora" else -1
+    assert pair.common == 8
+    assert sign * pair.tests["seeds"].mean == pytest.approx(differences.mean())
+    assert pair.tests["examples"] is pair.tests["both"] is None
+    assert "a diverged run has its last score alone" in pair.why
+
+
+def test_a_test_over_both_has_the_error_of_crossed_seeds_and_examples(tmp_path):
+    """By the two-way analysis of variance, whose interaction counts once."""
+    seeds, labels = (3, 4, 5), np.repeat([0, 1], 60)
+    wrong = np.random.default_rng(0).random((2, 3, 120)) < np.array([0.1, 0.3])[:, None, None]
+    for method, own in zip(("lora", "dora"), wrong, strict=True):
+        for seed, mask in zip(seeds, own, strict=True):
+            planted(tmp_path / method / str(seed), method, seed, labels, mask, parameters=8)
+    (pair,) = pairs(made(tmp_path)[0], 200, 0)
+    sign = 1 if pair.first.key == "lora" else -1
+    d = 100.0 * sign * (wrong[1].astype(float) - wrong[0])
+    by_seed, by_example = d.mean(1), d.mean(0)
+    rest = ((d - by_seed[:, None] - by_example + d.mean()) ** 2).sum() / (2 * 119)
+    squares = 120 * by_seed.var(ddof=1), 3 * by_example.var(ddof=1)
+    error = np.sqrt(max(sum(squares) - rest, *squares) / d.size)
+    found = pair.tests["both"]
+    assert pair.decided_by == "both" and found.mean == pytest.approx(d.mean())
+    assert found.high - found.low == pytest.approx(2 * stats.t.isf(0.025, 2) * error)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(d.mean()) / error, 2))
+
+
+def test_a_method_whose_diverged_run_left_no_score_has_no_number():
+    own = [run(number, score) for number, score in enumerate(LORA[1:], 1)]
+    lost = {"dora": [run(0, None, "diverged"), *own]}
+    made = contest("mrpc", {"lora": LORA, "dora": []}, lost)
+    (pair,) = pairs(made, 100, 0)
+    assert (pair.common, pair.decided_by) == (0, "")
+    assert pair.why == "DORA: seed 0 diverged and left no score, so it has no number"
+    assert [method.counted() for method in made.methods if method.key == "dora"] == [[]]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from experiments.analysis import power, significance
+from experiments.analysis import power
 from experiments.analysis.power import Design, Task
-from experiments.analysis.significance import over_both, over_seeds, over_tasks
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 14])
@@ -63,59 +62,28 @@ def test_known_variance_is_the_limit():
     assert power.detectable(0.1, 1e6, 0.05) == pytest.approx(0.1 * (z + wanted), rel=1e-4)
     # Equal methods: both one-sided tests must succeed, so each misses one case in ten.
     both = 0.1 * (stats.norm.isf(0.05) + stats.norm.ppf(0.9))
-    assert power.showable(0.1, 1e6, 0.05) == pytest.approx(both, rel=1e-4)
-
-
-def test_detectable_differences_are_found_with_the_wanted_power():
-    for seeds, level in ((2, 0.05), (3, 0.01), (10, 0.05 / 14)):
-        design = of_seeds(0.6)
-        error, df = design.error(seeds), design.df(seeds)
-        smallest = power.detectable(error, df, level, 0.9)
-        assert power.difference_power(smallest, error, df, level) == pytest.approx(0.9)
-        margin = power.showable(error, df, level, 0.9)
-        assert power.equivalence_power(margin, error, df, level) == pytest.approx(0.9)
+    assert power.smallest(power.equivalence_power, 0.1, 1e6, 0.05, 0.8) == pytest.approx(
+        both, rel=1e-4
+    )
 
 
 def test_the_number_of_seeds_is_the_smallest_that_is_enough():
     """Ten for a difference of one sd are in Cohen's tables: power.t.test(type="paired") of R."""
-    assert power.seeds_to_detect(of_seeds(0.6), 0.6, 0.05) == 10
+    ask = power.difference_power
+    assert power.seeds_needed(ask, of_seeds(0.6), 0.6, 0.05) == 10
     for design in (of_seeds(0.6), of_seeds(0.5, 1.0, 2.0)):
         for wanted, level in ((0.3, 0.05), (0.8, 0.05 / 14)):
-            n = power.seeds_to_detect(design, wanted, level, 0.9)
-            ask = power.difference_power
-            powers = [ask(wanted, design.error(k), design.df(k), level) for k in (n - 1, n)]
-            assert powers[0] < 0.9 <= powers[1]
-            n = power.seeds_to_show(design, wanted, level, 0.9, 0.1 * wanted)
-            ask = power.equivalence_power
-            powers = [
-                ask(wanted, design.error(k), design.df(k), level, 0.1 * wanted) for k in (n - 1, n)
-            ]
-            assert powers[0] < 0.9 <= powers[1]
-    assert power.seeds_to_detect(of_seeds(0.6), 100.0, 0.05) == 2
-    assert power.seeds_to_detect(of_seeds(0.6), 1e-4, 0.05) is None
+            for each in (ask, power.equivalence_power):
+                n = power.seeds_needed(each, design, wanted, level, 0.9)
+                fewer, found = (
+                    each(wanted, design.error(k), design.df(k), level) for k in (n - 1, n)
+                )
+                assert fewer < 0.9 <= found
+    assert power.seeds_needed(ask, of_seeds(0.6), 100.0, 0.05) == 2
+    assert power.seeds_needed(ask, of_seeds(0.6), 1e-4, 0.05) is None
     z = special.ndtri(0.975) + special.ndtri(0.8)  # of many seeds, where t is normal
-    assert power.seeds_to_detect(of_seeds(300.0), 1.0, 0.05) == pytest.approx((300 * z) ** 2, 1e-4)
-    with pytest.raises(ValueError, match="a difference of 1 is not within a margin of 1"):
-        power.seeds_to_show(of_seeds(0.6), 1, 0.05, 0.8, 1)
-
-
-def test_power_over_tasks_is_that_of_the_tests_over_tasks():
-    """Simulated by the very functions that test, for the seeds that power asks for."""
-    design, level, studies = of_seeds(0.5, 1.0, 2.0), 0.01, 500
-    rng = np.random.default_rng(0)
-    found = power.seeds_to_detect(design, 1.0, level)
-    shown = power.seeds_to_show(design, 1.0, level)
-    sds = np.array([task.seeds for task in design.tasks])[:, None]
-
-    def tested(seeds, mean):
-        drawn = mean + sds * rng.normal(size=(studies, 3, seeds))
-        zeros = np.zeros(seeds)
-        return [over_tasks([over_seeds(task, zeros) for task in study]) for study in drawn]
-
-    low, high = stats.binom.ppf([0.001, 0.999], studies, 0.8)
-    assert low <= sum(each.p < level for each in tested(found, 1.0)) <= high + 0.05 * studies
-    same = sum(significance.equivalence_of_mean(each, 1.0) < level for each in tested(shown, 0.0))
-    assert low <= same <= high + 0.05 * studies  # one seed fewer would not have been enough
+    many = power.seeds_needed(ask, of_seeds(300.0), 1.0, 0.05)
+    assert many == pytest.approx((300 * z) ** 2, 1e-4)
 
 
 def test_the_noise_of_a_task_is_that_of_its_mean_squares():
@@ -133,32 +101,14 @@ def test_the_noise_of_a_task_is_that_of_its_mean_squares():
 
 def test_seeds_and_examples_are_the_fewest_that_are_enough():
     design, level = Design((Task(0.5, 20.0, 30.0, 900), Task(0.3, 10.0, 20.0, 300))), 0.01
-    assert power.seeds_to_detect(design, 0.9, level) is None  # the examples leave an error of 0.44
-    assert power.seeds_to_show(design, 0.9, level) is None
-    for seeds, wanted in ((5, 0.9), (12, 0.9), (12, 4.0)):
-        times = power.examples_to_detect(design, seeds, wanted, level)
-        error, df = design.error(seeds, times), design.df(seeds, times)
-        assert power.difference_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
-        times = power.examples_to_show(design, seeds, wanted, level)
-        error, df = design.error(seeds, times), design.df(seeds, times)
-        assert power.equivalence_power(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
-    assert power.examples_to_detect(design, 2, 0.9, level) is None
-
-
-def test_power_of_both_is_the_share_of_simulated_studies():
-    """Drawn by the model and tested by the very function that gains use."""
-    rng, task = np.random.default_rng(4), Task(0.6, 8.0, 15.0, 300)
-    seeds, level, studies = 12, 0.02, 1000
-    design = Design((task,))
-    wanted = power.detectable(design.error(seeds), design.df(seeds), level)
-    found = 0
-    for _ in range(studies):
-        values = wanted + task.seeds * rng.normal(size=(seeds, 1))
-        values = values + task.examples * rng.normal(size=300)
-        values = values + task.rest * rng.normal(size=(seeds, 300))
-        zeros = np.zeros_like(values)
-        found += over_both(values.mean(1), zeros[:, 0], values, zeros).p < level
-    assert abs(found / studies - 0.8) < 3.3 * math.sqrt(0.16 / studies)
+    for ask in (power.difference_power, power.equivalence_power):
+        # The examples leave an error of 0.44.
+        assert power.seeds_needed(ask, design, 0.9, level) is None
+        for seeds, wanted in ((5, 0.9), (12, 0.9), (12, 4.0)):
+            times = power.examples_needed(ask, design, seeds, wanted, level)
+            error, df = design.error(seeds, times), design.df(seeds, times)
+            assert ask(wanted, error, df, level) == pytest.approx(0.8, abs=1e-4)
+    assert power.examples_needed(power.difference_power, design, 2, 0.9, level) is None
 
 
 def test_family():

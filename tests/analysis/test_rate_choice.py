@@ -50,19 +50,6 @@ def test_the_share_of_two_rates_has_a_closed_form(seeds, better, tmp_path):
     assert 0.7 < expected < 0.99 and found.chosen_in == pytest.approx(expected, abs=0.03)
 
 
-def test_the_share_of_three_rates_by_another_metric(tmp_path):
-    masks = [wrong(share, seed, len(HELD)) for seed, share in enumerate((0.32, 0.20, 0.28))]
-    plant(tmp_path, masks, task="cola")
-    rng, given = np.random.default_rng(0), [np.where(mask, 1 - HELD, HELD) for mask in masks]
-    wins = 0
-    for _ in range(2_000):
-        index = rng.integers(len(HELD), size=len(HELD))
-        scores = [np.corrcoef(each[index], HELD[index])[0, 1] for each in given]  # of 0 and 1
-        wins += np.argmax(np.round(scores, 9)) == 1
-    rate, found = choice(tmp_path, "matthews")
-    assert rate == RATES[1] and found.chosen_in == pytest.approx(wins / 2_000, abs=0.04)
-
-
 @pytest.mark.parametrize(
     ("scores", "chosen", "lead", "collapse"),
     [
@@ -92,12 +79,3 @@ def test_the_lead_and_a_collapse_one_step_above(scores, chosen, lead, collapse, 
         assert "rates a factor of 3.2 apart, chosen by 1 run of each." in note
         assert ("lost more than 10 points, on SST-2 (LoRA): there" in note) == collapse
         assert "Predictions of tuning runs were not kept" in note
-
-
-def test_runs_of_other_examples_are_not_resampled_together(tmp_path):
-    plant(tmp_path, [wrong(0.2, 1, 60), wrong(0.3, 2, 60)])
-    changes = {"data.validation": len(HELD), "data.train": 300, "data.draw": 100}
-    folder = tmp_path / f"{RATES[1]}" / "100"
-    planted(folder, "lora", 100, 1 - HELD, wrong(0.3, 2, 60), rate=RATES[1], changes=changes)
-    with pytest.raises(ValueError, match=r"were scored on different examples: their labels differ"):
-        choice(tmp_path)

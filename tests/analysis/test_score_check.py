@@ -1,6 +1,8 @@
-"""Scores that stored predictions contradict stand in no table and in no report."""
+"""Scores are those of the chosen evaluation, and of the stored predictions."""
 
+import dataclasses
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,12 @@ import pytest
 from fake_records import planted, write
 
 from experiments.analysis import recorded_runs, scored_examples
+from experiments.analysis.choose_methods import contests
+from experiments.figures.scores import panels
 from experiments.runs import predictions
 from experiments.runs.predictions import Predictions
-from experiments.tables import config_tables
+from experiments.search.search import score
+from experiments.tables import cells, config_tables
 
 LABELS = np.tile([0, 1], 50)
 RIGHT = np.eye(2)[LABELS]
@@ -46,14 +51,6 @@ def test_a_table_refuses_what_a_report_does(tmp_path):
         config_tables.render_table("glue", tmp_path, "markdown")
     (tmp_path / "1" / predictions.NAME).unlink()  # then nothing is known of it
     assert "| 79.5 ± " in config_tables.render_table("glue", tmp_path, "markdown")
-
-
-def test_own_files_have_no_questions_whatever_their_name(tmp_path):
-    """COPA's examples come in pairs, of which one is right."""
-    changes = {"data.name": "super_glue/copa", "data.source": "files"}
-    write(tmp_path, "glue", "task=sst2", {"accuracy": 0.8}, changes=changes)
-    predictions.write(tmp_path, {"validation": Predictions(right(80), LABELS)})
-    assert checked(tmp_path) == ""
 
 
 @pytest.mark.parametrize(
@@ -101,18 +98,47 @@ def test_it_is_the_saved_adapter_whose_scores_are_compared(tmp_path, select):
     assert [n for n in said if not said[n]] == [round(100 * scores[select]["accuracy"])]
 
 
-def test_values_are_compared_by_their_correlation(tmp_path):
-    targets = np.linspace(0, 5, 100)
-    outputs = np.sin(targets)[:, None]
-    found = float(np.corrcoef(targets, outputs[:, 0])[0, 1])
-    how = {"outputs": outputs, "labels": targets}
-    write(tmp_path / "a", "glue", "task=stsb", {"pearson": found}, **how)
-    write(tmp_path / "b", "glue", "task=stsb", {"pearson": -found}, **how)
-    assert checked(tmp_path / "a") == ""
-    assert checked(tmp_path / "b").startswith(": its predictions give pearson")
+BEST, LAST = (0.9, 0.8, 0.64, 0.95), (0.5, 0.7, 0.62, 0.4)
+"""Of four seeds; that of the last one diverged."""
 
 
-def test_what_did_not_complete_is_not_compared(tmp_path):
-    how = {"outputs": RIGHT, "labels": LABELS}
-    write(tmp_path, "glue", "task=sst2", {"accuracy": 0.1}, status="diverged", **how)
-    assert checked(tmp_path) == ""
+@pytest.mark.parametrize("choose", ["best", "last"])
+def test_the_chosen_evaluation_is_taken_everywhere(tmp_path, choose):
+    records = [
+        write(
+            tmp_path / str(seed),
+            "glue",
+            f"task=sst2,variant=lora,seed={seed}",
+            {},
+            changes={"train.select": choose},
+            metrics_best={"accuracy": best},
+            metrics_last={"accuracy": last},
+            status="diverged" if seed == 3 else "completed",
+            parameters=1,
+        )
+        for seed, (best, last) in enumerate(zip(BEST, LAST, strict=True))
+    ]
+    runs = recorded_runs.find(tmp_path)
+    wanted = [100 * score for score in (BEST if choose == "best" else LAST)][:3]
+    mean = pytest.approx(sum(wanted) / 3)
+    own: dict[str, Any] = {"choose": choose, "report": "mean"}
+
+    (block,) = cells.blocks({**config_tables.tables()["glue"], **own}, runs, ())
+    places = [n for n, column in enumerate(block.columns) if column.task == "sst2"]
+    assert [block.rows[0].cells[n].ours.centre for n in places] == [mean]
+    (panel,) = panels(runs)
+    panel = dataclasses.replace(panel, table={**panel.table, **own})
+    assert panel.score([run for run in runs if run.completed]).centre == mean
+
+    (contest,) = contests(runs, {})
+    (method,) = contest.methods
+    scores = {seed: score for (seed, _), score in method.scores().items()}
+    assert scores == pytest.approx({**dict(enumerate(wanted)), 3: 100 * LAST[3]})
+
+    folder: Any = SimpleNamespace(run=lambda name: tmp_path / name)
+    loop: Any = SimpleNamespace(metric="accuracy")
+    trials: Any = [
+        SimpleNamespace(name=str(n), digest=r.config_digest) for n, r in enumerate(records)
+    ]
+    found = [score(folder, each, loop) for each in trials]
+    assert found == [*(pytest.approx(score / 100) for score in wanted), None]

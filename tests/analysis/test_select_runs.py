@@ -1,17 +1,16 @@
-"""Which runs a report takes: those of a study stay among themselves, and so do smoke runs."""
+"""Which runs a report takes, what identifies them, and what their parameters are."""
 
-import types
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_records import write
 
-from configs import instruct, own_data, quickstart
-from experiments.analysis import recorded_runs
+from configs import quickstart
+from experiments.analysis import parameters, recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.analysis.collect_runs import select
-from experiments.figures import scores
-from experiments.imports import combined_run
-from experiments.setup.config import fill, parse
+from experiments.analysis.recorded_runs import Run
 from experiments.tables import config_tables
 
 
@@ -44,14 +43,6 @@ def test_combined_and_imported_adapters_are_no_runs_of_a_method(tmp_path):
         contests(runs, {})
 
 
-def test_an_adapter_combined_of_smoke_runs_is_one():
-    first = parse(fill(quickstart.get_config("size=smoke").to_dict()))
-    combined = types.SimpleNamespace(trainable={"adapters": {}, "params": {}})
-    config = combined_run.config_of(first, combined, "smoke")
-    assert (config.experiment, config.study.size) == ("combined", "smoke")
-    assert not recorded_runs.in_study(config.plain)
-
-
 def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path):
     def add(name, registration, config="glue"):
         changes = {"study.registration": registration} if registration else {}
@@ -65,7 +56,10 @@ def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path)
     assert found == ["other", "registered"]
     assert notes == ["1 run left out: of no registration, though their study has one"]
     add("second", "def")
-    with pytest.raises(ValueError, match=r"runs of glue belong to 2 registrations \(.*registered"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 registrations: give .*registered, .*second \(--",
+    ):
         selected(tmp_path)
 
 
@@ -75,9 +69,7 @@ def test_parts_of_a_study_have_folders_and_tasks_of_their_own(tmp_path, tasks):
         changes = {"study.registration": f"of {name}"}
         write(tmp_path / name / "run", "glue", f"task={task}", {"matthews": 0.4}, changes=changes)
     found = recorded_runs.find(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"2 registrations \(.*16/run and .*8/run\): keep the runs"
-    ):
+    with pytest.raises(ValueError, match=r"2 registrations: give one of .*8/run, .*16/run \(--res"):
         select(found, None, "full", parts=True)
     for name in ("16", "8"):
         (tmp_path / name / "study.json").write_text("{}")
@@ -103,44 +95,27 @@ def test_tasks_have_the_order_of_the_study_s_columns(tmp_path):
     assert several.column("b") == "b" and [*several.columns] == ["b"]
 
 
-def test_tables_and_pictures_take_the_runs_of_one_registration(tmp_path):
-    for name, seed, registration in (("pilot", 0, ""), ("own", 1, "abc"), ("smoke", 2, "")):
-        size = ",size=smoke" * (name == "smoke")
-        changes = {"study.registration": registration}
-        where = tmp_path / "runs" / name
-        scored = {"matthews": 0.4}
-        write(where, "glue", f"seed={seed}{size}", scored, changes=changes, losses=(1.0,))
-    said = [
-        "1 run left out: of another size",
-        "1 run left out: of no registration, though their study has one",
-    ]
-    runs, picture = tmp_path / "runs", tmp_path / "x.png"
-    for model in (None, "minilm"):
-        text = config_tables.render_table("glue", runs, "markdown", model)
-        assert "| 40.0 (1) |" in text and all(note in text for note in said)
-    for kind in ("training", "learning_rate"):
-        notes = []
-        drawn = scores.draw(runs, kind, picture, say=notes.append)
-        assert [run.folder.name for run in drawn] == ["own"] and notes == said
-    assert len(scores.draw(runs, "training", picture, size="smoke")) == 1
-    write(runs / "b", "glue", "seed=3", {"matthews": 0.4}, changes={"study.registration": "def"})
-    with pytest.raises(ValueError, match="2 registrations"):
-        config_tables.render_table("glue", runs, "markdown")
-    with pytest.raises(ValueError, match="2 registrations"):
-        scores.draw(runs, "learning_rate", picture)
+@pytest.mark.parametrize(("examples", "number"), [(16, (5, 3)), (0, (5, 0))])
+def test_runs_that_train_on_all_examples_have_no_draw(examples, number):
+    config = quickstart.get_config().to_dict()
+    config["data"] |= {"train": examples, "draw": 3}
+    record = SimpleNamespace(config={**config, "seed": 5})
+    assert Run(Path(), record).number == number
 
 
-@pytest.mark.parametrize("module", [quickstart, instruct, own_data])
-def test_a_smoke_run_says_so_in_its_config(module):
-    files = "train=a.csv,held_out=10," if module is own_data else ""
-    for size in ("full", "smoke"):
-        config = parse(fill(module.get_config(f"{files}size={size}").to_dict()))
-        assert config.study.size == size
-        assert bool(config.study.table) == (module is own_data)
+@pytest.fixture
+def runs(tmp_path):
+    """Two that kept different ranks, one that did not complete, and one of an early version."""
+    for seed, count in enumerate((328_704, 334_080, None)):
+        write(tmp_path / str(seed), "glue", f"seed={seed}", {"matthews": 0.4}, parameters=count)
+    write(tmp_path / "3", "glue", "seed=3", {"matthews": None}, parameters=9, status="failed")
+    write(tmp_path / "full", "glue", "variant=full", {"matthews": 0.5}, parameters=22_566_146)
+    return tmp_path
 
 
-def test_a_smoke_run_of_no_study_enters_only_if_asked_for(tmp_path):
-    write(tmp_path / "smoke", "quickstart", "size=smoke", {"accuracy": 0.4})
-    write(tmp_path / "full", "quickstart", "", {"accuracy": 0.6})
-    assert selected(tmp_path) == (["full"], ["1 run left out: of another size"])
-    assert selected(tmp_path, size="smoke")[0] == ["smoke"]
+def test_what_the_adapters_of_completed_runs_have_is_counted(runs):
+    found = recorded_runs.find(runs)
+    own = [run.record for run in found if run.config.variant.name == "lora"]
+    assert parameters.counts(own) == (328_704, 334_080)
+    assert parameters.text((328_704, 330_000, 334_080)) == "328,704 to 334,080"
+    assert parameters.text((0,)) == "0" and parameters.text(()) == ""

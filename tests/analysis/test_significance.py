@@ -1,4 +1,4 @@
-"""Tests of differences: against hand computations, scipy, and planted effects and nulls."""
+"""Tests of differences: against hand computations, SciPy, and brute force."""
 
 import itertools
 import math
@@ -9,16 +9,15 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from experiments.analysis import bootstrap, significance
-from experiments.analysis.significance import Estimate
-from lora_jax.metrics import label_metrics
+from experiments.analysis.significance import (
+    MeanDifference,
+    between_tasks,
+    new_task,
+    over_seeds,
+    over_tasks,
+)
 
-NULLS = 200
-NEAR = (0.01, 0.09)
 """Of 200 nulls, at 5%: outside of this less than once in 100 times by chance."""
-
-
-def rejected(p_values):
-    return np.mean([p is not None and p < 0.05 for p in p_values])
 
 
 def test_mcnemar_is_the_binomial_test_of_the_discordant_examples():
@@ -76,68 +75,6 @@ def test_an_interval_without_0_is_a_small_p_value():
         assert (found.low > 0) == (found.p < 0.05) or abs(found.low) < 0.02
 
 
-def runs(rng, seeds, n=300, effect=0.0, of_seed=0.0, of_example=0.0, own=1.0):
-    """Whether each of two methods gets an example right: (methods, seeds, n).
-
-    Logits of a method are those of the example, plus noise of its own of the seed, of the example
-    (the same for all seeds), and of each run.
-    """
-    logits = 1.2 + rng.normal(0, 1.0, n) + np.array([effect, 0.0])[:, None, None]
-    logits = logits + of_seed * rng.normal(size=(2, seeds, 1))
-    logits = logits + of_example * rng.normal(size=(2, 1, n)) + own * rng.normal(size=(2, seeds, n))
-    return logits > 0
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_mcnemar_on_planted_nulls_and_effects(seeds):
-    rng = np.random.default_rng(seeds)
-    found = [significance.mcnemar(*runs(rng, seeds, of_example=0.5)) for _ in range(NULLS)]
-    assert NEAR[0] <= rejected(found) <= NEAR[1]
-    found = [significance.mcnemar(*runs(rng, seeds, 600, effect=0.6)) for _ in range(50)]
-    assert rejected(found) > 0.9
-
-
-@pytest.mark.parametrize(
-    "metric",
-    ["accuracy", "matthews", "pearson"]
-    + [pytest.param(each, marks=pytest.mark.slow) for each in ("f1", "spearman")],
-)
-def test_over_examples_on_planted_nulls_and_effects(metric):
-    rng = np.random.default_rng(7)
-    n = 150
-
-    def test(effect):
-        if metric in label_metrics.REGRESSION:
-            labels = rng.normal(size=n)
-            sizes = np.array([1.0 - effect / 2, 1.0])[:, None, None]
-            outputs = (labels + sizes * rng.normal(size=(2, 1, n)))[..., None][:, 0]
-        else:
-            labels = rng.integers(2, size=n)
-            right = runs(rng, 1, n, effect)[:, 0]
-            outputs = np.eye(2)[np.where(right, labels, 1 - labels)]
-        drawn = bootstrap.replicates(metric, list(outputs), labels, resamples=500, seed=1)
-        scores = [label_metrics.score([metric], each, labels)[metric] for each in outputs]
-        observed = np.array([scores[0] - scores[1]])
-        return significance.over_examples(observed, (drawn[0] - drawn[1])[None], n).p
-
-    assert NEAR[0] <= rejected([test(0.0) for _ in range(NULLS)]) <= NEAR[1]
-    assert rejected([test(1.2) for _ in range(20)]) > 0.9
-
-
-def test_equal_resamples_have_no_interval():
-    found = significance.over_examples(np.zeros(2), np.zeros((2, 200)), 100)
-    assert found == Estimate(0.0, None, None, 1.0, 100)
-
-
-def test_holm_by_hand():
-    np.testing.assert_allclose(
-        significance.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02]
-    )
-    assert significance.holm([0.01, None, 0.5]) == [0.02, None, 0.5]
-    assert significance.holm([]) == [] and significance.holm([None]) == [None]
-    assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
-
-
 P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12)
 
 
@@ -157,11 +94,116 @@ def test_holm_rejects_what_its_step_down_procedure_does(values, level):
         assert old is None or (new is not None and old <= new <= 1.0)
 
 
-def test_holm_keeps_the_rate_of_any_false_claim_on_planted_nulls():
-    rng = np.random.default_rng(5)
-    families = rng.random((NULLS * 5, 6))
-    families[:, 0] = 1e-6  # one true effect, always found
-    adjusted = np.array([significance.holm(list(family)) for family in families], float)
-    assert np.all(adjusted[:, 0] < 0.05)
-    assert 0.03 <= np.mean((adjusted[:, 1:] < 0.05).any(1)) <= 0.07
-    assert np.mean((families[:, 1:] < 0.05).any(1)) > 0.2
+def test_over_seeds_is_scipy_s_paired_t_test():
+    first, second = np.random.default_rng(0).normal(80, 2, (2, 7))
+    found, theirs = over_seeds(first, second), stats.ttest_rel(first, second)
+    assert (found.n, found.df) == (7, 6) and found.p == pytest.approx(theirs.pvalue, rel=1e-12)
+    for level in (0.05, 0.2):
+        interval = theirs.confidence_interval(1 - level)
+        assert found.interval(level) == pytest.approx((interval.low, interval.high), rel=1e-12)
+    below = stats.ttest_rel(first, second, alternative="less").confidence_interval(0.95)
+    assert found.upper() == pytest.approx(below.high, rel=1e-12)
+
+
+def test_without_variance_there_is_no_interval():
+    scores = np.array([71.1, 72.2, 73.3])
+    same, shifted = over_seeds(scores / 3 * 3, scores), over_seeds(scores + 0.1, scores)
+    assert same == MeanDifference(0.0, 0.0, 2.0, 3) and same.p == 1.0
+    assert shifted.error == 0 and shifted.mean == pytest.approx(0.1) and shifted.p == 2 * 0.5**3
+    one = over_seeds(scores[:1], scores[:1] - 1)
+    assert one.error is None and one.mean == pytest.approx(1.0)
+    for each in (shifted, one):
+        assert (each.interval(), each.upper()) == (None, None)
+    assert one.p is None
+    with pytest.raises(ValueError, match="need common seeds: got 0 and 0"):
+        over_seeds(scores[:0], scores[:0])
+    with pytest.raises(ValueError, match="need common seeds: got 3 and 2"):
+        over_seeds(scores, scores[:2])
+
+
+def test_over_two_tasks_is_welch_s_test():
+    """The sum of two means is the difference of the first from the negative of the second."""
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(0.5, 1.0, 12), rng.normal(0.5, 3.0, 20)
+    found = over_tasks([over_seeds(each, np.zeros(len(each))) for each in (one, other)])
+    theirs = stats.ttest_ind(one, -other, equal_var=False)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-12)
+    assert found.df == pytest.approx(theirs.df, rel=1e-12)
+    ends = np.array(theirs.confidence_interval(0.95)) / 2
+    assert found.interval() == pytest.approx(tuple(ends), rel=1e-12)
+    assert (found.mean, found.n) == (pytest.approx((one.mean() + other.mean()) / 2), 12)
+
+
+def test_with_few_seeds_the_fewest_count():
+    tasks = [MeanDifference(1.0, 0.3, n - 1.0, n) for n in (9, 30)]
+    assert over_tasks(tasks).df == 8
+    assert over_tasks(tasks).error == pytest.approx(0.3 / np.sqrt(2))
+    identical = MeanDifference(0.0, 0.0, 19.0, 20)
+    assert over_tasks([identical, identical]).p == 1.0
+    half = over_tasks([identical, MeanDifference(1.0, 0.3, 19.0, 20)])
+    assert (half.mean, half.error, half.df) == (0.5, 0.15, 19)  # all the noise is of one task
+    assert over_tasks([identical, MeanDifference(1.0, None, 0.0, 1)]).error is None
+
+
+def test_few_equal_differences_are_not_without_noise():
+    """Two seeds that agree by chance would make those of another task certain."""
+    noisy = over_seeds(np.array([0.01, -0.01]), np.zeros(2))
+    flat, same = (over_seeds(np.full(2, value), np.zeros(2)) for value in (5.0, 0.0))
+    assert over_tasks([flat, noisy]) == MeanDifference(2.5, None, 0.0, 2)
+    assert over_tasks([flat, flat]).p == flat.p == 0.5
+    assert over_tasks([same, noisy]).p == noisy.p
+
+
+MARGIN = 1.0
+
+
+def test_tost_is_the_larger_of_scipy_s_two_one_sided_tests():
+    rng = np.random.default_rng(0)
+    for mean, seeds in ((0.0, 5), (0.7, 12), (-0.8, 20), (1.5, 4)):
+        first, second = rng.normal(80, 1, (2, seeds)) + np.array([[mean], [0]])
+        above = stats.ttest_1samp(first - second, -MARGIN, alternative="greater").pvalue
+        below = stats.ttest_1samp(first - second, MARGIN, alternative="less").pvalue
+        found = significance.equivalence_of_mean(over_seeds(first, second), MARGIN)
+        assert found == pytest.approx(max(above, below), rel=1e-9)
+        own = over_seeds(first, second)
+        low, high = own.interval(0.1)
+        assert (found < 0.05) == (low > -MARGIN and high < MARGIN)
+        assert significance.at_most(own.mean, own.error, own.df, MARGIN) == pytest.approx(below)
+
+
+def test_without_variance_the_sign_test_decides():
+    scores = np.full(4, 80.0)
+    halves = np.array(list(itertools.product((False, True), repeat=4)))
+
+    def p(first, second):
+        return significance.equivalence_of_mean(over_seeds(first, second), MARGIN)
+
+    assert p(scores, scores) == p(scores + 0.9, scores) == halves.all(1).mean()
+    assert p(scores + 1.1, scores) == 1.0
+    assert p(scores[:1], scores[:1]) is None
+    identical = [MeanDifference(0.0, 0.0, n - 1.0, n) for n in (5, 9)]
+    assert significance.equivalence_of_mean(over_tasks(identical), MARGIN) == 2**-5
+
+
+def test_it_is_a_t_test_of_the_tasks():
+    means = np.array([0.1, 1.4, -0.8, 2.2])
+    theirs = stats.ttest_1samp(means, 0)
+    found = new_task(means)
+    assert (found.df, found.n) == (3, 4)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.interval() == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_the_sd_between_tasks_is_that_of_der_simonian_and_laird_where_errors_are_equal():
+    means, error = np.array([0.1, 1.4, -0.8, 2.2]), 0.5
+    weights = np.full(4, error**-2)
+    q = weights @ (means - means.mean()) ** 2
+    squared = (q - 3) / (weights.sum() - (weights @ weights) / weights.sum())
+
+    def of(error):
+        return between_tasks([MeanDifference(each, error, 9.0, 10) for each in means])
+
+    assert of(error) == pytest.approx(np.sqrt(squared))
+    assert of(2.0) == 0  # noise explains more than what is seen
+    assert of(0.0) is of(None) is None
+    assert between_tasks([MeanDifference(1.0, 0.1, 9.0, 10)] * 2) is None

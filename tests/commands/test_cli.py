@@ -66,21 +66,20 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         (f"{TRAIN} --distributed", "--distributed: JAX cannot tell how these processes meet"),
         (
             f"{STUDY} --rows=dora",
-            "error: --rows=dora: the study compares every method with lora, so --rows must contain "
-            "it: --rows=lora,dora",
+            "error: --rows, --columns: unknown reference 'lora'",
         ),
         (f"{STUDY} --argument=source=tsv,folder=nowhere", "sst2: there is no folder nowhere"),
         (f"{STUDY.replace('lora', 'lorra')}", "unknown study; nearest: 'against_lora'"),
-        (f"{STUDY} --argument=source=tsv,row=dora", "row=dora: give --rows=dora in place of row"),
-        (f"{STUDY} --argument=task=cola", "task=cola: give --columns=cola in place of task"),
-        (f"{STUDY} --argument=seed=3", "seed=3: the study's STUDY says which seeds"),
+        (f"{STUDY} --argument=source=tsv,row=dora", "row is given by --rows"),
+        (f"{STUDY} --argument=task=cola", "task is given by --columns"),
+        (f"{STUDY} --argument=seed=3", "seed is given in the file's STUDY"),
         (SWEEP, "error: nothing to sweep: give --sweep=KEY=VALUES"),
         (f"{SWEEP} --sweep=config.seed=0:2 --processes=0", "error: flag --processes=0"),
         (
             f"{SWEEP} --sweep=config.seed=0:2 --dry_run --sweep_seed=3",
             "error: --sweep_seed would be ignored: it goes with --trials and --search",
         ),
-        (f"{SEARCH} --budget=9", "error: --budget goes with --search, such as --search=tpe"),
+        (f"{SEARCH} --budget=9", "error: --budget would be ignored: it goes with --search"),
         (
             f"{SEARCH} --halving_factor=2",
             "error: --halving_factor would be ignored: it goes with --search=halving",
@@ -99,11 +98,11 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         ),
         (
             f"{SEARCH} --search=halving --trials=3 --retry",
-            "error: --retry does not go with --search=halving, where a diverged trial has lost",
+            "error: --retry does not go with --search=halving",
         ),
         (
             f"{SEARCH} --search=tpe --trials=3 --launcher=print",
-            "error: --launcher=print: --search runs on",
+            "error: --launcher does not go with --search",
         ),
         ("worker --workdir=OUT", "error: --trial is missing: "),
         ("worker --workdir=OUT --trial=../x", "trials.json has no trial '../x'; nearest: none"),

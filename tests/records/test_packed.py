@@ -15,7 +15,6 @@ from fake_records import planted, write
 from experiments.analysis import recorded_runs
 from experiments.runs import finished_run, folder_lock, packing, predictions
 from experiments.setup import config_files
-from experiments.studies import packs
 from lora_jax.records import packed, run_record
 
 LABELS = np.tile([0, 1], 10)
@@ -45,11 +44,11 @@ def results(tmp_path):
 
 
 def pack(results):
-    return list(packs.pack(results))
+    return list(packing.pack_below(results))
 
 
 def unpack(folder):
-    return list(packs.unpack(folder))
+    return list(packing.unpack_below(folder))
 
 
 def content(folder):

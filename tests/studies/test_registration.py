@@ -1,16 +1,18 @@
-"""A study is registered once, as a whole, and cannot be changed afterwards."""
+"""A study is registered once, as a whole; git's history shows when; and its rule for rates."""
 
 import dataclasses
-import errno
+import itertools
 import json
-import os
+import subprocess
+import types
 
 import pytest
 
-from configs.studies import against_lora
+from configs import quickstart
 from experiments.analysis.recorded_runs import REGISTRATION
-from experiments.studies import registration
-from experiments.studies.protocol import Protocol
+from experiments.setup.config import fill
+from experiments.studies import protocol, registration
+from experiments.studies.protocol import Protocol, Rates
 from experiments.studies.registration import Planned
 
 PLAIN = {
@@ -24,11 +26,6 @@ PLAIN = {
 }
 PROTOCOL = Protocol.of(PLAIN, "STUDY")
 CELLS = {"cola": {"lora": Planned("a", 1e-3), "dora": Planned("b", 1e-3)}}
-
-
-def test_the_committed_study_is_a_protocol():
-    made = Protocol.of(against_lora.STUDY, "STUDY")
-    assert made.reference in made.rows and made.seeds == tuple(against_lora.STUDY["seeds"])
 
 
 @pytest.mark.parametrize(
@@ -54,13 +51,7 @@ def test_a_wrong_protocol_is_refused_by_name(changes, said):
         Protocol.of({**PLAIN, **changes}, "STUDY")
 
 
-@pytest.mark.parametrize("hard_links", [True, False])
-def test_a_registration_is_written_once_and_read_as_it_was(hard_links, tmp_path, monkeypatch):
-    def no_link(*_):
-        raise PermissionError(errno.EPERM, "no hard links here")
-
-    if not hard_links:
-        monkeypatch.setattr(os, "link", no_link)
+def test_a_registration_is_written_once_and_read_as_it_was(tmp_path):
     budgets = {"cola": registration.Budget("matthews", 2000, 8.0, 0, 16)}
     table = {"rows": {"dora": "DoRA of mine"}}
     first = registration.register(tmp_path, "mine", PROTOCOL, CELLS, budgets, table)
@@ -109,3 +100,147 @@ def test_a_changed_file_is_noticed(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match="not a registration of version"):
         registration.read(tmp_path)
+
+
+def git(folder, *line):
+    ended = subprocess.run(["git", "-C", folder, *line], check=True, capture_output=True, text=True)
+    return ended.stdout.strip()
+
+
+def commit(folder, *names):
+    """Commit files, or nothing; the new commit."""
+    if names:
+        git(folder, "add", *names)
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "A step")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2026-03-04T12:00:00+00:00")
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "Somebody")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "somebody@example.org")
+    git(folder, "init", "--quiet")
+    (folder / ".gitignore").write_text("/runs/\n")
+    commit(folder, ".gitignore")
+    return folder
+
+
+def said(folder, *commits):
+    """What is said of runs that were made at these commits; None for a run that names none."""
+    made = [None if each is None else {"commit": each, "dirty": False} for each in commits]
+    runs = [types.SimpleNamespace(record=types.SimpleNamespace(git=each)) for each in made]
+    return registration.committed(folder, registration.read(folder), runs)
+
+
+def register(folder):
+    folder.mkdir(exist_ok=True, parents=True)
+    return registration.register(folder, "mine", PROTOCOL, CELLS)
+
+
+def test_the_history_is_asked_for_the_content(repository, tmp_path):
+    """The file may be a copy of one that lies elsewhere, and may have been moved."""
+    runs, results = repository / "runs" / "mine", repository / "results"
+    written = register(runs).written
+    first = commit(repository)
+    only = f"only its own date, {written}, and the digest"
+    assert said(runs, first).startswith(f"study.json is not committed: {only}")
+    register(results)  # another day's would be another content
+    (results / "study.json").write_bytes((runs / "study.json").read_bytes())
+    second = commit(repository, "results")
+    git(repository, "mv", "results/study.json", "study.json")
+    third = commit(repository, "study.json")
+    began = f"study.json was committed in {second[:10]} on 2026-03-04"
+    assert said(runs) == f"{began}, before any run."
+    before = f"{began}, before its runs: each was made at a commit that has it."
+    assert said(runs, second, third) == said(repository, third, third) == before
+    after = said(runs, first, None, "0" * 40, third)
+    assert after.startswith(f"{began}. Of its 4 runs, 3 name no commit that has it, and the")
+    assert only in after
+
+    commit(repository)
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository}", str(shallow))
+    assert said(shallow, third).startswith("This clone does not reach back to the first commit of")
+
+
+def test_a_new_registration_comes_with_the_commands_that_commit_it(repository):
+    for place in ("kept study", "runs/8"):  # the second is ignored
+        folder = repository / place
+        register(folder)
+        commands = registration.how_to_commit(folder, "mine").partition("first: ")[2]
+        subprocess.run(commands, shell=True, check=True, cwd=repository)
+        assert f"{place}/study.json" in git(repository, "ls-files")
+        assert said(folder).endswith("before any run.")
+
+
+RULE = Rates(per_decade=2, around=2, most_more=2)
+
+
+def test_half_decades_around_the_middle():
+    grid = [protocol.rate_at(1e-3, place, RULE.per_decade) for place in protocol.first_places(RULE)]
+    assert grid == [1e-4, 3.2e-4, 1e-3, 3.2e-3, 1e-2]
+    quarter = [protocol.rate_at(2e-3, place, 4) for place in range(-4, 5)]
+    assert quarter[::4] == [2e-4, 2e-3, 2e-2]
+    ratios = [high / low for low, high in itertools.pairwise(quarter)]
+    assert ratios == pytest.approx([10**0.25] * 8, rel=0.03)  # of two digits
+
+
+def test_a_best_rate_at_an_edge_gives_all_one_more_on_that_side():
+    start = protocol.first_places(RULE)
+    assert protocol.grown(start, [0, 1, -1], RULE) == start
+    assert protocol.grown(start, [0, 2], RULE) == range(-2, 4)
+    assert protocol.grown(start, [-2, 2], RULE) == range(-3, 4)
+    assert protocol.grown(range(-2, 4), [2, 0], RULE) == range(-2, 4)
+    assert protocol.grown(range(-4, 5), [-4, 4], RULE) == range(-4, 5)  # as far as the rule goes
+
+
+@pytest.fixture(scope="module")
+def config():
+    """A recorded config."""
+    return fill(quickstart.get_config("size=smoke").to_dict())
+
+
+@pytest.fixture
+def record(config):
+    """Makes records of runs that save the adapter of the last evaluation, or of the best one."""
+
+    def make(last, metric="accuracy", status="completed", select="last", best=None):
+        metrics = {"metrics_last": {metric: last}, "metrics_best": {metric: best}}
+        own = {**config, "train": {**config["train"], "select": select}}
+        return types.SimpleNamespace(metric=metric, status=status, config=own, **metrics)
+
+    return make
+
+
+def test_the_best_place_has_the_best_mean_and_is_the_lowest_of_equal_ones(record):
+    scores = {1: [0.4, 0.6], 0: [0.5, 0.5], -1: [0.2, 0.3]}
+    for metric, best in (("accuracy", 0), ("perplexity", -1)):
+        tried = {place: [record(s, metric) for s in own] for place, own in scores.items()}
+        assert protocol.best_place(tried) == best
+    # Of 1,000 sentences each: equal sums, whose means differ by a rounding.
+    right = {0: (813, 815), 1: (812, 816)}
+    tried = {place: [record(n / 1000) for n in own] for place, own in right.items()}
+    assert len({sum(each.metrics_last["accuracy"] for each in own) for own in tried.values()}) == 2
+    assert protocol.best_place(tried) == 0
+
+
+def test_the_score_is_that_of_the_adapter_that_a_run_saved(record):
+    """A rate that ends badly may have the better best evaluation, and the reverse."""
+    scores = {0: {"last": 0.6, "best": 0.7}, 1: {"last": 0.5, "best": 0.8}}
+    for select, best in (("last", 0), ("best", 1)):
+        tried = {place: [record(select=select, **own)] for place, own in scores.items()}
+        assert protocol.best_place(tried) == best
+        (of_one,) = protocol.saved_scores(tried[1])
+        assert of_one == scores[1][select]
+
+
+def test_a_place_where_a_run_did_not_end_is_not_the_best(record):
+    diverged, unscored = record(0.9, status="diverged"), record(None)
+    tried = {0: [record(0.5)], 1: [record(0.9), diverged], 2: [record(0.9), unscored]}
+    assert protocol.best_place(tried) == 0
+    assert protocol.best_place({1: [diverged]}) is None

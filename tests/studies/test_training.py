@@ -59,27 +59,6 @@ def test_runs_that_do_not_fit_into_memory_together_train_apart(tmp_path, monkeyp
     assert [each.split(": ")[1].split()[0] for each in apart] == ["10", "5", "5"]
 
 
-def test_a_run_that_does_not_fit_by_itself_ends_a_study(tmp_path, monkeypatch):
-    memory = Memory(room=1)
-    memory.train = lambda *_: [ValueError("config.model is too large")]
-    with pytest.raises(ValueError, match=r"^config\.model is too large$"):
-        memory.seeds(tmp_path, monkeypatch, 1)
-
-
-def test_a_study_goes_on_with_the_parts_that_have_checkpoints(tmp_path, monkeypatch):
-    """Though there is room for more by now: checkpoints are of the runs that trained together."""
-    runs, own = tmp_path / "sst2" / "runs" / "lora", []
-    for part in ([5, 6], [7, 8, 9]):  # of the ten at first
-        each = [config(n, 1e-3, n) for n in part], [runs / str(n) for n in part]
-        own.append(GroupFolder.of(*each))
-    own[1].path.mkdir(parents=True)
-    own[1].begin([0, 1, 2])
-    memory = Memory(room=10)
-    memory.seeds(tmp_path, monkeypatch, 10)
-    assert memory.trained == [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
-    assert not own[0].path.exists()
-
-
 def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_path, monkeypatch):
     memory = Memory(room=3)
     configs = [config(seed, 1e-3, seed) for seed in range(10)]
@@ -87,9 +66,7 @@ def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_pa
     home = GroupFolder.of(configs, folders)
     home.begin(range(10))
     (home.path / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(
-        ValueError, match=r"has checkpoints of these 10 runs, .* \(too many\): free"
-    ):
+    with pytest.raises(ValueError, match="too many"):
         memory.seeds(tmp_path, monkeypatch, 10)
     assert memory.trained == [] and home.trials == [*range(10)]
 

@@ -48,8 +48,7 @@ def test_copies_are_one_run_and_contradictions_an_error(base):
     for name, score in (("moved", 0.5), ("again", 0.6)):
         changes = {"start_from": f"runs/{name}"}
         write(results / name, "lora_table2", arg, {"accuracy": score}, changes=changes)
-    said = "as start_from is runs/again in one and runs/moved in the other: keep one"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=r"different results \(completed, completed\): keep one"):
         collect_runs.one_of_each([r for r in find(results) if r.folder.name in ("moved", "again")])
     for name in ("moved", "again"):
         shutil.rmtree(results / name)
