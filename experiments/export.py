@@ -135,7 +135,7 @@ def export() -> None:
         print("to load it:", *used.code.splitlines(), sep="\n    ")
     print(f"{_AS.value}: {out}")
     if target:
-        print("\n".join(hub.push(target, out)))
+        print(hub.push(target, out))
 
 
 def _command(given: Mapping[str, Any]) -> str:

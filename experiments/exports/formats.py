@@ -288,17 +288,12 @@ def _on_base(run: FinishedRun, here: bool) -> list[str]:
     """What users must know of a base that has no published name."""
     if published(run):
         return []
-    if here and find_gguf(run.source) is not None:
-        return [
-            f"{CONFIG} names no base, as AutoPeftModel alone loads none from a GGUF file: load it "
-            "by the code, with gguf_file"
-        ]
-    if here:
-        return [
-            f"{CONFIG} names the base by its folder on the machine that made it, so that "
-            "AutoPeftModel loads it there: change base_model_name_or_path before you share it"
-        ]
-    return [f"{CONFIG} names no base, which has no published name: load it as above"]
+    if not here or find_gguf(run.source) is not None:
+        return [f"{CONFIG} names no base, as only this machine has it: load it by the code"]
+    return [
+        f"{CONFIG} names the base by its folder on the machine that made it: change "
+        "base_model_name_or_path before you share it"
+    ]
 
 
 def _class(run: FinishedRun) -> tuple[str, str]:

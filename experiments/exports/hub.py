@@ -4,7 +4,6 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 from lora_jax.models.published.location import HUB_NAME
 
@@ -15,11 +14,6 @@ class Target:
 
     name: str
     public: bool
-
-    def by_hand(self, folder: Path) -> str:
-        """The command that pushes a folder there."""
-        private = () if self.public else ("--private",)
-        return shlex.join(("hf", "upload", self.name, str(folder), *private))
 
 
 def checked(name: str, public: bool) -> Target:
@@ -36,66 +30,48 @@ def checked(name: str, public: bool) -> Target:
     if not re.fullmatch(HUB_NAME, name):
         raise ValueError(f"{given}: expected user/name, a name for the Hugging Face Hub")
     import huggingface_hub  # slow to import, and no other export needs it
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"{given}: {_line(error)}") from error
-    if huggingface_hub.get_token() is None:
-        raise ValueError(
-            f"{given}: there is no token of the Hugging Face Hub: run `hf auth login`, or set "
-            "HF_TOKEN"
-        )
     api = huggingface_hub.HfApi()
     try:
         user, there = api.whoami(), api.repo_exists(name)
     except Exception as error:  # from the Hub or its HTTP client: nothing can be pushed
-        raise ValueError(f"{given}: no access to the Hugging Face Hub ({_line(error)})") from error
-    _require_access(given, name.partition("/")[0], user)
-    if there:
         raise ValueError(
-            f"{given}: there is such a repository already: name a new one, or export without "
-            f"--push and give `hf upload {name} FOLDER`, which replaces files of the same names"
-        )
+            f"{given}: no access to the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN "
+            f"({_line(error)})"
+        ) from error
+    owners = [user["name"], *(each["name"] for each in user.get("orgs", ()))]
+    token = user.get("auth", {}).get("accessToken", {})
+    for wrong, said in (
+        (name.partition("/")[0] not in owners, f"this token may use {owners}"),
+        (token.get("role") == "read", "this token may only read: make one that writes"),
+        (there, "there is such a repository already: name a new one"),
+    ):
+        if wrong:
+            raise ValueError(f"{given}: {said}")
     return Target(name, public)
 
 
-def push(target: Target, folder: Path) -> list[str]:
-    """Create the repository, upload a folder as one commit, and return lines for the user.
+def push(target: Target, folder: Path) -> str:
+    """Create the repository, upload a folder as one commit, and return a line for the user.
 
     Raises:
       OSError: one line; the folder is as it was, and the line says how to push it again.
     """
     import huggingface_hub
 
-    api, made = huggingface_hub.HfApi(), "is not there"
+    api = huggingface_hub.HfApi()
     try:
         api.create_repo(target.name, private=not target.public)
-        made = "was made and is there now, without these files"
         api.upload_folder(
             repo_id=target.name, folder_path=folder, commit_message="Export from lora-jax"
         )
     except Exception as error:  # from the Hub, its HTTP client or the disk
+        again = ["hf", "upload", target.name, str(folder)] + ["--private"] * (not target.public)
         raise OSError(
             f"--push={target.name}: {folder} is complete, but was not uploaded ({_line(error)}); "
-            f"the repository {made}; to push it again: {target.by_hand(folder)}"
+            f"to push it again: {shlex.join(again)}"
         ) from error
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"  {path.relative_to(folder)}, {path.stat().st_size:,} bytes" for path in files]
-    seen = "public" if target.public else "private"
-    return [f"pushed, {seen}: {api.endpoint}/{target.name}", *lines]
-
-
-def _require_access(given: str, owner: str, user: dict[str, Any]) -> None:
-    """Raise a ValueError if the user may not create repositories of this owner, by `whoami`."""
-    owners = [user["name"], *(each["name"] for each in user.get("orgs", ()))]
-    if owner not in owners:
-        raise ValueError(f"{given}: this token is of {user['name']}, who may use {owners}")
-    token = user.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
-        raise ValueError(f"{given}: this token may only read: make one that writes")
+    return f"pushed, {'public' if target.public else 'private'}: {api.endpoint}/{target.name}"
 
 
 def _line(error: BaseException) -> str:

@@ -57,6 +57,8 @@ HUB_METRICS = {
     "token_loss": "loss",
 }
 """The Hub's names of metrics, where they differ from ours."""
+TASK_TYPES = {ClassifierConfig: "text-classification", TextConfig: "text-generation"}
+"""The Hub's name of the task."""
 FEW = 100
 """Below this many examples, the percentile bootstrap is rough."""
 
@@ -321,21 +323,16 @@ def _metadata(
         base_model=base,
         base_model_relation=base and chosen.relation,
         library_name=chosen.library or None,
-        pipeline_tag=_task_type(config),
+        pipeline_tag=TASK_TYPES[type(config)],
         tags=tags,
         datasets=None if is_made(run) else _data_sets(config),  # those of training
-        metrics=list(dict.fromkeys(map(_hub_metric, main))) or None,
+        metrics=list(dict.fromkeys(HUB_METRICS.get(each.metric, each.metric) for each in main))
+        or None,
         model_name=title,
         # Of what was not trained here, the head may be a new one, which the scores do not show.
         eval_results=[_result(run, each) for each in found if each.part and not is_made(run)]
         or None,
     )
-
-
-def _task_type(config: RunConfig) -> str:
-    """The Hub's name of the task."""
-    is_classifier = isinstance(config, ClassifierConfig)
-    return "text-classification" if is_classifier else "text-generation"
 
 
 def _data_sets(config: RunConfig) -> list[str] | None:
@@ -354,19 +351,15 @@ def _result(run: FinishedRun, score: Score) -> EvalResult:
     family, _, own = config.data.name.partition("/") if known else (config.data.name, "", "")
     parts = {"validation": task.validation, **task.extra}
     return EvalResult(
-        task_type=_task_type(config),
+        task_type=TASK_TYPES[type(config)],
         dataset_type=family,
         dataset_config=own or None,
         dataset_name=parts[str(score.part)].name,
         dataset_split=None if held_out(config) else splits.get(str(score.part)),
-        metric_type=_hub_metric(score),
+        metric_type=HUB_METRICS.get(score.metric, score.metric),
         metric_name=score.name,
         metric_value=score.value,
     )
-
-
-def _hub_metric(score: Score) -> str:
-    return HUB_METRICS.get(score.metric, score.metric)
 
 
 def is_made(run: FinishedRun) -> bool:

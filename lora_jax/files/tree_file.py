@@ -1,7 +1,7 @@
 """A tree of arrays in one safetensors file; every bit is verified when it is read."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from lora_jax.error_text import first_line
+from lora_jax.error_text import said
 from lora_jax.files import json_text
 from lora_jax.files.arrays import array_digest, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
@@ -57,40 +57,21 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter {path}")
     file = SafetensorsBytes(path)
-    header, arrays = file.metadata(), {name: file.read(name) for name in file.names()}
-    try:
-        sealed = json_text.loads(header["lora_jax"], "its header") if "lora_jax" in header else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
-    if not isinstance(sealed, dict) or not {"body", "sha256"} <= sealed.keys():
+    if "lora_jax" not in file.metadata():
         raise ValueError(f"{path} was not written by lora_jax.save_tree")
-    body = sealed["body"]
-    if config_digest(body) != sealed["sha256"] or not _describes(body, arrays):
-        raise ValueError(f"{path} is damaged: its header differs from what was saved")
-    for name, saved in body["leaves"].items():
-        if [type_name(arrays[name]), array_digest(arrays[name])] != saved:
-            raise ValueError(f"{path} is damaged: {name} differs from what was saved")
+    arrays = {name: file.read(name) for name in file.names()}
+    leaves = {name: [type_name(array), array_digest(array)] for name, array in arrays.items()}
+    try:
+        sealed = json_text.loads(file.metadata()["lora_jax"], "its header")
+        body = sealed["body"]
+        if config_digest(body) != sealed["sha256"]:
+            raise ValueError("its header differs from what was saved")
+        for name in {**leaves, **body["leaves"]}:
+            if leaves.get(name) != body["leaves"].get(name):
+                raise ValueError(f"{name} differs from what was saved")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {said(error)}") from error
     return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
-
-
-def _describes(body: Any, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether `body` is what `save_tree` writes for these arrays; it may be of any type."""
-    if not isinstance(body, dict) or not {"tree", "meta", "leaves"} <= body.keys():
-        return False
-    leaves = body["leaves"]
-    if not isinstance(leaves, dict) or not isinstance(body["meta"], dict):
-        return False
-    named = list(_names(body["tree"], ""))
-    return arrays.keys() == leaves.keys() == set(named) and len(named) == len(leaves)
-
-
-def _names(node: Any, where: str) -> Iterator[Any]:
-    """The names of a tree's leaves; None for a leaf that is not named by its place."""
-    if isinstance(node, dict):
-        for key, item in node.items():
-            yield from _names(item, f"{where}/{key}" if where else key)
-    else:
-        yield node if node == where else None
 
 
 def _file(path: str | os.PathLike) -> Path:

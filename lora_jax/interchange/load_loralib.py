@@ -8,7 +8,6 @@ parts, such as GPT-2's queries, keys and values, and adapts those that its `enab
 
 import math
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,12 +134,19 @@ class LoralibFile(Source):
             noted = self._file.metadata()
         else:
             self._file = TorchFile(path, WRAPPER)
+        enabled = None if enable_lora is None else tuple(map(bool, enable_lora))
         try:
-            self._alpha = _alpha(alpha, noted.get(ALPHA))
-            self._enabled = _enabled(enable_lora, noted.get(ENABLED))
-            self._rank = _rank(noted.get(RANK))
+            own = {ALPHA: float(noted[ALPHA])} if ALPHA in noted else {}
+            if ENABLED in noted:
+                own[ENABLED] = tuple(bool(_WORDS.index(x)) for x in noted[ENABLED].split(","))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: its header is not that of save_loralib: {error}") from None
+        for name, given in ((ALPHA, alpha), (ENABLED, enabled)):
+            if given is not None and own.setdefault(name, given) != given:
+                raise ValueError(f"{path}: {name} in its header is {own[name]}, and not {given}")
+        if ALPHA not in own:
+            raise ValueError(f"{path}: it does not say its lora_alpha: give alpha (--alpha)")
+        self._alpha, self._enabled = float(own[ALPHA]), own.get(ENABLED)
         self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
         self._layers: dict[str, tuple[Factors, int | None]] = {}
         self._names: list[str] = []
@@ -237,55 +243,14 @@ class LoralibFile(Source):
             layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
         except ValueError as error:
             raise ValueError(f"'{module}': {error}") from None
-        if self._rank not in (None, layer.rank):
-            raise ValueError(
-                f"'{module}' has rank {layer.rank}, and {RANK} in the header is {self._rank}"
-            )
         self._layers[module] = layer, parts
         if layer.enabled is None or parts is None:
             return rows
         return [row for row in rows if layer.enabled[row.place.part or 0]]
 
 
-def _alpha(given: float | None, noted: str | None) -> float:
-    if noted is None:
-        if given is None:
-            raise ValueError(
-                "it does not say the lora_alpha that it was trained with: give alpha (--alpha)"
-            )
-        return float(given)
-    try:
-        found = float(noted)
-    except ValueError:
-        raise ValueError(f"{ALPHA} in its header is no number: {reprlib.repr(noted)}") from None
-    if given is not None and given != found:
-        raise ValueError(f"alpha={given}, and {ALPHA} in its header is {noted}")
-    return found
-
-
-def _rank(noted: str | None) -> int | None:
-    if noted is not None and not (noted.isascii() and noted.isdigit() and len(noted) < 10):
-        raise ValueError(f"{RANK} in its header is no rank: {reprlib.repr(noted)}")
-    return None if noted is None else int(noted)
-
-
-def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...] | None:
-    own = None if given is None else tuple(map(bool, given))
-    if noted is None:
-        return own
-    words = noted.split(",")
-    if not {*words} <= {*_WORDS}:
-        raise ValueError(
-            f"{ENABLED} in its header must be such as true,false: {reprlib.repr(noted)}"
-        )
-    found = tuple(word == _WORDS[1] for word in words)
-    if own not in (None, found):
-        raise ValueError(f"enable_lora={own}, and {ENABLED} in its header is {noted}")
-    return found
-
-
 def noted(alpha: float, rank: int, enable_lora: Sequence[bool] | None) -> dict[str, str]:
-    """A file's header, which is compared with the tensors when it is read again."""
+    """A file's header, which says what its tensors do not."""
     header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
     if enable_lora is not None:
         header[ENABLED] = ",".join(_WORDS[each] for each in enable_lora)

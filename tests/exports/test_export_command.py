@@ -124,28 +124,6 @@ def test_an_export_says_where_it_is_from_and_stays_here(run, tmp_path):
     assert config_digest(again.plain) == config_digest(plain(experiment.config.plain))
 
 
-def test_a_push_uploads_what_is_in_the_folder(run, tmp_path):
-    """After the checks of the name and of the access, which come before anything is written."""
-    folder, _, _ = run
-    line = (*MERGED, f"--run={folder}", f"--out={tmp_path / 'out'}")
-    with hub_uploads.serving() as hub:
-        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_uploads.TOKEN, "HF_HUB_DISABLE_XET": "1"}
-        for flags, said in (
-            (("--push=bob/lora",), "error: --push=bob/lora: this token is of ada, "),
-            (("--public",), "error: --public is for --push, which is not given"),
-        ):
-            done = commands.run(*line, *flags, **there)
-            assert done.returncode == 1 and done.stderr.startswith(said)
-            assert list(tmp_path.iterdir()) == [] and hub.visibility == {}
-        done = commands.run(*line, "--push=ada/lora", **there)
-        assert done.returncode == 0, done.stderr
-        made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-        assert hub.files == {"ada/lora": made} and hub.visibility == {"ada/lora": "private"}
-        assert f"\npushed, private: {hub.url}/ada/lora\n" in done.stdout
-    assert b'AutoModel.from_pretrained("ada/lora")' in made["README.md"]
-    assert b"--push" not in made["README.md"]
-
-
 def test_a_run_becomes_a_checkpoint_of_loralib(run, tmp_path):
     """It is read onto the weights that the run's quantised base stands for."""
     folder, experiment, trainable = run
@@ -162,19 +140,6 @@ def test_a_run_becomes_a_checkpoint_of_loralib(run, tmp_path):
     got = loaded.adapted.apply(*loaded[1:3], *inputs)
     expected = experiment.adapted_call(trainable)(next(experiment.batches(0)))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_nothing_is_left_of_an_export_that_fails(run, tmp_path):
-    """The record of another base than is there now."""
-    folder, experiment, _ = run
-    wrong = tmp_path / "run"
-    run_record.claim(wrong, experiment.config.plain)
-    run_record.write(wrong, run_record.read(folder))
-    done = commands.run(*MERGED, f"--run={wrong}", f"--out={tmp_path / 'out'}")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and "adapter.safetensors" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_language_model_becomes_one(language, tmp_path):

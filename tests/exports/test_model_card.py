@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from experiments import command_names
 from experiments.exports import formats
 from experiments.exports.base_and_head import Place, published
-from experiments.exports.formats import Format, GgufLora, Loralib, Merged, Peft
+from experiments.exports.formats import GgufLora, Loralib, Merged, Peft
 from experiments.exports.model_card import Export, model_card, origin_command
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
@@ -118,16 +118,6 @@ def test_what_readers_see(qlora, monkeypatch):
     by_wheel = card(run_of(qlora), Merged())
     assert "\nlora-jax train --config=run.json --workdir=runs/again\n" in by_wheel
     assert "python -m experiments.train" not in by_wheel
-
-
-def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
-    """And so is what a format has nothing to say of."""
-    lacking = {"metrics_last": {}, "metrics_best": {}, "git": None, "parameters_adapters": None}
-    text = card(run_of(qlora, tmp_path, **lacking), Format())
-    for word in ("## Scores", "## Use", "commit of", "in adapters", "interval"):
-        assert word not in text
-    data = ModelCard(text).data
-    assert data.eval_results is data.library_name is data.metrics is None
 
 
 def test_the_card_of_a_language_model(tmp_path):

@@ -197,26 +197,13 @@ def test_a_name_that_ends_another_s(ranks, backwards):
         assert of_module(config, module, compiled(config))["r"] == rank
 
 
-def test_many_entries(monkeypatch):
-    """Names are not compiled; there are not to be many expressions."""
-    names = {f"layers.{n}.up": n for n in range(3000)}
-    config = {"peft_type": "LORA", "r": 1, "rank_pattern": names}
-    monkeypatch.setattr(re, "compile", None)
-    patterns = compiled(config)
-    assert of_module(config, "m.layers.2999.up", patterns)["r"] == 2999
-    monkeypatch.undo()
-    config["rank_pattern"] = {f"layers[{n}]": 1 for n in range(1001)}
-    with pytest.raises(ValueError, match="more than 1,000 keys are regular expressions, not names"):
-        compiled(config)
-
-
 @pytest.mark.parametrize(
     "keys",
     [[f".*.*.*.*.*Z{n}" for n in range(990)], ["(" + ")(".join(["|".join("." * 28)] * 5) + ")"]],
 )
 def test_keys_that_take_long_together(keys):
     config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(keys, 2)}
-    with pytest.raises(ValueError, match=r"the keys up to .* may take too long to match"):
+    with pytest.raises(ValueError, match="may take too long to match"):
         compiled(config)
 
 

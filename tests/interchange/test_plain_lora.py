@@ -81,24 +81,6 @@ def test_all_loaders_compute_alike(params, tmp_path):
     np.testing.assert_allclose(served(tmp_path, params), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("path", "named"),
-    [("up/kernel", ["up_proj"]), (lj.layers("up/kernel", 1), ["model.layers.1.mlp.up_proj"])],
-    ids=["all layers", "one layer"],
-)
-def test_readers_that_know_the_model_find_all_tensors(path, named, params, tmp_path):
-    """PEFT wraps each module that ends in a name of `target_modules`, so no other may."""
-    adapted, trainable, frozen = trained(params, {path: variants.make("lora", rank=2)})
-    lj.save_plain_lora(tmp_path, trainable, frozen, NAMES)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["target_modules"] == named
-    back = lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, params, X)
-    expected = adapted.apply(trainable, frozen, X)
-    np.testing.assert_allclose(
-        back.adapted.apply(back.trainable, back.frozen, X), expected, atol=1e-5
-    )
-
-
 def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
     adapted, trainable, frozen = trained(params, {"up/kernel": variants.make("dora", rank=1)})
     written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES, svd_rank=2)

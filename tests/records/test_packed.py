@@ -296,29 +296,6 @@ def test_no_kill_loses_a_run(results, monkeypatch):
         assert names.isdisjoint(packing.FILES if change is pack else {packed.RECORDS})
 
 
-def test_no_kill_while_some_runs_are_unpacked_needs_more_than_another_command(results, monkeypatch):
-    before, replace, part = content(results), os.replace, results / "runs" / "lora" / "0"
-    pack(results)
-    for count in itertools.count():
-        left = itertools.count(count, -1)
-
-        def dying(*given, left=left, **how):
-            if next(left) <= 0:
-                raise SystemExit
-            return replace(*given, **how)
-
-        monkeypatch.setattr(os, "replace", dying)
-        with contextlib.suppress(SystemExit):
-            unpack(part)
-            break
-        monkeypatch.undo()
-        assert content(results) == before
-        pack(results)  # what was killed before leaves nothing that this could not finish
-        assert content(results) == before
-    monkeypatch.undo()
-    assert (part / "record.json").exists() and content(results) == before
-
-
 def test_a_packed_run_is_neither_trained_nor_exported(results):
     record = run_record.read(results / "runs" / "lora" / "0")
     pack(results)
