@@ -32,9 +32,9 @@ from experiments.exports.base_and_head import (
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.tokenize import export_tokenizer, has_tokenizer
+from lora_jax.interchange.loralib import save_loralib
 from lora_jax.interchange.names import names_of
 from lora_jax.interchange.peft_folder import CONFIG
-from lora_jax.interchange.save_loralib import save_loralib
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora, write_gguf_lora
 from lora_jax.models import families

@@ -20,8 +20,8 @@ from experiments.runs.head_file import HEAD_FILE, with_head
 from experiments.setup import from_config
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.error_text import first_line
-from lora_jax.interchange.load_loralib import LoralibFile
 from lora_jax.interchange.load_peft import Loaded
+from lora_jax.interchange.loralib import LoralibFile
 from lora_jax.interchange.names import names_in
 from lora_jax.interchange.peft_folder import CONFIG, MODEL, TORCH_WEIGHTS, WEIGHTS, PeftFolder
 from lora_jax.models import families

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.files.tree_file import SafetensorsBytes
 from lora_jax.interchange.matrices import Matrix
 from lora_jax.interchange.names import MODEL, SHARED, Names, Row
 from lora_jax.interchange.peft_config import (

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.files.tree_file import SafetensorsBytes
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
 from lora_jax.methods.peft_joined import PARTS

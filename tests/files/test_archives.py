@@ -70,8 +70,13 @@ def test_entries_that_lie_in_one_another_are_refused(tmp_path):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize(
     "content",
-    [header((10**15,)), header((-1, -1)), header((2,), "<f8"), header((1,), "|O"), b"[" * 3000]
-    + [header((1,), "<U1"), header("ab"), b"", b"\xff\x00", b"__import__('os').abort()"],
+    [
+        *map(header, ((10**15,), (-1, -1), "ab")),
+        header((2,), "<f8"),
+        header((1,), "|O"),
+        header((1,), "<U1"),
+        *(b"[" * 3000, b"", b"\xff\x00", b"__import__('os').abort()"),
+    ],
 )
 def test_what_holds_no_numbers_is_one_line(tmp_path, content, compression):
     written(tmp_path / predictions.NAME, content, bytes(4), compression)

@@ -12,8 +12,7 @@ import safetensors
 from safetensors.numpy import save_file
 from same_leaves import assert_same
 
-from lora_jax.files.safetensors_bytes import SafetensorsBytes
-from lora_jax.files.tree_file import load_tree, save_tree
+from lora_jax.files.tree_file import SafetensorsBytes, load_tree, save_tree
 
 B = jnp.ones((3, 2), jnp.bfloat16)
 TREE = {
