@@ -257,7 +257,6 @@ def plain():
     ("options", "said"),
     [
         ({"weights": (1.0,)}, "1 weights for 2 adapters"),
-        ({"weights": 0.5}, "weights must be a list, a number for each adapter, not 0.5"),
         ({"by": "svd"}, "no way 'svd'"),
         ({"rank": 0}, "rank"),
         ({"by": "ties", "weights": (0.5, 1.5)}, "of 'layers' has no rank of its own"),
