@@ -224,23 +224,16 @@ def test_an_adapter_that_was_not_trained_here(qlora):
     assert rows(text, "## Scores")["**`accuracy`**"] == ["`validation`", "0.75"]
 
 
-@pytest.mark.parametrize(
-    ("here", "gguf", "said"),
-    [
-        (True, None, "before you share it"),
-        (False, None, "names no base, which has no published name"),
-        (True, "own.gguf", "load it by the code, with gguf_file"),
-    ],
-)
-def test_files_name_a_base_only_where_it_is(here, gguf, said, qlora, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gguf", [None, "own.gguf"])
+def test_files_name_a_base_only_where_it_is(gguf, qlora, tmp_path, monkeypatch):
     """A GGUF file is never named: AutoPeftModel would take it for a folder of transformers."""
     run = run_of(qlora)
     monkeypatch.setattr(formats, "find_gguf", lambda source: gguf and source / gguf)
-    content = Peft().write(run, tmp_path, here=here)
+    content = Peft().write(run, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    named = run.config.model.name if here and not gguf else None
+    named = None if gguf else run.config.model.name
     assert config["base_model_name_or_path"] == content["base_model_name_or_path"] == named
-    assert said in content["said"][-1]
+    assert ("names no base" if gguf else "before you share it") in content["said"][-1]
 
 
 def test_what_a_run_started_from_is_needed_to_make_it_again(qlora):

@@ -280,26 +280,6 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
 OTHER = "is not the 'layers/query/kernel' of these params"
 
 
-@pytest.mark.parametrize(
-    ("made", "said"),
-    [
-        (lambda x: x, None),
-        (lambda x: x.astype(np.float16), None),
-        (lambda x: x + 1, OTHER),
-        (lambda x: np.ascontiguousarray(x[:5]), OTHER),
-    ],
-)
-def test_the_bases_own_weight_in_a_file(made, said, written, params, tmp_path):
-    config, found = read(written[0])
-    copy = made(np.asarray(params["layers"]["query"]["kernel"][0]).T.copy())
-    name, file = A.replace("lora_A", "base_layer"), tmp_path / "adapter_model.safetensors"
-    save_file({**found, name: copy}, file)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
-        loaded = load(tmp_path, params)
-        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), written[1], atol=1e-6)
-
-
 def test_places_of_one_layer_of_several(params, tmp_path):
     targets = {lj.layers("query/kernel", 1): variants.make("shira", rank=1)}
     adapted, trainable, frozen = trained(targets, params)

@@ -64,21 +64,6 @@ def test_what_one_config_does_not_hold(modules, each, said):
         joined(dict(zip(modules, each, strict=True)))
 
 
-def test_adalora_takes_the_rank_for_an_alpha_that_is_not_positive():
-    """As PEFT does, whose schedule also needs a total that holds what it does not name."""
-    config = {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 0, "tinit": 200, "tfinal": 1000}
-    found = variants.from_peft(config)
-    assert (found.alpha, found.total_steps) == (4.0, 1201)
-    base = Base(jnp.eye(4), "io")
-    own = variants.make("adalora", rank=4, target_rank=2, alpha=-8.0)
-    begun = own.init(jax.random.key(0), base)
-    begun = Factors({**begun.trainable, "e": jnp.ones(4)}, begun.constants)
-    peft = own.to_peft(base, begun)
-    scale = peft.settings["lora_alpha"] / (peft.settings["init_r"] + 1e-5)
-    assert peft.settings["lora_alpha"] > 0
-    np.testing.assert_allclose(scale * peft.tensors["lora_E"][:, 0], -2.0, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [

@@ -317,17 +317,3 @@ def test_llama_cpp_computes_what_is_merged(name, tmp_path):
     assert tensors == {} and changed == model.config.num_hidden_layers * (
         4 if arch == "gpt2" else 6
     )
-
-
-def test_a_file_has_no_such_tensor(tmp_path):
-    """A folder of another family, say."""
-    pytest.importorskip("gguf")
-    names = lj.names_from_patterns({"up/kernel": "encoder.{layer}.up"})
-    params = {"up": {"kernel": jnp.ones((1, 6, 6))}}
-    adapted = lj.adapt(lambda p, x: x @ p["up"]["kernel"][0], variants.make("lora", rank=1))
-    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones((1, 6)))
-    lj.save_plain_lora(tmp_path / "plain", trainable, frozen, names, served=None)
-    config = random_decoder("llama").config
-    with pytest.raises(ValueError, match=r"of a llama have no tensor 'encoder\.0\.up\.weight'"):
-        write_gguf_lora(tmp_path / "adapter.gguf", tmp_path / "plain", config)
-    assert not (tmp_path / "adapter.gguf").exists()

@@ -136,19 +136,6 @@ def test_labels_are_those_of_each_run(tmp_path):
     assert found == expected
 
 
-def test_each_study_is_packed_beside_its_registration(results):
-    (results / "runs" / "lora" / "study.json").touch()
-    before = [run.folder for run in recorded_runs.find(results)]
-    pack(results)
-    homes = {run.folder: run.pack.folder for run in recorded_runs.find(results) if run.pack}
-    lora = results / "runs" / "lora"
-    assert homes == {each: lora if lora in each.parents else results for each in before}
-    assert [*homes] == before
-    (lora / "part").mkdir()
-    with pytest.raises(ValueError, match=rf"is a part of a study: give {lora}$"):
-        pack(lora / "part")
-
-
 def test_what_is_more_than_results_stays_a_folder(results):
     runs = results / "runs"
     (runs / "lora" / "0" / "adapter.safetensors").touch()

@@ -7,14 +7,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 
 import jax
 import numpy as np
 import pytest
 from reordered import reordered
 
-from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import config_digest
 from lora_jax.records import environment, run_record
 from lora_jax.records.run_record import Record, claim
@@ -172,14 +170,6 @@ def test_a_completed_record_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="holds the record of a completed run"):
         run_record.write(tmp_path, Record(**GOOD | {"note": "another"}))
     assert run_record.read(tmp_path) == Record(**GOOD)
-
-
-def test_a_file_is_replaced_and_never_written_over(tmp_path):
-    path, link = tmp_path / "record.json", tmp_path / "link"
-    write_atomically(path, b"old")
-    os.link(path, link)
-    write_atomically(path, b"new")
-    assert (path.read_bytes(), link.read_bytes()) == (b"new", b"old")
 
 
 def test_the_environment_fits_a_record(tmp_path):

@@ -164,13 +164,6 @@ def test_lines_of_an_earlier_version_are_held_by_the_checks_after_them(tmp_path)
         read_metrics(path)
 
 
-def test_a_new_record_of_a_failed_run_takes_the_place_of_one_without_a_seal(tmp_path):
-    write(tmp_path, "glue", "", {"matthews": 0.5}, status="failed", note="killed")
-    change(tmp_path / "record.json", lambda values: values.pop("seal"))
-    record = write(tmp_path, "glue", "", {"matthews": 0.5})
-    assert run_record.read_sealed(tmp_path) == (record, True)
-
-
 def test_metrics_that_were_cut_at_the_end_of_a_line_are_refused(log):
     path, lines = log
     check = last_check(path)
