@@ -84,12 +84,12 @@ MERGED = "--as=merged writes the model instead"
         (
             "gguf-lora",
             {"targets": "embedding"},
-            f"'embedding/embedding' is an embedding, .*: merge the weights.*; {MERGED}$",
+            f"'model.embed_tokens' is not served; merge the weights.*; {MERGED}$",
         ),
         (
             "gguf-lora",
             {"also_train": "norm/scale"},
-            f"'norm/scale' trains in full, .*: merge the weights.*; {MERGED}$",
+            f"'norm/scale' trains beside .*: merge the weights.*; {MERGED}$",
         ),
         (
             "gguf-lora",
