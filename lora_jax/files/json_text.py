@@ -29,8 +29,9 @@ def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
         different values in one object, or has a number that is too large. The message is one line
         that begins with `where`.
     """
-    text = _decoded(content, where)
     try:
+        text = content.decode() if isinstance(content, bytes) else content
+        text = text.removeprefix("\ufeff")
         value = json.loads(
             text,
             object_pairs_hook=_object,
@@ -61,15 +62,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
     return value
-
-
-def _decoded(content: str | bytes, where: str) -> str:
-    if isinstance(content, str):
-        return content.removeprefix("\ufeff")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not JSON: it is not UTF-8: {error}") from None
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -127,18 +127,20 @@ BY_WHOLE_NAME = ("block_size_pattern", "n_frequency_pattern")
 """Where PEFT looks for `.*\\.{key}$` in a module's name, and else for the name itself as a key."""
 
 
-def _are(kind: type, x: Any) -> bool:
-    return isinstance(x, list) and all(type(each) is kind for each in x)
+def _are(kinds: Any, x: Any) -> bool:
+    return isinstance(x, list) and all(type(each) in kinds for each in x)
 
 
-def _numbers_by_module(x: Any) -> bool:
+def _are_numbers(x: Any) -> bool:
     """Whether it is a mapping to numbers, or to AdaLoRA's lists of the rows that are left."""
-    return isinstance(x, dict) and all(type(v) in (int, float) or _are(bool, v) for v in x.values())
+    return isinstance(x, dict) and all(
+        _are((int, float), [v]) or _are((bool,), v) for v in x.values()
+    )
 
 
 CHECKS: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (
-    (tuple(sorted({*PATTERNS.values()})), _numbers_by_module, "map modules to numbers"),
-    (NAMING, lambda x: isinstance(x, str) or _are(str, x), "be names"),
+    (tuple(sorted({*PATTERNS.values()})), _are_numbers, "map modules to numbers"),
+    (NAMING, lambda x: isinstance(x, str) or _are((str,), x), "be names"),
 )
 """Fields, what holds of their values, and what to say where it does not."""
 
@@ -184,7 +186,14 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
         found[name] = common
         if others:
             if pattern in BY_WHOLE_NAME:
-                _check_ends(name, others, columns[name])
+                for key, x in others.items():
+                    ends = re.compile(rf".*\.{key}$")
+                    mine = columns[name].items()
+                    if wrong := next((m for m, own in mine if own != x and ends.match(m)), None):
+                        raise ValueError(
+                            f"PEFT gives '{wrong}' the {name} of '{key}', too, for it ends in "
+                            f"'{key}'; merge the weights instead"
+                        )
             else:
                 # PEFT takes the first key that is the end of a module's name, and sorts the keys
                 # when it writes: a key that is also the end of another's name is anchored.
@@ -199,17 +208,6 @@ def _ends(module: str) -> Iterator[str]:
     while "." in module:
         module = module.partition(".")[2]
         yield module
-
-
-def _check_ends(name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raise a ValueError if PEFT takes a key for the end of another module's name."""
-    for key, x in own.items():
-        ends = re.compile(rf".*\.{key}$")
-        if wrong := next((m for m, mine in values.items() if mine != x and ends.match(m)), None):
-            raise ValueError(
-                f"PEFT gives '{wrong}' the {name} of '{key}', too, for it ends in '{key}'; "
-                "merge the weights instead"
-            )
 
 
 def _united(name: str, values: Mapping[str, Any]) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.core import Tracer
 
 from lora_jax.files.tree_file import SafetensorsBytes
@@ -190,9 +189,14 @@ def _filled_factors(
             own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
             factors = _like(factors, Factors(*own), place.name)
         each.append(factors)
-    return (
-        jax.tree.map(_stacked, *each) if placement.use.stack else jax.tree.map(jnp.asarray, each[0])
-    )
+    if not placement.use.stack:
+        return jax.tree.map(jnp.asarray, each[0])
+
+    def stacked(*layers: Any) -> Array:  # one by one, JAX takes longer than NumPy
+        host = all(isinstance(x, HOST) for x in layers)
+        return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
+
+    return jax.tree.map(stacked, *each)
 
 
 def _in_memory(x: Any) -> Any:
@@ -201,12 +205,6 @@ def _in_memory(x: Any) -> Any:
         return x
     here = [each.platform for each in x.devices()] == ["cpu"] and x.is_fully_addressable
     return np.asarray(x) if here else x
-
-
-def _stacked(*layers: Any) -> Array:
-    """Layers as one array; one by one, JAX takes longer than NumPy."""
-    host = all(isinstance(x, HOST) for x in layers)
-    return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
 
 
 def _filled_params(
@@ -287,12 +285,12 @@ def _like(mine: Any, theirs: Any, path: str) -> Any:
         if found.get(name) != wanted.get(name):
             what = f"{path}{name}: the file has {found.get(name)}"
             raise ValueError(f"{what}, this model and the config ask for {wanted.get(name)}")
-    return jax.tree.map(_cast, theirs, mine)
 
+    def cast(x: Any, like: Any) -> Any:
+        near = isinstance(x, HOST) and isinstance(like, HOST)
+        return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
 
-def _cast(x: Any, like: Any) -> Any:
-    near = isinstance(x, HOST) and isinstance(like, HOST)
-    return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
+    return jax.tree.map(cast, theirs, mine)
 
 
 def check_integers(

@@ -13,8 +13,7 @@ import pytest
 from fake_records import planted, write
 
 from experiments.analysis import recorded_runs
-from experiments.runs import finished_run, folder_lock, packing, predictions
-from experiments.setup import config_files
+from experiments.runs import packing, predictions
 from experiments.studies import packs
 from lora_jax.records import packed, run_record
 
@@ -281,19 +280,3 @@ def test_no_kill_loses_a_run(results, monkeypatch):
             path.unlink()
         names = {path.name for path in files(results)}
         assert names.isdisjoint(packing.FILES if change is pack else {packed.RECORDS})
-
-
-def test_a_packed_run_is_neither_trained_nor_exported(results):
-    record = run_record.read(results / "runs" / "lora" / "0")
-    pack(results)
-    folder = results / "runs" / "lora" / "0"
-    for use in (finished_run.read_record, lambda each: folder_lock.alone(each).__enter__()):
-        with pytest.raises(ValueError, match=rf"--unpack={folder} makes it a folder again$"):
-            use(folder)
-    assert not folder.exists() and record is not None
-    assert (
-        config_files.read_json(str(folder / "config.json")).to_dict()["seed"]
-        == record.config["seed"]
-    )
-    with pytest.raises(FileNotFoundError):
-        config_files.read_json(str(folder.parent / "7" / "config.json"))
