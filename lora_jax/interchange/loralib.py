@@ -143,7 +143,7 @@ class LoralibFile(Source):
             self._file = TorchFile(path, WRAPPER)
         enabled = None if enable_lora is None else tuple(map(bool, enable_lora))
         try:
-            own = {ALPHA: float(noted[ALPHA])} if ALPHA in noted else {}
+            own: dict[str, Any] = {ALPHA: float(noted[ALPHA])} if ALPHA in noted else {}
             if ENABLED in noted:
                 own[ENABLED] = tuple(bool(_WORDS.index(x)) for x in noted[ENABLED].split(","))
         except ValueError as error:

@@ -192,7 +192,7 @@ def _filled_factors(
     if not placement.use.stack:
         return jax.tree.map(jnp.asarray, each[0])
 
-    def stacked(*layers: Any) -> Array:  # one by one, JAX takes longer than NumPy
+    def stacked(*layers: Any) -> jax.Array:  # one by one, JAX takes longer than NumPy
         host = all(isinstance(x, HOST) for x in layers)
         return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
 
