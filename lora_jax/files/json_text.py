@@ -43,7 +43,7 @@ def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not JSON: it is not UTF-8: {error}") from None
     except ValueError as error:
-        # From the parser, from the hooks below, or Python, which refuses integers of thousands of digits.
+        # From the parser, the hooks below, or Python, which refuses integers of many digits.
         said = "a number has too many digits" if "integer string" in str(error) else error
         raise ValueError(f"{where} is not JSON: {said}") from None
     if text.count("[") + text.count("{") > DEPTH and _is_deep(value):
