@@ -227,10 +227,7 @@ class Peft(Format):
     def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
         if self.loader != PEFT:
             start, adapters = _SERVERS[self.loader]
-            named = f"{place.name.replace('=', '-')}={place.files}"
-            if self.loader == VLLM and {*"=,"} & {*place.name, *place.files}:  # its separators
-                named = json.dumps({"name": place.name, "path": place.files})
-            given = ["--enable-lora", adapters, named]
+            given = ["--enable-lora", adapters, f"{place.name}={place.files}"]
             given += ["--max-lora-rank", str(content["max_lora_rank"])]
             return Use(f"{start} {shlex.join([place.base(run), *given])}", "bash")
         task, kind = _class(run)

@@ -354,16 +354,10 @@ def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
             "the run's folder says."
         )
     else:
-        needs = "this file and the same data and base model"
-        if run.config.start_from:
-            started = code(on_card(make_start(run.config.start_from)[0]))
-            needs = (
-                "this file, the same data and base model, and the adapter that it started from "
-                f"({started}; `start_from` in the file says where it was)"
-            )
+        started = ", and the adapter that it started from" if run.config.start_from else ""
         yield (
-            f"{code(CONFIG)} has every setting of the run. With {needs}, this command of "
-            "lora-jax makes the run again:"
+            f"{code(CONFIG)} has every setting of the run. With this file, the same data and base "
+            f"model{started}, this command of lora-jax makes the run again:"
         )
         yield block(f"{shown('train')} --config={CONFIG} --workdir=runs/again", "bash")
     yield "These files were made by:"
