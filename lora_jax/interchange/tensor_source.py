@@ -31,7 +31,6 @@ from lora_jax.transform.placement import (
     Trainable,
     base_of,
     shared_factors,
-    variants_of,
     with_shared_arrays,
 )
 from lora_jax.variant import Factors, Variant
@@ -147,9 +146,8 @@ def filled(
     """What `init` gave, with the tensors of a source in its place.
 
     Raises:
-      ValueError: their shapes differ, or one holds integers in the place of real numbers.
+      ValueError: their shapes differ.
     """
-    check_integers(source, found, trainable, frozen, read)
     contents = _Contents(source, found, settings, names, read)
     adapters, constants, shared = {}, {}, frozen.shared_by(trainable)
     for placement in frozen.spec.adapted:
@@ -291,31 +289,3 @@ def _like(mine: Any, theirs: Any, path: str) -> Any:
         return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
 
     return jax.tree.map(cast, theirs, mine)
-
-
-def check_integers(
-    source: Source,
-    found: TensorNames,
-    trainable: Trainable,
-    frozen: Frozen,
-    read: Mapping[str, Any],
-) -> None:
-    """Refuse integers on disk where an adapter has real numbers; indices are integers.
-
-    Raises:
-      ValueError: a tensor, or its shape, has integers, and what it becomes are real numbers.
-    """
-    wrong = {name for name, x in read.items() if jnp.issubdtype(x.dtype, jnp.integer)}
-    for placement in frozen.spec.adapted if wrong else ():
-        path = placement.use.path
-        factors = {**trainable["adapters"][path], **frozen.constants[path]}
-        whole = {n for n, x in factors.items() if jnp.issubdtype(x.dtype, jnp.integer)}
-        layouts = [each.peft_layouts for each in variants_of(placement.layers)]
-        suffixes = {layout[name].name for layout in layouts for name in whole & layout.keys()}
-        modules = [name for name, row in each_row(found.rows) if row.path == path]
-        wrong -= {found.adapters[module].get(each) for module in modules for each in suffixes}
-    if wrong:
-        raise ValueError(
-            f"tensor '{min(wrong)}' is {source.abstract(min(wrong)).dtype}, and an adapter's "
-            "numbers are floats; only indices are integers"
-        )

@@ -147,22 +147,6 @@ def test_tensors_and_numbers_that_do_not_fit(config, shapes, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "dtype"),
-    [
-        ("up.lora_A.weight", (2, 8), np.int32),
-        ("up.lora_B.weight", (12, 2), np.int64),
-        ("down.weight", (4, 12), np.int64),
-    ],
-)
-def test_numbers_are_no_integers(name, shape, dtype, tmp_path):
-    """Those of indices are: SHiRA's have a test with its folders."""
-    whole = f"base_model.model.{name}"
-    said = f"tensor '{whole}' is {np.dtype(dtype)}, and an adapter's numbers are"
-    with pytest.raises(ValueError, match=said):
-        load(tmp_path, LORA, PAIR, others={whole: np.ones(shape, dtype)})
-
-
-@pytest.mark.parametrize(
     ("one", "other", "shape"),
     [
         ("up.lora_A.weight", "base_model.model.up.lora_A.weight", (2, 8)),
