@@ -25,8 +25,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
     Raises:
       ValueError: not a zip archive; an entry that is encrypted, occurs twice or declares two sizes;
-        entries that together are larger than the file, as overlapping ones are; or an unpacked size
-        above both `FREE` and `RATIO` times the file's size.
+        or an unpacked size above both `FREE` and `RATIO` times the file's size.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -92,9 +91,6 @@ def _check(archive: zipfile.ZipFile, size: int) -> None:
             raise ValueError(f"entry {each.filename} is encrypted")
         if each.compress_type == zipfile.ZIP_STORED and each.file_size != each.compress_size:
             raise ValueError(f"entry {each.filename} declares two sizes")
-    packed = sum(each.compress_size for each in entries)
     whole = sum(each.file_size for each in entries)
-    if packed > size:
-        raise ValueError(f"its entries are {packed:,} bytes, the file has {size:,}")
     if whole > max(FREE, RATIO * size):
         raise ValueError(f"it is refused, as its {size:,} bytes would unpack to {whole:,}")

@@ -5,17 +5,14 @@ import io
 import os
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from lora_jax.files import full_disk
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.full_disk import FullDiskError
 from lora_jax.records.metrics_log import Metrics, read_metrics
-from lora_jax.training.checkpoint import Checkpoints
 
 WRAPPED = "RESOURCE_EXHAUSTED: Failed to write 8 bytes to file 17: No space left on device [28]"
-STATE = {"w": np.arange(4.0)}
 
 
 def no_space(*_, **__):
@@ -93,27 +90,3 @@ def test_a_part_of_a_line_is_finished_or_dropped(tmp_path, monkeypatch):
     with Metrics(tmp_path) as metrics:
         metrics.write(3, {"loss": 0.125})
     assert read_metrics(metrics.path) == [*rows, {"step": 3, "loss": 0.125}]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), ValueError(WRAPPED)])
-def test_a_checkpoint_that_has_no_room_is_named_and_the_last_one_is_good(
-    tmp_path, monkeypatch, error
-):
-    def fails(*_, **__):
-        raise error
-
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, STATE)
-        checkpoints.wait()
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoints._manager, "save", fails)
-            checkpoints.save(2, STATE)
-            with pytest.raises(FullDiskError) as raised:
-                checkpoints.wait()
-        assert said(raised) == str(tmp_path / "2")
-        restored = checkpoints.restore(STATE)
-        assert restored is not None
-        state, _, step = restored
-        assert step == 1 and (state["w"] == STATE["w"]).all()
-        assert checkpoints.save(2, STATE)
-    assert Checkpoints(tmp_path).steps() == [1, 2]
