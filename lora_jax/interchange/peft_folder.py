@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.files.tree_file import SafetensorsBytes
 from lora_jax.interchange.matrices import Matrix
 from lora_jax.interchange.names import MODEL, SHARED, Names, Row
 from lora_jax.interchange.peft_config import (
@@ -24,7 +24,6 @@ from lora_jax.interchange.peft_config import (
     check,
     compiled,
     of_module,
-    refusal_of,
     selects,
 )
 from lora_jax.interchange.tensor_source import Source, TensorNames
@@ -39,7 +38,6 @@ from lora_jax.suggest import nearest
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TORCH_WEIGHTS = "adapter_model.bin"
 """What PEFT wrote before 0.7; it is read without unpickling objects."""
-LONGEST_NAME = 1000
 TOKENS = "token_adapter."
 """What stands before the tensors of tokens that train beside LoRA."""
 
@@ -135,8 +133,6 @@ def sort_tensors(
     found, unknown = TensorNames(biases=biases), []
     first: dict[tuple[str, ...], str] = {}  # the name of each tensor, without what PEFT adds to it
     for name in source.names():
-        if len(name) > LONGEST_NAME or not name.isprintable():  # messages have it as it is
-            raise ValueError(f"{source.path}: tensor {quoted(name)} belongs to no module")
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue
@@ -172,10 +168,6 @@ def sort_tensors(
         raise ValueError(f"{source.path}: no tensor of an adapter")
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
-    try:
-        _check_named(source.config, found)
-    except ValueError as error:
-        raise ValueError(f"{source.config_path}: {error}") from None
     return found
 
 
@@ -186,25 +178,6 @@ def _once(
     if what in first:
         raise ValueError(f"{source.label()}: '{first[what]}' and '{name}' are the same tensor")
     first[what] = name
-
-
-def _check_named(config: Mapping[str, Any], found: TensorNames) -> None:
-    """Raise a ValueError if a tensor is of a module, or of a bias, that the config leaves out.
-
-    Weights that train in full are not compared: PEFT puts such a tensor into the model whether
-    `modules_to_save` names it or not. It does not name embeddings and heads that it saves because
-    the vocabulary has grown, nor did it once name heads of classifiers.
-    """
-    if not config.get("ensure_weight_tying"):  # it adds the tied ones
-        for module in found.adapters:
-            if module not in found.tokens and (why := refusal_of(config, module)):
-                raise ValueError(f"{why} '{module}', which has tensors")
-    if config.get("bias") == "none":
-        copied = {row.module for rows in found.copies.values() for row in rows}  # with its bias
-        for name, rows in found.full.items():
-            module = rows[0].module
-            if rows[0].leaf == "bias" and module in found.adapters.keys() - copied:
-                raise ValueError(f"bias is 'none', and there is a tensor '{name}'")
 
 
 def _of_the_table(name: str, found: TensorNames, tied: Collection[str]) -> str | None:
