@@ -114,13 +114,6 @@ def test_labels_have_one_dtype_and_no_memory_of_the_caller():
         own.labels[0] = 1
 
 
-def test_take_keeps_everything_together():
-    taken = examples([0, 1, 2], second_texts=["x", "y", "z"], ids=["i", "j", "k"]).take([2, 0])
-    found = (taken.texts, taken.second_texts, taken.ids, taken.labels.tolist())
-    assert found == (("text 2", "text 0"), ("z", "x"), ("k", "i"), [2, 0])
-    assert (BARE.take([2, 0]).texts, BARE.take([2, 0]).labels) == (("c", "a"), None)
-
-
 def test_digests_see_every_change_of_content_and_no_change_of_name():
     made = examples([0, 1], texts=["é", "b"], ids=["i", "j"])
     assert made.digest() == hashlib.sha256(rb'[["\u00e9","b"],null,[0,1]]').hexdigest()

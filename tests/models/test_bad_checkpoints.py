@@ -81,13 +81,6 @@ def test_truncated_weights(tmp_path, kept):
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_not_safetensors(tmp_path):
-    file = checkpoint(tmp_path) / "model.safetensors"
-    file.write_bytes(np.random.RandomState(0).bytes(3000))
-    with pytest.raises(ValueError, match=r"\(3,000 bytes\) is corrupt or truncated"):
-        load(tmp_path)
-
-
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.config\.json: no such file"):
         load(tmp_path / "nowhere")

@@ -48,8 +48,10 @@ def setting(
 
 
 def integer(default: int, least: int = 1, most: int = MOST, **more: Any) -> Any:
-    must = f"an integer from {least} to {most:,}"
-    return setting(default, lambda value: is_integer(value, least, most), must, **more)
+    def valid(value: Any) -> bool:
+        return is_integer(value, least, most)
+
+    return setting(default, valid, _bounds(least, most), **more)
 
 
 def number(default: float | None, least: float, most: float, must: str) -> Any:
@@ -229,8 +231,7 @@ class DecoderConfig(ModelConfig):
 
 
 def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
-    must = f"an integer >= {least}" if most == MOST else f"an integer from {least} to {most:,}"
-    require(name, value, is_integer(value, least, most), must)
+    require(name, value, is_integer(value, least, most), _bounds(least, most))
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
@@ -239,6 +240,10 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
     for each in ids:
         check_integer(name, each, least=0)
     return ids
+
+
+def _bounds(least: int, most: int) -> str:
+    return f"an integer >= {least}" if most == MOST else f"an integer from {least} to {most:,}"
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -115,8 +115,9 @@ class Rope:
         def of(key: str, default: Any = None) -> Any:
             return file.number(f"{kind}.rope.{key}", default)
 
-        theta, scaling = of("freq_base", 10000.0), of("scaling.type", "none")
-        factor = of("scaling.factor") or 1.0
+        older = of("scale_linear")  # of files that have no scaling.type
+        theta, scaling = of("freq_base", 10000.0), of("scaling.type", "linear" if older else "none")
+        factor = of("scaling.factor") or older or 1.0
         if "rope_freqs.weight" in file:
             return _llama3_of(file.read("rope_freqs.weight"), theta, head_dim)
         if scaling == "none" or (scaling == "linear" and factor == 1):
