@@ -67,8 +67,8 @@ ONE_CLASS = "'toy/bad': all 3 examples to (train on|score) have the label"
         ([2.5, 2.5, 2.5], None, f"{ONE_CLASS} 2.5"),
         ([0, 2, 1], CLASSES, "'toy/bad': label 1 is 2, not in 0..1"),
         ([0, 1, -1], CLASSES, "'toy/bad': label 2 is -1, not in 0..1"),
-        ([0.0, 1.0], CLASSES, "'toy/bad': float labels in a task with classes"),
-        ([0, 1], None, "'toy/bad': integer labels in a task without label_names"),
+        ([0.0, 1.0], CLASSES, "'toy/bad': classes have integer labels"),
+        ([0, 1], None, "'toy/bad': classes have integer labels"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -10,7 +10,6 @@ import pytest
 from small_decoder import random_decoder
 
 from experiments.runs import predictions
-from lora_jax.data.tokenizing import gguf_tokenizer
 from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.published.load import read_decoder_config
 
@@ -81,14 +80,6 @@ def test_what_a_gguf_file_says_of_a_model_that_is_none(tmp_path, changes, said):
     path = write_decoder(tmp_path / "a.gguf", random_decoder(), metadata=changes, **extra)
     with pytest.raises(ValueError, match=f"^{path}: .*{said}"):
         peak_of(lambda: read_decoder_config(path))
-
-
-def test_a_gguf_token_that_is_a_book():
-    scores = {"a": 0.0, "b": 0.0, "ab": 1.0, "abab": 2.0}
-    ids = {piece: number for number, piece in enumerate(scores)}
-    assert gguf_tokenizer._merges_of(scores, ids) == [("ab", "ab"), ("a", "b")]
-    with pytest.raises(ValueError, match="a token of 10,001 characters; at most 10,000"):
-        gguf_tokenizer._merges_of({"a" * 10_001: 0.0}, {})
 
 
 def npz(folder, shape, content, dtype="<f4"):
