@@ -4,6 +4,7 @@ An undefined score (a correlation of constant outputs) is 0. With a non-finite o
 counts as wrong, a correlation is 0 and the loss is infinite.
 """
 
+import abc
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +26,23 @@ class Sample(Protocol):
     """
 
     @property
+    @abc.abstractmethod
     def choices(self) -> int:
         """This many successive examples are one question (`Task.choices`)."""
 
+    @abc.abstractmethod
     def total(self, values: np.ndarray) -> np.ndarray:
         """The sum of values of examples, (n, ...), or of questions, (n / choices, ...)."""
 
+    @abc.abstractmethod
     def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
         """How many examples are in each of `size` groups, of which (n,) are the numbers."""
 
+    @abc.abstractmethod
     def pearson(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Pearson's correlation of finite values (n,) with targets (n,); 0 if undefined."""
 
+    @abc.abstractmethod
     def spearman(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The correlation of ranks, with mean ranks for ties; as `pearson`."""
 
