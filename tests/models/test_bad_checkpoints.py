@@ -44,7 +44,10 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
             {"config": {**BERT, "model_type": "distilbert"}},
             "config.json: model_type 'distilbert' is",
         ),
-        ({"config": {**BERT, "hidden_act": "mish"}}, "config.json: hidden_act must be one of .*'mish'"),
+        (
+            {"config": {**BERT, "hidden_act": "mish"}},
+            "config.json: hidden_act must be one of .*'mish'",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_the_config(tmp_path, change, message, monkeypatch):
