@@ -83,7 +83,7 @@ def suggested(rate: str, targets: tuple[Any, ...], *, size: bool = True) -> Conf
     """What a run takes from its variant's file, `Variant.suggested`, where the config is open.
 
     A config is open about its learning rate if that is None, and about its targets if there are
-    none. `experiments.setup.suggested` fills both in; records and digests have the result.
+    none. `experiments.setup.config.fill` fills both in; records and digests have the result.
 
     Args:
       rate: which of the variant's learning rates: `small`, `large` or `tried`.
