@@ -1,7 +1,7 @@
 """adapter_config.json: the settings of all modules in one, and what it means for one module.
 
 `joined` makes one config of the settings of every module, and `of_module` takes them apart again:
-`Pattern` is a field such as `rank_pattern`.
+`Pattern` is a field such as `rank_pattern`, and `refusal_of` says which modules PEFT adapts.
 """
 
 import math
@@ -126,6 +126,9 @@ Compiled = Mapping[str, Pattern]
 BY_WHOLE_NAME = ("block_size_pattern", "n_frequency_pattern")
 """Where PEFT looks for `.*\\.{key}$` in a module's name, and else for the name itself as a key."""
 
+LONGEST_TARGET = 10_000
+"""Of a pattern that is not matched: those that programs write are long."""
+
 
 def _are(kinds: Any, x: Any) -> bool:
     return isinstance(x, list) and all(type(each) in kinds for each in x)
@@ -141,6 +144,16 @@ def _are_numbers(x: Any) -> bool:
 CHECKS: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (
     (tuple(sorted({*PATTERNS.values()})), _are_numbers, "map modules to numbers"),
     (NAMING, lambda x: isinstance(x, str) or _are((str,), x), "be names"),
+    (
+        ("layers_to_transform",),
+        lambda x: _are((int,), x if isinstance(x, list) else [x]),
+        "be whole numbers",
+    ),
+    (
+        ("bias",),
+        lambda x: isinstance(x, str) and re.fullmatch("none|all|.*_only", x),
+        "be 'none', 'all', or such as 'lora_only'",
+    ),
 )
 """Fields, what holds of their values, and what to say where it does not."""
 
@@ -154,6 +167,10 @@ def check(config: Mapping[str, Any]) -> None:
             value = config.get(field)
             if value is not None and not holds(value):
                 raise ValueError(f"{field} must {said}, got {reprlib.repr(value)}")
+    if isinstance(target := config.get("target_modules"), str):
+        if len(target) > LONGEST_TARGET:
+            raise ValueError(f"target_modules has {len(target):,} characters")
+        compile_(target)
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
@@ -282,3 +299,51 @@ def selects(target: Any, module: str) -> bool:
     if isinstance(target, str):
         return compile_(quick(target)).fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in target)
+
+
+ALL_LINEAR = "all-linear"
+"""Instead of names: all linear modules but the head."""
+
+
+def refusal_of(config: Mapping[str, Any], module: str) -> str | None:
+    """The field by which PEFT puts no adapter into a module; None if it puts one there.
+
+    It is as PEFT's `check_target_module_exists` has it. A `target_modules` that is an expression is
+    not compared if it may take too long to match.
+
+    Raises:
+      ValueError: another field is no expression, or may take too long to match.
+    """
+    targets = config.get("target_modules")
+    if selects(config.get("target_parameters") or [], f"{module}.weight"):
+        return None
+    if selects(config.get("exclude_modules") or [], module):
+        return "exclude_modules leaves out"
+    if not _is_target(targets, module):
+        return "target_modules does not name"
+    by_tail = not isinstance(targets, str) and module not in (targets or ())
+    return "layers_to_transform leaves out" if by_tail and not _in_layers(config, module) else None
+
+
+def _is_target(targets: Any, module: str) -> bool:
+    if targets is None:  # PEFT has the names for some models
+        return True
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        return True
+    try:
+        return selects(targets, module)
+    except ValueError:
+        return True
+
+
+def _in_layers(config: Mapping[str, Any], module: str) -> bool:
+    """Whether the number of a module's layer is chosen; PEFT takes the first number in its name."""
+    chosen, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
+    if chosen is None or chosen == []:
+        return True
+    layers = chosen if isinstance(chosen, list) else [chosen]
+    patterns = [patterns] if isinstance(patterns, str) and patterns else patterns or []
+    before = [rf"(?:^|.*?\.){quick(each)}" for each in patterns] or [r".*?\.[^.]*"]
+    found = (compile_(rf"{each}\.(?P<idx>\d+)\.").match(module) for each in before)
+    first = next(filter(None, found), None)
+    return first is not None and int(first["idx"]) in layers

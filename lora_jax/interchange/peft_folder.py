@@ -24,6 +24,7 @@ from lora_jax.interchange.peft_config import (
     check,
     compiled,
     of_module,
+    refusal_of,
     selects,
 )
 from lora_jax.interchange.tensor_source import Source, TensorNames
@@ -168,6 +169,10 @@ def sort_tensors(
         raise ValueError(f"{source.path}: no tensor of an adapter")
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
+    try:
+        _check_named(source.config, found)
+    except ValueError as error:
+        raise ValueError(f"{source.config_path}: {error}") from None
     return found
 
 
@@ -178,6 +183,25 @@ def _once(
     if what in first:
         raise ValueError(f"{source.label()}: '{first[what]}' and '{name}' are the same tensor")
     first[what] = name
+
+
+def _check_named(config: Mapping[str, Any], found: TensorNames) -> None:
+    """Raise a ValueError if a tensor is of a module, or of a bias, that the config leaves out.
+
+    Weights that train in full are not compared: PEFT puts such a tensor into the model whether
+    `modules_to_save` names it or not. It does not name embeddings and heads that it saves because
+    the vocabulary has grown, nor did it once name heads of classifiers.
+    """
+    if not config.get("ensure_weight_tying"):  # it adds the tied ones
+        for module in found.adapters:
+            if module not in found.tokens and (why := refusal_of(config, module)):
+                raise ValueError(f"{why} '{module}', which has tensors")
+    if config.get("bias") == "none":
+        copied = {row.module for rows in found.copies.values() for row in rows}  # with its bias
+        for name, rows in found.full.items():
+            module = rows[0].module
+            if rows[0].leaf == "bias" and module in found.adapters.keys() - copied:
+                raise ValueError(f"bias is 'none', and there is a tensor '{name}'")
 
 
 def _of_the_table(name: str, found: TensorNames, tied: Collection[str]) -> str | None:

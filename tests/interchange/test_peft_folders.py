@@ -217,7 +217,14 @@ HOSTILE = [
     ({"feedforward_modules": 3}, {}, "feedforward_modules must be names, got 3"),
     ({"target_modules": {"query": 1}}, {}, "target_modules must be names, got {'query': 1}"),
     ({"target_modules": [None]}, {}, r"target_modules must be names, got \[None\]"),
+    ({"target_modules": "["}, {}, "'\\[' is no pattern: unterminated"),
+    ({"target_modules": "(" * 5000}, {}, "is no pattern: "),
+    ({"target_modules": "x" * 10**6}, {}, "target_modules has 1,000,000 characters"),
+    ({"target_modules": ["top"]}, {}, "target_modules does not name 'encoder.[02].self.query', w"),
     ({"modules_to_save": 7}, {}, "modules_to_save must be names, got 7"),
+    ({"layers_to_transform": "x"}, {}, "layers_to_transform must be whole numbers, got 'x'"),
+    ({"bias": "foo"}, {}, "bias must be 'none', 'all', or such as 'lora_only', got 'foo'"),
+    ({}, {A.replace("lora_A.weight", "bias"): np.zeros(6)}, "bias is 'none', and there is a tens"),
     ({"r": "4"}, {}, "r must be of type int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
     ({"r": 10**9, "rank_pattern": {}}, {}, "1 rows, and the config says r=1000000000"),
@@ -229,6 +236,21 @@ HOSTILE = [
     ({"lora_alpha": 10**400}, {}, "LORA: lora_alpha is too large for a float"),
     ({"r": 10**400, "rank_pattern": {}}, {}, "rank must be at most 2,147,483,647"),
     ({"target_modules": ["query"]}, {}, "names 'encoder.1.self.query', which has no tensor"),
+    (
+        {"target_modules": r".*\.0\.self\.query"},
+        {},
+        "config.json: target_modules does not name 'encoder.2.self.query', which has tensors",
+    ),
+    (
+        {"target_modules": ["query"], "exclude_modules": ["2.self.query"]},
+        {},
+        "exclude_modules leaves out 'encoder.2.self.query', which has tensors",
+    ),
+    (
+        {"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": "encoder"},
+        {},
+        "layers_to_transform leaves out 'encoder.2.self.query', which has tensors",
+    ),
     ({"rank_pattern": {"(.+)+!": 2}}, {}, "may take too long"),
     ({"rank_pattern": {"(.|.)" * 6 + "!": 2}}, {}, "may take too long"),
     ({"feedforward_modules": r"(?x:(.+) +!)"}, {}, "may take too long"),
@@ -253,6 +275,9 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
     with pytest.raises(ValueError, match=said) as caught:
         load(tmp_path, params)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+OTHER = "is not the 'layers/query/kernel' of these params"
 
 
 def test_places_of_one_layer_of_several(params, tmp_path):
