@@ -36,10 +36,10 @@ at the end, or not at all. In it, `export.json` says which run it comes from, an
 quantising and an SVD have changed each weight. `README.md` is a model card with the run's scores
 and their intervals, and `run.json` has every setting of the run, paths on this machine too.
 
-`hf upload user/lora exported/lora --private` puts the folder on the Hugging Face Hub. `README.md` and
-`export.json` have names without their folders. A base model that is a folder of this machine is
-named in `adapter_config.json`, where AutoPeftModel looks for it: change it before you upload the
-folder. `run.json` has the run's settings as they are.
+`hf upload user/lora exported/lora --private` puts the folder on the Hugging Face Hub.
+`README.md` and `export.json` have names without their folders. A base model that is a folder of
+this machine is named in `adapter_config.json`, where AutoPeftModel looks for it: change it before
+you upload the folder. `run.json` has the run's settings as they are.
 """
 
 import json
