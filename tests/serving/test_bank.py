@@ -25,7 +25,9 @@ from support import stored_adapters as stored
 
 import lora_jax as lj
 import variants
+from lora_jax.compiled.jaxpr_costs import product_flops
 from lora_jax.serving import bank_arrays, grouped_matmul
+from variants.oft import OFT
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,30 @@ class TestRows:
         bank = filled(params, found)
         assert len(bank.held.methods) < 16
         assert_rows_are_those_alone(bank, [params, *merged(found)], range(len(found) + 1))
+
+    def test_dora_costs_what_lora_costs(self, params):
+        """Its norms are made when an adapter is put into the bank, in no step."""
+        programs = []
+        for name in ("lora", "dora"):
+            found = [trained(params, variants.make(name, rank=2), STACK, 1)]
+            bank = filled(params, found, way=grouped_matmul.USUAL)
+            programs.append(jax.make_jaxpr(lj.Bank.apply)(bank, jnp.arange(2), *inputs(2)))
+        lora, dora = (product_flops(each.jaxpr) for each in programs)
+        assert lora == dora > 0
+
+    def test_a_method_that_no_row_needs_is_not_computed(self, params):
+        called = []
+
+        class Noted(OFT):
+            def dot(self, x, base, factors, *, dropout_key=None):
+                jax.debug.callback(lambda: called.append(True))
+                return super().dot(x, base, factors, dropout_key=dropout_key)
+
+        bank = filled(params, [trained(params, Noted(block_size=2), STACK, 1)])
+        for ids, needed in (([0, 0], False), ([0, 1], True)):
+            jax.block_until_ready(bank.apply(jnp.array(ids), *inputs(2)))
+            jax.effects_barrier()
+            assert bool(called) == needed
 
     def test_a_method_whose_plain_lora_has_a_higher_rank(self, params):
         """LoHa of rank 3 is plain LoRA of rank 9: beside one that fits, it keeps its products."""
