@@ -70,6 +70,10 @@ class Examples(Part):
                 "not one number for each text"
             )
         if labels.dtype.kind in "iub":
+            if labels.size and labels.max() > np.iinfo(np.int64).max:  # it would become negative
+                raise ValueError(
+                    f"data set {self.name!r}: label {labels.argmax()} is {labels.max()}, too large"
+                )
             labels = labels.astype(np.int64)
         elif labels.dtype.kind == "f":
             labels = labels.astype(np.float64)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from lora_jax import variant
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.tree_file import SafetensorsBytes
@@ -33,12 +32,13 @@ from lora_jax.peft_format import Layouts, Peft, Settings, number
 from lora_jax.quantization.quantize import Storage
 from lora_jax.suggest import nearest
 from lora_jax.transform.placement import Frozen, Trainable
+from lora_jax.variant import Factors, Variant
 
 A, B = LINEAR["a"].name, LINEAR["b"].name
 PAPER = "enable_lora=(True, False, True) is what the paper's GPT-2 has"
 
 
-class Factors(NamedTuple):
+class LayerFactors(NamedTuple):
     """What the shapes of a layer's A and B say."""
 
     rank: int
@@ -58,7 +58,7 @@ def factors(
     numel: int,
     parts: int | None,
     enable_lora: Sequence[bool] | None,
-) -> Factors:
+) -> LayerFactors:
     """What a layer is, from the shapes of its lora_A and lora_B.
 
     Args:
@@ -75,7 +75,7 @@ def factors(
         raise ValueError(said)
     rank, outputs = b[1], numel // a[1]
     if a[0] == rank and b[0] == outputs:
-        return Factors(rank, None)
+        return LayerFactors(rank, None)
     divided = parts or len(enable_lora or ())
     adapted = a[0] // rank
     if a[0] % rank or not divided or adapted > divided or b[0] * divided != outputs * adapted:
@@ -86,10 +86,10 @@ def factors(
     enabled = tuple(enable_lora or (True,) * divided)
     if len(enabled) != divided or sum(enabled) != adapted:
         raise ValueError(f"enable_lora={enabled}, and {adapted} of {divided} parts are adapted")
-    return Factors(rank, enabled)
+    return LayerFactors(rank, enabled)
 
 
-def of_part(peft: Peft, layer: Factors, part: int | None) -> Peft:
+def of_part(peft: Peft, layer: LayerFactors, part: int | None) -> Peft:
     """The adapter of one part of a layer, or of all in one; works on shapes, too."""
     if layer.enabled is None:
         return peft if part is None else third(peft, part, LINEAR)
@@ -155,7 +155,7 @@ class LoralibFile(Source):
             raise ValueError(f"{path}: it does not say its lora_alpha: give alpha (--alpha)")
         self._alpha, self._enabled = float(own[ALPHA]), own.get(ENABLED)
         self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
-        self._layers: dict[str, tuple[Factors, int | None]] = {}
+        self._layers: dict[str, tuple[LayerFactors, int | None]] = {}
         self._names: list[str] = []
 
     def names(self) -> list[str]:
@@ -258,7 +258,7 @@ class LoralibFile(Source):
 
 def load_loralib(
     file: str | os.PathLike,
-    variant_of: Callable[[Settings], variant.Variant],
+    variant_of: Callable[[Settings], Variant],
     names: Names,
     forward: Callable[..., Any],
     params: Any,
@@ -398,7 +398,7 @@ def _plain(each: Matrix) -> Peft:
     peft = each.variant.to_peft(each.base, each.factors)
     if peft is not None and peft.tensors.keys() == {A, B}:
         return peft
-    return as_peft(*both, 1.0, variant.Factors({}, {}), False)
+    return as_peft(*both, 1.0, Factors({}, {}), False)
 
 
 def _common(every: list[Peft]) -> tuple[int, float, bool]:

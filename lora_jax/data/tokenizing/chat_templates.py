@@ -50,7 +50,8 @@ class ChatTemplate:
 
         Args:
             messages: dicts with a `role` and usually a `content`. As in transformers, a value of
-                None counts as missing.
+                None counts as missing, and reasoning may be called `reasoning_content`, `thinking`
+                or `reasoning`.
             add_generation_prompt: end the text with the start of an assistant's answer, if the
                 template supports it.
             variables: other variables of the template, such as `tools` and `enable_thinking`. Some
@@ -61,10 +62,10 @@ class ChatTemplate:
         """
         _check(messages)
         given = {"tools": None, "documents": None, **self.tokens, **variables}
-        present = [{k: v for k, v in each.items() if v is not None} for each in messages]
+        given |= {"messages": [_named_reasoning(message) for message in messages]}
         try:
             # A template is untrusted: it gets data only, never objects with methods.
-            plain = json.loads(json.dumps(given | {"messages": present}))
+            plain = json.loads(json.dumps(given))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.origin}: what is rendered must be plain data: {error}"
@@ -133,6 +134,15 @@ def _check(messages: Sequence[Message]) -> None:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"a message must be a dict with a role, got {message!r}")
+
+
+def _named_reasoning(message: Message) -> dict[str, Any]:
+    """A message without None values, its reasoning under the names that templates look for."""
+    present = {key: value for key, value in message.items() if value is not None}
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        if name in present:
+            return {"thinking": present[name], **present, "reasoning_content": present[name]}
+    return present
 
 
 def _default(published: Any, file: Path) -> str:

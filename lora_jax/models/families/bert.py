@@ -63,6 +63,11 @@ class BertConfig(checks.EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_multiple("hidden_size", "num_attention_heads")
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves a {self.model_type}"
+                f" no position after pad_token_id {self.pad_token_id}"
+            )
 
     @property
     def max_tokens(self) -> int:
