@@ -43,6 +43,7 @@ from experiments.planning.memory_formula import published_sizes, side_by_side
 from experiments.planning.topologies import (
     ACCELERATORS,
     EFFICIENCY,
+    MOST_SIMULATED,
     accelerator,
     prepare,
     topology,
@@ -118,6 +119,11 @@ def plan() -> None:
             said = str(flags.FLAGS[flag].help)
             raise ValueError(f"--{flag} is missing: {said[0].lower()}{said[1:].rstrip('.')}")
     chosen = topology(str(_TOPOLOGY.value))
+    if not chosen.ahead and chosen.devices > MOST_SIMULATED:
+        raise ValueError(
+            f"--topology={chosen} has {chosen.devices} devices; at most {MOST_SIMULATED} are "
+            "simulated"
+        )
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value, "1,-1,1"), chosen.devices, "--mesh=")
     prepare(1 if chosen.ahead else chosen.devices)
     console = Console(soft_wrap=True)

@@ -60,6 +60,9 @@ class Kind:
     """Whether there are other sizes than those that are listed."""
 
 
+MOST_SIMULATED = 512
+"""The most devices that the CPU simulates; creating that many takes seconds."""
+
 _TWO_AXES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 # The memory of TPUs is the limit that libtpu 0.0.42.1 reports for a program that asks for 2 TB.
 # That of GPUs is their nominal size in units of 10^9 bytes, as some of the memory is never free.

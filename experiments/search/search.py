@@ -190,7 +190,8 @@ class Search:
             return [], []
         found = seal.read(path)
         for name, value in self._settings.items():
-            if (there := found["settings"].get(name)) != value:
+            # Earlier versions did not note the trials and the budget of a halving.
+            if (there := found["settings"].get(name, value)) != value:
                 raise ValueError(
                     f"{path} is of a search with --{name}={there}, not {value}; name another "
                     "--workdir"
@@ -339,7 +340,7 @@ class Search:
         """The most trials to train.
 
         Raises:
-          ValueError: the budget has no trial, or fewer than are asked for.
+          ValueError: the budget of a halving has fewer trials than are asked for.
         """
         budget, asked, steps = self._asked.budget, self._asked.trials, self._loop.steps
         halving = self._asked.halving

@@ -27,21 +27,6 @@ from lora_jax.files import number_text
 from lora_jax.suggest import close, nearest, nearest_if_close
 
 
-class FlagValueError(ValueError):
-    """The text of a flag cannot be read as its value.
-
-    Args:
-      said: the message.
-      name: the name of the flag, without dashes.
-      text: its text.
-      is_section: whether it sets a section of the config as a whole.
-    """
-
-    def __init__(self, said: str, name: str, text: str, is_section: bool):
-        super().__init__(said)
-        self.name, self.text, self.is_section = name, text, is_section
-
-
 def read_config(arguments: Sequence[str]) -> ConfigDict:
     """The config that `experiments.train` would train with these flags.
 
@@ -75,8 +60,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """Read flags into `values`.
 
     Raises:
-      FlagValueError: one line on a flag whose text is not a value of its type.
-      ValueError: one line on what else is wrong with a flag or the config file.
+      ValueError: one line on what is wrong with a flag or the config file.
     """
     argv = list(_located(_with_flag_files(argv, values)))
     # The flag of `benchmarks` is a text, of which the command makes several configs.
@@ -144,7 +128,7 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
                     said += f"; nearest: --{name}.{first}"
                 if isinstance(parser := values[name].parser, flags.EnumParser):
                     said += nearest_if_close(text, parser.enum_values, cutoff=0.3)
-                raise FlagValueError(said, name, text, kind is ConfigDict) from error
+                raise ValueError(said) from error
         raise ValueError(said) from error
 
 
@@ -205,7 +189,7 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
                     f"flag --{name}={text}: '{number}' is not a number that a float holds, plainly "
                     "written, such as 10 or 3e-4"
                 )
-                raise FlagValueError(said, name, text, is_section=False)
+                raise ValueError(said)
 
 
 def _check_config_file(name: str, arguments: str) -> None:

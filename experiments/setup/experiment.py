@@ -16,7 +16,7 @@ import lora_jax as lj
 from configs.settings import RunConfig
 from experiments.setup import from_config
 from experiments.setup.forward_pass import model_inputs, predictor, separated, unroll_and_remat
-from experiments.setup.from_data import Gathered, gathered, placeholder
+from experiments.setup.from_data import Gathered, gathered
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import check_ids
 from experiments.setup.task_and_model import TaskAndModel
@@ -190,7 +190,6 @@ def build(
     shared: TaskAndModel | None = None,
     mesh: Mesh | None = None,
     folder: Path | None = None,
-    placeholder_seen: bool = False,
 ) -> Experiment:
     """Make the experiment that a config describes.
 
@@ -198,8 +197,6 @@ def build(
       shared: the loaded task and model of a config with the same data and model, if there is one.
       mesh: the devices that train together; by default one device trains alone.
       folder: the run's, which may have what an earlier process gathered (`from_data`).
-      placeholder_seen: whether initialisations from data get ones in place of what they ask to
-        see, for a run of which only the time matters.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
@@ -218,10 +215,7 @@ def build(
     example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
-    if placeholder_seen:
-        found = placeholder(adapted, inputs)
-    else:
-        found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
+    found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
     seen = found.seen if found else {}
     layout = None if mesh is None else lay_out(adapted, mesh, loaded.rules, *inputs, seen=seen)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs, seen=seen)

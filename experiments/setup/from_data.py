@@ -133,13 +133,6 @@ def keep_newest(folder: Path, most: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def placeholder(adapted: lj.Adapted, inputs: tuple[Any, ...]) -> Gathered | None:
-    """Ones in the shapes of what `gathered` gives, for a run of which only the time matters."""
-    wanted = seen_shapes(adapted, *inputs)
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), wanted)
-    return Gathered(ones, {}) if wanted else None
-
-
 def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen]) -> str:
     """A digest of everything that what is seen depends on."""
     shapes = {

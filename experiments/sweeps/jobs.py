@@ -83,6 +83,10 @@ def parse_shard(text: str) -> tuple[int, int] | None:
     return int(first), int(second)
 
 
+AT_LEAST_ONE = ("cpus", "parallel")
+"""Resources of which a job needs some."""
+
+
 def resources(
     flag: str, items: Sequence[str], names: Mapping[str, str], texts: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -93,14 +97,21 @@ def resources(
       texts: the keys that do not take numbers.
 
     Raises:
-      ValueError: an unknown key, or no number.
+      ValueError: an unknown key, one that is given twice, or no value or number.
     """
     found: dict[str, Any] = {}
     for item in items:
         key, _, value = item.partition("=")
         require_known(key, names, f"--{flag}={item}: no such resource")
-        if key not in texts and not (value.isascii() and value.isdecimal()):
-            raise ValueError(f"--{flag}={item}: expected a whole number, such as {key}=1")
+        if names[key] in found:
+            raise ValueError(f"--{flag}={item}: {key} is given twice")
+        if not value:
+            raise ValueError(f"--{flag}={item}: expected a value, such as {key}=1")
+        if key not in texts:
+            least = 1 if key in AT_LEAST_ONE else 0
+            if not (value.isascii() and value.isdecimal()) or int(value) < least:
+                said = "a whole number" + (" above 0" if least else "")
+                raise ValueError(f"--{flag}={item}: expected {said}, such as {key}=1")
         found[names[key]] = value if key in texts else int(value)
     return found
 
@@ -161,16 +172,19 @@ def work(
             try:
                 left = until - time.monotonic()
                 stack.enter_context(lock(folder.lock_file(name), wait=left))
+            except LockedError as error:
+                if how.halving:  # which takes all of them
+                    raise ValueError(MISSING.format(name, error)) from error
+                print(f"{name}: {error}")
+                continue
+            try:
                 trial = folder.trial(name)
                 configs.append(trial.config)
                 mine.append(trial)
             except Exception as error:
-                if how.halving:  # which takes all of them
+                if how.halving:
                     raise ValueError(MISSING.format(name, error)) from error
-                if isinstance(error, LockedError):
-                    print(f"{name}: {error}")
-                else:
-                    _failed(folder, name, error)
+                _failed(folder, name, error)
         begin = stack.enter_context(between_programs())
         for numbers in groups(configs):
             begin()

@@ -174,7 +174,7 @@ def make_one(
     """The trial with these flags and overrides.
 
     Args:
-      labels: what the trial's name calls each key (`trial_names.labels_of`).
+      labels: what the trial's name calls each key (`labels_of`).
 
     Raises:
       ValueError: one line on what is wrong with its flags.

@@ -31,7 +31,10 @@ def end_with(descriptor: int) -> None:
 def confine(cores: Sequence[int]) -> None:
     """Limit this process and its future threads to these cores; do nothing if the list is empty."""
     if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+        try:
+            os.sched_setaffinity(0, cores)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--cores={','.join(map(str, cores))}: {error}") from error
 
 
 ENOUGH = 2**16

@@ -63,6 +63,7 @@ class TensorBoard(Tracker):
             )
             values.append(make.Value(tag=name, image=image))
         self._add(step, summary=make(value=values))
+        self._writer.flush()  # what is noted as written must be there after a kill
 
     def end(self, status: Status) -> None:
         """Write the status as a text; also as that of HParams, unless the run will go on."""
@@ -218,9 +219,16 @@ class MLflow(Tracker):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         tracking: Any = importlib.import_module("mlflow.tracking")
         self._entities: Any = importlib.import_module("mlflow.entities")
-        own = f"sqlite:///{run.store.absolute() / 'mlflow.db'}"
+        made = run.store.absolute() / "mlflow.db"
+        own = f"sqlite:///{made}"
         self._uri = os.environ.get("MLFLOW_TRACKING_URI") or own
         with FileLock(run.store / "opening.lock"):  # one process makes the tables
+            if self._uri == own and not made.exists():
+                # It takes seconds, and a process that is killed meanwhile must leave no half of it.
+                new = made.with_suffix(".new")
+                new.unlink(missing_ok=True)
+                tracking.MlflowClient(tracking_uri=f"sqlite:///{new}")
+                new.replace(made)
             self._client = tracking.MlflowClient(tracking_uri=self._uri)
             self._experiment = self._find_experiment(self._uri == own)
         by_identity = f"tags.`{self._IDENTITY}` = '{run.identity}'"

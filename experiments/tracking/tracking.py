@@ -12,7 +12,6 @@ import json
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,9 @@ class _Row:
     """Gives a tracker the values of each step in one call, and none that it has already.
 
     A step is written when a later one begins, or with the next image or the end. `last.json` notes
-    the last step of each scalar before it is written: a run that goes on repeats the steps after
-    its checkpoint, and trackers mostly cannot forget what they have.
+    the last step of each scalar: a run that goes on repeats the steps after its checkpoint. Most
+    trackers cannot forget what they have, so for these a step is noted before it is written: one
+    in which the process is killed may be missing, and none is there twice.
     """
 
     def __init__(self, tracker: Tracker):
@@ -95,9 +95,15 @@ class _Row:
     def write(self, images: Mapping[str, Path] = NO_IMAGES) -> None:
         if self._scalars or images:
             self._last |= dict.fromkeys(self._scalars, self._step)
-            write_atomically(self._noted, json.dumps(self._last).encode())
+            if not self._tracker.forgets:
+                self._note()
             self._tracker.write(self._step, self._scalars, images)
+            if self._tracker.forgets:
+                self._note()
             self._scalars = {}
+
+    def _note(self) -> None:
+        write_atomically(self._noted, json.dumps(self._last).encode())
 
     def draw(self, step: int, scalars: Mapping[str, Any], images: Mapping[str, Path]) -> None:
         self.write()
@@ -122,15 +128,18 @@ class TrackerThread(threading.Thread):
         self._places: dict[int, concurrent.futures.Future[str | None]] = {}
         self._rows: dict[int, _Row] = {}
         self._warned = False
-        self.start()
+        self._too_slow = False
+        try:
+            self.start()
+        except RuntimeError as error:  # the process may have no more threads
+            self._too_slow = True
+            self.warn(str(error))
 
     def run(self) -> None:
         for number, act in iter(self._orders.get, None):
             try:
                 act()
             except (Exception, SystemExit) as error:
-                if not self._warned:
-                    traceback.print_exc()
                 self._rows.pop(number, None)
                 if not self._places[number].done():
                     self._places[number].set_result(None)
@@ -162,11 +171,17 @@ class TrackerThread(threading.Thread):
 
         self._orders.put((number, act))
 
-    def where(self, number: int) -> str | None:
-        """Where the tracker has a run, once it has opened it; None if it has failed."""
+    def where(self, number: int, until: float) -> str | None:
+        """Where the tracker has a run, once it has opened it; None if it has failed.
+
+        Args:
+          until: the time by `time.monotonic` to wait for. One wait in vain is the last.
+        """
         try:
-            return self._places[number].result(WAIT)
+            wait = 0.0 if self._too_slow else until - time.monotonic()
+            return self._places[number].result(max(0.0, wait))
         except TimeoutError:
+            self._too_slow = True
             self.warn("it is too slow to begin the run")
             return None
 
@@ -176,6 +191,8 @@ class TrackerThread(threading.Thread):
 
     def close(self, until: float) -> None:
         """Let the orders be obeyed until a time by `time.monotonic`."""
+        if self.ident is None:  # it could not be started
+            return
         self.join(max(0.0, until - time.monotonic()))
         if self.is_alive():
             self.warn("it was too slow at the end of the run, and was left")
@@ -235,7 +252,8 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         """The URL or folder of a run in each tracker; None without trackers."""
         if number not in self._begun:
             return None
-        found = {each.tracker: each.where(number) for each in self._threads}
+        until = time.monotonic() + WAIT
+        found = {each.tracker: each.where(number, until) for each in self._threads}
         return {name: where for name, where in found.items() if where is not None}
 
     def end(self, number: int, status: Status) -> None:
@@ -257,7 +275,6 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
     def _begin(self, number: int, step: int) -> None:
         if number in self._begun:  # the next rung of a halving goes on from the last line
             return
-        self._begun.add(number)
         folder, config = self._folders[number].absolute(), self._configs[number]
         group = self._track.group and self._track.group.absolute()
         root = self._track.root or group or folder.parent
@@ -273,6 +290,7 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
                 restored=step,
             )
             each.begin(number, run, rows)
+        self._begun.add(number)
 
     def _send(self, number: int, method: Callable[..., None], *values: Any) -> None:
         if number in self._begun:

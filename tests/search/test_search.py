@@ -251,6 +251,14 @@ def test_a_budget_is_spent_on_trials_of_unequal_lengths(method, search, tmp_path
         before = asked
 
 
+@pytest.mark.parametrize("method", ["tpe", "random"])
+@pytest.mark.parametrize("trials, budget, most", [(3, 400, 3), (12, 60, 7)])
+def test_a_search_ends_at_either_limit(method, trials, budget, most, search, tmp_path):
+    run(search, SweepFolder(tmp_path), method, trials=trials, budget=budget)
+    asked = [each for part in ledger(SweepFolder(tmp_path))["rounds"] for each in part]
+    assert len(asked) == most  # of eight steps each
+
+
 @pytest.mark.parametrize("method", ["tpe", "random", "halving"])
 @pytest.mark.parametrize("limit", [{"trials": 7}, {"trials": None, "budget": 200}])
 def test_a_search_ends_when_all_combinations_were_tried(method, limit, search, tmp_path):

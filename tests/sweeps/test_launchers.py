@@ -100,6 +100,9 @@ def test_what_each_job_gets():
         (ray, "ray", ["gpus=1", "tpus=4"], "--ray: a job runs on one kind of device"),
         (ray, "ray", ["gpus=x"], "--ray=gpus=x: expected a whole number, such as gpus=1"),
         (slurm, "slurm", ["gpu=1"], "--slurm=gpu=1: no such resource; nearest: 'gpus'"),
+        (slurm, "slurm", ["partition"], "--slurm=partition: expected a value"),
+        (slurm, "slurm", ["gpus=1", "gpus=2"], "--slurm=gpus=2: gpus is given twice"),
+        (slurm, "slurm", ["cpus=0"], "--slurm=cpus=0: expected a whole number above 0"),
     ):
         with flagsaver.flagsaver(**{name: items}), pytest.raises(ValueError, match=f"^{said}"):
             launcher.demand() if launcher is ray else launcher.options()
