@@ -40,6 +40,8 @@ def bucket_boundaries(
     lengths = np.asarray(lengths, np.int64)
     if lengths.size == 0 or lengths.min() < 1:
         raise ValueError("bucket boundaries need one length or more, each at least 1")
+    if max_buckets < 1 or multiple < 1:
+        raise ValueError(f"max_buckets {max_buckets} and multiple {multiple} must be at least 1")
     if limit is not None and lengths.max() > limit:
         raise ValueError(f"a length of {lengths.max()} exceeds the limit of {limit}")
     padded = -(-lengths // multiple) * multiple
@@ -190,6 +192,12 @@ def _fill(
     Leftovers come first in the next bucket, so the shapes depend only on the number of examples in
     each bucket, not on their order.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} must be at least 1")
+    if list(boundaries) != sorted(set(boundaries)):
+        raise ValueError(f"bucket boundaries {tuple(boundaries)} do not increase")
+    if len(lengths) == 0 or len(boundaries) == 0:
+        raise ValueError("a plan needs at least one example and one bucket boundary")
     if lengths.max() > boundaries[-1]:
         raise ValueError(
             f"a length of {lengths.max()} exceeds the longest bucket, {boundaries[-1]}"

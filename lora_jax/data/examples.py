@@ -70,7 +70,9 @@ class Examples(Part):
                 "not one number for each text"
             )
         if labels.dtype.kind in "iub":
-            if labels.size and labels.max() > np.iinfo(np.int64).max:  # it would become negative
+            if (
+                labels.size and labels.max() > np.iinfo(np.int64).max
+            ):  # a uint64 that would become negative
                 raise ValueError(
                     f"data set {self.name!r}: label {labels.argmax()} is {labels.max()}, too large"
                 )

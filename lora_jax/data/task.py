@@ -86,13 +86,18 @@ class Task:
         labels = part.labels
         if labels is None:
             raise ValueError(f"data set {part.name!r} of task {self.name!r} has no labels")
-        if (labels.dtype.kind == "f") != (self.label_names is None):
-            raise ValueError(
-                f"data set {part.name!r}: classes have integer labels and label_names, a "
-                "regression has float labels and label_names=None"
-            )
         if self.label_names is None:
+            if labels.dtype.kind != "f":
+                raise ValueError(
+                    f"data set {part.name!r}: integer labels in a task without label_names; "
+                    "a regression needs float labels"
+                )
             return labels
+        if labels.dtype.kind != "i":
+            raise ValueError(
+                f"data set {part.name!r}: float labels in a task with classes; "
+                "a regression has label_names=None"
+            )
         last = len(self.label_names) - 1
         outside = np.flatnonzero((labels < 0) | (labels > last))
         if outside.size:

@@ -4,11 +4,10 @@ An undefined score (a correlation of constant outputs) is 0. With a non-finite o
 counts as wrong, a correlation is 0 and the loss is infinite.
 """
 
-import abc
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import scipy  # which loads `stats` where it is used: that takes half a second
@@ -26,25 +25,25 @@ class Sample(Protocol):
     """
 
     @property
-    @abc.abstractmethod
     def choices(self) -> int:
         """This many successive examples are one question (`Task.choices`)."""
+        ...
 
-    @abc.abstractmethod
     def total(self, values: np.ndarray) -> np.ndarray:
         """The sum of values of examples, (n, ...), or of questions, (n / choices, ...)."""
+        ...
 
-    @abc.abstractmethod
     def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
         """How many examples are in each of `size` groups, of which (n,) are the numbers."""
+        ...
 
-    @abc.abstractmethod
     def pearson(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Pearson's correlation of finite values (n,) with targets (n,); 0 if undefined."""
+        ...
 
-    @abc.abstractmethod
     def spearman(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The correlation of ranks, with mean ranks for ties; as `pearson`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,13 +270,16 @@ def _if_all(usable: np.ndarray, found: np.ndarray, other: float, sample: Sample)
     return np.where(sample.total(~usable) > 0, other, found)
 
 
-def _correlated(name: Literal["pearson", "spearman"]) -> Metric:
-    def metric(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
-        usable = np.isfinite(values)
-        found = getattr(sample, name)(np.where(usable, values, 0.0), targets)
-        return _if_all(usable, found, 0.0, sample)
+def _pearson(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
+    usable = np.isfinite(values)
+    found = sample.pearson(np.where(usable, values, 0.0), targets)
+    return _if_all(usable, found, 0.0, sample)
 
-    return metric
+
+def _spearman(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
+    usable = np.isfinite(values)
+    found = sample.spearman(np.where(usable, values, 0.0), targets)
+    return _if_all(usable, found, 0.0, sample)
 
 
 def _token_loss(logs: np.ndarray, tokens: np.ndarray, sample: Sample) -> np.ndarray:
@@ -309,9 +311,9 @@ CLASSIFICATION: Mapping[str, Metric] = {
     "eval_loss": _cross_entropy,
 }
 REGRESSION: Mapping[str, Metric] = {
-    "pearson": _correlated("pearson"),
-    "spearman": _correlated("spearman"),
-    "pearson_spearman": _mean(_correlated("pearson"), _correlated("spearman")),
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "pearson_spearman": _mean(_pearson, _spearman),
     "eval_loss": _squared_error,
     "token_loss": _token_loss,
     "perplexity": _perplexity,

@@ -17,7 +17,6 @@ import functools
 import importlib
 import importlib.metadata
 import re
-import types
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +34,13 @@ _ANSWERS = {
     "ending": "ending[1-4]",
     "option": "option[12]",
 }
+_MISSING = {
+    "nist": "nltk's differs from mteval-v13a's where there are several references",
+    "meteor": "METEOR 1.5 needs Java and a download",
+    "cider": "COCO's CIDEr needs Java, for its tokenizer",
+}
+
+
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
@@ -86,8 +92,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
     """
     _require_references(texts, references)
     library = _library("rouge_score.rouge_scorer")
-    tokenizer = types.SimpleNamespace(tokenize=words)
-    scorer = library.RougeScorer(["rougeL"], tokenizer=tokenizer)
+    scorer = library.RougeScorer(["rougeL"], tokenizer=_Words())
     found = [
         scorer.score_multi(list(each), text)["rougeL"].fmeasure
         for text, each in zip(texts, references, strict=True)
@@ -121,6 +126,13 @@ def words(text: str) -> list[str]:
     return found
 
 
+class _Words:
+    """`words` as rouge-score takes a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
     """The percentage of texts that equal one of their references, ignoring outer whitespace."""
     _require_references(texts, references)
@@ -137,7 +149,7 @@ def score_texts(
     """The scores of the given names, which are keys of `TEXT_METRICS`.
 
     Raises:
-      ValueError: an unknown name, or as in `bleu`.
+      ValueError: an unknown name; a score that is left out (the message says why); or as in `bleu`.
       ModuleNotFoundError: as in `bleu`.
     """
     check_names(names)
@@ -146,8 +158,11 @@ def score_texts(
 
 def check_names(names: Sequence[str], *others: str) -> None:
     """Raise a ValueError for a name that is neither in `TEXT_METRICS` nor in `others`."""
+    known = (*TEXT_METRICS, *others)
     for name in names:
-        require_known(name, (*TEXT_METRICS, *others), f"unknown metric '{name}' of texts")
+        if name in _MISSING:
+            raise ValueError(f"there is no metric '{name}': {_MISSING[name]}")
+        require_known(name, known, f"unknown metric '{name}' of texts")
 
 
 def extract_answer(text: str, kind: str) -> str:

@@ -4,7 +4,6 @@ QLoRA (Dettmers et al. 2023, arXiv 2305.14314) is any variant on a base of this 
 dequantised where it is used, and gets no gradient.
 """
 
-import abc
 import dataclasses
 from typing import Any
 
@@ -28,23 +27,23 @@ Stored = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Storage(abc.ABC):
+class Storage:
     """A way to store an (in, out) matrix in plain arrays; static and hashable."""
 
-    @abc.abstractmethod
     def store(self, matrix: Array) -> Stored:
         """The arrays that stand for a floating-point (in, out) matrix of magnitudes up to `MOST`.
 
         A non-finite entry corrupts its block or column; with double quantisation, the whole matrix.
         """
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
         """Restore the matrix, of shape `size` = (in, out), in float32; then cast it."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def take(self, stored: Stored, rows: Array, size: tuple[int, int], dtype: Any) -> Array:
         """`load(...)[rows]`, of shape (..., out), for rows in range; dequantises no other rows."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

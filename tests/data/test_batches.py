@@ -62,6 +62,8 @@ def test_boundaries_are_the_best_of_all(lengths, buckets, multiple):
         (([51], 3, 8, 50), "a length of 51 exceeds the limit of 50"),
         (([],), "need one length or more"),
         (([3, 0],), "each at least 1"),
+        (([3], 0), "max_buckets 0"),
+        (([3], 2, 0), "multiple 0"),
     ],
 )
 def test_boundaries_by_hand(arguments, expected):
@@ -217,7 +219,13 @@ def collated(indices, padded_length):
         *[
             (make, *case)
             for make in (eval_plan, planned)
-            for case in ((([5, 9], 2, (4, 8)), "a length of 9 exceeds the longest bucket, 8"),)
+            for case in (
+                (([5], 0, (8,)), "batch_size 0"),
+                (([], 2, (8,)), "at least one example"),
+                (([5], 2, ()), "one bucket boundary"),
+                (([5], 2, (16, 8)), "do not increase"),
+                (([5, 9], 2, (4, 8)), "a length of 9 exceeds the longest bucket, 8"),
+            )
         ],
         (collated, ([], 4), "0 examples do not make a batch of 1 to 2"),
         (collated, ([0, 1, 0], 4), "3 examples do not make a batch of 1 to 2"),

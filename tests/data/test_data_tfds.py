@@ -1,5 +1,6 @@
 """tensorflow-datasets without TensorFlow, on small files in the place of the official downloads."""
 
+import dataclasses
 import json
 import os
 import re
@@ -105,3 +106,36 @@ def test_a_missing_extra_gets_the_command(monkeypatch, missing):
     with pytest.raises(ModuleNotFoundError) as error:
         load_task("glue/cola", "tfds")
     assert str(error.value) == f"source 'tfds' needs {missing}: pip install \"lora-jax[tfds]\""
+
+
+def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):
+    """Whatever tensorflow-datasets raises of it: none of its classes is public."""
+
+    def damaged(*_):
+        raise KeyError("what\nelse")
+
+    for version in ("1.0.9", "9.0.0", "10.0.0"):  # the last one is the newest
+        prepared = tmp_path / "glue" / "cola" / version
+        prepared.mkdir(parents=True)
+        (prepared / "dataset_info.json").write_text("[" * 9999)
+    library = SimpleNamespace(builder_from_directory=damaged)
+    monkeypatch.setattr(tfds, "_library", lambda name: library)
+    spec = SPECS["glue/cola"]
+    said = r"10\.0\.0 cannot be read: KeyError: "
+    refuses(said, tfds.find, "glue/cola", spec, tmp_path, tmp_path)
+    bare = dataclasses.replace(spec, archives=())
+    refuses("lacks mine/a; take data.source 'tsv'", tfds.find, "mine/a", bare, None, tmp_path)
+    builder = SimpleNamespace(data_dir=prepared, as_data_source=damaged)
+    said = r"10\.0\.0: train cannot be read: KeyError: "
+    refuses(said, tfds.read_part, builder, spec.parts[0])
+    rows = [{"idx": 0, "sentence": b"\xff", "label": 0}]
+
+    class Source(list):
+        def __getitems__(self, numbers):
+            return [self[number] for number in numbers]
+
+    builder = SimpleNamespace(data_dir=prepared, as_data_source=lambda split: Source(rows))
+    refuses("train cannot be read: UnicodeDecodeError", tfds.read_part, builder, spec.parts[0])
+    rows[0]["sentence"] = b"good"
+    (record,) = tfds.read_part(builder, spec.parts[0])
+    assert (record.values, record.label) == ({"sentence": "good"}, 0)

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,11 @@ def test_the_stored_padding_is_off(minilm):
     assert stored["truncation"]["max_length"] == 128
     encoded = encode(load_tokenizer(minilm), singles(["short", "long " * 300]), 512)
     assert encoded.lengths.tolist() == [3, 302]
+
+
+def test_encode_leaves_the_tokenizer_as_it_was(tokenizer):
+    encode(tokenizer, singles(["one two three four"]), 4)
+    assert len(tokenizer.backend.encode("word " * 600)) == 602
 
 
 @pytest.mark.parametrize(("kind", "least"), [("singles", 3), ("pairs", 5)])
@@ -235,6 +241,36 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, kind, files, message)
     refuses(message, load_tokenizer, tmp_path / "missing" if kind == "missing" else tmp_path)
 
 
+def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
+    pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    path = from_files("deberta", tmp_path) / "spm.model"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" * 50)
+    refuses(r"spm\.model is not a SentencePiece model", load_tokenizer, tmp_path)
+    for part, name, value, message in (
+        ("trainer_spec", "model_type", 2, r"spm\.model: not a unigram model"),
+        ("trainer_spec", "unk_id", 10**6, r"spm\.model[: ]"),
+        ("trainer_spec", "unk_id", -1, r"spm\.model[: ]"),
+        ("normalizer_spec", "precompiled_charsmap", b"abc", r"spm\.model[: ]"),
+        (3, "score", float("nan"), r"spm\.model[: ]"),
+        (1, "piece", "<s>", r"not a DeBERTa vocabulary: it has no \[CLS\]$"),
+    ):
+        model = pb2.ModelProto.FromString(whole)
+        setattr(model.pieces[part] if isinstance(part, int) else getattr(model, part), name, value)
+        path.write_bytes(model.SerializeToString())
+        refuses(message, load_tokenizer, tmp_path)
+
+
+def test_without_sentencepiece_the_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
+    refuses(
+        r"spm\.model: .*run: pip install sentencepiece",
+        load_tokenizer,
+        from_files("deberta", tmp_path),
+    )
+
+
 WRONG = (5, -1.5, "", "x", [], ["[PAD]"], {}, {"content": 5}, {"content": "a", "lstrip": 3}, True)
 
 
@@ -251,6 +287,18 @@ def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, kind):
             continue
         (folder / "tokenizer_config.json").write_text(json.dumps({setting: wrong}))
         refuses(rf"tokenizer_config\.json: {setting} [^\n]*$", load_tokenizer, folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_setting_that_is_null_is_unset(tmp_path, kind):
+    def ids(path, **settings):
+        folder = bert_folder(path, **settings) if kind == "bert" else from_files(kind, path)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return load_tokenizer(folder).backend.encode("The the 中").ids
+
+    names = ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "pad_token")
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    assert ids(tmp_path / "a", **dict.fromkeys(names)) == ids(tmp_path / "b")
 
 
 @pytest.mark.parity

@@ -216,6 +216,16 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path, old, new, message):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{broken\n", "line 1 is not JSON"), ('{"premise": "é"}'.encode("latin-1"), "is not UTF-8")],
+)
+def test_other_damage_is_named(tmp_path, content, message):
+    official.write(tmp_path, official.super_glue("CB"))
+    (tmp_path / "CB" / "train.jsonl").write_bytes(content)
+    refuses(message, load_task, "super_glue/cb", "tsv", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "label", "expected"),
     [
         ("super_glue/wic", "0.7", "'label' is 0.7, not one of False, True"),

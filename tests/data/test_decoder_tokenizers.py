@@ -75,6 +75,11 @@ def test_a_decoder_pads_with_what_ends_a_text(settings, expected, model_type, tm
         assert tokenizer.starts_with_bos == (bos is not None and expected[0] == 1)
 
 
+def test_gpt2s_tokenizer_json_needs_no_settings(tmp_path):
+    tokenizer = load_tokenizer(whole_folder(tmp_path, config={"model_type": "gpt2"}))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 0, 0)
+
+
 EOS = {"eos_token": "<|im_end|>"}
 NONE_TO_PAD = r"has no padding token \(\[PAD\] or <pad>\)"
 

@@ -1,5 +1,7 @@
 """Tokenizers from GGUF files, and exported ones, give the ids of the published ones."""
 
+import sys
+
 import pytest
 from one_line import refuses
 
@@ -183,6 +185,15 @@ def test_what_is_refused_is_named(pre, metadata, message, tmp_path):
         load_tokenizer(path)
     said = str(caught.value)
     assert said.startswith(f"{path}: ") and said.count("model.gguf") == 1 and "\n" not in said
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    refuses(r"gone\.gguf: no such file", load_tokenizer, tmp_path / "gone.gguf")
+    path = write_bytes(tmp_path / "model.gguf", "gpt-2")
+    path.write_bytes(path.read_bytes()[:3000])
+    refuses(r"model\.gguf \(3,000 bytes\) is corrupt, truncated", load_tokenizer, tmp_path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    refuses(r'pip install "lora-jax\[decoders\]"', load_tokenizer, path)
 
 
 def test_kinds_of_tokens(tmp_path):

@@ -1,13 +1,17 @@
 """Data sets of one's own: the same rows from every format, and lines that name what is wrong."""
 
+import contextlib
 import csv
 import json
+from decimal import Decimal
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from one_line import refuses
 
 from lora_jax.data import load_task
+from lora_jax.data.sources.rows import read_rows
 
 TEXTS = ["It 'is', so", "a\u2028b", "café", "four", "five", "six ", "seven", "eight"]
 
@@ -61,6 +65,21 @@ def test_csv_is_quoted_and_tsv_is_not(tmp_path):
     (tmp_path / "t.tsv").write_text('x\ty\n"a\t1\nd"\t0\n', encoding="utf-8-sig")
     assert load(tmp_path, "t.csv").train.texts == ('a, "b"\nc', "d")
     assert load(tmp_path, "t.tsv").train.texts == ('"a', 'd"')
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_carriage_return_in_a_line_of_tsv_ends_no_row(tmp_path, end):
+    """It cut an example in two; at the end of a line it is the end, as Windows has it."""
+    lines = ["x\ty", "one\rtwo\t1", "", '"three\t0', ""]
+    (tmp_path / "t.tsv").write_text(end.join(lines), encoding="utf-8-sig", newline="")
+    found, path = read_rows(tmp_path / "t.tsv"), tmp_path / "t.tsv"
+    assert [row.where for row in found] == [f"{path}, line 2", f"{path}, line 4"]
+    assert [row.values for row in found] == [{"x": "one\rtwo", "y": "1"}, {"x": '"three', "y": "0"}]
+    (tmp_path / "t.tsv").write_text(end.join(["x\ty", "one\ttwo\t1", ""]), newline="")
+    refuses(r"line 2: 3 columns, the header has 2$", read_rows, tmp_path / "t.tsv")
+    (tmp_path / "t.tsv").write_text("x\ty\rone\t1\r", newline="")
+    said = "lines end in carriage returns; write line feeds instead"
+    refuses(said, read_rows, tmp_path / "t.tsv")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +136,12 @@ def test_ids_beyond_floats_are_classes_of_their_own(tmp_path, suffix, end):
     assert task.train.labels.tolist() == [1, 0, 2]
 
 
+def test_names_that_look_alike_are_not_two_classes(tmp_path):
+    """An accent of its own (U+0301) is no other letter."""
+    said = r"train\.tsv, line 3: label 'cafe\\u0301' looks like 'ca"
+    refuses(said, task_of, tmp_path, ["caf\u00e9", "cafe\u0301", "tea"])
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
 @pytest.mark.parametrize(
     "label",
@@ -140,6 +165,29 @@ def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target)
         refuses("train.tsv, line 4: label '", task_of, tmp_path, labels, held=["1", "2"], **more)
     said = "dev.tsv, line 3: label '.*not a number that a float32 holds$"
     refuses(said, task_of, tmp_path, ["0.5", "1"], held=["1", target])
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.text("0123456789_.eE+-x٣ ,", min_size=1, max_size=6)
+    | st.sampled_from(["inf", "-Infinity", "nan", "1e999", "1e-9999", "１.５", "1.5\u2028"])
+)
+def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
+    """Every target is Python's number for a text that JSON has too; all else names its line."""
+    try:
+        task = task_of(
+            tmp_path, ["0.5", text, "7"], held=["1", "2"], suffix=".jsonl", regression=True
+        )
+    except ValueError as error:
+        said = str(error)
+        assert "train.jsonl, line 2: " in said and "\n" not in said
+        with contextlib.suppress(ValueError):  # a number of JSON is refused beyond float32 alone
+            value = abs(json.loads(text, parse_float=Decimal))
+            assert text != text.strip() or (value and not 1.2e-38 < value < 3.4e38)
+    else:
+        assert task.train.labels.tolist() == [0.5, float(text), 7]
+        assert text.isascii()
+        assert not set(text) & set("_ x")
 
 
 def test_fractions_make_a_regression_and_whole_numbers_if_asked(tmp_path):
@@ -287,3 +335,9 @@ def test_another_domain_is_one_more_file(tmp_path):
 )
 def test_what_is_not_named_is_asked_for(files, message):
     refuses(message, load_task, "mine", "files", files=files)
+
+
+def test_what_is_held_out_is_asked_for_as_it_is_written(tmp_path):
+    (tmp_path / "t.csv").write_text("x,y\na,1\nb,2\n")
+    said = "data.files needs 'validation', or data.validation .*validation=FILE and held_out=500$"
+    refuses(said, load, tmp_path, "t.csv", validation="")

@@ -1,6 +1,7 @@
 """Scores of texts against hand counts and the libraries' published examples."""
 
 import collections
+import importlib
 import math
 
 import numpy as np
@@ -52,6 +53,15 @@ def counted_bleu(texts, references):
             said[n] += grams(words).total()
     short = min(0, 1 - nearest / length)
     return 100 * math.exp(short + sum(math.log(h / s) for h, s in zip(hits, said, strict=True)) / 4)
+
+
+def test_bleu_by_hand():
+    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples and 1 of 3 quadruples are in the reference.
+    found = bleu(["the cat sat on the mat"], [["the cat sat on a mat"]])
+    assert found.value == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** (1 / 4))
+    # All of it is there; 5 words for 8 are too few.
+    found = bleu(["a b c d e"], [["a b c d e f g h"]])
+    assert found.value == pytest.approx(100 * math.exp(1 - 8 / 5))
 
 
 def test_bleu_of_several_references_not_equally_many():
@@ -132,6 +142,15 @@ def test_rouge_l_of_other_scripts_by_hand():
     assert rouge_l(["今天很好"], [["今天不好"]]).value == pytest.approx(75)
 
 
+@pytest.mark.parametrize("name", text_metrics.TEXT_METRICS)
+def test_the_same_texts_score_100_and_others_less(name):
+    texts = ["one two three four five", "The price is £ 20 - 25 ."]
+    same = [["something else", texts[0]], [texts[1]]]
+    assert score_texts([name], texts, same)[name].value == pytest.approx(100)
+    other = [["six seven eight nine ten"], ["Wholly unlike"]]
+    assert score_texts([name], texts, other)[name].value < 20
+
+
 def test_exact_match_counts_what_is_equal_but_for_outer_spaces():
     assert exact_match([" a", "b", "c ", "D"], [["x", "a "], ["a"], ["c"], ["d"]]).value == 50
 
@@ -143,6 +162,9 @@ NAMED = ("bleu", "chrf", "rouge_l", "exact_match")
 @pytest.mark.parametrize(
     ("names", "texts", "references", "message"),
     [
+        (["bleu", "meteor"], ["a"], [["a"]], "there is no metric 'meteor': METEOR"),
+        (["nist"], ["a"], [["a"]], "there is no metric 'nist': "),
+        (["cider"], ["a"], [["a"]], "there is no metric 'cider': "),
         (["blue"], ["a"], [["a"]], "unknown metric 'blue' of texts; nearest: 'bleu'"),
         *[
             ([name], *case)
@@ -158,6 +180,16 @@ NAMED = ("bleu", "chrf", "rouge_l", "exact_match")
 )
 def test_what_cannot_be_scored_is_refused(names, texts, references, message):
     refuses(message, score_texts, names, texts, references)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r'sacrebleu: pip install "lora-jax\[decoders\]"'):
+        bleu(["a"], [["a"]])
+    assert exact_match(["a"], [["a"]]).value == 100
 
 
 @pytest.mark.parametrize(

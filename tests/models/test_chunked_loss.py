@@ -158,6 +158,14 @@ def test_the_logits_are_never_whole():
     assert temporaries(tokens) > whole
 
 
+def test_wrong_calls_are_named():
+    numbers, ids = problem()
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        token_losses(lambda x: x, numbers["x"], ids, 0)
+    with pytest.raises(ValueError, match=r"targets must be \(2, 7\) .* got \(2, 6\)"):
+        token_losses(lambda x: x, numbers["x"], ids[:, 1:])
+
+
 def test_smoothing_spreads_a_share_of_the_target_over_all_words():
     random = np.random.default_rng(3)
     hidden, table = (random.normal(size=s).astype(np.float32) for s in ((2, 5, 4), (4, 7)))

@@ -142,3 +142,8 @@ def test_prompts_that_were_cut_are_cut_alike_for_all_options():
     assert split.ids.tolist() == [*range(3, 9), 9, 9, 8]
     assert split.type_ids.tolist() == [0] * 6 + [1, 1, 2]
     assert split.labels.tolist() == [3]
+
+
+def test_no_completion_at_all_is_refused():
+    with pytest.raises(ValueError, match="expected completions of one token or more, got 1 of 0"):
+        completion_likelihood(random_decoder("llama"), 0)

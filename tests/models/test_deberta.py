@@ -21,6 +21,7 @@ from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
 from published_names import to_torch_names
+from zoo.check import random_like
 
 import lora_jax as lj
 import variants
@@ -77,9 +78,24 @@ def assert_equal(name, model, truth, atol):
     np.testing.assert_allclose(logits[rows], truth[f"{name}/logits"][rows], atol=atol)
 
 
+def test_equals_torch_in_float32(tmp_path, truth):
+    model, fresh = load("everything", tmp_path)
+    assert fresh == ()
+    assert_equal("everything", model, truth, 1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES[1:])  # the first is the second in short
 def test_equals_torch_in_float64(name, tmp_path, truth, x64):
     assert_equal(name, load(name, tmp_path, param_dtype=jnp.float64).model, truth, 1e-11)
+
+
+def test_mean_pooling_is_the_mean_of_torchs_hidden_states(tmp_path, truth):
+    (model, fresh), (ids, mask, types) = load("v2", tmp_path, pool="mean"), inputs("v2")
+    assert fresh == ("classifier/kernel", "classifier/bias")  # those there are for the first token
+    hidden, kernel = truth["v2/hidden"], np.asarray(model.classifier.kernel)
+    pooled = np.stack([h[m == 1].mean(0) for h, m in zip(hidden, np.asarray(mask), strict=True)])
+    logits = run(model, ids, mask, types)
+    np.testing.assert_allclose(logits, pooled @ kernel, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["v3", "own_projections", "everything"])
@@ -202,6 +218,25 @@ def test_gradients_equal_finite_differences_and_remat_changes_nothing(x64):
     jax.eval_shape(lambda params: jax.jvp(lambda p: loss(p, mask), (params,), (params,)), params)
 
 
+def test_vmap_over_models():
+    (first, apply), (second, _) = (functional(random_model("v2", seed=seed)) for seed in (0, 1))
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), first, second)
+    args = inputs("v2")
+    together = jax.jit(jax.vmap(apply, in_axes=(0, None, None, None)))(both, *args)
+    for i, params in enumerate((first, second)):
+        np.testing.assert_allclose(together[i], apply(params, *args), atol=1e-5)
+
+
+def test_bfloat16_computation():
+    args = inputs("v2")
+    half = random_model("v2", options={"dtype": jnp.bfloat16})
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    hidden, logits = encode_and_run(half, *args)
+    assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    expected = run(random_model("v2"), *args)
+    assert 0 < np.abs(logits - expected).max() < 0.05
+
+
 @pytest.mark.parametrize(("name", "outside"), [("v3", 3), ("v2", 4)])
 def test_every_dropout_of_every_layer_has_a_key_of_its_own(name, outside, monkeypatch):
     """Outside of the layers are the embeddings, the head's two, and v2's convolution."""
@@ -245,3 +280,26 @@ def test_all_linear_finds_the_linears(name):
     expected = {*SIX, *(f"layers/attention/{each}/kernel" for each in extra)}
     # and the head's, as in every classifier: neither the convolution nor an embedding
     assert set(trainable["adapters"]) == {*expected, "classifier/kernel"}
+
+
+def test_the_adapted_model_is_the_model_of_merged_weights(x64):
+    """Of the shared projections too, which multiply hidden states and relative embeddings."""
+    model = random_model("v2", options={"param_dtype": jnp.float64})
+    args = inputs("v2")
+    model_forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(model_forward, variants.make("dora", rank=2), "all-linear")
+
+    @jax.jit
+    def outputs(params):
+        trainable, frozen = adapted.init(jax.random.key(0), params, *args)
+        moved = jax.tree.map(jnp.add, trainable, random_like(trainable, 0))
+        merged = adapted.merge(moved, frozen)
+        stacked = jax.tree.map(lambda *both: jnp.stack(both), merged, params)
+        both = jax.vmap(lambda params: model_forward(params, *args))(stacked)
+        return adapted.apply(moved, frozen, *args), both
+
+    found, (merged, plain) = outputs(params)
+    np.testing.assert_allclose(found, merged, atol=1e-10)
+    assert not np.allclose(found, plain, atol=1e-2)
+    uses = {str(use) for use in lj.discover(model_forward, params, *args)[SIX[0]].uses}
+    assert uses == {"product"}

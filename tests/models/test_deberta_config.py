@@ -10,10 +10,21 @@ from make_fixtures.deberta import CASES
 from lora_jax.models.families.deberta_v2 import DebertaClassifier, DebertaConfig
 
 WRONG = [
-    ({"model_type": "deberta"}, "model_type must be deberta-v2, got 'deberta'"),
-    ({"pos_att_type": "p2c|p2p"}, "pos_att_type must be of c2p and p2c"),
-    ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd must be one of none, layer_norm"),
-    ({"conv_act": "mish"}, "conv_act must be one of gelu, .*'mish'"),
+    ({"model_type": "deberta"}, "model_type 'deberta' is not supported; supported: deberta-v2"),
+    ({"pos_att_type": "p2c|p2p"}, "pos_att_type 'p2p' is not supported; supported: c2p, p2c"),
+    ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd 'batch_norm' is not supported"),
+    ({"attention_head_size": 4}, "attention_head_size 4 is not supported, only 8"),
+    ({"pooler_hidden_size": 8}, "pooler_hidden_size 8 is not supported, only 16"),
+    ({"conv_kernel_size": 4}, "conv_kernel_size must be odd, got 4"),
+    ({"conv_groups": 3}, "hidden_size 16 is not a multiple of conv_groups 3"),
+    ({"position_buckets": 1}, "position_buckets 1 must be at least 2"),
+    ({"position_buckets": 60}, "position_buckets 60 .* leave room for distances of up to 24"),
+    ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; supported: gelu, "),
+    ({"conv_act": "mish"}, "conv_act 'mish' is not supported"),
+    ({"share_att_key": 1}, "share_att_key must be true or false, got 1"),
+    ({"pooler_dropout": 1.0}, r"pooler_dropout must be a number in \[0, 1\), got 1.0"),
+    ({"num_attention_heads": 5}, "hidden_size 16 is not a multiple of num_attention_heads 5"),
+    ({"is_decoder": True}, "is_decoder=True is not supported"),
 ]
 
 

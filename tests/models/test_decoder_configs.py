@@ -36,23 +36,34 @@ def config(**changes):
             "model_type 'gemma' is not supported; nearest: .*: gpt2, llama,",
         ),
         ({"model_type": None}, "model_type None is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config .* is not supported"),
-        ({"is_encoder_decoder": True}, "is_encoder_decoder True is not supported"),
-        ({"head_dim": 5}, "head_dim must be even, got 5"),
-        ({"num_key_value_heads": 3}, "num_attention_heads must be a multiple of num_key_value_he"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config=.* plain decoders only"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported"),
+        ({"hidden_size": 18}, "hidden_size 18 is not a multiple of num_attention_heads 4"),
+        ({"head_dim": 5}, "head_dim must be even, as rope turns its halves, got 5"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_he"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer >= 1, got 0"),
+        ({"vocab_size": "23"}, "vocab_size must be an integer >= 1, got '23'"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, got 0"),
+        ({"hidden_act": "swiglu"}, "hidden_act 'swiglu' is not supported; supported: gelu"),
+        ({"attention_dropout": 1.0}, r"attention_dropout must be a number in \[0, 1\), got 1.0"),
         ({"attention_bias": 1}, "attention_bias must be true or false, got 1"),
-        ({"rope_theta": -1.0}, "rope_theta must be a number above 1, got -1.0"),
-        ({"rope_scaling": {"type": ["su"]}}, r"rope_type must be one of default, .*\['su'\]"),
+        ({"eos_token_id": [1, -1]}, "eos_token_id must be an integer >= 0, got -1"),
+        ({"rope_theta": -1.0}, "rope_theta must be a positive number, got -1.0"),
+        ({"rope_scaling": {"type": "su"}}, "rope_type 'su' is not supported; supported: default,"),
+        ({"rope_scaling": {"type": ["su"]}}, r"rope_type \['su'\] is not supported"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
-        ({"rope_scaling": {"type": "linear"}}, "factor must be given for 'linear'"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_type 'linear' needs factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "must be >= 1: 0.5"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor must be a positive number"),
-        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "low_freq_factor must be given"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "'llama3' needs low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "high_freq_factor 4.0 must be abo"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported, only 1.0"),
         ({"rope_parameters": {FULL: {"rope_theta": 1e6}}}, "rope_parameters by layer type are not"),
         ({"rope_interleaved": True}, "rope_interleaved True is not supported, only False"),
-        ({"model_type": "mistral", "sliding_window": 0}, "must be a number of tokens, got 0"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be an integer >= 1"),
         ({"layer_types": [FULL]}, "layer_types names 1 layers, there are 2"),
-        ({"layer_types": [FULL, "chunked"]}, "layer_types must be a list of full_attention and"),
+        ({"layer_types": "full"}, "layer_types must be a list of words, got 'full'"),
+        ({"layer_types": [FULL, "chunked"]}, "layer_types 'chunked' is not supported"),
         ({"layer_types": [FULL, SLIDING]}, "but there is no sliding_window"),
         (
             {"model_type": "mistral", "sliding_window": 3, "layer_types": [FULL, SLIDING]},
@@ -72,8 +83,8 @@ def test_defaults_of_each_model_type():
     assert [c.num_key_value_heads for c in defaults.values()] == [32, 8, 32, 32]
     assert [c.head_dim for c in defaults.values()] == [128] * 4
     assert [c.sliding_window for c in defaults.values()] == [None, 4096, None, None]
-    assert [c.has_bias("input") for c in defaults.values()] == [False, False, True, False]
-    assert not any(c.has_bias(m) for c in defaults.values() for m in ("output", "mlp"))
+    assert [c.input_bias for c in defaults.values()] == [False, False, True, False]
+    assert not any(c.output_bias or c.feed_forward_bias for c in defaults.values())
     assert {c.rope for c in defaults.values()} == {Rope()}
     assert len({hash(c) for c in defaults.values()}) == 4
 

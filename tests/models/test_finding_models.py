@@ -1,6 +1,8 @@
 """A model is found in a folder, an installed package or the Hub, or one line says what to do."""
 
 import hashlib
+import os
+import subprocess
 import sys
 
 import huggingface_hub
@@ -96,3 +98,15 @@ def test_torch_files_are_downloaded_where_there_are_no_safetensors(tmp_path, mon
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert locate("microsoft/deberta-v3-base") == tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(wanted)
+
+
+def test_an_unreachable_hub_is_one_clear_line(tmp_path):
+    script = "from lora_jax.models.published.location import locate; locate('org/name')"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    last = done.stderr.decode().strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last == (
+        "FileNotFoundError: 'org/name': not a local folder, and not available from the Hugging "
+        "Face Hub, which cannot be reached"
+    )

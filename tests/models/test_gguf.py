@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 from small_decoder import random_decoder
 
+from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.parts.rope import Rope, frequencies
 from lora_jax.models.published.load import load_classifier, load_decoder, read_decoder_config
 from lora_jax.models.published.weight_files import find_gguf, weights_digest
@@ -130,6 +132,14 @@ def test_types_that_only_llama_cpp_writes(name, tmp_path):
         own = np.asarray(kernel)[0].T
         np.testing.assert_array_equal(own if heads is None else permuted(own, heads), expected)
         assert expected.std() > 0.1
+
+
+def test_options_reach_the_model(tmp_path):
+    path = write_decoder(tmp_path / "model.gguf", random_decoder("llama"))
+    options = {"dtype": jnp.bfloat16, "remat": "dots_saveable", "implementation": "xla"}
+    model = load_decoder(path, param_dtype=jnp.bfloat16, **options)
+    assert {name: getattr(model, name) for name in options} == options
+    assert model.head.kernel.dtype == jnp.bfloat16
 
 
 def test_where_a_file_is_found(tmp_path):
@@ -253,9 +263,10 @@ def test_the_scaling_of_llama_3(factor, tmp_path):
     [
         ({"arch": "llama4"}, "architecture 'llama4' is not supported; nearest: 'llama'"),
         ({"llama__embedding_length": None}, "no 'llama.embedding_length'; nearest: 'llama"),
-        ({"llama__block_count": 0}, "num_hidden_layers must be an integer from 1 to 10,000"),
+        ({"llama__block_count": 0}, "num_hidden_layers must be an integer >= 1, got 0"),
         ({"llama__expert_count": 8}, "mixtures of experts are not supported"),
-        ({"llama__feed_forward_length": [20, 24]}, "intermediate_size must be an integer"),
+        ({"llama__attention__head_count_kv": [2, 1]}, r"different sizes \(head_count_kv: \[2, 1"),
+        ({"llama__feed_forward_length": [20, 24]}, "layers of different sizes"),
         ({"llama__rope__dimension_count": 32}, "rope.dimension_count 32 is not .* length 64"),
         ({"llama__attention__value_length": 32}, "attention.value_length 32 is not supported"),
         ({"llama__rope__scaling__type": "longrope"}, "rope.scaling.type 'longrope' is not supp"),
@@ -311,6 +322,18 @@ def test_wrong_weights_are_named(change, message, tmp_path):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_all_is_checked_before_anything_is_read(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(GgufFile, "read", lambda self, name: read.append(name))
+    path = tmp_path / "model.gguf"
+    write_decoder(path, random_decoder("llama"), output_norm__weight=None)
+    with pytest.raises(ValueError, match="no tensor"):
+        load_decoder(path)
+    assert read == []
+    with pytest.raises(ValueError, match="remat must be"):
+        load_decoder(tmp_path / "gone.gguf", remat="all")
+
+
 def test_damaged_files_are_one_line(tmp_path):
     whole = write_decoder(tmp_path / "whole.gguf", random_decoder("llama")).read_bytes()
     path = tmp_path / "model.gguf"
@@ -332,3 +355,21 @@ def test_a_classifier_needs_another_folder(tmp_path):
             ValueError, match=r"model\.gguf: GGUF files hold decoders; a classifier"
         ):
             load_classifier(given, num_labels=2, pool="mean", key=jax.random.key(0))
+
+
+def test_the_other_byte_order_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=r"model\.gguf: written in the byte order of another"):
+        load_decoder(path)
+
+
+def test_without_the_package_the_command_is_named(tmp_path, monkeypatch):
+    path = write_decoder(tmp_path / "model.gguf", random_decoder("llama"))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r'run: pip install "lora-jax\[decoders\]"$') as caught:
+        load_decoder(path)
+    assert "\n" not in str(caught.value)

@@ -10,6 +10,8 @@ from flax import nnx
 from make_fixtures.decoders import CASES, random_tensors
 from small_decoder import functional, random_decoder, random_ids
 
+import lora_jax as lj
+import variants
 from lora_jax.models.families import places
 from lora_jax.models.families.gpt2 import GPT2, GPT2Config
 from lora_jax.partition import path_name
@@ -62,6 +64,20 @@ def test_the_joined_projection_is_three_thirds():
         np.testing.assert_array_equal(place.cut(joined), joined[:, 16 * i : 16 * (i + 1)])
 
 
+def test_queries_and_values_alone_can_be_adapted():
+    forward, params = lj.from_nnx(random_decoder("gpt2"))
+    adapted = lj.adapt(forward, variants.make("lora", rank=4), targets="(query|value)/kernel")
+    trainable, _ = jax.eval_shape(adapted.init, jax.random.key(0), params, random_ids())
+    # of each of the layers, two matrices of rank 4
+    assert sum(x.size for x in jax.tree.leaves(trainable)) == 2 * 2 * 4 * (16 + 16)
+    medium = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+    config = GPT2Config.from_json({**CASES["gpt2"], **medium})
+    forward, params = lj.from_nnx(nnx.eval_shape(lambda: GPT2(config, rngs=nnx.Rngs(0))))
+    adapted = lj.adapt(forward, variants.make("lora", rank=4), targets="(query|value)/kernel")
+    made, _ = jax.eval_shape(adapted.init, jax.random.key(0), params, random_ids())
+    assert sum(x.size for x in jax.tree.leaves(made)) == 24 * 2 * 4 * (1024 + 1024)
+
+
 def test_every_dropout_of_every_layer_has_a_key_of_its_own(monkeypatch):
     found = dropout_keys(random_decoder("gpt2"), [random_ids()], monkeypatch)
     assert len(set(found)) == len(found) == 1 + 2 * 3
@@ -95,11 +111,15 @@ def test_positions_are_told_from_their_numbers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model_type": "gpt_neo"}, "model_type 'gpt_neo' is not supported; supported: gpt2"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         ({"scale_attn_weights": False}, "scale_attn_weights False is not supported, only True"),
-        ({"n_head": 3}, "n_embd must be a multiple of n_head 3, got 16"),
-        ({"n_layer": 0}, "n_layer must be an integer from 1 to 10,000, got 0"),
-        ({"eos_token_id": "end"}, r"eos_token_id must be token ids, got \('end',\)"),
+        ({"add_cross_attention": True}, "add_cross_attention=True is not supported: plain dec"),
+        ({"n_head": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
+        ({"n_layer": 0}, "n_layer must be an integer >= 1, got 0"),
+        ({"resid_pdrop": 1}, r"resid_pdrop must be a number in \[0, 1\), got 1"),
+        ({"activation_function": "mish"}, "activation_function 'mish' is not supported"),
+        ({"eos_token_id": "end"}, "eos_token_id must be an integer >= 0, got 'end'"),
     ],
 )
 def test_configs_that_are_refused(changes, message):

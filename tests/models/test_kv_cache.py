@@ -68,6 +68,14 @@ def test_equal_chunks_equal_one_call_in_float64(name, x64):
     np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())
 
 
+def test_chunks_equal_one_call_in_bfloat16_with_remat():
+    """Rounded to 8 bits, in each of three layers and the head."""
+    decoder = random_decoder("qwen2", options={"dtype": jnp.bfloat16, "remat": True})
+    cache = empty_cache(decoder, 2, 4)
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    compare(decoder, 2**-5)
+
+
 def test_what_a_cache_holds():
     decoder = random_decoder("qwen2")
     cache = empty_cache(decoder, 4, 9)
@@ -115,6 +123,19 @@ def test_the_step_of_a_decoder():
     again, _ = cached_step(random_decoder("llama", seed=5))
     assert step == again and hash(step) == hash(again)  # of other weights, the same program
     assert step != cached_step(random_decoder("qwen2"))[0]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
+def test_the_program_does_not_grow_with_layers_or_tokens(name, monkeypatch):
+    monkeypatch.setattr(modules, "UNROLLED", {})
+    size = "n_layer" if name == "gpt2" else "num_hidden_layers"
+
+    def lines(layers, capacity):
+        step, params = cached_step(random_decoder(name, **{size: layers}))
+        run = jax.jit(functools.partial(step, capacity=capacity))
+        return run.lower(params, random_ids()).as_text().count("\n")
+
+    assert lines(3, 9) == lines(7, 30)
 
 
 def test_a_loop_changes_its_cache_in_place(monkeypatch):

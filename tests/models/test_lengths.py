@@ -1,17 +1,24 @@
 """Lengths and shapes that files declare: none makes a process take memory that the file cannot."""
 
 import io
+import pickle
 import struct
 import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from hypothesis import given, settings, strategies as st
 from small_decoder import random_decoder
+from torch_archive import Storage, archive, tensor
 
 from experiments.runs import predictions
+from lora_jax.data.tokenizing import gguf_tokenizer, tokenize
 from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.published.load import read_decoder_config
+from lora_jax.models.published.torch_bin import TorchFile
 
 gguf = pytest.importorskip("gguf")
 from gguf_files import write_decoder, write_gguf  # noqa: E402
@@ -56,18 +63,38 @@ def test_gguf_lists_longer_than_their_file(whole, tmp_path, values, count):
         peak_of(lambda: GgufFile(path))
 
 
+def test_any_number_of_a_gguf_file_may_be_wrong(whole, tmp_path):
+    path, seen = tmp_path / "model.gguf", []
+    numbers = st.sampled_from([2**31, 2**40, 2**62, 2**64 - 1, 3, 200])
+
+    @settings(max_examples=150)
+    @given(st.integers(0, len(whole) - 8), numbers)
+    def check(at, number):
+        path.write_bytes(whole[:at] + struct.pack("<Q", number) + whole[at + 8 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's, of products that overflow
+            try:
+                peak_of(lambda: GgufFile(path))
+            except ValueError as error:
+                seen.append(str(error))
+                assert "\n" not in str(error)
+
+    check()
+    assert len(seen) > 20
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"llama.attention.layer_norm_rms_epsilon": np.inf}, "rms_norm_eps must be a number from"),
+        ({"llama.attention.layer_norm_rms_epsilon": np.inf}, "rms_norm_eps must be a number that"),
         (
             {"llama.attention.layer_norm_rms_epsilon": 3.0},
-            "rms_norm_eps must be a number from",
+            r"rms_norm_eps must be from 1e-30 to ",
         ),
-        ({"llama.block_count": 10**9}, "num_hidden_layers must be an integer from 1 to 10,000"),
+        ({"llama.block_count": 10**9}, "num_hidden_layers must be an integer <= 10,000"),
         (
             {"tokenizer.ggml.eos_token_id": 23},
-            "eos_token_id must be in the vocabulary, whose vo",
+            "eos_token_id 23 is not in the vocabulary, whose vo",
         ),
         ({"llama.attention.key_length": 2**31 - 2}, "'rope_freqs.weight' is not the scaling of Ll"),
     ],
@@ -80,6 +107,46 @@ def test_what_a_gguf_file_says_of_a_model_that_is_none(tmp_path, changes, said):
     path = write_decoder(tmp_path / "a.gguf", random_decoder(), metadata=changes, **extra)
     with pytest.raises(ValueError, match=f"^{path}: .*{said}"):
         peak_of(lambda: read_decoder_config(path))
+
+
+def test_a_gguf_token_that_is_a_book():
+    scores = {"a": 0.0, "b": 0.0, "ab": 1.0, "abab": 2.0}
+    ids = {piece: number for number, piece in enumerate(scores)}
+    assert gguf_tokenizer._merges_of(scores, ids) == [("ab", "ab"), ("a", "b")]
+    with pytest.raises(ValueError, match="a token of 10,001 characters; at most 10,000"):
+        gguf_tokenizer._merges_of({"a" * 10_001: 0.0}, {})
+
+
+def pickled(path, stream):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("any/data.pkl", stream)
+    return path
+
+
+@pytest.mark.parametrize("code", [b"r\x80\xf0\xfa\x02", b"p50000000\n"])
+def test_a_pickle_that_counts_more_objects_than_it_has(tmp_path, code):
+    """Python would make a list of twice as many."""
+    stream = b"\x80\x02}" + code + b"."
+    assert pickle.loads(b"\x80\x02}q\x01.") == {}
+    with pytest.raises(ValueError, match="an object is numbered 50000000"):
+        TorchFile(pickled(tmp_path / "a.bin", stream))
+
+
+def test_a_tensor_of_one_number_repeated_without_end(tmp_path):
+    path = archive(tmp_path / "a.bin", {"x": tensor(Storage(2), 0, (10**12,), (0,))})
+    with pytest.raises(ValueError, match="'x' has more elements than its storage"):
+        peak_of(lambda: TorchFile(path).read("x"))
+
+
+def test_a_pickle_whose_error_would_be_longer_than_memory(tmp_path):
+    """Tuples of one tuple twice, forty times over: a pickle of bytes, a text of terabytes."""
+    shape = ()
+    for _ in range(40):
+        shape = (shape, shape)
+    path = archive(tmp_path / "a.bin", {"x": tensor(Storage(2), 0, shape, shape)})
+    with pytest.raises(ValueError, match="not a tensor") as caught:
+        TorchFile(path)
+    assert len(str(caught.value)) < 3000
 
 
 def npz(folder, shape, content, dtype="<f4"):
@@ -104,3 +171,37 @@ def test_predictions_of_another_shape_than_declared(tmp_path, shape):
         ValueError, match=r"predictions\.npz is damaged \(validation\.npy declares "
     ):
         peak_of(lambda: predictions.read(folder))
+
+
+GOOD = {
+    "ids": np.array([3, 4, 5], np.int32),
+    "type_ids": np.array([0, 0, 1], np.int32),
+    "offsets": np.array([0, 1, 3], np.int64),
+    "truncated": np.array([0]),
+    "examples_per_second": np.array([9.0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "good"),
+    [
+        ({}, True),
+        ({"ids": np.array([3, -4, 5], np.int32)}, False),
+        ({"ids": np.array([3, 4, 5], np.int64)}, False),
+        ({"ids": np.zeros((3, 1), np.int32)}, False),
+        ({"type_ids": np.array([0, 0], np.int32)}, False),
+        ({"offsets": np.array([0, 3, 1], np.int64)}, False),
+        ({"offsets": np.array([0, 1, 2**40], np.int64)}, False),
+        ({"offsets": np.array([1, 3], np.int64)}, False),
+        ({"offsets": np.zeros(0, np.int64)}, False),
+        ({"truncated": np.zeros(0, np.int64)}, False),
+        ({"offsets": None}, False),
+    ],
+)
+def test_kept_token_ids_that_go_together(tmp_path, changes, good):
+    """A digest of its own content makes a file intact, whatever the content is."""
+    arrays = {name: each for name, each in {**GOOD, **changes}.items() if each is not None}
+    path = tmp_path / "key.safetensors"
+    sealed = {**arrays, "sha256": tokenize._digest(arrays)}
+    path.write_bytes(safetensors.numpy.save(sealed))
+    assert (tokenize._read(path, 0) is not None) == good

@@ -26,6 +26,7 @@ from lora_jax.models.parts.causal_attention import (
     visible,
 )
 from lora_jax.models.parts.decoder import POLICIES
+from lora_jax.models.parts.rope import Rotation
 from lora_jax.models.published.load import load_decoder
 from lora_jax.partition import path_name
 
@@ -51,6 +52,13 @@ def outputs(name, folder, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_torch_in_float64(name, tmp_path, truth, x64):
     np.testing.assert_allclose(outputs(name, tmp_path, jnp.float64), truth[name], atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["llama3", "gpt2"])
+def test_equals_torch_in_float32(name, tmp_path, truth):
+    """To 1e-5 of the largest logit."""
+    atol = 1e-5 * np.abs(truth[name]).max()
+    np.testing.assert_allclose(outputs(name, tmp_path, jnp.float32), truth[name], atol=atol)
 
 
 def test_parameter_paths_and_shapes():
@@ -201,6 +209,25 @@ def test_written_out_attention_is_that_of_jax(tokens, window):
 
     for ours, expected in both(*given):
         chex.assert_trees_all_close(ours, expected, atol=1e-5)
+
+
+def test_a_token_attends_to_keys_that_were_kept():
+    """What generation will do: one token at a time, with the keys and values of earlier ones."""
+    model = random_decoder("llama", num_hidden_layers=1)
+    graph, params = nnx.split(model.layers)
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf)[0], params)
+
+    @jax.jit
+    def both(weights, x):
+        layer, turn = nnx.merge(graph, weights), model.rotation(jnp.arange(6)[None], jnp.float32)
+        _, keys, values = layer.project(x, turn)
+        last = Rotation(turn.cos[:, -1:], turn.sin[:, -1:])
+        query, _, _ = layer.project(x[:, -1:], last)
+        y = attend(query, keys, values, Sight(reach(jnp.array([5]), jnp.arange(6))))
+        return layer.finish(x[:, -1:], y), layer(x, turn, Sight(), None)[:, -1:]
+
+    last, expected = both(weights, random_like(np.zeros((2, 6, 16), np.float32), 3))
+    np.testing.assert_allclose(last, expected, atol=1e-5)
 
 
 # ---- precision and memory ------------------------------------------------------------------------

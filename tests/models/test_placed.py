@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import Started, with_devices
@@ -17,17 +18,19 @@ from gguf_files import write_decoder
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from make_fixtures.bert import CASES as BERTS, random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES as DEBERTAS
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
+from torch_archive import save_bin
 
 from lora_jax.files.gguf_file import GgufFile
 from lora_jax.models.published.export import export_model
 from lora_jax.models.published.load import (
     load_classifier,
     load_decoder,
+    placed,
     read_abstract_decoder,
 )
-from lora_jax.models.published.weight_files import Weights
+from lora_jax.models.published.weight_files import SINGLE, Weights
 from lora_jax.partition import path_name
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -152,6 +155,21 @@ def test_decoders(name, layout, mesh, counted, files):
             assert size * parts * 8 == stored[tensor].nbytes or stored[tensor].shape[0] % 8
 
 
+@pytest.mark.parametrize(
+    ("stored", "param_dtype"),
+    [("float64", "bfloat16"), ("float16", "float32"), ("bfloat16", "float32")],
+)
+def test_types(stored, param_dtype, mesh, tmp_path):
+    folder = decoder_files(tmp_path, "gpt2")
+    tensors = load_file(folder / SINGLE)
+    save_file({k: v.astype(jnp.dtype(stored)) for k, v in tensors.items()}, folder / SINGLE)
+    whole = load_decoder(folder, param_dtype=param_dtype)
+    shardings = shardings_of(whole, mesh, "both")
+    assert_same(
+        load_decoder(folder, param_dtype=param_dtype, shardings=shardings), whole, shardings
+    )
+
+
 @pytest.mark.parametrize("layout", ["everywhere", "both", "layers"])
 @pytest.mark.parametrize(("name", "arch"), [("llama", "llama"), ("gpt2", "gpt2")])
 def test_gguf(name, arch, layout, mesh, tmp_path, monkeypatch):
@@ -217,6 +235,17 @@ def test_fresh_heads_are_placed_too(mesh, tmp_path):
     assert_same(again, other, shardings)
 
 
+def test_torch_files(mesh, tmp_path):
+    folder, _ = classifier_files(tmp_path, "bert")
+    tensors = {k: v.astype(np.float32) for k, v in load_file(folder / SINGLE).items()}
+    (folder / SINGLE).unlink()
+    save_bin(folder / "pytorch_model.bin", tensors)
+    options = {"num_labels": 2, "pool": "cls", "key": jax.random.key(0)}
+    whole = load_classifier(folder, **options).model
+    shardings = shardings_of(whole, mesh, "both")
+    assert_same(load_classifier(folder, shardings=shardings, **options).model, whole, shardings)
+
+
 def test_a_part_at_a_time_is_held(mesh, tmp_path, monkeypatch):
     """Of what was read from the file; beside it there is the shard that it goes into."""
     folder = decoder_files(tmp_path, "llama")
@@ -232,6 +261,20 @@ def test_a_part_at_a_time_is_held(mesh, tmp_path, monkeypatch):
     monkeypatch.setattr(Weights, "part", watched)
     load_decoder(folder, shardings=shardings)
     assert len(alive) > 100
+
+
+def test_a_part_is_put_before_the_next_is_read(mesh):
+    """Host memory holds one shard, where devices have memory of their own."""
+    sharding, asked = NamedSharding(mesh, P("b")), []
+
+    def read(index):
+        asked.append(index)
+        return np.full((2, 3), len(asked), np.float32)
+
+    array = placed((8, 3), jnp.float32, sharding, read)
+    assert asked == [(slice(2 * i, 2 * i + 2), slice(0, 3)) for i in range(4)]
+    np.testing.assert_array_equal(array[:, 0], np.repeat([1, 2, 3, 4], 2))
+    assert len(array.addressable_shards) == 8
 
 
 # ---- what does not fit -------------------------------------------------------------------------
@@ -276,6 +319,16 @@ def test_unknown_missing_and_unfit_shardings(mesh, tmp_path, unread):
             key=jax.random.key(0),
             shardings={"norm/scale": NamedSharding(mesh, P())},
         )
+
+
+def test_parts_that_are_not_finite_are_named(mesh, tmp_path):
+    folder = decoder_files(tmp_path, "llama")
+    tensors = load_file(folder / SINGLE)
+    tensors["model.layers.1.mlp.up_proj.weight"][47, 31] = np.inf
+    save_file(tensors, folder / SINGLE)
+    shardings = shardings_of(read_abstract_decoder(folder), mesh, "both")
+    with pytest.raises(ValueError, match=r"model.safetensors: tensor '.*1.mlp.up_proj.weight' hol"):
+        load_decoder(folder, shardings=shardings)
 
 
 # ---- several processes -------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from decoder_fixtures import NAMES, SHAPES
 from flax import nnx
 from make_fixtures.bert import save_checkpoint
 from make_fixtures.decoders import CASES, random_tensors
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
 
 from lora_jax.models.published.export import export_model
-from lora_jax.models.published.load import load_decoder
+from lora_jax.models.published.load import decoder_from, load_decoder
 from lora_jax.models.published.weight_files import SINGLE, Weights
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -94,6 +94,16 @@ def test_names_without_the_prefix_and_tensors_that_older_checkpoints_hold(name, 
     same(load_decoder(save_checkpoint(tmp_path / "bare", CASES[name], bare | extra)), whole)
 
 
+def test_options_reach_the_model(tmp_path):
+    folder = checkpoint(tmp_path)
+    options = {"dtype": jnp.bfloat16, "remat": "dots_saveable", "implementation": "xla"}
+    model = load_decoder(folder, **options)
+    assert {name: getattr(model, name) for name in options} == options
+    for wrong in ({"remat": "all"}, {"implementation": "flash"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            load_decoder(tmp_path / "nowhere", **wrong)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -129,6 +139,15 @@ def test_wrong_checkpoints_are_named(change, message, tmp_path):
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: no such file"):
+        load_decoder(tmp_path)
+    folder = checkpoint(tmp_path / "model")
+    (folder / SINGLE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+        load_decoder(folder)
+
+
 def test_all_is_checked_before_anything_is_read(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(Weights, "read", lambda self, name: read.append(name))
@@ -158,6 +177,29 @@ def test_a_tensor_at_a_time_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(Weights, "read", watched)
     load_decoder(checkpoint(tmp_path, "gpt2"))
     assert len(alive) == 4 + 2 * (12 + 4)  # joined projections are read for each of their thirds
+
+
+def test_any_source_of_tensors_will_do(tmp_path):
+    """What a reader of another format has to offer."""
+
+    class Memory:
+        folder = tmp_path
+        tensors = random_tensors(SHAPES["qwen3"], 0)
+
+        def names(self):
+            return list(self.tensors)
+
+        def check(self, name, shape):
+            assert self.tensors[name].shape == shape
+
+        def read(self, name):
+            return self.tensors[name]
+
+    config = random_decoder("qwen3").config
+    model = decoder_from(Memory(), config, param_dtype=jnp.float32)
+    save_file(Memory.tensors, tmp_path / SINGLE)
+    (tmp_path / "config.json").write_text(json.dumps(CASES["qwen3"]))
+    same(model, load_decoder(tmp_path))
 
 
 def test_parameters_that_are_not_a_decoders(tmp_path):

@@ -1,5 +1,6 @@
 """Files of torch.save, read without torch: what they hold, and what is refused."""
 
+import shutil
 import struct
 import zipfile
 
@@ -27,6 +28,11 @@ def test_tensors_are_those_that_torch_saved():
     assert file.read("bfloat16").dtype == np.dtype(ml_dtypes.bfloat16)
     types = [file.dtype(name) for name in ("double", "float", "half", "bfloat16", "long", "bool")]
     assert types == ["F64", "F32", "F16", "BF16", "I64", "BOOL"]
+
+
+def test_the_format_of_old_torch_is_named():
+    with pytest.raises(ValueError, match=r"torch before 1\.6.*torch\.save\(torch\.load\(file\), f"):
+        TorchFile(FIXTURES / "torch_bin_legacy.bin")
 
 
 def test_the_hand_written_archive_is_one(tmp_path):
@@ -104,6 +110,64 @@ def test_other_archives_are_refused(tmp_path):
         TorchFile(path)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 100, 2000, -1])
+def test_truncated_files(tmp_path, kept):
+    content = (FIXTURES / "torch_bin.bin").read_bytes()[:kept]
+    (tmp_path / "a.bin").write_bytes(content)
+    size = f"{len(content):,}"
+    with pytest.raises(ValueError, match=rf"a\.bin \({size} bytes\) is corrupt or truncated"):
+        TorchFile(tmp_path / "a.bin")
+
+
+def test_flipped_bits_are_noticed(tmp_path):
+    path = tmp_path / "a.bin"
+    shutil.copy(FIXTURES / "torch_bin.bin", path)
+    content = bytearray(path.read_bytes())
+    start = content.index(TRUTH["float"].tobytes())
+    content[start] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.bin: corrupt or truncated"):
+        TorchFile(path).read("float")
+
+
+def entry_size(path, name, value):
+    """Another size for an entry of a zip archive, in both of its directories."""
+    content = path.read_bytes()
+    for signature, place in ((b"PK\x03\x04", (22, 30)), (b"PK\x01\x02", (24, 46))):
+        size, start = place
+        at = next(
+            i for i in range(len(content)) if content[i:].startswith(signature)
+            and content[i + start :].startswith(name)
+        )  # fmt: skip
+        content = content[: at + size] + struct.pack("<I", value) + content[at + size + 4 :]
+    path.write_bytes(content)
+
+
+def test_archives_that_cannot_hold_what_they_declare_are_refused(tmp_path, monkeypatch):
+    """Before anything is unpacked: reading an entry would fail the test."""
+    path, good = tmp_path / "a.bin", {"x": tensor(Storage(2))}
+
+    def refused(message):
+        monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+        with pytest.raises(ValueError, match=message) as error:
+            TorchFile(path)
+        monkeypatch.undo()
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+    with zipfile.ZipFile(archive(path, good), "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("any/data/1", bytes(70 << 20))
+    assert path.stat().st_size < 1 << 20
+    refused("it is refused, as its .* bytes would unpack to 73,4")
+    entry_size(archive(path, good), b"any/data/0", 2**31)
+    refused("entry any/data/0 declares two sizes")
+    with (
+        zipfile.ZipFile(archive(path, good), "a") as file,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
+        file.writestr("any/data/0", bytes(8))
+    refused("the archive has the same entry twice")
+
+
 @pytest.mark.parametrize("opcode", [b"r" + struct.pack("<I", 2**30), b"p9999999999\n", b"q\xff"])
 def test_a_pickle_takes_no_more_memory_than_its_length(tmp_path, opcode):
     pickled = b"\x80\x02}" + opcode + b"."
@@ -112,6 +176,17 @@ def test_a_pickle_takes_no_more_memory_than_its_length(tmp_path, opcode):
         file.writestr("any/data.pkl", pickled)
     with pytest.raises(ValueError, match=r"a\.bin: the pickle in it is corrupt .*is numbered"):
         TorchFile(path)
+
+
+def test_an_error_does_not_write_out_all_of_a_pickle(tmp_path):
+    """Objects of two of the one before: 2**60 of them, written out."""
+    nested = ()
+    for _ in range(60):
+        nested = (nested, nested)
+    for content in ({"x": nested}, {"x": tensor(Storage(nested))}, {"x": tensor(nested)}):
+        with pytest.raises(ValueError, match="not a ") as error:
+            TorchFile(archive(tmp_path / "a.bin", content))
+        assert len(str(error.value)) < 2000
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])

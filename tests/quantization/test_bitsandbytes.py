@@ -1,5 +1,7 @@
 """NF4 and int8 storage hold the same bits as bitsandbytes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +107,10 @@ def test_compilation_changes_no_bit(storage):
     for name in stored:
         assert_same_bits(compiled[name], stored[name])
     assert_same_bits(values, storage.load(stored, matrix.shape, jnp.float32))
+
+
+def test_there_are_cases_of_several_groups_and_none_is_trivial():
+    counts = [math.prod(shape) // 64 for _, shape, _ in CASES.values()]
+    assert sum(count > 256 for count in counts) >= 2 and sum(count < 256 for count in counts) > 2
+    codes = np.unique(np.concatenate([fixture("nf4", name)["codes"] for name in CASES]))
+    assert len(np.unique(np.concatenate([codes >> 4, codes & 15]))) == 16

@@ -12,6 +12,7 @@ import safetensors.numpy
 from make_fixtures.quantize import NF4 as CODES
 from quantized_matrices import (
     PLAIN,
+    STORAGES,
     assert_same_bits,
     by_storage,
     dense_of,
@@ -20,7 +21,7 @@ from quantized_matrices import (
     stored_and_loaded,
 )
 
-from lora_jax.quantization.quantize import NF4, Int8, quantized
+from lora_jax.quantization.quantize import NF4, Int8, Storage, quantized
 
 
 def roundtrip(storage, matrix):
@@ -162,3 +163,9 @@ def test_a_block_is_an_even_integer(block):
     message = f"block must be an even integer of at least 2, got {block!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         NF4(block=block)
+
+
+def test_storages_are_settings():
+    assert NF4() == NF4(64, False) != NF4(double_quant=True)
+    assert len({NF4(), NF4(block=64), Int8(), Int8(), NF4(block=32)}) == 3
+    assert all(isinstance(storage, Storage) for storage in STORAGES)

@@ -100,19 +100,21 @@ def test_ids_beyond_the_vocabulary(kind):
     room = {} if kind == "gpt2" else {"max_position_embeddings": 64}
     content = {**PUBLISHED[kind], **room, "vocab_size": 40}
     assert read(kind, {**content, "pad_token_id": 39}).pad_token_id == 39
-    with pytest.raises(ValueError, match=r"pad_token_id must be in the vocabulary, .* got 40"):
+    with pytest.raises(
+        ValueError, match="pad_token_id 40 is not in the vocabulary, whose vocab_size is"
+    ):
         read(kind, {**content, "pad_token_id": 40})
     if families.is_decoder(kind):
-        with pytest.raises(ValueError, match=r"pad_token_id must be a token id, got \[3\]"):
+        with pytest.raises(ValueError, match=r"pad_token_id must be an integer >= 0, got \[3\]"):
             read(kind, {**content, "pad_token_id": [3]})
-        with pytest.raises(ValueError, match=r"eos_token_id must be in the vocabulary, .* got 41"):
+        with pytest.raises(ValueError, match="eos_token_id 41 is not in the vocabulary"):
             read(kind, {**content, "eos_token_id": [3, 41]})
 
 
 @pytest.mark.parametrize("theta", [1, 0.5, 1e-30])
 def test_a_base_of_frequencies_that_is_none(theta):
     yarn = {"type": "yarn", "factor": 4.0}
-    with pytest.raises(ValueError, match="rope_theta must be a number above 1, got "):
+    with pytest.raises(ValueError, match="rope_theta must be above 1, got "):
         read("llama", {**PUBLISHED["llama"], "rope_theta": theta, "rope_scaling": yarn})
     large = read("llama", {**PUBLISHED["llama"], "rope_theta": 10**20, "rope_scaling": yarn})
     assert frequencies(large.rope, 8)[0].dtype == np.float64

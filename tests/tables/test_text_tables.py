@@ -117,7 +117,7 @@ def test_all_options_of_a_question_may_need_more_than_a_text_may_have(data, mode
         (
             "",
             {"generate__metrics": ("cider",)},
-            "unknown metric 'cider' of texts; nearest: ",
+            "there is no metric 'cider': COCO's CIDEr needs Java",
         ),
     ],
 )

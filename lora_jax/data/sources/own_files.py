@@ -1,6 +1,7 @@
 """Your own data set: TSV, CSV or JSONL files with named columns."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def load(
     asked = bool(given.get("regression"))
     if not asked:
         _check_one_kind(read["train"], labels["train"])
+        _check_look_alikes(read["train"], labels["train"])
     names = None if _is_regression(labels, asked) else classes(labels)
     parts = {}
     for part, each in read.items():
@@ -144,6 +146,18 @@ def _check_one_kind(read: Sequence[rows.Row], labels: Sequence[str]):
             raise ValueError(
                 f"{row.where}: label '{label}' is not a number that a float holds, "
                 f"but {others}: correct it, or give every class a name"
+            )
+
+
+def _check_look_alikes(read: Sequence[rows.Row], labels: Sequence[str]) -> None:
+    """Raise a ValueError for a label that only Unicode's ways of writing tell from another one."""
+    first: dict[str, str] = {}
+    for row, label in zip(read, labels, strict=True):
+        known = first.setdefault(unicodedata.normalize("NFC", label), label)
+        if known != label:
+            raise ValueError(
+                f"{row.where}: label {label!a} looks like {known!a} before it; write "
+                "both in the same way"
             )
 
 

@@ -11,6 +11,7 @@ runs in Jinja's sandbox, with the additions of transformers (`raise_exception`, 
 The template itself writes a begin token such as <s>, so the tokenizer must add no special tokens.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -22,6 +23,7 @@ from lora_jax.data.tokenizing.vocabulary_files import read_settings, special_tok
 from lora_jax.error_text import first_line
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
 from lora_jax.models.published.weight_files import find_gguf
+from lora_jax.suggest import require_known
 
 Message = Mapping[str, Any]
 
@@ -77,30 +79,34 @@ class ChatTemplate:
             raise ValueError(f"{self.origin}: cannot render these messages: {reason}") from None
 
 
-def load_chat_template(path: str | Path) -> ChatTemplate:
+def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
     """Load the template of a folder or a GGUF file, with its special tokens.
 
     It is read from `chat_template.jinja`, else from `chat_template` in tokenizer_config.json, else
-    from the metadata of the GGUF file; of several, it is the one called `default`.
-    FileNotFoundError if there is none; ValueError if it is not a template.
+    from the metadata of the GGUF file. If several are published, `name` chooses one.
+    FileNotFoundError if there is none; ValueError if none has this name, or it is not a template.
     """
     folder = Path(path)
     settings = read_settings(folder / "tokenizer_config.json")
     tokens = special_tokens(settings)
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return ChatTemplate(_text(file), tokens, str(file))
-    if "chat_template" in settings:
+        others = folder.glob("additional_chat_templates/*.jinja")
+        own = {"default": _text(file)} | {each.stem: _text(each) for each in others}
+    elif "chat_template" in settings:
         file = folder / "tokenizer_config.json"
-        return ChatTemplate(_default(settings["chat_template"], file), tokens, str(file))
-    if (gguf := find_gguf(path)) is not None:
-        source, tokens = _from_gguf(GgufFile(gguf))
-        if source is not None:
-            return ChatTemplate(source, tokens, str(gguf))
-    raise FileNotFoundError(
-        f"{path}: no chat template: neither chat_template.jinja, nor chat_template in "
-        "tokenizer_config.json, nor a GGUF file with one"
-    )
+        own = _named(settings["chat_template"], file)
+    elif (gguf := find_gguf(path)) is not None:
+        file, own, tokens = gguf, *_from_gguf(GgufFile(gguf))
+    else:
+        own = {}
+    if not own:
+        raise FileNotFoundError(
+            f"{path}: no chat template: neither chat_template.jinja, nor chat_template in "
+            "tokenizer_config.json, nor a GGUF file with one"
+        )
+    require_known(name, own, f"{file}: no chat template {name!r}")
+    return ChatTemplate(own[name], tokens, str(file))
 
 
 def prompt_and_completion(
@@ -145,16 +151,18 @@ def _named_reasoning(message: Message) -> dict[str, Any]:
     return present
 
 
-def _default(published: Any, file: Path) -> str:
-    """The only template, or of several the one called `default`."""
-    if isinstance(published, list):
-        named = [each for each in published if isinstance(each, dict)]
-        published = next(
-            (each.get("template") for each in named if each.get("name") == "default"), 0
-        )
+def _named(published: Any, file: Path) -> dict[str, str]:
+    """Templates by name; a single one is called `default`."""
     if isinstance(published, str):
+        return {"default": published}
+    if isinstance(published, list):
+        with contextlib.suppress(TypeError, KeyError):
+            published = {each["name"]: each["template"] for each in published}
+    if isinstance(published, dict) and all(
+        isinstance(each, str) for item in published.items() for each in item
+    ):
         return published
-    raise ValueError(f"{file}: chat_template must be text, or a list with a `default`")
+    raise ValueError(f"{file}: chat_template must be text, or a list of names with templates")
 
 
 def _text(file: Path) -> str:
@@ -164,13 +172,17 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} is not UTF-8: {error}") from None
 
 
-def _from_gguf(file: GgufFile) -> tuple[str | None, dict[str, str]]:
+def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
+    key = "tokenizer.chat_template"
+    names = file.value("tokenizer.chat_templates", [])
+    own = {name: file.value(f"{key}.{name}", None) for name in names}
+    own["default"] = file.value(key, None)
     words = file.value("tokenizer.ggml.tokens", [])
     ids = {k: file.value(f"tokenizer.ggml.{v}_token_id", None) for k, v in SPECIAL_TOKENS.items()}
     tokens = {
         f"{k}_token": words[i] for k, i in ids.items() if i is not None and 0 <= i < len(words)
     }
-    return file.value("tokenizer.chat_template", None), tokens
+    return {name: text for name, text in own.items() if text is not None}, tokens
 
 
 def _compile(source: str, origin: str, now: datetime.datetime | None) -> Any:

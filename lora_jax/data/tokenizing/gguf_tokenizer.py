@@ -16,6 +16,7 @@ from lora_jax.suggest import nearest
 
 # Kinds of tokens (LLAMA_TOKEN_TYPE in llama.cpp); the other kinds are unused tokens and bytes.
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
+_LONGEST = 10_000  # characters of a token; it is split after each of them
 
 
 def from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
@@ -117,6 +118,8 @@ def _merges_of(scores: dict[str, float], ids: dict[str, int]) -> list[tuple[str,
     """All pairs that make a piece, highest score first; ties are ordered as in transformers."""
     found = []
     for piece, score in scores.items():
+        if len(piece) > _LONGEST:
+            raise ValueError(f"a token of {len(piece):,} characters; at most {_LONGEST:,}")
         halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         pairs = [(a, b) for a, b in halves if a in scores and b in scores]
         pairs.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))

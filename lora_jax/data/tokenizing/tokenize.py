@@ -293,7 +293,7 @@ def _read(path: Path, pad_id: int) -> Tokenised | None:
         intact = (arrays.pop("sha256") == _digest(arrays)).all()
     except Exception:  # no file, or a damaged one: it is made again
         return None
-    if not intact:
+    if not intact or not _is_ragged(arrays):
         return None
     encoded = Encoded(
         ids=arrays["ids"],
@@ -304,6 +304,21 @@ def _read(path: Path, pad_id: int) -> Tokenised | None:
         truncated=int(arrays["truncated"][0]),
     )
     return Tokenised(encoded, float(arrays["examples_per_second"][0]), True)
+
+
+def _is_ragged(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays fit `Encoded`; the file's digest does not ensure that."""
+    try:
+        ids, types, offsets = (arrays[name] for name in ("ids", "type_ids", "offsets"))
+        rows = arrays["truncated"].shape == arrays["examples_per_second"].shape == (1,)
+    except KeyError:
+        return False
+    kinds = (ids.dtype, types.dtype, offsets.dtype) == (np.int32, np.int32, np.int64)
+    shaped = rows and ids.ndim == offsets.ndim == 1 and types.shape == ids.shape
+    if not (kinds and shaped and len(offsets)):
+        return False
+    whole = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
+    return bool(whole and (ids >= 0).all() and (types >= 0).all())
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -15,6 +15,8 @@ Devlin et al., 2019 (arXiv:1810.04805).
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,18 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.base import wide
-from lora_jax.models.parts import config_checks as checks
 from lora_jax.models.parts.classifier import EncoderClassifier
+from lora_jax.models.parts.config_checks import (
+    EncoderConfig,
+    activation,
+    check_heads,
+    epsilon,
+    integer,
+    layer_count,
+    positive,
+    rate,
+    shown,
+)
 from lora_jax.models.parts.family import Family
 from lora_jax.models.parts.modules import (
     Embedding,
@@ -39,35 +51,52 @@ from lora_jax.models.parts.modules import (
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig(checks.EncoderConfig):
+class BertConfig(EncoderConfig):
     """Sizes and rates of an encoder, with the names and defaults of transformers."""
 
     model_type: str = "bert"
-    vocab_size: int = checks.integer(30522)
-    hidden_size: int = checks.integer(768)
-    num_hidden_layers: int = checks.integer(12, most=checks.MOST_LAYERS)
-    num_attention_heads: int = checks.integer(12)
-    intermediate_size: int = checks.integer(3072)
-    max_position_embeddings: int = checks.integer(512)
-    type_vocab_size: int = checks.integer(2)
-    pad_token_id: int = checks.integer(0, least=0)
-    hidden_act: str = checks.activation("gelu")
-    layer_norm_eps: float = checks.epsilon(1e-12)
-    initializer_range: float = checks.positive(0.02)
-    hidden_dropout_prob: float = checks.rate(0.1)
-    attention_probs_dropout_prob: float = checks.rate(0.1)
-    classifier_dropout: float | None = checks.rate(None)
-
-    only = {**checks.EncoderConfig.only, "position_embedding_type": "absolute"}  # noqa: RUF012
+    vocab_size: int = integer(30522)
+    hidden_size: int = integer(768)
+    num_hidden_layers: int = layer_count(12)
+    num_attention_heads: int = integer(12)
+    intermediate_size: int = integer(3072)
+    max_position_embeddings: int = integer(512)
+    type_vocab_size: int = integer(2)
+    pad_token_id: int = integer(0, least=0)
+    hidden_act: str = activation("gelu")
+    layer_norm_eps: float = epsilon(1e-12)
+    initializer_range: float = positive(0.02)
+    hidden_dropout_prob: float = rate(0.1)
+    attention_probs_dropout_prob: float = rate(0.1)
+    classifier_dropout: float | None = rate(None, null=None)
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_multiple("hidden_size", "num_attention_heads")
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.max_tokens < 1:
             raise ValueError(
                 f"max_position_embeddings {self.max_position_embeddings} leaves a {self.model_type}"
                 f" no position after pad_token_id {self.pad_token_id}"
             )
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        own = super().from_json(config)
+        positions = config.get("position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise ValueError(
+                f"position_embedding_type {shown(positions)} is not supported, only 'absolute'"
+            )
+        return own
+
+    @property
+    def head_dropout(self) -> float:
+        """The dropout rate before the classifier: its own if the config has one, else hidden's."""
+        own = self.classifier_dropout
+        return self.hidden_dropout_prob if own is None else own
+
+    def with_head_dropout(self, rate: float) -> Self:
+        return dataclasses.replace(self, classifier_dropout=rate)
 
     @property
     def max_tokens(self) -> int:

@@ -16,7 +16,8 @@ He et al., 2021 (arXiv:2006.03654); He, Gao and Chen, 2023 (arXiv:2111.09543).
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,21 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.base import wide
-from lora_jax.models.parts import config_checks as checks
 from lora_jax.models.parts.classifier import EncoderClassifier
+from lora_jax.models.parts.config_checks import (
+    EncoderConfig,
+    activation,
+    check_choice,
+    check_heads,
+    epsilon,
+    flag,
+    integer,
+    layer_count,
+    positive,
+    rate,
+    setting,
+    shown,
+)
 from lora_jax.models.parts.family import Family
 from lora_jax.models.parts.modules import (
     ACTIVATIONS,
@@ -43,17 +57,25 @@ from lora_jax.models.parts.modules import (
     split_keys,
 )
 
+_KINDS = ("c2p", "p2c")
 
-def _words(value: Any) -> Any:
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
     """The words of a list, or of one string with bars between them, in lower case."""
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
-        return value
-    return tuple(word for part in parts if (word := str(part).strip().lower()))
+        raise ValueError(f"{name} must be words, got {shown(value)}")
+    words = (str(part).strip().lower() for part in parts)
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+def _check_kinds(name: str, value: tuple[str, ...]) -> None:
+    for kind in value:
+        check_choice(name, kind, _KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class DebertaConfig(checks.EncoderConfig):
+class DebertaConfig(EncoderConfig):
     """Sizes and rates of an encoder, with the names and defaults of transformers.
 
     A value of 0 means: the hidden size for `embedding_size`, no convolution for `conv_kernel_size`,
@@ -62,49 +84,79 @@ class DebertaConfig(checks.EncoderConfig):
     """
 
     model_type: str = "deberta-v2"
-    vocab_size: int = checks.integer(128100)
-    hidden_size: int = checks.integer(1536)
-    embedding_size: int = checks.integer(0, least=0)
-    num_hidden_layers: int = checks.integer(24, most=checks.MOST_LAYERS)
-    num_attention_heads: int = checks.integer(24)
-    intermediate_size: int = checks.integer(6144)
-    max_position_embeddings: int = checks.integer(512)
-    type_vocab_size: int = checks.integer(0, least=0)
-    pad_token_id: int = checks.integer(0, least=0)
-    hidden_act: str = checks.activation("gelu")
-    layer_norm_eps: float = checks.epsilon(1e-7)
-    initializer_range: float = checks.positive(0.02)
-    hidden_dropout_prob: float = checks.rate(0.1)
-    attention_probs_dropout_prob: float = checks.rate(0.1)
-    pooler_dropout: float = checks.rate(0.0)
-    pooler_hidden_act: str = checks.activation("gelu")
-    cls_dropout: float | None = checks.rate(None)
-    relative_attention: bool = checks.flag(False)
-    pos_att_type: tuple[str, ...] = checks.setting(
-        (),
-        lambda value: isinstance(value, tuple) and {*value} <= {"c2p", "p2c"},
-        "of c2p and p2c",
-        read=_words,
-        null=(),
+    vocab_size: int = integer(128100)
+    hidden_size: int = integer(1536)
+    embedding_size: int = integer(0, least=0)
+    num_hidden_layers: int = layer_count(24)
+    num_attention_heads: int = integer(24)
+    intermediate_size: int = integer(6144)
+    max_position_embeddings: int = integer(512)
+    type_vocab_size: int = integer(0, least=0)
+    pad_token_id: int = integer(0, least=0)
+    hidden_act: str = activation("gelu")
+    layer_norm_eps: float = epsilon(1e-7)
+    initializer_range: float = positive(0.02)
+    hidden_dropout_prob: float = rate(0.1)
+    attention_probs_dropout_prob: float = rate(0.1)
+    pooler_dropout: float = rate(0.0)
+    pooler_hidden_act: str = activation("gelu")
+    cls_dropout: float | None = rate(None, null=None)
+    relative_attention: bool = flag(False)
+    pos_att_type: tuple[str, ...] = setting((), _check_kinds, read=_words, null=())
+    share_att_key: bool = flag(False)
+    max_relative_positions: int = integer(-1, least=-1)
+    position_buckets: int = integer(-1, least=-1)
+    norm_rel_ebd: str = setting(
+        "none",
+        functools.partial(check_choice, choices=("none", "layer_norm")),
+        read=lambda name, value: "|".join(_words(name, value)),
     )
-    share_att_key: bool = checks.flag(False)
-    max_relative_positions: int = checks.integer(-1, least=-1)
-    position_buckets: int = checks.integer(-1, least=-1)
-    norm_rel_ebd: str = checks.choice("none", ("none", "layer_norm"))
-    position_biased_input: bool = checks.flag(True)
-    conv_kernel_size: int = checks.integer(0, least=0)
-    conv_act: str = checks.activation("tanh")
-    conv_groups: int = checks.integer(1)
-
-    head_rate = "cls_dropout"
+    position_biased_input: bool = flag(True)
+    conv_kernel_size: int = integer(0, least=0)
+    conv_act: str = activation("tanh")
+    conv_groups: int = integer(1)
 
     def __post_init__(self):
         super().__post_init__()
         self.settle("embedding_size", self.embedding_size or self.hidden_size)
-        self.check_multiple("hidden_size", "num_attention_heads")
+        check_heads(self.hidden_size, self.num_attention_heads)
+        # Half of the buckets are for single distances; the other half must reach the farthest one.
+        middle = self.position_buckets // 2
+        if self.position_buckets > 0 and not 1 <= middle < self.relative_positions - 1:
+            raise ValueError(
+                f"position_buckets {self.position_buckets} must be at least 2 and leave room for "
+                f"distances of up to {self.relative_positions}"
+            )
+        if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size must be odd, got {self.conv_kernel_size}")
+        if self.hidden_size % self.conv_groups:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"conv_groups {self.conv_groups}"
+            )
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        """As `ModelConfig.from_json`; widths of heads and pooler must follow from hidden_size."""
+        own = super().from_json(config)
+        for name, only in (
+            ("attention_head_size", own.hidden_size // own.num_attention_heads),
+            ("pooler_hidden_size", own.hidden_size),
+        ):
+            if config.get(name) not in (None, only):
+                raise ValueError(f"{name} {shown(config[name])} is not supported, only {only}")
+        return own
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "pos_att_type": list(self.pos_att_type)}
+
+    @property
+    def head_dropout(self) -> float:
+        """The dropout rate before the classifier: its own if the config has one, else hidden's."""
+        return self.hidden_dropout_prob if self.cls_dropout is None else self.cls_dropout
+
+    def with_head_dropout(self, rate: float) -> Self:
+        return dataclasses.replace(self, cls_dropout=rate)
 
     @property
     def max_tokens(self) -> int:

@@ -15,6 +15,7 @@ Radford et al., 2019, "Language Models are Unsupervised Multitask Learners".
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Self
 
 from flax import nnx
@@ -22,48 +23,70 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.files.gguf_file import GgufFile
-from lora_jax.models.parts import config_checks as checks
+from lora_jax.models.parts.config_checks import (
+    DecoderConfig,
+    activation,
+    check_heads,
+    check_integer,
+    epsilon,
+    flag,
+    integer,
+    layer_count,
+    positive,
+    rate,
+    shown,
+    token,
+    tokens,
+)
 from lora_jax.models.parts.decoder import Decoder, DecoderLayer
 from lora_jax.models.parts.family import Family, Gguf
 from lora_jax.models.parts.modules import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config(checks.DecoderConfig):
+class GPT2Config(DecoderConfig):
     """Sizes and rates of a decoder, with the names and defaults of transformers.
 
     An `n_inner` of 0 means four times `n_embd`. `eos_token_id` holds all ids that end a text.
     """
 
     model_type: str = "gpt2"
-    vocab_size: int = checks.integer(50257)
-    n_positions: int = checks.integer(1024)
-    n_embd: int = checks.integer(768)
-    n_layer: int = checks.integer(12, most=checks.MOST_LAYERS)
-    n_head: int = checks.integer(12)
-    n_inner: int = checks.integer(0, least=0, null=0)
-    activation_function: str = checks.activation("gelu_new")
-    resid_pdrop: float = checks.rate(0.1)
-    embd_pdrop: float = checks.rate(0.1)
-    attn_pdrop: float = checks.rate(0.1)
-    layer_norm_epsilon: float = checks.epsilon(1e-5)
-    initializer_range: float = checks.positive(0.02)
-    tie_word_embeddings: bool = checks.flag(True)
-    bos_token_id: int | None = checks.token(50256)
-    eos_token_id: tuple[int, ...] = checks.tokens((50256,))
-    pad_token_id: int | None = checks.token(None)
-
-    only = {  # noqa: RUF012
-        **checks.DecoderConfig.only,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-    }
-    sliding_window = None
+    vocab_size: int = integer(50257)
+    n_positions: int = integer(1024)
+    n_embd: int = integer(768)
+    n_layer: int = layer_count(12)
+    n_head: int = integer(12)
+    n_inner: int = integer(0, least=0, null=0)
+    activation_function: str = activation("gelu_new")
+    resid_pdrop: float = rate(0.1)
+    embd_pdrop: float = rate(0.1)
+    attn_pdrop: float = rate(0.1)
+    layer_norm_epsilon: float = epsilon(1e-5)
+    initializer_range: float = positive(0.02)
+    tie_word_embeddings: bool = flag(True)
+    bos_token_id: int | None = token(50256)
+    eos_token_id: tuple[int, ...] = tokens((50256,))
+    pad_token_id: int | None = token(None)
 
     def __post_init__(self):
         super().__post_init__()
         self.settle("n_inner", self.n_inner or 4 * self.n_embd)
-        self.check_multiple("n_embd", "n_head")
+        check_integer("n_inner", self.n_inner, least=1)
+        check_heads(self.n_embd, self.n_head)
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        """As `ModelConfig.from_json`; scores must be scaled in the usual way."""
+        own = super().from_json(config)
+        for feature, only in (
+            ("scale_attn_weights", True),
+            ("scale_attn_by_inverse_layer_idx", False),
+        ):
+            if config.get(feature, only) != only:
+                raise ValueError(
+                    f"{feature} {shown(config[feature])} is not supported, only {only}"
+                )
+        return own
 
     @classmethod
     def from_gguf(cls, file: GgufFile) -> Self:
@@ -94,6 +117,10 @@ class GPT2Config(checks.DecoderConfig):
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def sliding_window(self) -> None:
+        return None
 
     @property
     def slides(self) -> tuple[bool, ...]:

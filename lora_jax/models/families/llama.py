@@ -15,7 +15,7 @@ Touvron et al., 2023 (arXiv:2307.09288).
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import jax
 from flax import nnx
@@ -23,7 +23,22 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.files.gguf_file import GgufFile
-from lora_jax.models.parts import config_checks as checks
+from lora_jax.models.parts.config_checks import (
+    DecoderConfig,
+    activation,
+    check_heads,
+    check_integer,
+    epsilon,
+    flag,
+    integer,
+    layer_count,
+    positive,
+    rate,
+    setting,
+    shown,
+    token,
+    tokens,
+)
 from lora_jax.models.parts.decoder import Decoder, DecoderLayer
 from lora_jax.models.parts.family import Family, Gguf
 from lora_jax.models.parts.modules import ACTIVATIONS, Linear, RMSNorm
@@ -32,15 +47,31 @@ from lora_jax.models.parts.rope import Rope, Rotation, rotate, rotation
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{name} must be a list of words, got {shown(value)}")
+    return tuple(value)
+
+
+def _check_kinds(name: str, value: tuple[str, ...]) -> None:
+    if unknown := [each for each in value if each not in (FULL, SLIDING)]:
+        raise ValueError(
+            f"{name} {shown(unknown[0])} is not supported; supported: {FULL}, {SLIDING}"
+        )
+
+
 def window(default: int | None) -> Any:
     """The field of a number of tokens that a layer sees, or None."""
-    return checks.setting(
-        default, lambda value: value is None or checks.is_integer(value, 1), "a number of tokens"
-    )
+
+    def check(name: str, value: Any) -> None:
+        if value is not None:
+            check_integer(name, value, least=1)
+
+    return setting(default, check, null=None)
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(checks.DecoderConfig):
+class LlamaConfig(DecoderConfig):
     """Sizes and settings of a decoder, with the names and defaults of transformers.
 
     A `num_key_value_heads` of 0 means as many as query heads; a `head_dim` of 0 means hidden_size /
@@ -50,35 +81,29 @@ class LlamaConfig(checks.DecoderConfig):
     """
 
     model_type: str = "llama"
-    vocab_size: int = checks.integer(32000)
-    hidden_size: int = checks.integer(4096)
-    intermediate_size: int = checks.integer(11008)
-    num_hidden_layers: int = checks.integer(32, most=checks.MOST_LAYERS)
-    num_attention_heads: int = checks.integer(32)
-    num_key_value_heads: int = checks.integer(0, least=0, null=0)
-    head_dim: int = checks.integer(0, least=0, null=0)
-    max_position_embeddings: int = checks.integer(2048)
+    vocab_size: int = integer(32000)
+    hidden_size: int = integer(4096)
+    intermediate_size: int = integer(11008)
+    num_hidden_layers: int = layer_count(32)
+    num_attention_heads: int = integer(32)
+    num_key_value_heads: int = integer(0, least=0, null=0)
+    head_dim: int = integer(0, least=0, null=0)
+    max_position_embeddings: int = integer(2048)
     rope: Rope = dataclasses.field(default_factory=Rope)
-    hidden_act: str = checks.activation("silu")
-    rms_norm_eps: float = checks.epsilon(1e-6)
-    initializer_range: float = checks.positive(0.02)
-    attention_dropout: float = checks.rate(0.0)
-    attention_bias: bool = checks.flag(False)
-    mlp_bias: bool = checks.flag(False)
-    tie_word_embeddings: bool = checks.flag(False)
-    use_sliding_window: bool = checks.flag(False)
+    hidden_act: str = activation("silu")
+    rms_norm_eps: float = epsilon(1e-6)
+    initializer_range: float = positive(0.02)
+    attention_dropout: float = rate(0.0)
+    attention_bias: bool = flag(False)
+    mlp_bias: bool = flag(False)
+    tie_word_embeddings: bool = flag(False)
+    use_sliding_window: bool = flag(False)
     sliding_window: int | None = window(None)
-    max_window_layers: int = checks.integer(28, least=0)
-    layer_types: tuple[str, ...] = checks.setting(
-        (),
-        lambda value: isinstance(value, tuple) and all(each in (FULL, SLIDING) for each in value),
-        f"a list of {FULL} and {SLIDING}",
-        read=lambda value: tuple(value) if isinstance(value, list) else value,
-        null=(),
-    )
-    bos_token_id: int | None = checks.token(1)
-    eos_token_id: tuple[int, ...] = checks.tokens((2,))
-    pad_token_id: int | None = checks.token(None)
+    max_window_layers: int = integer(28, least=0)
+    layer_types: tuple[str, ...] = setting((), _check_kinds, read=_words, null=())
+    bos_token_id: int | None = token(1)
+    eos_token_id: tuple[int, ...] = tokens((2,))
+    pad_token_id: int | None = token(None)
 
     mixes_layers: ClassVar[bool] = False
     """Whether `layer_types` may be other than what follows from the other settings."""
@@ -87,22 +112,32 @@ class LlamaConfig(checks.DecoderConfig):
         self.settle("sliding_window", self.used_window())
         super().__post_init__()
         if self.head_dim == 0:
-            self.check_multiple("hidden_size", "num_attention_heads")
+            check_heads(self.hidden_size, self.num_attention_heads)
             self.settle("head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, got {self.head_dim}")
+            raise ValueError(
+                f"head_dim must be even, as rope turns its halves, got {self.head_dim}"
+            )
         self.settle("num_key_value_heads", self.num_key_value_heads or self.num_attention_heads)
-        self.check_multiple("num_attention_heads", "num_key_value_heads")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
         self._settle_layer_types()
 
     def used_window(self) -> int | None:
         """The window of sliding layers, from the given settings; None if no layer slides."""
         return None
 
+    @property
+    def first_sliding(self) -> int:
+        """The first layer that slides, if there is a window."""
+        return 0
+
     def _settle_layer_types(self) -> None:
         count, windowed = self.num_hidden_layers, self.sliding_window is not None
-        first = self.max_window_layers if self.mixes_layers else 0
-        own = tuple(SLIDING if windowed and i >= first else FULL for i in range(count))
+        own = tuple(SLIDING if windowed and i >= self.first_sliding else FULL for i in range(count))
         given = self.layer_types or own
         if len(given) != count:
             raise ValueError(f"layer_types names {len(given)} layers, there are {count}")
@@ -137,11 +172,21 @@ class LlamaConfig(checks.DecoderConfig):
             raise ValueError("mixtures of experts are not supported: plain decoders only")
         heads, width = of("attention.head_count"), of("embedding_length")
         groups, inner = of("attention.head_count_kv", heads), of("feed_forward_length")
+        for key, value in (("head_count", heads), ("head_count_kv", groups), ("length", inner)):
+            if isinstance(value, list):
+                raise ValueError(
+                    f"layers of different sizes ({key}: {shown(value)}) are not supported"
+                )
         turning = of("rope.dimension_count", 0)
         head_dim = of("attention.key_length", turning)
-        for key in ("attention.value_length", "rope.dimension_count"):
-            if (size := of(key, head_dim)) != head_dim:
-                raise ValueError(f"{key} {size} is not supported, only the keys' length {head_dim}")
+        for key, value in (
+            ("attention.value_length", head_dim),
+            ("rope.dimension_count", head_dim),
+        ):
+            if of(key, value) != value:
+                raise ValueError(
+                    f"{key} {shown(of(key))} is not supported, only the keys' length {shown(value)}"
+                )
         window = of("attention.sliding_window", None) or None
         own = cls(
             hidden_size=width,
@@ -173,9 +218,19 @@ class LlamaConfig(checks.DecoderConfig):
         dynamic = self.rope.rope_type == "dynamic"
         return self.max_position_embeddings if dynamic else 2**31 - 1
 
-    def has_bias(self, module: Literal["input", "output", "mlp"]) -> bool:
-        """Whether projections have biases: attention's of its input or output, or the others."""
-        return self.mlp_bias if module == "mlp" else self.attention_bias
+    @property
+    def input_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.attention_bias
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether attention's output has a bias."""
+        return self.attention_bias
+
+    @property
+    def feed_forward_bias(self) -> bool:
+        return self.mlp_bias
 
 
 class Attention(nnx.Module):
@@ -185,10 +240,10 @@ class Attention(nnx.Module):
         linear = functools.partial(Linear, std=config.initializer_range, dtype=dtype, rngs=rngs)
         width, head = config.hidden_size, config.head_dim
         heads, groups = config.num_attention_heads * head, config.num_key_value_heads * head
-        self.query = linear(width, heads, use_bias=config.has_bias("input"))
-        self.key = linear(width, groups, use_bias=config.has_bias("input"))
-        self.value = linear(width, groups, use_bias=config.has_bias("input"))
-        self.output = linear(heads, width, use_bias=config.has_bias("output"))
+        self.query = linear(width, heads, use_bias=config.input_bias)
+        self.key = linear(width, groups, use_bias=config.input_bias)
+        self.value = linear(width, groups, use_bias=config.input_bias)
+        self.output = linear(heads, width, use_bias=config.output_bias)
         self.config = config
 
     def project(self, x: Array, rotation: Rotation) -> tuple[Array, Array, Array]:
@@ -222,7 +277,7 @@ class Layer(DecoderLayer):
             std=config.initializer_range,
             dtype=dtype,
             rngs=rngs,
-            use_bias=config.has_bias("mlp"),
+            use_bias=config.feed_forward_bias,
         )
         self.attention_norm = RMSNorm(width, config.rms_norm_eps, dtype)
         self.attention = self.attention_type(config, dtype, rngs)

@@ -6,7 +6,7 @@ Jiang et al., 2023 (arXiv:2310.06825).
 import dataclasses
 
 from lora_jax.models.families import llama
-from lora_jax.models.parts import config_checks as checks
+from lora_jax.models.parts.config_checks import integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,15 +14,24 @@ class MistralConfig(llama.LlamaConfig):
     """As `LlamaConfig`, with Mistral's defaults. All layers slide if there is a window."""
 
     model_type: str = "mistral"
-    intermediate_size: int = checks.integer(14336)
-    max_position_embeddings: int = checks.integer(131072)
-    num_key_value_heads: int = checks.integer(8, least=0, null=0)
+    intermediate_size: int = integer(14336)
+    max_position_embeddings: int = integer(131072)
+    num_key_value_heads: int = integer(8, least=0, null=0)
     sliding_window: int | None = llama.window(4096)
 
     def used_window(self) -> int | None:
         return self.sliding_window
 
-    def has_bias(self, module: str) -> bool:
+    @property
+    def input_bias(self) -> bool:
+        return False
+
+    @property
+    def output_bias(self) -> bool:
+        return False
+
+    @property
+    def feed_forward_bias(self) -> bool:
         return False
 
 

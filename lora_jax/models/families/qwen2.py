@@ -9,7 +9,7 @@ import dataclasses
 from typing import ClassVar
 
 from lora_jax.models.families import llama
-from lora_jax.models.parts import config_checks as checks
+from lora_jax.models.parts.config_checks import integer, token, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +21,34 @@ class Qwen2Config(llama.LlamaConfig):
     """
 
     model_type: str = "qwen2"
-    vocab_size: int = checks.integer(151936)
-    intermediate_size: int = checks.integer(22016)
-    num_key_value_heads: int = checks.integer(32, least=0, null=0)
-    max_position_embeddings: int = checks.integer(32768)
+    vocab_size: int = integer(151936)
+    intermediate_size: int = integer(22016)
+    num_key_value_heads: int = integer(32, least=0, null=0)
+    max_position_embeddings: int = integer(32768)
     sliding_window: int | None = llama.window(4096)
-    bos_token_id: int | None = checks.token(None)
-    eos_token_id: tuple[int, ...] = checks.tokens(())
+    bos_token_id: int | None = token(None)
+    eos_token_id: tuple[int, ...] = tokens(())
 
     mixes_layers: ClassVar[bool] = True
 
     def used_window(self) -> int | None:
         return self.sliding_window if self.use_sliding_window else None
 
-    def has_bias(self, module: str) -> bool:
-        return module == "input"
+    @property
+    def first_sliding(self) -> int:
+        return self.max_window_layers
+
+    @property
+    def input_bias(self) -> bool:
+        return True
+
+    @property
+    def output_bias(self) -> bool:
+        return False
+
+    @property
+    def feed_forward_bias(self) -> bool:
+        return False
 
 
 GGUF = dataclasses.replace(llama.GGUF, architecture="qwen2", turns_neighbours=False)

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.models.families import llama, qwen2
-from lora_jax.models.parts import config_checks as checks
+from lora_jax.models.parts.config_checks import integer
 from lora_jax.models.parts.modules import RMSNorm
 
 
@@ -21,10 +21,15 @@ class Qwen3Config(qwen2.Qwen2Config):
     """As `Qwen2Config`; biases are those that `attention_bias` says."""
 
     model_type: str = "qwen3"
-    head_dim: int = checks.integer(128, least=0, null=0)
+    head_dim: int = integer(128, least=0, null=0)
 
-    def has_bias(self, module: str) -> bool:
-        return module != "mlp" and self.attention_bias
+    @property
+    def input_bias(self) -> bool:
+        return self.attention_bias
+
+    @property
+    def output_bias(self) -> bool:
+        return self.attention_bias
 
 
 class Attention(llama.Attention):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.models.families import bert
-from lora_jax.models.parts import config_checks as checks
+from lora_jax.models.parts.config_checks import integer
 from lora_jax.models.parts.modules import dropout
 
 
@@ -18,8 +18,8 @@ class RobertaConfig(bert.BertConfig):
     """As `BertConfig`, with RoBERTa's defaults."""
 
     model_type: str = "roberta"
-    vocab_size: int = checks.integer(50265)
-    pad_token_id: int = checks.integer(1, least=0)
+    vocab_size: int = integer(50265)
+    pad_token_id: int = integer(1, least=0)
 
     @property
     def max_tokens(self) -> int:

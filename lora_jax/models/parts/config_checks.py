@@ -7,8 +7,9 @@ A family's config is a dataclass, each of whose fields states its default and it
 """
 
 import dataclasses
+import functools
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from lora_jax.files.gguf_file import GgufFile
@@ -18,90 +19,71 @@ MOST_LAYERS = 10_000
 """Far more than any model has. It limits lists of layers, which are made before weights load."""
 MOST = 2**31 - 1
 """The limit of any other size: no axis of an array and no token id is larger."""
+_LEAST_EPSILON, _MOST_EPSILON = 1e-30, 0.1  # float32 holds the least; more than 0.1 is a mistake
+_REFUSED: Any = object()  # stands for "null is an error"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-def require(name: str, value: Any, valid: bool, must: str) -> None:
-    """Raise a ValueError unless a setting's value is valid; `must` says what it must be."""
-    if not valid:
-        raise ValueError(f"{name} must be {must}, got {shown(value)}")
 
 
 def setting(
     default: Any,
-    valid: Callable[[Any], bool],
-    must: str,
+    check: Callable[[str, Any], object],
     *,
-    read: Callable[[Any], Any] = lambda value: value,
-    null: Any = None,
+    read: Callable[[str, Any], Any] | None = None,
+    null: Any = _REFUSED,
 ) -> Any:
     """A field of a config that a config.json may set.
 
     Args:
-      valid: whether the setting can have a value.
-      must: what it must be, for messages.
-      read: makes the value from the content of a config.json; what it cannot read stays as it is.
-      null: the meaning of null there.
+      check: raises a ValueError for a name and a value that the setting cannot have.
+      read: makes the value from a name and the content of a config.json.
+      null: the meaning of null there; by default, null is an error.
     """
-    stated = {"valid": valid, "must": must, "read": read, "null": null}
+    stated = {"check": check, "read": read, "null": null}
     return dataclasses.field(default=default, metadata=stated)
 
 
-def integer(default: int, least: int = 1, most: int = MOST, **more: Any) -> Any:
-    def valid(value: Any) -> bool:
-        return is_integer(value, least, most)
-
-    return setting(default, valid, _bounds(least, most), **more)
+def integer(default: int, least: int = 1, **more: Any) -> Any:
+    return setting(default, functools.partial(check_integer, least=least), **more)
 
 
-def number(default: float | None, least: float, most: float, must: str) -> Any:
-    """The field of a number; if its default is None, it may be None."""
-
-    def valid(value: Any) -> bool:
-        return value is default is None or (is_number(value) and least <= value <= most)
-
-    return setting(default, valid, must)
+def layer_count(default: int) -> Any:
+    return setting(default, functools.partial(check_integer, least=1, most=MOST_LAYERS))
 
 
-def rate(default: float | None) -> Any:
-    """The field of a dropout rate."""
-    return number(default, 0, 1 - 1e-9, "a number in [0, 1)")
+def rate(default: float | None, **more: Any) -> Any:
+    """The field of a dropout rate; if its default is None, it may be None."""
+
+    def check(name: str, value: Any) -> None:
+        if not (value is None and default is None):
+            check_rate(name, value)
+
+    return setting(default, check, **more)
 
 
 def positive(default: float) -> Any:
-    return number(default, 1e-37, 1e38, "a positive number that float32 holds")
+    return setting(default, check_positive)
 
 
 def epsilon(default: float) -> Any:
-    """The field of a number that a norm adds to a variance; more than 0.1 is a mistake."""
-    return number(default, 1e-30, 0.1, "a number from 1e-30 to 0.1")
+    return setting(default, check_epsilon)
 
 
 def flag(default: bool) -> Any:
-    return setting(default, lambda value: isinstance(value, bool), "true or false")
-
-
-def choice(default: str, choices: Collection[str]) -> Any:
-    must = f"one of {', '.join(choices)}"
-    return setting(default, lambda value: isinstance(value, str) and value in choices, must)
+    return setting(default, check_flag)
 
 
 def activation(default: str) -> Any:
-    return choice(default, ACTIVATIONS)
+    return setting(default, check_activation)
 
 
 def token(default: int | None) -> Any:
     """The field of one token id, or None."""
-    return setting(default, lambda value: value is None or is_integer(value, 0), "a token id")
+    return setting(default, check_token, null=None)
 
 
 def tokens(default: tuple[int, ...]) -> Any:
     """The field of any number of token ids."""
-
-    def valid(value: Any) -> bool:
-        return all(is_integer(each, 0) for each in value)
-
-    return setting(default, valid, "token ids", read=_listed, null=())
+    return setting(default, token_ids, read=token_ids, null=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,21 +97,28 @@ class ModelConfig:
     model_type: str
     vocab_size: int
 
-    only: ClassVar[Mapping[str, Any]] = {
-        "add_cross_attention": False,
-        "pruned_heads": False,
-        "quantization_config": None,
-    }
-    """Features that our models lack, with the only value that each may have."""
+    refused: ClassVar[tuple[str, ...]]
+    """Features that no model of this kind has."""
     kind: ClassVar[Literal["encoder", "decoder"]]
 
     def __post_init__(self):
-        own = type(self).model_type
-        require("model_type", self.model_type, self.model_type == own, own)
+        self._check_type(self.model_type)
         for field in dataclasses.fields(self):
             if field.metadata:
-                value = getattr(self, field.name)
-                require(field.name, value, field.metadata["valid"](value), field.metadata["must"])
+                field.metadata["check"](field.name, getattr(self, field.name))
+
+    @classmethod
+    def own_type(cls) -> str:
+        """The only `model_type`: the family's name in a config.json."""
+        (found,) = (f.default for f in dataclasses.fields(cls) if f.name == "model_type")
+        return str(found)
+
+    @classmethod
+    def _check_type(cls, model_type: Any) -> None:
+        if model_type != cls.own_type():
+            raise ValueError(
+                f"model_type {shown(model_type)} is not supported; supported: {cls.own_type()}"
+            )
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
@@ -138,25 +127,35 @@ class ModelConfig:
         ValueError for another architecture, and for a feature that this model lacks, such as cross
         attention, pruned heads, or quantised weights.
         """
-        for feature, only in cls.only.items():
-            value = config.get(feature)
-            if value not in (None, only) and (value or only):
-                raise ValueError(f"{feature} {shown(value)} is not supported, only {only}")
-        given = {}
-        for field in dataclasses.fields(cls):
-            if field.metadata and field.name in config:
-                value, stated = config[field.name], field.metadata
-                given[field.name] = stated["null"] if value is None else stated["read"](value)
-        own = cls(model_type=config.get("model_type"), **given)  # type: ignore[arg-type]
+        cls._check_type(config.get("model_type"))
+        for feature in (*cls.refused, "add_cross_attention", "pruned_heads", "quantization_config"):
+            if config.get(feature):
+                raise ValueError(
+                    f"{feature}={shown(config[feature])} is not supported: plain {cls.kind}s only"
+                )
+        fields = {f.name: f.metadata for f in dataclasses.fields(cls) if f.metadata}
+        given = {name: value for name, value in config.items() if name in fields}
+        for name, value in given.items():
+            stated = fields[name]
+            if value is None and stated["null"] is _REFUSED:
+                raise ValueError(
+                    f"{name} is null: give it a value, or leave it out for the default"
+                )
+            value = stated["null"] if value is None else value
+            given[name] = value if stated["read"] is None else stated["read"](name, value)
+        own = cls(**given)
         own.check_known_tokens(name for name in _TOKENS if name in given)
         return own
 
     def check_known_tokens(self, names: Iterable[str] = _TOKENS) -> None:
         """Raise a ValueError for a special token's id that is outside the vocabulary."""
         for name in names:
-            for each in token_ids(name, getattr(self, name)):
-                known = f"in the vocabulary, whose vocab_size is {self.vocab_size}"
-                require(name, each, each < self.vocab_size, known)
+            ids = token_ids(name, getattr(self, name))
+            if beyond := [each for each in ids if each >= self.vocab_size]:
+                raise ValueError(
+                    f"{name} {beyond[0]} is not in the vocabulary, whose vocab_size is "
+                    f"{self.vocab_size}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """This config as the content of a config.json."""
@@ -166,29 +165,16 @@ class ModelConfig:
         """Set a field whose default follows from other fields, while the config is made."""
         object.__setattr__(self, name, value)
 
-    def check_multiple(self, name: str, of: str) -> None:
-        """Raise a ValueError unless a size is a multiple of another one."""
-        value, other = getattr(self, name), getattr(self, of)
-        require(name, value, value % other == 0, f"a multiple of {of} {other}")
-
 
 class EncoderConfig(ModelConfig):
-    """The settings of an encoder; it also has `max_tokens`."""
+    """The settings of an encoder.
 
-    hidden_dropout_prob: float
-    only = {**ModelConfig.only, "is_decoder": False}  # noqa: RUF012  no instance changes it
+    It also has `max_tokens`, `head_dropout` (the rate before the classifier) and
+    `with_head_dropout`.
+    """
+
+    refused = ("is_decoder",)
     kind = "encoder"
-    head_rate: ClassVar[str] = "classifier_dropout"
-    """The name of the dropout rate before the classifier."""
-
-    @property
-    def head_dropout(self) -> float:
-        """The dropout rate before the classifier: its own if the config has one, else hidden's."""
-        own = getattr(self, self.head_rate)
-        return self.hidden_dropout_prob if own is None else own
-
-    def with_head_dropout(self, rate: float) -> Self:
-        return dataclasses.replace(self, **{self.head_rate: rate})
 
 
 class DecoderConfig(ModelConfig):
@@ -198,7 +184,7 @@ class DecoderConfig(ModelConfig):
     `sliding_window`, and `slides`: whether each layer sees only a window.
     """
 
-    only = {**ModelConfig.only, "is_encoder_decoder": False}  # noqa: RUF012
+    refused = ("is_encoder_decoder",)
     kind = "decoder"
 
     def to_json(self) -> dict[str, Any]:
@@ -230,24 +216,70 @@ class DecoderConfig(ModelConfig):
         }
 
 
+def check_heads(hidden_size: int, num_attention_heads: int) -> None:
+    if hidden_size % num_attention_heads:
+        raise ValueError(
+            f"hidden_size {hidden_size} is not a multiple of "
+            f"num_attention_heads {num_attention_heads}"
+        )
+
+
+def check_activation(name: str, value: Any) -> None:
+    check_choice(name, value, ACTIVATIONS)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} {shown(value)} is not supported; supported: {', '.join(choices)}")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Check a dropout rate."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {shown(value)}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Check a positive number that float32 holds as neither zero nor infinity."""
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{name} must be a positive number, got {shown(value)}")
+    if not 1e-37 < value < 1e38:
+        raise ValueError(f"{name} must be a number that float32 holds, got {shown(value)}")
+
+
+def check_epsilon(name: str, value: Any) -> None:
+    """Check the number that a norm adds to a variance before dividing by its root."""
+    check_positive(name, value)
+    if not _LEAST_EPSILON <= value <= _MOST_EPSILON:
+        raise ValueError(
+            f"{name} must be from {_LEAST_EPSILON} to {_MOST_EPSILON}, got {shown(value)}"
+        )
+
+
 def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
-    require(name, value, is_integer(value, least, most), _bounds(least, most))
+    if not isinstance(value, int) or not _is_number(value) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be an integer <= {most:,}, got {shown(value)}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
+
+
+def check_token(name: str, value: Any) -> None:
+    """Check one token id, or None (null)."""
+    if value is not None:
+        check_integer(name, value, least=0)
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
     """Check one token id, several or None (null), and return them as a tuple."""
-    ids = () if value is None else _listed(value)
+    ids = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
     for each in ids:
         check_integer(name, each, least=0)
     return ids
-
-
-def _bounds(least: int, most: int) -> str:
-    return f"an integer >= {least}" if most == MOST else f"an integer from {least} to {most:,}"
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def shown(value: Any) -> str:
@@ -255,9 +287,5 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def is_integer(value: Any, least: int, most: int = MOST) -> bool:
-    return isinstance(value, int) and is_number(value) and least <= value <= most
-
-
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -131,7 +131,7 @@ class Family:
     @property
     def model_type(self) -> str:
         """The family's name in a config.json."""
-        return self.config.model_type
+        return self.config.own_type()
 
     @property
     def kind(self) -> Literal["encoder", "decoder"]:

@@ -275,31 +275,34 @@ class NextStep:
             the token's keys and values, (layers, groups, head_dim).
         """
         decoder = nnx.merge(self.graph, params)
-        dtype, places = keys.dtype, jnp.arange(keys.shape[2], dtype=jnp.int32)
-        windows, index = windows_of(decoder.config)
-        back = filled - places
-        masks = jnp.stack(
-            [(back > 0) & (back < (window or keys.shape[2] + 1)) for window in windows]
-        )
-        positions = filled[None, None]
-        x = decoder.embed(token[None, None], positions, dtype, None)
-        rotation = decoder.rotation(positions, dtype)
-        graph, weights = nnx.split(decoder.layers)
-
-        def layer(
-            x: Array, each: tuple[Any, Array, Array, Array]
-        ) -> tuple[Array, tuple[Array, Array]]:
-            weights, kind, keys, values = each
-            layer = nnx.merge(graph, weights)
-            query, key, value = (x[0, 0] for x in layer.project(x, rotation))
-            y = _attend(query, key, value, keys, values, masks[kind])
-            return layer.finish(x, y[None, None]), (key, value)
-
-        count = decoder.config.num_hidden_layers
-        x, (keys, values) = over_layers(layer, x, (weights, index, keys, values), count, None)
-        room = filled < places.shape[0]
-        hidden = jnp.where(room, decoder.norm(x)[:, 0], jnp.asarray(jnp.nan, dtype))
+        hidden, keys, values = _state(decoder, token, keys, values, filled)
         return decoder.logits(hidden)[0], keys, values
+
+
+def _state(
+    decoder: Decoder, token: Array, keys: Array, values: Array, filled: Array
+) -> tuple[Array, Array, Array]:
+    """The hidden state (1, hidden) of a token, and its keys and values."""
+    dtype, places = keys.dtype, jnp.arange(keys.shape[2], dtype=jnp.int32)
+    windows, index = windows_of(decoder.config)
+    back = filled - places
+    masks = jnp.stack([(back > 0) & (back < (window or keys.shape[2] + 1)) for window in windows])
+    positions = filled[None, None]
+    x = decoder.embed(token[None, None], positions, dtype, None)
+    rotation = decoder.rotation(positions, dtype)
+    graph, weights = nnx.split(decoder.layers)
+
+    def layer(x: Array, each: tuple[Any, Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        weights, kind, keys, values = each
+        layer = nnx.merge(graph, weights)
+        query, key, value = (x[0, 0] for x in layer.project(x, rotation))
+        y = _attend(query, key, value, keys, values, masks[kind])
+        return layer.finish(x, y[None, None]), (key, value)
+
+    count = decoder.config.num_hidden_layers
+    x, (keys, values) = over_layers(layer, x, (weights, index, keys, values), count, None)
+    room = filled < places.shape[0]
+    return jnp.where(room, decoder.norm(x)[:, 0], jnp.asarray(jnp.nan, dtype)), keys, values
 
 
 def _attend(

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from lora_jax.base import wide
 from lora_jax.files.gguf_file import GgufFile
-from lora_jax.models.parts.config_checks import is_number, require, shown
+from lora_jax.models.parts.config_checks import check_flag, check_integer, check_positive, shown
 
 # type -> the fields that it takes; those in `_NEEDED` are required.
 _FIELDS = {
@@ -42,6 +42,12 @@ _FIELDS = {
     ),
 }
 _NEEDED = ("factor", "low_freq_factor", "high_freq_factor")
+# The numbers of Llama 3.1 and its successors; a GGUF file holds only their effect on frequencies.
+_LLAMA3: dict[str, Any] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,27 +63,42 @@ class Rope:
 
     rope_theta: float = 10000.0
     rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: int | None = None
 
     def __post_init__(self):
-        kind, theta = self.rope_type, self.rope_theta
-        known = isinstance(kind, str) and kind in _FIELDS
-        require("rope_type", kind, known, f"one of {', '.join(_FIELDS)}")
-        # At 1 or less, frequencies would be equal, or increase.
-        require("rope_theta", theta, is_number(theta) and 1 < theta < 1e38, "a number above 1")
-        for name in _FIELDS[kind]:
+        check_positive("rope_theta", self.rope_theta)
+        if self.rope_theta <= 1:  # frequencies would be equal, or increase
+            raise ValueError(f"rope_theta must be above 1, got {shown(self.rope_theta)}")
+        if not isinstance(self.rope_type, str) or self.rope_type not in _FIELDS:
+            raise ValueError(
+                f"rope_type {shown(self.rope_type)} is not supported; "
+                f"supported: {', '.join(_FIELDS)}"
+            )
+        check_flag("truncate", self.truncate)
+        for name in _FIELDS[self.rope_type]:
             value = getattr(self, name)
-            valid = value is None or (is_number(value) and 1e-37 < value < 1e38)
-            require(name, value, valid or name == "truncate", "a positive number")
+            if value is None and name in _NEEDED:
+                raise ValueError(f"rope_type {shown(self.rope_type)} needs {name}")
+            if name == "original_max_position_embeddings":
+                check_integer(name, value, least=1)
+            elif name != "truncate" and value is not None:
+                check_positive(name, value)
+        if self.factor is not None and self.factor < 1:
+            raise ValueError(
+                f"factor of rope_type {shown(self.rope_type)} must be >= 1: {self.factor}"
+            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and high <= low:
+            raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], max_position_embeddings: int) -> "Rope":
@@ -98,8 +119,6 @@ class Rope:
                     raise ValueError(f"{feature} {shown(value)} is not supported, only {only}")
         fields = _FIELDS.get(kind, ()) if isinstance(kind, str) else ()
         chosen = {name: given[name] for name in fields if given.get(name) is not None}
-        for name in _NEEDED:
-            require(name, None, name in chosen or name not in fields, f"given for {kind!r}")
         if "original_max_position_embeddings" in fields:
             outside = config.get("original_max_position_embeddings")
             inside = chosen.get("original_max_position_embeddings", max_position_embeddings)
@@ -115,11 +134,12 @@ class Rope:
         def of(key: str, default: Any = None) -> Any:
             return file.number(f"{kind}.rope.{key}", default)
 
-        older = of("scale_linear")  # of files that have no scaling.type
-        theta, scaling = of("freq_base", 10000.0), of("scaling.type", "linear" if older else "none")
-        factor = of("scaling.factor") or older or 1.0
+        theta, scaling = of("freq_base", 10000.0), of("scaling.type", "none")
+        factor = of("scaling.factor") or of("scale_linear") or 1.0
         if "rope_freqs.weight" in file:
             return _llama3_of(file.read("rope_freqs.weight"), theta, head_dim)
+        if scaling == "none" and of("scale_linear"):  # files older than scaling.type
+            scaling = "linear"
         if scaling == "none" or (scaling == "linear" and factor == 1):
             return cls(theta)
         if scaling == "linear":
@@ -131,9 +151,9 @@ class Rope:
         if of("scaling.attn_factor", 1.0) != 1 or of("scaling.yarn_attn_factor", 1.0) != 1:
             raise ValueError("rope.scaling.attn_factor other than 1 is not supported")
         length = of("scaling.original_context_length", max_position_embeddings)
-        betas = {f"beta_{kind}": of(f"scaling.yarn_beta_{kind}") for kind in ("fast", "slow")}
-        numbers: Any = {name: value for name, value in betas.items() if value is not None}
-        return cls(theta, "yarn", factor, original_max_position_embeddings=length, **numbers)
+        fast, slow = of("scaling.yarn_beta_fast"), of("scaling.yarn_beta_slow")
+        numbers: Any = {"factor": factor, "beta_fast": fast, "beta_slow": slow}
+        return cls(theta, "yarn", original_max_position_embeddings=length, **numbers)
 
     def to_json(self) -> dict[str, Any]:
         """`rope_theta` and `rope_scaling`, which every version of transformers reads."""
@@ -151,7 +171,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
     plain = float(rope.rope_theta) ** -(np.arange(0, head_dim, 2) / head_dim)
     match rope.rope_type:
         case "linear":
-            return plain / rope.factor, 1.0
+            return plain / _number(rope.factor), 1.0
         case "llama3":
             return _llama3(rope, plain), 1.0
         case "yarn":
@@ -160,11 +180,11 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    low, high = rope.low_freq_factor, rope.high_freq_factor
+    low, high = _number(rope.low_freq_factor), _number(rope.high_freq_factor)
     # The number of turns of a pair within the original context: up to `low`, it is fully scaled.
-    turns = rope.original_max_position_embeddings * plain / (2 * math.pi)
+    turns = _number(rope.original_max_position_embeddings) * plain / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 - kept) * plain / rope.factor + kept * plain
+    return (1 - kept) * plain / _number(rope.factor) + kept * plain
 
 
 def _llama3_of(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
@@ -173,7 +193,7 @@ def _llama3_of(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
     if divisors.shape != (head_dim // 2,):  # check first: frequencies can be made for any head_dim
         raise wrong
     largest = float(str(np.float32(divisors.max())))
-    rope = Rope(theta, "llama3", factor=largest)
+    rope = Rope(theta, "llama3", factor=largest, **_LLAMA3)
     plain, _ = frequencies(Rope(theta), head_dim)
     scaled, _ = frequencies(rope, head_dim)
     if not np.allclose(plain / divisors, scaled, rtol=1e-5):
@@ -182,14 +202,14 @@ def _llama3_of(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
 
 
 def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
-    factor, dims = rope.factor, 2 * len(plain)
+    factor, dims = _number(rope.factor), 2 * len(plain)
 
     def dimension(turns: float) -> float:
         """The feature that makes `turns` turns within the original context (section 3.2)."""
-        length = rope.original_max_position_embeddings
+        length = _number(rope.original_max_position_embeddings)
         return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
-    first, last = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    first, last = dimension(rope.beta_fast or 32), dimension(rope.beta_slow or 1)
     if rope.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dims - 1)
@@ -205,6 +225,13 @@ def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
     elif attention is None:
         attention = temperature(1.0)
     return plain / factor * scaled + plain * (1 - scaled), attention
+
+
+def _number(value: float | None) -> float:
+    """The number; `__post_init__` has already checked that it is not None."""
+    if value is None:
+        raise ValueError("a number of the scaling is missing")
+    return value
 
 
 class Rotation(NamedTuple):

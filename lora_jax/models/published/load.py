@@ -22,7 +22,7 @@ from lora_jax.error_text import said
 from lora_jax.models import families
 from lora_jax.models.parts.causal_attention import Implementation
 from lora_jax.models.parts.classifier import EncoderClassifier
-from lora_jax.models.parts.decoder import Decoder
+from lora_jax.models.parts.decoder import Decoder, check_implementation, check_remat
 from lora_jax.models.parts.family import Index, Place, layer_shape
 from lora_jax.models.parts.modules import Pool
 from lora_jax.models.published.weight_files import Weights, find_gguf, read_json
@@ -141,8 +141,12 @@ def load_decoder(
             that do not fit; more weights than the available memory holds
             (`lora_jax.sharding.memory`); or a tensor with a non-finite value.
     """
+    check_remat(remat)
+    check_implementation(implementation)
+    source, config = _open_decoder(folder)
     return decoder_from(
-        *_open_decoder(folder),
+        source,
+        config,
         dtype=dtype,
         param_dtype=param_dtype,
         remat=remat,

@@ -4,6 +4,7 @@ And digests of the files beside its weights: these decide what it computes, and 
 """
 
 import contextlib
+import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 
 from lora_jax.files.published_paths import installed
 from lora_jax.models.published.weight_files import INDEX, SINGLE, weight_files, weights_digest
-from lora_jax.suggest import close
 
 # all-MiniLM-L6-v2: the digest of its weights, and the packages with it (name, file inside).
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -110,7 +110,8 @@ def locate(name: str | Path) -> Path:
         return _from_hub(str(name))
     if "/" in str(name) or isinstance(name, Path):
         raise FileNotFoundError(f"{name}: no such folder")
-    near = close(name, _WELL_KNOWN, cutoff=0.5)
+    tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
+    near = [tails[match] for match in difflib.get_close_matches(name, tails, cutoff=0.5)]
     raise FileNotFoundError(
         f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? A model is "
         "'minilm', 'smollm2', a local folder or .gguf file, or 'org/name' on the Hugging Face Hub"

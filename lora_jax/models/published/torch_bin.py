@@ -31,6 +31,7 @@ _STORAGES = {
     "ByteStorage": (np.uint8, "U8"),
     "BoolStorage": (np.bool_, "BOOL"),
 }
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 
 
 class _Storage(NamedTuple):
@@ -63,8 +64,7 @@ class TorchFile:
         self.path = path
         self._wrapper = wrapper
         if not zipfile.is_zipfile(path):
-            size = path.stat().st_size
-            raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: not a zip archive")
+            raise ValueError(self._not_a_zip())
         try:
             self._zip = open_zip(path)
         except ValueError as error:
@@ -148,6 +148,17 @@ class TorchFile:
             if not isinstance(name, str) or not isinstance(value, _Tensor):
                 raise ValueError(f"{self.path}: {reprlib.repr(name)} is not a tensor")
         return dict(content)
+
+    def _not_a_zip(self) -> str:
+        with self.path.open("rb") as stream:
+            start = stream.read(len(_LEGACY))
+        if start == _LEGACY:
+            return (
+                f"{self.path}: in the format of torch before 1.6, which is not read; "
+                "write it again: torch.save(torch.load(file), file)"
+            )
+        size = self.path.stat().st_size
+        return f"{self.path} ({size:,} bytes) is corrupt or truncated: not a zip archive"
 
 
 class _Unpickler(pickle.Unpickler):
