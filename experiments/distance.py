@@ -37,8 +37,13 @@ def distance() -> None:
         raise ValueError(f"--runs has {len(folders)} folders; expected one or two")
     if len(folders) == 1:
         cli.refuse_ignored((_DIRECTIONS,), "it compares two runs")
-    if _PLOT.value:
+    plot = None if _PLOT.value is None else Path(_PLOT.value)
+    if plot and plot.suffix != ".png":
+        raise ValueError(f"--plot={plot}: expected a name that ends with .png")
+    if plot:
         require_matplotlib()
+        if not plot.parent.is_dir():
+            raise ValueError(f"--plot={plot}: there is no folder {plot.parent}")
     announce()
     runs = open_runs(folders)
     adapters = [(each.trainable, each.frozen) for each in runs]
@@ -56,11 +61,11 @@ def distance() -> None:
         columns["cosine"] = _means(lj.distance.cosine(adapters[0], adapters[1]))
         columns["phi(i, i)"] = {path: _of_all(each) for path, each in similarity.items()}
     print(_table(columns))
-    if _PLOT.value:
+    if plot:
         from experiments.figures.adapter_distance import adapter_distance  # slow to import
 
-        adapter_distance(norms, similarity, Path(_PLOT.value))
-        print(f"picture: {_PLOT.value}")
+        adapter_distance(norms, similarity, plot)
+        print(f"picture: {plot}")
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -36,10 +36,13 @@ at the end, or not at all. In it, `export.json` says which run it comes from, an
 quantising and an SVD have changed each weight. `README.md` is a model card with the run's scores
 and their intervals, and `run.json` has every setting of the run, paths on this machine too.
 
-`hf upload user/lora exported/lora --private` puts the folder on the Hugging Face Hub.
-`README.md` and `export.json` have names without their folders. A base model that is a folder of
-this machine is named in `adapter_config.json`, where AutoPeftModel looks for it: change it before
-you upload the folder. `run.json` has the run's settings as they are.
+    python -m experiments.export --run=runs/lora --as=merged --out=exported/lora --push=user/lora
+
+also makes a repository of that name on the Hugging Face Hub, private without --public, and uploads
+the folder. The name and the access are checked first. Without --push, nothing goes to the Hub.
+`export.json` has names without their folders. A base model that is a folder of this machine is
+named in `adapter_config.json`, where AutoPeftModel looks for it, but not with --push, nor is a
+GGUF file. `run.json` has the run's settings as they are.
 """
 
 import json
@@ -53,7 +56,7 @@ from absl import flags
 from experiments import cli
 from experiments.command_names import shown
 from experiments.distributed.devices import announce
-from experiments.exports import formats
+from experiments.exports import formats, hub
 from experiments.exports.base_and_head import Place, on_card, published
 from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.runs.finished_run import open_run, read_record
@@ -62,6 +65,12 @@ from lora_jax.files.atomic import new_folder
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")
 _AS = flags.DEFINE_string("as", None, f"The format: {', '.join(formats.FORMATS)}.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, new or empty.")
+_PUSH = flags.DEFINE_string(
+    "push",
+    None,
+    "Also upload the folder to a new repository of this name, user/name, on the Hugging Face Hub.",
+)
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: let everyone see the repository.")
 _OPTIONS = (
     flags.DEFINE_string(
         "dtype",
@@ -93,10 +102,13 @@ def export() -> None:
     record = read_record(folder)
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--out={out} is inside the folder of --run: name one elsewhere")
+    if _PUBLIC.value and not _PUSH.value:
+        raise ValueError("--public is for --push, which is not given")
+    target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
     with new_folder(out) as temporary:
         announce()
         run = open_run(folder, record)
-        content = chosen.write(run, temporary)
+        content = chosen.write(run, temporary, here=target is None)
         said = content.pop("said")
         origin = {
             "format": _AS.value,
@@ -107,7 +119,7 @@ def export() -> None:
             "config_digest": record.config_digest,
             "weights_digest": record.weights_digest,
         }
-        place = Place(out.resolve().name, here=False)
+        place = Place(target.name if target else out.resolve().name, here=False)
         used = chosen.use(run, place, content)
         card = Export(chosen, place, _command(given), used, said)
         for name, text in (
@@ -122,10 +134,12 @@ def export() -> None:
     if used:
         print("to load it:", *used.code.splitlines(), sep="\n    ")
     print(f"{_AS.value}: {out}")
+    if target:
+        print("\n".join(hub.push(target, out)))
 
 
 def _command(given: Mapping[str, Any]) -> str:
-    """The command, for the card."""
+    """The command without --push, for the card."""
     run, out = on_card(str(_RUN.value)), on_card(str(_OUT.value))
     values = {"run": run, "as": _AS.value, "out": out, **given}
     line = [f"--{name}={value}" for name, value in values.items()]

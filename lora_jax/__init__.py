@@ -33,12 +33,10 @@ if TYPE_CHECKING:
         combine_adapters as combine_adapters,
     )
     from lora_jax.contract import check as check
+    from lora_jax.interchange.load_loralib import load_loralib as load_loralib
     from lora_jax.interchange.load_peft import PeftReader as PeftReader, load_peft as load_peft
-    from lora_jax.interchange.loralib import (
-        load_loralib as load_loralib,
-        save_loralib as save_loralib,
-    )
     from lora_jax.interchange.names import names_from_patterns as names_from_patterns
+    from lora_jax.interchange.save_loralib import save_loralib as save_loralib
     from lora_jax.interchange.save_peft import save_peft as save_peft
     from lora_jax.interchange.save_plain_lora import save_plain_lora as save_plain_lora
     from lora_jax.quantization.quantize import NF4 as NF4, Int8 as Int8
@@ -80,9 +78,10 @@ _NAMES = {
     "lora_jax.arithmetic": ("distance",),
     "lora_jax.arithmetic.combination": ("Combined", "combine_adapters"),
     "lora_jax.contract": ("check",),
-    "lora_jax.interchange.loralib": ("load_loralib", "save_loralib"),
+    "lora_jax.interchange.load_loralib": ("load_loralib",),
     "lora_jax.interchange.load_peft": ("PeftReader", "load_peft"),
     "lora_jax.interchange.names": ("names_from_patterns",),
+    "lora_jax.interchange.save_loralib": ("save_loralib",),
     "lora_jax.interchange.save_peft": ("save_peft",),
     "lora_jax.interchange.save_plain_lora": ("save_plain_lora",),
     "lora_jax.quantization.quantize": ("NF4", "Int8"),

@@ -174,6 +174,8 @@ def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | N
             raise ValueError(
                 f"{kind}: {name} must be of type {wanted.__name__}, got {quoted(value)}"
             )
+        if isinstance(value, str) and len(value) > LONGEST:  # methods say what they do not know
+            raise ValueError(f"{kind} with {name}={quoted(value)} is not known here")
         found[name] = value
     return found
 

@@ -32,9 +32,9 @@ from experiments.exports.base_and_head import (
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.tokenize import export_tokenizer, has_tokenizer
-from lora_jax.interchange.loralib import save_loralib
 from lora_jax.interchange.names import names_of
 from lora_jax.interchange.peft_folder import CONFIG
+from lora_jax.interchange.save_loralib import save_loralib
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora, write_gguf_lora
 from lora_jax.models import families
@@ -67,10 +67,13 @@ class Format:
     relation: ClassVar[str] = "adapter"
     """`base_model_relation` on the Hub: what the files are to the base model."""
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         """Write a run into an empty folder, and return what `export.json` is to say of it.
 
         An entry "said" is a list of lines for the user.
+
+        Args:
+          here: whether the files stay on this machine, and may name its folders.
 
         Raises:
           ValueError: one line on what the format cannot hold, with the way out.
@@ -111,7 +114,7 @@ class Merged(Format):
             require_known(self.dtype, DTYPES, f"--dtype={self.dtype}: unknown dtype")
         _bytes(self.shard_size)
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         rounding = export_model(
             merged_parts(run.trainable, run.frozen),
             run.shape,
@@ -212,14 +215,14 @@ class Peft(Format):
         if self.svd_rank is not None and self.loader == PEFT:
             raise ValueError("--svd_rank is for servers: --for=vllm or --for=sglang")
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         served, flag = self.loader != PEFT, f"--for={self.loader}"
         with refusals_of(flag if served else "--as=peft"):
-            base = published(run) if served else _base(run)  # a server is given its own
+            base = published(run) if served else _base(run, here)  # a server is given its own
             content = self._served(run, folder, base) if served else _for_peft(run, folder, base)
         export_tokenizer(run.source, folder)
         errors = quantization_error(run)
-        on_base = [] if served else _on_base(run)
+        on_base = [] if served else _on_base(run, here)
         said = [*content.pop("said"), *quantised_lines(run, errors), *file_lines(run), *on_base]
         first = {"for": self.loader, "base_model_name_or_path": base}
         return first | content | {"quantization_error": errors, "said": said}
@@ -227,7 +230,10 @@ class Peft(Format):
     def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
         if self.loader != PEFT:
             start, adapters = _SERVERS[self.loader]
-            given = ["--enable-lora", adapters, f"{place.name}={place.files}"]
+            named = f"{place.name.replace('=', '-')}={place.files}"
+            if self.loader == VLLM and {*"=,"} & {*place.name, *place.files}:  # its separators
+                named = json.dumps({"name": place.name, "path": place.files})
+            given = ["--enable-lora", adapters, named]
             given += ["--max-lora-rank", str(content["max_lora_rank"])]
             return Use(f"{start} {shlex.join([place.base(run), *given])}", "bash")
         task, kind = _class(run)
@@ -269,21 +275,30 @@ def _for_peft(run: FinishedRun, folder: Path, base: str | None) -> dict[str, Any
     return {"task_type": task, "head": said[0] if said else None, "said": said}
 
 
-def _base(run: FinishedRun) -> str | None:
-    """What PEFT loads the base by; None for a GGUF file, which transformers takes only by name."""
-    return published(run) or (None if find_gguf(run.source) else str(run.source.absolute()))
+def _base(run: FinishedRun, here: bool) -> str | None:
+    """What PEFT loads the base by; None if files leave and only this machine has the base.
+
+    None, too, for a GGUF file of one's own, which transformers takes only with `gguf_file`.
+    """
+    loads = here and find_gguf(run.source) is None
+    return published(run) or (str(run.source.absolute()) if loads else None)
 
 
-def _on_base(run: FinishedRun) -> list[str]:
+def _on_base(run: FinishedRun, here: bool) -> list[str]:
     """What users must know of a base that has no published name."""
     if published(run):
         return []
-    if find_gguf(run.source) is not None:
-        return [f"{CONFIG} names no base, as AutoPeftModel loads no GGUF file: use the code"]
-    return [
-        f"{CONFIG} names the base by its folder on the machine that made it: change "
-        "base_model_name_or_path before you share it"
-    ]
+    if here and find_gguf(run.source) is not None:
+        return [
+            f"{CONFIG} names no base, as AutoPeftModel alone loads none from a GGUF file: load it "
+            "by the code, with gguf_file"
+        ]
+    if here:
+        return [
+            f"{CONFIG} names the base by its folder on the machine that made it, so that "
+            "AutoPeftModel loads it there: change base_model_name_or_path before you share it"
+        ]
+    return [f"{CONFIG} names no base, which has no published name: load it as above"]
 
 
 def _class(run: FinishedRun) -> tuple[str, str]:
@@ -307,7 +322,7 @@ class GgufLora(Format):
     svd_rank: int | None = None
     """Cut updates of a higher rank to this one by SVD."""
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         names = names_of(run.shape)
         with refusals_of("--as=gguf-lora"), tempfile.TemporaryDirectory() as plain:
             require_for_servers(run)
@@ -341,7 +356,7 @@ class Loralib(Format):
 
     holds: ClassVar[str] = "An adapter for models of microsoft/LoRA's layers (loralib)"
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         require_published_base(run)
         names = names_of(run.shape)
         with refusals_of("--as=loralib"):

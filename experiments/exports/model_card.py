@@ -7,32 +7,32 @@ beginning is what the Hugging Face Hub reads.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 import variants
 from configs.common_tasks import STORAGES
 from configs.settings import ClassifierConfig, RunConfig, TextConfig, free_names
 from experiments.analysis import labels
-from experiments.analysis.bootstrap import RESAMPLES, replicates
-from experiments.analysis.recorded_runs import Run, held_out, saved_metrics
-from experiments.analysis.scored_examples import choices_of, require_agreement
-from experiments.analysis.significance import LEVEL, constant
+from experiments.analysis.bootstrap import RESAMPLES
+from experiments.analysis.recorded_runs import held_out
 from experiments.catalogue import catalogue
 from experiments.command_names import shown
 from experiments.exports.base_and_head import UNKNOWN, Place, on_card, published, text_on_card
+from experiments.exports.card_scores import Score, scores
 from experiments.exports.formats import Format, Use
+from experiments.imports import combined_run, imported_run
 from experiments.runs import predictions
 from experiments.runs.finished_run import FinishedRun
 from experiments.setup.from_config import kind_of_optimizer, make_start
-from experiments.setup.validate import FROM_OPTIONS
 from lora_jax.data import SPECS
-from lora_jax.metrics import label_metrics
-from lora_jax.metrics.text_metrics import TEXT_METRICS
+from lora_jax.files.json_text import read_object
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.records import seal
 from lora_jax.table import Table
 from lora_jax.training.optimizers import OF_SOME
 from lora_jax.transform.summary import summary
@@ -57,91 +57,8 @@ HUB_METRICS = {
     "token_loss": "loss",
 }
 """The Hub's names of metrics, where they differ from ours."""
-TASK_TYPES = {ClassifierConfig: "text-classification", TextConfig: "text-generation"}
-"""The Hub's name of the task."""
 FEW = 100
 """Below this many examples, the percentile bootstrap is rough."""
-
-
-ONE_PART = {*label_metrics.CLASSIFICATION, *label_metrics.REGRESSION, *TEXT_METRICS, FROM_OPTIONS}
-"""The metrics of a single part; others are means over several."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """One number of a record, of the adapter that the run has saved."""
-
-    name: str
-    """As the record has it: `accuracy_mismatched`."""
-    metric: str
-    """Without the part: `accuracy`."""
-    part: str | None
-    """`validation`, or the name of an extra part; None if it is a mean over several parts."""
-    value: float
-    low: float | None = None
-    high: float | None = None
-    """The ends of the 95% interval over examples; None if there is none."""
-    examples: int | None = None
-    """How many examples, or questions, were scored; None if that is not known."""
-
-
-def scores(run: FinishedRun) -> list[Score]:
-    """All scores of the adapter that a run has saved, in the order of its record.
-
-    A score has an interval if the run has saved the predictions of its part: the 95% percentile
-    interval of the bootstrap over examples.
-
-    Raises:
-      ValueError: the predictions are damaged, or give other scores than the record.
-    """
-    parts = predictions.read(run.folder)
-    of_record = Run(run.folder, run.record)
-    require_agreement(of_record, parts)
-    found = []
-    for name, value in saved_metrics(run.record).items():
-        if value is not None:
-            metric, part = _split(name, [*run.experiment.texts.task.extra])
-            one = Score(name, metric, part, value, examples=_generated(run, metric, part))
-            found.append(_with_interval(one, parts, choices_of(of_record)))
-    return found
-
-
-def _split(name: str, extra: Sequence[str]) -> tuple[str, str | None]:
-    """The metric and the part of a score: `<metric>_<part>`, or the metric alone."""
-    for part in extra:
-        metric = name.removesuffix(f"_{part}")
-        if metric != name and metric in ONE_PART:
-            return metric, part
-    return name, "validation" if name in ONE_PART else None
-
-
-def _generated(run: FinishedRun, metric: str, part: str | None) -> int | None:
-    """For how many examples of a part texts were generated and scored; None for other metrics."""
-    config, task = run.config, run.experiment.texts.task
-    if not isinstance(config, TextConfig) or metric not in (*TEXT_METRICS, FROM_OPTIONS):
-        return None
-    whole = {"validation": task.validation, **task.extra}.get(part or "")
-    if whole is None:
-        return None
-    return len(whole) if config.generate.scored < 0 else min(config.generate.scored, len(whole))
-
-
-def _with_interval(
-    score: Score, parts: Mapping[str, predictions.Predictions], choices: int
-) -> Score:
-    """The score with its interval, if the predictions give one."""
-    outputs, labels = parts.get(score.part or "", (None, None))
-    if outputs is None or labels is None:
-        return score
-    known = label_metrics.REGRESSION if outputs.shape[1] == 1 else label_metrics.CLASSIFICATION
-    if score.metric not in known:
-        return score
-    (drawn,) = replicates(score.metric, [outputs], labels, choices=choices)
-    count = len(labels) // choices
-    if not np.isfinite(drawn).all() or constant(drawn, float(np.abs(drawn).max())):
-        return dataclasses.replace(score, examples=count)
-    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
-    return dataclasses.replace(score, low=float(low), high=float(high), examples=count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,15 +266,23 @@ def _settings(config: RunConfig) -> list[tuple[str, str]]:
 def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
     yield "## Commands"
     if is_made(run):
-        yield (
-            "The adapter was imported or combined, from what imported.json or combined.json in "
-            "the run's folder says."
-        )
+        if line := origin_command(run.folder, CONFIG):
+            yield (
+                "The adapter was made by this command of lora-jax, with the same base model and "
+                "data:"
+            )
+            yield block(line, "bash")
     else:
-        started = ", and the adapter that it started from" if run.config.start_from else ""
+        needs = "this file and the same data and base model"
+        if run.config.start_from:
+            started = code(on_card(make_start(run.config.start_from)[0]))
+            needs = (
+                "this file, the same data and base model, and the adapter that it started from "
+                f"({started}; `start_from` in the file says where it was)"
+            )
         yield (
-            f"{code(CONFIG)} has every setting of the run. With this file, the same data and base "
-            f"model{started}, this command of lora-jax makes the run again:"
+            f"{code(CONFIG)} has every setting of the run. With {needs}, this command of "
+            "lora-jax makes the run again:"
         )
         yield block(f"{shown('train')} --config={CONFIG} --workdir=runs/again", "bash")
     yield "These files were made by:"
@@ -391,23 +316,26 @@ def _metadata(
     config, base = run.config, published(run)
     stored = config.quantize.storage
     tags = ["lora-jax", config.variant.name.rpartition(".")[2], *([stored] * (stored != "none"))]
-    main = [
-        each for each in found if each.metric not in label_metrics.LOWER_IS_BETTER and each.part
-    ]
+    main = [each for each in found if each.metric not in LOWER_IS_BETTER and each.part]
     return ModelCardData(
         base_model=base,
         base_model_relation=base and chosen.relation,
         library_name=chosen.library or None,
-        pipeline_tag=TASK_TYPES[type(config)],
+        pipeline_tag=_task_type(config),
         tags=tags,
         datasets=None if is_made(run) else _data_sets(config),  # those of training
-        metrics=list(dict.fromkeys(HUB_METRICS.get(each.metric, each.metric) for each in main))
-        or None,
+        metrics=list(dict.fromkeys(map(_hub_metric, main))) or None,
         model_name=title,
         # Of what was not trained here, the head may be a new one, which the scores do not show.
         eval_results=[_result(run, each) for each in found if each.part and not is_made(run)]
         or None,
     )
+
+
+def _task_type(config: RunConfig) -> str:
+    """The Hub's name of the task."""
+    is_classifier = isinstance(config, ClassifierConfig)
+    return "text-classification" if is_classifier else "text-generation"
 
 
 def _data_sets(config: RunConfig) -> list[str] | None:
@@ -426,20 +354,76 @@ def _result(run: FinishedRun, score: Score) -> EvalResult:
     family, _, own = config.data.name.partition("/") if known else (config.data.name, "", "")
     parts = {"validation": task.validation, **task.extra}
     return EvalResult(
-        task_type=TASK_TYPES[type(config)],
+        task_type=_task_type(config),
         dataset_type=family,
         dataset_config=own or None,
         dataset_name=parts[str(score.part)].name,
         dataset_split=None if held_out(config) else splits.get(str(score.part)),
-        metric_type=HUB_METRICS.get(score.metric, score.metric),
+        metric_type=_hub_metric(score),
         metric_name=score.name,
         metric_value=score.value,
     )
 
 
+def _hub_metric(score: Score) -> str:
+    return HUB_METRICS.get(score.metric, score.metric)
+
+
 def is_made(run: FinishedRun) -> bool:
     """Whether the adapter is an imported or combined one, which the run has not trained."""
     return run.record.steps == 0
+
+
+def origin_command(folder: Path, config: str) -> str | None:
+    """The command that has made the adapter; None if the run's folder does not say how.
+
+    Args:
+      folder: the run's.
+      config: the file of the run's config, as the command is to name it.
+
+    Raises:
+      ValueError: the file on the adapter's origin is damaged.
+    """
+    out = on_card(str(folder.absolute()))
+    for name, line in ((imported_run.FILE, _imported), (combined_run.FILE, _combined)):
+        if (path := folder / name).is_file():
+            content = read_object(path)
+            try:
+                said, found = seal.opened(content)
+                seal.require_unchanged(said, found)  # of an earlier version, it has none
+                module, given = line(said, config)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{path} is damaged: it lacks {error}") from error
+            flags = [
+                f"--{flag}={value}" for flag, value in given.items() if value not in (None, "")
+            ]
+            return f"{shown(module)} {shlex.join([*flags, f'--out={out}'])}"
+    return None
+
+
+def _imported(said: dict[str, Any], config: str) -> tuple[str, dict[str, Any]]:
+    source, commit, enabled = on_card(said["source"]), said["commit"], said.get("enable_lora")
+    of_file = not (commit or "adapter_config.json" in said["sha256"])
+    return "import_adapter", {
+        "from": f"{source.partition('@')[0]}@{commit}" if commit else source,
+        "alpha": said["adapter_config"].get("lora_alpha") if of_file else None,
+        "enable_lora": ",".join(str(each).lower() for each in enabled or ()),
+        "config": config,
+    }
+
+
+def _combined(said: dict[str, Any], config: str) -> tuple[str, dict[str, Any]]:
+    return "combine", {
+        "runs": ",".join(on_card(each["run"]) for each in said["runs"]),
+        "weights": ",".join(str(each["weight"]) for each in said["runs"]),
+        "by": said["by"],
+        "rank": said["rank"],
+        "density": said["density"],
+        "seed": said["seed"],
+        "keep": ",".join(said["kept"]),
+    }
 
 
 def code(text: str) -> str:

@@ -19,9 +19,8 @@ from configs.settings import ClassifierConfig, RunConfig
 from experiments.runs.head_file import HEAD_FILE, with_head
 from experiments.setup import from_config
 from experiments.setup.task_and_model import TaskAndModel
-from lora_jax.error_text import first_line
+from lora_jax.interchange.load_loralib import LoralibFile
 from lora_jax.interchange.load_peft import Loaded
-from lora_jax.interchange.loralib import LoralibFile
 from lora_jax.interchange.names import names_in
 from lora_jax.interchange.peft_folder import CONFIG, MODEL, TORCH_WEIGHTS, WEIGHTS, PeftFolder
 from lora_jax.models import families
@@ -67,27 +66,45 @@ def find(given: str) -> AdapterSource:
         only names and shapes are read.
     """
     path, name = Path(given), re.fullmatch(_HUB_NAME, given)
-    if given and path.is_file():
-        if path.name in (CONFIG, WEIGHTS, TORCH_WEIGHTS) or path.suffix not in LORALIB_SUFFIXES:
+    if given and path.is_dir():
+        source = AdapterSource(given, path)
+    elif given and path.is_file():
+        if path.name in (CONFIG, WEIGHTS, TORCH_WEIGHTS):
+            raise ValueError(f"--from={given} is a file of PEFT: name its folder")
+        if path.suffix not in LORALIB_SUFFIXES:
             raise ValueError(
                 f"--from={given} is neither a folder of PEFT nor a checkpoint of microsoft/LoRA "
                 f"({', '.join(LORALIB_SUFFIXES)})"
             )
         return AdapterSource(given, path)
-    if given and path.is_dir():
-        source = AdapterSource(given, path)
     elif name is not None:
-        path = download(name[1], name[2])
+        near = nearest_path(path, _is_adapter) if path.parent.is_dir() else ""
+        try:
+            path = download(name[1], name[2])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{near}") from error
         source = AdapterSource(given, path, path.name)
     else:
         near = nearest_path(path, _is_adapter) if given else ""
         raise FileNotFoundError(f"--from={given}: no such folder{near}")
+    if not (source.path / CONFIG).is_file():
+        raise FileNotFoundError(f"--from={given} has no {CONFIG}: {_found_in(source.path)}")
     PeftFolder(source.path)
     return source
 
 
 def _is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file() or path.suffix in LORALIB_SUFFIXES
+
+
+def _found_in(folder: Path) -> str:
+    """What a folder is instead of an adapter's, for messages."""
+    if (folder / "record.json").is_file():
+        return "it is a run's, which needs no import"
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return f"the adapters in it: {', '.join(inside)}"
+    return "it is not an adapter of Hugging Face PEFT"
 
 
 def download(name: str, revision: str | None = None) -> Path:
@@ -101,25 +118,41 @@ def download(name: str, revision: str | None = None) -> Path:
       FileNotFoundError: one line on why it is not to be had.
     """
     import huggingface_hub  # slow to import, and folders do not need it
+    from huggingface_hub import errors
 
     given = f"--from={name}" + (f"@{revision}" if revision else "")
+    reasons = {  # the first is one of the second kind
+        errors.GatedRepoError: (
+            "its owner has to grant access: ask for it on the Hub, and log in (hf auth login)"
+        ),
+        errors.RepositoryNotFoundError: (
+            "neither a folder nor a repository of the Hub (log in if it is private: hf auth login)"
+        ),
+        errors.RevisionNotFoundError: f"the repository has no revision '{revision}'",
+        errors.LocalEntryNotFoundError: (
+            "no such folder, and the Hub cannot be reached, whose cache does not have it"
+        ),
+    }
     try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, HEAD_FILE]
-            )
+        where = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, HEAD_FILE]
         )
+        folder = Path(str(where))
+        if (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+            return folder
+        files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
     except Exception as error:  # of the Hub, its HTTP client or the disk
-        raise FileNotFoundError(
-            f"{given}: no such folder, and not to be had from the Hub ({first_line(error)}); "
-            "`hf auth login` gives access to private and gated repositories"
-        ) from error
-    if not all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):
-        raise FileNotFoundError(
-            f"{given}: the repository lacks {CONFIG} or {WEIGHTS}; {TORCH_WEIGHTS}, a pickle, is "
-            "not downloaded: load it with PEFT, and save_pretrained writes the other"
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        other = f"no such folder, and not to be had from the Hub ({type(error).__name__}: {said})"
+        why = next((why for kind, why in reasons.items() if isinstance(error, kind)), other)
+    else:
+        if TORCH_WEIGHTS not in files:
+            return folder  # the missing file is named where it is read
+        why = (
+            f"it has {TORCH_WEIGHTS} alone, a pickle, which is not downloaded: convert it by "
+            f"loading it with PEFT and save_pretrained, which writes {WEIGHTS}"
         )
-    return folder
+    raise FileNotFoundError(f"{given}: {why}")
 
 
 def read_adapter(

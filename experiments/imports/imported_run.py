@@ -156,9 +156,16 @@ def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
             f"the adapter says that its base model is {quoted(said)}, and config.model.name is "
             f"{config.model.name}; only their shapes have been compared"
         )
-    wanted = CLASSIFIER if isinstance(config, ClassifierConfig) else DECODER
+    classifier = isinstance(config, ClassifierConfig)
+    wanted = CLASSIFIER if classifier else DECODER
     if task and task not in (wanted, ANY):
         yield f"the adapter is of a {quoted(task)} model, and this config of a {wanted} model"
+    mean = getattr(config.model, "pool", "") == "mean"
+    if classifier and task == CLASSIFIER and found.trainable["params"] and mean:
+        yield (
+            f"the head of a {CLASSIFIER} adapter reads the first token in PEFT, and here the mean "
+            "of all; --config.model.pool=cls reads the first"
+        )
 
 
 def _tail(name: Any) -> str:

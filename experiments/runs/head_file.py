@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.tree_file import SafetensorsBytes
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_peft import Loaded
 
 HEAD_FILE = "head.safetensors"

@@ -23,7 +23,8 @@ from experiments.serving.base_model import BaseModel
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from lora_jax.adapters.base_digest import base_digests
-from lora_jax.files.tree_file import SafetensorsBytes, load_tree
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.files.tree_file import load_tree
 from lora_jax.interchange.names import names_of, of_class_with_head
 from lora_jax.interchange.peft_folder import CONFIG, WEIGHTS, PeftFolder
 from lora_jax.methods.rank_budget import BUDGET

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from lora_jax.adapters.base_digest import (
+    IMPLEMENTATIONS,
     KEY,
     base_digests,
     digest,
@@ -105,6 +106,7 @@ def load_adapter(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
+    _check_keys(path, tree, frozen)
     here = {} if any_base else base_digests(frozen) if digests is None else digests
     tree = _completed(path, tree, meta, trainable, frozen, here)
     tree = {**tree, "shared": _keyed(tree["shared"], frozen)}
@@ -112,7 +114,7 @@ def load_adapter(
     found, _ = flatten(tree)
     for name in [*wanted, *found]:
         if name.rpartition("/")[2] == KEY and name in found and name in wanted:
-            continue  # keys of other kinds are of other sizes
+            continue  # `_check_keys` has checked it
         _check_shape(path, f"'{name}'", found.get(name), wanted.get(name))
         _check_kind(path, name, found[name], wanted[name])
     _check_base(path, meta, tree, trainable, here)
@@ -155,6 +157,7 @@ def start_from(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
+    _check_keys(path, tree, frozen)
     here = {} if any_base else base_digests(frozen)
     tree = _completed(path, tree, meta, trainable, frozen, here)
     wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
@@ -286,7 +289,7 @@ def _with_matrices(
         if (each.ndim - stack >= 2 or name in drawn) and name in theirs:
             found[name] = theirs[name]
             if name == KEY:
-                continue  # keys of other kinds are of other sizes
+                continue  # `_check_keys` has checked it
             _check_shape(path, f"the constant '{name}'", found[name], each)
             _check_kind(path, name, found[name], each)
     return found
@@ -305,9 +308,16 @@ def _check_matrices(
     )
     if there != here:
         raise ValueError(
-            f"{path}: '{weight}' was trained with the fixed matrices {sorted(there)}, and this run "
-            f"has {sorted(here)}: begin from it with the variant and initialization of its run"
+            f"{path}: '{weight}' was trained with {_matrices(there)}, and this run has "
+            f"{_matrices(here)}: begin from it with the variant and initialization of its run"
         )
+
+
+def _matrices(names: Collection[str]) -> str:
+    if not names:
+        return "no matrix that stays fixed"
+    kind = "a start that is subtracted" if "a0" in names else "matrices that stay fixed"
+    return f"{kind} ({', '.join(sorted(names))})"
 
 
 def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -324,6 +334,21 @@ def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     ):
         raise ValueError(f"{path} was not written by lora_jax.save_adapter")
     return tree, meta
+
+
+def _check_keys(path: str | os.PathLike, tree: Mapping[str, Any], frozen: Frozen) -> None:
+    """Raise a ValueError for a file's key that is none. Keys of other kinds are of other sizes."""
+    shared = {str(number): each for number, each in enumerate(frozen.shared)}
+    mine, _ = flatten({"constants": frozen.constants, "shared": shared})
+    theirs, _ = flatten({part: tree[part] for part in KEPT})
+    for name, data in theirs.items():
+        if name.rpartition("/")[2] == KEY:
+            stack = mine.get(name, data).shape[:-1]
+            shapes = [(*stack, size) for size in IMPLEMENTATIONS]
+            if data.dtype != jnp.uint32 or data.shape not in shapes:
+                raise ValueError(
+                    f"{path} has {data.dtype}{list(data.shape)} for '{name}', which is no key"
+                )
 
 
 def _check_shape(path: str | os.PathLike, what: str, there: Any, here: Any) -> None:

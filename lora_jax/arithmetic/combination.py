@@ -91,12 +91,18 @@ def combine_adapters(
       ValueError: the bases differ, a setting cannot work, an update has no rank and none is given,
         or a parameter has different shapes.
     """
+    if not isinstance(adapters, Sequence) or any(
+        not isinstance(each, Sequence) or len(each) != 2 for each in adapters
+    ):
+        raise ValueError("adapters must be a list of (trainable, frozen), a pair for each adapter")
     for trainable, frozen in adapters:
         require_order(trainable, frozen)
     if not adapters:
         raise ValueError("there are no adapters to combine")
     usual = 0.5 if by == "interpolate" else 1.0
     weights = [usual] * len(adapters) if weights is None else weights
+    if np.ndim(weights) != 1:
+        raise ValueError(f"weights must be a list, a number for each adapter, not {weights!r}")
     if len(weights) != len(adapters):
         raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters")
     starts = start if isinstance(start, Sequence) else [start or {}] * len(adapters)
@@ -154,12 +160,8 @@ def _of_rank(
     """The factors of a weight, stacked, and the error of each of its matrices."""
     use = placement.use
     if rank is None:
-        exact = [*merged]
-        if not all(isinstance(each, Factored) for each in exact):
-            raise ValueError(
-                f"the combined update of '{use.path}' has no rank of its own: set the rank"
-            )
-        rank, merged = max(1, *(len(each[0]) for each in exact)), iter(exact)
+        exact = [_with_rank(each, use.path) for each in merged]
+        rank, merged = max(1, *(len(each.a) for each in exact)), iter(exact)
     rank = min(rank, *use.matrix)
     cut = [of_rank(each, rank) for each in merged]
     a, b = (
@@ -167,6 +169,12 @@ def _of_rank(
         for side, size in enumerate(use.matrix)
     )
     return Factored(a, b), np.reshape([error for _, error in cut], use.stack_shape)
+
+
+def _with_rank(update: Update, path: str) -> Factored:
+    if not isinstance(update, Factored):
+        raise ValueError(f"the combined update of '{path}' has no rank of its own: set the rank")
+    return update
 
 
 def paths_in_full(adapters: Sequence[Adapter]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -61,3 +62,28 @@ def require(folder: Path, size: int) -> None:
     """
     if shutil.disk_usage(folder).free < size:
         raise FullDiskError(folder)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Orbax from logging the traceback of every thread that meets a full disk.
+
+    Some threads log after the first one has already ended the save. Once a disk was full, the
+    filter therefore stays for the rest of the process.
+    """
+
+    def other(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and is_full(record.exc_info[1]))
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for each in loggers:
+        each.addFilter(other)
+    full = False
+    try:
+        yield
+    except Exception as error:
+        full = is_full(error)
+        raise
+    finally:
+        for each in loggers if not full else ():
+            each.removeFilter(other)

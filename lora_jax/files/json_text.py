@@ -29,9 +29,8 @@ def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
         different values in one object, or has a number that is too large. The message is one line
         that begins with `where`.
     """
+    text = _decoded(content, where)
     try:
-        text = content.decode() if isinstance(content, bytes) else content
-        text = text.removeprefix("\ufeff")
         value = json.loads(
             text,
             object_pairs_hook=_object,
@@ -40,10 +39,10 @@ def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
         )
     except RecursionError:
         raise ValueError(f"{where} is nested deeper than {DEPTH} levels") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not JSON: it is not UTF-8: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
     except ValueError as error:
-        # From the parser, the hooks below, or Python, which refuses integers of many digits.
+        # From the hooks below, or from Python, which refuses integers of thousands of digits.
         said = "a number has too many digits" if "integer string" in str(error) else error
         raise ValueError(f"{where} is not JSON: {said}") from None
     if text.count("[") + text.count("{") > DEPTH and _is_deep(value):
@@ -64,13 +63,28 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _decoded(content: str | bytes, where: str) -> str:
+    if isinstance(content, str):
+        return content.removeprefix("\ufeff")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not JSON: it is not UTF-8: {error}") from None
+
+
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):  # equal values are allowed: none is lost
         for key, value in pairs:
-            if repr(found[key]) != repr(value):  # 1, 1.0 and true differ
+            if not _same(found[key], value):
                 raise ValueError(f"an object has the key {key!r} twice, with different values")
     return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal: 1, 1.0 and true differ; lists and objects never are."""
+    plain = str, int, float, bool, type(None), decimal.Decimal
+    return type(one) is type(other) and isinstance(one, plain) and one == other
 
 
 def _float(text: str) -> float:
@@ -96,12 +110,20 @@ def _short(text: str) -> str:
     return text if len(text) <= 24 else f"{text[:21]}..."
 
 
-def _is_deep(value: Any, left: int = DEPTH) -> bool:
-    """Whether there are more than `left` levels of lists and objects."""
-    if not isinstance(value, dict | list):
-        return False
-    inside = value.values() if isinstance(value, dict) else value
-    return left == 0 or any(_is_deep(each, left - 1) for each in inside)
+def _is_deep(value: Any) -> bool:
+    """Whether there are more than `DEPTH` levels of lists and objects; found without recursion."""
+    level = [value]
+    for _ in range(DEPTH):
+        held: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                held += each.values()
+            elif isinstance(each, list):
+                held += each
+        if not held:
+            return False
+        level = held
+    return any(isinstance(each, dict | list) for each in level)
 
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -1,103 +1,21 @@
-"""Safetensors files whose bytes are read once, and trees of arrays in such files.
-
-`safetensors.safe_open` maps a file into memory instead: where the file is cut short or written
-over while it is read, the process dies of SIGBUS, or sees half of each version.
-"""
+"""A tree of arrays in one safetensors file; every bit is verified when it is read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError, deserialize
 
-from lora_jax.error_text import said
+from lora_jax.error_text import first_line
 from lora_jax.files import json_text
 from lora_jax.files.arrays import array_digest, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import canonical, config_digest
-
-_DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-    "C64": np.complex64,
-}
-_LONGEST_HEADER = 100_000_000  # bytes; that of safetensors
-
-
-class SafetensorsBytes:
-    """The tensors of one file by name, as the file is now; what happens to it later is not seen.
-
-    Arrays share the bytes that were read, and cannot be written to.
-
-    Raises:
-      ValueError: the file is no safetensors file, has more or fewer bytes than its header says, or
-        changes while it is read. The message is one line that begins with the path.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        with self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                length = int.from_bytes(file.read(8), "little")
-                if length > min(size - 8, _LONGEST_HEADER):
-                    raise ValueError(f"its header would have {length:,} bytes")
-                # Safetensors takes the last of two tensors of one name, and says no notes.
-                header = json_text.loads(file.read(length), "its header")
-                file.seek(0)
-                content = file.read()
-                if len(content) != size:
-                    raise ValueError("it changes while it is read")
-                found = dict(deserialize(content))
-            except (SafetensorError, ValueError) as error:
-                raise ValueError(
-                    f"{self.path} ({size:,} bytes) is corrupt or truncated: {said(error)[:1000]}"
-                ) from None
-        self._metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        order = sorted(header, key=lambda name: header[name]["data_offsets"])
-        self._tensors = {name: found[name] for name in order}
-
-    def metadata(self) -> dict[str, str]:
-        """What its writer has noted in the header."""
-        return self._metadata
-
-    def names(self) -> list[str]:
-        """The names of all tensors, in the order in which they lie in the file."""
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name]["shape"])
-
-    def dtype(self, name: str) -> str:
-        return self._tensors[name]["dtype"]
-
-    def read(self, name: str) -> np.ndarray:
-        """A tensor; ValueError if NumPy has no such dtype."""
-        dtype = self.dtype(name)
-        if dtype not in _DTYPES:
-            raise ValueError(f"{self.path}: tensor {name!r} is {dtype}, which NumPy has not")
-        array = np.ndarray(self.shape(name), _DTYPES[dtype], self._tensors[name]["data"])
-        array.flags.writeable = False
-        return array
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
@@ -139,21 +57,40 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter {path}")
     file = SafetensorsBytes(path)
-    if "lora_jax" not in file.metadata():
-        raise ValueError(f"{path} was not written by lora_jax.save_tree")
-    arrays = {name: file.read(name) for name in file.names()}
-    leaves = {name: [type_name(array), array_digest(array)] for name, array in arrays.items()}
+    header, arrays = file.metadata(), {name: file.read(name) for name in file.names()}
     try:
-        sealed = json_text.loads(file.metadata()["lora_jax"], "its header")
-        body = sealed["body"]
-        if config_digest(body) != sealed["sha256"]:
-            raise ValueError("its header differs from what was saved")
-        for name in {**leaves, **body["leaves"]}:
-            if leaves.get(name) != body["leaves"].get(name):
-                raise ValueError(f"{name} differs from what was saved")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {said(error)}") from error
+        sealed = json_text.loads(header["lora_jax"], "its header") if "lora_jax" in header else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(sealed, dict) or not {"body", "sha256"} <= sealed.keys():
+        raise ValueError(f"{path} was not written by lora_jax.save_tree")
+    body = sealed["body"]
+    if config_digest(body) != sealed["sha256"] or not _describes(body, arrays):
+        raise ValueError(f"{path} is damaged: its header differs from what was saved")
+    for name, saved in body["leaves"].items():
+        if [type_name(arrays[name]), array_digest(arrays[name])] != saved:
+            raise ValueError(f"{path} is damaged: {name} differs from what was saved")
     return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
+
+
+def _describes(body: Any, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether `body` is what `save_tree` writes for these arrays; it may be of any type."""
+    if not isinstance(body, dict) or not {"tree", "meta", "leaves"} <= body.keys():
+        return False
+    leaves = body["leaves"]
+    if not isinstance(leaves, dict) or not isinstance(body["meta"], dict):
+        return False
+    named = list(_names(body["tree"], ""))
+    return arrays.keys() == leaves.keys() == set(named) and len(named) == len(leaves)
+
+
+def _names(node: Any, where: str) -> Iterator[Any]:
+    """The names of a tree's leaves; None for a leaf that is not named by its place."""
+    if isinstance(node, dict):
+        for key, item in node.items():
+            yield from _names(item, f"{where}/{key}" if where else key)
+    else:
+        yield node if node == where else None
 
 
 def _file(path: str | os.PathLike) -> Path:

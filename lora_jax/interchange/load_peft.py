@@ -230,13 +230,18 @@ class PeftReader:
         """The adapter of a folder; raises as `load_peft`."""
         source, onto = PeftFolder(folder), self._onto
         found = sort_tensors(source, rows(self._names, onto.arrays), onto.tied)
-        adapted = found.adapters.keys() - found.tokens
-        if idle := sorted(adapted & self._names.unwrapped):
+        _check_wrapped(source, found, self._names)
+        return load_source(source, found, self._variant_of, onto)
+
+
+def _check_wrapped(source: PeftFolder, found: TensorNames, names: Names) -> None:
+    """Raise a ValueError for an adapter that does nothing in PEFT."""
+    for module in found.adapters:
+        if module in names.unwrapped and module not in found.tokens:
             raise ValueError(
-                f"{source.label()}: the adapter of '{idle[0]}' does nothing in PEFT, whose model "
+                f"{source.label()}: the adapter of '{module}' does nothing in PEFT, whose model "
                 "reads the weight past it"
             )
-        return load_source(source, found, self._variant_of, onto)
 
 
 def refuse_tied(

@@ -14,19 +14,26 @@ from lora_jax.peft_format import Settings, told_apart
 
 LONGEST, MOST_CHOICES = 300, 5
 """Of a regular expression that is matched."""
-MOST = 10_000
-"""Of the keys of one pattern."""
+MOST = 1000
+"""Of the expressions of one pattern that are no names, and of the forms of its names."""
 MOST_WAYS = 2_000_000
 """Of matching all expressions of one pattern with one name: some tenths of a second."""
 USUAL_LENGTH = 40
 """Of a module's name, in characters."""
+
+_NAME = re.compile(r"(\^?)((?:[^^$*+?{}\[\]\\|()]|\\\W)+)")
+"""A key that is a name: `^` at most, characters, dots, which stand for any, and escaped ones."""
+
+_Form = tuple[bool, tuple[int, ...]]
+"""Of names: whether they begin with `^`, and where they have dots."""
 
 
 class Pattern:
     """The entries of one pattern: regular expressions, and the values of modules that they match.
 
     An expression matches the end of a module's name, after a dot or from the start; the first that
-    does decides (PEFT's `get_pattern_key`).
+    does decides (PEFT's `get_pattern_key`). A file may have as many entries as a model has modules,
+    so those that are names are looked up, and not matched one after another.
 
     Args:
       after_dot: as PEFT's C3A and FourierFT have it: an expression matches after a dot alone, and
@@ -37,21 +44,62 @@ class Pattern:
     """
 
     def __init__(self, entries: Mapping[str, Any], after_dot: bool = False):
-        if len(entries) > MOST or sum(map(_ways, entries)) > MOST_WAYS:
-            raise ValueError(
-                f"{len(entries):,} keys may take too long to match: use fewer repetitions and "
-                "alternatives, or the names of modules"
-            )
-        self._whole = entries if after_dot else {}
+        self._values, self._after_dot = list(entries.values()), after_dot
+        self._keys = {key: number for number, key in enumerate(entries)}
+        self._names: dict[int, dict[_Form, dict[str, int]]] = {}  # by the number of characters
+        self._expressions: list[tuple[int, re.Pattern[str]]] = []
         before, after = (r".*\.", "$") if after_dot else (r"(.*\.)?(", ")$")
-        self._expressions = [
-            (compile_(f"{before}{quick(key)}{after}"), value) for key, value in entries.items()
-        ]
+        kinds = ways = 0
+        for key, number in self._keys.items():
+            if name := _NAME.fullmatch(key):
+                text, dots = _read(name[2])
+                forms = self._names.setdefault(len(text), {})
+                form = bool(name[1]), dots
+                kinds += form not in forms
+                forms.setdefault(form, {}).setdefault(text, number)
+            else:
+                kinds += 1
+                self._expressions.append((number, compile_(f"{before}{quick(key)}{after}")))
+                ways += _ways(key)
+            if kinds > MOST:
+                raise ValueError(f"more than {MOST:,} keys are regular expressions, not names")
+            if ways > MOST_WAYS:
+                raise ValueError(
+                    f"the keys up to {reprlib.repr(key)} may take too long to match: use fewer "
+                    "repetitions and alternatives, or the names of modules"
+                )
 
     def find(self, module: str) -> Any:
         """The value of a module; None if no key matches its name."""
-        found = (value for each, value in self._expressions if each.match(module))
-        return next(found, self._whole.get(module))
+        first = min(self._of_names(module), default=len(self._values))
+        earlier = (n for n, each in self._expressions if n < first and each.match(module))
+        first = next(earlier, first)
+        if first == len(self._values) and self._after_dot:
+            first = self._keys.get(module, first)
+        return None if first == len(self._values) else self._values[first]
+
+    def _of_names(self, module: str) -> Iterator[int]:
+        """The numbers of the keys that are names, and match."""
+        starts = [0, *(dot.end() for dot in re.finditer(r"\.", module))]
+        for start in starts[self._after_dot :]:
+            end = module[start:]
+            for (anchored, dots), numbers in self._names.get(len(end), {}).items():
+                found = numbers.get(_with_dots(end, dots))
+                if found is not None and not (anchored and start):
+                    yield found
+
+
+def _read(name: str) -> tuple[str, tuple[int, ...]]:
+    """The text that a key without other signs matches, and where it matches any character."""
+    tokens = re.findall(r"\\?.", name, re.DOTALL)
+    return "".join(each[-1] for each in tokens), tuple(n for n, x in enumerate(tokens) if x == ".")
+
+
+def _with_dots(text: str, places: tuple[int, ...]) -> str:
+    found = [*text]
+    for each in places:
+        found[each] = "."
+    return "".join(found)
 
 
 def quick(pattern: str) -> str:
@@ -87,8 +135,8 @@ def compile_(pattern: str) -> re.Pattern[str]:
     """`re.compile`; a ValueError for what is no pattern."""
     try:
         return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{reprlib.repr(pattern)} is no pattern: {error}") from None
+    except (re.error, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
 
 
 PATTERNS = {
@@ -130,23 +178,21 @@ LONGEST_TARGET = 10_000
 """Of a pattern that is not matched: those that programs write are long."""
 
 
-def _are(kinds: Any, x: Any) -> bool:
-    return isinstance(x, list) and all(type(each) in kinds for each in x)
+def _are(kind: type, x: Any) -> bool:
+    return isinstance(x, list) and all(type(each) is kind for each in x)
 
 
-def _are_numbers(x: Any) -> bool:
+def _numbers_by_module(x: Any) -> bool:
     """Whether it is a mapping to numbers, or to AdaLoRA's lists of the rows that are left."""
-    return isinstance(x, dict) and all(
-        _are((int, float), [v]) or _are((bool,), v) for v in x.values()
-    )
+    return isinstance(x, dict) and all(type(v) in (int, float) or _are(bool, v) for v in x.values())
 
 
 CHECKS: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (
-    (tuple(sorted({*PATTERNS.values()})), _are_numbers, "map modules to numbers"),
-    (NAMING, lambda x: isinstance(x, str) or _are((str,), x), "be names"),
+    (tuple(sorted({*PATTERNS.values()})), _numbers_by_module, "map modules to numbers"),
+    (NAMING, lambda x: isinstance(x, str) or _are(str, x), "be names"),
     (
         ("layers_to_transform",),
-        lambda x: _are((int,), x if isinstance(x, list) else [x]),
+        lambda x: _are(int, x if isinstance(x, list) else [x]),
         "be whole numbers",
     ),
     (
@@ -168,9 +214,19 @@ def check(config: Mapping[str, Any]) -> None:
             if value is not None and not holds(value):
                 raise ValueError(f"{field} must {said}, got {reprlib.repr(value)}")
     if isinstance(target := config.get("target_modules"), str):
-        if len(target) > LONGEST_TARGET:
-            raise ValueError(f"target_modules has {len(target):,} characters")
-        compile_(target)
+        _check_pattern(target)
+
+
+def _check_pattern(text: str) -> None:
+    """Raise a ValueError unless a text may be a regular expression; it is not matched."""
+    try:
+        if len(text) > LONGEST_TARGET:
+            raise ValueError(
+                f"it has {len(text):,} characters, at most {LONGEST_TARGET:,} are read"
+            )
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError, ValueError) as error:
+        raise ValueError(f"target_modules={reprlib.repr(text)} is no pattern: {error}") from None
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
@@ -203,14 +259,7 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
         found[name] = common
         if others:
             if pattern in BY_WHOLE_NAME:
-                for key, x in others.items():
-                    ends = re.compile(rf".*\.{key}$")
-                    mine = columns[name].items()
-                    if wrong := next((m for m, own in mine if own != x and ends.match(m)), None):
-                        raise ValueError(
-                            f"PEFT gives '{wrong}' the {name} of '{key}', too, for it ends in "
-                            f"'{key}'; merge the weights instead"
-                        )
+                _check_ends(name, others, columns[name])
             else:
                 # PEFT takes the first key that is the end of a module's name, and sorts the keys
                 # when it writes: a key that is also the end of another's name is anchored.
@@ -225,6 +274,17 @@ def _ends(module: str) -> Iterator[str]:
     while "." in module:
         module = module.partition(".")[2]
         yield module
+
+
+def _check_ends(name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if PEFT takes a key for the end of another module's name."""
+    for key, x in own.items():
+        ends = re.compile(rf".*\.{key}$")
+        if wrong := next((m for m, mine in values.items() if mine != x and ends.match(m)), None):
+            raise ValueError(
+                f"PEFT gives '{wrong}' the {name} of '{key}', too, for it ends in '{key}'; "
+                "merge the weights instead"
+            )
 
 
 def _united(name: str, values: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.tree_file import SafetensorsBytes
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.matrices import Matrix
 from lora_jax.interchange.names import MODEL, SHARED, Names, Row
 from lora_jax.interchange.peft_config import (
@@ -39,6 +39,7 @@ from lora_jax.suggest import nearest
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TORCH_WEIGHTS = "adapter_model.bin"
 """What PEFT wrote before 0.7; it is read without unpickling objects."""
+LONGEST_NAME = 1000
 TOKENS = "token_adapter."
 """What stands before the tensors of tokens that train beside LoRA."""
 
@@ -134,6 +135,8 @@ def sort_tensors(
     found, unknown = TensorNames(biases=biases), []
     first: dict[tuple[str, ...], str] = {}  # the name of each tensor, without what PEFT adds to it
     for name in source.names():
+        if len(name) > LONGEST_NAME or not name.isprintable():  # messages have it as it is
+            raise ValueError(f"{source.path}: tensor {quoted(name)} belongs to no module")
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue

@@ -1,7 +1,7 @@
 """Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +66,13 @@ def save_peft(
     if task_type == "SEQ_CLS":
         whole = with_heads(whole, weights)
     check_modules(set(found), whole, weights, task_type)
-    if names.unwrapped & found.keys():
-        raise ValueError(
-            f"an adapter of '{min(names.unwrapped & found.keys())}' does nothing in PEFT, whose "
-            "model reads the weight past it: merge the weights instead"
-        )
-    tokens = _tokens_beside(found)
-    config = _config(found, tokens, whole, biases)
+    check_wrapped(found, names)
+    config = _config(found, whole, biases)
     config |= {"base_model_name_or_path": base_model, "task_type": task_type}
     tied = heads or trainable["params"].keys() & {*frozen.spec.tied}
     if tied and config["peft_type"] == "LORA":
         config["ensure_weight_tying"] = True
-    tensors = _shared_tensors(trainable, frozen, shapes)
-    for module, peft in found.items():
-        before = f"{MODEL}{module}.{TOKENS if module in tokens else ''}"
-        tensors |= {f"{before}{name}": x for name, x in peft.tensors.items()}
+    tensors = _tensors(found) | _shared_tensors(trainable, frozen, shapes)
     tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
     return write_folder(folder, config, tensors, dtype)
 
@@ -112,17 +104,15 @@ def _by_module(
     return by_module(stored), head_adapters(stored, names), shapes
 
 
-def _config(
-    found: Mapping[str, Peft], tokens: Mapping[str, list[int]], whole: set[str], biases: list[str]
-) -> dict[str, Any]:
+def _config(found: Mapping[str, Peft], whole: set[str], biases: list[str]) -> dict[str, Any]:
     """adapter_config.json.
 
     Args:
       found: the adapters by module.
-      tokens: those that train beside adapters of other modules, by module.
       whole: the modules to save.
       biases: the biases that train beside adapters.
     """
+    tokens = _tokens_beside(found)
     config = joined({m: peft.settings for m, peft in found.items() if m not in tokens})
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
@@ -134,6 +124,16 @@ def _config(
         "inference_mode": True,
         "modules_to_save": sorted(whole) or None,
         "target_modules": sorted(found.keys() - tokens),
+    }
+
+
+def _tensors(found: Mapping[str, Peft]) -> dict[str, Any]:
+    """The tensors of all modules, by their names in the file."""
+    tokens = _tokens_beside(found)
+    return {
+        f"{MODEL}{module}.{TOKENS if module in tokens else ''}{name}": x
+        for module, peft in found.items()
+        for name, x in peft.tensors.items()
     }
 
 
@@ -268,3 +268,13 @@ def check_modules(adapted: set[str], whole: set[str], known: set[str], task: str
     for name in sorted(adapted):
         if one := next((each for each in saved if f".{each}." in f".{name}."), None):
             raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
+
+
+def check_wrapped(adapted: Collection[str], names: Names) -> None:
+    """Raise a ValueError for an adapter that would do nothing in PEFT."""
+    for module in adapted:
+        if module in names.unwrapped:
+            raise ValueError(
+                f"an adapter of '{module}' does nothing in PEFT, whose model reads the weight past "
+                "it: merge the weights instead"
+            )

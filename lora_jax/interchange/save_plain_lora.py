@@ -12,7 +12,7 @@ keys in another order, so has B. llama.cpp's convert_lora_to_gguf.py makes the s
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,38 +75,21 @@ def save_plain_lora(
       ValueError: a method, a module or a trained parameter that servers do not have, or a rank that
         none loads. Nothing is written.
     """
-    biased = [each.bias for each in frozen.spec.adapted if each.bias]
-    if beside := sorted([*trainable["params"], *biased]):
-        raise ValueError(
-            f"'{beside[0]}' trains beside the matrices, and servers take adapters alone: merge the "
-            "weights"
-        )
+    _require_adapters_alone(trainable, frozen)
     found, errors = _by_module(trainable, frozen, names, svd_rank, served)
     rank = max(peft.settings["r"] for peft in found.values())
-    limits = [each for each in MAX_LORA_RANKS if each >= rank]
-    if not limits:
-        raise ValueError(
-            f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served: merge the "
-            "weights, or give an svd_rank"
-        )
-    tensors = {}
-    for module, peft in found.items():
-        for name, x in peft.tensors.items():
-            missing = (0, rank - x.shape["lora_B" in name])
-            padding = ((0, 0), missing) if "lora_B" in name else (missing, (0, 0))
-            tensors[f"{MODEL}{module}.{name}"] = np.pad(x, padding)
-    # PEFT adapts what ends in a target's name: the last names, or whole ones where they mean more.
-    every = {*found, *(row.module for row in rows(names, frozen.base))}
-    others = {module.rpartition(".")[2] for module in every - found.keys()}
-    targets = {m if (last := m.rpartition(".")[2]) in others else last for m in found}
-    first = next(iter(found.values())).settings
-    config = {
-        **{key: value for key, value in first.items() if not key.endswith("_pattern")},
-        **{"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"},
-        **{"base_model_name_or_path": base_model, "inference_mode": True},
-        "target_modules": sorted(targets),
+    largest = _max_lora_rank(rank)
+    tensors = {
+        f"{MODEL}{module}.{name}": _padded(x, 0 if "lora_A" in name else 1, rank)
+        for module, peft in found.items()
+        for name, x in peft.tensors.items()
     }
-    return PlainLora(write_folder(folder, config, tensors, dtype), rank, limits[0], errors)
+    config = _config(found, rank, base_model)
+    config["target_modules"] = _target_modules(
+        found, {row.module for row in rows(names, frozen.base)}
+    )
+    path = write_folder(folder, config, tensors, dtype)
+    return PlainLora(path, rank, largest, errors)
 
 
 def _by_module(
@@ -120,9 +103,7 @@ def _by_module(
     pefts: list[tuple[Matrix, Peft]] = []
     errors: dict[str, float] = {}
     for each in matrices(trainable, frozen, names):
-        if each.lookup or (served and each.module.rpartition(".")[2] not in served):
-            known = f": {', '.join(served)} are" if served else ""
-            raise ValueError(f"'{each.module}' is not served{known}; merge the weights")
+        _require_served(each, served)
         (a, b), errors[each.module] = _factors(each, svd_rank)
         pefts.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
     found = by_module(pefts)
@@ -133,6 +114,59 @@ def _by_module(
         found[module], error = _cut(peft, svd_rank, dtypes[module])
         errors[module] = max(error, errors[module])
     return found, errors
+
+
+def _require_adapters_alone(trainable: Trainable, frozen: Frozen) -> None:
+    if trainable["params"]:
+        raise ValueError(
+            f"'{min(trainable['params'])}' trains in full, and servers take adapters alone: merge "
+            "the weights"
+        )
+    if biased := next((each for each in frozen.spec.adapted if each.bias), None):
+        raise ValueError(
+            f"'{biased.bias}' is adapted with '{biased.use.path}', and plain LoRA has no biases: "
+            "merge the weights"
+        )
+
+
+def _require_served(each: Matrix, served: tuple[str, ...] | None) -> None:
+    if each.lookup:
+        raise ValueError(
+            f"'{each.path}' is an embedding, and servers adapt matrices alone: merge the weights"
+        )
+    if served and each.module.rpartition(".")[2] not in served:
+        known = ", ".join(served)
+        raise ValueError(f"'{each.module}' is not served: {known} are; merge the weights")
+
+
+def _max_lora_rank(rank: int) -> int:
+    limits = [each for each in MAX_LORA_RANKS if each >= rank]
+    if not limits:
+        raise ValueError(
+            f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served; "
+            f"merge the weights, or give an svd_rank of at most {MAX_LORA_RANKS[-1]}"
+        )
+    return limits[0]
+
+
+def _config(found: Mapping[str, Peft], rank: int, base_model: str | None) -> dict[str, Any]:
+    """adapter_config.json of modules that have a scale of 1 and no settings of their own."""
+    first = next(iter(found.values())).settings
+    return {
+        **{key: value for key, value in first.items() if not key.endswith("_pattern")},
+        **{"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"},
+        **{"base_model_name_or_path": base_model, "inference_mode": True},
+    }
+
+
+def _target_modules(found: Collection[str], known: Collection[str]) -> list[str]:
+    """The last names of the modules; a whole name where one without an adapter ends alike.
+
+    PEFT would put an adapter into that one, too, and miss its tensors.
+    """
+    last = {module: module.rpartition(".")[2] for module in (*found, *known)}
+    others = {name for module, name in last.items() if module not in found}
+    return sorted({module if last[module] in others else last[module] for module in found})
 
 
 def _factors(each: Matrix, svd_rank: int | None) -> tuple[Factored, float]:
@@ -169,6 +203,12 @@ def _cut(peft: Peft, rank: int, dtype: Any) -> tuple[Peft, float]:
     factors = {"a": cut.a.astype(dtype), "b": cut.b.astype(dtype)}
     settings = {**peft.settings, "r": len(cut.a), "lora_alpha": len(cut.a)}
     return Peft(settings, stored(LINEAR, factors)), error
+
+
+def _padded(x: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    missing = [(0, 0), (0, 0)]
+    missing[axis] = (0, rank - x.shape[axis])
+    return np.pad(x, missing)
 
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 
-from lora_jax.files.tree_file import SafetensorsBytes
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
 from lora_jax.methods.peft_joined import PARTS
@@ -31,6 +32,7 @@ from lora_jax.transform.placement import (
     Trainable,
     base_of,
     shared_factors,
+    variants_of,
     with_shared_arrays,
 )
 from lora_jax.variant import Factors, Variant
@@ -146,8 +148,9 @@ def filled(
     """What `init` gave, with the tensors of a source in its place.
 
     Raises:
-      ValueError: their shapes differ.
+      ValueError: their shapes differ, or one holds integers in the place of real numbers.
     """
+    check_integers(source, found, trainable, frozen, read)
     contents = _Contents(source, found, settings, names, read)
     adapters, constants, shared = {}, {}, frozen.shared_by(trainable)
     for placement in frozen.spec.adapted:
@@ -187,14 +190,9 @@ def _filled_factors(
             own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
             factors = _like(factors, Factors(*own), place.name)
         each.append(factors)
-    if not placement.use.stack:
-        return jax.tree.map(jnp.asarray, each[0])
-
-    def stacked(*layers: Any) -> jax.Array:  # one by one, JAX takes longer than NumPy
-        host = all(isinstance(x, HOST) for x in layers)
-        return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
-
-    return jax.tree.map(stacked, *each)
+    return (
+        jax.tree.map(_stacked, *each) if placement.use.stack else jax.tree.map(jnp.asarray, each[0])
+    )
 
 
 def _in_memory(x: Any) -> Any:
@@ -203,6 +201,12 @@ def _in_memory(x: Any) -> Any:
         return x
     here = [each.platform for each in x.devices()] == ["cpu"] and x.is_fully_addressable
     return np.asarray(x) if here else x
+
+
+def _stacked(*layers: Any) -> Array:
+    """Layers as one array; one by one, JAX takes longer than NumPy."""
+    host = all(isinstance(x, HOST) for x in layers)
+    return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
 
 
 def _filled_params(
@@ -283,9 +287,37 @@ def _like(mine: Any, theirs: Any, path: str) -> Any:
         if found.get(name) != wanted.get(name):
             what = f"{path}{name}: the file has {found.get(name)}"
             raise ValueError(f"{what}, this model and the config ask for {wanted.get(name)}")
+    return jax.tree.map(_cast, theirs, mine)
 
-    def cast(x: Any, like: Any) -> Any:
-        near = isinstance(x, HOST) and isinstance(like, HOST)
-        return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
 
-    return jax.tree.map(cast, theirs, mine)
+def _cast(x: Any, like: Any) -> Any:
+    near = isinstance(x, HOST) and isinstance(like, HOST)
+    return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
+
+
+def check_integers(
+    source: Source,
+    found: TensorNames,
+    trainable: Trainable,
+    frozen: Frozen,
+    read: Mapping[str, Any],
+) -> None:
+    """Refuse integers on disk where an adapter has real numbers; indices are integers.
+
+    Raises:
+      ValueError: a tensor, or its shape, has integers, and what it becomes are real numbers.
+    """
+    wrong = {name for name, x in read.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+    for placement in frozen.spec.adapted if wrong else ():
+        path = placement.use.path
+        factors = {**trainable["adapters"][path], **frozen.constants[path]}
+        whole = {n for n, x in factors.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+        layouts = [each.peft_layouts for each in variants_of(placement.layers)]
+        suffixes = {layout[name].name for layout in layouts for name in whole & layout.keys()}
+        modules = [name for name, row in each_row(found.rows) if row.path == path]
+        wrong -= {found.adapters[module].get(each) for module in modules for each in suffixes}
+    if wrong:
+        raise ValueError(
+            f"tensor '{min(wrong)}' is {source.abstract(min(wrong)).dtype}, and an adapter's "
+            "numbers are floats; only indices are integers"
+        )

@@ -152,14 +152,21 @@ def _contradictions(r: Record) -> Iterator[str]:
     if not 0 <= (r.best_step or 0) <= r.steps:
         yield f"best_step is {r.best_step} of {r.steps} steps"
     for each in r.evaluations or ():
-        own = numbers(each) if isinstance(each, dict) else {}
-        if not all(isinstance(own.get(k), int | float) for k in ("step", "seconds", "score")):
+        own = [numbers(each).get(k) for k in ("step", "seconds", "score")] if _named(each) else []
+        if not own or not all(isinstance(x, int | float) for x in own):
             yield f"evaluations has {each!r}, expected step, seconds and score"
-    found = {"metrics_best": r.metrics_best, "metrics_last": r.metrics_last}
-    for name, metrics in found.items() if r.status == "completed" else ():
-        yield from (
-            f"{name}.{key} is None in a completed run" for key, x in metrics.items() if x is None
-        )
+    for each in r.samples or ():
+        if not _named(each):
+            yield f"samples has {each!r}, expected texts by name"
+    if r.status == "completed":
+        for name in ("metrics_best", "metrics_last"):
+            for key, value in getattr(r, name).items():
+                if value is None:
+                    yield f"{name}.{key} is None in a completed run"
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def write(folder: str | os.PathLike, record: Record) -> None:
@@ -194,14 +201,11 @@ def read(folder: str | os.PathLike) -> Record | None:
 
 def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
     """As `read`, with whether the record has a seal; records of earlier versions have none."""
-    path, metrics = Path(folder) / "record.json", Path(folder) / "metrics.jsonl"
+    path = Path(folder) / "record.json"
     if not path.exists():
         return None
-
-    def has_checks() -> bool:
-        return metrics.exists() and seal.has_check(metrics.read_bytes().partition(b"\n")[0])
-
-    return opened(json_text.read_object(path), str(path), has_checks)
+    content = json_text.read_object(path)
+    return opened(content, str(path), lambda: _has_checks(Path(folder) / "metrics.jsonl"))
 
 
 def opened(
@@ -227,6 +231,15 @@ def opened(
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return record, found is not None
+
+
+def _has_checks(metrics: Path) -> bool:
+    """Whether lines of metrics have the checks that came with the seals of records."""
+    try:
+        with metrics.open("rb") as file:
+            return seal.has_check(file.readline())
+    except FileNotFoundError:
+        return False
 
 
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:

@@ -93,7 +93,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             state=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
             meta=ocp.args.JsonSave({"body": body, "sha256": config_digest(body)}),
         )
-        with full_disk.naming(self.folder / str(step)):
+        with full_disk.naming(self.folder / str(step)), full_disk.quiet():
             if self._alone:  # otherwise all processes would have to agree
                 size = sum(array.nbytes for array in arrays.values()) + _LEAF * len(arrays)
                 full_disk.require(self.folder, size + _OVERHEAD)
@@ -111,7 +111,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if pending is not None:
             pending.result()
         if not self._alone:
-            with full_disk.naming(self.folder):
+            with full_disk.naming(self.folder), full_disk.quiet():
                 self._manager.wait_until_finished()
             self._retire()
 

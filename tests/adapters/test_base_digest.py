@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import lora_jax as lj
 import variants
+from experiments.setup import experiment, from_config
 from lora_jax.adapters.adapter_file import BASE
 from lora_jax.adapters.base_digest import SMALL, OtherBaseError, base_digests
 from lora_jax.files import tree_file
@@ -124,6 +125,17 @@ def test_its_own_base_is_taken_whatever_is_trained_beside_the_adapters(saved):
         chex.assert_trees_all_equal(begun["adapters"], moved["adapters"])
 
 
+def test_digests_that_are_given_are_taken(saved):
+    """Also those of a base of which an adapter trains a part in full."""
+    path, moved = saved
+    trainable, frozen = made()
+    whole = {**base_digests(frozen), "head": "0" * 16}  # no adapter of this file has it in its base
+    loaded, *_ = lj.load_adapter(path, trainable, frozen, digests=whole)
+    chex.assert_trees_all_equal(loaded, moved)
+    with pytest.raises(OtherBaseError, match=SAID):
+        lj.load_adapter(path, trainable, frozen, digests=base_digests(made(seed=1)[1]))
+
+
 @pytest.mark.parametrize(
     ("base", "said"),
     [
@@ -179,3 +191,23 @@ def test_a_file_of_an_earlier_version_is_loaded_onto_any_base(saved, tmp_path):
     loaded, _, meta = lj.load_adapter(old, *made(seed=1))
     assert meta == {"note": "x"}
     chex.assert_trees_all_equal(loaded, moved)
+
+
+def test_of_shapes_alone_nothing_is_known(saved):
+    path, moved = saved
+    shapes = jax.eval_shape(made)
+    assert base_digests(shapes[1]) == {}
+    loaded, _, _ = lj.load_adapter(path, *shapes)
+    chex.assert_trees_all_equal(loaded, moved)
+
+
+def test_a_config_says_that_any_base_will_do(saved):
+    path, moved = saved
+    assert from_config.make_start("runs/mnli") == ("runs/mnli", False)
+    assert from_config.make_start("any_base:runs/mnli") == ("runs/mnli", True)
+    with pytest.raises(ValueError, match="another base") as error:
+        experiment._begin(str(path), *made(seed=1))
+    way_out = f"; --config.start_from=any_base:{path} begins from it anyway"
+    assert str(error.value).endswith(f"stored in another form{way_out}")
+    begun, _ = experiment._begin(f"any_base:{path}", *made(seed=1))
+    chex.assert_trees_all_equal(begun["adapters"], moved["adapters"])

@@ -1,6 +1,7 @@
 """Constants that files leave out are made again as they were, or a line says otherwise."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import chex
@@ -11,6 +12,7 @@ import safetensors.numpy
 
 import lora_jax as lj
 from lora_jax.adapters.base_digest import OtherBaseError
+from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.variant import Factors, Variant, wide
 
 
@@ -83,6 +85,14 @@ def test_what_is_left_out_comes_back_whatever_key_began_it(impl, tmp_path):
     assert lj.load_adapter(path, *other)[2] == {"note": "x"}
 
 
+def test_a_file_that_has_everything_still_loads(tmp_path):
+    """As those of earlier versions do, whose variants left out nothing."""
+    first, other = made(1, Kept()), made(2)
+    path = lj.save_adapter(tmp_path, *first)
+    trainable, frozen, _ = lj.load_adapter(path, *other)
+    chex.assert_trees_all_equal((trainable, frozen.constants), (first[0], first[1].constants))
+
+
 def test_what_does_not_come_out_the_same_is_saved(tmp_path):
     trainable, frozen = made(1)
     changed = {**frozen.constants["last"], "q": frozen.constants["last"]["q"] * 1.5}
@@ -92,6 +102,39 @@ def test_what_does_not_come_out_the_same_is_saved(tmp_path):
     assert "constants/last/q" in saved and "constants/last/p" not in saved
     _, loaded, _ = lj.load_adapter(path, *made(2))
     chex.assert_trees_all_equal(loaded.constants, frozen.constants)
+
+
+def test_layers_that_differ_keep_theirs(tmp_path):
+    def some(seed):
+        adapted = lj.adapt(forward, Between(), [lj.layers("stack", 1), "last"])
+        return jax.jit(adapted.init)(jax.random.key(seed), PARAMS, X)
+
+    first = some(1)
+    path = lj.save_adapter(tmp_path, *first)
+    saved = safetensors.numpy.load_file(path)
+    assert "constants/stack/q" in saved and "constants/last/q" not in saved
+    chex.assert_trees_all_equal(tuple(lj.load_adapter(path, *some(2))[:2]), first)
+
+
+def test_what_is_no_key_is_named(tmp_path):
+    """A file of somebody else's, with or without what is made again."""
+    first = made(1)
+    for whole in (False, True):
+        tree, meta = load_tree(lj.save_adapter(tmp_path, *first, whole=whole))
+        for part, where, data in (
+            ("constants", "last", jnp.zeros(3, jnp.uint32)),
+            ("constants", "last", jnp.zeros(2)),
+            ("constants", "last", jnp.zeros((), jnp.uint32)),
+            ("constants", "stack", jnp.zeros(2, jnp.uint32)),
+            ("constants", "stack", jnp.zeros((2, 4), jnp.uint32)),
+            ("shared", "0", jnp.zeros((1, 2), jnp.uint32)),
+        ):
+            changed = {**tree[part], where: {**tree[part][where], "init_key": data}}
+            path = save_tree(tmp_path / "changed", {**tree, part: changed}, meta)
+            said = f"{path} has {data.dtype}{list(data.shape)} for '{part}/{where}/init_key', "
+            for read in (lj.load_adapter, lj.start_from):
+                with pytest.raises(ValueError, match=f"^{re.escape(said)}which is no key$"):
+                    read(path, *first)
 
 
 def test_another_base_or_another_way_to_draw_is_a_line(tmp_path, monkeypatch):

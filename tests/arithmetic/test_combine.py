@@ -113,6 +113,14 @@ RANKS = {
 }
 
 
+def test_what_any_of_them_trains_in_full_is_known_to_be_so():
+    """An optimiser keeps master weights of these, and Muon takes their matrices."""
+    runs = [run(seed, {"layers": LORA}, also) for seed, also in enumerate(((), ["last"]))]
+    for each in (runs, runs[::-1]):
+        combined = lj.combine_adapters([one[1:3] for one in each], LORA, rank=2)
+        assert [use.path for use in combined.frozen.spec.full] == ["last"]
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("quantize", [None, NF4])
 def test_different_methods_ranks_layers_and_weights(quantize, tmp_path):
@@ -257,6 +265,7 @@ def plain():
     ("options", "said"),
     [
         ({"weights": (1.0,)}, "1 weights for 2 adapters"),
+        ({"weights": 0.5}, "weights must be a list, a number for each adapter, not 0.5"),
         ({"by": "svd"}, "no way 'svd'"),
         ({"rank": 0}, "rank"),
         ({"by": "ties", "weights": (0.5, 1.5)}, "of 'layers' has no rank of its own"),
@@ -269,6 +278,15 @@ def test_settings_that_cannot_work(plain, options, said):
     with pytest.raises(ValueError, match=said) as error:
         lj.combine_adapters([each[1:3] for each in plain], **options)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_list_of_pairs_is_refused(plain):
+    trainable, frozen = pair = plain[0][1:3]
+    for adapters in (pair, trainable, [frozen], [(*pair, {})]):
+        with pytest.raises(ValueError, match=r"^adapters must be a list of \(trainable, frozen\),"):
+            lj.combine_adapters(adapters, LORA)
+    with pytest.raises(ValueError, match=r"expected \(trainable, frozen\), in the order of `init`"):
+        lj.combine_adapters([(frozen, trainable)], LORA)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,12 @@ def test_ties_is_the_papers_algorithm(case, density):
     )
 
 
+def test_ties_of_entries_that_cancel_is_zero():
+    one = np.asarray([[1.0, -2.0, 3.0]])
+    np.testing.assert_array_equal(ties([one, -one], [1, 1], 1.0), 0 * one)
+    np.testing.assert_array_equal(ties([one, None], [2, 1], 1.0), 2 * one)
+
+
 def test_dare_drops_and_rescales():
     """Of 40,000 entries a share of density stays: five standard deviations are 0.01."""
     array = np.random.default_rng(0).standard_normal((200, 200)) + 3
@@ -125,6 +131,14 @@ def test_a_cut_is_the_closest_of_its_rank_and_says_its_error(case, rank):
     assert abs(np.linalg.norm(dense(found) - whole) / size - wanted) < 1e-7
     if rank < len(s) and s[rank - 1] > 1.01 * s[rank] + 1e-6 * s[0]:  # else it is not unique
         np.testing.assert_allclose(dense(found), best, atol=1e-6 * s[0])
+
+
+def test_nothing_to_cut():
+    zero, error = of_rank(np.zeros((4, 3)), 2)
+    assert error == 0 and not np.any(dense(zero))
+    empty = Factored(np.zeros((0, 4)), np.zeros((0, 3)))
+    zero, error = of_rank(empty, 2)
+    assert error == 0 and zero.a.shape == (2, 4) and not np.any(dense(zero))
 
 
 @pytest.mark.parametrize(

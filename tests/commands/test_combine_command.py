@@ -1,15 +1,19 @@
 """Combine runs by the command, into a folder like that of a run of LoRA; and compare them."""
 
+import dataclasses
 import json
+import shutil
 
 import commands
+import jax
 import numpy as np
 import pytest
 import small_model
 
 import lora_jax as lj
-from experiments.imports.combined_run import open_runs
+from experiments.imports.combined_run import open_runs, params_before
 from experiments.runs import artifacts
+from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.contract.clause import by_numpy
@@ -80,6 +84,11 @@ def test_a_combined_run_is_one_of_lora(root):
     continued = build(parse({**runs[0].record.config, "start_from": str(out)}))
     for path, value in flatten(continued.trainable)[0].items():
         np.testing.assert_array_equal(value, flatten(runs[0].trainable)[0][path])
+    spoiled = root / "spoiled"  # with the checksums of what it holds
+    adapters = jax.tree.map(lambda x: np.full_like(x, np.nan), runs[0].trainable)
+    lj.save_adapter(spoiled, adapters, runs[0].frozen)
+    with pytest.raises(ValueError, match=r"start_from .*spoiled.*' holds NaN or an infinity"):
+        build(parse({**runs[0].record.config, "start_from": str(spoiled)}))
     again = combine(root, "lora", by="negate", out=out)
     assert again.returncode == 1 and f"--out={out} exists" in again.stderr
 
@@ -95,7 +104,6 @@ def test_a_combined_run_is_one_of_lora(root):
             "--by=negat: there is no way 'negat' to combine adapters; nearest: 'negate'",
         ),
         (["lora", "none"], {}, "none: no such folder"),
-        (["lora"], {"by": "ties"}, "--by=ties needs --rank, as its update has no rank of its own"),
         (["loftq"], {}, "loftq: LoftQ has quantised another matrix in the place of 'layers/"),
     ],
 )
@@ -109,6 +117,30 @@ def test_mistakes_end_with_one_line(root, runs, flags, said):
 def test_runs_of_another_base_are_told_apart(root):
     with pytest.raises(ValueError, match=r"lora was trained on another base: .*; here is .*nf4"):
         open_runs([root / "lora", root / "nf4"])
+
+
+def test_a_run_is_opened_when_what_it_started_from_is_gone(root, tmp_path):
+    """Only what it was before training is in the earlier folder."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(root / "lora", earlier)
+    record = read_record(root / "lora")
+    record = dataclasses.replace(record, config={**record.config, "start_from": str(earlier)})
+    run = open_run(root / "lora", record)
+    assert run.config.start_from == str(earlier) and run.trainable["params"]
+    for path, value in params_before(run).items():  # both folders have one adapter
+        np.testing.assert_array_equal(value, run.trainable["params"][path])
+    shutil.rmtree(earlier)
+    again = open_run(root / "lora", record)
+    for path, value in flatten(again.trainable)[0].items():
+        np.testing.assert_array_equal(value, flatten(run.trainable)[0][path])
+    with pytest.raises(FileNotFoundError, match="earlier"):
+        params_before(again)
+
+
+def test_what_needs_a_rank_says_so_before_it_reads_runs(root):
+    ended = combine(root, "none", "neither", by="ties", out=str(root / "ties"))
+    said = "error: --by=ties needs --rank, as its update has no rank of its own\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
 
 
 def test_how_far_apart_two_runs_are(root):

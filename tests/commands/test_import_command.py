@@ -110,6 +110,15 @@ def test_an_exported_run_is_what_it_was(run, root):
     assert_same(begun.trainable, again.trainable)
     assert begun.loop.steps == 8 and begun.config.variant == again.config.variant
 
+    line = [f"--runs={out},{root / 'run'}", "--weights=1,-1", f"--out={root / 'nothing'}"]
+    combined = commands.run("experiments.combine", *line)
+    assert combined.returncode == 0, combined.stderr
+    base = build(parse(experiment.config.plain))
+    nothing = open_run(root / "nothing", read_record(root / "nothing"))
+    zero = nothing.experiment.adapted.merge(nothing.trainable, nothing.frozen)
+    for path, value in flatten(base.adapted.disable(base.trainable, base.frozen))[0].items():
+        np.testing.assert_allclose(flatten(zero)[0][path], value, atol=1e-5, err_msg=path)
+
 
 def test_an_encoders_adapter_gets_a_new_head(run, root):
     """Of a model without a head, whose names have no prefix; another base is said, and a task."""
@@ -158,7 +167,7 @@ def test_a_file_of_loralib(run, root):
     _, written = again_as_run(source, config, root / "loralib")
     assert written.metrics_last == pytest.approx(record.metrics_last, rel=1e-6)
     assert source.digests().keys() == {"lora.safetensors"}
-    with pytest.raises(ValueError, match=r"lora_alpha in its header is .*, and not 5.0"):
+    with pytest.raises(ValueError, match=r"alpha=5.0, and lora_alpha in its header is "):
         read_adapter(source, config, load(config), alpha=5.0)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.exports.model_card import Score, scores
+from experiments.exports.card_scores import Score, scores
 from experiments.runs import predictions
 from experiments.runs.finished_run import FinishedRun
 from experiments.setup.config import of_record

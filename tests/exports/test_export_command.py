@@ -3,6 +3,7 @@
 import json
 
 import commands
+import hub_uploads
 import jax
 import numpy as np
 import pytest
@@ -62,12 +63,15 @@ def run(smoke, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
-    """A run of a small decoder."""
+    """Runs of a small decoder, by method."""
     root = tmp_path_factory.mktemp("language")
     places, targets = small_language.write_places(root), ("layers/.*kernel",)
     (places / "model" / "generation_config.json").write_text('{"top_k": 7}')
-    config = text_runs.config(places, "rslora", variant__rank=2, targets=targets)
-    return completed(config, root / "rslora")
+    made = {}
+    for method in ("rslora", "dora"):
+        config = text_runs.config(places, method, variant__rank=2, targets=targets)
+        made[method] = completed(config, root / method)
+    return made
 
 
 def test_a_run_becomes_a_model(run, tmp_path):
@@ -102,10 +106,15 @@ def test_a_run_becomes_a_model(run, tmp_path):
     assert (again.returncode, again.stderr) == (1, said)
 
 
-def test_an_export_says_where_it_is_from(run, tmp_path):
-    """Its card and its config, without folders of this machine."""
+def test_an_export_says_where_it_is_from_and_stays_here(run, tmp_path):
+    """Its card and its config; no socket is opened, though there are a token and a Hub."""
     folder, experiment, _ = run
-    export(folder, tmp_path / "out", "--as=merged", "--dtype=float16")
+    line = (*MERGED, f"--run={folder}", f"--out={tmp_path / 'out'}")
+    with hub_uploads.serving() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_uploads.TOKEN}
+        done = commands.run("tests/support/without_sockets.py", *line, "--dtype=float16", **there)
+        assert done.returncode == 0, done.stderr
+        assert hub.asked == []
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert f"`{run_record.read(folder).data_digest}`" in text
     said = "--run=run --as=merged --out=out --dtype=float16"
@@ -113,6 +122,28 @@ def test_an_export_says_where_it_is_from(run, tmp_path):
     assert str(tmp_path) not in text and str(folder.parent) not in text
     again = parse(json.loads((tmp_path / "out/run.json").read_text()))
     assert config_digest(again.plain) == config_digest(plain(experiment.config.plain))
+
+
+def test_a_push_uploads_what_is_in_the_folder(run, tmp_path):
+    """After the checks of the name and of the access, which come before anything is written."""
+    folder, _, _ = run
+    line = (*MERGED, f"--run={folder}", f"--out={tmp_path / 'out'}")
+    with hub_uploads.serving() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_uploads.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        for flags, said in (
+            (("--push=bob/lora",), "error: --push=bob/lora: this token is of ada, "),
+            (("--public",), "error: --public is for --push, which is not given"),
+        ):
+            done = commands.run(*line, *flags, **there)
+            assert done.returncode == 1 and done.stderr.startswith(said)
+            assert list(tmp_path.iterdir()) == [] and hub.visibility == {}
+        done = commands.run(*line, "--push=ada/lora", **there)
+        assert done.returncode == 0, done.stderr
+        made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert hub.files == {"ada/lora": made} and hub.visibility == {"ada/lora": "private"}
+        assert f"\npushed, private: {hub.url}/ada/lora\n" in done.stdout
+    assert b'AutoModel.from_pretrained("ada/lora")' in made["README.md"]
+    assert b"--push" not in made["README.md"]
 
 
 def test_a_run_becomes_a_checkpoint_of_loralib(run, tmp_path):
@@ -133,9 +164,22 @@ def test_a_run_becomes_a_checkpoint_of_loralib(run, tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_is_left_of_an_export_that_fails(run, tmp_path):
+    """The record of another base than is there now."""
+    folder, experiment, _ = run
+    wrong = tmp_path / "run"
+    run_record.claim(wrong, experiment.config.plain)
+    run_record.write(wrong, run_record.read(folder))
+    done = commands.run(*MERGED, f"--run={wrong}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "adapter.safetensors" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 def test_a_language_model_becomes_one(language, tmp_path):
     """With what its folder publishes beside the weights."""
-    folder, experiment, trainable = language
+    folder, experiment, trainable = language["rslora"]
     lines, _ = export(folder, tmp_path / "out", "--as=merged", "--dtype=bfloat16")
     assert lines[0].startswith("rounding: relative Frobenius errors of at most 0.")
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -246,9 +290,9 @@ def expected_updates(made):
 )
 def test_servers_get_plain_lora(server, rank, start, language, tmp_path):
     """And their users the rank that a server must be started with."""
-    out, expected = tmp_path / "out", expected_updates(language)
-    said, content = export(language[0], out, "--as=peft", f"--for={server}")
-    where = language[1].config.model.name
+    out, expected = tmp_path / "out", expected_updates(language["rslora"])
+    said, content = export(language["rslora"][0], out, "--as=peft", f"--for={server}")
+    where = language["rslora"][1].config.model.name
     assert said[0] == "to load it:" and said[1].startswith(f"    {start} {where} --enable-lora ")
     assert said[1].endswith(f" out={out} --max-lora-rank {rank}")
     assert (content["rank"], content["max_lora_rank"], content["svd_error"]) == (2, rank, {})
@@ -258,9 +302,25 @@ def test_servers_get_plain_lora(server, rank, start, language, tmp_path):
         np.testing.assert_allclose(found[name], update, atol=1e-5, err_msg=name)
 
 
+def test_what_is_no_lora_is_cut_and_the_error_of_each_weight_said(language, tmp_path):
+    out, expected = tmp_path / "out", expected_updates(language["dora"])
+    said, content = export(language["dora"][0], out, "--as=peft", "--for=vllm", "--svd_rank=3")
+    found, errors = updates(out), content["svd_error"]
+    assert len(errors) == len(expected) == 14
+    for name, update in expected.items():
+        values = np.linalg.svd(update, compute_uv=False)
+        error = np.linalg.norm(values[3:]) / np.linalg.norm(values)
+        own = name.removeprefix("base_model.model.")
+        np.testing.assert_allclose(errors[own], error, rtol=1e-3, atol=1e-5)
+        assert [own, f"{errors[own]:.2%}"] in [line.split() for line in said]
+        np.testing.assert_allclose(
+            np.linalg.norm(found[name] - update) / np.linalg.norm(update), error, atol=1e-4
+        )
+
+
 def test_llama_cpp_gets_one_file(language, tmp_path):
     gguf = pytest.importorskip("gguf")
-    said, content = export(language[0], tmp_path / "out", "--as=gguf-lora")
+    said, content = export(language["rslora"][0], tmp_path / "out", "--as=gguf-lora")
     assert f"    llama-cli -m BASE.gguf --lora {tmp_path / 'out/adapter.gguf'}" in said
     assert (content["architecture"], content["rank"]) == ("llama", 2)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -268,7 +328,7 @@ def test_llama_cpp_gets_one_file(language, tmp_path):
     reader = gguf.GGUFReader(tmp_path / "out/adapter.gguf")
     tensors = {each.name: np.array(each.data) for each in reader.tensors}
     scale = reader.get_field("adapter.lora.alpha").contents() / 2
-    expected = expected_updates(language)
+    expected = expected_updates(language["rslora"])
     assert len(tensors) == 2 * len(expected) == 28
     found = scale * tensors["blk.1.ffn_up.weight.lora_b"] @ tensors["blk.1.ffn_up.weight.lora_a"]
     np.testing.assert_allclose(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_model import drawn
+from fake_records import write
 from flax import nnx
 from make_fixtures import bert
 from zoo.check import random_like
@@ -17,6 +18,7 @@ from configs.settings import ClassifierConfig, TextConfig
 from experiments.exports import formats
 from experiments.exports.base_and_head import without_head
 from experiments.imports.combined_run import require_published_bases
+from experiments.runs.finished_run import read_record
 from lora_jax.models import families
 from lora_jax.models.families.bert import BertConfig
 from lora_jax.models.families.llama import LlamaConfig
@@ -47,6 +49,24 @@ from lora_jax.partition import flatten
 def test_a_format_or_an_option_that_there_is_not(name, options, said):
     with pytest.raises(ValueError, match=said):
         formats.make(name, options)
+
+
+def test_runs_that_are_not_exported(tmp_path):
+    def refused(folder, said, kind=ValueError):
+        with pytest.raises(kind, match=said):
+            read_record(tmp_path / folder)
+
+    refused("gone", r"^--run=.*gone: no such folder$", FileNotFoundError)
+    (tmp_path / "lora").mkdir()
+    refused("lroa", r"lroa: no such folder; nearest in .*: 'lora'$", FileNotFoundError)
+    refused("lroa/seed0", r"; there is no folder .*; nearest in .*: 'lora'$", FileNotFoundError)
+    said = "^--run=.* is not the folder of a run: it has no config.json"
+    refused("", f"{said}$")
+    (tmp_path / "lora/config.json").write_text("{}")
+    refused("lora", r"^--run=.*lora has not ended: it has no record.json; th")
+    write(tmp_path / "lora", "quickstart", "", {"accuracy": None}, status="diverged")
+    refused("lora", r"^--run=.*lora is not completed, but diverged")
+    refused("", f"{said}; the runs in it: lora$")
 
 
 LORA, DORA = (variants.make(name, rank=1) for name in ("lora", "dora"))
@@ -84,12 +104,12 @@ MERGED = "--as=merged writes the model instead"
         (
             "gguf-lora",
             {"targets": "embedding"},
-            f"'model.embed_tokens' is not served; merge the weights.*; {MERGED}$",
+            f"'embedding/embedding' is an embedding, .*: merge the weights.*; {MERGED}$",
         ),
         (
             "gguf-lora",
             {"also_train": "norm/scale"},
-            f"'norm/scale' trains beside .*: merge the weights.*; {MERGED}$",
+            f"'norm/scale' trains in full, .*: merge the weights.*; {MERGED}$",
         ),
         (
             "gguf-lora",

@@ -18,13 +18,13 @@ from huggingface_hub import ModelCard
 from experiments import command_names
 from experiments.exports import formats
 from experiments.exports.base_and_head import Place, published
-from experiments.exports.formats import GgufLora, Loralib, Merged, Peft
-from experiments.exports.model_card import Export, model_card
+from experiments.exports.formats import Format, GgufLora, Loralib, Merged, Peft
+from experiments.exports.model_card import Export, model_card, origin_command
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
 from lora_jax.metrics import label_metrics
-from lora_jax.records import run_record
+from lora_jax.records import run_record, seal
 
 COMMAND = "python -m experiments.export --run=runs/a --as=merged --out=exported/a"
 LABELS = np.arange(16) % 2
@@ -120,6 +120,16 @@ def test_what_readers_see(qlora, monkeypatch):
     assert "python -m experiments.train" not in by_wheel
 
 
+def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
+    """And so is what a format has nothing to say of."""
+    lacking = {"metrics_last": {}, "metrics_best": {}, "git": None, "parameters_adapters": None}
+    text = card(run_of(qlora, tmp_path, **lacking), Format())
+    for word in ("## Scores", "## Use", "commit of", "in adapters", "interval"):
+        assert word not in text
+    data = ModelCard(text).data
+    assert data.eval_results is data.library_name is data.metrics is None
+
+
 def test_the_card_of_a_language_model(tmp_path):
     """With options to choose from, the answer is in what was saved; its texts have no interval."""
     places = small_language.write_places(tmp_path)
@@ -165,6 +175,12 @@ VLLM = "vllm serve BASE --enable-lora --lora-modules"
             f"{VLLM} 'my lora=my lora' --max-lora-rank 8",
         ),
         (
+            Peft(loader="vllm"),
+            "a=b,c",
+            "# a=b,c: this folder\n# BASE: the base model, model\n"
+            f'{VLLM} \'{{"name": "a=b,c", "path": "a=b,c"}}\' --max-lora-rank 8',
+        ),
+        (
             Peft(loader="sglang"),
             "ada/lora",
             "# BASE: the base model, model\npython -m sglang.launch_server --model-path BASE "
@@ -207,35 +223,90 @@ def test_the_code_for_peft_loads_what_the_base_has(qlora):
         assert str(pathlib.Path(here).parent) not in card(run_of(qlora), each)
 
 
-def test_an_adapter_that_was_not_trained_here(qlora):
-    """The card says nothing of a training."""
-    text = card(run_of(qlora, steps=0), Merged())
-    assert "was imported or combined" in text
+IMPORTED = {
+    "source": "ada/lora@main",
+    "commit": "0123abcd",
+    "sha256": {"adapter_config.json": "", "adapter_model.safetensors": ""},
+    "adapter_config": {"lora_alpha": 4},
+    "enable_lora": None,
+}
+COMBINED = {
+    "by": "sum",
+    "runs": [{"run": "/home/ada/one", "weight": 2.0}, {"run": "runs/two", "weight": -1.0}],
+    "rank": 3,
+    "density": None,
+    "seed": None,
+    "kept": ["classifier/.*"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "command"),
+    [
+        ("imported.json", IMPORTED, "import_adapter --from=ada/lora@0123abcd --config=run.json"),
+        (
+            "combined.json",
+            COMBINED,
+            "combine --runs=one,runs/two --weights=2.0,-1.0 --by=sum --rank=3 "
+            "'--keep=classifier/.*'",
+        ),
+    ],
+)
+def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, monkeypatch, name, said, command):
+    """The card says how it was made, and nothing of a training."""
+    seal.write(tmp_path / name, said)
+    run = run_of(qlora, tmp_path, steps=0)
+    line = f"{command} --out={tmp_path.name}"
+    text = card(run, Merged())
+    assert f"```bash\npython -m experiments.{line}\n```" in text
+    with monkeypatch.context() as patch:
+        patch.setattr(command_names, "installed", lambda: True)
+        assert f"```bash\nlora-jax {line}\n```" in card(run, Merged())
     for word in ("Trained |", "datasets:", "| train |", "drawn with seed", "step 0", "in training"):
         assert word not in text
     assert "The adapter was scored on the task `glue/sst2`" in text
     assert rows(text, "# bert, LoRA on NF4")["The adapter has"]
-    assert rows(text, "## Scores")["**`accuracy`**"][:2] == ["`validation`", "0.75"]
+    assert rows(text, "## Scores")["**`accuracy`**"] == ["`validation`", "0.75"]
+    assert "no intervals, as the run has saved no predictions" in text
 
 
-@pytest.mark.parametrize("gguf", [None, "own.gguf"])
-def test_files_name_a_base_only_where_it_is(gguf, qlora, tmp_path, monkeypatch):
+def test_an_earlier_versions_origin_has_no_seal_and_a_changed_one_is_found(tmp_path):
+    path = tmp_path / "combined.json"
+    path.write_text(json.dumps(COMBINED))
+    without_seal = origin_command(tmp_path, "run.json")
+    seal.write(path, COMBINED)
+    assert without_seal is not None
+    assert origin_command(tmp_path, "run.json") == without_seal
+    path.write_text(path.read_text().replace("runs/two", "runs/twn"))
+    with pytest.raises(ValueError, match=r"combined\.json: it was changed after it was written"):
+        origin_command(tmp_path, "run.json")
+
+
+@pytest.mark.parametrize(
+    ("here", "gguf", "said"),
+    [
+        (True, None, "before you share it"),
+        (False, None, "names no base, which has no published name"),
+        (True, "own.gguf", "load it by the code, with gguf_file"),
+    ],
+)
+def test_files_name_a_base_only_where_it_is(here, gguf, said, qlora, tmp_path, monkeypatch):
     """A GGUF file is never named: AutoPeftModel would take it for a folder of transformers."""
     run = run_of(qlora)
     monkeypatch.setattr(formats, "find_gguf", lambda source: gguf and source / gguf)
-    content = Peft().write(run, tmp_path)
+    content = Peft().write(run, tmp_path, here=here)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    named = None if gguf else run.config.model.name
+    named = run.config.model.name if here and not gguf else None
     assert config["base_model_name_or_path"] == content["base_model_name_or_path"] == named
-    assert ("names no base" if gguf else "before you share it") in content["said"][-1]
+    assert said in content["said"][-1]
 
 
 def test_what_a_run_started_from_is_needed_to_make_it_again(qlora):
     folder, experiment, trainable = qlora
     config = parse({**experiment.config.plain, "start_from": "/home/ada/earlier"})
     run = run_of((folder, dataclasses.replace(experiment, config=config), trainable))
-    text = card(run, Merged())
-    assert "and the adapter that it started from" in text and "/home/ada" not in text
+    said = "and the adapter that it started from (`earlier`; `start_from` in the file"
+    assert said in card(run, Merged())
 
 
 @pytest.mark.parametrize(

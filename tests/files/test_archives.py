@@ -44,6 +44,42 @@ def test_what_numpy_writes_is_read(tmp_path, array, compressed):
         np.testing.assert_array_equal(each, array)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (header((10**15,)), "declares float32"),
+        (header((-1, -1)), "declares float32"),
+        (header((2,), "<f8"), "declares float64"),
+        (header((10**9,), "|V0"), "declares"),
+        (header((1,), "|O"), "declares object"),
+        (header((1,), "<U1"), "declares <U1"),
+        (header("ab"), "the header of a.npy: ValueError"),
+        (header((1.5,)), "the header of a.npy: ValueError"),
+        (header((1,), "nonsense"), "the header of a.npy"),
+        (b"", "the header of a.npy"),
+        (b"[" * 3000, "the header of a.npy"),
+        (b"-" * 9000 + b"1", "the header of a.npy"),
+        (b"{1: 2", "the header of a.npy"),
+        (b"\xff\x00", "the header of a.npy"),
+        (b"{'shape': (", "the header of a.npy"),
+        (b"9" * 5000, "the header of a.npy"),
+        (b"__import__('os').abort()", "the header of a.npy"),
+    ],
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_header_that_cannot_be_is_one_line(tmp_path, content, said, compression):
+    path = written(tmp_path / predictions.NAME, content, bytes(4), compression)
+    with pytest.raises(ValueError, match=said):
+        archives.read_arrays(path)
+    with pytest.raises(
+        ValueError, match=r"predictions\.npz is damaged \(.*train this run"
+    ) as error:
+        predictions.read(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+    good = written(path, header((1,)), bytes(4), compression)
+    np.testing.assert_array_equal(archives.read_arrays(good)["a"], [0.0])
+
+
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     path = written(tmp_path / predictions.NAME, header((18, 10**6)), bytes(72 * 10**6))
     assert path.stat().st_size < 10**5
@@ -52,19 +88,23 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
         predictions.read(tmp_path)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize(
-    "content",
-    [
-        *map(header, ((10**15,), (-1, -1), "ab")),
-        header((2,), "<f8"),
-        header((1,), "|O"),
-        header((1,), "<U1"),
-        *(b"[" * 3000, b"", b"\xff\x00", b"__import__('os').abort()"),
-    ],
-)
-def test_what_holds_no_numbers_is_one_line(tmp_path, content, compression):
-    written(tmp_path / predictions.NAME, content, bytes(4), compression)
-    with pytest.raises(ValueError, match=r"predictions\.npz is damaged \(.*train this") as error:
+def test_entries_that_lie_in_one_another_are_refused(tmp_path):
+    """One packed block that many entries of the directory name."""
+    path = written(tmp_path / "a.npz", header((25_000,)), np.random.default_rng(0).bytes(100_000))
+    with zipfile.ZipFile(path, "a") as file:
+        first = file.infolist()[0]
+        for number in range(20):
+            info = zipfile.ZipInfo(f"{number}.npy")
+            for name in ("header_offset", "CRC", "compress_size", "file_size", "compress_type"):
+                setattr(info, name, getattr(first, name))
+            file.filelist.append(info)
+        setattr(file, "_didModify", True)  # noqa: B010  of which its type knows nothing
+    with pytest.raises(ValueError, match=r"its entries are 2,1.* bytes, the file has 10"):
+        archives.read_arrays(path)
+
+
+@pytest.mark.parametrize("outputs", [np.zeros((2, 2), int), np.zeros(3), np.zeros((2, 2), bool)])
+def test_other_outputs_are_no_predictions(outputs, tmp_path):
+    np.savez(tmp_path / predictions.NAME, validation=outputs)
+    with pytest.raises(ValueError, match=r"is damaged \('validation' has outputs of"):
         predictions.read(tmp_path)
-    assert "\n" not in str(error.value)

@@ -52,6 +52,13 @@ def test_what_is_there_is_not_replaced(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(ValueError, match="is a mount point"), new_folder(tmp_path / "out"):
+        raise AssertionError
+
+
 def test_a_full_disk_leaves_nothing_to_go_on_from(tmp_path):
     """Also where a library, or a part that could go on, reports it."""
     quoted = RuntimeError(f"cannot write: {os.strerror(errno.ENOSPC)}")

@@ -101,6 +101,13 @@ def test_exact_numbers_keep_every_digit(number):
     assert type(found[1]) is (Decimal if "e" in f"{number:e}" else int)
 
 
+@pytest.mark.parametrize("text", ["1e999", "1e9999999999999999999", "1e-9999999999999999999"])
+def test_exact_numbers_are_those_of_floats(text):
+    with pytest.raises(ValueError, match=f"x is not JSON: the number {text} is too"):
+        json_text.loads(text, "x", exact=True)
+    assert math.copysign(1, json_text.loads("-0.0", "x", exact=True)) == -1
+
+
 def test_files_are_named(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[1]")

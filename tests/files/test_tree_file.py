@@ -12,7 +12,8 @@ import safetensors
 from safetensors.numpy import save_file
 from same_leaves import assert_same
 
-from lora_jax.files.tree_file import SafetensorsBytes, load_tree, save_tree
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.files.tree_file import load_tree, save_tree
 
 B = jnp.ones((3, 2), jnp.bfloat16)
 TREE = {
@@ -99,6 +100,18 @@ def test_what_safetensors_writes_is_read(tmp_path):
     assert file.dtype("short") == "BF16"
 
 
+@pytest.mark.parametrize(
+    "how", [lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 9)]
+)
+def test_a_file_that_changes_later_is_what_it_was(how, tmp_path):
+    """A file that is mapped into memory would end the process here."""
+    path, numbers = tmp_path / "a.safetensors", np.arange(10**6, dtype=np.float32)
+    save_file({"up": numbers}, path)
+    file = SafetensorsBytes(path)
+    how(path)
+    np.testing.assert_array_equal(file.read("up"), numbers)
+
+
 def test_a_file_that_grows_while_it_is_read(tmp_path, monkeypatch):
     path = save_tree(tmp_path / "a", {"a": np.ones(3, np.float32)})
     usual = os.fstat
@@ -138,3 +151,14 @@ def test_what_safetensors_refuses_is_refused(header, tmp_path):
     with pytest.raises(ValueError, match=rf"^{path} \(.* bytes\) is corrupt or truncated: \S") as e:
         SafetensorsBytes(path)
     assert "\n" not in str(e.value)
+
+
+def test_dtypes_that_numpy_lacks(tmp_path):
+    """The file is read all the same: another tensor may be wanted."""
+    header = json.dumps(entry(dtype="F4", shape=[16])).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    file = SafetensorsBytes(path)
+    assert file.dtype("a") == "F4"
+    with pytest.raises(ValueError, match="tensor 'a' is F4, which NumPy has not"):
+        file.read("a")

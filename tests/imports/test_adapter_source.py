@@ -1,5 +1,6 @@
 """Adapters in folders and on a Hub, which a server on this machine stands in for."""
 
+import json
 import types
 from typing import Any
 
@@ -54,15 +55,22 @@ def test_a_repository(hub, adapter):
     assert not [each for each in hub if "optimizer" in each]
 
 
+def test_a_folder_goes_before_a_repository(hub, adapter, tmp_path):
+    (tmp_path / "me").mkdir()
+    adapter.rename(tmp_path / "me" / "good")
+    source = find("me/good")
+    assert source.commit is None and source.path.name == "good" and not hub
+
+
 @pytest.mark.filterwarnings("ignore:No files matched")
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("me/pickled", "adapter_model.bin, a pickle, is not downloaded"),
-        ("me/other", "the repository lacks adapter_config.json or "),
-        ("me/gated", r"Hub \(GatedRepoError: .* `hf auth login` gives access to .* gated"),
-        ("me/none", r"Hub \(RepositoryNotFoundError: "),
-        ("me/good@v2", r"Hub \(RevisionNotFoundError: "),
+        ("me/pickled", "it has adapter_model.bin alone, a pickle, which is not downloaded: conver"),
+        ("me/other", "has no adapter_config.json: it is not an adapter of Hugging Face PEFT"),
+        ("me/gated", "its owner has to grant access"),
+        ("me/none", "neither a folder nor a repository of the Hub"),
+        ("me/good@v2", "the repository has no revision 'v2'"),
         ("me/go--od", r"no such folder, and not to be had from the Hub \(HFValidationError: "),
         ("none", "--from=none: no such folder"),
         ("", "--from=: no such folder"),
@@ -73,6 +81,14 @@ def test_adapters_that_are_not_to_be_had(hub, given, said):
         find(given)
     assert str(caught.value).startswith(f"--from={given}") and "\n" not in str(caught.value)
     assert not [each for each in hub if each.endswith(".bin")]
+
+
+def test_without_a_network(tmp_path, monkeypatch):
+    hub_stand_in.reach(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"^--from=me/good: no such folder, and the Hub can"
+    ):
+        find("me/good")
 
 
 def test_a_head_that_reads_a_mean_is_not_left_out(adapter):
@@ -89,13 +105,16 @@ def test_folders_that_are_none(adapter, tmp_path):
     (tmp_path / "adaptor").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no such folder; nearest in .*: 'adapter'$"):
         find(str(tmp_path / "adapte"))
-    with pytest.raises(FileNotFoundError, match=r"no such file; adapters are in .*adapter$"):
+    with pytest.raises(FileNotFoundError, match=r"json: the adapters in it: adapter$"):
         find(str(tmp_path))
-    with pytest.raises(ValueError, match=r"adapter_config.json is neither a folder of PEFT nor"):
+    with pytest.raises(ValueError, match=r"adapter_config.json is a file of PEFT: name its folder"):
         find(str(adapter / "adapter_config.json"))
     (tmp_path / "adapter.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"gguf is neither .* microsoft/LoRA \(.safetensors, .pt"):
         find(str(tmp_path / "adapter.gguf"))
+    (tmp_path / "record.json").write_text(json.dumps({}))
+    with pytest.raises(FileNotFoundError, match="it is a run's, which needs no import"):
+        find(str(tmp_path))
     (adapter / "adapter_model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match="corrupt or truncated"):
         find(str(adapter))

@@ -271,10 +271,12 @@ TENSORS = [
     (TWO_OF_THREE, "'attn.qkv': .* of a MergedLinear, give enable_lora$"),
 ]
 HEADERS = [
-    ({}, {"alpha": None}, "it does not say its lora_alpha: give al"),
-    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, "lora_alpha in its header is 3.0, and not 4.0"),
-    ({"lora_alpha": "16 000"}, {}, "its header is not that of save_loralib: .*'16 000'"),
-    ({"enable_lora": "true,maybe"}, {}, "its header is not that of save_loralib: "),
+    ({}, {"alpha": None}, "it does not say the lora_alpha that it was .*: give al"),
+    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, "alpha=4.0, and lora_alpha in its header is 3.0"),
+    ({"lora_alpha": "16 000"}, {}, "lora_alpha in its header .*'16 000'"),
+    ({"enable_lora": "true,maybe"}, {}, "enable_lora in its header .*'true,maybe'"),
+    ({"r": "99"}, {}, "'word' has rank 2, and r in the header is 99"),
+    ({"r": "2.5"}, {}, "no rank"),
     ({}, {"enable_lora": (False,)}, r"enable_lora=\(False,\), and no layer is a MergedLinear"),
     ({}, {"names": SAME}, "'qkv/kernel' and 'word/embedding' are both 'same.weight"),
 ]

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import lora_jax as lj
 import variants
 from lora_jax.contract.toys import noisy
+from lora_jax.interchange.peft_config import joined
 
 NAMES = lj.names_from_patterns(
     {
@@ -63,6 +64,15 @@ def written(params, tmp_path_factory):
     adapted, trainable, frozen = trained(targets, params, also_train="head/kernel")
     lj.save_peft(folder, trainable, frozen, NAMES, base_model="me/base")
     return folder, np.asarray(adapted.apply(trainable, frozen, X))
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(3, 16.0), (6, 16.0), (7, 3.0), (4, 0.5)])
+def test_alpha_is_written_as_it_was_given(params, tmp_path, rank, alpha):
+    """Though the scale is rounded to float32."""
+    variant = variants.make("lora", rank=rank, alpha=alpha)
+    _, trainable, frozen = trained({"query/kernel": variant}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    assert json.dumps(read(tmp_path)[0]["lora_alpha"]) == f"{alpha:g}"
 
 
 def by_pefts_formula(folder, params):
@@ -139,6 +149,22 @@ def test_modules_that_peft_would_take_for_others(head, query, task, said, params
         lj.save_peft(tmp_path, trainable, frozen, names, task_type=task)
 
 
+def test_numbers_too_large_for_the_dtype(params, tmp_path):
+    _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES, dtype=jnp.float16)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # others may read both
+    large = jax.tree.map(lambda x: x * 1e6, trainable)
+    with pytest.raises(ValueError, match=r"lora_A.weight' holds .*e\+06, which is too large for"):
+        lj.save_peft(tmp_path, large, frozen, NAMES, dtype=jnp.float16)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_lists_are_joined_where_they_name_the_module():
+    lists = {"a": {"feedforward_modules": []}, "b": {"feedforward_modules": ["{module}"]}}
+    assert joined(lists) == {"feedforward_modules": ["b"]}
+
+
 @pytest.mark.parametrize("method", ["pissa", "lora_xs"])
 def test_starts_from_the_weight_are_lora_on_the_untouched_base(method, params, tmp_path):
     adapted, trainable, frozen = trained({"query/kernel": variants.make(method, rank=2)}, params)
@@ -191,6 +217,19 @@ def test_what_is_not_written(targets, names, said, params, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_that_another_ends_in(tmp_path):
+    params = {"up": {"kernel": jnp.ones((4, 2))}, "block": {"up": {"kernel": jnp.ones((6, 4))}}}
+    names = lj.names_from_patterns({"block/up/kernel": "block.first", "up/kernel": "second"})
+
+    def apply(params, x):
+        return x @ params["block"]["up"]["kernel"] @ params["up"]["kernel"]
+
+    adapted = lj.adapt(apply, variants.make("lora", rank=1), "(?<!/)up/kernel")
+    lj.save_peft(tmp_path, *adapted.init(jax.random.key(0), params, X), names)
+    loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
+    assert list(loaded.trainable["adapters"]) == ["up/kernel"]
+
+
 @pytest.mark.parametrize(
     ("patterns", "path", "layer", "place"),
     [
@@ -207,6 +246,11 @@ def test_names_of_a_users_own_model(patterns, path, layer, place):
     assert names.stacked(path) == ("query" in path)
 
 
+def test_a_field_that_a_pattern_does_not_give():
+    with pytest.raises(ValueError, match="has a field 'number'"):
+        lj.names_from_patterns({"a": "b.{number}"}).place("a", 0)
+
+
 A = "base_model.model.encoder.0.self.query.lora_A.weight"
 ROWS = "base_model.model.encoder.1.self.query.token_adapter.trainable_tokens_delta"
 HOSTILE = [
@@ -217,9 +261,9 @@ HOSTILE = [
     ({"feedforward_modules": 3}, {}, "feedforward_modules must be names, got 3"),
     ({"target_modules": {"query": 1}}, {}, "target_modules must be names, got {'query': 1}"),
     ({"target_modules": [None]}, {}, r"target_modules must be names, got \[None\]"),
-    ({"target_modules": "["}, {}, "'\\[' is no pattern: unterminated"),
+    ({"target_modules": "["}, {}, "target_modules='\\[' is no pattern: unterminated"),
     ({"target_modules": "(" * 5000}, {}, "is no pattern: "),
-    ({"target_modules": "x" * 10**6}, {}, "target_modules has 1,000,000 characters"),
+    ({"target_modules": "x" * 10**6}, {}, "is no pattern: it has 1,000,000 characters, at most"),
     ({"target_modules": ["top"]}, {}, "target_modules does not name 'encoder.[02].self.query', w"),
     ({"modules_to_save": 7}, {}, "modules_to_save must be names, got 7"),
     ({"layers_to_transform": "x"}, {}, "layers_to_transform must be whole numbers, got 'x'"),
@@ -278,6 +322,47 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
 
 
 OTHER = "is not the 'layers/query/kernel' of these params"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda x: x, None),
+        (lambda x: x.astype(np.float16), None),
+        (lambda x: x + 1, OTHER),
+        (lambda x: np.ascontiguousarray(x[:5]), OTHER),
+    ],
+)
+def test_the_bases_own_weight_in_a_file(made, said, written, params, tmp_path):
+    config, found = read(written[0])
+    copy = made(np.asarray(params["layers"]["query"]["kernel"][0]).T.copy())
+    name, file = A.replace("lora_A", "base_layer"), tmp_path / "adapter_model.safetensors"
+    save_file({**found, name: copy}, file)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        loaded = load(tmp_path, params)
+        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), written[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (2**32, "4294967296, outside of"),
+        (-1, "-1, outside of"),
+        (0.5, "not integers"),
+        (2, "2, outside of"),  # the matrix has two outputs
+    ],
+)
+def test_places_that_a_matrix_does_not_have(place, said, params, tmp_path):
+    _, trainable, frozen = trained({"head/kernel": variants.make("shira", rank=1)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    _, found = read(tmp_path)
+    name = "base_model.model.top.head.shira_indices"
+    places = found[name].astype(np.asarray(place).dtype)
+    places[0, 0] = place
+    save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
+        load(tmp_path, params)
 
 
 def test_places_of_one_layer_of_several(params, tmp_path):

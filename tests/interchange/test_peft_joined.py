@@ -143,6 +143,15 @@ def test_adalora_keeps_the_rows_in_use(tmp_path):
     np.testing.assert_allclose(update, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "hira", "ia3"])
+def test_a_third_in_full_beside_an_adapter_is_refused(method, tmp_path):
+    adapted = lj.adapt(apply, targets={"q/kernel": variants.make(method)}, also_train="k/kernel")
+    said = "'k/kernel' trains in full, and 'q/kernel' has an adapter; PEFT has both .* 'c_attn'"
+    with pytest.raises(ValueError, match=said):
+        lj.save_peft(tmp_path, *adapted.init(jax.random.key(0), PARAMS, X), NAMES)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_linear_of_torch_in_full_has_its_outputs_first(tmp_path):
     """GPT-2's weight is a Conv1D, stored (in, out); other models join theirs in a Linear."""
 

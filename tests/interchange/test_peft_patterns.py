@@ -64,6 +64,21 @@ def test_what_one_config_does_not_hold(modules, each, said):
         joined(dict(zip(modules, each, strict=True)))
 
 
+def test_adalora_takes_the_rank_for_an_alpha_that_is_not_positive():
+    """As PEFT does, whose schedule also needs a total that holds what it does not name."""
+    config = {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 0, "tinit": 200, "tfinal": 1000}
+    found = variants.from_peft(config)
+    assert (found.alpha, found.total_steps) == (4.0, 1201)
+    base = Base(jnp.eye(4), "io")
+    own = variants.make("adalora", rank=4, target_rank=2, alpha=-8.0)
+    begun = own.init(jax.random.key(0), base)
+    begun = Factors({**begun.trainable, "e": jnp.ones(4)}, begun.constants)
+    peft = own.to_peft(base, begun)
+    scale = peft.settings["lora_alpha"] / (peft.settings["init_r"] + 1e-5)
+    assert peft.settings["lora_alpha"] > 0
+    np.testing.assert_allclose(scale * peft.tensors["lora_E"][:, 0], -2.0, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [
@@ -182,13 +197,26 @@ def test_a_name_that_ends_another_s(ranks, backwards):
         assert of_module(config, module, compiled(config))["r"] == rank
 
 
+def test_many_entries(monkeypatch):
+    """Names are not compiled; there are not to be many expressions."""
+    names = {f"layers.{n}.up": n for n in range(3000)}
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": names}
+    monkeypatch.setattr(re, "compile", None)
+    patterns = compiled(config)
+    assert of_module(config, "m.layers.2999.up", patterns)["r"] == 2999
+    monkeypatch.undo()
+    config["rank_pattern"] = {f"layers[{n}]": 1 for n in range(1001)}
+    with pytest.raises(ValueError, match="more than 1,000 keys are regular expressions, not names"):
+        compiled(config)
+
+
 @pytest.mark.parametrize(
     "keys",
     [[f".*.*.*.*.*Z{n}" for n in range(990)], ["(" + ")(".join(["|".join("." * 28)] * 5) + ")"]],
 )
 def test_keys_that_take_long_together(keys):
     config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(keys, 2)}
-    with pytest.raises(ValueError, match="may take too long to match"):
+    with pytest.raises(ValueError, match=r"the keys up to .* may take too long to match"):
         compiled(config)
 
 

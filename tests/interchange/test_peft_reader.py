@@ -6,6 +6,8 @@ Folders of every method whose tensors or numbers do not fit are refused in one l
 import dataclasses
 import functools
 import json
+import shutil
+import tracemalloc
 
 import chex
 import jax
@@ -14,11 +16,12 @@ import numpy as np
 import peft_net
 import pytest
 from make_fixtures.peft_versions import CASES, FOLDER
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support import stored_adapters as stored
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange import load_peft
 
 STORED_NAMES = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
 
@@ -44,6 +47,46 @@ def test_each_folder_is_read_as_by_itself(folders, quantize):
         assert each.adapted == alone.adapted and each.config == alone.config
         chex.assert_trees_all_equal(each[1:3], alone[1:3])
     jax.tree.map(lambda one, other: one is other or pytest.fail(), read[0][2].base, read[1][2].base)
+
+
+def test_a_reader_keeps_few_structures(tmp_path, monkeypatch):
+    """Each has copies of what trains in full. The one not used for longest is traced again."""
+    monkeypatch.setattr(load_peft, "MOST_BEGUN", 3)
+    traced = []
+
+    def forward(params, x):
+        traced.append(None)
+        return stored.forward(params, x)
+
+    reader = lj.PeftReader(variants.from_peft, STORED_NAMES, forward, stored.PARAMS, stored.X)
+    counts = []
+    for rank in (1, 2, 3, 1, 4, 3, 1, 4, 2):
+        if not (tmp_path / str(rank)).exists():
+            lj.save_peft(tmp_path / str(rank), *stored.begun(rank=rank), STORED_NAMES)
+        before = len(traced)
+        reader(tmp_path / str(rank))
+        counts.append(len(traced) > before)
+    assert counts == [True, True, True, False, True, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda x: np.full_like(x, np.nan), "holds NaN or an infinity"),
+        (lambda x: x[:1], "factors have 1 rows, and the config says r=2"),
+    ],
+)
+def test_what_is_wrong_is_said_of_a_later_folder_too(made, said, folders, tmp_path):
+    reader = lj.PeftReader(
+        variants.from_peft, STORED_NAMES, stored.forward, stored.PARAMS, stored.X
+    )
+    reader(folders[0])
+    shutil.copy(folders[0] / "adapter_config.json", tmp_path)
+    tensors = load_file(folders[0] / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_A" in name)
+    save_file({**tensors, name: made(tensors[name])}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=said):
+        reader(tmp_path)
 
 
 NAMES = lj.names_from_patterns({r"(up|down)/kernel": "{0}"})
@@ -78,6 +121,16 @@ def test_an_adapter_that_does_nothing_in_peft(tmp_path):
     adapted = lj.adapt(forward, variants.make("lora", rank=1), "up/kernel")
     with pytest.raises(ValueError, match=said):
         lj.save_peft(tmp_path / "ours", *adapted.init(jax.random.key(0), PARAMS, X), names)
+
+
+def test_a_huge_rank_of_adalora_takes_no_memory(tmp_path):
+    config = {"peft_type": "ADALORA", "init_r": 10**7, "total_step": 10}
+    shapes = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="10000000 by rank_pattern and init_r"):
+        load(tmp_path, config, shapes)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
@@ -147,6 +200,22 @@ def test_tensors_and_numbers_that_do_not_fit(config, shapes, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("up.lora_A.weight", (2, 8), np.int32),
+        ("up.lora_B.weight", (12, 2), np.int64),
+        ("down.weight", (4, 12), np.int64),
+    ],
+)
+def test_numbers_are_no_integers(name, shape, dtype, tmp_path):
+    """Those of indices are: SHiRA's have a test with its folders."""
+    whole = f"base_model.model.{name}"
+    said = f"tensor '{whole}' is {np.dtype(dtype)}, and an adapter's numbers are"
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path, LORA, PAIR, others={whole: np.ones(shape, dtype)})
+
+
+@pytest.mark.parametrize(
     ("one", "other", "shape"),
     [
         ("up.lora_A.weight", "base_model.model.up.lora_A.weight", (2, 8)),
@@ -158,6 +227,37 @@ def test_a_tensor_under_two_names(one, other, shape, tmp_path):
     with pytest.raises(ValueError, match="are the same tensor") as caught:
         load(tmp_path, LORA, PAIR, others=others)
     assert f"'{one}'" in str(caught.value) and f"'{other}'" in str(caught.value)
+
+
+def test_a_name_twice_in_one_header(tmp_path):
+    part = '"up.lora_A.weight":{"dtype":"F32","shape":[%d,%d],"data_offsets":[0,64]}'
+    header = f"{{{part % (8, 2)},{part % (2, 8)}}}".encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(64)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"safetensors .*: its header .* 'up.lora_A.weight' twice"):
+        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+
+
+LONG = "x" * 10**5
+UNABRIDGED = [
+    ({LONG: 1}, {}),
+    ({"unknown": LONG}, {}),
+    ({"r": LONG}, {}),
+    ({"peft_type": LONG}, {}),
+    ({"init_lora_weights": LONG}, {}),
+    ({}, {f"up.{LONG}": (2,)}),
+    ({"base_model_name_or_path": LONG}, {"up.lora_C": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes"), UNABRIDGED, ids=range(len(UNABRIDGED)))
+def test_long_names_are_not_repeated_in_full(config, shapes, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"not known|no variant is|must be of type int|no module|not one of"
+    ) as caught:
+        load(tmp_path, {**LORA, **config}, {**PAIR, **shapes})
+    assert len(str(caught.value)) < 1000
 
 
 MIXED = [

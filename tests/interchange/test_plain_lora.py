@@ -81,6 +81,24 @@ def test_all_loaders_compute_alike(params, tmp_path):
     np.testing.assert_allclose(served(tmp_path, params), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("up/kernel", ["up_proj"]), (lj.layers("up/kernel", 1), ["model.layers.1.mlp.up_proj"])],
+    ids=["all layers", "one layer"],
+)
+def test_readers_that_know_the_model_find_all_tensors(path, named, params, tmp_path):
+    """PEFT wraps each module that ends in a name of `target_modules`, so no other may."""
+    adapted, trainable, frozen = trained(params, {path: variants.make("lora", rank=2)})
+    lj.save_plain_lora(tmp_path, trainable, frozen, NAMES)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == named
+    back = lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, params, X)
+    expected = adapted.apply(trainable, frozen, X)
+    np.testing.assert_allclose(
+        back.adapted.apply(back.trainable, back.frozen, X), expected, atol=1e-5
+    )
+
+
 def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
     adapted, trainable, frozen = trained(params, {"up/kernel": variants.make("dora", rank=1)})
     written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES, svd_rank=2)
@@ -134,12 +152,7 @@ def test_parts_of_one_module_are_cut_together(targets, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "target", "also_train", "said"),
     [
-        (
-            "lora",
-            "up/kernel",
-            "head/kernel",
-            "'head/kernel' trains beside the matrices, and servers take ad",
-        ),
+        ("lora", "up/kernel", "head/kernel", "'head/kernel' trains in full, and servers take ad"),
         ("lora", "head/kernel", (), "'lm_head' is not served: q_proj, "),
         ("dora", "up/kernel", (), "DoRA is no plain LoRA.*merge the weights, or give svd_rank"),
     ],
@@ -150,6 +163,15 @@ def test_what_servers_do_not_have(variant, target, also_train, said, params, tmp
     with pytest.raises(ValueError, match=said):
         lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
     assert not (tmp_path / "out").exists()
+
+
+def test_adapted_biases_are_not_dropped(tmp_path):
+    layer = lambda p, x: x @ p["up"]["kernel"] + p["up"]["bias"][None]  # noqa: E731
+    params = {"up": {"kernel": jnp.ones((6, 6)), "bias": jnp.ones(6)}}
+    adapted = lj.adapt(layer, variants.make("ia3", biases=True), "up/kernel")
+    begun = adapted.init(jax.random.key(0), params, X)
+    with pytest.raises(ValueError, match="'up/bias' is adapted with 'up/kernel', and plain LoRA"):
+        lj.save_plain_lora(tmp_path, *begun, NAMES, svd_rank=2)
 
 
 PARAMS = {
@@ -313,3 +335,17 @@ def test_llama_cpp_computes_what_is_merged(name, tmp_path):
     assert tensors == {} and changed == model.config.num_hidden_layers * (
         4 if arch == "gpt2" else 6
     )
+
+
+def test_a_file_has_no_such_tensor(tmp_path):
+    """A folder of another family, say."""
+    pytest.importorskip("gguf")
+    names = lj.names_from_patterns({"up/kernel": "encoder.{layer}.up"})
+    params = {"up": {"kernel": jnp.ones((1, 6, 6))}}
+    adapted = lj.adapt(lambda p, x: x @ p["up"]["kernel"][0], variants.make("lora", rank=1))
+    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones((1, 6)))
+    lj.save_plain_lora(tmp_path / "plain", trainable, frozen, names, served=None)
+    config = random_decoder("llama").config
+    with pytest.raises(ValueError, match=r"of a llama have no tensor 'encoder\.0\.up\.weight'"):
+        write_gguf_lora(tmp_path / "adapter.gguf", tmp_path / "plain", config)
+    assert not (tmp_path / "adapter.gguf").exists()

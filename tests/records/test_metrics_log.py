@@ -2,7 +2,12 @@
 
 import json
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -62,3 +67,42 @@ def test_lines_are_not_written_where_another_folder_is_by_now(tmp_path, away, ot
             ):
                 write()
     assert [path.stat().st_size for path in folder.rglob("*")] == [0] * other
+
+
+CHILD = """
+import itertools, os, sys
+from lora_jax.files.atomic import write_atomically
+from lora_jax.records.metrics_log import Metrics
+from pathlib import Path
+
+for folder in map(Path, sys.argv[1:]):
+    if child := os.fork():  # as imports take seconds
+        os.waitpid(child, 0)
+        print("ended", flush=True)
+        continue
+    print(os.getpid(), flush=True)
+    with Metrics(folder) as metrics:
+        for step in itertools.count():
+            write_atomically(folder / "config.json", b"%d" % step * 10000)
+            metrics.write(step, {"loss": step / 3})
+            print(step, flush=True)
+"""
+
+
+def test_sigkill_leaves_whole_files_and_every_line_that_was_written(tmp_path):
+    rng, folders = random.Random(0), [tmp_path / str(case) for case in range(3)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CHILD, *map(str, folders)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as parent:
+        assert parent.stdout is not None
+        for folder in folders:
+            child = int(parent.stdout.readline())
+            seen = [int(parent.stdout.readline()) for _ in range(rng.randrange(5, 80))]
+            os.kill(child, signal.SIGKILL)
+            while "ended" not in parent.stdout.readline():
+                pass
+            rows = read_metrics(folder / "metrics.jsonl")
+            assert rows == [{"step": i, "loss": i / 3} for i in range(len(rows))]
+            assert len(rows) > seen[-1]
+            text = (folder / "config.json").read_text()
+            assert text in (str(len(rows)) * 10000, str(len(rows) - 1) * 10000)

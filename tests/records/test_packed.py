@@ -13,7 +13,8 @@ import pytest
 from fake_records import planted, write
 
 from experiments.analysis import recorded_runs
-from experiments.runs import packing, predictions
+from experiments.runs import finished_run, folder_lock, packing, predictions
+from experiments.setup import config_files
 from lora_jax.records import packed, run_record
 
 LABELS = np.tile([0, 1], 10)
@@ -132,6 +133,19 @@ def test_labels_are_those_of_each_run(tmp_path):
     pack(tmp_path)
     found = {run.folder: exact(run.predictions()) for run in recorded_runs.find(tmp_path)}
     assert found == expected
+
+
+def test_each_study_is_packed_beside_its_registration(results):
+    (results / "runs" / "lora" / "study.json").touch()
+    before = [run.folder for run in recorded_runs.find(results)]
+    pack(results)
+    homes = {run.folder: run.pack.folder for run in recorded_runs.find(results) if run.pack}
+    lora = results / "runs" / "lora"
+    assert homes == {each: lora if lora in each.parents else results for each in before}
+    assert [*homes] == before
+    (lora / "part").mkdir()
+    with pytest.raises(ValueError, match=rf"is a part of a study: give {lora}$"):
+        pack(lora / "part")
 
 
 def test_what_is_more_than_results_stays_a_folder(results):
@@ -279,3 +293,42 @@ def test_no_kill_loses_a_run(results, monkeypatch):
             path.unlink()
         names = {path.name for path in files(results)}
         assert names.isdisjoint(packing.FILES if change is pack else {packed.RECORDS})
+
+
+def test_no_kill_while_some_runs_are_unpacked_needs_more_than_another_command(results, monkeypatch):
+    before, replace, part = content(results), os.replace, results / "runs" / "lora" / "0"
+    pack(results)
+    for count in itertools.count():
+        left = itertools.count(count, -1)
+
+        def dying(*given, left=left, **how):
+            if next(left) <= 0:
+                raise SystemExit
+            return replace(*given, **how)
+
+        monkeypatch.setattr(os, "replace", dying)
+        with contextlib.suppress(SystemExit):
+            unpack(part)
+            break
+        monkeypatch.undo()
+        assert content(results) == before
+        pack(results)  # what was killed before leaves nothing that this could not finish
+        assert content(results) == before
+    monkeypatch.undo()
+    assert (part / "record.json").exists() and content(results) == before
+
+
+def test_a_packed_run_is_neither_trained_nor_exported(results):
+    record = run_record.read(results / "runs" / "lora" / "0")
+    pack(results)
+    folder = results / "runs" / "lora" / "0"
+    for use in (finished_run.read_record, lambda each: folder_lock.alone(each).__enter__()):
+        with pytest.raises(ValueError, match=rf"--unpack={folder} makes it a folder again$"):
+            use(folder)
+    assert not folder.exists() and record is not None
+    assert (
+        config_files.read_json(str(folder / "config.json")).to_dict()["seed"]
+        == record.config["seed"]
+    )
+    with pytest.raises(FileNotFoundError):
+        config_files.read_json(str(folder.parent / "7" / "config.json"))

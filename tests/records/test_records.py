@@ -5,14 +5,23 @@ A run's folder belongs to one configuration.
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reordered import reordered
 
+from experiments.sweeps.folder import SweepFolder
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import config_digest
 from lora_jax.records import environment, run_record
 from lora_jax.records.run_record import Record, claim
@@ -117,6 +126,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"evaluations": [3]}, "evaluations has 3, expected step, seconds and score"),
         ({"evaluations": [{"step": 1, "seconds": "x", "score": 1.0}]}, "evaluations has "),
         ({"evaluations": [{"step": 1, "seconds": 1.0}]}, "evaluations has "),
+        ({"samples": ["x"]}, "samples has 'x', expected texts by name"),
         ({"extra": 1, "seed": "x"}, r"extra is not a field of a record; seed is 'x'"),
     ],
 )
@@ -169,6 +179,37 @@ def test_a_completed_record_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="holds the record of a completed run"):
         run_record.write(tmp_path, Record(**GOOD | {"note": "another"}))
     assert run_record.read(tmp_path) == Record(**GOOD)
+
+
+def test_numbers_of_numpy_and_jax_are_plain_numbers(tmp_path):
+    metrics = {"accuracy": np.float32(0.5), "loss": jnp.float32(0.25), "n": np.int64(3)}
+    with pytest.raises(ValueError, match="accuracy"):
+        run_record.validate(GOOD | {"metrics_last": metrics})
+    plain = {k: float(v) for k, v in metrics.items()}
+    assert json_text.plain(metrics) == plain
+    for bad in ({1: 2}, {"a": object()}, {"a": [np.zeros(2)]}):
+        with pytest.raises(ValueError, match=r"value(\.a(\[0\])?)? (has the key 1|is a )"):
+            json_text.plain(bad)
+
+
+@pytest.mark.parametrize("name", ["record.json", "trials.json"])
+def test_a_file_is_named_once(tmp_path, name):
+    path = tmp_path / name
+    for content in ("[" * 200, "{", "[1]", '{"a": NaN}', '{"a": 1, "a": 2}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"\S") as error:
+            run_record.read(tmp_path) if name == "record.json" else SweepFolder(tmp_path).require(
+                ()
+            )
+        assert str(error.value).count(str(path)) == 1 and "\n" not in str(error.value)
+
+
+def test_a_file_is_replaced_and_never_written_over(tmp_path):
+    path, link = tmp_path / "record.json", tmp_path / "link"
+    write_atomically(path, b"old")
+    os.link(path, link)
+    write_atomically(path, b"new")
+    assert (path.read_bytes(), link.read_bytes()) == (b"new", b"old")
 
 
 def test_the_environment_fits_a_record(tmp_path):
@@ -253,3 +294,52 @@ def test_folders_of_something_else_are_left_alone(tmp_path):
             ValueError, match=r"config\.json(: expected a JSON object| is not JSON)"
         ):
             claim(broken, CONFIG)
+
+
+def test_a_claim_that_was_killed_half_way_can_be_repeated(tmp_path):
+    (tmp_path / ".config.json.123.tmp").write_text('{"opt')
+    assert claim(tmp_path, CONFIG) is False
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["flags : fpu avx512_bf16", "vendor_id : AuthenticAMD"], True),
+        (["flags : fpu avx512_bf16", "vendor_id : GenuineIntel"], False),
+        (["flags : fpu amx_bf16 amx_tile", "vendor_id : GenuineIntel"], True),
+        (["flags : fpu avx512_bf16_of_another_kind", "vendor_id : AuthenticAMD"], False),
+        (["Features : fp asimd"], False),
+        ([], True),
+    ],
+)
+def test_only_processors_with_a_unit_multiply_bfloat16(lines, expected, monkeypatch):
+    monkeypatch.setattr(environment, "processor", lambda *fields: lines)
+    assert environment.multiplies_bfloat16() is expected
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_git_is_of_the_checkout_that_holds_the_library(tmp_path, tracked, monkeypatch):
+    def git(*args):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = Path(environment.__file__).read_text()
+    (tmp_path / "records.py").write_text(source)
+    (tmp_path / "other.py").write_text("1")
+    git("init", "-q")
+    git("add", "records.py" if tracked else "other.py")
+    git("commit", "-qm", "one")
+
+    def seen():
+        description = importlib.util.spec_from_file_location("copied", tmp_path / "records.py")
+        copied = importlib.util.module_from_spec(description)
+        monkeypatch.setitem(sys.modules, "copied", copied)
+        description.loader.exec_module(copied)
+        return copied.environment()["git"]
+
+    commit = git("rev-parse", "HEAD")
+    assert seen() == ({"commit": commit, "dirty": False} if tracked else None)
+    if tracked:
+        (tmp_path / "records.py").write_text(source + "\n")
+        assert seen()["dirty"] is True

@@ -1,5 +1,6 @@
 """What was changed after it was written is not believed; what has no seal is, and is counted."""
 
+import itertools
 import json
 import re
 import zlib
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 from fake_records import planted, write
 
+from configs import glue
 from experiments.figures import scores
+from experiments.runs import run
+from experiments.setup.config import parse
 from experiments.tables import config_tables
 from lora_jax.records import run_record, seal
 from lora_jax.records.metrics_log import Metrics, last_check, read_metrics
@@ -57,6 +61,13 @@ def test_a_changed_record_is_refused_by_whoever_reads_it(results, made):
         config_tables.render_table("glue", results, "markdown")
 
 
+def test_the_order_of_keys_and_the_layout_are_no_content(results):
+    path = results / "lora" / "0" / "record.json"
+    record = run_record.read(path.parent)
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert run_record.read_sealed(path.parent) == (record, True)
+
+
 def test_a_sealed_run_has_checks_in_its_metrics(tmp_path):
     write(tmp_path, "glue", "", {"matthews": 0.5}, losses=(0.5, 0.25))
     path = tmp_path / "metrics.jsonl"
@@ -75,6 +86,39 @@ def test_a_seal_beside_checks_is_not_dropped_unseen(tmp_path):
         ValueError, match=r"record\.json: it has no seal, but metrics\.jsonl beside"
     ):
         run_record.read(tmp_path)
+
+
+def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build", None)
+    run_record.claim(tmp_path, parse(glue.get_config("task=sst2").to_dict()).plain)
+    record = write(tmp_path, "glue", "task=sst2", {"accuracy": 0.5})
+    said: list[str] = []
+    for sealed in (True, False):
+        assert run.run(parse(record.config), tmp_path, say=said.append) == record
+        assert said == ([] if sealed else [run.UNSEALED])
+        change(tmp_path / "record.json", lambda values: values.pop("seal", None))
+
+
+def test_no_changed_byte_of_a_line_changes_what_is_read(tmp_path):
+    """A last line that is none is left out, and the name of a check may be another."""
+    with Metrics(tmp_path) as metrics:
+        for step in range(1, 4):
+            metrics.write(step, {"loss": step / 7, "accuracy": 0.25 * step})
+    whole, rows = metrics.path.read_bytes(), read_metrics(metrics.path)
+    assert rows[1] == {"step": 2, "loss": 2 / 7, "accuracy": 0.5}
+    first, refused = whole.index(b"\n") + 1, 0
+    for place, bit in itertools.product(range(first, len(whole)), (1, 2)):
+        data = bytearray(whole)
+        data[place] ^= bit
+        metrics.path.write_bytes(data)
+        try:
+            found = read_metrics(metrics.path)
+        except ValueError as error:
+            refused += 1
+            assert "metrics.jsonl, line " in str(error)
+        else:
+            assert [{name: row[name] for name in rows[0]} for row in found] == rows[: len(found)]
+    assert refused > 1.5 * first
 
 
 @pytest.fixture
@@ -139,6 +183,20 @@ def test_lines_of_an_earlier_version_are_held_by_the_checks_after_them(tmp_path)
     path.write_bytes(whole.replace(b"0.25", b"0.35"))
     with pytest.raises(ValueError, match="line 3 or a line before it was changed"):
         read_metrics(path)
+
+
+def test_a_checked_line_may_hold_the_word(tmp_path):
+    line = seal.checked({"step": 1, "text": 'a "crc32" of'})
+    assert seal.line_digest(line) and json.loads(line)["text"] == 'a "crc32" of'
+    with pytest.raises(ValueError, match="is not the check of this line"):
+        seal.line_digest(line.replace(b" of", b" on"))
+
+
+def test_a_new_record_of_a_failed_run_takes_the_place_of_one_without_a_seal(tmp_path):
+    write(tmp_path, "glue", "", {"matthews": 0.5}, status="failed", note="killed")
+    change(tmp_path / "record.json", lambda values: values.pop("seal"))
+    record = write(tmp_path, "glue", "", {"matthews": 0.5})
+    assert run_record.read_sealed(tmp_path) == (record, True)
 
 
 def test_metrics_that_were_cut_at_the_end_of_a_line_are_refused(log):

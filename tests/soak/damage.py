@@ -20,6 +20,7 @@ import commands
 import kills
 import small_study
 
+from experiments.exports import model_card
 from experiments.runs import run, rungs, training
 from experiments.runs.group_folder import found_by_timing
 from experiments.search import search
@@ -32,7 +33,7 @@ from experiments.sweeps.folder import SweepFolder
 from lora_jax.files.json_text import plain
 from lora_jax.files.tree_file import load_tree
 from lora_jax.partition import flatten
-from lora_jax.records import run_record, seal
+from lora_jax.records import run_record
 
 GOOD = ("found", "healed", "harmless", "warned")
 """How a reader may take damage.
@@ -279,7 +280,8 @@ def _read_search(folder: Path) -> Any:
 
 
 def _read_origin(folder: Path) -> Any:
-    return seal.read(folder / "combined.json")
+    """The command that made a run which was not trained, as its card quotes it."""
+    return model_card.origin_command(folder, "config.json")
 
 
 def _read_tokens(inputs: Path, home: Path) -> Callable[[Path], Any]:

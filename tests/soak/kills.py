@@ -20,7 +20,7 @@ import small_study
 
 from experiments.runs import predictions
 from lora_jax.files.json_text import config_digest, numbers, plain
-from lora_jax.files.tree_file import SafetensorsBytes
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
 

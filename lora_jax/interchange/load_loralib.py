@@ -1,4 +1,4 @@
-"""Checkpoints of microsoft/LoRA (loralib 0.1): read as PEFT would have them, and written.
+"""Read an adapter from a checkpoint of microsoft/LoRA (loralib 0.1), as PEFT would have it.
 
 A layer X has `X.lora_A` (r, in) and `X.lora_B` (out, r), and its update is (lora_alpha / r) B A.
 The file does not say what lora_alpha is. `MergedLinear` cuts the outputs of a layer into equal
@@ -8,37 +8,31 @@ parts, such as GPT-2's queries, keys and values, and adapts those that its `enab
 
 import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save
 
-from lora_jax.files.arrays import to_host
-from lora_jax.files.atomic import write_atomically
-from lora_jax.files.tree_file import SafetensorsBytes
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_peft import Loaded, Onto, load_source
-from lora_jax.interchange.matrices import Matrix, all_params, matrices, torch_tensor
 from lora_jax.interchange.names import Names, Row, rows
-from lora_jax.interchange.peft_folder import cast
 from lora_jax.interchange.tensor_source import Source, TensorNames
-from lora_jax.methods.peft_joined import PARTS, third
-from lora_jax.methods.peft_lora import LINEAR, as_peft
+from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_lora import LINEAR
 from lora_jax.models.parts.family import Place
 from lora_jax.models.published.torch_bin import TorchFile
-from lora_jax.peft_format import Layouts, Peft, Settings, number
+from lora_jax.peft_format import Layouts, Peft, Settings
 from lora_jax.quantization.quantize import Storage
 from lora_jax.suggest import nearest
-from lora_jax.transform.placement import Frozen, Trainable
-from lora_jax.variant import Factors, Variant
+from lora_jax.variant import Variant
 
 A, B = LINEAR["a"].name, LINEAR["b"].name
 PAPER = "enable_lora=(True, False, True) is what the paper's GPT-2 has"
 
 
-class LayerFactors(NamedTuple):
+class Factors(NamedTuple):
     """What the shapes of a layer's A and B say."""
 
     rank: int
@@ -58,7 +52,7 @@ def factors(
     numel: int,
     parts: int | None,
     enable_lora: Sequence[bool] | None,
-) -> LayerFactors:
+) -> Factors:
     """What a layer is, from the shapes of its lora_A and lora_B.
 
     Args:
@@ -75,7 +69,7 @@ def factors(
         raise ValueError(said)
     rank, outputs = b[1], numel // a[1]
     if a[0] == rank and b[0] == outputs:
-        return LayerFactors(rank, None)
+        return Factors(rank, None)
     divided = parts or len(enable_lora or ())
     adapted = a[0] // rank
     if a[0] % rank or not divided or adapted > divided or b[0] * divided != outputs * adapted:
@@ -86,10 +80,10 @@ def factors(
     enabled = tuple(enable_lora or (True,) * divided)
     if len(enabled) != divided or sum(enabled) != adapted:
         raise ValueError(f"enable_lora={enabled}, and {adapted} of {divided} parts are adapted")
-    return LayerFactors(rank, enabled)
+    return Factors(rank, enabled)
 
 
-def of_part(peft: Peft, layer: LayerFactors, part: int | None) -> Peft:
+def of_part(peft: Peft, layer: Factors, part: int | None) -> Peft:
     """The adapter of one part of a layer, or of all in one; works on shapes, too."""
     if layer.enabled is None:
         return peft if part is None else third(peft, part, LINEAR)
@@ -141,21 +135,14 @@ class LoralibFile(Source):
             noted = self._file.metadata()
         else:
             self._file = TorchFile(path, WRAPPER)
-        enabled = None if enable_lora is None else tuple(map(bool, enable_lora))
         try:
-            own: dict[str, Any] = {ALPHA: float(noted[ALPHA])} if ALPHA in noted else {}
-            if ENABLED in noted:
-                own[ENABLED] = tuple(bool(_WORDS.index(x)) for x in noted[ENABLED].split(","))
+            self._alpha = _alpha(alpha, noted.get(ALPHA))
+            self._enabled = _enabled(enable_lora, noted.get(ENABLED))
+            self._rank = _rank(noted.get(RANK))
         except ValueError as error:
-            raise ValueError(f"{path}: its header is not that of save_loralib: {error}") from None
-        for name, given in ((ALPHA, alpha), (ENABLED, enabled)):
-            if given is not None and own.setdefault(name, given) != given:
-                raise ValueError(f"{path}: {name} in its header is {own[name]}, and not {given}")
-        if ALPHA not in own:
-            raise ValueError(f"{path}: it does not say its lora_alpha: give alpha (--alpha)")
-        self._alpha, self._enabled = float(own[ALPHA]), own.get(ENABLED)
+            raise ValueError(f"{path}: {error}") from None
         self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
-        self._layers: dict[str, tuple[LayerFactors, int | None]] = {}
+        self._layers: dict[str, tuple[Factors, int | None]] = {}
         self._names: list[str] = []
 
     def names(self) -> list[str]:
@@ -250,10 +237,59 @@ class LoralibFile(Source):
             layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
         except ValueError as error:
             raise ValueError(f"'{module}': {error}") from None
+        if self._rank not in (None, layer.rank):
+            raise ValueError(
+                f"'{module}' has rank {layer.rank}, and {RANK} in the header is {self._rank}"
+            )
         self._layers[module] = layer, parts
         if layer.enabled is None or parts is None:
             return rows
         return [row for row in rows if layer.enabled[row.place.part or 0]]
+
+
+def _alpha(given: float | None, noted: str | None) -> float:
+    if noted is None:
+        if given is None:
+            raise ValueError(
+                "it does not say the lora_alpha that it was trained with: give alpha (--alpha)"
+            )
+        return float(given)
+    try:
+        found = float(noted)
+    except ValueError:
+        raise ValueError(f"{ALPHA} in its header is no number: {reprlib.repr(noted)}") from None
+    if given is not None and given != found:
+        raise ValueError(f"alpha={given}, and {ALPHA} in its header is {noted}")
+    return found
+
+
+def _rank(noted: str | None) -> int | None:
+    if noted is not None and not (noted.isascii() and noted.isdigit() and len(noted) < 10):
+        raise ValueError(f"{RANK} in its header is no rank: {reprlib.repr(noted)}")
+    return None if noted is None else int(noted)
+
+
+def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...] | None:
+    own = None if given is None else tuple(map(bool, given))
+    if noted is None:
+        return own
+    words = noted.split(",")
+    if not {*words} <= {*_WORDS}:
+        raise ValueError(
+            f"{ENABLED} in its header must be such as true,false: {reprlib.repr(noted)}"
+        )
+    found = tuple(word == _WORDS[1] for word in words)
+    if own not in (None, found):
+        raise ValueError(f"enable_lora={own}, and {ENABLED} in its header is {noted}")
+    return found
+
+
+def noted(alpha: float, rank: int, enable_lora: Sequence[bool] | None) -> dict[str, str]:
+    """A file's header, which is compared with the tensors when it is read again."""
+    header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
+    if enable_lora is not None:
+        header[ENABLED] = ",".join(_WORDS[each] for each in enable_lora)
+    return header
 
 
 def load_loralib(
@@ -299,173 +335,3 @@ def load_loralib(
     source = LoralibFile(Path(file), alpha, enable_lora)
     found = source.sort(rows(names, leaves), shapes)
     return load_source(source, found, variant_of, onto)
-
-
-class Layer(NamedTuple):
-    """How a layer is made that loads an adapter: `getattr(loralib, kind)(in, out, **options)`."""
-
-    kind: str
-    """`Linear`, `MergedLinear` or `Embedding`."""
-    options: dict[str, Any]
-
-
-class LoralibCheckpoint(NamedTuple):
-    """What was written."""
-
-    file: Path
-    rank: int
-    alpha: float
-    layers: Mapping[str, Layer]
-    """The layers that a model must have to load it, by the names of its modules."""
-
-
-def save_loralib(
-    file: str | os.PathLike,
-    trainable: Trainable,
-    frozen: Frozen,
-    names: Names,
-    *,
-    dtype: Any = None,
-) -> LoralibCheckpoint:
-    """Write a file of safetensors, as `loralib.lora_state_dict` has it.
-
-    It is loaded by `model.load_state_dict(safetensors.torch.load_file(file), strict=False)`. All
-    layers have one rank and one lora_alpha, which the header says: smaller ranks are filled up with
-    zeros, and where scales differ, they are a part of B and lora_alpha is the rank. The base is
-    untouched: what starts from it (PiSSA, OLoRA) has twice the rank. Parameters that train in full
-    are in the file, too.
-
-    Args:
-      names: what parameters are called in torch: `names_of(model.config)`, or
-        `names_from_patterns`.
-      dtype: of the tensors; the adapter's own by default.
-
-    Raises:
-      ValueError: loralib cannot compute the same, or a weight has no torch name. Nothing is
-        written.
-    """
-    if biased := next((each for each in frozen.spec.adapted if each.bias), None):
-        raise ValueError(
-            f"'{biased.bias}' is adapted with '{biased.use.path}', and loralib adapts no biases: "
-            "merge the weights"
-        )
-    found: dict[str, dict[int | None, Peft]] = {}
-    kinds: dict[str, Matrix] = {}
-    for each in matrices(trainable, frozen, names):
-        parts = found.setdefault(each.module, {})
-        if each.place.part in parts:
-            raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
-        parts[each.place.part], kinds[each.module] = _plain(each), each
-    if not found:
-        raise ValueError("there is no adapter to write: merge the weights, and write the model")
-    rank, alpha, folded = _common([peft for parts in found.values() for peft in parts.values()])
-    divided = {n for parts in found.values() for n in parts if n is not None}
-    enabled = tuple(n in divided for n in range(PARTS)) if divided else None
-    tensors = {}
-    for module, parts in found.items():
-        order: list[int | None] = [None] if None in parts else [*sorted(divided)]
-        like = next(iter(parts.values()))
-        both = [_padded(parts.get(n), like, rank, folded) for n in order]
-        tensors[f"{module}.lora_A"] = np.concatenate([a for a, _ in both])
-        tensors[f"{module}.lora_B"] = np.concatenate([b for _, b in both])
-    tensors |= _trained_in_full(trainable, frozen, names, set(found))
-    arrays = {name: cast(name, x, dtype) for name, x in tensors.items()}
-    header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
-    if enabled is not None:
-        header[ENABLED] = ",".join(_WORDS[each] for each in enabled)
-    write_atomically(Path(file), save(arrays, metadata=header))
-    layers = {module: _layer(each, rank, alpha, enabled) for module, each in kinds.items()}
-    return LoralibCheckpoint(Path(file), rank, alpha, layers)
-
-
-def _plain(each: Matrix) -> Peft:
-    """A matrix's adapter as PEFT's plain LoRA, with its alpha where it has one.
-
-    Raises:
-      ValueError: it has no such adapter, or is a table that is also the head.
-    """
-    title = each.variant.title or type(each.variant).__name__
-    if (both := each.variant.as_lora(each.base, each.factors)) is None:
-        raise ValueError(
-            f"'{each.path}': {title} is no plain LoRA, which is all that loralib has: merge the "
-            "weights"
-        )
-    if each.tied:
-        raise ValueError(
-            f"'{each.path}' is also the head, which loralib.Embedding leaves as it is: merge the "
-            "weights"
-        )
-    peft = each.variant.to_peft(each.base, each.factors)
-    if peft is not None and peft.tensors.keys() == {A, B}:
-        return peft
-    return as_peft(*both, 1.0, Factors({}, {}), False)
-
-
-def _common(every: list[Peft]) -> tuple[int, float, bool]:
-    """The rank and alpha of all, and whether scales must be a part of B."""
-    rank = max(peft.settings["r"] for peft in every)
-    scales = {_scale(peft) for peft in every}
-    if len({(peft.settings["r"], peft.settings["lora_alpha"]) for peft in every}) == 1:
-        return rank, every[0].settings["lora_alpha"], False
-    if len(scales) == 1 and (alpha := number(scales.pop() * rank)) / rank == _scale(every[0]):
-        return rank, alpha, False
-    return rank, rank, True
-
-
-def _scale(peft: Peft) -> float:
-    return peft.settings["lora_alpha"] / peft.settings["r"]
-
-
-def _padded(
-    peft: Peft | None, like: Peft, rank: int, folded: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """A (rank, in) and B (out, rank); zeros for a part without an adapter."""
-    a, b = (to_host((peft or like).tensors[name]) for name in (A, B))
-    if peft is None:
-        a, b = np.zeros_like(a), np.zeros_like(b)
-    elif folded:
-        b = (_scale(peft) * b).astype(b.dtype)
-    missing = (0, rank - len(a))
-    return np.pad(a, (missing, (0, 0))), np.pad(b, ((0, 0), missing))
-
-
-def _layer(each: Matrix, rank: int, alpha: float, enabled: tuple[bool, ...] | None) -> Layer:
-    kind = "Embedding" if each.lookup else "Linear"
-    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha}
-    if each.place.part is not None and enabled is not None:
-        kind = "MergedLinear"
-        options["enable_lora"] = [*enabled]
-    if each.conv1d:
-        options["fan_in_fan_out"] = True
-    return Layer(kind, options)
-
-
-def _trained_in_full(
-    trainable: Trainable, frozen: Frozen, names: Names, adapted: set[str]
-) -> dict[str, np.ndarray]:
-    """The tensors of parameters that train in full, whole where they are a part here."""
-    params = all_params(trainable, frozen)
-    by_tensor: dict[str, list[Row]] = {}
-    for row in rows(names, params):
-        by_tensor.setdefault(row.place.name, []).append(row)
-    trained = {row.path for every in by_tensor.values() for row in every}
-    if missing := trainable["params"].keys() - trained:
-        raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
-    found = {}
-    for name, every in by_tensor.items():
-        own = [row for row in every if row.path in trainable["params"]]
-        if not own:
-            continue
-        path = own[0].path
-        if path in frozen.spec.tied:
-            raise ValueError(
-                f"'{path}' trains in full and is also the head, which not all models of loralib "
-                "share: merge the weights"
-            )
-        if own[0].module in adapted and own[0].leaf == "weight":
-            raise ValueError(
-                f"'{path}' trains in full, and other parts of '{own[0].module}' have adapters: "
-                "merge the weights"
-            )
-        found[name] = torch_tensor(every, params, names)
-    return found
