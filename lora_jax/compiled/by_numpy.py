@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from lora_jax.compiled import numpy_ops
-from lora_jax.files.arrays import is_key
+from lora_jax.files.arrays import is_key, to_host
 from lora_jax.transform import jaxprs
 
 Rounded = Callable[[np.ndarray], np.ndarray]
@@ -48,7 +48,7 @@ class ByNumpy(jaxprs.Walk):
         dtype = _dtype(var)
         if isinstance(value, _Rows) or jnp.issubdtype(dtype, jax.dtypes.extended):
             return value
-        value = np.asarray(value)
+        value = np.asarray(to_host(value))  # it may be divided over processes
         if not jnp.issubdtype(dtype, jnp.floating):
             return value.astype(dtype, copy=False)
         if self.wide:

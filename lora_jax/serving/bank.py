@@ -16,7 +16,7 @@ from lora_jax.serving import bank_arrays, grouped_matmul, joint_training
 from lora_jax.serving.bank_arrays import Held
 from lora_jax.serving.entries import Adapter, Prepared, entries
 from lora_jax.serving.grouped_matmul import WAYS, Product, fastest, seconds
-from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, SLOT
+from lora_jax.serving.slots import ACTIVE, GAIN, PLAIN_METHOD, SLOT
 from lora_jax.suggest import require_known
 from lora_jax.table import Table
 from lora_jax.transform.adapt import Adapted
@@ -33,10 +33,11 @@ class Bank:
     """Up to `capacity` adapters of one base, in slots 1, 2 ...; slot 0 is the base itself.
 
     A bank is a pytree, and what changes it gives a new one. Adapters of different methods, ranks
-    and targets share it. Those that are equal to plain LoRA (`Variant.as_lora`) are held as A and B
-    with every scale in B, and are computed together; each other method, with its settings, by its
-    own products. The first adapter of a method, the first on a weight, and the first that trains a
-    parameter in full make new arrays, for which programs are compiled anew. Nothing else that is
+    and targets share it. Those that are equal to plain LoRA with rescaled outputs
+    (`Variant.as_rescaled_lora`) are held as A, B with every scale in it, and the outputs' factors,
+    and are computed together; each other method, with its settings, by its own products, where a
+    row needs them. The first adapter of a method, the first on a weight, and the first that trains
+    a parameter in full make new arrays, for which programs are compiled anew. Nothing else that is
     put, replaced or removed compiles anything.
 
     With `train`, adapters can be trained together: `bank.trainable` is what an optimiser changes,
@@ -141,7 +142,8 @@ class Bank:
             merged = dict.fromkeys(use.merges for use in each.use.uses if use.merges)
             constants = self._held.part("constants", each.use.path)
             methods = dict.fromkeys(
-                method.variant.title or type(method.variant).__name__
+                (method.variant.title or type(method.variant).__name__)
+                + (", rescaled" if f"{number}/{GAIN}" in constants else "")
                 for number, method in enumerate(self._held.methods)
                 if f"{number}/{ACTIVE}" in constants
             )
@@ -187,7 +189,8 @@ class Bank:
     def apply(self, ids: Array, /, *args: Any, **kwargs: Any) -> Any:
         """`forward` of a batch, each row with the adapter of its own slot.
 
-        Each row is computed as a batch of one, whatever else is in the batch.
+        Each row is computed as a batch of one, whatever else is in the batch. Call it under
+        `jax.jit`: otherwise methods that are not plain LoRA are compiled at each call.
 
         Args:
           ids: the slot of each row, (rows,) integers. One that is no slot gives NaN.

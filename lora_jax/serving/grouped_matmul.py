@@ -95,13 +95,32 @@ def dot(
     """
     if way == USUAL:
         return one(x, slot, a, b, accumulate)
-    return _mapped(way, accumulate)(x, slot, a, b)
+    return _mapped(way, accumulate, set_precision())(x, slot, a, b)
+
+
+def set_precision() -> str | None:
+    """The precision of products that is set here.
+
+    Who makes a rule of `custom_vmap` asks for it: inside a scan, the rule is traced when the scan
+    is mapped, where another precision is set.
+    """
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
+def at_precision(function: Callable[..., Array], precision: str | None) -> Callable[..., Array]:
+    """The function with a precision of products."""
+
+    def computed(*args: Any) -> Array:
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return computed
 
 
 @functools.cache
-def _mapped(way: str, accumulate: Any) -> Callable[..., Array]:
-    """The product of one row, with a rule of its own for many."""
-    alone = functools.partial(one, accumulate=accumulate)
+def _mapped(way: str, accumulate: Any, precision: str | None) -> Callable[..., Array]:
+    """The product of one row at the precision that is set, with a rule of its own for many."""
+    alone = at_precision(functools.partial(one, accumulate=accumulate), precision)
     mapped = custom_vmap(alone)
 
     @mapped.def_vmap
@@ -109,7 +128,7 @@ def _mapped(way: str, accumulate: Any) -> Callable[..., Array]:
         if batched == [True, True, False, False]:
             x, _, a, b = args
             own = fastest(Product.of(x, a, b)) if way == MEASURED else way
-            return WAYS[own](*args, accumulate), True
+            return at_precision(WAYS[own], precision)(*args, accumulate), True
         axes = [0 if each else None for each in batched]
         return jax.vmap(alone, axes, axis_size=size)(*args), True
 

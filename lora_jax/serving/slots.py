@@ -148,34 +148,42 @@ class Slots(Variant):
 def _where_active(compute: Callable[..., Array]) -> Callable[..., Array]:
     """From y, a row's slot, arrays of all slots and operands to what is computed, or else y.
 
-    It is computed with the slot's own arrays, if these are active there. A batch in which they are
-    in no row's slot computes nothing.
+    It is computed with the slot's own arrays, if these are active there. A row alone, or a batch,
+    whose slots have none computes nothing.
     """
 
-    def row(y: Array, slot: Array, arrays: Factors, operands: tuple[Any, ...]) -> Array:
+    def of_row(y: Array, slot: Array, arrays: Factors, operands: tuple[Any, ...]) -> Array:
         own = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), arrays)
         active = own.constants.pop(ACTIVE)
         found = compute(own, *operands)
         return jnp.where(active, found, y.astype(found.dtype))
 
-    mapped = custom_vmap(row)
+    computed = grouped_matmul.at_precision(of_row, grouped_matmul.set_precision())
+
+    def alone(y: Array, slot: Array, arrays: Factors, operands: tuple[Any, ...]) -> Array:
+        active = lax.dynamic_index_in_dim(arrays.constants[ACTIVE], slot, keepdims=False)
+        return _where_any(active, computed, y, slot, arrays, operands)
+
+    mapped = custom_vmap(alone)
 
     @mapped.def_vmap
     def rule(size: int, batched: list[Any], *args: Any) -> tuple[Array, bool]:
         axes = tuple(jax.tree.map(lambda each: 0 if each else None, each) for each in batched)
-        rows = jax.vmap(row, axes, axis_size=size)
-        like = jax.eval_shape(rows, *args)
-
-        def unchanged(y: Array, *rest: Any) -> Array:
-            y = y if batched[0] else jnp.broadcast_to(y[None], like.shape)
-            return y.astype(like.dtype)
-
-        _, slots, arrays, _ = args
-        active = jax.vmap(jnp.take, (axes[2].constants[ACTIVE], axes[1]), axis_size=size)
-        some = active(arrays.constants[ACTIVE], slots).any()
-        return lax.cond(some, rows, unchanged, *args), True
+        rows = jax.vmap(computed, (0, *axes[1:]), axis_size=size)
+        y, slots, arrays, operands = args
+        y = y if batched[0] else jnp.broadcast_to(y[None], (size, *y.shape))
+        if not batched[1] or batched[2].constants[ACTIVE]:  # of a stack: a slot for each matrix
+            return rows(y, slots, arrays, operands), True
+        active = jnp.take(arrays.constants[ACTIVE], slots, mode="clip")
+        return _where_any(active.any(), rows, y, slots, arrays, operands), True
 
     return mapped
+
+
+def _where_any(some: Array, compute: Callable[..., Array], y: Array, *rest: Any) -> Array:
+    """`compute(y, *rest)`, or y if there is nothing to compute."""
+    dtype = jax.eval_shape(compute, y, *rest).dtype
+    return lax.cond(some, compute, lambda y, *_: y.astype(dtype), y, *rest)
 
 
 def named(arrays: dict[str, Array], number: int) -> dict[str, Array]:

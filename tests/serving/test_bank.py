@@ -17,6 +17,7 @@ from bank_model import (
     forward,
     inputs,
     merged,
+    moved,
     same_base,
     trained,
 )
@@ -27,6 +28,9 @@ import lora_jax as lj
 import variants
 from lora_jax.compiled.jaxpr_costs import product_flops
 from lora_jax.serving import bank_arrays, grouped_matmul
+from lora_jax.transform.placement import base_of
+from lora_jax.variant import Factors
+from variants.dora import DoRA
 from variants.oft import OFT
 
 
@@ -105,10 +109,66 @@ class TestRows:
                 return super().dot(x, base, factors, dropout_key=dropout_key)
 
         bank = filled(params, [trained(params, Noted(block_size=2), STACK, 1)])
-        for ids, needed in (([0, 0], False), ([0, 1], True)):
-            jax.block_until_ready(bank.apply(jnp.array(ids), *inputs(2)))
-            jax.effects_barrier()
-            assert bool(called) == needed
+        many = jax.jit(lj.Bank.apply)
+        one = jax.jit(lambda bank, slot, *batch: bank.one(slot)(*batch))
+        for run, none, some in ((many, [0, 0], [0, 1]), (one, 0, 1)):
+            called.clear()
+            for slots, needed in ((none, False), (some, True)):
+                jax.block_until_ready(run(bank, jnp.array(slots), *inputs(2)))
+                jax.effects_barrier()
+                assert bool(called) == needed
+
+    def test_matrices_of_a_stack_that_are_multiplied_at_once(self):
+        """Each has its own slots; methods that are computed apart must not mix them."""
+
+        def forward(params, x):
+            return jnp.einsum("bki,kio->bko", x, params["w"])
+
+        random = np.random.default_rng(0)
+        params = {"w": jnp.asarray(random.standard_normal((3, 6, 4)))}
+        x = jnp.asarray(random.standard_normal((4, 3, 6)))
+        found = []
+        for seed, method in enumerate((OFT(block_size=2), variants.make("dora", rank=2))):
+            adapted = lj.adapt(forward, method, "w")
+            trainable, frozen = adapted.init(jax.random.key(seed), params, x)
+            found.append((adapted, (moved(trainable, seed), frozen)))
+        bank = lj.Bank(forward, params, capacity=2, max_rank=4)
+        for slot, (_, adapter) in enumerate(found, 1):
+            bank = bank.put(slot, adapter)
+        weights = [params, *(adapted.merge(*adapter) for adapted, adapter in found)]
+        ids = [0, 1, 2, 1]
+        expected = [forward(weights[slot], row[None])[0] for slot, row in zip(ids, x, strict=True)]
+        got = jax.jit(lj.Bank.apply)(bank, jnp.array(ids), x)
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+
+    @pytest.mark.parametrize("quantize", [{}, {"w": lj.NF4(block=8)}], ids=["narrow", "nf4"])
+    def test_dora_on_narrow_and_quantised_weights(self, quantize):
+        """Its norm, made by NumPy at `put`, is that of the program that the adapter runs alone."""
+
+        def forward(params, x):
+            return x @ params["w"]
+
+        random = np.random.default_rng(0)
+        w, x = (jnp.asarray(random.standard_normal(n), jnp.bfloat16) for n in ((16, 8), (3, 16)))
+        adapted = lj.adapt(forward, variants.make("dora", rank=2), "w", quantize=quantize)
+        trainable, frozen = adapted.init(jax.random.key(0), {"w": w}, x)
+        random = np.random.default_rng(1)
+        trainable = jax.tree.map(
+            lambda leaf: leaf + jnp.asarray(0.3 * random.standard_normal(leaf.shape), leaf.dtype),
+            trainable,
+        )
+        bank = lj.Bank(forward, (trainable, frozen), capacity=1, max_rank=2)
+        bank = bank.put(1, (trainable, frozen))
+        got = jax.jit(lj.Bank.apply)(bank, jnp.ones(3, int), x)
+        wanted = jax.jit(adapted.apply)(trainable, frozen, x)
+        size = np.abs(np.asarray(wanted, float)).max()
+        np.testing.assert_allclose(got.astype(float), wanted.astype(float), atol=0.02 * size)
+        gain = bank.held.arrays[next(key for key in bank.held.arrays if key.name == "gain")]
+        norm = DoRA(rank=2).norm(
+            base_of(frozen.spec.placements[0], frozen.base["w"]),
+            Factors(trainable["adapters"]["w"], frozen.constants["w"]),
+        )
+        np.testing.assert_allclose(gain[1], trainable["adapters"]["w"]["m"] / norm, rtol=1e-5)
 
     def test_a_method_whose_plain_lora_has_a_higher_rank(self, params):
         """LoHa of rank 3 is plain LoRA of rank 9: beside one that fits, it keeps its products."""
@@ -287,8 +347,11 @@ def test_numbers_that_the_dtype_of_a_weight_has_not_are_refused():
 def test_it_says_how_weights_are_computed(mixed, params):
     with jax.enable_x64(True):
         said = filled(params, mixed).explain().splitlines()
-    table = next(line for line in said if line.startswith("table"))
-    assert "plain LoRA" in table and "lookup, transposed product" in table
+    table, stack = (
+        next(line for line in said if line.startswith(path)) for path in ("table", STACK)
+    )
+    assert "lookup, transposed product" in table and "plain LoRA, rescaled" in table
+    assert "plain LoRA, rescaled, IA3, HiRA" in stack
 
 
 def test_it_says_how_long_each_way_takes(mixed, params):

@@ -40,6 +40,12 @@ class IsTwiceTheLoRAThatItSays(Mutant):
         return a, b / 2
 
 
+class RescalesNothingThatItSays(Mutant):
+    def as_rescaled_lora(self, base, factors):
+        a, b = self.as_lora(base, factors)  # pyright: ignore[reportGeneralTypeIssues]
+        return a, b, jnp.full(base.shape[1], 1.5)
+
+
 class MakesARowOfNone(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         y = super().dot(x, base, factors, dropout_key=dropout_key)
@@ -120,6 +126,7 @@ BREAKS = [
     (TransposedDotIsTheBase, "products_equal_the_weight"),
     (TakesTheRowBefore, "products_equal_the_weight"),
     (IsTwiceTheLoRAThatItSays, "plain_lora_equals_the_weight"),
+    (RescalesNothingThatItSays, "plain_lora_equals_the_weight"),
     (DotDetachesA, "gradients_equal_those_through_the_weight"),
     (DotForgetsTheScale, "apply_equals_forward_of_merge"),
     (NothingLearns, "apply_equals_forward_of_merge"),
