@@ -240,7 +240,7 @@ def over_seeds(first: np.ndarray, second: np.ndarray) -> MeanDifference:
 
     Args:
       first, second: scores of the same seeds, (seeds,), at least one; of runs that share draws of
-        the examples, the means of each (`draws`).
+        the examples, the means of each.
 
     Raises:
       ValueError: no seeds, or different numbers of seeds.
