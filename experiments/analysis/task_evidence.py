@@ -160,7 +160,8 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
     for task, each in content["tasks"].items():
         own = {name: outputs[f"{task}/{name}"] for name in each["examples"]}
         require_scores(own, each["scores"], f"{folder / UNTRAINED_OUTPUTS}: {task}'s")
-        found[task] = Untrained(each["metric"], each["how"], each["scores"], own)
+        digests = each.get("data_digest", ""), each.get("weights_digest", "")
+        found[task] = Untrained(each["metric"], each["how"], each["scores"], own, *digests)
     return found
 
 

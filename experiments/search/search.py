@@ -340,19 +340,24 @@ class Search:
         """The most trials to train.
 
         Raises:
-          ValueError: the budget of a halving has fewer trials than are asked for.
+          ValueError: trials cannot be halved, or the budget of a halving has no trials or fewer
+            than are asked for.
         """
         budget, asked, steps = self._asked.budget, self._asked.trials, self._loop.steps
-        halving = self._asked.halving
-        if halving and asked is not None and (cost := self._cost(asked)) > (budget or cost):
-            fit = rungs.most_trials(steps, halving, int(budget or 0))
-            raise ValueError(
-                f"--trials={asked} take {cost:,} steps, and --budget={budget} has {fit} trials: "
-                "leave one of the two out"
-            )
-        if asked is not None or budget is None:
-            return int(asked or 0)
-        return rungs.most_trials(steps, halving, budget) if halving else min(budget, MOST)
+        halving, most = self._asked.halving, MOST if budget is None else min(budget, MOST)
+        cost = 0 if asked is None else self._cost(asked)
+        if halving and budget is not None:
+            if not (most := rungs.most_trials(steps, halving, budget)):
+                raise ValueError(
+                    f"--budget={budget} is too small for --search=halving: {halving} trials of "
+                    f"{steps} steps take {self._cost(halving):,}"
+                )
+            if cost > budget:
+                raise ValueError(
+                    f"--trials={asked} take {cost:,} steps, and --budget={budget} has {most} "
+                    "trials: leave one of the two out"
+                )
+        return most if asked is None else asked
 
     def _cost(self, count: int) -> int:
         if halving := self._asked.halving:

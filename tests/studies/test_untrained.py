@@ -108,6 +108,9 @@ def test_it_is_scored_once_and_before_anything_trains(give, place, tmp_path, cap
     outputs, labels = found["pairs"].predictions
     np.testing.assert_allclose(outputs[:, 0], cosines, rtol=1e-5)
     assert labels.tolist() == [score for *_, score in PAIRS]
+    written = seal.read(files[0])["tasks"]["pairs"]
+    digests = found["pairs"].data_digest, found["pairs"].weights_digest
+    assert digests == (written["data_digest"], written["weights_digest"]) and all(digests)
     assert found["pairs"].score == pytest.approx(stats.pearsonr(cosines, labels)[0], abs=1e-3)
 
 
