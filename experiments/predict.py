@@ -75,9 +75,7 @@ def predict() -> None:
         raise ValueError(f"--out={out} is not named {' or '.join(SUFFIXES)}")
     cli.out_folder(str(out.parent))
     given = read(source, parse(record.config))
-    labels = class_names(folder, record, _LABELS.value)
-    if given.choices > 1:
-        labels = tuple(str(choice) for choice in range(1, given.choices + 1))
+    labels = given.choices or class_names(folder, record, _LABELS.value)
     added = [PREDICTION, *(f"probability_{label}" for label in labels)]
     own = list(dict.fromkeys(column for row in given.rows for column in row.values))
     if taken := [column for column in added if column in own]:
@@ -105,8 +103,8 @@ def _predicted(run: LoadedRun, given: NewTexts, labels: Sequence[str]) -> Iterat
         yield from ([_rounded(each)] for each in run(given.texts))
         return
     outputs = run.outputs(given.texts)
-    if given.choices > 1:  # as accuracy takes them: by how much "right" leads
-        outputs = (outputs[:, 1] - outputs[:, 0]).reshape(-1, given.choices)
+    if given.choices:  # as accuracy takes them: by how much "right" leads
+        outputs = (outputs[:, 1] - outputs[:, 0]).reshape(-1, len(given.choices))
     for row in outputs:
         shares = np.exp(row - row.max())
         shares = map(_rounded, (shares / shares.sum()).tolist())

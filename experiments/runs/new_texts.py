@@ -11,11 +11,11 @@ TextOrPair = str | tuple[str, str]
 
 
 class NewTexts(NamedTuple):
-    """The rows of a file, and the texts in them; with `choices`, so many in a row are of one."""
+    """The rows of a file, and the texts in them; with the names of `choices`, as many of a row."""
 
     rows: list[rows.Row]
     texts: list[TextOrPair]
-    choices: int = 1
+    choices: tuple[str, ...] = ()
 
 
 def is_of_pairs(config: RunConfig) -> bool:
@@ -51,7 +51,8 @@ def read(path: Path, config: RunConfig) -> NewTexts:
         values = [{key: row.text(each) for key, each in columns.items()} for row in found]
         made = examples(spec, str(path), [Record(each, None) for each in values])
         first, second = list(made.texts), made.second_texts
-        return NewTexts(found, _joined(first, second), spec.choices)
+        choices = spec.label_names if spec.choices > 1 and spec.label_names else ()
+        return NewTexts(found, _joined(first, second), choices)
     files = config.data.files
     first = [row.text(files.get("text") or "text") for row in found]
     column = files.get("second_text")
