@@ -11,14 +11,14 @@ Neither the data that the run was trained on nor its predictions are read.
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from configs.settings import ClassifierConfig, RunConfig, TextConfig
+from configs.settings import ClassifierConfig, TextConfig
 from experiments.runs.finished_run import ADAPTER, FinishedRun, open_run, read_record
 from experiments.runs.generated_texts import stepper, write_with
 from experiments.runs.new_texts import TextOrPair, is_of_pairs
@@ -74,10 +74,7 @@ class LoadedRun:
         """
         if isinstance(self.run.config, TextConfig):
             return self._written(self.run.config, texts)
-        return self.answers(self.outputs(texts))
-
-    def answers(self, outputs: np.ndarray) -> list[str] | list[float]:
-        """The classes, or the numbers, that outputs say."""
+        outputs = self.outputs(texts)
         if not self.labels:
             return outputs[:, 0].tolist()
         return [self.labels[each] for each in outputs.argmax(1)]
@@ -90,40 +87,32 @@ class LoadedRun:
         """The outputs of an encoder's head, (n, classes) or (n, 1), as in `predictions.npz`."""
         if not isinstance(self.run.config, ClassifierConfig):
             raise ValueError(f"{self.run.folder} is of a language model, which has no classes")
-        given: Any = ([texts] if isinstance(texts, str) else texts, None)
-        pairs = is_of_pairs(self.run.config)
-        wrong = [each for each in given[0] if isinstance(each, str) == pairs]
-        if wrong or isinstance(texts, str):
-            expected = "pairs of texts" if pairs else "texts"
-            raise ValueError(f"expected a list of {expected}, got {(wrong or [texts])[0]!r}")
-        if pairs:
-            given = [each[0] for each in texts], [each[1] for each in texts]
-        encoded = data.encode(
-            self.tokenizer, data.Examples("texts", given[0], None, given[1]), self.max_length
-        )
+        pairs, given = is_of_pairs(self.run.config), list[Any](texts)
+        if isinstance(texts, str) or any(isinstance(each, str) == pairs for each in given):
+            raise ValueError(f"expected a list of {'pairs of texts' if pairs else 'texts'}")
+        columns = ([a for a, _ in given], [b for _, b in given]) if pairs else (given, None)
+        examples = data.Examples("texts", columns[0], None, columns[1])
+        encoded = data.encode(self.tokenizer, examples, self.max_length)
         if encoded.truncated:
             cut = f"{encoded.truncated} of {len(encoded)} texts are cut to {self.max_length} tokens"
             warnings.warn(cut, stacklevel=2)
         known = {"encoded": {"texts": encoded}, "boundaries": buckets(self.max_length)}
         made = dataclasses.replace(self.run.experiment.texts, **known)
         size = self.batch_size
-        return made.outputs("texts", size, lambda b: self._call(made.batch("texts", b, size)))
+        return made.outputs("texts", size, lambda b: self._model(made.batch("texts", b, size)))
 
-    @functools.cached_property
-    def _call(self) -> Callable[[Any], Any]:
-        experiment = self.run.experiment
-        make = experiment.merged_call if self.merged else experiment.adapted_call
-        return make(self.run.trainable)
-
-    def _written(self, config: TextConfig, texts: Sequence[TextOrPair]) -> list[str]:
-        prompts: Any = texts
-        part = data.Prompts("texts", prompts, [""] * len(texts))
+    def _written(self, config: TextConfig, texts: Sequence[Any]) -> list[str]:
+        part = data.Prompts("texts", texts, [""] * len(texts))
         asked = in_template(config, data.TextTask("texts", part, part), self.tokenizer)
-        return write_with(self.run.experiment, self._stepper, asked.validation.prompts)
+        return write_with(self.run.experiment, self._model, asked.validation.prompts)
 
     @functools.cached_property
-    def _stepper(self) -> Any:
-        return stepper(self.run.experiment, self.run.trainable, self.merged)
+    def _model(self) -> Any:
+        """What computes the outputs of a batch, or what generates."""
+        experiment, trainable = self.run.experiment, self.run.trainable
+        if isinstance(self.run.config, TextConfig):
+            return stepper(experiment, trainable, self.merged)
+        return (experiment.merged_call if self.merged else experiment.adapted_call)(trainable)
 
 
 def load_run(
@@ -150,25 +139,24 @@ def load_run(
     folder = Path(folder)
     record = read_record(folder)
     config, where = parse(record.config), locate(record.config["model"]["name"])
-    if isinstance(config, TextConfig):
-        most = read_decoder_config(where).max_tokens - config.generate.max_new_tokens
-        size = batch_size or config.generate.batch_size
-    else:
-        most, size = read_encoder_config(where).max_tokens, batch_size or config.train.batch_size
+    writes = isinstance(config, TextConfig)
+    most = (read_decoder_config if writes else read_encoder_config)(where).max_tokens
+    most -= config.generate.max_new_tokens if writes else 0
     if max_length is not None and max_length > most:
         raise ValueError(f"max_length {max_length}: the model takes at most {most:,} tokens")
     length = min(max_length or config.data.max_length, most)
+    size = batch_size or (config.generate if writes else config.train).batch_size
     task = stand_in(record, class_names(folder, record, labels))
     if record.gathered and not (folder / from_data.FILE).is_file():
         task = None  # the start of the adapter is made again from the data
     run = open_run(folder, record, task)
-    if isinstance(config, TextConfig):
+    if writes:
+        experiment, changes = run.experiment, dict[str, Any](prompt_limit=length)
         section = dataclasses.replace(config.generate, batch_size=size)
-        changes: Any = {"prompt_limit": length}
         experiment = dataclasses.replace(
-            run.experiment,
+            experiment,
             config=dataclasses.replace(config, generate=section),
-            texts=dataclasses.replace(run.experiment.texts, **changes),
+            texts=dataclasses.replace(experiment.texts, **changes),
         )
         run = dataclasses.replace(run, experiment=experiment)
     return LoadedRun(run, merged, size, length)
@@ -185,32 +173,28 @@ def class_names(
       ValueError: one line on what to give, or on why it is wrong.
     """
     config, known = parse(record.config), record.label_names
-    if not isinstance(config, ClassifierConfig):
+    file = SafetensorsBytes(folder / ADAPTER)
+    outputs = file.shape(HEAD)[1] if HEAD in file.names() else None
+    if isinstance(config, TextConfig) or (known is None and outputs == 1):
         known = []
-    shapes = SafetensorsBytes(folder / ADAPTER)
-    outputs = shapes.shape(HEAD)[1] if HEAD in shapes.names() else None
-    if known is None and outputs == 1:
-        known = []
-    if known is not None:
-        if given is not None and [*given] != known:
-            said = f"its classes are {', '.join(known)}" if known else "it has no classes"
-            raise ValueError(f"--labels={','.join(given)} is not for {folder}: {said}")
-        return tuple(known)
-    if given is not None:
-        if outputs not in (None, len(given)) or len({*given}) < max(2, len(given)):
+    if known is None and given is not None:
+        if len({*given}) < 2 or outputs not in (None, len({*given})):
             count = outputs or "two or more"
             raise ValueError(f"--labels={','.join(given)}: {folder} has {count} different classes")
-        return tuple(given)
-    return _of_the_data(folder, record, config, outputs)
+        known = [*given]
+    if known is None:
+        return _of_the_data(folder, record, outputs)
+    if given is not None and [*given] != known:
+        said = f"its classes are {', '.join(known)}" if known else "it has no classes"
+        raise ValueError(f"--labels={','.join(given)} is not for {folder}: {said}")
+    return tuple(known)
 
 
-def _of_the_data(
-    folder: Path, record: run_record.Record, config: RunConfig, outputs: int | None
-) -> tuple[str, ...]:
+def _of_the_data(folder: Path, record: run_record.Record, outputs: int | None) -> tuple[str, ...]:
     why = "have changed"
     try:
         with warnings.catch_warnings(action="ignore"):
-            task: Any = from_config.make_any_task(config)
+            task: Any = from_config.make_any_task(parse(record.config))
         if task.digest() == record.data_digest:
             return tuple(task.label_names or ())
     except (ValueError, OSError, ModuleNotFoundError) as error:

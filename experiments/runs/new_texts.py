@@ -1,11 +1,12 @@
 """A file of texts that a run has not seen: read by the columns that the run was trained on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from configs.settings import ClassifierConfig, RunConfig
+from configs.settings import RunConfig, TextConfig
 from lora_jax.data.sources import alpaca, rows
-from lora_jax.data.tasks import SPECS, Record, examples
+from lora_jax.data.tasks import SPECS, Record, TaskSpec, examples
 
 TextOrPair = str | tuple[str, str]
 
@@ -14,14 +15,19 @@ class NewTexts(NamedTuple):
     """The rows of a file, and the texts in them; with the names of `choices`, as many of a row."""
 
     rows: list[rows.Row]
-    texts: list[TextOrPair]
+    texts: Sequence[TextOrPair]
     choices: tuple[str, ...] = ()
 
 
 def is_of_pairs(config: RunConfig) -> bool:
     """Whether a run reads pairs of texts."""
-    spec = SPECS.get(config.data.name) if config.data.source in ("tsv", "tfds") else None
+    spec = _benchmark(config)
     return bool(spec.seconds if spec else config.data.files.get("second_text"))
+
+
+def _benchmark(config: RunConfig) -> TaskSpec | None:
+    """The task of a run's data, if it is one of a benchmark."""
+    return SPECS[config.data.name] if config.data.source in ("tsv", "tfds") else None
 
 
 def read(path: Path, config: RunConfig) -> NewTexts:
@@ -35,32 +41,27 @@ def read(path: Path, config: RunConfig) -> NewTexts:
       FileNotFoundError: there is no such file.
       ValueError: one line that names the file and the wrong line or column.
     """
-    source, name = config.data.source, config.data.name
-    benchmark = isinstance(config, ClassifierConfig) and source in ("tsv", "tfds")
-    if not isinstance(config, ClassifierConfig) and path.suffix.lower() == ".json":
+    spec, writes, files = _benchmark(config), isinstance(config, TextConfig), config.data.files
+    if writes and path.suffix.lower() == ".json":
         found = rows.read_list(path)
     else:
-        found = rows.read_rows(path, any_width=benchmark)
+        found = rows.read_rows(path, any_width=spec is not None)
     if not found:
         raise ValueError(f"{path} has no rows")
-    if not isinstance(config, ClassifierConfig):
+    if writes:
         return NewTexts(found, [_prompt(row) for row in found])
-    if benchmark:
-        spec = SPECS[name]
-        columns = spec.columns if source == "tsv" else {each: each for each in spec.columns}
+    if spec is None:
+        second = files.get("second_text")
+        texts = [row.text(files.get("text") or "text") for row in found]
+        pairs = [row.text(second) for row in found] if second else None
+    else:
+        named = config.data.source == "tsv"  # as its files name them
+        columns = spec.columns if named else {each: each for each in spec.columns}
         values = [{key: row.text(each) for key, each in columns.items()} for row in found]
         made = examples(spec, str(path), [Record(each, None) for each in values])
-        first, second = list(made.texts), made.second_texts
-        choices = spec.label_names if spec.choices > 1 and spec.label_names else ()
-        return NewTexts(found, _joined(first, second), choices)
-    files = config.data.files
-    first = [row.text(files.get("text") or "text") for row in found]
-    column = files.get("second_text")
-    return NewTexts(found, _joined(first, [row.text(column) for row in found] if column else None))
-
-
-def _joined(first, second) -> list[TextOrPair]:
-    return first if second is None else list(zip(first, second, strict=True))
+        texts, pairs = list(made.texts), made.second_texts
+    several = spec.label_names if spec and spec.choices > 1 else None
+    return NewTexts(found, list(zip(texts, pairs, strict=True)) if pairs else texts, several or ())
 
 
 def _prompt(row: rows.Row) -> str:

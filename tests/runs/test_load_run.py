@@ -111,7 +111,7 @@ def test_texts_are_cut_to_the_length_that_is_asked_for(classes, classify):
 
 @pytest.mark.parametrize("texts", ["one text", [("a", "pair")]])
 def test_texts_of_another_kind_are_refused(classify, texts):
-    with pytest.raises(ValueError, match="expected a list of texts, got"):
+    with pytest.raises(ValueError, match=r"expected a list of texts$"):
         classify(texts)
 
 
@@ -135,7 +135,7 @@ def test_numbers_of_pairs(model, tmp_path, variant):
     assert run_record.read(own_run.folder).label_names == []
     predict = load_run(own_run.folder)
     close(predict(own_run.texts), own_run.outputs[:, 0])
-    with pytest.raises(ValueError, match="expected a list of pairs of texts, got 'alone'"):
+    with pytest.raises(ValueError, match=r"expected a list of pairs of texts$"):
         predict(["alone"])
 
 
