@@ -97,7 +97,7 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
         ),
         (
             lambda: step(label=None),
-            r"^the batch has no 'label' \(the labels, one for each row\); it has weight, x$",
+            r"^the batch has no 'label' \(the labels, one for each row\); it has weight, x",
         ),
         (lambda: step(label=jnp.array([0, 1])), r"^batch\['label'\] has shape \(2,\), and the out"),
         (
