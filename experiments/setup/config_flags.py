@@ -90,14 +90,14 @@ def _meant_by_argument(error: ValueError, given: Sequence[tuple[str, str, str]])
     Args:
       given: the config's file, a colon, and its arguments.
     """
-    if (unknown := config_files.unknown_argument(error)) is None:
-        return ""
-    for file, _, arguments in given:
+    unknown = config_files.unknown_argument(error)
+    for file, _, arguments in given if unknown else ():
         items = [each.partition("=") for each in arguments.split(",")]
-        known = ",".join("".join(each) for each in items if each[0] in unknown.known)
-        settings = meant(unknown.key, all_names(read_config([f"--config={file}:{known}"])))
-        if len(settings) == 1:
-            return f"--{settings[0]}={next(text for key, _, text in items if key == unknown.key)}"
+        texts = {key: text for key, _, text in items}
+        if unknown and unknown.key in texts:  # else the file's own code gives it
+            known = ",".join("".join(each) for each in items if each[0] in unknown.known)
+            settings = meant(unknown.key, all_names(read_config([f"--config={file}:{known}"])))
+            return f"--{settings[0]}={texts[unknown.key]}" if len(settings) == 1 else ""
     return ""
 
 
