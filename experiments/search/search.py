@@ -193,7 +193,7 @@ class Search:
             # Earlier versions did not note the trials and the budget of a halving.
             if (there := found["settings"].get(name, value)) != value:
                 raise ValueError(
-                    f"{path} is of a search with --{name}={there}, not {value}; name another "
+                    f"{path} belongs to a search with --{name}={there}, not {value}; name another "
                     "--workdir"
                 )
         return found["rounds"], found.get("left_out", [])

@@ -227,7 +227,7 @@ def _updates(tx: optax.GradientTransformation, grads: Any, state: TrainState) ->
         if _form(jax.eval_shape(tx.init, state.trainable)) == _form(state.opt_state):
             raise
         raise ValueError(
-            "opt_state is of another optimiser or of other trainables: make it with "
+            "opt_state belongs to another optimiser or other trainables: make it with "
             "TrainState.create, or adapted.optimizer(tx, frozen).init(trainable)"
         ) from error
 

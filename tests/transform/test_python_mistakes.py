@@ -57,7 +57,9 @@ def used_again(use):
 
 
 DONATED = r"given to a training step, which deletes it \(donation\): go on with the state that "
-OTHERS = r"opt_state is of another optimiser or of other trainables: make it with TrainState\.crea"
+OTHERS = (
+    r"opt_state belongs to another optimiser or other trainables: make it with TrainState\.crea"
+)
 NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
 
 
