@@ -119,7 +119,7 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
         "ratio_1": ([1e-4, 2e-4], [12.0, 22.0]),
         "ratio_16": ([1e-4, 2e-4], [27.0, 37.0]),
     }
-    assert series(held) == {"ratio 1": ([4e-4], [90.0])}
+    assert series(held) == {"ratio_1": ([4e-4], [90.0])}
     assert held.get_title().endswith("SST-2, held-out training examples")
 
 
