@@ -193,7 +193,7 @@ class Search:
             # Earlier versions did not note the trials and the budget of a halving.
             if (there := found["settings"].get(name, value)) != value:
                 raise ValueError(
-                    f"{path} is of a search with --{name}={there}, not {value}; name another "
+                    f"{path} belongs to a search with --{name}={there}, not {value}; name another "
                     "--workdir"
                 )
         return found["rounds"], found.get("left_out", [])
@@ -380,17 +380,18 @@ class Search:
         sign = 1 if self._loop.mode == "max" else -1
         trial, value = max(scored, key=lambda each: sign * each[1])
         flags, apart = list(trial.arguments), f"{trial.config.data.validation} held-out examples"
-        then = f"again, without the {apart}, which score it"
+        then = f"the same {apart} score it"
         if held_out(trial.config):
             # The config's file may hold examples out, too, so leaving a flag out is not enough.
             flags = [each for each in flags if not each.startswith(HELD_OUT)] + [f"{HELD_OUT}0"]
-            then = "with no example held out, scored on the development set"
+            then = "no example is held out; the development set scores it"
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
         self._write(best)
         own = self._folder.path
         own = own.resolve() if own.name in ("", "..") else own  # the new one must not be inside it
         workdir = f"--workdir={own}_best"
+        again = shlex.join([*flags, workdir])
         return [
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} ({steps})",
-            f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",
+            f"to retrain with these settings ({then}): {shown('train')} {again}",
         ]

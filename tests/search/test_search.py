@@ -176,7 +176,7 @@ def test_the_command_for_the_best_trial_holds_nothing_out(search, tmp_path):
     assert best["data"]["validation"] == 40
     best["data"]["validation"] = 0
     assert json_text.plain(fill(printed(said[1]))) == best
-    assert said[1].startswith("to train it with no example held out, scored on the development ")
+    assert said[1].startswith("to retrain with these settings (no example is held out; the ")
 
 
 def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):

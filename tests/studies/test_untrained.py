@@ -132,7 +132,7 @@ def test_a_change_of_the_files_is_noticed(give, tmp_path):
     path.write_text(sound.replace(f'"pearson": {kept.score}', '"pearson": 0.99'))
     refused("changed after it was written")
     seal.write(path, content | {"registration": "another"})
-    refused(r"is of another study\.json")
+    refused(r"belongs to another study\.json")
     path.write_text(sound)
     shuffled = kept.predictions._replace(outputs=kept.predictions.outputs[::-1])
     predictions.write(tmp_path, {"pairs/validation": shuffled}, task_evidence.UNTRAINED_OUTPUTS)
