@@ -108,7 +108,7 @@ def experiment(
       task, source, file: for `lora_jax.data.load_text_task`; `file` is `alpaca`'s training file.
       generate: settings for the generated texts and their scores (`common.generate`).
     """
-    model, smoke = choice["model"], choice["size"] == "smoke"
+    model, smoke, tiny = choice["model"], choice["size"] == "smoke", common.needs_nothing(choice)
     recipe = {**RECIPE, **recipe}
     written = {"samples": 3, "scored": 0, **(generate or {})}
     if smoke:
@@ -130,11 +130,14 @@ def experiment(
             },
             # LLaMA has no dropout, and the papers' code does not use GPT-2's.
             "model": common.decoder(
-                MODELS[model], dtype=recipe["dtype"], remat=recipe["remat"], dropout=False
+                common.tiny(model) if tiny else MODELS[model],
+                dtype=recipe["dtype"],
+                remat=recipe["remat"],
+                dropout=False,
             ),
             "data": common.texts(
                 task,
-                source=source,
+                source="demo" if tiny else source,
                 folder=choice["folder"] or None,
                 files={"train": file, "validation": ""},
                 validation=recipe["validation"],
