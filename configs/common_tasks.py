@@ -165,7 +165,7 @@ def experiment(
                 "size": choice["size"],
             },
             "model": common.model(
-                common.tiny(model) if tiny else MODELS[model],
+                **(common.tiny(model) if tiny else {"name": MODELS[model]}),
                 pool="mean" if small else "cls",
                 dtype=recipe["dtype"],
                 dropout=not small,
@@ -177,7 +177,7 @@ def experiment(
                 folder=choice["folder"] or None,
                 train=64 if smoke else LAPTOP_EXAMPLES.get(task, 0) if small else 0,
                 max_length=min(32, recipe["max_length"]) if smoke else recipe["max_length"],
-                buckets=2 if smoke else 6,
+                buckets=1 if tiny else 2 if smoke else 6,
             ),
             "variant": variant,
             "targets": targets,

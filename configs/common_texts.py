@@ -130,7 +130,7 @@ def experiment(
             },
             # LLaMA has no dropout, and the papers' code does not use GPT-2's.
             "model": common.decoder(
-                common.tiny(model) if tiny else MODELS[model],
+                **(common.tiny(model) if tiny else {"name": MODELS[model]}),
                 dtype=recipe["dtype"],
                 remat=recipe["remat"],
                 dropout=False,
@@ -144,7 +144,7 @@ def experiment(
                 train=recipe["train"],
                 scored=recipe["scored"],
                 max_length=recipe["max_length"],
-                buckets=2 if smoke else 4,
+                buckets=1 if tiny else 2 if smoke else 4,
             ),
             "variant": variant,
             "targets": targets,

@@ -104,10 +104,11 @@ class Run(_OfConfig):
         """The key of the study's model, or another name if the trained model has another size.
 
         `--config.model.name` can replace the config's model. Published numbers of the config's
-        model must not be compared with such a run.
+        model must not be compared with such a run. Of smoke runs, which are compared with nothing,
+        tables say in a note what ran.
         """
         name, total = self.study.model, self.record.parameters_total
-        if abs(total - SIZES.get(name, total)) <= 0.01 * total:
+        if self.study.size == "smoke" or abs(total - SIZES.get(name, total)) <= 0.01 * total:
             return name
         return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
 

@@ -103,7 +103,9 @@ def load_texts(
     sets = commonsense.SETS if name in (commonsense.JOINT, commonsense.ALL) else name.split("+")
     if name in e2e.NAMES:
         part = _prompts(f"{name}/test", SCORED)
-        extra = {"test": dataclasses.replace(part, references=[[c] for c in part.completions or ()])}
+        extra = {
+            "test": dataclasses.replace(part, references=[[c] for c in part.completions or ()])
+        }
     elif set(sets) <= set(commonsense.SETS):
         extra = {each: _questions(f"{each}/test", SCORED) for each in sets}
     train, scored = _prompts(f"{name}/train", TRAINED), _prompts(f"{name}/validation", SCORED)
