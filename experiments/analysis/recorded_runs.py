@@ -18,6 +18,7 @@ from experiments.analysis.published import PERCENT, SIZES
 from experiments.runs import packing, predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
+from lora_jax.data.tasks import SPECS
 from lora_jax.files import json_text
 from lora_jax.files.json_text import canonical
 from lora_jax.records import packed, run_record
@@ -196,6 +197,7 @@ def held_out(config: RunConfig) -> bool:
     data = config.data
     apart = data.source in HAVE_PARTS
     apart |= data.source in ("files", "alpaca") and bool(data.files.get("validation"))
+    apart |= data.source == "demo" and data.name in SPECS  # generated, with all parts
     return apart and data.validation > 0
 
 

@@ -16,6 +16,7 @@ from experiments.setup.config import fill as filled, of_record
 from experiments.setup.config_files import config_modules
 from experiments.studies import adherence, registration
 from experiments.tables import cells
+from lora_jax.data.sources import is_generated
 from lora_jax.files.json_text import plain
 from lora_jax.suggest import require_known
 
@@ -168,16 +169,15 @@ def _starts(table: Mapping[str, Any], runs: tuple[recorded_runs.Run, ...]) -> li
 def _given_models(runs: tuple[recorded_runs.Run, ...]) -> list[str]:
     """Notes on the models that runs were given by another name than the config's, as a folder."""
     given = {
-        (run.model, run.config.model.name + " on generated data" * generated(run))
+        (run.model, run.config.model.name + " on generated data" * _generated(run))
         for run in runs
-        if run.config.model.name != MODELS.get(run.study.model) or generated(run)
+        if run.config.model.name != MODELS.get(run.study.model) or _generated(run)
     }
     return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
 
 
-def generated(run: recorded_runs.Run) -> bool:
-    """Whether a run's data were generated."""
-    return run.config.data.source == "demo" and run.config.data.name != "rotten_tomatoes"
+def _generated(run: recorded_runs.Run) -> bool:
+    return is_generated(run.config.data.name, run.config.data.source)
 
 
 def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[str]:

@@ -105,7 +105,8 @@ def test_a_missing_extra_gets_the_command(monkeypatch, missing):
     monkeypatch.setattr(tfds.importlib, "import_module", importing)
     with pytest.raises(ModuleNotFoundError) as error:
         load_task("glue/cola", "tfds")
-    assert str(error.value) == f"source 'tfds' needs {missing}: pip install \"lora-jax[tfds]\""
+    needed = f"source 'tfds' needs {missing}: pip install \"lora-jax[tfds]\""
+    assert str(error.value) == f"{needed}; {tsv.ways('glue/cola')}"
 
 
 def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):

@@ -84,6 +84,11 @@ def load_task(
     return task.hold_out(validation) if validation else task
 
 
+def is_generated(name: str, source: str) -> bool:
+    """Whether a task's examples are generated, and so mean nothing."""
+    return source == "demo" and name != _DEMO
+
+
 def load_text_task(
     name: str,
     source: str,
