@@ -113,7 +113,7 @@ def serve(state: State, listening: socket.socket) -> None:
     asyncio.run(_serve(state, listening))
     state.thread.stop()
     state.thread.join(LAST)
-    if state.thread.is_alive():  # it compiles or loads, which cannot be interrupted
+    if state.thread.busy:  # it compiles or loads, which cannot be interrupted
         sys.stdout.flush()
         os._exit(0)
     if state.thread.loaded:

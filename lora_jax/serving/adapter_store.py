@@ -96,6 +96,8 @@ class Resident:
     turn: int
     """When its load began, in the order of all loads."""
     users: int = 0
+    unloaded: bool = False
+    """Whether what it alone needs leaves the bank with its last user."""
 
 
 class SlotTable:
@@ -116,9 +118,9 @@ class SlotTable:
         return {name: each.digest for name, each in self._current.items()}
 
     @property
-    def filled(self) -> int:
-        """How many slots have an adapter, retired versions included."""
-        return self._capacity - len(self._free)
+    def filled(self) -> set[int]:
+        """The slots that have an adapter, retired versions included."""
+        return {*range(1, self._capacity + 1)} - {*self._free}
 
     def next_slot(self) -> tuple[int, Resident | None]:
         """The slot to fill next, and what would leave it. Nothing is changed.
@@ -207,7 +209,8 @@ class AdapterStore:
     An adapter is loaded when it is first asked for. A slot that no lease holds keeps its adapter
     until the slot is needed; the one that was used longest ago is given away first. Host memory
     keeps adapters as the bank holds them, so that they come back without a load. Adapters that
-    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait.
+    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait unless
+    `shapes_with` was compiled for. What an adapter alone needs leaves the bank after `unload`.
 
         with store.acquire("alice") as lease, store.using() as bank:
             y = apply(bank, jnp.full(rows, lease.slot), x)
@@ -347,15 +350,34 @@ class AdapterStore:
     def unload(self, name: str) -> bool:
         """Forget an adapter. Leases keep their slot; a later lease loads it again.
 
+        What it alone needs leaves the bank: the arrays of its method, weights and parameters, once
+        no lease has it. Programs are those for the bank without it (`shapes_without`).
+
         Returns:
           whether there was anything to forget: in a slot, in host memory, or a load that runs.
         """
         with self._lock:
-            known = any((self._slots.current(name), self._host.get(name), self._loading.get(name)))
+            resident = self._slots.current(name)
+            known = any((resident, self._host.get(name), self._loading.get(name)))
             self._outdate(name, next(self._turns))
             self._loading.pop(name, None)
             self._host.drop(name)
+            if resident is not None:
+                resident.unloaded = True
+                self._trim_after(resident)
         return known
+
+    def shapes_with(self, loaded: Version | None) -> Bank:
+        """The shapes of the bank (`Bank.shapes`) once it has what `fetch` gave."""
+        with self._lock:
+            return self._bank.shapes(loaded and loaded.prepared)
+
+    def shapes_without(self, name: str) -> Bank:
+        """The shapes of the bank once an adapter is unloaded, and no lease has it."""
+        with self._lock:
+            resident = self._slots.current(name)
+            leaves = set() if resident is None else {resident.slot}
+            return self._bank.trimmed(self._slots.filled - leaves).shapes()
 
     def held(self) -> dict[str, str]:
         """The digests of the adapters in slots by name, the least recently used first."""
@@ -365,7 +387,7 @@ class AdapterStore:
     @property
     def filled(self) -> int:
         """How many slots have an adapter, or an old version that a lease still keeps."""
-        return self._slots.filled
+        return len(self._slots.filled)
 
     @property
     def host_nbytes(self) -> int:
@@ -402,6 +424,12 @@ class AdapterStore:
     def _release(self, resident: Resident) -> None:
         with self._lock:
             self._slots.release(resident)
+            self._trim_after(resident)
+
+    def _trim_after(self, resident: Resident) -> None:
+        """Let go of what an unloaded version alone needed, if it has no user any more."""
+        if resident.unloaded and not resident.users:
+            self._bank = self._bank.trimmed(self._slots.filled)
 
     def _outdate(self, name: str, before: int) -> None:
         """Let no new lease have what began to load before a turn."""
