@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from experiments.serving.adapter_folder import is_name
-from experiments.serving.errors import ApiError, one_line, refusal, unknown_model
+from experiments.serving.errors import ApiError, one_line, reason, refusal, unknown_model
 from experiments.serving.routes import Endpoint, Routes, refused
 from experiments.serving.state import READY, State
 from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError, Version
@@ -98,8 +98,7 @@ class Admin:
         except UnknownAdapterError:
             raise unknown_model(name) from None
         except (ValueError, OSError) as error:  # an admin may know what is wrong with it
-            message = " ".join(str(error).split())
-            raise ApiError(409, message, param="name", code="adapter_unusable") from None
+            raise ApiError(409, reason(error), param="name", code="adapter_unusable") from None
         except Exception as error:  # no slot is free, or a fault
             raise refusal(name, error) from None
 

@@ -219,7 +219,8 @@ class AdapterStore:
       bank: all of its slots are the store's. What is in them is replaced.
       load: gives an adapter of the bank's base, and its digest, by name. It is called in threads of
         the store's own. All who want a name wait for one call. What it raises, `acquire` raises;
-        for an unknown name that is `UnknownAdapterError`.
+        for an unknown name that is `UnknownAdapterError`. An adapter that left memory and is loaded
+        again must have the digest that it had, until `reload` or `unload`.
       host_bytes: the most bytes of adapters in host memory.
       threads: how many loads run at once.
     """
@@ -239,6 +240,8 @@ class AdapterStore:
         """The newest load of each name, while it runs and is not out of date."""
         self._since: dict[str, int] = {}
         """The turn before which loads of a name are out of date."""
+        self._pinned: dict[str, str] = {}
+        """The digest of each name that was loaded: a load finds the same until `reload`."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adapters")
 
     # -- for those that compute -------------------------------------------------------------------
@@ -328,6 +331,8 @@ class AdapterStore:
     def reload(self, name: str) -> str:
         """Load an adapter anew. Later leases have what is found; earlier ones keep what they have.
 
+        Only this, and a load after `unload`, may find another digest than the first load did.
+
         Returns:
           the digest of what was found.
 
@@ -339,7 +344,7 @@ class AdapterStore:
     def load_anew(self, name: str) -> Version:
         """The same as `reload`; what it found is for `acquire_or_load`."""
         with self._lock:
-            loading = self._submit(name)
+            loading = self._submit(name, anew=True)
         version = loading.result()
         with self._lock:
             self._outdate(name, version.turn)
@@ -361,6 +366,7 @@ class AdapterStore:
             known = any((resident, self._host.get(name), self._loading.get(name)))
             self._outdate(name, next(self._turns))
             self._loading.pop(name, None)
+            self._pinned.pop(name, None)
             self._host.drop(name)
             if resident is not None:
                 resident.unloaded = True
@@ -471,10 +477,10 @@ class AdapterStore:
         """The load of a name that runs, or a new one; with the lock held."""
         return self._loading.get(name) or self._submit(name)
 
-    def _submit(self, name: str) -> "Future[Version]":
+    def _submit(self, name: str, anew: bool = False) -> "Future[Version]":
         turn = next(self._turns)
         self._count(loads=1)
-        loading = self._loading[name] = self._pool.submit(self._read, name, turn)
+        loading = self._loading[name] = self._pool.submit(self._read, name, turn, anew)
 
         def end(done: Future[Version]) -> None:
             with self._lock:
@@ -484,11 +490,17 @@ class AdapterStore:
         loading.add_done_callback(end)
         return loading
 
-    def _read(self, name: str, turn: int) -> Version:
-        """Load a name, in a thread of the pool."""
+    def _read(self, name: str, turn: int, anew: bool) -> Version:
+        """Load a name, in a thread of the pool; its digest may be another one only `anew`."""
         adapter, digest = self._load(name)
         version = Version(name, digest, self._bank.prepare(adapter), turn)
         with self._lock:
             if self._is_current(version):
+                if anew:
+                    self._pinned[name] = digest
+                elif self._pinned.setdefault(name, digest) != digest:
+                    raise ValueError(
+                        f"the files of '{name}' have changed since it was loaded: reload it"
+                    )
                 self._host.put(version)
         return version

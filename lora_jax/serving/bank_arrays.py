@@ -188,8 +188,8 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
     """An array without its numbers, for which a program can be compiled as for the array."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
-    sharding = x.sharding if x.committed else None
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type)
+    sharding, kind = (x.sharding if isinstance(x, Array) and x.committed else None), jax.typeof(x)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding, weak_type=kind.weak_type)
 
 
 def trimmed(base: Frozen, held: Held, slots: Collection[int], way: str) -> tuple[Frozen, Held]:

@@ -34,7 +34,8 @@ def separate(tree: Any, unroll: int | None = None, remat: bool | str = False) ->
     """The same tree with `Layers` in place of arrays of stacked layers, whose memory they share.
 
     These are the arrays below a key `layers`, where models stack their layers. A tree stays as it
-    is if the loop over its layers is not unrolled, or if it is not on one CPU. Arrays may be shapes.
+    is if the loop over its layers is not unrolled, or if it is not on one CPU. Arrays may be
+    shapes.
 
     Args:
       unroll: with `remat`, as the model has them (see `over_layers`).
@@ -70,7 +71,7 @@ def _separated(leaf: Array | ShapeDtypeStruct) -> Layers:
     return Layers(tuple(jax.device_put(row, device) for row in np.asarray(leaf)))
 
 
-def _devices(leaf: Array | ShapeDtypeStruct) -> Collection[jax.Device]:
+def _devices(leaf: Array | ShapeDtypeStruct) -> Collection[Any]:
     """Where an array is, or will be if it has only a shape yet."""
     if isinstance(leaf, Array):
         return leaf.devices()
