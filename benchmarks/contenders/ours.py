@@ -196,8 +196,8 @@ def filled(forward: Any, adapter: Any, case: Case) -> lj.Bank:
     for slot in range(1, case.adapters + 1):
         bank = bank.put(slot, adapter, donate=True)
     if case.dora:
-        _, *other, _ = adapt(dataclasses.replace(case, method="dora"))
-        bank = bank.put(case.adapters, (other[0], other[1]), donate=True)
+        _, trainable, frozen, _ = adapt(dataclasses.replace(case, method="dora"))
+        bank = bank.put(case.adapters, (trainable, frozen), donate=True)
     return bank.trimmed(range(1, case.adapters)) if case.dora == "gone" else bank
 
 
