@@ -63,6 +63,10 @@ class Case:
     """How many adapters share a base; the rows of a batch use as many of them as they can."""
     lanes: int = 8
     """How many texts are generated at a time, by continuous batching."""
+    slot: int | None = None
+    """The slot of a bank that all rows use; None for as many slots as they can."""
+    dora: Literal["", "there", "gone"] = ""
+    """Whether the last slot of a bank has DoRA, or had it until it was unloaded."""
     from_disk: bool = False
     """Whether an adapter is read from a file before it is put into a bank."""
 

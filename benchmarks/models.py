@@ -160,5 +160,7 @@ def batch(case: Case) -> dict[str, np.ndarray]:
 
 
 def slots_of(case: Case) -> np.ndarray:
-    """The slot of each row, (rows,): as many different ones as there can be, spread evenly."""
+    """The slot of each row, (rows,): the case's, or as many as there can be, spread evenly."""
+    if case.slot is not None:
+        return np.full(case.rows, case.slot)
     return 1 + (np.arange(case.rows) * max(case.adapters // case.rows, 1)) % case.adapters

@@ -37,7 +37,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, plurals
 from experiments.distributed.devices import announce
 from experiments.serving import base_model
 from experiments.serving.adapter_folder import AdapterFolder
@@ -151,9 +151,7 @@ def serve() -> None:
         raise ValueError(f"--adapters={folder.root}: '{name}' is the name of the base")
     listening = run_server.bind(str(_HOST.value), _PORT.value)
     announce()
-    print(
-        f"serving {name} and {len(names)} adapters on {run_server.address(listening)}", flush=True
-    )
+    print(f"loading {name} with {plurals.count(len(names), 'adapter')} ...", flush=True)
     run_server.serve(state, listening)
 
 

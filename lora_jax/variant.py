@@ -99,7 +99,10 @@ class Variant:
     """What PEFT calls each trained factor in files, and its shape there."""
 
     peft_config: ClassVar[Config | None] = None
-    """What PEFT calls the method's settings; None where `to_peft` and `from_peft` say it."""
+    """What PEFT calls the method's settings; None where `to_peft` and `from_peft` say it.
+
+    Subclasses of `LowRank` are always written as plain LoRA, unless they give `to_peft` themselves.
+    """
 
     remade: ClassVar[tuple[str, ...]] = ()
     """Constants that files leave out, as `init` or `init_shared` makes them again from the base.

@@ -195,7 +195,10 @@ def filled(forward: Any, adapter: Any, case: Case) -> lj.Bank:
     bank = lj.Bank(forward, adapter, capacity=case.adapters, max_rank=case.rank)
     for slot in range(1, case.adapters + 1):
         bank = bank.put(slot, adapter, donate=True)
-    return bank
+    if case.dora:
+        _, trainable, frozen, _ = adapt(dataclasses.replace(case, method="dora"))
+        bank = bank.put(case.adapters, (trainable, frozen), donate=True)
+    return bank.trimmed(range(1, case.adapters)) if case.dora == "gone" else bank
 
 
 def put_work(case: Case) -> Made:

@@ -16,6 +16,9 @@ and putting an adapter into a slot, must compile nothing.
 
 Then clients ask for texts of 32 tokens, after prompts of 16, each of another adapter. The ratio is
 of texts in a second: 8 clients over one, which has 8 lanes as well, or one lane.
+
+At last, all 8 clients ask for the base, for a LoRA or for a DoRA, of a bank without DoRA, with one
+in a slot, and with one that has been unloaded. The ratios are of seconds.
 """
 
 import dataclasses
@@ -39,6 +42,7 @@ PUT = Case(work="put", model="smollm2", rows=8, tokens=64, adapters=8)
 MILLISECONDS = {"from memory": None, "from a file, r=32": Goal(100.0, 50.0)}
 COMPILATIONS = Goal(0.0, 0.0)
 TEXTS = Case(work="texts", model="smollm2", rows=8, tokens=16, written=32, adapters=8)
+BESIDE = dataclasses.replace(TEXTS, written=16, adapters=2, slot=1)
 CLIENTS = Goal(3.0, 6.0)
 """For the texts in a second of 8 clients over those of one."""
 
@@ -104,7 +108,29 @@ def bank_groups() -> list[Group]:
     put = {"from memory": Contender("ours", PUT), "from a file, r=32": Contender("ours", file)}
     served = Group(f"{TEXTS.model}, texts of {TEXTS.rows} clients", clients, ratios, 1)
     putting = Group("an adapter is put", put, (), 5)
-    return [_mixed(MIXED), _mixed(many_rows, only=(64,)), served, putting]
+    return [_mixed(MIXED), _mixed(many_rows, only=(64,)), served, putting, _beside_dora()]
+
+
+def _beside_dora() -> Group:
+    own = {
+        "base": dataclasses.replace(BESIDE, slot=0),
+        "LoRA": BESIDE,
+        "base beside DoRA": dataclasses.replace(BESIDE, slot=0, dora="there"),
+        "LoRA beside DoRA": dataclasses.replace(BESIDE, dora="there"),
+        "DoRA": dataclasses.replace(BESIDE, slot=2, dora="there"),
+        "LoRA after DoRA": dataclasses.replace(BESIDE, dora="gone"),
+    }
+    ratios = tuple(
+        Ratio(above, below, "lora", goal=goal)
+        for above, below, goal in (
+            ("base beside DoRA", "base", Goal(1.1, 1.0)),
+            ("LoRA beside DoRA", "LoRA", Goal(1.1, 1.0)),
+            ("DoRA", "LoRA beside DoRA", Goal(1.2, 1.0)),
+            ("LoRA after DoRA", "LoRA", Goal(1.05, 1.0)),
+        )
+    )
+    contenders = {name: Contender("ours", case) for name, case in own.items()}
+    return Group(f"{BESIDE.model}, texts beside DoRA", contenders, ratios, 1)
 
 
 def _mixed(case: Case, only: tuple[int, ...] = (8, 64)) -> Group:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hmac
 import time
+from collections.abc import Awaitable
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from experiments.serving.adapter_folder import is_name
-from experiments.serving.errors import ApiError, one_line, refusal, unknown_model
+from experiments.serving.errors import ApiError, one_line, reason, refusal, unknown_model
 from experiments.serving.routes import Endpoint, Routes, refused
 from experiments.serving.state import READY, State
 from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError, Version
@@ -29,7 +30,8 @@ GONE = 499
 class Admin:
     """`POST /admin/adapters/{name}/load`, `unload` and `reload`, for who has the token.
 
-    `load` puts an adapter into a slot before it is asked for. `unload` frees its slot, once the
+    `load` puts an adapter into a slot before it is asked for, and answers when the programs that it
+    needs are compiled. `unload` frees its slot, and the memory of what it alone needs, once the
     last request with it has ended, and forgets what was read; a later request reads it again, so to
     withdraw an adapter, remove its folder and then unload it. `reload` reads its folder again:
     later requests get what is there now, and those that run end with what they began with.
@@ -47,10 +49,13 @@ class Admin:
         return JSONResponse({"name": name, "digest": lease.digest, "slot": lease.slot})
 
     async def unload(self, request: Request) -> Response:
-        name = self._name(request)
-        unloaded = await asyncio.to_thread(self._state.thread.store.unload, name)
+        name, thread = self._name(request), self._state.thread
+        without = functools.partial(thread.store.shapes_without, name)
+        await asyncio.wrap_future(thread.compile(without))
+        unloaded = await asyncio.to_thread(thread.store.unload, name)
         if not unloaded:
             await self._done(name, asyncio.to_thread(self._state.folder.files, name))
+        await asyncio.wrap_future(thread.call(thread.renew))
         return JSONResponse({"name": name, "unloaded": unloaded})
 
     async def reload(self, request: Request) -> Response:
@@ -62,7 +67,11 @@ class Admin:
         return JSONResponse({"name": name, "digest": loaded.digest})
 
     async def _put(self, name: str, loaded: Version | None) -> Lease:
-        """Put an adapter into a slot, in the thread of the model, which waits for no load."""
+        """Put an adapter into a slot, in the thread of the model, which waits for no load.
+
+        What is compiled for it is compiled before, beside the requests that run. It is looked at
+        once more in the end, as other adapters may have come meanwhile.
+        """
         thread = self._state.thread
 
         def put(loaded: Version | None) -> Lease | Future[Version]:
@@ -71,9 +80,15 @@ class Admin:
                 found.release()
             return found
 
+        def compiled(loaded: Version | None) -> Awaitable[None]:
+            shapes = functools.partial(thread.store.shapes_with, loaded)
+            return asyncio.wrap_future(thread.compile(shapes))
+
         while True:
+            await compiled(loaded)
             found = await asyncio.wrap_future(thread.call(functools.partial(put, loaded)))
             if not isinstance(found, Future):
+                await compiled(None)
                 return found
             loaded = await asyncio.shield(asyncio.wrap_future(found))
 
@@ -83,8 +98,7 @@ class Admin:
         except UnknownAdapterError:
             raise unknown_model(name) from None
         except (ValueError, OSError) as error:  # an admin may know what is wrong with it
-            message = " ".join(str(error).split())
-            raise ApiError(409, message, param="name", code="adapter_unusable") from None
+            raise ApiError(409, reason(error), param="name", code="adapter_unusable") from None
         except Exception as error:  # no slot is free, or a fault
             raise refusal(name, error) from None
 

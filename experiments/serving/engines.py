@@ -59,6 +59,14 @@ class Generating:
         self._set(bank)
         self._scheduler.warm_up()
 
+    def compile(self, shapes: Bank) -> None:
+        """Compile the programs for another bank (`Bank.shapes`), while texts go on elsewhere."""
+        self._scheduler.compile(shapes)
+
+    def take(self, bank: Bank) -> None:
+        """Hold the arrays of a bank, and those of no other."""
+        self._set(bank)
+
     def let_go(self) -> None:
         """Hold no memory of a bank's arrays until the next step, as a put takes them."""
         self._scheduler.let_go()
@@ -135,10 +143,19 @@ class Classifying:
     def let_go(self) -> None:
         """Nothing: no step leaves anything of its bank here."""
 
+    def take(self, bank: Bank) -> None:
+        """Nothing, too."""
+
     def warm(self, bank: Bank) -> None:
         """Compile every program that texts need, whatever their lengths."""
+        self.compile(bank)
+
+    def compile(self, shapes: Bank) -> None:
+        """Compile the programs for another bank (`Bank.shapes`), while texts wait elsewhere."""
+        slots = np.zeros(self._lanes, np.int32)
         for width in self._widths:
-            self._classified(bank, [(0, Labelled((0,) * width, (0,) * width))])
+            tokens = np.zeros((3, self._lanes, width), np.int32)
+            _probabilities.lower(shapes, slots, *tokens).compile()
 
     def _classified(self, bank: Bank, rows: list[tuple[int, Labelled]]) -> np.ndarray:
         longest = max(len(row.prompt_ids) for _, row in rows)

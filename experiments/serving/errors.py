@@ -1,5 +1,6 @@
 """What a client is told when a request is not answered, in the form of OpenAI's errors."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
 from lora_jax.serving.bank_arrays import NoMemoryError
 
 INVALID, SERVER = "invalid_request_error", "server_error"
+FOLDERS = re.compile(r"(?<![^\s'\"(=])/[^'\":]*/")
+"""The folders of an absolute path, which are not told to clients."""
 
 
 class ApiError(Exception):
@@ -85,6 +88,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
+def reason(error: Exception) -> str:
+    """Why an adapter cannot be used, as an admin is told. Errors of ours are lines themselves."""
+    return " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
+
+
 def refusal(adapter: str | None, error: BaseException) -> ApiError:
     """What a client is told if its job cannot begin; what it need not know is logged."""
     what = "the base model" if adapter is None else f"the adapter '{adapter}'"
@@ -101,4 +109,8 @@ def refusal(adapter: str | None, error: BaseException) -> ApiError:
             return ApiError(503, message, code="no_memory")
     logging.error("%s: %s", what, one_line(error))
     message = f"{what} cannot be used; the server's log says why"
-    return ApiError(500, message, code="adapter_unusable")
+    if adapter is None or not isinstance(error, ValueError | OSError):
+        return ApiError(500, message, code="adapter_unusable")
+    if isinstance(error, ValueError):  # one line of ours, on its files
+        message = f"{what} cannot be used: {FOLDERS.sub('', reason(error))}"
+    return ApiError(503, message, code="adapter_unusable")

@@ -5,7 +5,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -13,6 +13,7 @@ from absl import logging
 from experiments.serving.engines import Engine
 from experiments.serving.errors import ApiError, failed_step, one_line, refusal
 from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, Version
+from lora_jax.serving.bank import Bank
 
 
 class Started(NamedTuple):
@@ -90,6 +91,9 @@ class ModelThread(threading.Thread):
         self._freed = False
         """Whether a lease has been released since a slot was last looked for."""
         self._failures = 0
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
+        self.compiling: Future[None] | None = None
+        """The newest work of the compiler's thread."""
         self.ready: Future[None] = Future()
         """Done once jobs can run, or with the error for which they cannot."""
         self.ended: Future[None] = Future()
@@ -130,6 +134,16 @@ class ModelThread(threading.Thread):
         self._inbox.put(run)
         return result
 
+    def compile(self, shapes: Callable[[], Bank]) -> "Future[None]":
+        """Compile the programs for a bank that is to come, in a thread beside this one."""
+        self.compiling = self._compiler.submit(lambda: self._engine.compile(shapes()))
+        return self.compiling
+
+    @property
+    def busy(self) -> bool:
+        """Whether it computes or compiles, which cannot be interrupted."""
+        return self.is_alive() or not (self.compiling is None or self.compiling.done())
+
     @property
     def loaded(self) -> bool:
         """Whether the model is loaded, so that there is a store."""
@@ -151,6 +165,11 @@ class ModelThread(threading.Thread):
         if name not in self.store.held():
             self._engine.let_go()
         return self.store.acquire_or_load(name, loaded)
+
+    def renew(self) -> None:
+        """Let the engine have the bank as it is now, and let go of the arrays of another."""
+        with self.store.using() as bank:
+            self._engine.take(bank)
 
     def run(self) -> None:
         try:

@@ -166,7 +166,7 @@ MaxTokens = Annotated[
     StrictInt | None,
     Field(ge=1, le=LARGEST),
     BeforeValidator(_integral),
-    must("be a whole number of 1 or more"),
+    must(f"be a whole number from 1 to {LARGEST}"),
 ]
 TextOrPair = StrictStr | Annotated[list[StrictStr], Field(min_length=2, max_length=2)]
 
@@ -194,7 +194,7 @@ class _Object(BaseModel):
             if name in self.ignored or any(_same(value, each) for each in usual):
                 continue
             if name in self.neutral:
-                only = " or ".join(map(repr, usual))
+                only = " or ".join(map(json.dumps, usual))
                 hint = f"; leave it out, or give {only}" if only else "; leave it out"
                 raise Refused(f"is not supported{hint}", "unsupported_parameter", field=name)
             known, short = (*type(self).model_fields, *self.neutral, *self.ignored), name[:LONGEST]
@@ -249,7 +249,7 @@ class _Generation(_Object):
         StrictInt | None,
         Field(ge=-(2**63), le=LARGEST),
         BeforeValidator(_integral),
-        must(f"be a whole number of {-(2**63)} or more"),
+        must(f"be a whole number from {-(2**63)} to {LARGEST}"),
     ] = None
     """None: each text has one of its own."""
     temperature: Annotated[StrictFloat, Field(ge=0, le=2), must("be a number from 0 to 2")] = 1.0
@@ -269,7 +269,7 @@ class _Generation(_Object):
     stop_token_ids: Annotated[
         list[Annotated[StrictInt, Field(ge=0, lt=2**31)]],
         Field(max_length=STOP_TOKENS, fail_fast=True),
-        must(f"be a list of at most {STOP_TOKENS} whole numbers"),
+        must(f"be a list of at most {STOP_TOKENS} whole numbers from 0 to {2**31 - 1}"),
     ] = []
     ignore_eos: Flag = False
     max_tokens: MaxTokens = None

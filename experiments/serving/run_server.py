@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
-from absl import logging
 
 import lora_jax as lj
 from experiments.serving.adapter_folder import AdapterFolder, AdapterLoader
 from experiments.serving.app import make_app
 from experiments.serving.base_model import BaseModel
 from experiments.serving.engines import Classifying, Engine, Generating
-from experiments.serving.errors import one_line, unavailable
+from experiments.serving.errors import reason, unavailable
 from experiments.serving.model_thread import ModelThread
 from experiments.serving.state import DRAINING, READY, Metrics, Settings, State
 from lora_jax.serving.adapter_store import AdapterStore
@@ -68,7 +67,7 @@ def put_first(store: AdapterStore, folder: AdapterFolder, most: int) -> None:
         try:
             store.acquire(name, loading.pop(name).result()).release()
         except Exception as error:  # of its files, which must not keep the server from starting
-            logging.warning("the adapter '%s' cannot be used: %s", name, one_line(error))
+            print(f"the adapter '{name}' cannot be used: {reason(error)}", file=sys.stderr)
 
 
 def note(metrics: Metrics, thread: ModelThread, steps: int, failed: int) -> None:
@@ -113,7 +112,7 @@ def serve(state: State, listening: socket.socket) -> None:
     asyncio.run(_serve(state, listening))
     state.thread.stop()
     state.thread.join(LAST)
-    if state.thread.is_alive():  # it compiles or loads, which cannot be interrupted
+    if state.thread.busy:  # it compiles or loads, which cannot be interrupted
         sys.stdout.flush()
         os._exit(0)
     if state.thread.loaded:
@@ -146,7 +145,10 @@ async def _serve(state: State, listening: socket.socket) -> None:
             state.thread.ready.result(0)
             state.status = READY
             held = ", ".join(state.thread.store.held()) or "no adapter"
-            print(f"ready: {state.name}, with {held} on the device", flush=True)
+            print(
+                f"serving {state.name}, with {held} on the device, on {address(listening)}",
+                flush=True,
+            )
             ended = asyncio.wrap_future(state.thread.ended)
             await _first(stop.wait(), serving, ended)
             if ended.done():

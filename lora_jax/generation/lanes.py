@@ -220,6 +220,15 @@ def _written(lanes: Lanes, tokens: Array, keys: Array, values: Array) -> Lanes:
     )
 
 
+def compile_all(bank: Bank, lanes: Lanes) -> None:
+    """Compile `admit` and `advance`. Arrays of the bank and of the lanes may be shapes."""
+    number = np.int32(0)
+    for width in buckets(lanes.capacity):
+        ids = np.zeros(width, np.int32)
+        _admit.lower(bank, lanes, number, number, number, ids, Settings.of(GREEDY)).compile()
+    _next.lower(bank, lanes).compile()
+
+
 def release(lanes: Lanes, lane: int) -> Lanes:
     """The lanes without the text of one of them."""
     return dataclasses.replace(lanes, active=_without(lanes.active, np.int32(lane)))

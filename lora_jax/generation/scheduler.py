@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from lora_jax.generation import lanes as programs
@@ -22,6 +23,7 @@ from lora_jax.generation.lanes import separate_bank
 from lora_jax.methods.checks import require_count
 from lora_jax.models.parts.config_checks import check_integer, token_ids
 from lora_jax.serving.bank import Bank
+from lora_jax.serving.bank_arrays import shape_of
 from lora_jax.serving.entries import Adapter
 
 Finish = Literal["stop", "length", "cancelled", "error"]
@@ -88,6 +90,7 @@ class Scheduler:
     def __init__(self, bank: Bank, *, lanes: int = 8, capacity: int = 512):
         require_count("lanes", lanes)
         self._lanes = programs.empty(bank, lanes, capacity)
+        self._shapes = jax.tree.map(shape_of, self._lanes)
         self._words, _ = programs.shapes(bank, capacity)
         self._busy: list[_Text | None] = [None] * lanes
         self._queue: deque[_Text] = deque()
@@ -198,11 +201,19 @@ class Scheduler:
         """
         if self.active:
             raise ValueError("only without texts in lanes can a scheduler warm up")
-        for width in programs.buckets(self.capacity):
-            prompt = [0] * width
-            self._lanes, _ = programs.admit(self._separate, self._lanes, 0, 0, prompt, GREEDY)
+        programs.compile_all(self._separate, self._lanes)
         self._lanes = programs.release(self._lanes, 0)
         self._lanes, _ = programs.advance(self._separate, self._lanes)
+
+    def compile(self, bank: Bank) -> None:
+        """Compile all programs for another bank of the same base, before `bank` is set to it.
+
+        Another thread may call this while texts go on.
+
+        Args:
+            bank: its arrays may be shapes (`Bank.shapes`).
+        """
+        programs.compile_all(separate_bank(bank, self._separate.base.base), self._shapes)
 
     def cancel(self, number: int) -> None:
         """End a text; the next step says so. One that has ended already is left alone."""

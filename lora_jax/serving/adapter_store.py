@@ -96,6 +96,8 @@ class Resident:
     turn: int
     """When its load began, in the order of all loads."""
     users: int = 0
+    unloaded: bool = False
+    """Whether what it alone needs leaves the bank with its last user."""
 
 
 class SlotTable:
@@ -116,9 +118,9 @@ class SlotTable:
         return {name: each.digest for name, each in self._current.items()}
 
     @property
-    def filled(self) -> int:
-        """How many slots have an adapter, retired versions included."""
-        return self._capacity - len(self._free)
+    def filled(self) -> set[int]:
+        """The slots that have an adapter, retired versions included."""
+        return {*range(1, self._capacity + 1)} - {*self._free}
 
     def next_slot(self) -> tuple[int, Resident | None]:
         """The slot to fill next, and what would leave it. Nothing is changed.
@@ -207,7 +209,8 @@ class AdapterStore:
     An adapter is loaded when it is first asked for. A slot that no lease holds keeps its adapter
     until the slot is needed; the one that was used longest ago is given away first. Host memory
     keeps adapters as the bank holds them, so that they come back without a load. Adapters that
-    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait.
+    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait unless
+    `shapes_with` was compiled for. What an adapter alone needs leaves the bank after `unload`.
 
         with store.acquire("alice") as lease, store.using() as bank:
             y = apply(bank, jnp.full(rows, lease.slot), x)
@@ -216,7 +219,8 @@ class AdapterStore:
       bank: all of its slots are the store's. What is in them is replaced.
       load: gives an adapter of the bank's base, and its digest, by name. It is called in threads of
         the store's own. All who want a name wait for one call. What it raises, `acquire` raises;
-        for an unknown name that is `UnknownAdapterError`.
+        for an unknown name that is `UnknownAdapterError`. An adapter that left memory and is loaded
+        again must have the digest that it had, until `reload` or `unload`.
       host_bytes: the most bytes of adapters in host memory.
       threads: how many loads run at once.
     """
@@ -236,6 +240,8 @@ class AdapterStore:
         """The newest load of each name, while it runs and is not out of date."""
         self._since: dict[str, int] = {}
         """The turn before which loads of a name are out of date."""
+        self._pinned: dict[str, str] = {}
+        """The digest of each name that was loaded: a load finds the same until `reload`."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adapters")
 
     # -- for those that compute -------------------------------------------------------------------
@@ -325,6 +331,8 @@ class AdapterStore:
     def reload(self, name: str) -> str:
         """Load an adapter anew. Later leases have what is found; earlier ones keep what they have.
 
+        Only this, and a load after `unload`, may find another digest than the first load did.
+
         Returns:
           the digest of what was found.
 
@@ -336,7 +344,7 @@ class AdapterStore:
     def load_anew(self, name: str) -> Version:
         """The same as `reload`; what it found is for `acquire_or_load`."""
         with self._lock:
-            loading = self._submit(name)
+            loading = self._submit(name, anew=True)
         version = loading.result()
         with self._lock:
             self._outdate(name, version.turn)
@@ -347,15 +355,35 @@ class AdapterStore:
     def unload(self, name: str) -> bool:
         """Forget an adapter. Leases keep their slot; a later lease loads it again.
 
+        What it alone needs leaves the bank: the arrays of its method, weights and parameters, once
+        no lease has it. Programs are those for the bank without it (`shapes_without`).
+
         Returns:
           whether there was anything to forget: in a slot, in host memory, or a load that runs.
         """
         with self._lock:
-            known = any((self._slots.current(name), self._host.get(name), self._loading.get(name)))
+            resident = self._slots.current(name)
+            known = any((resident, self._host.get(name), self._loading.get(name)))
             self._outdate(name, next(self._turns))
             self._loading.pop(name, None)
+            self._pinned.pop(name, None)
             self._host.drop(name)
+            if resident is not None:
+                resident.unloaded = True
+                self._trim_after(resident)
         return known
+
+    def shapes_with(self, loaded: Version | None) -> Bank:
+        """The shapes of the bank (`Bank.shapes`) once it has what `fetch` gave."""
+        with self._lock:
+            return self._bank.shapes(loaded and loaded.prepared)
+
+    def shapes_without(self, name: str) -> Bank:
+        """The shapes of the bank once an adapter is unloaded, and no lease has it."""
+        with self._lock:
+            resident = self._slots.current(name)
+            leaves = set() if resident is None else {resident.slot}
+            return self._bank.trimmed(self._slots.filled - leaves).shapes()
 
     def held(self) -> dict[str, str]:
         """The digests of the adapters in slots by name, the least recently used first."""
@@ -365,7 +393,7 @@ class AdapterStore:
     @property
     def filled(self) -> int:
         """How many slots have an adapter, or an old version that a lease still keeps."""
-        return self._slots.filled
+        return len(self._slots.filled)
 
     @property
     def host_nbytes(self) -> int:
@@ -402,6 +430,12 @@ class AdapterStore:
     def _release(self, resident: Resident) -> None:
         with self._lock:
             self._slots.release(resident)
+            self._trim_after(resident)
+
+    def _trim_after(self, resident: Resident) -> None:
+        """Let go of what an unloaded version alone needed, if it has no user any more."""
+        if resident.unloaded and not resident.users:
+            self._bank = self._bank.trimmed(self._slots.filled)
 
     def _outdate(self, name: str, before: int) -> None:
         """Let no new lease have what began to load before a turn."""
@@ -443,10 +477,10 @@ class AdapterStore:
         """The load of a name that runs, or a new one; with the lock held."""
         return self._loading.get(name) or self._submit(name)
 
-    def _submit(self, name: str) -> "Future[Version]":
+    def _submit(self, name: str, anew: bool = False) -> "Future[Version]":
         turn = next(self._turns)
         self._count(loads=1)
-        loading = self._loading[name] = self._pool.submit(self._read, name, turn)
+        loading = self._loading[name] = self._pool.submit(self._read, name, turn, anew)
 
         def end(done: Future[Version]) -> None:
             with self._lock:
@@ -456,11 +490,17 @@ class AdapterStore:
         loading.add_done_callback(end)
         return loading
 
-    def _read(self, name: str, turn: int) -> Version:
-        """Load a name, in a thread of the pool."""
+    def _read(self, name: str, turn: int, anew: bool) -> Version:
+        """Load a name, in a thread of the pool; its digest may be another one only `anew`."""
         adapter, digest = self._load(name)
         version = Version(name, digest, self._bank.prepare(adapter), turn)
         with self._lock:
             if self._is_current(version):
+                if anew:
+                    self._pinned[name] = digest
+                elif self._pinned.setdefault(name, digest) != digest:
+                    raise ValueError(
+                        f"the files of '{name}' have changed since it was loaded: reload it"
+                    )
                 self._host.put(version)
         return version

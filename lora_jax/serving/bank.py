@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Bank:
     and are computed together; each other method, with its settings, by its own products, where a
     row needs them. The first adapter of a method, the first on a weight, and the first that trains
     a parameter in full make new arrays, for which programs are compiled anew. Nothing else that is
-    put, replaced or removed compiles anything.
+    put, replaced or removed compiles anything. `trimmed` lets go of arrays that no adapter needs.
 
     With `train`, adapters can be trained together: `bank.trainable` is what an optimiser changes,
     `bank.with_trainable(...)` the bank with other numbers, and `bank.trained(slot, begun)` the
@@ -123,16 +123,47 @@ class Bank:
                     "again"
                 )
         bank_arrays.require_room(self._held, ready.entries, self.capacity + 1, donate)
-        base, held = bank_arrays.with_room(
-            self.base, self._held, ready.entries, ready.placements, self.capacity + 1, self.way
-        )
-        held = bank_arrays.written(held, slot, ready.entries, donate)
-        return dataclasses.replace(self, base=base, held=held)
+        roomy = self._with_room(ready, bank_arrays.new_array)
+        held = bank_arrays.written(roomy._held, slot, ready.entries, donate)
+        return dataclasses.replace(roomy, held=held)
 
     def remove(self, slot: int, *, donate: bool = False) -> "Bank":
         """The bank with the base alone in a slot."""
         self._require_slot(slot)
         return dataclasses.replace(self, held=bank_arrays.written(self._held, slot, {}, donate))
+
+    def trimmed(self, slots: Collection[int]) -> "Bank":
+        """The bank with what the adapters in some slots need, and nothing else.
+
+        Methods, weights and parameters of other adapters leave programs and memory. Nothing is
+        copied. The other slots are of no use until something is put there.
+        """
+        base, held = bank_arrays.trimmed(self.base, self._held, slots, self.way)
+        return self if held is self.held else dataclasses.replace(self, base=base, held=held)
+
+    def shapes(self, ready: Prepared | None = None) -> "Bank":
+        """The bank with shapes in the place of its arrays, to compile a program for.
+
+            jax.jit(lj.Bank.apply).lower(bank.shapes(ready), ids, x).compile()
+
+        Args:
+          ready: what `prepare` made of an adapter, for the bank that has it in one of its slots.
+
+        Raises:
+          NoMemoryError: as for `put` with `donate`.
+        """
+        bank = self
+        if ready is not None:
+            bank_arrays.require_room(self._held, ready.entries, self.capacity + 1, True)
+            bank = self._with_room(ready, bank_arrays.new_shape)
+        return jax.tree.map(bank_arrays.shape_of, bank)
+
+    def _with_room(self, ready: Prepared, new: Callable[..., Any]) -> "Bank":
+        slots = self.capacity + 1
+        base, held = bank_arrays.with_room(
+            self.base, self._held, ready.entries, ready.placements, slots, self.way, new
+        )
+        return dataclasses.replace(self, base=base, held=held)
 
     def explain(self) -> str:
         """How each adapted weight is computed, as a table."""

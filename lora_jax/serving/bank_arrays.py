@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -122,13 +122,18 @@ def with_room(
     placements: Sequence[Placement],
     slots: int,
     way: str,
+    new: Callable[[Frozen, Name, np.ndarray, int], Any],
 ) -> tuple[Frozen, Held]:
-    """The same with arrays for all that an adapter has, and placements of its weights."""
+    """The same with arrays for all that an adapter has, and placements of its weights.
+
+    Args:
+      new: what makes an array that the bank has not: `new_array`, or `new_shape`.
+    """
     methods = methods_with(held, found)
     arrays = dict(held.arrays)
     for name, x in found.items():
         if (key := key_of(name, methods)) not in arrays:
-            arrays[key] = _spread(_blank(base, name, x), slots, key.depth)
+            arrays[key] = new(base, name, x, slots)
         elif x.shape != (there := _without(arrays[key].shape, key.depth)):
             what = " of ".join(filter(None, (f"'{name.name}'", name.path)))
             raise ValueError(
@@ -167,10 +172,61 @@ def _blank(base: Frozen, name: Name, x: np.ndarray) -> np.ndarray:
     return np.zeros_like(x) if never else x
 
 
-def _spread(x: np.ndarray, slots: int, axis: int) -> Array:
-    """An array with an axis of slots, each of which has x."""
-    shape = (*x.shape[:axis], slots, *x.shape[axis:])
-    return jnp.asarray(np.broadcast_to(np.expand_dims(x, axis), shape))
+def new_array(base: Frozen, name: Name, x: np.ndarray, slots: int) -> Array:
+    """An array with an axis of slots, for what an adapter has as x; all slots are blank."""
+    blank, shape = _blank(base, name, x), new_shape(base, name, x, slots).shape
+    return jnp.asarray(np.broadcast_to(np.expand_dims(blank, name.depth), shape))
+
+
+def new_shape(base: Frozen, name: Name, x: np.ndarray, slots: int) -> jax.ShapeDtypeStruct:
+    """The shape of `new_array`."""
+    shape = (*x.shape[: name.depth], slots, *x.shape[name.depth :])
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """An array without its numbers, for which a program can be compiled as for the array."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    sharding, kind = (x.sharding if isinstance(x, Array) and x.committed else None), jax.typeof(x)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding, weak_type=kind.weak_type)
+
+
+def trimmed(base: Frozen, held: Held, slots: Collection[int], way: str) -> tuple[Frozen, Held]:
+    """The same without what no adapter in some slots needs: arrays, methods and placements."""
+
+    def anywhere(key: Key, x: Array, unlike: Any) -> bool:
+        return bool((np.take(to_host(x), sorted(slots), axis=key.depth) != unlike).any())
+
+    flags = {key: x for key, x in held.arrays.items() if key.name == ACTIVE or key.part == "trains"}
+    used = {(key.path, key.method) for key, x in flags.items() if anywhere(key, x, False)}
+    numbers = {0, *(method for _, method in used if method >= 0)}
+    renumbered = {-1: -1} | {old: new for new, old in enumerate(sorted(numbers))}
+
+    def stays(key: Key, x: Array) -> bool:
+        if key.part.startswith("shared"):
+            return key.method in numbers
+        idle = key.method == 0 and key.name == GAIN and not anywhere(key, x, 1)
+        return (key.path, key.method) in used and not idle
+
+    arrays = {
+        key._replace(method=renumbered[key.method]): x
+        for key, x in held.arrays.items()
+        if stays(key, x)
+    }
+    if len(arrays) == len(held.arrays):
+        return base, held
+    methods = tuple(held.methods[number] for number in sorted(numbers))
+    variant, placements = Slots(tuple(method.variant for method in methods), way), []
+    for each in base.spec.placements:
+        own = [held.methods[n].variant for path, n in used if path == each.use.path and n >= 0]
+        if own:
+            bias = each.bias if any(method.adapts_bias for method in own) else None
+            each = dataclasses.replace(each, variant=variant, layers=variant, bias=bias)
+        if own or each.storage is not None:
+            placements.append(each if own else each.bare())
+    spec = dataclasses.replace(base.spec, placements=tuple(placements))
+    return dataclasses.replace(base, spec=spec), Held(methods, arrays)
 
 
 def _with_placements(base: Frozen, placements: Sequence[Placement], variant: Slots) -> Frozen:

@@ -198,7 +198,8 @@ def _rows(x: Any, max_rank: int, path: str) -> np.ndarray:
 def _require_rank(rank: int, max_rank: int, path: str) -> None:
     if rank > max_rank:
         raise ValueError(
-            f"'{path}' has rank {rank}, and the bank max_rank={max_rank}: make it larger"
+            f"'{path}' has rank {rank}, and the bank max_rank={max_rank}: make it larger "
+            f"(of a server: --max_rank={rank})"
         )
 
 

@@ -11,6 +11,7 @@ from support import stored_adapters as stored
 import lora_jax as lj
 
 NAMES = "abcdefg"
+CHANGED = "changed"
 SLOTS, ROOM = 3, 2
 """Of the bank, and adapters in host memory."""
 
@@ -34,6 +35,7 @@ class Model:
     def __init__(self):
         self.disk = {name: number for number, name in enumerate(NAMES)}
         self.host, self.slots, self.loads = collections.OrderedDict(), [], 0
+        self.pinned = {}
 
     def current(self, name):
         return next((e for e in self.slots if e["name"] == name and e["current"]), None)
@@ -42,9 +44,14 @@ class Model:
         self.slots.remove(entry)
         self.slots.append(entry)
 
-    def read(self, name):
+    def read(self, name, anew=False):
+        """Whether what is there now may be used."""
         self.loads += 1
+        if not anew and self.pinned.get(name, self.disk[name]) != self.disk[name]:
+            return False
+        self.pinned[name] = self.disk[name]
         self.keep(name, self.disk[name])
+        return True
 
     def keep(self, name, number):
         self.host.pop(name, None)
@@ -53,10 +60,10 @@ class Model:
             self.host.popitem(last=False)
 
     def acquire(self, name):
-        """The entry that is used; None if there is no slot."""
+        """The entry that is used; None if there is no slot, CHANGED if its files are others."""
         if (entry := self.current(name)) is None:
-            if name not in self.host:
-                self.read(name)
+            if name not in self.host and not self.read(name):
+                return CHANGED
             self.keep(name, self.host[name])
             idle = [e for e in self.slots if not e["users"]]
             if len(self.slots) == SLOTS and not idle:
@@ -102,7 +109,10 @@ def test_any_order_of_uses(start, steps):
     for kind, number in steps:
         name = NAMES[number]
         if kind == "acquire":
-            if (entry := model.acquire(name)) is None:
+            if (entry := model.acquire(name)) == CHANGED:
+                with pytest.raises(ValueError, match=f"files of '{name}' have changed .* reload"):
+                    store.acquire(name)
+            elif entry is None:
                 with pytest.raises(lj.NoSlotFree, match="all 3 slots of the bank are in use"):
                     store.acquire(name)
             else:
@@ -115,13 +125,14 @@ def test_any_order_of_uses(start, steps):
         elif kind == "change":  # on disk, and nobody says so
             model.disk[name] = files.numbers[name] = len(NAMES) + model.disk[name]
         elif kind == "reload":
-            model.read(name)
+            model.read(name, anew=True)
             model.retire(name)
             assert store.reload(name) == f"digest {model.disk[name]}"
         elif kind == "unload":
             assert store.unload(name) == bool(model.current(name) or name in model.host)
             model.retire(name)
             model.host.pop(name, None)
+            model.pinned.pop(name, None)
         assert list(store.held().items()) == model.held()
         assert store.filled == len(model.slots)
         assert store.counts.loads == model.loads

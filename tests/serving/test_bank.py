@@ -292,6 +292,23 @@ def test_what_is_put_and_removed_compiles_nothing(compilations):
         chex.assert_trees_all_close(got, wanted, atol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+def test_what_no_adapter_needs_leaves_and_may_come_back(mixed, params):
+    """The bank is one that never had it, in its program and in what others compute."""
+    plain, whole, dora, biased, hira = (mixed[i] for i in (0, 1, 4, 6, 7))
+    all_of_them = [plain, whole, dora, biased, hira]
+    bank = filled(params, all_of_them)
+    fewer = bank.trimmed([1, 5])
+    wanted = lj.Bank(forward, params, capacity=5, max_rank=8).put(1, plain[1]).put(5, hira[1])
+    assert jax.tree.structure(fewer) == jax.tree.structure(wanted)
+    assert fewer.trimmed([1, 5]) is fewer and bank.trimmed(range(1, 6)) is bank
+    again = fewer.put(3, dora[1]).put(2, biased[1])
+    each = [params, *merged([plain, biased, dora, hira, hira])]
+    assert_rows_are_those_alone(again, each, [5, 3, 0, 1, 2])
+    none = bank.trimmed([])
+    assert jax.tree.structure(none) == jax.tree.structure(lj.Bank(forward, params, 5, 8))
+
+
 def test_what_does_not_fit_is_named(params):
     with jax.enable_x64(True):
         lora = variants.make("lora", rank=3)

@@ -23,7 +23,7 @@ class Events:
         )
 
     def job(self, name, adapter, tokens=2, prompt=1):
-        row = types.SimpleNamespace(prompt_ids=(prompt,), max_new_tokens=tokens)
+        row = types.SimpleNamespace(prompt_ids=(prompt,), max_new_tokens=tokens, stop_ids=())
         job = Job(adapter, [row], lambda event: self.seen.append((name, event)))
         self.thread.submit(job)
         return job

@@ -119,7 +119,8 @@ def url(truth):
     started.send(signal.SIGTERM)
     ended = started.end()
     assert ended.returncode == 0, ended.stderr
-    assert "for this machine alone" in ended.stdout.splitlines()[0]
+    loading, serving, *_ = ended.stdout.splitlines()
+    assert loading == "loading model with 3 adapters ..." and "for this machine alone" in serving
     assert "Traceback" not in ended.stderr
 
 

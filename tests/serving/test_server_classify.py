@@ -105,7 +105,7 @@ def test_mistakes(served):
             422,
             "text 1 has 42 tokens; ther",
         ),
-        ("classify", {"model": "wide", "input": "a"}, 500, "cannot be used"),
+        ("classify", {"model": "wide", "input": "a"}, 503, "cannot be used"),
         ("classify", {"model": "one", "input": ["a"] * 13}, 422, "at most 12 may"),
         ("completions", {"model": "one", "prompt": "a"}, 404, "use /v1/classify"),
     ):

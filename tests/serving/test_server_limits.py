@@ -99,6 +99,12 @@ def test_a_stop_text_frees_the_lane(server, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_token_that_stops_a_text_is_counted_and_not_part_of_it(server, stream):
+    texts, ends, usage = told(server, asked(stop_token_ids=[3], max_tokens=400), stream)
+    assert (texts, ends, usage["completion_tokens"]) == ([" w0 w1 w2"], ["stop"], 4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_each_choice_is_that_of_its_own_prompt(server, stream):
     """One that a stop text ends is ended alone, and there are more of them than lanes."""
     prompt = ["w900", "w930", [910, 1], "w950"]
@@ -129,7 +135,7 @@ REFUSED = (
     (asked(prompt=["w1"] * 5), TEXT, {}, 422, "too_many_sequences", "5 sequences; at most 4 may"),
     (asked(model="full"), TEXT, {}, 503, "no_slot", "'full'"),
     (asked(model="large"), TEXT, {}, 503, "no_memory", "'large'"),
-    (asked(model="broken"), TEXT, {}, 500, "adapter_unusable", "'broken' cannot be used; the serv"),
+    (asked(model="broken"), TEXT, {}, 503, "adapter_unusable", "'broken' cannot be used: place is"),
     *(
         (asked(model=name), TEXT, {}, 404, "model_not_found", "does not exist")
         for name in ("three", "../one", "/etc", ".", "..", "one/../two", "x" * 500)
@@ -158,6 +164,10 @@ def test_what_is_refused(server, number):
     assert (found, named) == (status, code or named) and said in error["message"]
     assert answered["Retry-After"] == ("1" if code == "no_slot" else None)
     assert code != "model_not_found" or error["param"] == "model"
+
+
+def test_a_route_takes_its_own_method_alone(server):
+    assert http_client.call(server, "GET", TEXT)[0] == 405
 
 
 class TestLimits:

@@ -100,18 +100,25 @@ GENERATION = (
     ({"top_p": 1.01}, "top_p", "must be a number from 0 to 1"),
     ({"top_p": 0}, "top_p", "must be above 0; a temperature of 0 takes the likeliest token"),
     *(
-        ({"max_tokens": value}, "max_tokens", f"{WHOLE}of 1 or more")
-        for value in (0, 1.5, True, "1", 2**63)
+        ({"max_tokens": value}, "max_tokens", f"{WHOLE}from 1 to {2**63 - 1}")
+        for value in (0, 1.5, True, "1", 2**63, 10**30)
     ),
     ({"top_k": 2**31}, "top_k", f"{WHOLE}from 0 to 2147483647"),
-    ({"seed": 2**63}, "seed", f"{WHOLE}of -9223372036854775808 or more"),
+    *(
+        ({"seed": value}, "seed", f"{WHOLE}from {-(2**63)} to {2**63 - 1}")
+        for value in (2**63, -(2**63) - 1, 2**70)
+    ),
     *(
         ({"stop": value}, "stop", "must be a text or a list of at most 16, none empty")
         for value in ("", ["a", ""], ["a"] * 17, [1], {})
     ),
     *(
-        ({"stop_token_ids": value}, "stop_token_ids", "must be a list of at most 64 whole numbers")
-        for value in (5, [-1], [0] * 65, [1.0], [2**31])
+        (
+            {"stop_token_ids": value},
+            "stop_token_ids",
+            f"must be a list of at most 64 whole numbers from 0 to {2**31 - 1}",
+        )
+        for value in (5, [-1], [0] * 65, [1.0], [2**31], [2**40])
     ),
     ({"ignore_eos": 1}, "ignore_eos", "must be true or false"),
     ({"stream_options": 5}, "stream_options", "must be an object"),
@@ -119,9 +126,12 @@ GENERATION = (
     ({"stream_options": {"usage": 1}}, "stream_options.usage", "is unknown; nearest: 'include_usa"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "is of streams: it needs 'st"),
     *(({"n": value}, "n", "is not supported; leave it out, or give 1") for value in (2, True)),
-    ({"logprobs": 0}, "logprobs", "is not supported; leave it out, or give False"),
+    *(
+        ({"logprobs": value}, "logprobs", "is not supported; leave it out, or give false")
+        for value in (0, 1)
+    ),
     ({"tools": [{}]}, "tools", "is not supported; leave it out, or give []"),
-    ({"tool_choice": "any"}, "tool_choice", "is not supported; leave it out, or give 'none' or 'a"),
+    ({"tool_choice": "any"}, "tool_choice", 'is not supported; leave it out, or give "none" or "a'),
     ({"reasoning_effort": "low"}, "reasoning_effort", "is not supported; leave it out"),
 )
 COMPLETION = (
@@ -399,10 +409,19 @@ class TestTexts:
 
 
 def test_what_cannot_be_used_is_named():
-    for name, what in ((None, "the base model"), ("a", "the adapter 'a'")):
-        error = refusal(name, OSError("secret"))
-        said = f"{what} cannot be used; the server's log says why"
-        assert (error.status, error.message) == (500, said)
+    """A folder that is broken is no fault of the server's; its place, and faults, are not told."""
+    logged = "; the server's log says why"
+    for name, fault, status, said in (
+        (None, OSError("secret"), 500, f"the base model cannot be used{logged}"),
+        ("a", OSError("secret"), 503, f"the adapter 'a' cannot be used{logged}"),
+        ("a", TypeError("secret"), 500, f"the adapter 'a' cannot be used{logged}"),
+        (
+            *("a", ValueError("'/b c/a':\n'd/e' of /b/c"), 503),
+            "the adapter 'a' cannot be used: 'a': 'd/e' of c",
+        ),
+    ):
+        error = refusal(name, fault)
+        assert (error.status, error.message) == (status, said)
 
 
 def test_an_adapter_with_any_fault_does_not_keep_the_server_from_starting(tmp_path):

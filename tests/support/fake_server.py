@@ -49,6 +49,8 @@ def base():
 class FakeEngine:
     """Gives each row the tokens 0, 1, 2 ..., or those from the first of its prompt on, from 900 up.
 
+    A row ends at its limit, or at the first of its tokens that ends it.
+
     A prompt with token 13 makes a step fail, and one with token 14 every step; after token 15 there
     are no numbers.
     """
@@ -97,11 +99,12 @@ class FakeEngine:
                 yield number, None, "error"
                 continue
             each[1] += 1
-            ended = each[1] == row.max_new_tokens
-            if ended:
-                del self.rows[number]
             first = row.prompt_ids[0] if row.prompt_ids[0] >= 900 else 0
-            yield number, first + count, "length" if ended else None
+            stops = first + count in row.stop_ids
+            finish = "stop" if stops else "length" if each[1] == row.max_new_tokens else None
+            if finish is not None:
+                del self.rows[number]
+            yield number, first + count, finish
 
 
 class FakeStore:

@@ -8,13 +8,15 @@ of its own, nothing is copied: XLA drops the stack of which an unrolled loop tak
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 
 from lora_jax.models.parts.modules import layers_at_once
 from lora_jax.partition import path_name
@@ -32,14 +34,15 @@ def separate(tree: Any, unroll: int | None = None, remat: bool | str = False) ->
     """The same tree with `Layers` in place of arrays of stacked layers, whose memory they share.
 
     These are the arrays below a key `layers`, where models stack their layers. A tree stays as it
-    is if the loop over its layers is not unrolled, or if it is not on one CPU.
+    is if the loop over its layers is not unrolled, or if it is not on one CPU. Arrays may be
+    shapes.
 
     Args:
       unroll: with `remat`, as the model has them (see `over_layers`).
     """
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
     found = {id(leaf): leaf for keys, leaf in pairs if "layers" in path_name(keys).split("/")}
-    counts = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in found.values()}
+    counts = {leaf.shape[0] if np.ndim(leaf) else 0 for leaf in found.values()}
     if len(counts) != 1 or not all(_on_one_cpu(leaf) for leaf in found.values()):
         return tree
     (count,) = counts
@@ -59,14 +62,25 @@ def stacked(tree: Any) -> Any:
     return jax.tree.map(whole, tree, is_leaf=lambda leaf: isinstance(leaf, Layers))
 
 
-def _separated(leaf: Array) -> Layers:
-    device = next(iter(leaf.devices()))
+def _separated(leaf: Array | ShapeDtypeStruct) -> Layers:
+    (device,) = _devices(leaf)
+    if isinstance(leaf, ShapeDtypeStruct):
+        placed = SingleDeviceSharding(device)
+        row = ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=placed)
+        return Layers((row,) * leaf.shape[0])
     return Layers(tuple(jax.device_put(row, device) for row in np.asarray(leaf)))
 
 
+def _devices(leaf: Array | ShapeDtypeStruct) -> Collection[Any]:
+    """Where an array is, or will be if it has only a shape yet."""
+    if isinstance(leaf, Array):
+        return leaf.devices()
+    return jax.devices()[:1] if leaf.sharding is None else leaf.sharding.device_set
+
+
 def _on_one_cpu(leaf: Any) -> bool:
-    if not isinstance(leaf, Array) or isinstance(leaf, Tracer):
+    if not isinstance(leaf, Array | ShapeDtypeStruct) or isinstance(leaf, Tracer):
         return False
-    (device, *others) = leaf.devices()
+    (device, *others) = _devices(leaf)
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return device.platform == "cpu" and not others and not is_key
