@@ -314,10 +314,11 @@ def adapt(
       forward: any JAX function of a parameter pytree, `forward(params, *args, **kwargs)`.
       variant: the method, for example `variants.make("lora", rank=8)`.
       targets: which weights: one or more patterns (regular expressions that match a whole path or
-        its tail after a `/`), `lj.layers(pattern, slice)` for some layers, `"all-linear"` for every
-        weight that activations are multiplied by except a tied or output embedding, or a mapping
-        of these to variants, without `variant`. The first key that matches a weight decides; None
-        leaves it as it is.
+        its tail after a `/`; the path of a weight selects it alone), `lj.layers(pattern, slice)`
+        for some layers, `"all-linear"` for every weight that activations are multiplied by except
+        a tied or output embedding, `"all-linear+conv"` for convolutions as well, or a mapping of
+        these to variants, without `variant`. A path decides before other keys, then the first key
+        that matches a weight; None leaves it as it is.
       also_train: patterns of parameters to train in full, for example a new head.
       quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), whether targets or
         not. The first pattern that matches decides. `init` refuses numbers that are not finite (or

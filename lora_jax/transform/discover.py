@@ -19,6 +19,7 @@ from jax.extend.core import JaxprEqn, Var
 from lora_jax.files.arrays import is_key
 from lora_jax.partition import flatten, is_array, select_paths, split_arrays
 from lora_jax.transform import jaxprs, origins, views
+from lora_jax.transform.convolutions import has_rule
 from lora_jax.transform.origins import Origin, Origins
 from lora_jax.transform.views import Atom, Axis, Parts, View
 from lora_jax.uses import Use, Uses, WeightUse
@@ -194,7 +195,7 @@ def _conclude(path: str, leaf: Any, observed: list[ObservedUse], stated: Axes | 
 
 def _kind(observed: ObservedUse, use: WeightUse) -> Use:
     """The kind of a use, given the axes that were chosen for the parameter."""
-    if observed.kind not in ("product", "lookup"):
+    if observed.kind not in ("product", "lookup", "convolution"):
         kind = str(observed.merges) if observed.kind == "mixed" else observed.kind
         return Use(kind, observed.merges)
     contracted, free = tuple(sorted(observed.contracted)), tuple(sorted(observed.free))
@@ -456,9 +457,12 @@ class UseRecorder(jaxprs.Walk):
     def _convolution(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
         """Record a convolution: either side may be the weight; its shared axes are its inputs."""
         numbers = eqn.params["dimension_numbers"]
-        for tracked, spec in zip(operands, (numbers.lhs_spec, numbers.rhs_spec), strict=True):
+        for side, spec in enumerate((numbers.lhs_spec, numbers.rhs_spec)):
+            tracked, other = operands[side], operands[1 - side]
             if isinstance(tracked, Tracked):
-                self._record(tracked, "convolution", spec[1:], spec[:1], merges="convolution")
+                alone = side == 1 and not isinstance(other, Tracked) and has_rule(eqn)
+                merges = None if alone else "convolution"
+                self._record(tracked, "convolution", spec[1:], spec[:1], merges=merges)
 
     def _ragged_dot(self, eqn: JaxprEqn, left: TraceValue, tracked: Tracked) -> None:
         numbers = eqn.params["ragged_dot_dimension_numbers"]
