@@ -1,14 +1,14 @@
 """Convolutions by an adapted kernel: one to as many channels as the rank, then a 1 x 1.
 
 The matrix of a kernel has the input channels and all places as inputs, and the output channels as
-outputs. A low-rank update A^T B of it is a convolution by A, with the strides, padding, dilations
-and groups of the program, and then a product of channels by B, as in PEFT and loralib. So no update
-of the kernel's size is formed, and none has to be differentiated.
+outputs. A low-rank update A^T B of it is a convolution by A, with the strides, padding and
+dilations of the program, and then a product of channels by B, as in PEFT and loralib. So no update
+of the kernel's size is formed, and none has to be differentiated. Kernels of groups are small, and
+are merged: a convolution by A would make as many channels for each group.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.extend.core import JaxprEqn
 
@@ -19,7 +19,7 @@ from lora_jax.transform.views import arrange
 
 def has_rule(eqn: JaxprEqn) -> bool:
     """Whether the right side of a convolution, its kernel, need not be merged."""
-    return eqn.params["batch_group_count"] == 1
+    return eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
 
 
 def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) -> Array | None:
@@ -46,8 +46,6 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
 
     places = tuple(axes for dim, axes in enumerate(view.axes) if dim != out)
     rows = arrange(a.astype(dtype), weight.in_atoms, places, keep=1)
-    # Each group of input channels meets the same A, and makes channels of its own.
-    rows = jnp.concatenate([rows] * eqn.params["feature_group_count"])
     down = jnp.moveaxis(rows, 0, out)
     hidden = _convolved(eqn, dropout(x, factors, key), down)
     up = arrange(b.astype(dtype), weight.out_atoms, ends, keep=1)
@@ -68,29 +66,13 @@ def _convolved(eqn: JaxprEqn, x: Array, kernel: Array) -> Array:
 
 
 def _mixed(eqn: JaxprEqn, hidden: Array, up: Array) -> Array:
-    """The channels of each group of `hidden`, mixed by `up`, (rank, out), at each place."""
-    params, numbers = eqn.params, eqn.params["dimension_numbers"]
-    channel, precision = numbers.out_spec[1], params["precision"]
-    if params["feature_group_count"] == 1:
-        y = lax.dot_general(
-            hidden,
-            up,
-            (((channel,), (0,)), ((), ())),
-            precision=precision,
-            preferred_element_type=params["preferred_element_type"],
-        )
-        return jnp.moveaxis(y, -1, channel)
-    count = hidden.ndim - 2
-    kernel = jnp.expand_dims(up.T, tuple(range(2, hidden.ndim)))
-    return lax.conv_general_dilated(
+    """The channels of `hidden` mixed by `up`, (rank, out), at each place."""
+    channel = eqn.params["dimension_numbers"].out_spec[1]
+    y = lax.dot_general(
         hidden,
-        kernel.transpose(np.argsort(numbers.rhs_spec)),
-        window_strides=(1,) * count,
-        padding=((0, 0),) * count,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            numbers.out_spec, numbers.rhs_spec, numbers.out_spec
-        ),
-        feature_group_count=params["feature_group_count"],
-        precision=precision,
-        preferred_element_type=params["preferred_element_type"],
+        up,
+        (((channel,), (0,)), ((), ())),
+        precision=eqn.params["precision"],
+        preferred_element_type=eqn.params["preferred_element_type"],
     )
+    return jnp.moveaxis(y, -1, channel)

@@ -209,6 +209,75 @@ def test_a_weight_without_a_product_asks_for_its_axes():
         started(spectral, {"w": 1j * normal(4, 2, 3)}, x, LoRA(rank=1), "w")
 
 
+# -- convolutions ----------------------------------------------------------------------------------
+
+SPATIAL = "DHW"
+
+
+@pytest.mark.parametrize("channels", ["last", "first"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr"])
+def test_convolutions_of_every_kind(method, dims, channels):
+    """Strides, padding, dilations of both sides and groups, in both layouts, as when merged."""
+    places, sizes, kernel = SPATIAL[:dims], (5, 6, 4)[:dims], (2, 3, 2)[:dims]
+    last = channels == "last"
+    layout = (f"N{places}C", f"{places}IO") if last else (f"NC{places}", f"OI{places}")
+    x = normal(2, *sizes, 4) if last else normal(2, 4, *sizes)
+    for groups in (1, 2):
+        w = normal(*kernel, 4 // groups, 6) if last else normal(6, 4 // groups, *kernel)
+
+        def forward(p, x, groups=groups):
+            return lax.conv_general_dilated(
+                x,
+                p["w"],
+                window_strides=(2, 1, 1)[:dims],
+                padding=((1, 0), (2, 1), (0, 0))[:dims],
+                lhs_dilation=(1, 1, 2)[:dims],
+                rhs_dilation=(1, 2, 1)[:dims],
+                dimension_numbers=(*layout, layout[0]),
+                feature_group_count=groups,
+            )
+
+        found = started(forward, {"w": w}, x, variants.make(method, rank=2), "w")
+        agree(*found, x)
+        program = str(jax.make_jaxpr(found[0].apply)(found[1], found[2], x))
+        factored = groups == 1 and method != "lokr"
+        assert program.count("conv_general_dilated[") == (2 if factored else 1)
+
+
+def test_a_kernel_that_the_program_turns_first():
+    """A stored layout that is not the convolution's own, and a product by its one place."""
+
+    def forward(p, x):
+        kernel = p["w"].reshape(3, 2, 4).transpose(2, 1, 0)
+        y = lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return y
+
+    found = started(forward, {"w": normal(3, 8)}, normal(2, 5, 2), LoRA(rank=2), "w")
+    use = found[2].spec.placements[0].use
+    agree(*found, normal(2, 5, 2))
+    assert use.is_convolution
+
+
+def test_dropout_of_a_convolution_is_of_its_inputs():
+    x, variant = normal(2, 5, 2), LoRA(rank=2, dropout=0.4)
+
+    def forward(p, x):
+        return lax.conv_general_dilated(
+            x, p["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    adapted, trainable, frozen = started(forward, {"w": normal(3, 2, 4)}, x, variant, "w")
+    keys = jax.random.split(KEY, 4000)
+    plain = adapted.apply(trainable, frozen, x)
+    dropped = jax.vmap(lambda key: adapted.apply(trainable, frozen, x, dropout_key=key))(keys)
+    assert not np.allclose(dropped[0], plain)
+    spread = dropped.std(0) / len(keys) ** 0.5
+    assert np.all(abs(dropped.mean(0) - plain) < 6 * spread + 1e-12)
+
+
 # -- what "all-linear" leaves out ------------------------------------------------------------------
 
 
@@ -262,6 +331,7 @@ def test_convolutions_are_left_out_unless_asked_for():
 
 
 def test_dropout_that_cannot_act_is_said():
-    x = normal(2, 5, 2)
-    with pytest.warns(lj.TrainingWarning, match=r"dropout does not act on 'conv0', whose .*convol"):
-        started(convolutional, NET, x, LoRA(rank=1, dropout=0.1), "all-linear+conv")
+    with pytest.warns(lj.TrainingWarning, match=r"dropout does not act on 'w', whose .*\(mul\)"):
+        x, stated = normal(5, 4, 3), {"w": (0, 1)}
+        variant = LoRA(rank=1, dropout=0.1)
+        started(spectral, {"w": normal(4, 2, 3)}, x, variant, "w", axes=stated)
