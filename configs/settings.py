@@ -247,8 +247,8 @@ class TrainSettings:
     """How many examples a step takes."""
     accumulate: int = setting(1, POSITIVE)
     """How many parts a batch is computed in, to save memory."""
-    epochs: float = setting(3, POSITIVE)
-    """How often all training examples are seen; fractions are allowed."""
+    epochs: float = setting(3, NOT_NEGATIVE)
+    """How often all training examples are seen; fractions are allowed; 0 only scores the model."""
     max_steps: int = setting(0, NOT_NEGATIVE)
     """The most steps; 0: no limit beside epochs."""
     log_every: int = setting(10, NOT_NEGATIVE, free=True)

@@ -103,7 +103,9 @@ def _help(argv: Sequence[str]) -> str:
     """The help of the command that this process runs."""
     own = own_flags(flags.FLAGS, sys.argv[0])
     doc = str(sys.modules["__main__"].__doc__)
-    said = help_text(doc, own)
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    folded = [flag for name, found in modules if name.startswith(LAUNCHERS) for flag in found]
+    said = help_text(doc, own, folded)
     given = _config_flags(argv[1:])
     files = [each.partition("=")[2] for each in given if re.match("--?config=", each)]
     if any(map(takes_config, own)) and files:
@@ -229,16 +231,26 @@ _ADDED = r"^<[^>]*>: |;\s+repeat this option to specify a list of values.*$"
 """What absl adds to the help of flags with several values."""
 
 
-def help_text(doc: str, own: Sequence[flags.Flag]) -> str:
+LAUNCHERS = "experiments.sweeps.launchers."
+"""The modules whose flags are only named in a command's help, as a sweep has many of them."""
+
+
+def help_text(doc: str, own: Sequence[flags.Flag], folded: Sequence[flags.Flag] = ()) -> str:
     """The help of a command.
 
     Args:
       doc: the docstring of the command, with an example.
       own: its flags, in the order to show them.
+      folded: those that are named in one line, and not explained.
     """
     parts = [doc.strip(), "", "Flags:"]
+    names = [f"--{flag.name}" for flag in folded]
     for flag in own:
-        parts += [f"    {usage(flag)}", *_wrapped(meaning(flag))]
+        if f"--{flag.name}" not in names:
+            parts += [f"    {usage(flag)}", *_wrapped(meaning(flag))]
+    if names:
+        where = "of the launchers; docs/guides/launchers.md and --helpfull explain them."
+        parts += [f"    {', '.join(names)}", *_wrapped(f"Flags {where}")]
     if any(map(takes_config, own)):
         parts += [
             "    --config.SECTION.SETTING=VALUE",
@@ -247,7 +259,7 @@ def help_text(doc: str, own: Sequence[flags.Flag]) -> str:
                 "With --help beside --config=FILE, all settings of that file are listed."
             ),
         ]
-    return "\n".join([*parts, "", "--helpfull also lists the flags of the libraries."])
+    return "\n".join([*parts, "", "--helpfull lists all flags, also those of the libraries."])
 
 
 def own_flags(values: flags.FlagValues, main: str) -> list[flags.Flag]:

@@ -21,8 +21,8 @@ from typing import Any
 PACKAGE = "lora_jax_experiments"
 """The package that starts commands where `experiments` is installed, and is no checkout."""
 FIRST = (
-    *("quickstart", "train", "sweep", "tune", "report", "export", "import_adapter", "serve"),
-    *("plan", "instruct"),
+    *("quickstart", "train", "predict", "sweep", "tune", "report", "export", "import_adapter"),
+    *("serve", "plan", "instruct"),
 )
 """What a newcomer looks for, in this order; the list has all other commands below these."""
 MOVED = {

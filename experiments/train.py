@@ -23,7 +23,8 @@ To train one run on several machines, give this command on each of them. All mus
 A signal to one process stops all of them after the same step. All devices train together. Each has
 its own rows of the batch. `--mesh=DATA,FSDP,TENSOR` can also divide the weights (`fsdp`, which
 gathers them where they are used) and the matrix products (`tensor`). The mesh does not change the
-results, except for rounding: a run can continue with another mesh, or on other machines.
+results, except for rounding: a run can continue with another mesh, or on other machines. Without
+such devices, `--devices=8` simulates eight on the CPU.
 
 Before the first step, the compiled step is compared with NumPy's result of the same operations, one
 by one (`lora_jax.compiled.audit`). Compilers sometimes make mistakes, and a run with wrong
@@ -43,6 +44,7 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.distributed import processes
 from experiments.distributed.devices import announce, mesh_of
+from experiments.planning import topologies
 from experiments.runs.audit_flag import wanted
 from experiments.runs.finished_run import changed_data, is_completed, require_adapter
 from experiments.runs.run import run, summarise
@@ -62,6 +64,14 @@ _MESH = flags.DEFINE_list(
     None,
     "The sizes of data, fsdp and tensor. -1 takes the remaining devices. The default is -1,1,1.",
 )
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "Train on so many simulated CPU devices, to try a mesh without the devices that it is for. The "
+    "default is the devices that there are.",
+    lower_bound=1,
+    upper_bound=topologies.MOST_SIMULATED,
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "The host:port of process 0, for processes that are started by hand."
 )
@@ -77,6 +87,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 
 def train() -> None:
+    if _DEVICES.value is not None:
+        topologies.prepare(_DEVICES.value)
     processes.initialize(  # before anything uses a device
         _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, bool(_DISTRIBUTED.value)
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,24 @@ def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [leaves[i] for i in places], rebuild
 
 
+def is_module(model: Any, kind: str) -> bool:
+    """Whether this is a model of Flax's `nnx` or `linen`, which need not be imported here."""
+    flax = sys.modules.get(f"flax.{kind}")
+    return flax is not None and isinstance(model, flax.Module)
+
+
+def require_function(forward: Any) -> None:
+    """Raise a ValueError unless this can be a function of its parameters."""
+    instead = ""
+    if is_module(forward, "nnx"):
+        instead = ": forward, params = lj.from_nnx(model) makes one of a Flax NNX model"
+    elif is_module(forward, "linen"):
+        instead = ": model.apply is that of a Linen model"
+    if instead or not callable(forward):
+        given = type(forward).__name__
+        raise ValueError(f"adapt takes a function of parameters, not a {given}{instead}")
+
+
 def from_nnx(model: "nnx.Module") -> tuple[Callable[..., Any], "nnx.State"]:
     """An NNX model as `(forward, params)`, with `forward(params, *args, **kwargs) = model(...)`.
 
@@ -199,6 +218,12 @@ def from_nnx(model: "nnx.Module") -> tuple[Callable[..., Any], "nnx.State"]:
     """
     from flax import nnx  # not above: who has other models need not wait for it
 
+    if not isinstance(model, nnx.Module):
+        given = model.__name__ if isinstance(model, type) else type(model).__name__
+        own = "model.apply" if is_module(model, "linen") else "a function of parameters"
+        raise ValueError(
+            f"from_nnx takes a model of Flax NNX, not {given}; adapt takes {own} without from_nnx"
+        )
     graph, params = nnx.split(model)
 
     def forward(params: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ and may have an `experiments` and a `configs` of its own.
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -21,3 +22,18 @@ def folder() -> Path:
     """The folder that holds `experiments` and `configs`."""
     here = Path(__file__).resolve().parent
     return here if (here / "experiments").is_dir() else here.parent
+
+
+def load_run(run: str | Path, **options: Any) -> Any:
+    """A finished run as a function of texts, where lora-jax is installed from a wheel.
+
+    From then on, `import experiments` and `import configs` are those of the package, too.
+
+    Args:
+      run: the folder of the run.
+      options: as for `experiments.load_run`.
+    """
+    sys.path.insert(0, str(folder()))
+    import experiments
+
+    return experiments.load_run(run, **options)

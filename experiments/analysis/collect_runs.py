@@ -61,7 +61,7 @@ class Collected:
 class Summary:
     """The median or mean of several runs, their spread (None for one run), and their number.
 
-    Runs that share a draw of the examples are one, with their mean (`draws`).
+    Runs that share a draw of the examples are one, with their mean (`means_of_draws`).
     """
 
     centre: float
@@ -330,12 +330,16 @@ def _registered(table: str, runs: Sequence[Run], parts: bool) -> list[Run]:
     tasks = [{contest_key(run) for run in own} for own in by_digest.values()]
     apart = sum(map(len, tasks)) == len(set[Any]().union(*tasks))
     registered = all((Path(home) / REGISTRATION).exists() for home in homes)
-    if len(tasks) == 1 or (parts and apart and registered and len(homes) == len(tasks)):
+    own_homes = registered and len(homes) == len(tasks)
+    if len(tasks) == 1 or (parts and apart and own_homes):
         return known
-    raise ValueError(
-        f"runs of {table} belong to {len(tasks)} registrations: give one of {', '.join(homes)} "
-        f"(--results), each with its own {REGISTRATION}"
-    )
+    if own_homes:
+        how = f": give one of {', '.join(homes)}"
+    else:
+        folders = " and ".join(str(own[0].folder) for own in list(by_digest.values())[:2])
+        own = f"the folder of its own {REGISTRATION}"
+        how = f" ({folders}): keep the runs of each in {own}, and give that"
+    raise ValueError(f"runs of {table} belong to {len(tasks)} registrations{how} (--results)")
 
 
 def _home(folder: Path) -> Path:

@@ -37,7 +37,7 @@ def method(key: str) -> str:
     """
     name, storage = stored(key)
     if (kind := _variant(name)) is None:
-        return key.replace("_", " ")
+        return key
     title = vars(kind).get("title", kind.__name__)  # a subclass is another method
     return title if storage == "none" else f"{title} on {STORAGES[storage]}"
 

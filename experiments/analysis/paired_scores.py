@@ -68,8 +68,9 @@ def scored(method: Method) -> Scored:
 def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
     """The scores of two methods on their common seeds, (seeds,) each, in the order of the seeds.
 
-    Where seeds share draws of the examples, it is the mean scores of each draw (`draws`). The text
-    says how many seeds are missing in one of the two; it is empty if none is.
+    Where seeds share draws of the examples, it is the mean scores of each draw
+    (`collect_runs.means_of_draws`). The text says how many seeds are missing in one of the two; it
+    is empty if none is.
     """
     numbers = sorted(first.scores.keys() & second.scores.keys())
     every = first.scores.keys() | second.scores.keys()

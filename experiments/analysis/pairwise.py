@@ -38,7 +38,7 @@ class Pair:
     first: Method
     second: Method
     common: int
-    """How many seeds both methods have, or draws of the examples that seeds share (`draws`)."""
+    """How many seeds both methods have, or draws of the examples that seeds share (`common`)."""
     tests: Mapping[str, significance.Estimate | None]
     why: str
 

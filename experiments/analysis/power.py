@@ -102,22 +102,20 @@ def difference_power(difference: float, error: float, df: float, level: float) -
     return _mean(found, df, at=shift / critical)
 
 
-def equivalence_power(
-    margin: float, error: float, df: float, level: float, difference: float = 0.0
-) -> float:
-    """The probability that TOST shows a true difference to be within the margin.
+def equivalence_power(margin: float, error: float, df: float, level: float) -> float:
+    """The probability that TOST shows equal methods to differ by less than the margin.
 
     Args: as for `difference_power`; the level is that of each one-sided test.
     """
-    critical, shift = float(stats.t.isf(level, df)), difference / error
+    critical = float(stats.t.isf(level, df))
     widest = margin / error / critical
     """The largest estimated error, in true ones, with which anything can be shown."""
 
     def shown(ratio: float) -> float:
         inside = critical * (widest - ratio)
-        return special.ndtr(inside - shift) - special.ndtr(-inside - shift)
+        return special.ndtr(inside) - special.ndtr(-inside)
 
-    return _mean(shown, df, at=(margin - abs(difference)) / error / critical, highest=widest)
+    return _mean(shown, df, at=widest, highest=widest)
 
 
 def _mean(

@@ -57,9 +57,7 @@ b_t, which varies between tasks, and its estimate from its effect by e_t, which 
 The variance of the tasks' estimates holds both. So Student's t-test of the estimates is a test of
 the mean. At levels up to 8.3% it never claims too much, however different the noise of tasks is
 (Bakirov and Székely, 2005; Ibragimov and Müller, 2010). Tests that weight tasks by estimated errors
-can claim too much: with 3 tasks of 10 seeds, whose sds are 0.2, 0.5 and 2, the 95% intervals of
-Hartung and Knapp covered the mean in 90%. With few tasks the interval is wide, however many seeds
-there are.
+can claim too much. With few tasks the interval is wide, however many seeds there are.
 
 The sd of b_t is estimated by moments with equal weights (Hedges, 1983; "Cochran ANOVA" of
 DerSimonian and Kacker, 2007): the variance of the tasks' estimates, less the mean of their squared
@@ -240,7 +238,7 @@ def over_seeds(first: np.ndarray, second: np.ndarray) -> MeanDifference:
 
     Args:
       first, second: scores of the same seeds, (seeds,), at least one; of runs that share draws of
-        the examples, the means of each (`draws`).
+        the examples, the means of each.
 
     Raises:
       ValueError: no seeds, or different numbers of seeds.

@@ -148,7 +148,7 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
         return {}
     content = seal.read(path)
     if content["registration"] != json_text.read_object(folder / REGISTRATION)["digest"]:
-        raise ValueError(f"{path} is of another {REGISTRATION} than the one beside it")
+        raise ValueError(f"{path} belongs to another {REGISTRATION} than the one beside it")
     try:
         outputs = parts_of(archives.read_arrays(folder / UNTRAINED_OUTPUTS))
     except (ValueError, OSError) as error:
@@ -160,7 +160,8 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
     for task, each in content["tasks"].items():
         own = {name: outputs[f"{task}/{name}"] for name in each["examples"]}
         require_scores(own, each["scores"], f"{folder / UNTRAINED_OUTPUTS}: {task}'s")
-        found[task] = Untrained(each["metric"], each["how"], each["scores"], own)
+        digests = each.get("data_digest", ""), each.get("weights_digest", "")
+        found[task] = Untrained(each["metric"], each["how"], each["scores"], own, *digests)
     return found
 
 

@@ -92,7 +92,7 @@ def _require_access(given: str, owner: str, user: dict[str, Any]) -> None:
     """Raise a ValueError if the user may not create repositories of this owner, by `whoami`."""
     owners = [user["name"], *(each["name"] for each in user.get("orgs", ()))]
     if owner not in owners:
-        raise ValueError(f"{given}: this token is of {user['name']}, who may use {owners}")
+        raise ValueError(f"{given}: this token belongs to {user['name']}, who may use {owners}")
     token = user.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise ValueError(f"{given}: this token may only read: make one that writes")

@@ -110,7 +110,7 @@ def announce(
         narrower = "model.dtype bfloat16, " if held.weights else ""
         raise too_large(
             f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
-            f"and {memory.size(room)} of memory are available{_too_wide(step)}; take a smaller "
+            f"and {memory.size(room)} of memory are available; take a smaller "
             f"model, {narrower}a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else FEWER)
         )
@@ -119,7 +119,6 @@ def announce(
     batches = Batches.of(step, texts, at_once)
     said += f", about {memory.size(batches.most)} for gradients and {batches}"
     said += f", over {devices} devices" if devices > 1 else ""
-    said += _too_wide(step)
     if room is None:
         say(f"memory: {said}")
         return texts
@@ -137,18 +136,6 @@ def announce(
         raise too_large(f"{asked(config)} does not fit into memory: {said}; {lower}")
     say(f"memory: {said}, which may not be enough: if so, {lower}")
     return texts
-
-
-def _too_wide(step: AbstractStep) -> str:
-    """Advice on a rank at which an adapter trains more numbers than its weight has, or nothing."""
-    for each in step.frozen.spec.adapted:
-        own, rank = math.prod(each.use.shape), getattr(each.variant, "rank", None)
-        if each.count > own and rank is not None:
-            return (
-                f"; the adapter of '{each.use.path}' trains {each.count:,} numbers and its weight "
-                f"has {own:,}: lower config.variant.rank {rank}"
-            )
-    return ""
 
 
 def _said(held: Held, trials: int) -> str:

@@ -14,6 +14,7 @@ from configs.settings import TextConfig
 from experiments.distributed import processes
 from experiments.runs import generated_texts, predictions
 from experiments.setup.experiment import Experiment
+from lora_jax import data
 from lora_jax.files.json_text import config_digest, plain
 from lora_jax.partition import select_paths
 from lora_jax.records import run_record
@@ -142,7 +143,7 @@ def record(
       rungs: those that a trial of successive halving reached.
       trackers: where experiment trackers have the run.
     """
-    config, loop = experiment.config, experiment.loop
+    config, loop, task = experiment.config, experiment.loop, experiment.texts.task
     since = f" from step {loop.best_from} on" if loop.best_from else ""
     counted = summary(experiment.trainable, experiment.frozen)
     settings = plain(config.plain)
@@ -158,7 +159,7 @@ def record(
         config_digest=config_digest(settings),
         **environment(),
         seed=config.seed,
-        data_digest=experiment.texts.task.digest(),
+        data_digest=task.digest(),
         weights_digest=experiment.weights_digest,
         reading_digest=experiment.reading_digest or None,
         metrics_check=check,
@@ -187,6 +188,7 @@ def record(
         tokenised_per_second=experiment.texts.examples_per_second,
         rungs=rungs or None,
         trackers=trackers,
+        label_names=None if isinstance(task, data.TextTask) else list(task.label_names or ()),
     )
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lora_jax as lj
-from configs.settings import ClassifierConfig, RunConfig
+from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.runs.packing import require_loose
+from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.load import read_texts
+from experiments.setup.load import load, read_texts
+from lora_jax import data
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.files.tree_file import load_tree
 from lora_jax.methods.initialization import loftq_steps
@@ -120,16 +122,24 @@ def changed_data(config: RunConfig, record: run_record.Record) -> bool:
         return False
 
 
-def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
+def open_run(
+    folder: Path, record: run_record.Record, task: data.Task | data.TextTask | None = None
+) -> FinishedRun:
     """Load a run's data and base model, and the adapter that it has saved.
 
     Its adapter is complete, so a run that started from another needs no longer have that one.
 
+    Args:
+      task: what stands for the run's data, which then need not be there.
+
     Raises:
       ValueError, FileNotFoundError: one line on what is not as it was in the run.
     """
-    alone = parse({**record.config, "start_from": None})
-    experiment = build(alone, folder=folder)
+    alone, shared = parse({**record.config, "start_from": None}), None
+    if task is not None:
+        alone = _without_data(alone, record.steps)
+        shared = load(alone, texts=read_texts(alone, task))
+    experiment = build(alone, shared, folder=folder)
     if record.reading_digest not in (None, experiment.reading_digest):
         warnings.warn(
             f"{record.config['model']['name']}: its config.json or its tokenizer has changed since "
@@ -146,6 +156,19 @@ def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
     adapter = load_adapter(folder, experiment.trainable, experiment.frozen)
     experiment = dataclasses.replace(experiment, config=parse(record.config))
     return FinishedRun(folder, record, experiment, *adapter[:2])
+
+
+def _without_data(config: RunConfig, steps: int) -> RunConfig:
+    """The config with the steps of its run, however few examples there are, and nothing to score.
+
+    An adapter that no training here made has none: their number matters to no adapter of these.
+    """
+    wanted = steps or from_config.FEW_STEPS
+    given = {**config.plain, "train": {**config.plain["train"], "epochs": wanted}}
+    given["train"]["max_steps"] = wanted
+    if isinstance(config, TextConfig):
+        given["generate"] = {**config.plain["generate"], "scored": 0}
+    return parse(given)
 
 
 def replaced(run: FinishedRun) -> str | None:

@@ -20,15 +20,35 @@ from lora_jax.generation.generate import generate
 from lora_jax.generation.generate_text import generate_texts
 from lora_jax.metrics import text_metrics
 
+Stepper = tuple[Any, tuple[Any, ...]]
+"""A model, one token at a time, and the weights that it takes."""
+
 
 def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> list[str]:
     """Generate a text after each prompt, with the settings of the config's `generate`.
 
     Prompts are tokenised and cut as in training, and cut further to leave room for an answer.
     """
-    texts, step = experiment.texts, experiment.step
+    # Merged weights are faster, but may not fit on a mesh.
+    return write_with(
+        experiment, stepper(experiment, trainable, experiment.layout is None), prompts
+    )
+
+
+def stepper(experiment: Experiment, trainable: Any, merged: bool) -> Stepper:
+    """What generates with a run's adapter, which may be merged into the weights first."""
+    step: Any = experiment.step
+    weights: tuple[Any, ...] = (trainable, experiment.frozen)
+    if merged:
+        return step, (experiment.adapted.merge(*weights),)
+    return dataclasses.replace(experiment.adapted, forward=step).apply, weights
+
+
+def write_with(experiment: Experiment, model: Stepper, prompts: Sequence[str]) -> list[str]:
+    """As `write`, with the result of `stepper`."""
+    texts, (apply, weights) = experiment.texts, model
     tokenizer = texts.tokenizer
-    if step is None or not isinstance(texts, Completions) or tokenizer.eos_id is None:
+    if not isinstance(texts, Completions) or tokenizer.eos_id is None:
         raise ValueError(f"task '{texts.task.name}' is not text-to-text: nothing is written")
     section, limit = _settings(experiment), texts.prompt_limit
     beams = {
@@ -39,12 +59,6 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
     }
     given = data.Prompts("prompts", prompts, None)
     search = generate if section.beams == 1 else functools.partial(beam_search, **beams)
-    apply: Any = step
-    weights: tuple[Any, ...] = (trainable, experiment.frozen)
-    if experiment.layout is None:  # merged weights are faster, but may not fit on a mesh
-        weights = (experiment.adapted.merge(*weights),)
-    else:
-        apply = dataclasses.replace(experiment.adapted, forward=step).apply
     with explained(of_texts(section)):
         return generate_texts(
             search,

@@ -42,7 +42,7 @@ def reason_to_stay(run: Path) -> str:
     """Why a run with a record stays a folder; empty if it can be packed."""
     others = sorted(path.name for path in run.iterdir() if path.name not in FILES)
     if (run.parent.parent / "trials.json").exists():
-        return "it is of a sweep, which goes on from its folders"
+        return "it belongs to a sweep, which continues from its folders"
     return f"it also holds {', '.join(others[:3])}" if others else ""
 
 

@@ -193,7 +193,7 @@ class Search:
             # Earlier versions did not note the trials and the budget of a halving.
             if (there := found["settings"].get(name, value)) != value:
                 raise ValueError(
-                    f"{path} is of a search with --{name}={there}, not {value}; name another "
+                    f"{path} belongs to a search with --{name}={there}, not {value}; name another "
                     "--workdir"
                 )
         return found["rounds"], found.get("left_out", [])
@@ -340,19 +340,24 @@ class Search:
         """The most trials to train.
 
         Raises:
-          ValueError: the budget of a halving has fewer trials than are asked for.
+          ValueError: trials cannot be halved, or the budget of a halving has no trials or fewer
+            than are asked for.
         """
         budget, asked, steps = self._asked.budget, self._asked.trials, self._loop.steps
-        halving = self._asked.halving
-        if halving and asked is not None and (cost := self._cost(asked)) > (budget or cost):
-            fit = rungs.most_trials(steps, halving, int(budget or 0))
-            raise ValueError(
-                f"--trials={asked} take {cost:,} steps, and --budget={budget} has {fit} trials: "
-                "leave one of the two out"
-            )
-        if asked is not None or budget is None:
-            return int(asked or 0)
-        return rungs.most_trials(steps, halving, budget) if halving else min(budget, MOST)
+        halving, most = self._asked.halving, MOST if budget is None else min(budget, MOST)
+        cost = 0 if asked is None else self._cost(asked)
+        if halving and budget is not None:
+            if not (most := rungs.most_trials(steps, halving, budget)):
+                raise ValueError(
+                    f"--budget={budget} is too small for --search=halving: {halving} trials of "
+                    f"{steps} steps take {self._cost(halving):,}"
+                )
+            if cost > budget:
+                raise ValueError(
+                    f"--trials={asked} take {cost:,} steps, and --budget={budget} has {most} "
+                    "trials: leave one of the two out"
+                )
+        return most if asked is None else asked
 
     def _cost(self, count: int) -> int:
         if halving := self._asked.halving:
@@ -375,17 +380,18 @@ class Search:
         sign = 1 if self._loop.mode == "max" else -1
         trial, value = max(scored, key=lambda each: sign * each[1])
         flags, apart = list(trial.arguments), f"{trial.config.data.validation} held-out examples"
-        then = f"again, without the {apart}, which score it"
+        then = f"the same {apart} score it"
         if held_out(trial.config):
             # The config's file may hold examples out, too, so leaving a flag out is not enough.
             flags = [each for each in flags if not each.startswith(HELD_OUT)] + [f"{HELD_OUT}0"]
-            then = "with no example held out, scored on the development set"
+            then = "no example is held out; the development set scores it"
         best = {"name": trial.name, "metric": self._loop.metric, "score": value, "flags": flags}
         self._write(best)
         own = self._folder.path
         own = own.resolve() if own.name in ("", "..") else own  # the new one must not be inside it
         workdir = f"--workdir={own}_best"
+        again = shlex.join([*flags, workdir])
         return [
             f"best: {trial.name}, {self._loop.metric} {value:.4g} on {apart} ({steps})",
-            f"to train it {then}: {shown('train')} {shlex.join([*flags, workdir])}",
+            f"to retrain with these settings ({then}): {shown('train')} {again}",
         ]

@@ -36,10 +36,7 @@ def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Complet
     # Check this first: a model that is no decoder has no chat template either.
     shape = read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
-    if config.data.template == "chat":
-        first = begin(tokenizer)
-        start = None if first is None else tokenizer.backend.id_to_token(first)
-        task = data.as_chat(task, data.load_chat_template(where), start or "")
+    task = in_template(config, task, tokenizer)
     most, new = shape.max_tokens, config.generate.max_new_tokens
     if most - new < 2:
         raise ValueError(
@@ -68,6 +65,17 @@ def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Complet
         completion=int(train.encoded.labels.max()),
         prompt_limit=min(limit, most - new),
     )
+
+
+def in_template(
+    config: TextConfig, task: data.TextTask, tokenizer: data.Tokenizer
+) -> data.TextTask:
+    """The task with its prompts as the config has them: in the model's chat template, or plain."""
+    if config.data.template != "chat":
+        return task
+    first = begin(tokenizer)
+    start = None if first is None else tokenizer.backend.id_to_token(first)
+    return data.as_chat(task, data.load_chat_template(locate(config.model.name)), start or "")
 
 
 def load(config: TextConfig, texts: Completions, mesh: Mesh | None) -> TaskAndModel:

@@ -69,14 +69,36 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     files = [name for name, _, _ in given]
     for name, _, arguments in given:
         _check_config_file(name, arguments)
-    with config_files.in_one_line(files):
-        rest = _parsed(argv, values)
-        if files and not is_text:
-            check_config(files[-1], values["config"].value)
+    try:
+        with config_files.in_one_line(files):
+            rest = _parsed(argv, values)
+            if files and not is_text:
+                check_config(files[-1], values["config"].value)
+    except ValueError as error:
+        if flag := _meant_by_argument(error, given[-1:]):
+            raise ValueError(str(error).replace("--config.seed=0", flag)) from error
+        raise
     _check_numbers(argv, values)
     if "config" in values and not is_text:
         _require_types(values["config"].value, dict(flag_texts(argv)))
     return rest
+
+
+def _meant_by_argument(error: ValueError, given: Sequence[tuple[str, str, str]]) -> str:
+    """The flag of the setting that an unknown argument of a config means; empty if none is clear.
+
+    Args:
+      given: the config's file, a colon, and its arguments.
+    """
+    unknown = config_files.unknown_argument(error)
+    for file, _, arguments in given if unknown else ():
+        items = [each.partition("=") for each in arguments.split(",")]
+        texts = {key: text for key, _, text in items}
+        if unknown and unknown.key in texts:  # else the file's own code gives it
+            known = ",".join("".join(each) for each in items if each[0] in unknown.known)
+            settings = meant(unknown.key, all_names(read_config([f"--config={file}:{known}"])))
+            return f"--{settings[0]}={texts[unknown.key]}" if len(settings) == 1 else ""
+    return ""
 
 
 def _with_flag_files(argv: Sequence[str], values: flags.FlagValues) -> list[str]:

@@ -204,6 +204,12 @@ def build(
     loaded = shared or load(config, mesh)
     texts = loaded.texts
     loop = from_config.make_loop(config.train, len(texts.encoded["train"]), texts.task.metric)
+    if not loop.steps and loaded.fresh and not config.start_from:
+        drawn = ", ".join(loaded.fresh)
+        raise ValueError(
+            f"config.train.epochs 0 scores without training, and {drawn} would be random: "
+            "config.model.name has no head for this task; train one, or give config.start_from"
+        )
     hyper = from_config.make_hyper(config, loop.steps)
     tx = from_config.make_optimizer(config, hyper, loop.steps)
     key = jax.random.key(config.seed)

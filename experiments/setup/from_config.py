@@ -188,7 +188,7 @@ def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Lo
         raise ValueError(
             f"config.train.epochs {section.epochs:g}: a run has at most {_LARGEST_COUNT:,} steps"
         )
-    steps = max(1, round(wanted))
+    steps = max(1, round(wanted)) if section.epochs else 0
     return Loop(
         steps=steps,
         mode="min" if metric in label_metrics.LOWER_IS_BETTER else "max",

@@ -59,11 +59,12 @@ def load(
     section = config.train
     multiple = section.accumulate * (1 if mesh is None else part_count(ROWS, mesh))
     if mesh is not None and section.batch_size % multiple:
-        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        sizes = " x ".join(f"{name} {mesh.shape[name]}" for name in ROWS)
+        parts = f" and {section.accumulate} parts (train.accumulate)"
         raise ValueError(
-            f"config.train.batch_size {section.batch_size} must be a multiple of {multiple}: "
-            f"train.accumulate {section.accumulate} on a mesh of {sizes} (--mesh=1,1,1 is one "
-            "device)"
+            f"config.train.batch_size {section.batch_size} does not divide over "
+            f"{part_count(ROWS, mesh)} devices ({sizes}){parts if section.accumulate > 1 else ''}; "
+            f"use a multiple of {multiple}, or --mesh=1,1,1 for one device"
         )
     return _kind(config).load(config, texts or read_texts(config), mesh)
 

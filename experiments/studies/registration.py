@@ -11,7 +11,6 @@ A study.json is looked for by its content, wherever it lies, because runs may be
 and committed in another.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -23,8 +22,10 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.analysis.recorded_runs import REGISTRATION, Run
+from experiments.runs.folder_lock import alone
 from experiments.studies.protocol import Protocol, typed
 from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import config_digest, plain
 from lora_jax.records.environment import environment
 
@@ -93,7 +94,8 @@ def register(
       table: the same; it is the TABLE of the config file.
 
     Raises:
-      ValueError: the folder has one that says something else, or was changed.
+      ValueError: the folder has one that says something else, or was changed, or another process
+        has the folder.
     """
     if read(folder) is None:
         content = {
@@ -111,10 +113,9 @@ def register(
             "git": environment()["git"],
         }
         text = json.dumps(plain(content) | {"digest": config_digest(content)}, indent=1) + "\n"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / REGISTRATION
-        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-            file.write(text)  # unless another process has just written it
+        with alone(folder):
+            if read(folder) is None:  # else another process has just written it
+                write_atomically(folder / REGISTRATION, text.encode())
     known = read(folder)
     assert known is not None
     if known.study != study:

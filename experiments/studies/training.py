@@ -148,12 +148,7 @@ class Trainer:
         Args:
           said: what to say of the records of a program.
         """
-        names = list(configs)
-        programs = [
-            [names[number] for number in part[at : at + AT_ONCE]]
-            for part in groups(list(configs.values()))
-            for at in range(0, len(part), AT_ONCE)
-        ]
+        programs = _programs(configs)
         while programs:
             mine = programs.pop(0)
             own, folders = [configs[name] for name in mine], [folder / name for name in mine]
@@ -162,15 +157,23 @@ class Trainer:
                     run_record.claim(each, config.plain)  # it says what differs
             if all(_ended(each) for each in folders):
                 continue
+            if _begun_apart(mine, configs, folder):
+                programs[:0] = _halves(mine)
+                continue
             self.begin()
             results = jobs.train(own, folders, mine, self.how)
             errors = [each for each in results if isinstance(each, Exception)]
-            home = GroupFolder.of(own, folders)
-            if errors and isinstance(errors[0], TooManyTrialsError) and not home.has_steps:
+            if refused := [each for each in errors if isinstance(each, TooManyTrialsError)]:
+                home = GroupFolder.of(own, folders)
+                if home.has_steps:
+                    raise ValueError(
+                        f"{home.path} has checkpoints of these {len(mine)} runs, which do not fit "
+                        f"into memory now ({refused[0]}): free memory and give the same command "
+                        "again, or delete that folder to train them apart from the start"
+                    )
                 home.remove()
                 self.say(f"{folder}: {len(mine)} runs do not fit into memory at once; halves may")
-                half = len(mine) // 2
-                programs[:0] = [mine[:half], mine[half:]]
+                programs[:0] = _halves(mine)
                 continue
             if errors:
                 raise errors[0]
@@ -186,6 +189,33 @@ class Trainer:
             for path in (*folder.glob("adapter*.safetensors"), *others):
                 path.unlink(missing_ok=True)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
+    """The names of the runs that train in each program."""
+    names = list(configs)
+    parts = [[names[number] for number in part] for part in groups(list(configs.values()))]
+    return [part[at : at + AT_ONCE] for part in parts for at in range(0, len(part), AT_ONCE)]
+
+
+def _halves(names: list[str]) -> list[list[str]]:
+    return [names[: len(names) // 2], names[len(names) // 2 :]]
+
+
+def _begun_apart(names: list[str], configs: Mapping[str, RunConfig], folder: Path) -> bool:
+    """Whether a half of these runs, or a part of one, has checkpoints of its own.
+
+    It has them only if these runs did not fit into memory together. Trained together now, they
+    could not use them.
+    """
+    if len(names) == 1:
+        return False
+    for half in _halves(names):
+        mine = [configs[name] for name in half], [folder / name for name in half]
+        alone = len(half) == 1 and (folder / half[0] / "checkpoints").exists()
+        if alone or GroupFolder.of(*mine).trials or _begun_apart(half, configs, folder):
+            return True
+    return False
 
 
 def _of_another(folder: Path, config: RunConfig) -> bool:

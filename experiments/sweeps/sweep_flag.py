@@ -191,7 +191,9 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
     for axis in axes:
         if isinstance(axis, Range):
             what = f"{axis.kind}:{axis.low:g}:{axis.high:g}"
-            raise ValueError(f"{axis.key}={what} is drawn from: say how often with --trials=N")
+            raise ValueError(
+                f"{axis.key}={what} is a range; add --trials=N to say how many values to draw"
+            )
         if not paired and (twice := [t for t, n in Counter(axis.texts).items() if n > 1]):
             raise ValueError(f"--sweep={axis.key}: the value {twice[0]} is given twice")
         lists[axis.key] = axis.texts

@@ -1,5 +1,5 @@
 """Adapter files: write them, read them, and check that they belong to a base.
 
-Import `save_adapter`, `load_adapter` and `start_from` from `adapter_file`, `save_seen` and
-`load_seen` from `adapter_file`.
+`adapter_file` has `save_adapter`, `load_adapter`, `start_from`, `save_seen` and `load_seen`;
+`base_digest` tells bases apart.
 """

@@ -321,7 +321,7 @@ def as_adapter(
     Args:
       lora: plain LoRA; its rank and alpha become the factors' own.
       factors: A (*stack, rank, in) and B (*stack, rank, out) by path.
-      frozen: the whole base, and how each of these weights is used (`one_base.whole_base`).
+      frozen: the whole base, and how each of these weights is used (`whole_base`).
 
     Raises:
       ValueError: `lora` is another method.

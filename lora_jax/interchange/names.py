@@ -6,6 +6,7 @@
 
 import dataclasses
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -65,8 +66,15 @@ def names_from_patterns(patterns: Mapping[str, str], head: str | None = None) ->
     `head` is the module of a head whose weight is also a table, such as `lm_head`.
 
     Raises:
-      ValueError: (when a name is asked for) a template has another field.
+      ValueError: a pattern or a name is no text; later, for a name, a template has another field.
     """
+
+    texts = [*patterns, *patterns.values()] if isinstance(patterns, Mapping) else [patterns]
+    if not all(isinstance(each, str) for each in texts):
+        raise ValueError(
+            "names_from_patterns takes a dict of texts, such as {'layers/query/kernel': "
+            f"'encoder.layer.{{layer}}.query'}}, not {textwrap.shorten(repr(patterns), 60)}"
+        )
 
     def found(path: str) -> tuple[str, str, str] | None:
         before, _, leaf = path.rpartition("/")

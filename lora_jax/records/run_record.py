@@ -86,6 +86,9 @@ class Record:
     reading_digest: str | None = None
     # The check of the last line of metrics.jsonl: a file that was cut at a line's end is noticed.
     metrics_check: str | None = None
+    # The names of the classes, in the order of an encoder's outputs; empty for a regression, None
+    # for a language model and in records of earlier versions.
+    label_names: list | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""
@@ -158,6 +161,9 @@ def _contradictions(r: Record) -> Iterator[str]:
     for each in r.samples or ():
         if not _named(each):
             yield f"samples has {each!r}, expected texts by name"
+    for each in r.label_names or ():
+        if not isinstance(each, str):
+            yield f"label_names has {each!r}, expected names"
     if r.status == "completed":
         for name in ("metrics_best", "metrics_last"):
             for key, value in getattr(r, name).items():

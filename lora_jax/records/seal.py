@@ -103,5 +103,5 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if found is None:
-        raise ValueError(f"{path} has no seal: it is of another program, or was changed")
+        raise ValueError(f"{path} has no seal: another program wrote it, or it was changed")
     return values

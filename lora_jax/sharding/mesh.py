@@ -70,7 +70,9 @@ def mesh_sizes(sizes: Sequence[int], devices: int, where: str = "mesh ") -> tupl
     """
     said = where + ",".join(map(str, sizes))
     if len(sizes) != len(AXES) or sum(size == -1 for size in sizes) > 1:
-        raise ValueError(f"{said}: expected the sizes of {', '.join(AXES)}, at most one -1")
+        such = ",".join(map(str, (*sizes, 1, 1, 1)[: len(AXES)]))
+        such = f", such as {such}" if len(sizes) < len(AXES) else ""
+        raise ValueError(f"{said}: expected the sizes of {', '.join(AXES)}, at most one -1{such}")
     if any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"{said}: sizes must be at least 1, or -1 for what is left")
     known = math.prod(size for size in sizes if size != -1)

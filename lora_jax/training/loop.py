@@ -88,13 +88,17 @@ def fit(
     states, done = saved.restore(states, outcomes)
     for trial in trials:
         trial.metrics.truncate(trial.outcome.steps, trial.outcome.metrics_checksum)
-    if audit is not None and not done:
+    if audit is not None and loop.steps and not done:
         found = audit(states)
         for outcome in outcomes:
             outcome.record_audit(found and found.shared(count))
     if loop.evaluate_first and not done:
         for each, outcome in enumerate(outcomes):
             outcome.metrics_first = evaluate(each, states[each].trainable)
+    for each, outcome in enumerate(() if loop.steps else outcomes):
+        scores = evaluate(each, eval_params(states[each]))
+        trials[each].metrics.write(0, scores)
+        outcome.record_evaluation(loop, scores)
     population = program.start(states)
     del states  # the population has them now: otherwise copies of all trainables would stay
 

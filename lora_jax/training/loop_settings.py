@@ -29,6 +29,8 @@ class Loop:
         return step == self.steps or (every > 0 and step % every == 0)
 
     def evaluates(self, step: int) -> bool:
+        if not self.steps:
+            return False
         passed, before = (self.evaluations * each // self.steps for each in (step, step - 1))
         return passed > before or self.due(self.evaluate_every, step)
 

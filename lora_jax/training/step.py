@@ -14,7 +14,7 @@ from lora_jax.base import wide
 from lora_jax.training.averages import Average
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.adapted_optimizer import ForWeights
-from lora_jax.transform.placement import Frozen, Trainable
+from lora_jax.transform.placement import DONATED, Frozen, Trainable, require_order
 
 Batch = Mapping[str, Any]
 
@@ -51,6 +51,7 @@ class TrainState:
         averaged: bool = False,
     ) -> "TrainState":
         """The state before the first step; `averaged` gives it a moving average."""
+        require_order(trainable, frozen)
         opt_state = adapted.optimizer(tx, frozen).init(trainable)
         variant_state = adapted.init_state(trainable, frozen)
         average = Average.zero(trainable) if averaged else None
@@ -62,12 +63,29 @@ Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]
 
 def cross_entropy(logits: Array, batch: Batch) -> Array:
     """The loss of each example of a classification: logits (B, C), labels (B,) integers."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, _labels(logits, batch))
 
 
 def squared_error(outputs: Array, batch: Batch) -> Array:
     """The loss of each example of a regression: outputs (B, 1), labels (B,) floats."""
-    return jnp.square(outputs[:, 0] - batch["label"])
+    return jnp.square(outputs[:, 0] - _labels(outputs, batch))
+
+
+def _labels(outputs: Array, batch: Batch) -> Array:
+    labels = _entry(batch, "label", "the labels")
+    if jnp.shape(labels) != outputs.shape[:1]:
+        raise ValueError(
+            f"batch['label'] has shape {jnp.shape(labels)}, and the outputs {outputs.shape}: "
+            "expected one label for each row of the outputs"
+        )
+    return labels
+
+
+def _entry(batch: Batch, name: str, what: str) -> Any:
+    if not isinstance(batch, Mapping) or name not in batch:
+        has = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"the batch has no '{name}' ({what}, one for each row); it has {has}")
+    return batch[name]
 
 
 def make_train_step(
@@ -107,7 +125,26 @@ def make_train_step(
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
         return step(tx, clip, state, frozen, batch, ema)
 
-    return jax.jit(one, donate_argnums=0, out_shardings=(shardings, None))
+    return _Donating(jax.jit(one, donate_argnums=0, out_shardings=(shardings, None)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Donating:
+    """A jitted step, which says what to do where it gets a state that it took over before."""
+
+    jitted: Any
+
+    def __call__(self, state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
+        try:
+            return self.jitted(state, frozen, batch)
+        except (RuntimeError, ValueError) as error:
+            if "been deleted" not in str(error):
+                raise
+            raise ValueError(DONATED) from None
+
+    def __getattr__(self, name: str) -> Any:
+        """The rest of what a jitted function has, such as `lower`."""
+        return getattr(self.jitted, name)
 
 
 def make_step(
@@ -123,6 +160,11 @@ def make_step(
         trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
     ) -> Array:
         each = loss(predict(trainable, frozen, batch, rng), batch)
+        if each.shape != (rows := jnp.shape(batch["weight"])):
+            raise ValueError(
+                f"the loss has shape {each.shape}, and batch['weight'] {rows}: "
+                "expected one number for each row of the batch"
+            )
         penalty = adapted.penalty(trainable, frozen) / accumulate
         return (each * batch["weight"]).sum() / total + penalty
 
@@ -155,15 +197,13 @@ def make_step(
     ) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(state.rng, state.step)
         run = gradient if accumulate == 1 else over_parts
-        total = jnp.maximum(batch["weight"].sum(), 1e-6)
+        total = jnp.maximum(_entry(batch, "weight", "0 for padding, else 1").sum(), 1e-6)
         grads: Any
         value, grads = run(state.trainable, frozen, batch, rng, total)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         if clip is not None:
             grads, _ = optax.clip_by_global_norm(clip).update(grads, optax.EmptyState())
-        updates, opt_state = adapted.optimizer(tx, frozen).update(
-            grads, state.opt_state, state.trainable
-        )
+        updates, opt_state = _updates(adapted.optimizer(tx, frozen), grads, state)
         after: Any = optax.apply_updates(state.trainable, updates)
         variant_state, trainable = adapted.update(
             state.variant_state, state.trainable, after, grads, state.step, frozen
@@ -177,3 +217,21 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def _updates(tx: optax.GradientTransformation, grads: Any, state: TrainState) -> tuple[Any, Any]:
+    """What an optimiser makes of gradients; a clear error for a state of others than these."""
+    try:
+        return tx.update(grads, state.opt_state, state.trainable)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if _form(jax.eval_shape(tx.init, state.trainable)) == _form(state.opt_state):
+            raise
+        raise ValueError(
+            "opt_state belongs to another optimiser or other trainables: make it with "
+            "TrainState.create, or adapted.optimizer(tx, frozen).init(trainable)"
+        ) from error
+
+
+def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure of a tree, and the shapes of its leaves."""
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

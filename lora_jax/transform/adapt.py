@@ -12,7 +12,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from lora_jax.partition import Parts, flatten, is_array, split_arrays
+from lora_jax.partition import Parts, flatten, is_array, require_function, split_arrays
 from lora_jax.quantization.quantize import Storage
 from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
@@ -35,11 +35,13 @@ from lora_jax.transform.placement import (
     fold_path,
     grouped,
     init_shared,
+    require_key,
     require_order,
     settings_of,
     split_shared,
     warn_of_choices,
     warn_of_doubts,
+    warn_of_ranks,
     weight_of,
     with_shared_arrays,
 )
@@ -89,6 +91,7 @@ class Adapted:
             a variant cannot work for a weight's shape, or nothing would train. The message names
             the path.
         """
+        require_key(key, "init(key, params, ...): ")
         taken = {"batches": batches, "loss": loss, "counts": counts, "seen": seen}
         refuse_taken(self.forward, args, taken)
         full, begun = self._begin(params, *args, **kwargs)
@@ -142,6 +145,7 @@ class Adapted:
           ValueError: as in `init`; there are no batches, or no loss for gradients; a gradient is
             zero or not finite; inputs of a merged weight are asked for, or `counts` does not fit.
         """
+        require_key(key, "gather(key, params, ...): ")
         refuse_taken(self.forward, args, {"batches": batches, "loss": loss, "counts": counts})
         full, frozen = self._begin(params, *args, **kwargs)
         return gather(self.apply, key, full, frozen, batches, loss, counts)
@@ -151,6 +155,7 @@ class Adapted:
         leaves, treedef = flatten(params)
         uses = self.uses(params, *args, **kwargs)
         placements, trained = choose(self.rules, self.also_train, self.storage, uses)
+        warn_of_ranks(placements)
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
@@ -243,6 +248,9 @@ class Adapted:
         """`tx` with what variants do to the gradients of their factors before it (LoRA-Pro), and
         to learning rates after it (LoRA+). What trains in full in bfloat16 has master weights.
         """
+        if not isinstance(frozen, Frozen):
+            given = type(frozen).__name__
+            raise ValueError(f"optimizer(tx, frozen): expected the frozen of `init`, not a {given}")
         return with_master_weights(preconditioned(at_own_rates(tx, frozen), frozen), frozen)
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
@@ -331,6 +339,7 @@ def adapt(
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
       `penalty`, `init_state` and `update`.
     """
+    require_function(forward)
     rules = target_patterns.as_rules(variant, targets)
     for _, each in rules:
         if each is not None and not isinstance(each, Variant):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from lora_jax.files.arrays import is_key, type_name
 from lora_jax.partition import is_array
@@ -151,6 +152,22 @@ def require_order(trainable: Any, frozen: Any) -> None:
                 f"'{path}' has an adapter in {where[0]} and none in {where[1]}: both must come "
                 "from one `init`"
             )
+    require_live(trainable)
+
+
+DONATED = (
+    "this state was given to a training step, which deletes it (donation): go on with the state "
+    "that the step returned"
+)
+
+
+def require_live(tree: Any) -> None:
+    """Raise a ValueError if an array of the tree is deleted, as donated ones are."""
+    arrays = (
+        x for x in jax.tree.leaves(tree) if isinstance(x, Array) and not isinstance(x, Tracer)
+    )
+    if any(x.is_deleted() for x in arrays):
+        raise ValueError(DONATED)
 
 
 def settings_of(leaves: Mapping[str, Any]) -> tuple[tuple[str, type, Any], ...]:
@@ -198,6 +215,27 @@ def group_of(placement: Placement) -> Variant:
 def variants_of(assigned: Assigned) -> list[Variant]:
     each = assigned if isinstance(assigned, tuple) else (assigned,)
     return [variant for variant in each if variant is not None]
+
+
+def warn_of_ranks(placements: Iterable[Placement]) -> None:
+    """Warn once if an adapter with a rank trains more numbers than its weight has.
+
+    The warning has its place here, so that a second `init` of the same weights says nothing more.
+    """
+    wide = [
+        each
+        for each in placements
+        if getattr(each.variant, "rank", None) and each.count > math.prod(each.use.shape)
+    ]
+    if wide:
+        first, more = wide[0], f" (and {len(wide) - 1} more)" if len(wide) > 1 else ""
+        own = math.prod(first.use.shape)
+        warnings.warn(
+            f"the adapter of '{first.use.path}'{more} trains {first.count:,} numbers and "
+            f"its weight has {own:,}: lower its rank, or train the weight in full",
+            TrainingWarning,
+            stacklevel=1,
+        )
 
 
 def trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
@@ -251,11 +289,19 @@ def aligned(assigned: tuple[Variant | None, ...]) -> tuple[Variant, ...]:
     return chosen[0].align(tuple(chosen))
 
 
+def require_key(key: Any, where: str = "") -> None:
+    """Raise a ValueError unless this is a random key."""
+    if not is_key(key) and getattr(key, "dtype", None) != jnp.uint32:
+        plain = key is None or isinstance(key, int)
+        given = (
+            type_name(key) if hasattr(key, "dtype") else repr(key) if plain else type(key).__name__
+        )
+        raise ValueError(f"{where}a random key is needed, such as jax.random.key(0), not {given}")
+
+
 def fold_path(key: Array, path: str) -> Array:
     """A key for this path, the same whatever other paths there are."""
-    if not is_key(key) and getattr(key, "dtype", None) != jnp.uint32:
-        given = type_name(key) if hasattr(key, "dtype") else repr(key)
-        raise ValueError(f"a random key is needed, such as jax.random.key(0), not {given}")
+    require_key(key)
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 

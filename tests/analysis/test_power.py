@@ -43,18 +43,14 @@ def test_power_is_the_share_of_simulated_studies(seeds, difference):
     share = simulated(rng, seeds, difference, lambda m, e: np.abs(m) > two_sided * e)
     assert found == pytest.approx(share, abs=0.005) and 0.02 < found < 0.98
     one_sided, margin = stats.t.isf(level, df), difference
-    for true in (0.0, 0.3 * margin):
-        found = power.equivalence_power(margin, design.error(seeds), df, level, true)
-        share = simulated(rng, seeds, true, lambda m, e: np.abs(m) + one_sided * e < margin)
-        assert found == pytest.approx(share, abs=0.005) and 0.02 < found < 0.98
+    found = power.equivalence_power(margin, design.error(seeds), df, level)
+    share = simulated(rng, seeds, 0.0, lambda m, e: np.abs(m) + one_sided * e < margin)
+    assert found == pytest.approx(share, abs=0.005) and 0.02 < found < 0.98
 
 
 def test_at_the_null_the_power_is_the_level():
     for df in (2, 19):
         assert power.difference_power(0.0, 1.0, df, 0.03) == pytest.approx(0.03, rel=1e-7)
-        # At a margin of many errors, one of the two one-sided tests is all that decides.
-        found = power.equivalence_power(500.0, 1.0, df, 0.03, difference=500.0)
-        assert found == pytest.approx(0.03, rel=1e-3)
 
 
 def test_known_variance_is_the_limit():

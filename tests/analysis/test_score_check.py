@@ -53,6 +53,14 @@ def test_a_table_refuses_what_a_report_does(tmp_path):
     assert "| 79.5 ± " in config_tables.render_table("glue", tmp_path, "markdown")
 
 
+def test_own_files_have_no_questions_whatever_their_name(tmp_path):
+    """COPA's examples come in pairs, of which one is right."""
+    changes = {"data.name": "super_glue/copa", "data.source": "files"}
+    write(tmp_path, "glue", "task=sst2", {"accuracy": 0.8}, changes=changes)
+    predictions.write(tmp_path, {"validation": Predictions(right(80), LABELS)})
+    assert checked(tmp_path) == ""
+
+
 @pytest.mark.parametrize(
     ("scores", "said"),
     [

@@ -58,7 +58,7 @@ def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path)
     add("second", "def")
     with pytest.raises(
         ValueError,
-        match=r"2 registrations: give .*registered, .*second \(--",
+        match=r"2 registrations \(.*registered and .*second\): keep the runs of each in the folder",
     ):
         selected(tmp_path)
 
@@ -69,7 +69,12 @@ def test_parts_of_a_study_have_folders_and_tasks_of_their_own(tmp_path, tasks):
         changes = {"study.registration": f"of {name}"}
         write(tmp_path / name / "run", "glue", f"task={task}", {"matthews": 0.4}, changes=changes)
     found = recorded_runs.find(tmp_path)
-    with pytest.raises(ValueError, match=r"2 registrations: give one of .*8/run, .*16/run \(--res"):
+    here = f"{tmp_path}/16/run and {tmp_path}/8/run"
+    keep = "keep the runs of each in the folder of its own study.json, and give that"
+    with pytest.raises(ValueError, match=rf"2 registrations \({here}\): {keep} \(--results\)$"):
+        select(found, None, "full", parts=True)
+    (tmp_path / "study.json").write_text("{}")  # of one of them
+    with pytest.raises(ValueError, match=rf"\({here}\): {keep}"):
         select(found, None, "full", parts=True)
     for name in ("16", "8"):
         (tmp_path / name / "study.json").write_text("{}")

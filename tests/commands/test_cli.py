@@ -42,8 +42,12 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         (
             f"{TRAIN},seed=abc",
             "'seed=abc': expected one of variant, size, storage=...; settings are flags, as in "
-            "--config.seed=0",
+            "--config.seed=abc",
         ),
+        (f"{TRAIN},variant=dora,rank=4", "; settings are flags, as in --config.variant.rank=4"),
+        (f"{TRAIN} --mesh=2", "at most one -1, such as 2,1,1"),
+        (f"{TRAIN} --devices=2 --mesh=4,1,1", "--mesh=4,1,1 needs 4 devices; there are 2"),
+        (f"{TRAIN} --devices=0", "error: flag --devices=0: expected "),
         (
             f"{TRAIN} --config.data.name=imdb",
             "unknown data.name 'imdb': there are rotten_tomatoes, glue/cola, ",

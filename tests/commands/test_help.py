@@ -94,6 +94,13 @@ def test_help_has_an_example_and_every_flag_with_its_default():
                 assert not sentence.startswith("Of "), f"{path}: --{name}: {sentence}"
 
 
+def test_flags_of_the_launchers_are_named_in_one_line():
+    done = commands.run("experiments.sweep", "--help")
+    (line,) = re.findall(r"^    (--.*--slurm.*)$", done.stdout, re.MULTILINE)
+    names = ["ray", "ray_address", "ray_retries", "slurm", "slurm_cluster", "slurm_wait"]
+    assert sorted(line.split(", ")) == [f"--{name}" for name in names]
+
+
 @pytest.mark.parametrize("between", ["=", " "])
 def test_help_beside_a_config_lists_its_settings(between):
     config = f"--config{between}configs/quickstart.py:size=smoke".split(" ")

@@ -93,7 +93,11 @@ def trained(flags, tmp_path_factory):
             {"targets": (("up/kernel", {"rank": 0}),)},
             "^config.targets: 'up/kernel': rank must be an integer of at least 1, got 0",
         ),
-        ({"train__epochs": 0}, "epochs must be positive"),
+        ({"train__epochs": -1}, "epochs must be at least 0"),
+        (
+            {"train__epochs": 0, "model__name": "minilm"},
+            "epochs 0 scores without training, and classifier/kernel, classifier/bias would be ran",
+        ),
         ({"train__epochs": 10**300}, "epochs 1e\\+300: a run has at most 2,147,483,647 steps"),
         (
             {"optimizer__head_learning_rate": 1e-2, "also_train": ()},

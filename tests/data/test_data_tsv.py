@@ -10,6 +10,7 @@ from official import sentence
 from one_line import refuses
 
 from lora_jax.data import SPECS, load_task, normalise, tasks
+from lora_jax.data.sources import tsv
 from lora_jax.data.sources.tsv import read_part
 from lora_jax.metrics import label_metrics
 
@@ -162,6 +163,14 @@ def test_variants_of_the_layout(tmp_path, inside, spelt):
     expected = tuple(sentence(i) for i in range(7))
     assert load_task("glue/sst2", "tsv", tmp_path).train.texts == expected
     assert load_task("glue/sst2", "tsv", tmp_path / inside / spelt).train.texts == expected
+
+
+@pytest.mark.parametrize("inside", ["my_data", "MyData", "my_data_data"])
+def test_a_benchmark_may_be_called_data(tmp_path, monkeypatch, inside):
+    spec = SPECS["glue/sst2"]
+    monkeypatch.setattr(tsv, "SPECS", {**SPECS, "my_data/sst2": spec})
+    official.write(tmp_path / inside, official.sst2())
+    assert tsv.find(tmp_path, spec) == tmp_path / inside / "SST-2"
 
 
 def test_both_tasks_called_rte_are_told_apart_and_test_parts_may_be_absent(tmp_path):

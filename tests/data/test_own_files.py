@@ -268,13 +268,13 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix, labels, more, fi
     [
         ("t.tsv", "x\ty\nx\ta\tb\n", "line 2: 3 columns, the header has 2"),
         ("t.tsv", "x\ty\nx\n", "line 2: 1 columns, the header has 2"),
-        ("t.csv", 'x,y\nx,a\n"y,b\n', "line 3: unexpected end of data"),
+        ("t.csv", 'x,y\nx,a\n"y,b\n', "line 3: a quoted field begins in this row and has no end"),
         ("t.csv", 'x,y\n"a\nb",1\n\nc,\n', "line 5: no label"),  # counted over quoted line ends
         ("t.csv", "x,y\n", "has no rows"),
         ("t.csv", "x,y,x\nx,a,y\n", "two columns are called 'x'"),
         ("t.csv", "x,y\nx,a\ny,a\n", "t.csv: all labels in 'y' are 'a'; there is"),
-        ("t.csv", "x,y\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a number that a float h"),
-        ("t.csv", "x,y\nx,0.5\ny,inf\n", "line 3: label 'inf' is not a number that a float h"),
+        ("t.csv", "x,y\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a number, but oth"),
+        ("t.csv", "x,y\nx,0.5\ny,inf\n", "line 3: label 'inf' is not a number, but oth"),
         ("t.jsonl", '{"x": "x", "y": "a"}\n[1]\n', "line 2 is not a JSON object"),
         ("t.jsonl", '{"x": null, "y": "a"}\n', "line 1: 'x' is None, not a text"),
         ("t.jsonl", '{"x": "x", "y": null}\n', "line 1: no label in 'y'"),
@@ -339,5 +339,5 @@ def test_what_is_not_named_is_asked_for(files, message):
 
 def test_what_is_held_out_is_asked_for_as_it_is_written(tmp_path):
     (tmp_path / "t.csv").write_text("x,y\na,1\nb,2\n")
-    said = "data.files needs 'validation', or data.validation .*validation=FILE and held_out=500$"
+    said = "nothing to score on: give validation=FILE or held_out=500 "
     refuses(said, load, tmp_path, "t.csv", validation="")

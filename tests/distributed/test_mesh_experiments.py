@@ -68,7 +68,11 @@ def test_a_process_takes_all_devices_or_as_many_as_are_asked_for():
     "value, message",
     [
         ("1,x,1", "--mesh=1,x,1: expected whole numbers"),
-        ("2,2", "--mesh=2,2: expected the sizes of data, fsdp, tensor, at most one -1"),
+        (
+            "2,2",
+            "--mesh=2,2: expected the sizes of data, fsdp, tensor, at most one -1, such as 2,2,1",
+        ),
+        ("2", "--mesh=2: expected the sizes of data, fsdp, tensor, at most one -1, such as 2,1,1"),
         ("-1,-1,1", "--mesh=-1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
         ("0,1,1", "--mesh=0,1,1: sizes must be at least 1, or -1 for what is left"),
         ("16,1,1", "--mesh=16,1,1 needs 16 devices; there are 8"),
@@ -85,8 +89,8 @@ def test_what_is_wrong_with_a_mesh_is_said(value, message):
     "mesh, message",
     [
         ("2,1,4", "--mesh=2,1,4 needs 8 devices; there are 4"),
-        ("1,4,1", "config.train.batch_size 6 must be a multiple of 4: train.accumulate 1 on a mesh "
-         "of data 1, fsdp 4, tensor 1 (--mesh=1,1,1 is one device)"),
+        ("1,4,1", "config.train.batch_size 6 does not divide over 4 devices (data 1 x fsdp 4); use "
+         "a multiple of 4, or --mesh=1,1,1 for one device"),
     ],
 )  # fmt: skip
 def test_the_command_says_so_in_one_line_and_writes_nothing(mesh, message, tmp_path):
@@ -121,12 +125,12 @@ def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_writ
 ):
     made = config(places, train__batch_size=6)
     with pytest.raises(
-        ValueError, match=r"batch_size 6 must be a multiple of 4: .* fsdp 4, tensor"
+        ValueError, match=r"batch_size 6 does not divide over 4 devices \(data 1 x fsdp 4\); "
     ):
         run.run(made, tmp_path / "run", mesh=lj.make_mesh(1, 4, 2))
     assert not (tmp_path / "run").exists()
     made = config(places, train__batch_size=8, train__accumulate=4)
-    with pytest.raises(ValueError, match=r"multiple of 16: train\.accumulate 4 on a mesh"):
+    with pytest.raises(ValueError, match=r"4 devices .* and 4 parts .*; use a multiple of 16"):
         build(made, mesh=lj.make_mesh(2, 2, 2))
 
 

@@ -131,7 +131,7 @@ def test_a_push_uploads_what_is_in_the_folder(run, tmp_path):
     with hub_uploads.serving() as hub:
         there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_uploads.TOKEN, "HF_HUB_DISABLE_XET": "1"}
         for flags, said in (
-            (("--push=bob/lora",), "error: --push=bob/lora: this token is of ada, "),
+            (("--push=bob/lora",), "error: --push=bob/lora: this token belongs to ada, "),
             (("--public",), "error: --public is for --push, which is not given"),
         ):
             done = commands.run(*line, *flags, **there)

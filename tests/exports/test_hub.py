@@ -83,7 +83,7 @@ def test_a_name_that_cannot_be(there, name):
 
 
 def test_who_may_not_push(there, monkeypatch):
-    refused("bob/lora", r"this token is of ada, who may use \['")
+    refused("bob/lora", r"this token belongs to ada, who may use \['")
     there.visibility["ada/lora"] = "private"
     refused("ada/lora", "there is such a repository already")
     there.user["auth"] = {"accessToken": {"role": "read"}}

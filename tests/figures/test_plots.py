@@ -116,10 +116,10 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
     assert (tmp_path / "new" / "rates.png").read_bytes().startswith(b"\x89PNG")
     first, held = learning_rate(recorded_runs.find(tmp_path)).axes
     assert series(first) == {
-        "ratio 1": ([1e-4, 2e-4], [12.0, 22.0]),
-        "ratio 16": ([1e-4, 2e-4], [27.0, 37.0]),
+        "ratio_1": ([1e-4, 2e-4], [12.0, 22.0]),
+        "ratio_16": ([1e-4, 2e-4], [27.0, 37.0]),
     }
-    assert series(held) == {"ratio 1": ([4e-4], [90.0])}
+    assert series(held) == {"ratio_1": ([4e-4], [90.0])}
     assert held.get_title().endswith("SST-2, held-out training examples")
 
 

@@ -67,10 +67,11 @@ GOOD = {
     "metrics_check": "0123abcd",
     "trackers": {"wandb": "runs/lora/tracking/wandb"},
     "rungs": [{"step": 4, "score": 0.5, "place": 1, "trials": 4, "kept": 2}],
+    "label_names": ["no", "yes"],
 }
 OPTIONAL = {"note", "ranks", "metric", "parameters_adapters", "target", "evaluations"}
 OPTIONAL |= {"tokenised_per_second", "metrics_first", "samples", "signatures", "audit", "gathered"}
-OPTIONAL |= {"reading_digest", "metrics_check", "trackers", "rungs"}
+OPTIONAL |= {"reading_digest", "metrics_check", "trackers", "rungs", "label_names"}
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):

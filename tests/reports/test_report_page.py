@@ -228,7 +228,7 @@ def test_the_page_in_a_browser(page, tmp_path, width):
     assert orders is not None
     sorted_by = json.loads(html.unescape(orders[1]))
     names = sorted_by["method"].split("; ")
-    assert names[1:] == ["DoRA", "LoRA", "VeRA"] and names[0] == NASTY.replace("_", " ")
+    assert names[1:] == ["DoRA", "LoRA", "VeRA"] and names[0] == NASTY
     assert sorted_by["parameters"] == "400,000; 310,000; 300,000; 5,000"
 
 

@@ -228,10 +228,12 @@ def test_a_rank_that_makes_an_adapter_larger_than_its_weight_is_named(smoke, roo
     layers, (rows, columns) = len(found.matrices), found.use.matrix
     trained, own = 500 * layers * (rows + columns), layers * rows * columns
     advice = (
-        f"the adapter of '{found.use.path}' trains {trained:,} numbers and its weight has {own:,}: "
-        "lower config.variant.rank 500"
+        f"the adapter of '{found.use.path}' .*trains {trained:,} numbers and its weight has "
+        f"{own:,}: lower its rank"
     )
     room(2**40)
-    assert line(config).endswith(f"; {advice}; 1,024.0 GiB are available")
+    with pytest.warns(UserWarning, match=advice):
+        assert line(config).endswith("; 1,024.0 GiB are available")
     room(held_by(config)[0].total - 1)
-    assert f"are available; {advice}; take a smaller model" in refusal(config)
+    with pytest.warns(UserWarning, match=advice):
+        refusal(config)

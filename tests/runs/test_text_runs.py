@@ -67,6 +67,16 @@ def test_an_untrained_model_scores_what_a_run_scores_before_its_first_step(place
     assert found.weights_digest == whole[0].weights_digest
 
 
+def test_a_run_of_no_epochs_scores_what_another_scores_before_its_first_step(
+    places, whole, tmp_path
+):
+    record = run.run(config(places, **WRITTEN, train__epochs=0), tmp_path)
+    assert (record.status, record.steps) == ("completed", 0)
+    scores = {name: record.metrics_last[name] for name in whole[0].metrics_first}
+    assert scores == pytest.approx(whole[0].metrics_first, rel=1e-5)
+    assert run_record.read(tmp_path) == record
+
+
 def test_what_is_traced_before_a_sweep_is_what_a_run_computes_with(places):
     traced_batches.assert_are_those_of_the_run(config(places, data__buckets=2))
 

@@ -176,7 +176,7 @@ def test_the_command_for_the_best_trial_holds_nothing_out(search, tmp_path):
     assert best["data"]["validation"] == 40
     best["data"]["validation"] = 0
     assert json_text.plain(fill(printed(said[1]))) == best
-    assert said[1].startswith("to train it with no example held out, scored on the development ")
+    assert said[1].startswith("to retrain with these settings (no example is held out; the ")
 
 
 def test_a_killed_search_asks_for_the_same_trials(found, search, tmp_path):
@@ -348,6 +348,14 @@ def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(search, tm
         ({"method": "halving", "trials": 2}, "needs 3 trials or more, not 2"),
         ({"method": "halving", "trials": 81}, "81 trials need 81 steps or more, not 8"),
         ({"method": "halving", "trials": 6, "budget": 27}, "take 28 steps, .* has 5 trials"),
+        (
+            {"method": "halving", "trials": None, "budget": 9},
+            "--budget=9 is too small for --search=halving: 3 trials of 8 steps take 14$",
+        ),
+        (
+            {"method": "halving", "trials": 6, "budget": 9},
+            "--budget=9 is too small for --search=halving: 3 trials of 8 steps take 14$",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_said_in_one_line(search, tmp_path, wrong, said):
@@ -366,6 +374,23 @@ def test_a_folder_keeps_one_search(found, search):
     ):
         with pytest.raises(ValueError, match=said):
             search(folder, **other)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"trials": 5}, "--trials=6, not 5"),
+        ({"trials": 7}, "--trials=6, not 7"),
+        ({"trials": 6, "budget": 100}, "--budget=None, not 100"),
+    ],
+)
+def test_a_halving_keeps_its_trials_and_budget(search, tmp_path, other, said):
+    folder = SweepFolder(tmp_path)
+    run(search, folder, "halving", trials=6, specs=SPECS[:1])
+    before = ledger(folder)
+    with pytest.raises(ValueError, match=f"is of a search with {said}; name another --workdir"):
+        search(folder, "halving", specs=SPECS[:1], **other)
+    assert ledger(folder) == before
 
 
 def test_halving_needs_one_program_and_says_so_before_it_begins(search, tmp_path):

@@ -11,6 +11,7 @@ from fake_records import write
 from experiments import report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import registered
+from experiments.setup import config_files
 from experiments.setup.config_flags import settings_of
 from experiments.studies import registration
 from experiments.sweeps import jobs
@@ -97,6 +98,28 @@ def test_a_packed_study_is_not_trained_again(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"{runs} is packed: .* --unpack={runs} makes folders"):
         tuned(monkeypatch, str(path), runs)
     assert not any(each.is_dir() for each in runs.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("otter.py", None, "there is no such file; nearest in .*: 'other.py'"),
+        ("mine.py", "get_config = STUDIES = 1", "mine.py: it has no STUDY$"),
+        ("mine.py", "STUDY = {}\n1 / 0", r"mine\.py, line 2: ZeroDivisionError: division by zero$"),
+        ("mine.py", "STUDY = {", "not even Python"),
+        ("glue.py", FILE, "this project has a config file 'glue', too: rename yours"),
+        ("no_package.mine", None, "PYTHONPATH has no such module"),
+        ("against_lorra", None, "unknown study; nearest: 'against_lora'"),
+    ],
+)
+def test_mistakes_in_its_name_or_content(name, content, said, tmp_path):
+    (tmp_path / "other.py").touch()
+    path = tmp_path / name if name.endswith(".py") else name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=said) as error:
+        config_files.module_of(str(path), ("STUDY", "get_config"), "study")
+    assert "\n" not in str(error.value)
 
 
 def test_a_config_with_an_error_or_at_another_place_is_refused(tmp_path, monkeypatch):

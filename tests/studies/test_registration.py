@@ -1,8 +1,10 @@
 """A study is registered once, as a whole; git's history shows when; and its rule for rates."""
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import subprocess
 import types
 
@@ -10,10 +12,12 @@ import pytest
 
 from configs import quickstart
 from experiments.analysis.recorded_runs import REGISTRATION
+from experiments.runs import folder_lock
 from experiments.setup.config import fill
 from experiments.studies import protocol, registration
 from experiments.studies.protocol import Protocol, Rates
 from experiments.studies.registration import Planned
+from lora_jax.records.environment import environment
 
 PLAIN = {
     "rows": ["lora", "dora"],
@@ -65,6 +69,37 @@ def test_a_registration_is_written_once_and_read_as_it_was(tmp_path):
     assert first.table == table
     assert (tmp_path / REGISTRATION).read_bytes() == written
     assert registration.read(tmp_path / "elsewhere") is None
+
+
+def test_of_two_registrations_at_once_one_stays(tmp_path, monkeypatch):
+    known = []
+
+    def meanwhile():
+        monkeypatch.undo()
+        known.append(registration.register(tmp_path, "mine", PROTOCOL, CELLS, table={"title": "A"}))
+        return environment()
+
+    monkeypatch.setattr(registration, "environment", meanwhile)
+    found = registration.register(tmp_path, "mine", PROTOCOL, CELLS, table={"title": "B"})
+    assert [found] == known and found.table == {"title": "A"}
+
+
+def test_a_folder_that_another_process_has_is_not_registered(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "GRACE", 0)
+    with folder_lock.alone(tmp_path), pytest.raises(ValueError, match="is training there"):
+        registration.register(tmp_path, "mine", PROTOCOL, CELLS)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_registration_that_is_not_whole_is_none(tmp_path, monkeypatch):
+    def no_space(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=REGISTRATION):
+        patch.setattr(os, "fsync", no_space)
+        registration.register(tmp_path, "mine", PROTOCOL, CELLS)
+    assert registration.read(tmp_path) is None
+    registration.register(tmp_path, "mine", PROTOCOL, CELLS)
 
 
 def test_a_family_of_pairs_is_as_large_as_registered(tmp_path):
@@ -166,6 +201,19 @@ def test_the_history_is_asked_for_the_content(repository, tmp_path):
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository}", str(shallow))
     assert said(shallow, third).startswith("This clone does not reach back to the first commit of")
+
+
+def test_without_git_nothing_is_known(repository, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    register(outside)
+    unknown = "No git history of study.json is here: only its own date"
+    assert said(outside, "0" * 40).startswith(unknown)
+    assert registration.how_to_commit(outside, "mine") == ""
+    register(repository)
+    commit(repository, "study.json")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert said(repository, "0" * 40).startswith(unknown)
 
 
 def test_a_new_registration_comes_with_the_commands_that_commit_it(repository):

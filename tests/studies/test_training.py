@@ -59,6 +59,27 @@ def test_runs_that_do_not_fit_into_memory_together_train_apart(tmp_path, monkeyp
     assert [each.split(": ")[1].split()[0] for each in apart] == ["10", "5", "5"]
 
 
+def test_a_study_goes_on_with_the_parts_that_have_checkpoints(tmp_path, monkeypatch):
+    """Though there is room for more by now: checkpoints are of the runs that trained together."""
+    runs, own = tmp_path / "sst2" / "runs" / "lora", []
+    for part in ([5, 6], [7, 8, 9]):  # of the ten at first
+        each = [config(n, 1e-3, n) for n in part], [runs / str(n) for n in part]
+        own.append(GroupFolder.of(*each))
+    own[1].path.mkdir(parents=True)
+    own[1].begin([0, 1, 2])
+    memory = Memory(room=10)
+    memory.seeds(tmp_path, monkeypatch, 10)
+    assert memory.trained == [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    assert not own[0].path.exists()
+
+
+def test_a_study_goes_on_with_a_run_that_trained_by_itself(tmp_path, monkeypatch):
+    (tmp_path / "sst2" / "runs" / "lora" / "1" / "checkpoints").mkdir(parents=True)
+    memory = Memory(room=10)
+    memory.seeds(tmp_path, monkeypatch, 2)
+    assert memory.trained == [[0], [1]]
+
+
 def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_path, monkeypatch):
     memory = Memory(room=3)
     configs = [config(seed, 1e-3, seed) for seed in range(10)]
@@ -66,7 +87,8 @@ def test_checkpoints_of_runs_that_do_not_fit_any_more_are_not_left_behind(tmp_pa
     home = GroupFolder.of(configs, folders)
     home.begin(range(10))
     (home.path / "checkpoints" / "5").mkdir(parents=True)
-    with pytest.raises(ValueError, match="too many"):
+    said = r"has checkpoints of these 10 runs, .* \(too many\): free memory and give the same"
+    with pytest.raises(ValueError, match=f"^{home.path} {said}"):
         memory.seeds(tmp_path, monkeypatch, 10)
     assert memory.trained == [] and home.trials == [*range(10)]
 

@@ -108,6 +108,9 @@ def test_it_is_scored_once_and_before_anything_trains(give, place, tmp_path, cap
     outputs, labels = found["pairs"].predictions
     np.testing.assert_allclose(outputs[:, 0], cosines, rtol=1e-5)
     assert labels.tolist() == [score for *_, score in PAIRS]
+    written = seal.read(files[0])["tasks"]["pairs"]
+    digests = found["pairs"].data_digest, found["pairs"].weights_digest
+    assert digests == (written["data_digest"], written["weights_digest"]) and all(digests)
     assert found["pairs"].score == pytest.approx(stats.pearsonr(cosines, labels)[0], abs=1e-3)
 
 
@@ -129,7 +132,7 @@ def test_a_change_of_the_files_is_noticed(give, tmp_path):
     path.write_text(sound.replace(f'"pearson": {kept.score}', '"pearson": 0.99'))
     refused("changed after it was written")
     seal.write(path, content | {"registration": "another"})
-    refused(r"is of another study\.json")
+    refused(r"belongs to another study\.json")
     path.write_text(sound)
     shuffled = kept.predictions._replace(outputs=kept.predictions.outputs[::-1])
     predictions.write(tmp_path, {"pairs/validation": shuffled}, task_evidence.UNTRAINED_OUTPUTS)

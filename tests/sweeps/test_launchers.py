@@ -96,6 +96,9 @@ def test_what_each_job_gets():
         assert ray.demand() == {"CPU": 4, "TPU": 8, "memory": 2 * 2**30}
     with flagsaver.flagsaver(slurm=["partition=7", "gpus=1"]):
         assert slurm.options() == {"slurm_partition": "7", "gpus_per_node": 1}
+    quoted = flags.FLAGS["slurm"].parser.parse('"partition=gpu,long",gpus=1')  # as the help says
+    with flagsaver.flagsaver(slurm=quoted):
+        assert slurm.options() == {"slurm_partition": "gpu,long", "gpus_per_node": 1}
     for launcher, name, items, said in (
         (ray, "ray", ["gpus=1", "tpus=4"], "--ray: a job runs on one kind of device"),
         (ray, "ray", ["gpus=x"], "--ray=gpus=x: expected a whole number, such as gpus=1"),

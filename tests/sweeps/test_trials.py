@@ -165,7 +165,11 @@ def test_a_list_is_drawn_from_without_repetition():
     [
         ((), {}, "nothing to sweep: give --sweep=KEY=VALUES"),
         (("variant=lora", "variant=dora"), {}, "variant is swept twice"),
-        ((f"{RATE}=log:1e-5:1e-2",), {}, "is drawn from: say how often with --trials"),
+        (
+            (f"{RATE}=log:1e-5:1e-2",),
+            {},
+            "is a range; add --trials=N to say how many values to draw",
+        ),
         (("variant=lora",), {"trials": 1, "paired": True}, "without --zip"),
         (("task=rte",), {}, "task is swept, and set for all trials"),
         (("config.train.max_steps=1,2",), {}, "config.train.max_steps is swept, and set for all"),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import launcher_contract
 import pytest
 from launcher_contract import stub
@@ -91,6 +92,16 @@ def test_a_job_that_no_process_has_begun_leaves_a_reason(tmp_path):
     trained_one(found[0].config, folder.run("seed=0"))  # by hand: its record has no process
     assert local.settle(found, folder, 0, 0, "again") == found[2:]
     assert [folder.state(trial).status for trial in found] == ["completed", "killed", "waiting"]
+
+
+def test_the_command_leaves_a_diverged_trial_as_it_is(tmp_path):
+    folder, (trial,) = sweep(tmp_path, "config.seed=2")
+    trained_one(trial.config, folder.run(trial.name))
+    record = folder.run(trial.name) / "record.json"
+    before = record.read_bytes()
+    done = commands.run("experiments.worker", f"--workdir={folder.path}", f"--trial={trial.name}")
+    assert done.returncode == 1 and folder.state(trial).status == "diverged", done.stderr
+    assert record.read_bytes() == before
 
 
 def test_what_each_process_gets(tmp_path):

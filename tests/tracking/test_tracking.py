@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -223,12 +224,16 @@ def test_without_trackers_nothing_is_started(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.jsonl"}
 
 
-def test_trackers_are_found_without_their_libraries(monkeypatch):
+def test_trackers_are_found_without_their_libraries(tmp_path, monkeypatch):
     assert trackers.TRACKERS.keys() == {"mlflow", "tensorboard", "trackio", "wandb"}
     assert not trackers.is_installed("no_such_package.inside")
     assert trackers.is_installed("email.message") and trackers.is_installed("")
+    (tmp_path / "slow_library.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert trackers.is_installed("slow_library") and "slow_library" not in sys.modules
     monkeypatch.setattr(trackers, "is_installed", lambda package: True)
-    assert checked(["wandb", NAME]) == ("wandb", NAME)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)  # of another test
+    assert checked(["wandb", NAME]) == ("wandb", NAME) and "wandb" not in sys.modules
 
 
 @pytest.mark.parametrize(

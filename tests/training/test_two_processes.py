@@ -235,6 +235,6 @@ def test_a_process_that_fails_alone_ends_the_other_one_too(command, tmp_path):
         for each in running:
             each.kill()
     assert all(each.returncode not in (0, -signal.SIGKILL) for each in found)
-    said = "error: process 1: config.train.batch_size 7 must be a multiple of 2"
+    said = "error: process 1: config.train.batch_size 7 does not divide over 2 devices"
     assert said in found[1].stderr
     assert not (tmp_path / "run" / "config.json").exists()

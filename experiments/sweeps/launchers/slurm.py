@@ -34,7 +34,8 @@ _OPTIONS = flags.DEFINE_list(
     [],
     "What each job gets, such as --slurm=partition=gpu,gpus=1,time=120. partition and account are "
     "Slurm's; time is in minutes and memory in GB; gpus and cpus; parallel is how many jobs may "
-    "run at a time. The defaults are submitit's and Slurm's own.",
+    "run at a time. The defaults are submitit's and Slurm's own. An item with a comma of its own "
+    "needs quotes: '--slurm=\"partition=gpu,long\",gpus=1'.",
 )
 CLUSTER = flags.DEFINE_enum(
     "slurm_cluster",

@@ -65,8 +65,8 @@ def load(
     read = {part: rows.read_rows(path) for part, path in paths.items()}
     if "validation" not in given and not validation:
         raise ValueError(
-            "data.files needs 'validation', or data.validation the number of examples to hold out; "
-            "in configs/own_data.py, these are validation=FILE and held_out=500"
+            "nothing to score on: give validation=FILE or held_out=500 (data.files.validation or "
+            "data.validation)"
         )
     for part, path in paths.items():
         if not read[part]:
@@ -142,10 +142,9 @@ def _check_one_kind(read: Sequence[rows.Row], labels: Sequence[str]):
     fractions, most = any(map(_has_fraction, numbers)), 2 * len(names) < len(numbers)
     for row, label in zip(read, labels, strict=True):
         if numbers[label] is None and (fractions or most or number_text.looks_like_one(label)):
-            others = "others have fractions" if fractions else "others are numbers"
             raise ValueError(
-                f"{row.where}: label '{label}' is not a number that a float holds, "
-                f"but {others}: correct it, or give every class a name"
+                f"{row.where}: label '{label}' is not a number, but other labels are "
+                f"{'decimals' if fractions else 'numbers'}: correct it, or give every class a name"
             )
 
 

@@ -182,7 +182,10 @@ def _of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                raise ValueError(f"{path}, line {line}: {error}") from error
+                raise ValueError(
+                    f"{path}, line {line}: a quoted field begins in this row and has no end "
+                    f'({error}); a quote inside a field is written twice, ""'
+                ) from error
             if fields is None:
                 return
             yield line, fields

@@ -44,7 +44,8 @@ def find(folder: Path, spec: TaskSpec) -> Path:
     wanted = {_plain(name) for name in spec.folders}
     inside = _folders(folder)
     benchmarks = {_plain(name.partition("/")[0]) for name in SPECS}
-    named = (each for each in inside if _plain(each.name).removesuffix("data") in benchmarks)
+    benchmarks |= {f"{name}data" for name in benchmarks}
+    named = (each for each in inside if _plain(each.name) in benchmarks)
     holders = [folder, *named]
     places = [each for holder in holders for each in _folders(holder)]
     places = [each for each in [*places, folder] if _plain(each.name) in wanted]

@@ -1,0 +1,149 @@
+"""Mistakes in Python: each ends with one line that says what was expected."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import linen, nnx
+
+import lora_jax as lj
+import variants
+from lora_jax.training.step import TrainState, cross_entropy, make_train_step, squared_error
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+KEY, X = jax.random.key(0), jnp.ones((3, 8))
+PARAMS = {"w": jnp.ones((8, 8)), "v": jnp.ones((8, 6))}
+TX = optax.adam(1e-2)
+
+
+def forward(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+def adapted(function=forward, rank=2, **more):
+    return lj.adapt(function, variants.make("lora", rank=rank), **more)
+
+
+def start(**more):
+    """A state before the first step, and what is frozen."""
+    trainable, frozen = adapted(**more).init(KEY, PARAMS, X)
+    return TrainState.create(adapted(**more), TX, trainable, frozen, jax.random.key(1)), frozen
+
+
+def step(loss=cross_entropy, change=lambda state: state, **batch):
+    """One step of a batch of three rows, some of whose entries are replaced or (None) left out."""
+
+    def predict(trainable, frozen, batch, rng):
+        return adapted().apply(trainable, frozen, batch["x"])
+
+    state, frozen = start()
+    given = {"x": X, "label": jnp.array([0, 1, 2]), "weight": jnp.ones(3), **batch}
+    given = {name: value for name, value in given.items() if value is not None}
+    make_train_step(adapted(), TX, predict, loss)(change(state), frozen, given)
+    return state, frozen
+
+
+def with_optimizer_state(state):
+    """A state that `step` does not have."""
+    return lambda kept: dataclasses.replace(kept, opt_state=state)
+
+
+def used_again(use):
+    """What `use(state, frozen)` says of a state that a step took."""
+    return use(*step())
+
+
+DONATED = r"given to a training step, which deletes it \(donation\): go on with the state that "
+OTHERS = (
+    r"opt_state belongs to another optimiser or other trainables: make it with TrainState\.crea"
+)
+NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (
+            lambda: adapted().init(PARAMS, KEY, X),
+            r"^init\(key, params, \.\.\.\): a random key is needed, .*, not dict$",
+        ),
+        (
+            lambda: adapted().gather(PARAMS, KEY, X, batches=[(X,)]),
+            r"^gather\(key, params, \.\.\.\): a random key is needed, .*, not dict$",
+        ),
+        (
+            lambda: adapted().optimizer(start()[1], TX),
+            r"^optimizer\(tx, frozen\): expected the frozen of `init`, not a Grad",
+        ),
+        (
+            lambda: adapted(nnx.Linear(3, 4, rngs=nnx.Rngs(0))),
+            r"^adapt takes .*, not a Linear: forward, params = lj\.from_nnx\(model\) makes one of ",
+        ),
+        (
+            lambda: adapted(linen.Dense(3)),
+            r"^adapt takes .*, not a Dense: model\.apply is that of ",
+        ),
+        (lambda: adapted(PARAMS), "^adapt takes a function of parameters, not a dict$"),
+        (
+            lambda: lj.from_nnx(forward),
+            "^from_nnx takes a model of Flax NNX, not function; adapt takes a function of ",
+        ),
+        (lambda: lj.from_nnx(nnx.Linear), "^from_nnx takes a model of Flax NNX, not Linear; "),
+        (lambda: lj.from_nnx(linen.Dense(3)), r", not Dense; adapt takes model\.apply without "),
+        (
+            lambda: step(weight=None),
+            r"^the batch has no 'weight' \(0 for padding, else 1, one for each row\); it has ",
+        ),
+        (
+            lambda: step(label=None),
+            r"^the batch has no 'label' \(the labels, one for each row\); it has weight, x",
+        ),
+        (lambda: step(label=jnp.array([0, 1])), r"^batch\['label'\] has shape \(2,\), and the out"),
+        (
+            lambda: step(label=jnp.array([0])),
+            r"^batch\['label'\] has shape \(1,\), and the outputs",
+        ),
+        (lambda: step(squared_error, label=jnp.ones((3, 1))), r"\(3, 6\): expected one label for "),
+        (lambda: step(weight=jnp.ones(1)), r"^the loss has shape \(3,\), and batch\['weight'\] "),
+        (
+            lambda: step(lambda *given: cross_entropy(*given).mean()),
+            r"^the loss has shape \(\), and batch\['weight'\] \(3,\): expected one number for ",
+        ),
+        (lambda: step(change=with_optimizer_state(TX.init(PARAMS))), OTHERS),
+        (lambda: step(change=with_optimizer_state(start(targets="w")[0].opt_state)), OTHERS),
+        (lambda: step(change=with_optimizer_state(start(rank=3)[0].opt_state)), OTHERS),
+        (
+            lambda: step(change=lambda s: with_optimizer_state(optax.sgd(1).init(s.trainable))(s)),
+            OTHERS,
+        ),
+        (lambda: used_again(lambda state, frozen: step(change=lambda _: state)), DONATED),
+        (lambda: used_again(lambda s, frozen: adapted().apply(s.trainable, frozen, X)), DONATED),
+        (lambda: used_again(lambda s, frozen: adapted().merge(s.trainable, frozen)), DONATED),
+        (
+            lambda: used_again(lambda s, f: TrainState.create(adapted(), TX, s.trainable, f, KEY)),
+            DONATED,
+        ),
+        (lambda: lj.names_from_patterns({("a", "b"): "c"}), NAMES),
+        (lambda: lj.names_from_patterns({"a": ("c", 1)}), NAMES),
+        (lambda: lj.names_from_patterns([("a", "c")]), NAMES),
+    ],
+)
+def test_a_mistake_says_what_was_expected(mistake, said):
+    with pytest.raises(ValueError, match=said) as error:
+        mistake()
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_rank_above_full_is_warned_of():
+    """8 x 8 takes rank 4 to be as many numbers as the weight's 64."""
+    said = r"the adapter of 'w' trains 80 numbers and its weight has 64: lower its rank, or train "
+    with pytest.warns(lj.TrainingWarning, match=said):
+        adapted(rank=5, targets="w").init(KEY, PARAMS, X)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rank_that_makes_as_many_numbers_as_the_weight_is_not():
+    adapted(rank=4, targets="w").init(KEY, PARAMS, X)
