@@ -121,7 +121,13 @@ setup(
         "plots": ["matplotlib>=3.9"],
         "frames": FRAMES,
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
-        "docs": ["sphinx>=9.0", "myst-parser>=5.0", "furo>=2025.9", "latex2mathml>=3.78"],
+        "docs": [
+            "sphinx>=9.0",
+            "myst-parser>=5.0",
+            "furo>=2025.9",
+            "latex2mathml>=3.78",
+            "sphinx-copybutton>=0.5.2",
+        ],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
     },
 )

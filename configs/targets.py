@@ -40,11 +40,14 @@ def patterns(name: str, layers: int) -> tuple[Any, ...]:
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
+    layers = common_tasks.LAYERS[choice["model"]]
+    if common.needs_nothing(choice):
+        layers = common_tasks.TINY_LAYERS
     return common_tasks.experiment(
         "targets",
         choice,
         common_tasks.starting_point(choice["model"]),
         row=f"{choice['targets']}_r{choice['rank']}",
         variant=common.variant("lora", rank=choice["rank"], alpha=2.0 * choice["rank"]),
-        targets=patterns(choice["targets"], common_tasks.LAYERS[choice["model"]]),
+        targets=patterns(choice["targets"], layers),
     )

@@ -20,8 +20,8 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from experiments.command_names import asks_for_help, ends_quietly, shown
 from experiments.setup.config_flags import flag_texts, read, read_config, settings_of, with_all
-from lora_jax.data.tokenizing.tokenize import cache_folder
 from lora_jax.files import number_text
+from lora_jax.files.published_paths import cache_folder
 from lora_jax.records.environment import processor
 
 

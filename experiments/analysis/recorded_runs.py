@@ -18,6 +18,7 @@ from experiments.analysis.published import PERCENT, SIZES
 from experiments.runs import packing, predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
+from lora_jax.data.tasks import SPECS
 from lora_jax.files import json_text
 from lora_jax.files.json_text import canonical
 from lora_jax.records import packed, run_record
@@ -104,10 +105,11 @@ class Run(_OfConfig):
         """The key of the study's model, or another name if the trained model has another size.
 
         `--config.model.name` can replace the config's model. Published numbers of the config's
-        model must not be compared with such a run.
+        model must not be compared with such a run. Of smoke runs, which are compared with nothing,
+        tables say in a note what ran.
         """
         name, total = self.study.model, self.record.parameters_total
-        if abs(total - SIZES.get(name, total)) <= 0.01 * total:
+        if self.study.size == "smoke" or abs(total - SIZES.get(name, total)) <= 0.01 * total:
             return name
         return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
 
@@ -195,6 +197,7 @@ def held_out(config: RunConfig) -> bool:
     data = config.data
     apart = data.source in HAVE_PARTS
     apart |= data.source in ("files", "alpaca") and bool(data.files.get("validation"))
+    apart |= data.source == "demo" and data.name in SPECS  # generated, with all parts
     return apart and data.validation > 0
 
 

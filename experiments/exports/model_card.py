@@ -340,8 +340,8 @@ def _task_type(config: RunConfig) -> str:
 
 def _data_sets(config: RunConfig) -> list[str] | None:
     """The Hub's name of the data, of tasks that have the same name there; files are anyone's."""
-    if config.data.source == "demo":
-        return [config.data.name]
+    if config.data.source == "demo":  # else it is generated
+        return None if config.data.name in SPECS else [config.data.name]
     if config.data.source != "files" and config.data.name in SPECS:
         return [config.data.name.partition("/")[0]]
     return None

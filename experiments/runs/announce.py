@@ -14,6 +14,7 @@ from experiments.plurals import agree
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked, check_ids
 from lora_jax import data
+from lora_jax.data.sources import is_generated
 from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.sharding import memory
 
@@ -167,6 +168,8 @@ def describe(config: RunConfig, texts: TokenisedTask) -> str:
         for parts in ((task.train,), scored, task.unlabelled.values())
     )
     unit = "example" if choices == 1 else "question"
+    if is_generated(config.data.name, config.data.source):
+        unit = f"generated {unit}"
     kind = f" of {choices} choices" if choices > 1 else ""
     said = f"data: {train:,} {unit}{'s' if train > 1 else ''}{kind} to train on{_classes(task)}"
     said += f", {score:,} to score" + (f", {predict:,} to predict" if predict else "")

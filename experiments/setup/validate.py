@@ -102,10 +102,10 @@ def _validate_optimizer(config: RunConfig, variants: Sequence[Variant]) -> None:
 def _require_source(config: RunConfig) -> None:
     """Raise a ValueError for an unknown source of data, or one of the other kind of tasks."""
     texts, source = isinstance(config, TextConfig), config.data.source
+    known = data.TEXT_SOURCES if texts else data.SOURCES
     if source not in (*data.SOURCES, *data.TEXT_SOURCES):
-        near = nearest(source, data.TEXT_SOURCES if texts else data.SOURCES)
-        raise ValueError(f"unknown data.source '{source}'; nearest: {near}")
-    if texts != (source in data.TEXT_SOURCES):
+        raise ValueError(f"unknown data.source '{source}'; nearest: {nearest(source, known)}")
+    if source not in known:
         other = "text-to-text tasks, as in configs/instruct.py" if not texts else "classifiers"
         raise ValueError(f"config.data.source '{source}' belongs to {other}, not to this config")
 

@@ -16,6 +16,7 @@ from experiments.setup.config import fill as filled, of_record
 from experiments.setup.config_files import config_modules
 from experiments.studies import adherence, registration
 from experiments.tables import cells
+from lora_jax.data.sources import is_generated
 from lora_jax.files.json_text import plain
 from lora_jax.suggest import require_known
 
@@ -93,8 +94,7 @@ def render_table(
     collected = collect_runs.collect(chosen, name, size)
     for run in collected.runs:
         scored_examples.require_agreement(run)
-    # A smoke run has only a few steps, so it is not compared with published numbers.
-    made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
+    made = cells.blocks(table, collected.runs, published.load())
     if model is not None:
         models = [block.model for block in made]
         require_known(model, models, f"--model={model}: nothing run or published in {name}")
@@ -102,8 +102,12 @@ def render_table(
         own = [run for run in chosen if run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only
         left = [f"of all models, {said}" for said in left]
+        if table["published"] and not any(block.published for block in made):
+            left.append(f"Nothing is published of {model}: leave out --model to see what is.")
     notes = [*first, *_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _given_models(collected.runs)
+    if collected.runs and size == "smoke":
+        notes.append("Smoke runs have a few steps: never compare them with published numbers.")
     if table["published"] and name in config_modules():
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
     notes += [] if made else ["Nothing has been run."]
@@ -165,11 +169,15 @@ def _starts(table: Mapping[str, Any], runs: tuple[recorded_runs.Run, ...]) -> li
 def _given_models(runs: tuple[recorded_runs.Run, ...]) -> list[str]:
     """Notes on the models that runs were given by another name than the config's, as a folder."""
     given = {
-        (run.model, run.config.model.name)
+        (run.model, run.config.model.name + " on generated data" * _generated(run))
         for run in runs
-        if run.config.model.name != MODELS.get(run.study.model)
+        if run.config.model.name != MODELS.get(run.study.model) or _generated(run)
     }
     return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
+
+
+def _generated(run: recorded_runs.Run) -> bool:
+    return is_generated(run.config.data.name, run.config.data.source)
 
 
 def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[str]:
@@ -202,7 +210,7 @@ def _config_of(module: ModuleType, run: recorded_runs.Run) -> RunConfig | None:
         if isinstance(values, tuple)
     }
     if "source" in lists:  # not compared: one value is enough
-        lists["source"] = lists["source"][-1:]
+        lists["source"] = lists["source"][:1]
     for values in itertools.product(*lists.values()):
         arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
         try:

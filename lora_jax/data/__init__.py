@@ -35,11 +35,11 @@ from lora_jax.data.tokenizing.tokenize import (
     NoRoomError,
     Tokenised,
     Tokenizer,
-    cache_folder,
     encode,
     encode_cached,
     load_tokenizer,
 )
+from lora_jax.files.published_paths import cache_folder
 
 __all__ = [
     "SOURCES",

@@ -1,6 +1,7 @@
-"""Where published files are: in installed packages, and where entries of other files lead."""
+"""Where published files are: in installed packages, in the cache, and where entries lead."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -49,3 +50,8 @@ def installed(package: str, inside: str) -> list[Path]:
     spec = importlib.util.find_spec(package)  # finds, does not import
     roots = (spec and spec.submodule_search_locations) or ()
     return [Path(root) / inside for root in roots if (Path(root) / inside).exists()]
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this library: `lora_jax` in XDG_CACHE_HOME or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_jax"

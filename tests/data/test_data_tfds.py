@@ -14,7 +14,7 @@ import pytest
 from one_line import refuses
 
 from lora_jax.data import load_task
-from lora_jax.data.sources import tfds
+from lora_jax.data.sources import tfds, tsv
 from lora_jax.data.tasks import SPECS
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +63,8 @@ def test_what_cannot_be_read_is_named(read):
     """The small file under the official name too, whose checksum tensorflow-datasets knows."""
     said = json.loads((read / "refused.json").read_text())
     expected = {
-        "incomplete": "FileNotFoundError: .*, msr_paraphrase_test.txt, data_mrpc_dev_ids.tsv$",
-        "absent": "FileNotFoundError: .*neither super_glue/cb as ArrayRecords nor .*, CB.zip$",
+        "incomplete": "FileNotFoundError: .*, msr_paraphrase_test.txt, data_mrpc_dev_ids.tsv;",
+        "absent": "FileNotFoundError: .*neither super_glue/cb as ArrayRecords nor .*, CB.zip;",
         "other content": "ValueError: .*cannot prepare glue/rte.*[Cc]hecksum",
     }
     assert [name for name, each in expected.items() if not re.match(each, said[name])] == []
@@ -86,7 +86,7 @@ def test_without_a_network_the_way_out_is_told_at_once(monkeypatch):
     monkeypatch.setattr(tfds.urllib.request, "getproxies", dict)
     assert refuses(".", tfds._check_reachable, "glue/rte", builder, SPECS["glue/rte"]) == (
         "tensorflow-datasets cannot download glue/rte: no connection to one.example (Name or "
-        "service not known); to read it from a folder, set data.folder to one with RTE.zip"
+        "service not known); set data.folder to a folder with RTE.zip, or " + tsv.ways("glue/rte")
     )
     monkeypatch.setattr(tfds.urllib.request, "getproxies", lambda: {"https": "proxy"})
     tfds._check_reachable("glue/rte", builder, SPECS["glue/rte"])
@@ -105,7 +105,8 @@ def test_a_missing_extra_gets_the_command(monkeypatch, missing):
     monkeypatch.setattr(tfds.importlib, "import_module", importing)
     with pytest.raises(ModuleNotFoundError) as error:
         load_task("glue/cola", "tfds")
-    assert str(error.value) == f"source 'tfds' needs {missing}: pip install \"lora-jax[tfds]\""
+    needed = f"source 'tfds' needs {missing}: pip install \"lora-jax[tfds]\""
+    assert str(error.value) == f"{needed}; {tsv.ways('glue/cola')}"
 
 
 def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):

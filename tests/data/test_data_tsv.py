@@ -196,7 +196,7 @@ def test_superglue_rows_are_in_the_order_of_their_idx(tmp_path):
     ("name", "folder", "message"),
     [
         ("sst2", ".", r"no train\.tsv for glue/sst2; it has dev\.tsv, test\.tsv, train\.subset\."),
-        ("cola", ".", r"has no folder CoLA; it has SST-2$"),
+        ("cola", ".", r"has no folder CoLA; it has SST-2; give a folder"),
         ("cola", "nowhere", "there is no folder"),
         ("rte", "SST-2", "has no folder RTE"),  # another task's own folder is not taken for it
     ],
@@ -281,10 +281,10 @@ def test_a_label_is_what_stands_there(tmp_path, name, label, expected):
         (("glue/colla", "tsv", "x"), "unknown data.name 'glue/colla'; nearest: 'glue/cola'"),
         (("imdb", "tsv", "x"), r"'imdb': there are rotten_tomatoes, glue/cola, .*own_data"),
         (("glue/cola", "tvs", "x"), "unknown data.source 'tvs'; nearest: 'tsv'"),
-        (("glue/cola", "demo"), "'glue/cola' is not of source 'demo' but of 'tsv' or 'tfds'"),
         (("rotten_tomatoes", "tsv", "x"), "'rotten_tomatoes' is not of source 'tsv' but of 'demo'"),
-        (("glue/cola", "tsv"), "data.source 'tsv' needs data.folder"),
-        (("rotten_tomatoes", "demo", "x"), "data.folder: source 'demo' is a wheel"),
+        (("glue/cola", "demo", "x"), "source 'demo' reads no folder of yours"),
+        (("glue/cola", "tsv"), r"needs data.folder.*https://gluebenchmark.com/tasks.*source=tfds"),
+        (("super_glue/cb", "tsv", "nowhere"), r"no folder nowhere; .*https://super.*size=smoke"),
         (
             ("glue/cola", "tsv", "x", {"train": "mine.tsv", "text": ""}),
             r"^data.files.train: source 'tsv' reads no files of your own",

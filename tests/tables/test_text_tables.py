@@ -65,7 +65,10 @@ def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
         cell = cells["smollm2", "lora", "e2e", metric]
         assert cell["state"] == "run" and float(cell["ours"]) == record.metrics_best[metric]
         assert cells["smollm2", "full", "e2e", metric]["state"] == "not run"
-    assert not any(cell["published"] for cell in cells.values())
+    assert {each[0] for each, cell in cells.items() if cell["published"]} == {
+        "gpt2_medium",
+        "gpt2_large",
+    }
 
 
 @pytest.mark.slow
@@ -169,7 +172,7 @@ def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
         cell = cells["smollm2", "pissa", "metamath", metric]
         assert float(cell["ours"]) == record.metrics_last[metric]
         assert cells["smollm2", "pissa", "wizardlm", metric]["state"] == "not run"
-    assert not any(cell["published"] for cell in cells.values())
+    assert "smollm2" not in {each[0] for each, cell in cells.items() if cell["published"]}
 
 
 def test_qlora_llama_stores_all_linear_layers_but_the_head(data, models):

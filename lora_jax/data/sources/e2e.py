@@ -23,6 +23,7 @@ NAMES = ("e2e", "e2e_dev")
 SEPARATOR = "<|endoftext|>"
 HELD_OUT = 50
 FILES = ("form", "separator")
+SITE = "https://github.com/tuetschek/e2e-dataset"
 
 # LoRA's files are used first if a folder has both.
 _FORMS = {

@@ -77,7 +77,7 @@ class Row(NamedTuple):
 def folder_of(source: str, folder: str | Path | None) -> Path:
     """The folder that a source reads, which must be given and exist."""
     if not folder:
-        raise ValueError(f"data.source '{source}' needs data.folder")
+        raise FileNotFoundError(f"data.source '{source}' needs data.folder")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     return Path(folder)

@@ -19,9 +19,9 @@ import numpy as np
 from lora_jax.data.sources import tsv
 from lora_jax.data.task import Task
 from lora_jax.data.tasks import Record, TaskPart, TaskSpec, assemble
-from lora_jax.data.tokenizing.tokenize import cache_folder
 from lora_jax.error_text import first_line
 from lora_jax.files.archives import open_zip
+from lora_jax.files.published_paths import cache_folder
 
 _CHUNK = 10_000
 
@@ -77,15 +77,16 @@ def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
         with tempfile.TemporaryDirectory() as unpacked:
             _prepare(tfds, builder, folder, downloads, Path(unpacked))
     except Exception as error:  # network, disk, checksum: tfds has no class for them
-        advice = "" if folder else _advice(spec)
+        advice = "" if folder else _advice(name, spec)
         raise ValueError(
             f"tensorflow-datasets cannot prepare {name}: {first_line(error)}{advice}"
         ) from error
     return builder
 
 
-def _advice(spec: TaskSpec) -> str:
-    return f"; to read it from a folder, set data.folder to one with {', '.join(spec.archives)}"
+def _advice(name: str, spec: TaskSpec) -> str:
+    archives = ", ".join(spec.archives)
+    return f"; set data.folder to a folder with {archives}, or {tsv.ways(name)}"
 
 
 def _check_reachable(name: str, builder: Any, spec: TaskSpec):
@@ -99,7 +100,7 @@ def _check_reachable(name: str, builder: Any, spec: TaskSpec):
         except OSError as error:
             raise ValueError(
                 f"tensorflow-datasets cannot download {name}: no connection to {host} "
-                f"({error.strerror or error}){_advice(spec)}"
+                f"({error.strerror or error}){_advice(name, spec)}"
             ) from error
 
 

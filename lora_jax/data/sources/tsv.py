@@ -37,6 +37,16 @@ def load(name: str, folder: str | Path) -> Task:
     return assemble(name, read)
 
 
+def ways(name: str) -> str:
+    """How to get the data of a task, as the end of a message."""
+    site = "super.gluebenchmark" if name.startswith("super_glue/") else "gluebenchmark"
+    return (
+        f"give a folder with the files of https://{site}.com/tasks (source=tsv,folder=FOLDER), or "
+        "let tensorflow-datasets download them (source=tfds), or try size=smoke without a folder, "
+        "on generated data"
+    )
+
+
 def find(folder: Path, spec: TaskSpec) -> Path:
     """The folder of a task: in `folder`, in a folder inside it, or `folder` itself."""
     if not folder.is_dir():

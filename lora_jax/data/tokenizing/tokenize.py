@@ -6,7 +6,6 @@ The ids are cached between runs: the same texts are tokenised only once.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 import warnings
@@ -31,6 +30,7 @@ from lora_jax.data.tokenizing.vocabulary_files import (
 )
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
+from lora_jax.files.published_paths import cache_folder
 from lora_jax.models import families
 from lora_jax.models.published.location import TOKENIZER_FILES
 from lora_jax.models.published.weight_files import find_gguf, read_json
@@ -220,11 +220,6 @@ class Tokenised(NamedTuple):
     encoded: Encoded
     examples_per_second: float
     from_cache: bool
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this library: `lora_jax` in XDG_CACHE_HOME or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_jax"
 
 
 def encode_cached(

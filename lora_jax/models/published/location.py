@@ -89,8 +89,9 @@ def locate(name: str | Path) -> Path:
 
     `name` is one of these: "minilm" (all-MiniLM-L6-v2) or "smollm2" (SmolLM2-135M-Instruct, a GGUF
     file), each from an installed package whose digest is checked; an existing folder or .gguf file;
-    or "org/name" on the Hugging Face Hub, which is downloaded into the Hub's usual cache. Raises a
-    FileNotFoundError that says what was tried.
+    "org/name" on the Hugging Face Hub, which is downloaded into the Hub's usual cache; or one of
+    `tiny_models`, of random weights, such as "tiny-roberta". Raises a FileNotFoundError that says
+    what was tried.
     """
     if name == "minilm":
         return _installed(
@@ -108,6 +109,10 @@ def locate(name: str | Path) -> Path:
         return Path(name)
     if re.fullmatch(HUB_NAME, str(name)):
         return _from_hub(str(name))
+    if str(name).startswith("tiny-"):
+        from lora_jax.models.published import tiny_models  # which needs JAX
+
+        return tiny_models.folder_of(str(name))
     if "/" in str(name) or isinstance(name, Path):
         raise FileNotFoundError(f"{name}: no such folder")
     tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
