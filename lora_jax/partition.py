@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -83,6 +83,14 @@ def matches(pattern: str, path: str) -> bool:
         ) from None
 
 
+def selected(pattern: str, paths: Collection[str]) -> set[str]:
+    """The path that a pattern is, letter by letter, if there is one; else all that it matches.
+
+    So a path that `discover` gives selects one weight, also where it is the tail of another.
+    """
+    return {pattern} if pattern in paths else {path for path in paths if matches(pattern, path)}
+
+
 def _quoted(pattern: str) -> str:
     """A pattern for a message of one line."""
     return f"'{pattern}'" if pattern.isprintable() else repr(pattern)
@@ -108,11 +116,13 @@ def select_paths(
       ValueError: a pattern matches no path; the message lists the nearest ones.
     """
     paths = list(paths)
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(matches(pattern, path) for path in paths):
+        if not (own := selected(pattern, paths)):
             close = nearest(pattern, [*paths, *words])
             raise ValueError(f"pattern {_quoted(pattern)} matches no {what}; nearest: {close}")
-    return [path for path in paths if any(matches(pattern, path) for pattern in patterns)]
+        chosen |= own
+    return [path for path in paths if path in chosen]
 
 
 def partition(tree: PyTree, where: Where) -> tuple[PyTree, PyTree]:

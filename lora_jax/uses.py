@@ -44,6 +44,8 @@ class WeightUse:
     """Whether it is multiplied with what no input of the function changes: relative positions."""
     output_embedding: bool = False
     """Whether it is a tied lookup table, or an output head that maps features to a table's rows."""
+    final: bool = False
+    """Whether it is multiplied by last: no other product follows."""
 
     @property
     def is_real(self) -> bool:
@@ -66,6 +68,12 @@ class WeightUse:
         product = bool(kinds & {"product", "transposed product"})
         matrix = self.is_real and bool(self.inputs and self.outputs)
         return product and matrix and self.activations and not self.output_embedding
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether `targets="all-linear+conv"` selects it besides."""
+        convolved = any(use.kind == "convolution" for use in self.uses)
+        return convolved and self.is_real and bool(self.inputs and self.outputs)
 
     @property
     def matrix(self) -> tuple[int, int]:

@@ -98,12 +98,17 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
     """Every matrix with an adapter, weight by weight.
 
     Raises:
-      ValueError: a weight has no torch name.
+      ValueError: a weight has no torch name, or is the kernel of a convolution.
     """
     warn_of_doubts(trainable, frozen)
     shared = frozen.shared_by(trainable)
     for placement in frozen.spec.adapted:
         path = placement.use.path
+        if placement.use.is_convolution:
+            raise ValueError(
+                f"'{path}' is the kernel of a convolution, whose adapter no file for torch holds: "
+                "merge the weights instead"
+            )
         factors = Factors(trainable["adapters"][path], frozen.constants[path])
         factors = jax.tree.map(to_host, factors)
         base = base_of(placement, frozen.base[path])

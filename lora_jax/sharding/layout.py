@@ -17,7 +17,6 @@ from lora_jax.quantization.quantize import Storage, Stored, require_storable
 from lora_jax.sharding.mesh import ROWS, Rules, automatic, axes_of, fitting, specs_of
 from lora_jax.statistics import Seen
 from lora_jax.transform.adapt import Adapted, init_shapes
-from lora_jax.transform.discover import discover
 from lora_jax.transform.placement import Frozen, Placement, group_of
 from lora_jax.transform.target_patterns import SomeLayers
 from lora_jax.uses import Uses, WeightUse
@@ -145,7 +144,7 @@ def lay_out(
     Raises:
       ValueError: no rule matches a parameter, or `adapted.init` raises it.
     """
-    uses = discover(adapted.forward, params, *args, **kwargs)
+    uses = adapted.uses(params, *args, **kwargs)
     shapes = {path: use.shape for path, use in uses.items()}
     specs = automatic(uses, mesh) if rules is None else specs_of(rules, shapes, mesh)
     trainable, frozen = init_shapes(adapted, jax.random.key(0), params, *args, seen=seen, **kwargs)

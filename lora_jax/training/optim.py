@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax.partition import matches
+from lora_jax.partition import selected
 from lora_jax.suggest import require_known
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -69,10 +69,9 @@ def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.Gradien
     """Multiply the updates of the parameters that train in full and match a pattern (a head)."""
 
     def chosen(trainable: Any) -> Any:
-        params = {
-            path: any(matches(pattern, path) for pattern in patterns)
-            for path in trainable["params"]
-        }
+        paths = trainable["params"]
+        scaled = set().union(*(selected(pattern, paths) for pattern in patterns))
+        params = {path: path in scaled for path in paths}
         return {**jax.tree.map(lambda _: False, trainable), "params": params}
 
     return optax.masked(optax.scale(ratio), chosen)

@@ -23,7 +23,7 @@ from lora_jax.transform.adapted_optimizer import (
     with_master_weights,
 )
 from lora_jax.transform.begin import allotted, choose, init_factors, stored, unquantized
-from lora_jax.transform.discover import discover
+from lora_jax.transform.discover import Axes, uses_of
 from lora_jax.transform.gather import Counts, Loss, gather, gathered_shapes
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.placement import (
@@ -39,12 +39,14 @@ from lora_jax.transform.placement import (
     require_order,
     settings_of,
     split_shared,
+    warn_of_choices,
     warn_of_doubts,
     warn_of_ranks,
     weight_of,
     with_shared_arrays,
 )
 from lora_jax.transform.target_patterns import Pattern, Rule, Targets
+from lora_jax.uses import Uses
 from lora_jax.variant import Factors, Variant
 
 
@@ -56,6 +58,7 @@ class Adapted:
     rules: tuple[Rule, ...]
     also_train: tuple[str, ...] = ()
     storage: tuple[tuple[Pattern, Storage], ...] = ()
+    axes: tuple[tuple[str, Axes], ...] = ()
 
     def init(
         self,
@@ -92,6 +95,7 @@ class Adapted:
         taken = {"batches": batches, "loss": loss, "counts": counts, "seen": seen}
         refuse_taken(self.forward, args, taken)
         full, begun = self._begin(params, *args, **kwargs)
+        warn_of_choices(begun.spec)
         if seen is None:
             seen = gather(self.apply, key, full, begun, batches, loss, counts)
         spec, base, leaves = allotted(begun.spec, seen), begun.base, flatten(params)[0]
@@ -149,7 +153,7 @@ class Adapted:
     def _begin(self, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[dict, Frozen]:
         """The parameters to train in full, and the frozen part without adapters' arrays."""
         leaves, treedef = flatten(params)
-        uses = discover(self.forward, params, *args, **kwargs)
+        uses = self.uses(params, *args, **kwargs)
         placements, trained = choose(self.rules, self.also_train, self.storage, uses)
         warn_of_ranks(placements)
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}
@@ -158,8 +162,15 @@ class Adapted:
         tied = tuple(path for path, use in uses.items() if use.is_tied)
         own = tuple(uses[path] for path in trained)
         known = treedef, tuple(leaves), settings_of(leaves)
-        spec = AdaptedSpec(*known, tuple(placements), tied, own)
+        taken = {each.use.path for each in placements if each.adapts} | full.keys()
+        others = target_patterns.left_out(self.rules, uses, taken)
+        left_out = tuple((kind, tuple(paths)) for kind, paths in others.items())
+        spec = AdaptedSpec(*known, tuple(placements), tied, own, left_out)
         return full, Frozen(base, {}, spec)
+
+    def uses(self, params: PyTree, /, *args: Any, **kwargs: Any) -> Uses:
+        """What `lj.discover` gives for the function, with the axes that are stated."""
+        return uses_of(self.forward, params, args, kwargs, dict(self.axes))
 
     def apply(
         self,
@@ -303,6 +314,7 @@ def adapt(
     targets: Targets = target_patterns.ALL_LINEAR,
     also_train: Sequence[str] | str = (),
     quantize: Mapping[Any, Storage] | None = None,
+    axes: Mapping[str, Sequence[Any]] | None = None,
 ) -> Adapted:
     """A function like `forward`, some of whose weights are adapted by a variant.
 
@@ -310,14 +322,18 @@ def adapt(
       forward: any JAX function of a parameter pytree, `forward(params, *args, **kwargs)`.
       variant: the method, for example `variants.make("lora", rank=8)`.
       targets: which weights: one or more patterns (regular expressions that match a whole path or
-        its tail after a `/`), `lj.layers(pattern, slice)` for some layers, `"all-linear"` for every
-        weight that activations are multiplied by except a tied or output embedding, or a mapping
-        of these to variants, without `variant`. The first key that matches a weight decides; None
-        leaves it as it is.
+        its tail after a `/`; the path of a weight selects it alone), `lj.layers(pattern, slice)`
+        for some layers, `"all-linear"` for every weight that activations are multiplied by except
+        a tied or output embedding, `"all-linear+conv"` for convolutions as well, or a mapping of
+        these to variants, without `variant`. A path decides before other keys, then the first key
+        that matches a weight; None leaves it as it is.
       also_train: patterns of parameters to train in full, for example a new head.
       quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), whether targets or
         not. The first pattern that matches decides. `init` refuses numbers that are not finite (or
         above 1e30); under `jax.jit` it cannot check them, and they corrupt what is stored.
+      axes: which axes of a weight form its matrix, `{pattern: (inputs, outputs, stack)}`, each an
+        axis or a tuple of axes; stack may be left out. This adapts any array of real numbers,
+        whatever the function does with it. Without it, products and lookups show the axes.
 
     Returns:
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
@@ -348,7 +364,25 @@ def adapt(
             raise ValueError(
                 f"quantize: '{pattern}' must map to lj.NF4() or lj.Int8(), not {each!r}"
             )
-    return Adapted(forward, rules, also, storage)
+    if not isinstance(axes, Mapping | None):
+        raise ValueError(f"axes maps patterns to axes, {{'conv/w': ((0, 1), 2)}}, not {axes!r}")
+    stated = tuple((pattern, _axes(pattern, each)) for pattern, each in (axes or {}).items())
+    return Adapted(forward, rules, also, storage, stated)
+
+
+def _axes(pattern: str, given: Sequence[Any]) -> Axes:
+    """The axes that a user states, as tuples."""
+    parts = (
+        [(p,) if isinstance(p, int) else p for p in given] if isinstance(given, Sequence) else ()
+    )
+    if not 2 <= len(parts) <= 3 or not all(
+        isinstance(part, Sequence) and all(isinstance(axis, int) for axis in part) for part in parts
+    ):
+        raise ValueError(
+            f"axes: '{pattern}' must map to (inputs, outputs) or (inputs, outputs, stack), each an "
+            f"axis or several, not {given!r}"
+        )
+    return Axes(*(tuple(part) for part in (*parts, ())[:3]))
 
 
 def refuse_taken(
@@ -405,7 +439,7 @@ def seen_shapes(adapted: Adapted, params: PyTree, /, *args: Any, **kwargs: Any) 
     """The shapes of what `adapted.gather` gives."""
     if not any(variant is not None and variant.needs for _, variant in adapted.rules):
         return {}
-    uses = discover(adapted.forward, params, *args, **kwargs)
+    uses = adapted.uses(params, *args, **kwargs)
     placements, _ = choose(adapted.rules, adapted.also_train, adapted.storage, uses)
     return gathered_shapes(placements)
 

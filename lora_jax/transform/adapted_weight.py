@@ -262,14 +262,17 @@ def dot(
         (dims[side], dims[1 - side]) for dims in eqn.params["dimension_numbers"]
     )
     free = tuple(d for d in range(len(weight.view.axes)) if d not in (*mine, *my_batch))
-    contracted, kept = weight.view.pick(mine), weight.view.pick(free)
+    # Stacked axes that x lacks: all its matrices multiply the same x.
+    wide = tuple(d for d in free if weight.view.axes[d] and weight.is_stacked(d))
+    columns = tuple(d for d in free if d not in wide)
+    contracted, kept = weight.view.pick(mine), weight.view.pick(columns)
     turned = canonical(contracted) == weight.out_atoms != weight.in_atoms
     expected = (
         (weight.out_atoms, weight.in_atoms) if turned else (weight.in_atoms, weight.out_atoms)
     )
     if (
         (canonical(contracted), canonical(kept)) != expected
-        or set(weight.view.pick(my_batch)) != set(weight.stack)
+        or set(weight.view.pick((*my_batch, *wide))) != set(weight.stack)
         or jaxprs.unusual(eqn)
     ):
         return None
@@ -284,29 +287,39 @@ def dot(
         product = functools.partial(
             _product, turned=turned, accumulate=accumulate, use=use, shared=shared
         )
-        y = _over_stack(product, weight, x, my_batch)
-    y = arrange(y, canonical(kept), tuple(weight.view.axes[d] for d in free), keep=outer)
-    if side == 0:  # the weight's free axes come before the tokens'
-        batch, inner = range(len(my_batch)), range(len(my_batch), outer)
-        y = _transpose(y, (*batch, *range(outer, y.ndim), *inner))
+        y = _over_stack(product, weight, x, (*my_batch, *wide), len(my_batch))
+    outer += len(wide)
+    y = arrange(y, canonical(kept), tuple(weight.view.axes[d] for d in columns), keep=outer)
+    batch, inner = range(len(my_batch)), range(len(my_batch) + len(wide), outer)
+    places = dict(zip(wide, range(len(my_batch), inner.start), strict=True))
+    places |= dict(zip(columns, range(outer, y.ndim), strict=True))
+    mine = [places[d] for d in free]
+    # The free axes of the left side come before those of the right.
+    y = _transpose(y, (*batch, *mine, *inner) if side == 0 else (*batch, *inner, *mine))
     return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
 
 
 def _over_stack(
-    product: Callable[[Weight, Array], Array], weight: Weight, x: Array, batch: tuple[int, ...]
+    product: Callable[[Weight, Array], Array],
+    weight: Weight,
+    x: Array,
+    stack: tuple[int, ...],
+    own: int,
 ) -> Array:
-    """The product of each matrix of the stack with its own x, whose batch axes come first.
+    """The product of each matrix of the stack with x; the axes of the stack come first.
 
     Args:
-      batch: the axes of the weight's view that index the stack, in the order of x's batch axes.
+      stack: the axes of the weight's view that index it.
+      own: for how many of these, in their order, x has a leading axis, too: an x for each matrix.
     """
-    if not batch:
+    if not stack:
         return product(weight, x)
-    dim, *rest = batch
+    dim, *rest = stack
     later = tuple(d - (d > dim) for d in rest)
-    return jax.vmap(lambda one, z: _over_stack(product, one.without_lead(dim), z, later))(
-        weight.lead(dim), x
-    )
+    return jax.vmap(
+        lambda one, z: _over_stack(product, one.without_lead(dim), z, later, max(own - 1, 0)),
+        in_axes=(0, 0 if own else None),
+    )(weight.lead(dim), x)
 
 
 def _product(

@@ -41,7 +41,7 @@ def choose(
 ) -> tuple[list[Placement], list[str]]:
     """The weights that are adapted or quantised, and the parameters that are trained in full."""
     also = select_paths(also_train, uses, "parameter")
-    explicit = [rule for rule in rules if rule[0] != target_patterns.ALL_LINEAR]
+    explicit = [rule for rule in rules if rule[0] not in target_patterns.GROUPS]
     named = target_patterns.assign(explicit, uses) if explicit else {}
     if both := [path for path in also if path in named]:
         raise ValueError(f"'{both[0]}' is both a target and in also_train; choose one")
@@ -74,7 +74,7 @@ def _storages(
 ) -> dict[str, Storage]:
     """The storage of each quantised weight; parameters trained in full are left out."""
     found: dict[str, Any] = dict(target_patterns.assign(list[Any](rules), uses))
-    explicit: list[Any] = [rule for rule in rules if rule[0] != target_patterns.ALL_LINEAR]
+    explicit: list[Any] = [rule for rule in rules if rule[0] not in target_patterns.GROUPS]
     for path in target_patterns.assign(explicit, uses) if explicit else {}:
         if path in trained:
             raise ValueError(f"'{path}' is trained in full, and cannot be quantised")

@@ -9,16 +9,18 @@ followed here, and a use that is recorded here as merged gets the merged weight 
 """
 
 import dataclasses
-import enum
-from collections.abc import Callable, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import JaxprEqn, Var
 
 from lora_jax.files.arrays import is_key
-from lora_jax.partition import flatten, is_array, split_arrays
-from lora_jax.transform import jaxprs, views
+from lora_jax.partition import flatten, is_array, select_paths, split_arrays
+from lora_jax.transform import jaxprs, origins, views
+from lora_jax.transform.convolutions import has_rule
+from lora_jax.transform.origins import Origin, Origins
 from lora_jax.transform.views import Atom, Axis, Parts, View
 from lora_jax.uses import Use, Uses, WeightUse
 
@@ -32,19 +34,21 @@ class Tracked:
 
     path: str
     view: View
+    shape: tuple[int, ...]
+    """The parameter's own shape."""
     cut: frozenset[int] = frozenset()
     """Original axes of which only a range is left."""
     merged: str | None = None
     """The operation that got the merged weight, if this comes from its result."""
 
 
-class Data(enum.Enum):
-    """Marks activations: values that depend on the function's inputs other than random keys."""
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Activations: values that depend on the function's inputs other than random keys."""
 
-    DATA = enum.auto()
+    origins: Origins = ()
 
 
-DATA = Data.DATA
 TraceValue = Tracked | Data | None
 """None for a value that depends on nothing, on random keys, or on parameters not followed."""
 
@@ -60,6 +64,42 @@ class ObservedUse:
     activations: bool = False
     constant: bool = False
     final: bool = False
+    tokens: bool = False
+    """Whether it is a lookup by what the function's inputs say, and not by fixed positions."""
+
+
+class Axes(NamedTuple):
+    """Which axes of a weight form its matrix, where that is stated (see `adapt`)."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    stack: tuple[int, ...]
+
+    def of(self, use: WeightUse) -> "Axes":
+        """The axes counted from the front, each of which the weight has once.
+
+        Raises:
+          ValueError: it has others.
+        """
+        count = len(use.shape)
+        stated = [axis for part in self for axis in part]
+        if (
+            not self.inputs
+            or not self.outputs
+            or not all(-count <= axis < count for axis in stated)
+        ):
+            raise ValueError(
+                f"axes of '{use.path}': {tuple(self)} must name input and output axes of an array "
+                f"of shape {use.shape}"
+            )
+        inputs, outputs, stack = ([axis % count for axis in part] for part in self)
+        stack = stack or [axis for axis in range(count) if axis not in (*inputs, *outputs)]
+        if sorted((*inputs, *outputs, *stack)) != list(range(count)):
+            raise ValueError(
+                f"axes of '{use.path}': {tuple(self)} must name each of its {count} axes once, in "
+                "inputs, outputs or stack"
+            )
+        return Axes(*(tuple(sorted(part)) for part in (inputs, outputs, stack)))
 
 
 def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: Any) -> Uses:
@@ -74,6 +114,17 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
     Returns:
       `{path: WeightUse}`; print it for a table of what can be adapted, and what merges and why.
     """
+    return uses_of(forward, params, args, kwargs)
+
+
+def uses_of(
+    forward: Callable[..., Any],
+    params: Any,
+    args: Any,
+    kwargs: Any,
+    axes: Mapping[str, Axes] = types.MappingProxyType({}),
+) -> Uses:
+    """As `discover`, with the axes that are stated for the weights that patterns select."""
     leaves, treedef = flatten(params)
     arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
     inputs, rebuild = split_arrays((args, kwargs))
@@ -85,16 +136,26 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
 
     jaxpr, consts, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
     recorder = UseRecorder(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
-    tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
+    tracked = [
+        Tracked(path, View.of(leaf.shape), tuple(leaf.shape)) for path, leaf in arrays.items()
+    ]
     given = [_untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
     for out in recorder.run(jaxpr, consts, [*tracked, *given]):
         recorder.record_other(out, "returned")
-    observed = recorder.uses
-    uses = {path: _conclude(path, leaf, observed.get(path, [])) for path, leaf in arrays.items()}
-    return Uses(_mark_output_embeddings(uses))
+    stated = {
+        path: each
+        for pattern, each in axes.items()
+        for path in select_paths([pattern], arrays, "weight")
+    }
+    uses = {
+        path: _conclude(path, leaf, recorder.of(path), stated.get(path))
+        for path, leaf in arrays.items()
+    }
+    read = {p for p, each in recorder.uses.items() if any(use.tokens for use in each)}
+    return Uses(_mark_output_embeddings(uses, read))
 
 
-def _conclude(path: str, leaf: Any, observed: list[ObservedUse]) -> WeightUse:
+def _conclude(path: str, leaf: Any, observed: list[ObservedUse], stated: Axes | None) -> WeightUse:
     """Combine all uses of a parameter; the use that ranks first decides its axes.
 
     Mixed uses rank last. Then uses of more axes rank higher, as one of fewer axes may be of one
@@ -120,22 +181,26 @@ def _conclude(path: str, leaf: Any, observed: list[ObservedUse]) -> WeightUse:
         outputs = tuple(sorted(main.free - main.contracted))
         stack = tuple(a for a in range(len(use.shape)) if a not in (*inputs, *outputs))
         use = dataclasses.replace(use, stack=stack, inputs=inputs, outputs=outputs)
+    if stated:
+        use = dataclasses.replace(use, **stated.of(use)._asdict())
     kinds = [_kind(each, use) for each in observed]
     return dataclasses.replace(
         use,
         uses=tuple(dict.fromkeys(kinds)),
         activations=any(each.activations for each in observed),
         constant_inputs=any(each.constant for each in observed),
-        output_embedding=any(each.final for each in observed),
+        final=any(each.final for each in observed),
     )
 
 
 def _kind(observed: ObservedUse, use: WeightUse) -> Use:
     """The kind of a use, given the axes that were chosen for the parameter."""
-    if observed.kind not in ("product", "lookup"):
+    if observed.kind not in ("product", "lookup", "convolution"):
         kind = str(observed.merges) if observed.kind == "mixed" else observed.kind
         return Use(kind, observed.merges)
     contracted, free = tuple(sorted(observed.contracted)), tuple(sorted(observed.free))
+    if observed.kind == "product":  # one x for all matrices of a stack
+        free = tuple(axis for axis in free if axis not in use.stack)
     if (contracted, free) == (use.inputs, use.outputs):
         return Use(observed.kind, observed.merges)
     if (contracted, free) == (use.outputs, use.inputs) and observed.kind == "product":
@@ -143,19 +208,21 @@ def _kind(observed: ObservedUse, use: WeightUse) -> Use:
     return Use(observed.kind, observed.merges or "other axes")
 
 
-def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
-    """Mark tied tables; keep the mark of final products only for heads onto the token table's rows.
+def _mark_output_embeddings(uses: dict[str, WeightUse], read: Set[str]) -> dict[str, WeightUse]:
+    """Mark tied tables, and final products onto the rows of the token table.
 
-    The token table is taken to be one of the two longest tables, as a small vocabulary may be
-    shorter than the table of positions.
+    That is the longest table whose rows the function's inputs choose: positions mostly do not come
+    from inputs, and are fewer than tokens where they do.
+
+    Args:
+      read: the paths of these tables.
     """
-    tables = [u for u in uses.values() if any(each.kind == "lookup" for each in u.uses)]
-    longest = sorted(tables, key=lambda use: -use.matrix[0])[:2]
-    heads = [table.matrix[::-1] for table in longest]
+    tokens = max((uses[path].matrix for path in read), default=None)
     marked = {}
     for path, use in uses.items():
-        tied = use in tables and any(each.kind != "lookup" for each in use.uses)
-        head = use.output_embedding and use.matrix in heads
+        kinds = {each.kind for each in use.uses}
+        tied = "lookup" in kinds and len(kinds) > 1
+        head = use.final and use.matrix[::-1] == tokens
         marked[path] = dataclasses.replace(use, output_embedding=tied or head)
     return marked
 
@@ -166,20 +233,39 @@ class UseRecorder(jaxprs.Walk):
     def __init__(self, final: set[int]):
         self.uses: dict[str, list[ObservedUse]] = {}
         self._final = final
+        self._stacks: set[Origin] = set()  # output axes that turn out to be stacked
         self._opaque: list[str] = []  # enclosing operations, inside which weights are merged
 
     def constant(self, atom: Any, value: Any) -> TraceValue:
         return None
 
+    def of(self, path: str) -> list[ObservedUse]:
+        """All uses of a parameter, without the output axes that turned out to be stacked."""
+        stack = {axis for other, axis in self._stacks if other == path}
+        return [
+            dataclasses.replace(each, free=each.free - stack or each.free)
+            for each in self.uses.get(path, [])
+        ]
+
     def step(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         outputs: list[TraceValue] | None = None
         if any(isinstance(each, Tracked) for each in operands):
             outputs = super().step(eqn, operands)
-        data = DATA in operands
+        elif any(isinstance(each, Data) and each.origins for each in operands):
+            outputs = self._activations(eqn, operands)
+        data = _any_data(operands)
         return [
-            out if isinstance(out, Tracked) else _untracked(var, data)
+            _untracked(var, data) if out is None else out
             for var, out in zip(eqn.outvars, outputs or [None] * len(eqn.outvars), strict=True)
         ]
+
+    def _activations(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
+        """The origins of activations after an operation that no parameter takes part in."""
+        if body := jaxprs.any_call(eqn):
+            return self.run(*body, operands)
+        if len(eqn.outvars) != 1:
+            return None
+        return [Data(origins.after(eqn, list(map(_origins, operands))))]
 
     def operation(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """The results of an equation, or None if no parameter is followed to them."""
@@ -202,14 +288,15 @@ class UseRecorder(jaxprs.Walk):
                 return [after]
             if found := views.as_parts(eqn, first.view.shape):
                 return _parts(first, found)
-            if self._lookup(eqn, first):
+            if self._lookup(eqn, first, _any_data(rest)):
                 return None
             if name == "broadcast_in_dim":
                 self.record_other(first, name)
                 return [_repeated(eqn, first)]
         outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands)
+        data = _any_data(operands)
         for operand in operands:
-            self.record_other(operand, name) if DATA in operands else self._mixed(operand, name)
+            self.record_other(operand, name) if data else self._mixed(operand, name)
         return outputs
 
     def branch(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
@@ -224,9 +311,9 @@ class UseRecorder(jaxprs.Walk):
         body, fixed, carry, slices = jaxprs.Scan.of(eqn, operands)
         rows: list[TraceValue] = [
             dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
-            for each in slices
+            for each in map(_anonymous, slices)
         ]
-        kept = self._carried(body, fixed, carry, rows, "scan carry")
+        kept = self._carried(body, fixed, list(map(_anonymous, carry)), rows, "scan carry")
         outputs = self.run(*body, [*fixed, *kept, *rows])
         for out in outputs[len(kept) :]:
             self.record_other(out, "scan output")
@@ -234,7 +321,7 @@ class UseRecorder(jaxprs.Walk):
 
     def loop(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
-        kept = self._carried(body, fixed, carry, [], "while carry")
+        kept = self._carried(body, fixed, list(map(_anonymous, carry)), [], "while carry")
         self.run(*test, [*asked, *kept])
         self.run(*body, [*fixed, *kept])
         return kept
@@ -256,13 +343,17 @@ class UseRecorder(jaxprs.Walk):
             if not stays:
                 self._mixed(kept[i], name)
                 kept[i] = self._as_merged(kept[i], name)
-        while not all(stays or each is DATA for stays, each in zip(same, kept, strict=True)):
+        while not all(s or isinstance(each, Data) for s, each in zip(same, kept, strict=True)):
             ends = UseRecorder(self._final).run(*body, [*fixed, *kept, *rows])
-            data = [i for i, each in enumerate(kept) if ends[i] is DATA and each is not DATA]
+            data = [
+                i
+                for i, each in enumerate(kept)
+                if isinstance(ends[i], Data) and not isinstance(each, Data)
+            ]
             if not data:
                 break
             for i in data:
-                kept[i] = DATA
+                kept[i] = Data()
         return kept
 
     def _mixed(self, tracked: TraceValue, name: str) -> None:
@@ -288,7 +379,8 @@ class UseRecorder(jaxprs.Walk):
         outputs = None
         self._opaque.append(eqn.primitive.name)
         for body, places in jaxprs.bodies(eqn):
-            given = list(map(_resized, [operands[i] for i in places], body.jaxpr.invars))
+            taken = [_anonymous(operands[i]) for i in places]
+            given = list(map(_resized, taken, body.jaxpr.invars))
             ends = self.run(*body, given)
             if len(ends) == len(eqn.outvars):
                 outputs = list(map(_resized, ends, eqn.outvars))
@@ -305,7 +397,7 @@ class UseRecorder(jaxprs.Walk):
         if (
             not alike
             or len(eqn.outvars) != 1
-            or any(each is DATA and jaxprs.shape(v) for v, each in pairs)
+            or any(isinstance(each, Data) and jaxprs.shape(v) for v, each in pairs)
         ):
             return None
         after = _resized(tracked[0], eqn.outvars[0])
@@ -328,15 +420,15 @@ class UseRecorder(jaxprs.Walk):
             return dataclasses.replace(tracked, view=row)
         return None
 
-    def _lookup(self, eqn: JaxprEqn, tracked: Tracked) -> bool:
+    def _lookup(self, eqn: JaxprEqn, tracked: Tracked, by_inputs: bool) -> bool:
         found = views.as_lookup(eqn, tracked.view.shape)
         if found is None:
             return False
         rest = tuple(dim for dim in range(len(tracked.view.axes)) if dim != found.axis)
-        self._record(tracked, "lookup", (found.axis,), rest)
+        self._record(tracked, "lookup", (found.axis,), rest, tokens=by_inputs)
         return True
 
-    def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
+    def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         contract, batch = eqn.params["dimension_numbers"]
         for side, tracked in enumerate(operands):
             if isinstance(tracked, Tracked):
@@ -350,16 +442,27 @@ class UseRecorder(jaxprs.Walk):
                     free,
                     merges="product of weights" if other and side == 0 else jaxprs.unusual(eqn),
                     activations=not other,
-                    constant=operands[1 - side] is not DATA,
+                    constant=not isinstance(operands[1 - side], Data),
                     final=id(eqn) in self._final,
                 )
+                for mine, theirs in zip(batch[side], batch[1 - side], strict=True):
+                    if any(a.axis != ADDED for a in tracked.view.axes[mine]):
+                        self._stacks |= dict(enumerate(_origins(operands[1 - side]))).get(
+                            theirs, origins.NONE
+                        )
+        if not _any_data(operands):
+            return None
+        return [Data(origins.product(eqn, list(map(_origins, operands))))]
 
     def _convolution(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
         """Record a convolution: either side may be the weight; its shared axes are its inputs."""
         numbers = eqn.params["dimension_numbers"]
-        for tracked, spec in zip(operands, (numbers.lhs_spec, numbers.rhs_spec), strict=True):
+        for side, spec in enumerate((numbers.lhs_spec, numbers.rhs_spec)):
+            tracked, other = operands[side], operands[1 - side]
             if isinstance(tracked, Tracked):
-                self._record(tracked, "convolution", spec[1:], spec[:1], merges="convolution")
+                alone = side == 1 and not isinstance(other, Tracked) and has_rule(eqn)
+                merges = None if alone else "convolution"
+                self._record(tracked, "convolution", spec[1:], spec[:1], merges=merges)
 
     def _ragged_dot(self, eqn: JaxprEqn, left: TraceValue, tracked: Tracked) -> None:
         numbers = eqn.params["ragged_dot_dimension_numbers"]
@@ -421,7 +524,26 @@ class UseRecorder(jaxprs.Walk):
 
 def _untracked(var: Var, data: bool) -> TraceValue:
     """What represents a value that no parameter is followed to; random keys are not data."""
-    return DATA if data and not is_key(var.aval) else None
+    return Data() if data and not is_key(var.aval) else None
+
+
+def _any_data(operands: Sequence[TraceValue]) -> bool:
+    return any(isinstance(each, Data) for each in operands)
+
+
+def _anonymous(value: TraceValue) -> TraceValue:
+    """The value without origins, where a loop or an operation may give its axes another place."""
+    return Data() if isinstance(value, Data) else value
+
+
+def _origins(value: TraceValue) -> Origins:
+    """Where the axes of a value come from: a product passes on those of its weight."""
+    match value:
+        case Tracked():
+            return origins.of_weight(value.path, value.view, value.shape)
+        case Data():
+            return value.origins
+    return ()
 
 
 def _cut(tracked: Tracked, axis: int, size: int) -> Tracked:

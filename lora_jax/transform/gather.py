@@ -328,7 +328,8 @@ def _probe(placement: Placement, need: Need) -> GradientProbe | InputProbe:
     if need.of == "gradient":
         return GradientProbe(rank=size, **given)
     merged = dict.fromkeys(each.merges for each in use.uses if each.merges)
-    if merged or "product" not in {each.kind for each in use.uses}:
+    kinds = {each.kind for each in use.uses}
+    if merged or "convolution" in kinds or "product" not in kinds:
         how = ", ".join(merged) or ", ".join(map(str, use.uses))
         raise ValueError(f"'{use.path}': its inputs cannot be seen where it is used by {how}")
     also = {"path": use.path, "constant_inputs": use.constant_inputs}

@@ -16,6 +16,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from lora_jax.transform import adapted_weight, jaxprs
 from lora_jax.transform.adapted_weight import Shared, Weight
+from lora_jax.transform.convolutions import convolve
 from lora_jax.variant import Variant
 
 Value = Any  # an array or a Weight
@@ -69,6 +70,8 @@ class _Evaluator(jaxprs.Walk):
         match eqn.primitive.name:
             case "dot_general":
                 return self._dot(eqn, operands)
+            case "conv_general_dilated" if isinstance(operands[1], Weight):
+                return self._convolution(eqn, operands[1], operands[0])
             case "optimization_barrier":
                 return lax.optimization_barrier(operands)
             case name if name in jaxprs.REMAT:
@@ -87,6 +90,11 @@ class _Evaluator(jaxprs.Walk):
         side = 1 if isinstance(operands[1], Weight) else 0
         weight, (x,) = operands[side], self.merged([operands[1 - side]])
         y = adapted_weight.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
+        return None if y is None else [y]
+
+    def _convolution(self, eqn: JaxprEqn, weight: Weight, x: Value) -> list[Value] | None:
+        (x,) = self.merged([x])
+        y = convolve(weight, eqn, x, next(self._uses), self._shared[weight.variant])
         return None if y is None else [y]
 
     def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:

@@ -110,6 +110,8 @@ class AdaptedSpec:
     """The tables that are also the head."""
     full: tuple[WeightUse, ...] = ()
     """How the function uses the parameters that train in full."""
+    left_out: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What a group such as "all-linear" passes over: what it is, and the paths."""
 
     def tree(self, arrays: Mapping[str, Any]) -> PyTree:
         """The user's tree, with these arrays in it."""
@@ -248,11 +250,18 @@ def trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigne
 def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) -> Placement:
     """Check that the weight can be adapted, and combine the variants of its layers into one."""
     if not use.is_real:
-        raise ValueError(f"'{use.path}' cannot be adapted: its dtype is {use.dtype}")
+        way_out = ""
+        if jnp.issubdtype(use.dtype, jnp.complexfloating):
+            way_out = "; adapters are real: keep its real and imaginary parts as two arrays"
+        raise ValueError(f"'{use.path}' cannot be adapted: its dtype is {use.dtype}{way_out}")
     if not use.is_matrix:
         how = ", ".join(dict.fromkeys(str(each) for each in use.uses)) or "not at all"
+        way_out = ""
+        if use.uses and len(use.shape) > 1:
+            way_out = f"; say which of its axes form a matrix: axes={{'{use.path}': (0, 1)}}"
         raise ValueError(
-            f"'{use.path}' is selected, but the function never multiplies by it (used: {how})"
+            f"'{use.path}' is selected, but no product shows its in and out axes (used: {how})"
+            f"{way_out}"
         )
     if 0 in use.shape:
         where = "what is quantised" if assigned is None else "the targets"
@@ -352,6 +361,28 @@ def warn_of_doubts(trainable: Trainable, frozen: Frozen) -> None:
     for variant, factors in grouped(trainable, frozen):
         if doubt := variant.doubt(factors):
             warnings.warn(doubt, TrainingWarning, stacklevel=3)
+
+
+def warn_of_choices(spec: AdaptedSpec) -> None:
+    """Warn of a choice of weights that few want; the warning names the caller's caller."""
+    chosen, left_out = spec.adapted, dict(spec.left_out)
+    if "convolutions" in left_out and all(each.use.final for each in chosen):
+        warnings.warn(
+            f"only the last product is adapted, and {len(left_out['convolutions'])} convolutions "
+            'are left out: targets="all-linear+conv" adapts them',
+            TrainingWarning,
+            stacklevel=3,
+        )
+    for each in chosen:
+        merged = all(use.merges for use in each.use.uses)
+        if merged and any(getattr(v, "dropout", 0) for v in variants_of(each.layers)):
+            warnings.warn(
+                f"dropout does not act on '{each.use.path}', whose adapter is merged "
+                f"({each.use.uses[0].merges})",
+                TrainingWarning,
+                stacklevel=3,
+            )
+            break
 
 
 NAMES = ("bias", "beta", "b")

@@ -18,6 +18,8 @@ class Summary:
     trained: int
     total: int
     """Parameters of the model, without the adapters'."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """What a group such as "all-linear" passes over, and how many of each."""
 
     @property
     def share(self) -> float:
@@ -29,6 +31,8 @@ class Summary:
         whole = max(self.trained, 1)
         body = [(*row[:5], f"{row[5]:,}", f"{100 * row[5] / whole:.1f}%") for row in self.rows]
         last = f"{self.trained:,} of {self.total:,} parameters are trained ({self.share:.3f}%)"
+        if self.left_out:
+            last += f"\nleft out: {', '.join(f'{kind} ({n})' for kind, n in self.left_out)}"
         return f"{Table(heads, body).to_text()}\n{last}"
 
     __repr__ = __str__
@@ -73,7 +77,8 @@ def summary(trainable: Trainable, frozen: Frozen) -> Summary:
     leaves += trainable["params"].values()
     weights = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     total = sum(math.prod(leaf.shape) for leaf in weights)
-    return Summary(tuple(rows), sum(row[5] for row in rows), total)
+    left_out = tuple((kind, len(paths)) for kind, paths in frozen.spec.left_out)
+    return Summary(tuple(rows), sum(row[5] for row in rows), total, left_out)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

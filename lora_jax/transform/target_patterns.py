@@ -15,6 +15,9 @@ from lora_jax.uses import Uses, WeightUse
 from lora_jax.variant import Base, Factors, Variant
 
 ALL_LINEAR = "all-linear"
+ALL_CONV = f"{ALL_LINEAR}+conv"
+GROUPS = (ALL_LINEAR, ALL_CONV)
+"""Words that stand for patterns; what they select besides is no error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,23 +78,26 @@ def as_rules(variant: Variant | None, targets: Targets) -> tuple[Rule, ...]:
 def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
     """The variant of every selected weight, or of each of its layers if they differ.
 
-    If several patterns match a weight (or a layer), the first decides.
+    If several patterns match a weight (or a layer), the one that is its path decides, or else the
+    first.
 
     Raises:
-      ValueError: a pattern matches nothing, or only what earlier patterns have already taken.
+      ValueError: a pattern matches nothing, or only what others have taken for other variants.
     """
     taken: dict[str, list[Variant | str | None]] = {}
     free = "free"
-    for pattern, variant in rules:
+    for pattern, variant in sorted(rules, key=lambda rule: name_of(rule[0]) not in uses):
         claimed = False
         whole = {path for path, slots in taken.items() if free not in slots}
         for path, which in _matching(pattern, uses, whole).items():
             slots = taken.setdefault(path, [free] * _count(uses[path]))
             for index in which:
                 if slots[index] is free:
-                    slots[index], claimed = variant, True
+                    slots[index] = variant
+                # A weight that two patterns select for one variant is no contradiction.
+                claimed = claimed or slots[index] == variant
         if not claimed:
-            raise ValueError(f"pattern '{pattern}' selects only what earlier patterns have taken")
+            raise ValueError(f"pattern '{pattern}' selects only what other patterns have taken")
     assigned: dict[str, Assigned] = {}
     for path in uses:  # in tree order
         slots = [None if slot is free else slot for slot in taken.get(path, [None])]
@@ -118,12 +124,12 @@ def _matching(pattern: Pattern, uses: Uses, taken: Collection[str]) -> dict[str,
 
     A path that earlier patterns have `taken` whole is passed over if it has no layer number.
     """
-    name = pattern if isinstance(pattern, str) else pattern.pattern
-    if name != ALL_LINEAR:
-        paths = select_paths([name], uses, "weight", [ALL_LINEAR])
-    elif not (paths := [path for path, use in uses.items() if use.is_linear]):
+    name = name_of(pattern)
+    if name not in GROUPS:
+        paths = select_paths([name], uses, "weight", GROUPS)
+    elif not (paths := group(name, uses)):
         raise ValueError(
-            f"'{ALL_LINEAR}' selects nothing: activations are multiplied by no weight as it is, "
+            f"'{name}' selects nothing: activations are multiplied by no weight as it is, "
             "embeddings aside; name the weights"
         )
     if isinstance(pattern, str):
@@ -145,6 +151,40 @@ def _matching(pattern: Pattern, uses: Uses, taken: Collection[str]) -> dict[str,
     if not any(chosen.values()):
         raise ValueError(f"{pattern} selects no layer")
     return chosen
+
+
+def name_of(pattern: Pattern) -> str:
+    """The regular expression, path or group of a pattern."""
+    return pattern if isinstance(pattern, str) else pattern.pattern
+
+
+def group(name: str, uses: Uses) -> list[str]:
+    """The paths that a word of `GROUPS` stands for."""
+    return [
+        path
+        for path, use in uses.items()
+        if use.is_linear or (name == ALL_CONV and use.is_convolution)
+    ]
+
+
+def left_out(rules: Sequence[Rule], uses: Uses, taken: Collection[str]) -> dict[str, list[str]]:
+    """Weights that a group passes over although a user may want them, by what they are."""
+    found: dict[str, list[str]] = {}
+    if not any(name_of(pattern) in GROUPS for pattern, _ in rules):
+        return found
+    for path, use in uses.items():
+        kind = None
+        if path in taken or not use.is_real:
+            continue
+        if use.is_convolution:
+            kind = "convolutions"
+        elif use.output_embedding:
+            kind = "output embeddings"
+        elif not use.is_matrix and sum(size > 1 for size in use.shape) > 1:
+            kind = "arrays that nothing is multiplied by"
+        if kind:
+            found.setdefault(kind, []).append(path)
+    return found
 
 
 def _layer_number(path: str) -> int | None:

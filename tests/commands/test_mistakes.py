@@ -80,7 +80,7 @@ def trained(flags, tmp_path_factory):
         ({"data__validation": 90000}, "^config.data.validation 90000: .*cannot hold out 90000"),
         ({"data__train": 500}, "^config.data.train 500: .*cannot draw 500 of 64 .*; 0 takes all$"),
         ({"targets": ("quary/kernel",)}, "nearest: 'layers/attention/query/kernel'"),
-        ({"targets": ("norm/scale",)}, "never multiplies by it"),
+        ({"targets": ("norm/scale",)}, "no product shows its in and out axes"),
         ({"also_train": ("clasifier/.*",)}, "nearest: 'classifier/bias'"),
         ({"targets": ("classifier/kernel",)}, "both a target and in also_train"),
         (

@@ -88,11 +88,11 @@ def test_all_linear_is_a_pattern():
     "quantize, options, said",
     [
         ({"layers/upp": lj.NF4()}, {}, "nearest: 'layers/up'"),
-        ({"layers/bias": lj.NF4()}, {}, "'layers/bias' is selected, but the function never mult"),
+        ({"layers/bias": lj.NF4()}, {}, "'layers/bias' is selected, but no product shows"),
         ({"head": lj.NF4()}, {"also_train": "head"}, "'head' is trained in full, and cannot be q"),
         ({lj.layers("layers/up", 0): lj.NF4()}, {}, "'layers/up': the layers of a stacked weight"),
         ({"layers/up": "nf4"}, {}, r"'layers/up' must map to lj.NF4\(\) or lj.Int8\(\), not 'nf4'"),
-        ({"head": lj.NF4(), ".*ead": lj.NF4()}, {}, "selects only what earlier patterns"),
+        ({"head": lj.NF4(), ".*ead": lj.Int8()}, {}, "selects only what other patterns"),
     ],
 )
 def test_mistakes_are_one_line(quantize, options, said):

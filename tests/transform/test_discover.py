@@ -302,7 +302,7 @@ def test_ways_to_look_up(look_up):
 def test_a_selected_weight_that_cannot_be_adapted(forward, used):
     params = {"w": jnp.ones((4, 4)), "v": jnp.ones((4, 4))}
     adapted = lj.adapt(forward, LoRA(rank=1), "w")
-    with pytest.raises(ValueError, match=rf"'w' is selected.*never multiplies by it.*({used})"):
+    with pytest.raises(ValueError, match=rf"'w' is selected, but no product .*({used})"):
         adapted.init(jax.random.key(0), params, jnp.ones((4, 4)))
 
 

@@ -71,7 +71,7 @@ def matrices(name, array):
     """A weight, or its gradient, as a stack of (in, out) matrices."""
     array = np.asarray(array)
     if name == "heads":
-        return array.reshape(1, 6, 6)
+        return array.swapaxes(0, 1)  # each head has an expert of its own
     return array.T[None] if name == "turned" else array.reshape(-1, *array.shape[-2:])
 
 

@@ -221,7 +221,11 @@ def test_the_summary_is_readable():
     [
         ("upp", {}, r"pattern 'upp' matches no weight; nearest: 'layers/up'"),
         (["up", "layer/down"], {}, r"'layer/down' matches no weight; nearest: 'layers/down'"),
-        (["up", "layers/up"], {}, r"'layers/up' selects only what earlier patterns have taken"),
+        (
+            {"layers/up": LoRA(rank=1), "up": LoRA(rank=2)},
+            {},
+            "'up' selects only what other patterns have taken",
+        ),
         ("up", {"also_train": "layers/up"}, r"'layers/up' is both a target and in also_train"),
         ("up", {"also_train": "haed"}, r"'haed' matches no parameter; nearest: 'head'"),
         (lj.layers("up", 5), {}, r"layers\('up', 5\): there are 5 layers"),

@@ -58,7 +58,7 @@ def embedding(normal: Normal) -> Case:
 
 def convolution(normal: Normal) -> Case:
     module = _shapes(eqx.nn.Conv1d, 4, 6, 3)
-    return _case(normal, module, normal(4, 7), merged=("weight",))
+    return _case(normal, module, normal(4, 7))
 
 
 def recurrent(normal: Normal) -> Case:

@@ -56,8 +56,7 @@ def tied_embedding(normal: Normal) -> Case:
 
 def convolution(normal: Normal) -> Case:
     module = nn.Sequential([nn.Conv(6, (3,)), nn.ConvTranspose(4, (2,))])
-    merged = ("params/layers_0/kernel", "params/layers_1/kernel")
-    return _case(normal, module, normal(2, 5, 4), merged=merged)
+    return _case(normal, module, normal(2, 5, 4))
 
 
 class Block(nn.Module):

@@ -185,7 +185,7 @@ def convolution(normal: Normal) -> Case:
             x, p["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
         )
 
-    return Case(forward, {"w": normal(3, 4, 6)}, (normal(2, 5, 4),), merged=("w",))
+    return Case(forward, {"w": normal(3, 4, 6)}, (normal(2, 5, 4),))
 
 
 def ragged(normal: Normal) -> Case:
