@@ -49,7 +49,7 @@ def draw(grid: Grid, scores: str) -> Figure:
     if not grid.varied:
         raise ValueError(f"{grid.contest.title}: each method has one setting, so none is drawn")
     figure = _settings(grid)
-    figure.supylabel(plain(f"mean of {scores}"), fontsize=NORMAL)
+    figure.supylabel(plain(f"{scores}, mean over seeds"), fontsize=NORMAL)
     return figure
 
 
