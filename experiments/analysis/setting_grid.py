@@ -92,6 +92,20 @@ def differing(settings: Sequence[Mapping[str, str]], everywhere: bool = True) ->
     return sorted(found, key=lambda key: key != RATE)
 
 
+def names_of_differing(
+    groups: Sequence[Sequence[Mapping[str, str]]], between: bool = True
+) -> dict[str, str]:
+    """The short names of the keys that differ within a method, or between methods too.
+
+    Args:
+      groups: the settings of each method.
+    """
+    keys = {key for own in groups for key in differing(own)}
+    if between:
+        keys |= {*differing([each for own in groups for each in own], everywhere=False)}
+    return short_names(sorted(keys, key=lambda key: (key != RATE, key)))
+
+
 def value_of(settings: Mapping[str, str], key: str) -> Value:
     """The value of a setting: a number, or a text; None if it has none."""
     if key not in settings:
@@ -104,10 +118,9 @@ def value_of(settings: Mapping[str, str], key: str) -> Value:
 def of_contest(contest: Contest) -> Grid:
     """The grid of a contest, its methods in order, and their settings by value."""
     tried = [(method, each) for method in contest.methods for each in method.tried]
-    varied = {key for m in contest.methods for key in differing([e.values for e in m.tried])}
-    known = [each.values for _, each in tried]
-    differ = [] if in_study(contest) else differing(known, everywhere=False)
-    keys = short_names(sorted({*varied, *differ}, key=lambda key: (key != RATE, key)))
+    groups = [[each.values for each in method.tried] for method in contest.methods]
+    varied = names_of_differing(groups, between=False)
+    keys = varied if in_study(contest) else names_of_differing(groups)
     best = choose_methods.best([(each, each.of(method.phase)) for method, each in tried])
     numbers = {method.phase: set[collect_runs.RunNumber]() for method in contest.methods}
     for method, each in tried:
@@ -128,7 +141,7 @@ def of_contest(contest: Contest) -> Grid:
         )
     order = [method.key for method in contest.methods]
     rows.sort(key=lambda row: (order.index(row.method.key), [*map(_place, row.values.values())]))
-    return Grid(contest, keys, {key: keys[key] for key in keys if key in varied}, tuple(rows))
+    return Grid(contest, keys, {key: keys[key] for key in varied}, tuple(rows))
 
 
 def in_study(contest: Contest) -> bool:

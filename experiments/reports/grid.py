@@ -4,6 +4,7 @@
 draws it.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,13 +130,16 @@ def records(grid: Grid) -> Iterator[dict[str, Any]]:
         }
 
 
-def render(form: str, grids: Sequence[Grid]) -> str:
-    """The grids alone, as text in one of `experiments.tables.cells.FORMATS`."""
+def render(form: str, grids: Sequence[Grid], more: Sequence[str] = (), size: str = "full") -> str:
+    """The grids alone, with further notes, in one of `experiments.tables.cells.FORMATS`."""
     if form == "csv":
         rows = [row for grid in grids for row in records(grid)]
         heads = dict.fromkeys(head for row in rows for head in row)
         return Table.of_records(list(heads), rows).to_csv()
-    made, first = [sheet(grid) for grid in grids], [said for e in grids if (said := sentence(e))]
+    small = f"{size} runs: " * (size != "full")
+    sheets = [sheet(grid) for grid in grids]
+    made = [dataclasses.replace(each, title=small + each.title) for each in sheets]
+    first = [small + said for each in grids if (said := sentence(each))]
     if form == "html":
-        return page(made, "All settings", [*first, *notes(grids)])
-    return render_tables(form, made, notes(grids), first)
+        return page(made, "All settings", [*first, *notes(grids), *more])
+    return render_tables(form, made, [*notes(grids), *more], first)
