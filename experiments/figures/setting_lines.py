@@ -203,5 +203,5 @@ def _legend(figure: Figure, title: str) -> None:
     handles = [axes.get_legend_handles_labels() for axes in figure.axes]
     pairs = itertools.chain.from_iterable(zip(*each, strict=True) for each in handles)
     once = {name: handle for handle, name in pairs}
-    where = {"loc": "outside right upper", "fontsize": SMALL, "title_fontsize": SMALL}
+    where = {"loc": "outside right center", "fontsize": SMALL, "title_fontsize": SMALL}
     figure.legend(once.values(), once.keys(), title=plain(title), frameon=False, **where)
