@@ -2,9 +2,10 @@
 
     python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
 
-Kinds: `parameters`, score against parameters; `training`, loss and score by step;
-`learning_rate`, score by learning rate; `examples`, score by the number of training examples;
-`ranks`, the ranks that AdaLoRA or EVA chose in one run.
+Kinds: `settings`, score by the settings that vary, such as learning rate and rank; `parameters`,
+score against parameters; `training`, loss and score by step; `learning_rate`, score by learning
+rate; `examples`, score by the number of training examples; `ranks`, the ranks that AdaLoRA or EVA
+chose in one run.
 """
 
 from pathlib import Path
@@ -18,7 +19,9 @@ from lora_jax.suggest import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
 _KIND = flags.DEFINE_string(
-    "kind", "parameters", "What to draw: parameters, training, learning_rate, examples or ranks."
+    "kind",
+    "parameters",
+    "What to draw: settings, parameters, training, learning_rate, examples or ranks.",
 )
 _OUT = flags.DEFINE_string("out", None, "The PNG file to write.")
 _TABLE = flags.DEFINE_string(
@@ -32,7 +35,7 @@ def show() -> None:
     from experiments.figures.scores import FIGURES, draw
 
     kind = str(_KIND.value)
-    require_known(kind, [*FIGURES, "ranks"], f"--kind={kind}: unknown picture")
+    require_known(kind, [*FIGURES, "settings", "ranks"], f"--kind={kind}: unknown picture")
     if kind == "ranks":
         cli.refuse_ignored((_TABLE, _SIZE), "--kind=ranks draws the one run of --results")
     out = Path(str(_OUT.value))

@@ -11,10 +11,13 @@ grid of settings and seeds. The report takes the best setting of each method and
 settings and runs were tried. It compares methods by their common seeds and by the stored
 predictions of their runs; `experiments.analysis.significance` describes each test.
 
+The report begins with the grid: a row for each setting, with its mean, spread and missing runs.
+
 `--varies=train.batch_size` names a setting that the study varies, besides the sections `variant`,
-`optimizer`, `quantize`, `targets` and `also_train`. Runs that differ in anything else are an error.
-Runs without a record, such as killed ones, are counted with their methods. Runs that belong to no
-study are left out where others belong to one, and smoke runs unless `--size=smoke` asks for them.
+`optimizer`, `quantize`, `targets` and `also_train`, and what a sweep varied. Runs that differ in
+anything else are an error. Runs without a record, such as killed ones, are counted with their
+methods. Runs that belong to no study are left out where others belong to one, and smoke runs unless
+`--size=smoke` asks for them.
 """
 
 import dataclasses
@@ -179,7 +182,8 @@ def compared(
     notes += adherence.elsewhere({each.registered.digest for each in kept}, own)
     own = adherence.without_departures(kept, own)
     tables = config_tables.tables(folder)
-    varies = [*varies, *config_tables.varied(tables, {run.study.table for run in own})]
+    varies = [*varies, *recorded_runs.swept(folder)]
+    varies += config_tables.varied(tables, {run.study.table for run in own})
     if made := contests(own, config_tables.titles(tables), varies, lost):
         return made, kept, notes
     others = collect_runs.elsewhere(found, size)

@@ -1,6 +1,7 @@
-"""Print a table of finished runs, with the papers' numbers beside ours.
+"""Print a table of finished runs, with the papers' numbers beside ours, or of a sweep's settings.
 
     python -m experiments.table --table=lora_table2 --results=runs/lora_table2 --format=markdown
+    python -m experiments.table --results=runs/sweep  # a row for each setting
     python -m experiments.table --documents=README.md,docs  # rewrites their tables of runs
 
 Records may lie anywhere below the folder. A cell is `ours / published`; the number in parentheses
@@ -13,11 +14,12 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, marked_documents
-from experiments.analysis import recorded_runs
-from experiments.reports import registered
+from experiments.analysis import recorded_runs, setting_grid
+from experiments.reports import grid, registered
 from experiments.studies import adherence
-from experiments.tables import cells
+from experiments.tables import cells, config_tables
 from experiments.tables.config_tables import RESULTS, names, render_table
+from lora_jax.suggest import require_known
 
 _TABLE = flags.DEFINE_string(
     "table", None, "The name of a config file with a table, for example lora_table2."
@@ -43,8 +45,21 @@ def show() -> None:
         )
         _warn(results)
         return
+    if _TABLE.value is None and _RESULTS.present:
+        made, notes = config_tables.contests_of(results, _SIZE.value)
+        if _MODEL.value is not None:
+            models = [each.model for each in made]
+            require_known(_MODEL.value, models, f"--model={_MODEL.value}: nothing run in {results}")
+            made = [each for each in made if each.model == _MODEL.value]
+        grids = [setting_grid.of_contest(each) for each in made]
+        print(grid.render(_FORMAT.value, grids, notes, _SIZE.value), end="")
+        _warn(results)
+        return
     if _TABLE.value is None:
-        raise ValueError(f"--table must have a value, one of {', '.join(names())}")
+        raise ValueError(
+            "give --results=FOLDER for the settings of its runs, or --table, one of "
+            f"{', '.join(names())}"
+        )
     first = _evidence(results, _TABLE.value, _SIZE.value) if results.is_dir() else []
     shown = _FORMAT.value, _MODEL.value, _SIZE.value
     print(render_table(_TABLE.value, results, *shown, first), end="")

@@ -42,6 +42,23 @@ class Setting:
         return tuple(each for each in self.unfinished if each.held_out == (phase == "held_out"))
 
 
+def last_scores(runs: Sequence[Run]) -> dict[collect_runs.RunNumber, float | None]:
+    """The last scores of the runs that diverged, None for those that left none."""
+    lost = [run for run in runs if run.record.status == "diverged"]
+    return {run.number: run.score(run.record.metric) for run in lost}
+
+
+def with_last_scores(runs: Sequence[Run]) -> dict[collect_runs.RunNumber, float]:
+    """The scores by seed and draw: of completed runs, and of diverged runs the last ones.
+
+    A run that diverged is a result of its method: without it, the mean would be that of the lucky
+    seeds. So if one left no score, there are none.
+    """
+    every = last_scores(runs)
+    last = {number: score for number, score in every.items() if score is not None}
+    return {} if len(last) < len(every) else {**by_number(runs), **last}
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """All settings of a method, sorted by learning rate, and the chosen one.
@@ -90,17 +107,11 @@ class Method:
     @property
     def last_scores(self) -> dict[collect_runs.RunNumber, float | None]:
         """The last scores of the runs that diverged, None for those that left none."""
-        lost = [run for run in self.runs if run.record.status == "diverged"]
-        return {run.number: run.score(run.record.metric) for run in lost}
+        return last_scores(self.runs)
 
     def scores(self) -> dict[collect_runs.RunNumber, float]:
-        """The scores by seed and draw: of completed runs, and of diverged runs the last ones.
-
-        A run that diverged is a result of its method: without it, the mean would be that of the
-        lucky seeds. So if one left no score, there are none.
-        """
-        last = {number: score for number, score in self.last_scores.items() if score is not None}
-        return {} if len(last) < len(self.last_scores) else {**by_number(self.runs), **last}
+        """The scores of its runs (`with_last_scores`)."""
+        return with_last_scores(self.runs)
 
     def counted(self) -> list[float]:
         """Those that count in means and intervals: where runs share draws, the mean of each."""

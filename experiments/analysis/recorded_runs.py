@@ -284,8 +284,8 @@ SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 class Unfinished(_OfConfig):
     """A run without a record: its folder, its config and its status.
 
-    `status` is the sweep's status: `killed`, `failed`, `diverged`, `interrupted` or `running`. It
-    is `unfinished` if no sweep has noted one.
+    `status` is the sweep's status: `killed`, `failed`, `diverged`, `interrupted`, `running`, or
+    `waiting` for one that never began. It is `unfinished` if no sweep has noted one.
     """
 
     folder: Path
@@ -325,7 +325,7 @@ def _status(folder: Path) -> str:
 
 
 def _without_folder(results: Path) -> Iterator[Unfinished]:
-    """The trials of sweeps that began and have no folder of their own."""
+    """The trials of sweeps that have no folder of their own: they failed, or wait."""
     for path in sorted(results.rglob("outcomes")):
         sweep = SweepFolder(path.parent)
         if not (sweep.path / "trials.json").exists():
@@ -335,8 +335,19 @@ def _without_folder(results: Path) -> Iterator[Unfinished]:
             if (folder / "record.json").exists() or (folder / "config.json").exists():
                 continue
             attempt = sweep.attempt(name)
-            if attempt is not None and attempt.status != "completed":
-                yield Unfinished(folder, _config(sweep, name), attempt.status)
+            if attempt is None or attempt.status != "completed":
+                status = attempt.status if attempt else "waiting"
+                yield Unfinished(folder, _config(sweep, name), status)
+
+
+def swept(results: Path) -> list[str]:
+    """The settings that sweeps below a folder varied, by name, except seeds."""
+    found = dict[str, None]()
+    for path in sorted(results.rglob("trials.json")):
+        for entry in SweepFolder(path.parent).require(()).values():
+            found |= dict.fromkeys(key for key in entry["overrides"])
+    names = [key.removeprefix("config.") for key in found if key.startswith("config.")]
+    return [name for name in names if name in fields_of(RunConfig) and name != "seed"]
 
 
 def _config(sweep: SweepFolder, name: str) -> RunConfig | None:

@@ -11,7 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import collect_runs, parameters as counted, scored_examples
+from experiments.analysis import (
+    collect_runs,
+    parameters as counted,
+    scored_examples,
+    setting_grid,
+)
+from experiments.analysis.choose_methods import RATE
 from experiments.analysis.collect_runs import (
     Summary,
     collect,
@@ -23,7 +29,8 @@ from experiments.analysis.collect_runs import (
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, scale
-from experiments.figures.style import styles
+from experiments.figures import setting_lines
+from experiments.figures.style import NORMAL, styles
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
 from experiments.tables import config_tables
@@ -53,6 +60,20 @@ class Panel:
         found = in_order(name(run) for run in done)
         keys = [*(key for key in self.table["rows"] if key in found), *found]
         return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
+
+    def row(self, run: Run, beside: Sequence[str] = ()) -> str:
+        """The row of a run; without a study, its method and the settings that differ within it.
+
+        Args:
+          beside: settings that are not in the name.
+        """
+        if run.study.table:
+            return run.study.row
+        key = collect_runs.method_key(run)
+        own = [each.settings for each in self.runs if collect_runs.method_key(each) == key]
+        names = setting_grid.names_of_differing([own]).items()
+        values = [(n, setting_grid.value_of(run.settings, k)) for k, n in names if k not in beside]
+        return ", ".join([method(key), *(f"{n} {setting_grid.text(v)}" for n, v in values)])
 
     def name(self, row: str) -> str:
         """The label of a row in the table."""
@@ -96,9 +117,9 @@ def panels(runs: Sequence[Run], task: Callable[[Run], str] | None = None) -> lis
     """
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        model, _, column = run.place
+        table, model, column = collect_runs.contest_key(run)
         held = "held-out" * run.held_out
-        key = run.study.table, model, task(run) if task else column, held
+        key = table, model, task(run) if task else column, held
         groups.setdefault(key, []).append(run)
     made, known = [], config_tables.tables()
     titles = config_tables.titles(known)
@@ -111,7 +132,7 @@ def panels(runs: Sequence[Run], task: Callable[[Run], str] | None = None) -> lis
             shown = known.get(table) or common_tasks.table(table)
             made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
     if not made:
-        raise ValueError("no run of a study has completed: nothing to draw")
+        raise ValueError("no run has completed: nothing to draw")
     return made
 
 
@@ -126,7 +147,7 @@ def figure_of(
     """A figure with axes for each panel and drawing, a legend beside each panel, `said` below."""
     columns = min(2, len(made))
     lines = -(-len(made) // columns) * len(drawings)
-    names = max(len({run.place[1] for run in panel.runs}) for panel in made)
+    names = max(len({panel.row(run) for run in panel.runs}) for panel in made)
     width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # room for a legend of several columns
     figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
     figure.supxlabel(said, fontsize="small")
@@ -167,7 +188,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes, panel: Panel) -> None:
         for (row, own), (marker, colour, _) in zip(
-            panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
+            panel.rows(panel.row).items(), styles(), strict=False
         ):
             found = panel.score(own)
             counts = counted.counts(run.record for run in own)
@@ -213,7 +234,7 @@ def training(runs: Sequence[Run]) -> Figure:
 
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> None:
-    rows = panel.rows(lambda run: run.place[1])
+    rows = panel.rows(panel.row)
     for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
         curves = [curve for run in own if (curve := _curve(run, name))]
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -238,7 +259,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
         return run.config.optimizer.learning_rate
 
     def draw(axes: Axes, panel: Panel) -> None:
-        rows = panel.rows(lambda run: re.sub(r"^rate_[^_]+_", "", run.place[1]))
+        rows = panel.rows(lambda run: re.sub(r"^rate_[^_]+_", "", panel.row(run, (RATE,))))
         for (row, own), style in zip(rows.items(), styles(), strict=False):
             points = []
             for x in sorted({rate(run) for run in own}):
@@ -266,7 +287,7 @@ def examples(runs: Sequence[Run]) -> Figure:
         return common_tasks.TITLES.get(name, name)
 
     def draw(axes: Axes, panel: Panel) -> None:
-        rows = panel.rows(lambda run: run.place[1])
+        rows = panel.rows(lambda run: panel.row(run, ("data.train",)))
         counts = sorted({run.config.data.train for run in panel.runs})
         places = APART ** (np.arange(len(rows)) - (len(rows) - 1) / 2)
         for (row, own), place, style in zip(rows.items(), places, styles(), strict=False):
@@ -326,7 +347,10 @@ def draw(
     found = find(results)
     if kind == "ranks":
         return [_ranks(found, out)]
-    runs = [run for run in found if run.study.table]
+    if kind == "settings":
+        return _settings(results, out, table, size, say)
+    # as in a report, runs of no study are left out where others are of one
+    runs = [run for run in found if run.study.table] or found
     tables = sorted({run.study.table for run in runs})
     if table is not None:
         require_known(table, tables, f"--table={table}: no runs of it in {results}")
@@ -336,8 +360,8 @@ def draw(
     for part in _parts(own, kind):
         kept, left = select(part, None, size)
         kept, departed = adherence.as_registered(results, kept, own)
-        if kind != "learning_rate":  # whose settings differ, and may be scored on held-out examples
-            tables = sorted({run.study.table for run in kept})
+        tables = sorted({run.study.table for run in kept} - {""})
+        if tables and kind != "learning_rate":  # whose settings differ, also on held-out examples
             kept = [run for each in tables for run in collect(kept, each, size).runs]
         chosen += kept
         notes += [*left, *departed]
@@ -353,6 +377,27 @@ def draw(
     for note in dict.fromkeys(notes):
         say(note)
     return chosen
+
+
+def _settings(
+    results: Path, out: Path, table: str | None, size: str, say: Callable[[str], object]
+) -> list[Run]:
+    made, notes = config_tables.contests_of(results, size, table)
+    if len(made) > 1:
+        titles = "; ".join(each.title for each in made)
+        raise ValueError(f"--kind=settings draws one model and task, and there are {titles}")
+    grid = setting_grid.of_contest(made[0])
+    runs = [run for row in grid.rows for run in row.setting.of(row.method.phase)]
+    for run in runs:
+        scored_examples.require_agreement(run)
+    figure = setting_lines.draw(grid, metric_label(grid.contest.metric))
+    if size != "full":
+        figure.suptitle(f"{size.upper()} RUNS; {figure.get_suptitle()}", fontsize=NORMAL)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    for note in notes:
+        say(note)
+    return runs
 
 
 def _parts(runs: Sequence[Run], kind: str) -> list[list[Run]]:

@@ -1,4 +1,4 @@
-"""Write a report as CSV for other programs: a line for each method and each test of two methods."""
+"""Write a report as CSV for other programs: a line for each setting, method and test of two."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,8 @@ from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.gains import Gain
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.analysis.rate_choice import Choice
-from experiments.reports import sheets
+from experiments.analysis.setting_grid import Grid
+from experiments.reports import grid, sheets
 from experiments.reports.findings import Findings
 from experiments.reports.sheets import of_tasks
 from lora_jax.table import Table
@@ -42,6 +43,8 @@ COLUMNS = (
     "failed",
     "stopped",
     "unfinished",
+    "missing",
+    "best",
     "parameters_least",
     "parameters_most",
     "seconds",
@@ -73,13 +76,17 @@ COLUMNS = (
 )
 """The columns.
 
-`line` is `method`, `test`, or for registered studies `gain`, `pair` where all pairs of methods are
-compared over all tasks, and `floor` for what needs no adaptation (`other`), which the reference
-must beat: its `note` says what the task can show. Columns that a line does not use are empty. `low`
-and `high` are the ends of the 95% interval of the mean, or of the difference `method` minus
-`other`. The mean counts runs that diverged with their last scores, and its `note` says so. The test
-that `decides` has the verdict, and Holm's p value in the family of all deciding tests; where a
-registered study has the verdicts, it has none.
+`line` is `setting`, `method`, `test`, or for registered studies `gain`, `pair` where all pairs of
+methods are compared over all tasks, and `floor` for what needs no adaptation (`other`), which the
+reference must beat: its `note` says what the task can show. Columns that a line does not use are
+empty. `low` and `high` are the ends of the 95% interval of the mean, or of the difference `method`
+minus `other`. The mean counts runs that diverged with their last scores, and its `note` says so.
+The test that `decides` has the verdict, and Holm's p value in the family of all deciding tests;
+where a registered study has the verdicts, it has none.
+
+A `setting` has further columns behind these, named by the keys of the config that differ, such as
+`variant.rank`. Its `best` is `all`, or the label of the method that it is the best setting of, and
+`missing` is the number of runs that other settings have.
 
 `lead` is that of the chosen setting over the next best of those tried, and `chosen_in` the share of
 resamples that choose the same (`rate_choice`).
@@ -104,6 +111,7 @@ def lines(
     studies: Sequence[Findings] = (),
     size: str = "full",
     choices: Sequence[Mapping[str, Choice]] = (),
+    grids: Sequence[Grid] = (),
 ) -> str:
     """The whole CSV text.
 
@@ -113,8 +121,11 @@ def lines(
       studies: what registered studies found over all their tasks.
       size: that of the runs.
       choices: how the settings of each contest were chosen (`rate_choice.of_contest`).
+      grids: those of the contests, which come first.
     """
-    found = [
+    found = [{"line": "setting", **each} for own in grids for each in grid.records(own)]
+    keys = dict.fromkeys(head for each in found for head in each if head not in COLUMNS)
+    found += [
         _method_line(contest, method, known.get(method.key, Choice()))
         for contest, known in zip(made, choices or [{}] * len(made), strict=True)
         for method in contest.methods
@@ -125,7 +136,8 @@ def lines(
         found += _test_lines(pair, None, "")
     found += [line for each in studies for line in _gain_lines(each)]
     found += [line for each in studies for line in _floor_lines(each)]
-    return Table.of_records(COLUMNS, ({**each, "size": size} for each in found)).to_csv()
+    heads = (*COLUMNS, *keys)
+    return Table.of_records(heads, ({**each, "size": size} for each in found)).to_csv()
 
 
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.analysis import rate_choice
+from experiments.analysis import rate_choice, setting_grid
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.labels import natural
 from experiments.analysis.pairwise import Pair, pairs, swapped
 from experiments.analysis.rate_choice import Choice
+from experiments.analysis.setting_grid import Grid
 from experiments.figures import require_matplotlib
 from experiments.plurals import count
-from experiments.reports import csv_lines, findings, html_page, warnings
+from experiments.reports import csv_lines, findings, grid, html_page, warnings
 from experiments.reports.csv_lines import COLUMNS
 from experiments.reports.findings import Findings, sentence
 from experiments.reports.html_page import GENERATOR, Origin
@@ -143,6 +144,7 @@ class Document:
         self.title = title
         self.references = refer(made, reference, {e.title: e.reference_key for e in studies})
         self.choices = [rate_choice.of_contest(each, seed=seed) for each in made]
+        self.grids = [own for each in made if (own := setting_grid.of_contest(each)).shown]
         self.studies = studies
         self.told = {each.title for each in studies}
         self.family: list[Pair] = []
@@ -171,7 +173,7 @@ class Document:
         """
         if form == "csv":
             tests = self.family, self.apart, self.studies
-            return csv_lines.lines(self.made, *tests, self.size, self.choices)
+            return csv_lines.lines(self.made, *tests, self.size, self.choices, self.grids)
         sections = [
             self._section(contest, own, known, start, form)
             for contest, own, known in zip(self.made, self.references, self.choices, strict=True)
@@ -183,19 +185,24 @@ class Document:
         every = [*self.family, *self.apart]
         referred = any(pair.second is own for pair in every for own in self.references)
         explained = [
+            *grid.notes(self.grids),
             *[GAINS_NOTE] * any(each.sheet for each in self.findings),
             *warnings.explain(self.made, self.family, self.apart, self.resamples, referred),
             *rate_choice.notes(self.made, self.choices),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
+        free = [each for each in self.grids if each.contest.table not in self.told]
+        verdicts += [said for each in free if (said := grid.sentence(each))]
+        begin = [self._grid(each, form) for each in free]
         gains = [self._gains(each, form) for each in self.findings]
+        gains += [self._grid(each, form) for each in self.grids if each not in free]
         if form == "html":
-            shown = [*gains, *sections]
+            shown = [*begin, *gains, *sections]
             title = self.title or TITLE
             about, where = _about(self.made), origin or Origin()
             return html_page.page(title, about, verdicts, where, shown, explained)
-        parts = [*gains, *sections]
+        parts = [*begin, *gains, *sections]
         said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
         told = [f"{each.title}: {text}" for each in parts for text in each.notes]
         sheets = [sheet for each in parts for sheet in each.sheets]
@@ -208,6 +215,10 @@ class Document:
         from experiments.figures import style
 
         paths = []
+        for number, own in enumerate(self.grids, 1):
+            for each in _grid_pictures(own, self.size):
+                stem = _stem(number, f"{own.contest.table}_{own.contest.task}", each)
+                paths += style.write_picture(each.figure, folder, stem)
         for number, found in enumerate(self.findings, 1):
             for each in _forests(found, self.size):
                 paths += style.write_picture(each.figure, folder, _stem(number, found.title, each))
@@ -238,6 +249,12 @@ class Document:
         title = contest.title if several else contest.task_title
         drawn = _plots(contest, own, self.size) if form == "html" else ()
         return html_page.Section(title, said, self._sized(shown), drawn, links)
+
+    def _grid(self, own: Grid, form: str) -> html_page.Section:
+        several = len(self.grids) > 1
+        title = f"All settings, {own.contest.task_title}" if several else "All settings"
+        drawn = _grid_pictures(own, self.size) if form == "html" else ()
+        return html_page.Section(title, (), self._sized([grid.sheet(own)]), drawn)
 
     def _gains(self, found: Findings, form: str) -> html_page.Section:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
@@ -306,6 +323,13 @@ def _forests(found: Findings, size: str) -> "Sequence[Picture]":
     from experiments.reports.plots import forests, marked
 
     return [marked(each, size) for each in forests(found)]
+
+
+def _grid_pictures(own: Grid, size: str) -> "Sequence[Picture]":
+    require_matplotlib()
+    from experiments.reports import plots
+
+    return [plots.marked(each, size) for each in plots.of_grid(own)]
 
 
 def _plots(contest: Contest, own: Method | None, size: str) -> "Sequence[Picture]":

@@ -20,7 +20,7 @@ from experiments.analysis.parameters import MATCHED
 from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence
 from experiments.plurals import agree, count, joined, span
-from experiments.reports.sheets import Columns, evidence_sheet, gain_sheet
+from experiments.reports.sheets import Columns, estimate_text, evidence_sheet, gain_sheet
 from lora_jax.table import Table
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
@@ -284,7 +284,7 @@ ORDER = ("better", "worse", "equivalent", "undecided")
 
 
 def sentence(found: Findings) -> str:
-    """How many methods are better, worse, equivalent and undecided, with the margin and n.
+    """What each method gains and whether that is decided, with n; of many, how many have a verdict.
 
     Tasks that can show nothing are named, and the verdicts without them follow.
     """
@@ -312,12 +312,33 @@ def _decided(found: Findings) -> str:
     where = f"on {found.tasks[0]}"
     if len(found.tasks) > 1:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
+    beside = _of_controls(found) + _of_parameters(found)
+    beside += "".join(f" {each}" for each in found.idle) + _no_margin(found)
     methods = sum(not each.control for each in found.methods) + len(found.absent)
+    if not found.absent and (methods == 1 or (found.margin is None and methods <= MOST_NAMES)):
+        over = f"{found.unit} over {found.reference} {where}, {span(found.seeds, 'seed')}"
+        return f"{_answers(found)} ({over}){_of_whom(found)}.{beside}"
     to_compare = "to compare" if found.absent else "compared"
     begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
-    idle = "".join(f" {each}" for each in found.idle)
-    beside = _of_controls(found) + _of_parameters(found) + idle + _no_margin(found)
     return f"{begin}, with {span(found.seeds, 'seed')}{_of_whom(found)}, {_counts(found)}.{beside}"
+
+
+def _answers(found: Findings) -> str:
+    """Each difference and its verdict: `DoRA +0.24 [-2.15, +2.63]: undecided`."""
+    said = []
+    for each in (method for method in found.methods if not method.control):
+        if each.over_tasks is not None or len(found.tasks) == 1:
+            one = each.over_tasks or next(iter(each.by_task.values()))
+            end = f" within ±{_points(found.margin)}" if each.verdict == "equivalent" else ""
+            end = end or _by_little(each, found)
+            said.append(f"{each.label} {estimate_text(one)}: {each.verdict or 'not tested'}{end}")
+        else:
+            said += [
+                f"{each.label} on {task} {estimate_text(one)}: "
+                f"{each.verdict_of_task.get(task) or 'not tested'}"
+                for task, one in each.by_task.items()
+            ]
+    return "; ".join(said)
 
 
 def _of_whom(found: Findings) -> str:
@@ -392,7 +413,8 @@ def _of_tasks(found: Findings) -> str:
     parts.append(f"{said.count('worse')} found it worse")
     parts.append(f"{said.count('undecided')} could not tell the two apart")
     parts += [f"{said.count('')} could not be tested"] * ("" in said)
-    return f"{begin}, {joined(parts)}.{_no_margin(found)}"
+    answers = f"{_answers(found)} ({found.unit}). " * (len(said) <= MOST_NAMES)
+    return f"{answers}{begin}, {joined(parts)}.{_no_margin(found)}"
 
 
 def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:

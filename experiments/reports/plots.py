@@ -8,16 +8,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.analysis import collect_runs, parameters
+from experiments.analysis import collect_runs, parameters, setting_grid
 from experiments.analysis.choose_methods import Contest, Method, by_number, halved
 from experiments.analysis.recorded_runs import Run, scale
-from experiments.figures import curves, forest, labelled_points
+from experiments.analysis.setting_grid import Grid
+from experiments.figures import curves, forest, labelled_points, setting_lines
 from experiments.figures.curves import Curve, draw_curves
 from experiments.figures.scores import metric_label
 from experiments.figures.style import NORMAL
 from experiments.plurals import span
+from experiments.reports import grid
 from experiments.reports.findings import Finding, Findings
-from experiments.reports.sheets import Costs, costs, interval, of_tasks, unlike
+from experiments.reports.sheets import (
+    FEWEST_SCORES,
+    Costs,
+    costs,
+    interval,
+    interval_of,
+    of_tasks,
+    unlike,
+)
 
 FAR = (
     " An arrow is a difference beyond the axis, whose number is at the right; of its bar, the part "
@@ -187,12 +197,21 @@ def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]
             title = f"Scores against {short}"
             said = cost_caption(contest, of, reference)
             made.append(Picture(short.replace(" ", "_"), title, said, drawn))
-    if (drawn := by_rate(contest)) is not None:
+    rates_alone = setting_grid.of_contest(contest).of_rates_alone
+    if rates_alone and (drawn := by_rate(contest)) is not None:
         rates = Picture("learning_rates", "Scores by learning rate", rate_caption(contest), drawn)
         made.insert(1, rates)
     if (rungs := halving_picture(contest)) is not None:
         made.append(rungs)
     return made
+
+
+def of_grid(own: Grid) -> list[Picture]:
+    """The picture of a grid, unless that of the rates shows the same."""
+    if own.of_rates_alone:
+        return []
+    drawn = setting_lines.draw(own, metric_label(own.contest.metric))
+    return [Picture("settings", "Scores by setting", grid.caption(own), drawn)]
 
 
 def by_rate(contest: Contest) -> Figure | None:
@@ -223,7 +242,8 @@ def rate_caption(contest: Contest) -> str:
     ]
     counted = [each for each in seeds if each]
     n = _range(counted) if counted else "0"
-    bar = "a bar is the 95% interval of the mean over seeds" if max(counted, default=0) > 1 else ""
+    known = max(counted, default=0) >= FEWEST_SCORES
+    bar = "a bar is the 95% interval of the mean over seeds" if known else ""
     return (
         f"Each method in blue, all others behind it in grey. Means on the {_tuned_on(contest)}, "
         f"n = {n} for each rate{'; ' * bool(bar)}{bar}. The ring is the chosen rate."
@@ -262,8 +282,9 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     for setting in method.tried:
         scores = collect_runs.means_of_draws(by_number(setting.of(method.phase))).tolist()
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
-            whole = collect_runs.summarise(scores, "mean", "ci95")
-            best[setting.rate] = whole.centre, whole.spread or np.nan
+            ends = interval_of(scores)
+            half = (ends[1] - ends[0]) / 2 if ends else np.nan
+            best[setting.rate] = statistics.fmean(scores), half
     return [(rate, *best[rate]) for rate in sorted(best)]
 
 

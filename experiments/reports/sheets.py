@@ -8,8 +8,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from experiments.analysis import collect_runs, pairwise, parameters, recorded_runs, significance
-from experiments.analysis.choose_methods import Contest, Method, Setting
+from experiments.analysis import (
+    collect_runs,
+    pairwise,
+    parameters,
+    recorded_runs,
+    setting_grid,
+    significance,
+)
+from experiments.analysis.choose_methods import RATE, Contest, Method, Setting
 from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.rate_choice import Choice
 from experiments.analysis.significance import FEWEST_TASKS, Estimate
@@ -19,6 +26,8 @@ from experiments.tables.cells import is_raw, score_text, spread_text
 from lora_jax.table import NONE, Table
 
 DECIMALS = 2
+FEWEST_SCORES = 3
+"""An interval over seeds needs as many."""
 UNNAMED = "processor not named"
 CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
 WIDEST_FIRST = ("both", "seeds", "examples")
@@ -50,17 +59,21 @@ def costs(method: Method) -> Costs | None:
 
 
 def interval(method: Method) -> tuple[float, float] | None:
+    """The 95% interval of a method's mean (`interval_of`)."""
+    return interval_of(method.counted())
+
+
+def interval_of(scores: Sequence[float]) -> tuple[float, float] | None:
     """The 95% interval of the mean over seeds, or draws that they share (Student's t), or None.
 
-    It is None if there are fewer than two scores, or all are equal.
+    It is None if there are fewer than three scores, or all are equal: that of two reaches nine
+    standard deviations to each side, so it may go far beyond what a score can be.
     """
-    scores = method.counted()
-    if equal(scores):
+    if len(scores) < FEWEST_SCORES or equal(scores):
         return None
-    found = collect_runs.summarise(scores, "mean", "ci95") if len(scores) > 1 else None
-    if found is None or found.spread is None:
-        return None
-    return found.centre - found.spread, found.centre + found.spread
+    found = collect_runs.summarise(scores, "mean", "ci95")
+    half = found.spread or 0.0
+    return found.centre - half, found.centre + half
 
 
 def equal(scores: Sequence[float]) -> bool:
@@ -110,20 +123,22 @@ def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxy
     Args:
       choices: how their settings were chosen, by method (`rate_choice.of_contest`).
     """
+    own_keys = setting_grid.of_contest(contest).varied
+    own_keys = {RATE: setting_grid.short_names([RATE])[RATE], **own_keys}
     heads = (
         "method",
         "mean ± sd",
         "95% interval",
         "runs",
         parameters.HEADING,
-        "learning rate",
+        *own_keys.values(),
         "chosen on",
         "settings tried",
         "not completed",
         "seconds",
         "peak memory",
     )
-    rows = [_method_row(method, contest.metric) for method in contest.methods]
+    rows = [_method_row(method, contest.metric, list(own_keys)) for method in contest.methods]
     after, own = (
         heads.index("chosen on") + 1,
         [choices.get(e.key, Choice()) for e in contest.methods],
@@ -141,10 +156,11 @@ def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxy
     return Table(heads, rows, full_title(contest))
 
 
-def _method_row(method: Method, metric: str) -> list[str]:
+def _method_row(method: Method, metric: str, keys: Sequence[str]) -> list[str]:
     settings, runs = method.budget
-    chosen = NONE if method.chosen is None else method.describe(method.chosen)
-    chosen += f" ({method.edge})" if method.edge else ""
+    values = {} if method.chosen is None else method.chosen.values
+    chosen = [setting_grid.text(setting_grid.value_of(values, key), NONE) for key in keys]
+    chosen[0] += f" ({method.edge})" if method.edge else ""
     scores = method.counted()
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None
     lacks = "no number" if method.last_scores else "not run"
@@ -160,7 +176,7 @@ def _method_row(method: Method, metric: str) -> list[str]:
         f"[{', '.join(score_text(end, metric, DECIMALS) for end in ends)}]" if ends else NONE,
         str(len(method.scores())),
         (spent and parameters.text(spent.parameters)) or NONE,
-        chosen,
+        *chosen,
         CHOSEN_ON[method.chosen_on],
         f"{settings} ({count(runs, 'run')})",
         not_completed(method.settings) or "0",

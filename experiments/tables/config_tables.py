@@ -11,6 +11,7 @@ from typing import Any
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
 from experiments.analysis import collect_runs, parameters, published, recorded_runs, scored_examples
+from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.labels import Titles
 from experiments.setup.config import fill as filled, of_record
 from experiments.setup.config_files import config_modules
@@ -66,6 +67,26 @@ def titles_of(table: Mapping[str, Any]) -> Titles:
 def varied(known: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> list[str]:
     """The settings in which methods of these tables differ, besides those of any study."""
     return [each for name, table in known.items() if name in names for each in table["varies"]]
+
+
+def contests_of(
+    results: Path, size: str, table: str | None = None
+) -> tuple[list[Contest], list[str]]:
+    """The contests of a folder's runs, of a study or of none, and notes on runs left out.
+
+    Raises:
+      ValueError, FileNotFoundError: as `recorded_runs.find` and `choose_methods.contests`; also if
+        no run of the size has completed.
+    """
+    found = recorded_runs.find(results)
+    own, notes = collect_runs.select(found, table, size, parts=True)
+    known = tables(results)
+    varies = [*recorded_runs.swept(results), *varied(known, {run.study.table for run in own})]
+    lost = recorded_runs.find_unfinished(results)
+    if not (made := contests(own, titles(known), varies, lost)):
+        others = collect_runs.elsewhere(found, size)
+        raise ValueError(f"--results {results}: no run of size {size} has completed{others}")
+    return made, notes
 
 
 def render_table(

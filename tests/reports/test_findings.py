@@ -252,15 +252,15 @@ def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
         ("DoRA", "undecided"),
         ("VeRA", "worse"),
     ]
-    said = sentence(found)
-    assert said.startswith(
-        "Of 2 methods compared with LoRA on SST-2, with 3 seeds, none is better, 1 is worse (VeRA) "
-        "and 1 is undecided. Undecided is not equal: without a margin"
-    )
-    vera = found.methods[1].by_task["SST-2"]
+    dora, vera = (each.by_task["SST-2"] for each in found.methods)
     assert vera.mean == pytest.approx(-24.0) and vera.n == 3
+    assert sentence(found).startswith(
+        f"DoRA {dora.mean:+.2f} [{dora.low:+.2f}, {dora.high:+.2f}]: undecided; "
+        f"VeRA -24.00 [{vera.low:+.2f}, {vera.high:+.2f}]: worse (points over LoRA on SST-2, "
+        "3 seeds). Undecided is not equal: without a margin"
+    )
     small = Document(contests, resamples=100, size="smoke")
-    said = "These are smoke runs, which say nothing about methods. Of 2"
+    said = "These are smoke runs, which say nothing about methods. DoRA "
     for form in ("rich", "markdown", "latex", "html"):
         assert said in " ".join(small.render(form).split()), form
     lines = csv.DictReader(io.StringIO(small.render("csv")))
@@ -291,7 +291,11 @@ def test_pairs_of_several_tasks_are_counted(tmp_path):
                 folder = tmp_path / task / method / str(seed)
                 planted(folder, method, seed, LABELS, wrong(share, (seed, 1)), task=task)
     (found,) = Document(made(tmp_path), resamples=1000).findings
-    assert sentence(found).startswith(
+    answers, said = sentence(found).split(" (points). ")
+    assert [each.split(" [")[0] for each in answers.split("; ")] == [
+        f"VeRA on {task} -25.00" for task in ("RTE", "SST-2")
+    ]
+    assert said.startswith(
         "In 2 comparisons with LoRA (1 method on 2 tasks), with 4 seeds, 0 found the other method "
         "better, 2 found it worse and 0 could not tell the two apart."
     )

@@ -1,0 +1,162 @@
+"""The grid of a folder of runs: numbers as by pandas and NumPy, the best, and what is missing."""
+
+import csv
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_records import write
+from quickstart_sweep import sweep
+from scipy import stats
+
+from experiments.analysis import frame, setting_grid
+from experiments.figures import scores, setting_lines
+from experiments.reports import grid
+from experiments.reports.document import Document
+from experiments.tables import config_tables
+
+RATE = "optimizer.learning_rate"
+SEEDS = range(3)
+
+
+def score_of(variant, rate, rank, seed):
+    return 0.5 + 0.05 * (variant == "dora") + 20 * rate + rank / 400 + seed**2 / 100
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two methods x two rates x two ranks x three seeds; one run diverged, and one is missing."""
+    for variant in ("lora", "dora"):
+        for rate in (0.001, 0.004):
+            for rank in (4, 8):
+                for seed in SEEDS:
+                    place = (variant, rate, rank, seed)
+                    if place == ("lora", 0.001, 8, 2):
+                        continue
+                    diverged = place == ("dora", 0.004, 8, 1)
+                    write(
+                        tmp_path / "-".join(map(str, place)),
+                        "quickstart",
+                        f"size=smoke,variant={variant}",
+                        {"accuracy": score_of(*place)},
+                        changes={RATE: rate, "variant.rank": rank, "seed": seed},
+                        status="diverged" if diverged else "completed",
+                    )
+    return tmp_path
+
+
+def grid_of(folder):
+    (contest,), _ = config_tables.contests_of(folder, "smoke")
+    return setting_grid.of_contest(contest)
+
+
+def test_a_grid_has_the_numbers_that_pandas_computes(folder):
+    found = pd.DataFrame(grid.records(grid_of(folder)))
+    runs = frame.settings(folder)
+    groups = runs.groupby(["method", "learning rate", "rank"])["score"]
+    expected = groups.agg(["mean", "std", "count"])
+    assert len(found) == 8 and set(runs["seed"]) == {0, 1, 2}
+    for _, row in found.iterrows():
+        mean, sd, n = expected.loc[row["label"], row["learning_rate"], row["variant.rank"]]
+        half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
+        assert [row["mean"], row["sd"], row["n"]] == pytest.approx([100 * mean, 100 * sd, n])
+        ends = [100 * (mean - half), 100 * (mean + half)] if n > 2 else [np.nan, np.nan]
+        assert [row["low"], row["high"]] == pytest.approx(ends, nan_ok=True)
+
+
+def test_the_best_is_marked_and_diverged_and_missing_runs_are_named(folder):
+    found = {tuple(row.values.values()): row for row in grid_of(folder).rows}
+    assert len(found) == 4  # keys are rate and rank alone, as the methods' names are no column
+    rows = {(row.method.key, *row.values.values()): row for row in grid_of(folder).rows}
+    assert rows["dora", 0.004, 4].best == "all"  # rank 8 has more, but diverged with a seed
+    assert rows["lora", 0.004, 8].best == "LoRA"
+    assert sum(bool(row.best) for row in rows.values()) == 2
+    said = {key: grid.lost_text(row) for key, row in rows.items() if row.lost}
+    assert said == {
+        ("lora", 0.001, 8): "seed 2 missing",
+        ("dora", 0.004, 8): "seed 1 diverged",
+    }
+
+
+def test_a_report_begins_with_the_answer_and_the_grid(folder):
+    made, _ = config_tables.contests_of(folder, "smoke")
+    document = Document(made, resamples=100)
+    text = document.render("markdown")
+    verdict, best, title = text.split("\n\n")[1:4]
+    assert verdict.startswith("DoRA +")
+    assert verdict.split(" (points over LoRA on rotten tomatoes, 3 seeds).")[0].endswith(": better")
+    assert best.startswith(
+        "Best of 8 settings on rotten tomatoes: DoRA, learning rate 0.004, rank 4"
+    )
+    assert "all settings" in title
+    assert "| method | learning rate | rank | mean ± sd | n | 95% interval | best |" in text
+    page = document.render("html")
+    assert page.index("<h2>All settings</h2>") < page.index("<h2>Difference from LoRA</h2>")
+    assert "Scores by setting" in page and "Scores by learning rate" not in page
+    lines = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    settings = [line for line in lines if line["line"] == "setting"]
+    assert lines[:8] == settings
+    assert [line["variant.rank"] for line in settings] == ["4", "8"] * 4
+    assert [line["best"] for line in settings if line["best"]] == ["LoRA", "all"]
+
+
+def test_two_seeds_have_no_interval_and_the_report_says_so(tmp_path):
+    for rank in (4, 8):
+        for seed in range(2):
+            changes = {"variant.rank": rank, "seed": seed}
+            values = {"accuracy": 0.5 + 0.3 * seed + rank / 100}
+            write(tmp_path / f"{rank}_{seed}", "quickstart", "size=smoke", values, changes=changes)
+    text = grid.render("markdown", [grid_of(tmp_path)])
+    assert "interval |" not in text and grid.NO_INTERVAL in text
+    assert "| LoRA | 8 | 73.00 ± 21.21 | 2 | best |" in text
+
+
+def test_every_setting_is_drawn_with_named_axes(folder, tmp_path):
+    own = grid_of(folder)
+    figure = setting_lines.draw(own, "Accuracy (%)")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["LoRA", "DoRA"]
+    assert figure.get_supxlabel() == "learning rate" and "Accuracy" in figure.get_supylabel()
+    assert figure.legends[0].get_title().get_text() == "rank"
+    drawn = {
+        (axes.get_title(), each.get_label(), x): y
+        for axes in panels
+        for each in axes.containers
+        for x, y in zip(*each.lines[0].get_data(), strict=True)
+    }
+    means = {
+        (row.method.label, str(row.values["variant.rank"]), row.values[RATE]): row.mean
+        for row in own.rows
+    }
+    assert drawn == pytest.approx(means)
+    for kind in ("settings", "parameters", "learning_rate"):
+        out = tmp_path / "pictures" / f"{kind}.png"
+        assert len(scores.draw(folder, kind, out, size="smoke")) == 23 and out.exists()
+
+
+def test_settings_drawn_at_random_have_a_panel_each(tmp_path):
+    for number, (rate, rank) in enumerate([(0.001, 4), (0.002, 8), (0.003, 16), (0.005, 2)]):
+        changes = {RATE: rate, "variant.rank": rank}
+        values = {"accuracy": 0.5 + number / 10}
+        write(tmp_path / str(number), "quickstart", "size=smoke", values, changes=changes)
+    figure = setting_lines.draw(grid_of(tmp_path), "Accuracy (%)")
+    labels = [axes.get_xlabel() for axes in figure.axes if axes.get_visible()]
+    assert labels == ["learning rate", "rank"]
+
+
+def test_trials_of_a_sweep_that_wait_are_named_and_its_settings_need_no_flag(tmp_path):
+    kept, trials = sweep(tmp_path, "config.train.batch_size=8,16", "config.seed=0:2")
+    for trial in trials[:3]:
+        changes = {
+            "train.batch_size": trial.config.train.batch_size,
+            "seed": trial.config.seed,
+        }
+        folder = kept.run(trial.name)
+        write(folder, "quickstart", "size=smoke", {"accuracy": 0.5}, changes=changes)
+    (kept.path / "outcomes").mkdir()
+    rows = {row.values["train.batch_size"]: row for row in grid_of(kept.path).rows}
+    assert {size: grid.lost_text(row) for size, row in rows.items()} == {
+        8: "",
+        16: "seed 1 waiting",
+    }
