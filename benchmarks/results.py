@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Goal, Group, Plan, Ratio
-from experiments.distributed.devices import core_count
+from experiments.setup.devices import core_count
 from lora_jax.files import json_text
 from lora_jax.records.environment import environment, processor_model
 

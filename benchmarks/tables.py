@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Curve, Found, Measured
-from experiments.marked_documents import fill_blocks
+from lora_jax.files.marked_documents import fill_blocks
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results" / "bench"
 RATIOS = ("what", "ratio", "quartiles", "must be", "may reach")

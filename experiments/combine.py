@@ -29,11 +29,11 @@ from absl import flags
 import lora_jax as lj
 import variants
 from experiments import cli
-from experiments.distributed.devices import announce
 from experiments.imports import combined_run
 from experiments.imports.combined_run import open_runs, origin, params_before
 from experiments.runs import adapter_as_run
-from lora_jax.arithmetic.merging import BY, KEPT, Method
+from experiments.setup.devices import announce
+from lora_jax.adapters.merging import BY, KEPT, Method
 from lora_jax.files.atomic import new_folder
 from lora_jax.table import Table
 

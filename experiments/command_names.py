@@ -28,6 +28,7 @@ FIRST = (
 MOVED = {
     "bench": "it is a tool of the repository: make bench",
     "memory": "plan does this: give it --published, or --config and --methods",
+    "worker": "a sweep starts it, as python -m experiments.sweeps.worker",
     "soak": "it is a tool of the repository: make soak",
 }
 """Former commands, and where they went."""
@@ -71,7 +72,7 @@ def require_command(name: str) -> None:
     if name in MOVED:
         raise ValueError(f"no command '{name}'; {MOVED[name]}")
     if name not in (known := commands()):
-        from lora_jax.suggest import nearest  # takes seconds, with all of lora_jax
+        from lora_jax.messages import nearest  # takes seconds, with all of lora_jax
 
         every = "lora-jax" if installed() else "python -m experiments"
         raise ValueError(f"no command '{name}'; nearest: {nearest(name, known)}; {every} lists all")

@@ -17,9 +17,9 @@ from absl import flags
 
 import lora_jax as lj
 from experiments import cli
-from experiments.distributed.devices import announce
-from experiments.figures import require_matplotlib
 from experiments.imports.combined_run import open_runs
+from experiments.reports.figures import require_matplotlib
+from experiments.setup.devices import announce
 from lora_jax.table import Table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of one run, or of two.")
@@ -62,7 +62,7 @@ def distance() -> None:
         columns["phi(i, i)"] = {path: _of_all(each) for path, each in similarity.items()}
     print(_table(columns))
     if plot:
-        from experiments.figures.adapter_distance import adapter_distance  # slow to import
+        from experiments.reports.figures.adapter_distance import adapter_distance  # slow to import
 
         adapter_distance(norms, similarity, plot)
         print(f"picture: {plot}")

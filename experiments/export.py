@@ -55,11 +55,11 @@ from absl import flags
 
 from experiments import cli
 from experiments.command_names import shown
-from experiments.distributed.devices import announce
 from experiments.exports import formats, hub
 from experiments.exports.base_and_head import Place, on_card, published
 from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.runs.finished_run import open_run, read_record
+from experiments.setup.devices import announce
 from lora_jax.files.atomic import new_folder
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")

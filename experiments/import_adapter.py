@@ -23,10 +23,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from experiments.distributed.devices import announce
 from experiments.imports import adapter_source, imported_run
 from experiments.runs import adapter_as_run
 from experiments.setup.config import parse
+from experiments.setup.devices import announce
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained, of_evaluation, of_loading
 from lora_jax.files.atomic import new_folder

@@ -16,11 +16,11 @@ from rich.text import Text
 from configs import instruct
 from experiments import cli
 from experiments.analysis import parameters
-from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import run
 from experiments.setup.config import parse
+from experiments.setup.devices import announce
 from lora_jax.records import run_record
 from lora_jax.table import Table
 

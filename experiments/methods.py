@@ -13,9 +13,10 @@ cost of a step from `experiments/results/bench/methods.json`, where it was measu
 
 from absl import flags
 
-from experiments import cli, marked_documents
+from experiments import cli
 from experiments.catalogue import catalogue, methods_tables
 from experiments.catalogue.catalogue import SHAPE, shape_of
+from lora_jax.files import marked_documents
 
 _SHAPE = flags.DEFINE_string(
     "shape", None, f"The matrix to adapt, INPUTSxOUTPUTS. The default is {SHAPE}."

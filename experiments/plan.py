@@ -37,7 +37,6 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments import cli
-from experiments.distributed.devices import announce
 from experiments.planning import memory_fit
 from experiments.planning.memory_formula import published_sizes, side_by_side
 from experiments.planning.topologies import (
@@ -48,8 +47,9 @@ from experiments.planning.topologies import (
     prepare,
     topology,
 )
+from experiments.reports.tables import table_cost
 from experiments.setup.config import parse
-from experiments.tables import table_cost
+from experiments.setup.devices import announce
 from lora_jax.sharding.mesh import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file(

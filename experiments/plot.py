@@ -14,8 +14,8 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import recorded_runs
-from experiments.figures import require_matplotlib
-from lora_jax.suggest import require_known
+from experiments.reports.figures import require_matplotlib
+from lora_jax.messages import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")
 _KIND = flags.DEFINE_string(
@@ -32,7 +32,7 @@ _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Draw only runs of 
 
 def show() -> None:
     require_matplotlib()
-    from experiments.figures.scores import FIGURES, draw
+    from experiments.reports.figures.scores import FIGURES, draw
 
     kind = str(_KIND.value)
     require_known(kind, [*FIGURES, "settings", "ranks"], f"--kind={kind}: unknown picture")

@@ -34,10 +34,10 @@ from experiments.analysis import collect_runs, power, recorded_runs, scored_exam
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.paired_scores import Noise, noise_of_seeds
 from experiments.reports.sheets import of_tasks
+from experiments.reports.tables import config_tables
 from experiments.studies import adherence, registration
 from experiments.studies.protocol import Protocol
-from experiments.tables import config_tables
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 from lora_jax.table import Table
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' records below it.")

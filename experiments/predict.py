@@ -30,14 +30,14 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from experiments.distributed.devices import announce
-from experiments.plurals import count
 from experiments.runs.finished_run import read_record
 from experiments.runs.load_run import LoadedRun, class_names, load_run
 from experiments.runs.new_texts import NewTexts, read
 from experiments.setup.config import parse
+from experiments.setup.devices import announce
 from lora_jax.data.sources.rows import read_rows
 from lora_jax.files.atomic import write_atomically
+from lora_jax.messages import count
 from lora_jax.table import Table
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")

@@ -12,15 +12,16 @@ from absl import flags
 from rich.console import Console
 
 from configs import quickstart
-from experiments import cli, marked_documents
-from experiments.distributed.devices import announce
+from experiments import cli
 from experiments.runs.audit_flag import wanted
 from experiments.runs.interruption import between_programs
 from experiments.runs.quickstart_table import Trained, fill, show
 from experiments.runs.run import run
 from experiments.setup.config import parse
+from experiments.setup.devices import announce
 from experiments.setup.experiment import build
 from lora_jax.adapters.adapter_file import load_adapter
+from lora_jax.files import marked_documents
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder for the runs.")
 _MODEL = flags.DEFINE_string(

@@ -29,17 +29,18 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, marked_documents
+from experiments import cli
 from experiments.analysis import collect_runs, recorded_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.command_names import shown
-from experiments.plurals import count
 from experiments.reports import document, html_page, registered, study_blocks
 from experiments.reports.document import Document
+from experiments.reports.tables import config_tables
 from experiments.studies import adherence
 from experiments.studies.adherence import Adherence
-from experiments.tables import config_tables
+from lora_jax.files import marked_documents
+from lora_jax.messages import count
 from lora_jax.records.environment import environment
 
 _RESULTS = flags.DEFINE_string(

@@ -37,10 +37,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, plurals
-from experiments.distributed.devices import announce
+from experiments import cli
 from experiments.serving import base_model
 from experiments.serving.adapter_folder import AdapterFolder
+from experiments.setup.devices import announce
+from lora_jax.messages import count
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -151,7 +152,7 @@ def serve() -> None:
         raise ValueError(f"--adapters={folder.root}: '{name}' is the name of the base")
     listening = run_server.bind(str(_HOST.value), _PORT.value)
     announce()
-    print(f"loading {name} with {plurals.count(len(names), 'adapter')} ...", flush=True)
+    print(f"loading {name} with {count(len(names), 'adapter')} ...", flush=True)
     run_server.serve(state, listening)
 
 

@@ -10,8 +10,9 @@ file.
 
 from absl import flags
 
-from experiments import cli, marked_documents
+from experiments import cli
 from experiments.catalogue import settings_table
+from lora_jax.files import marked_documents
 from lora_jax.table import Table
 
 _DOCUMENTS = flags.DEFINE_list("documents", [], marked_documents.HELP)

@@ -47,10 +47,10 @@ from rich.console import Console
 from experiments import cli
 from experiments.runs import audit_flag
 from experiments.runs.run_options import RunOptions
-from experiments.search.search import Asked, Search, asked_by_flags
 from experiments.sweeps import jobs, preflight, sweep_flag, trials
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import launch, local
+from experiments.sweeps.search.search import Asked, Search, asked_by_flags
 from experiments.sweeps.view import View, summary
 from experiments.tracking import track_flag
 from lora_jax.training.loop_settings import Loop

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, marked_documents
+from experiments import cli
 from experiments.analysis import recorded_runs, setting_grid
 from experiments.reports import grid, registered
+from experiments.reports.tables import cells, config_tables
+from experiments.reports.tables.config_tables import RESULTS, names, render_table
 from experiments.studies import adherence
-from experiments.tables import cells, config_tables
-from experiments.tables.config_tables import RESULTS, names, render_table
-from lora_jax.suggest import require_known
+from lora_jax.files import marked_documents
+from lora_jax.messages import require_known
 
 _TABLE = flags.DEFINE_string(
     "table", None, "The name of a config file with a table, for example lora_table2."

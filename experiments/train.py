@@ -42,13 +42,13 @@ from ml_collections import config_flags
 
 from configs.settings import RunConfig
 from experiments import cli
-from experiments.distributed import processes
-from experiments.distributed.devices import announce, mesh_of
 from experiments.planning import topologies
 from experiments.runs.audit_flag import wanted
 from experiments.runs.finished_run import changed_data, is_completed, require_adapter
 from experiments.runs.run import run, summarise
+from experiments.setup import processes
 from experiments.setup.config import parse
+from experiments.setup.devices import announce, mesh_of
 from experiments.tracking import track_flag
 from experiments.tracking.tracking import Track
 from lora_jax.records.run_record import Record

@@ -35,22 +35,22 @@ import variants
 from configs.settings import RunConfig
 from experiments import cli
 from experiments.command_names import shown
-from experiments.distributed.devices import announce
 from experiments.runs.audit_flag import wanted
 from experiments.runs.interruption import between_programs
 from experiments.runs.run_options import RunOptions
 from experiments.setup import config_files
 from experiments.setup.config import parse, study_of
 from experiments.setup.config_flags import check_config
+from experiments.setup.devices import announce
 from experiments.setup.from_config import make_any_task
 from experiments.studies import registration, untrained
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
 from experiments.tracking import track_flag
 from experiments.tracking.tracking import Track
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.messages import require_known
 from lora_jax.records.packed import RECORDS
-from lora_jax.suggest import require_known
 from lora_jax.training.trial_program import EXECUTIONS
 
 _STUDY = flags.DEFINE_string(

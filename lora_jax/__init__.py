@@ -19,6 +19,7 @@ from lora_jax.partition import (
 )
 
 if TYPE_CHECKING:
+    from lora_jax.adapters import distance as distance
     from lora_jax.adapters.adapter_file import (
         load_adapter as load_adapter,
         load_seen as load_seen,
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
         start_from as start_from,
     )
     from lora_jax.adapters.base_digest import base_digests as base_digests
-    from lora_jax.arithmetic import distance as distance
-    from lora_jax.arithmetic.combination import (
+    from lora_jax.adapters.combination import (
         Combined as Combined,
         combine_adapters as combine_adapters,
     )
+    from lora_jax.base import Uses as Uses, WeightUse as WeightUse
     from lora_jax.contract import check as check
     from lora_jax.interchange.load_loralib import load_loralib as load_loralib
     from lora_jax.interchange.load_peft import PeftReader as PeftReader, load_peft as load_peft
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from lora_jax.transform.prune import prune as prune, ranks as ranks
     from lora_jax.transform.summary import summary as summary
     from lora_jax.transform.target_patterns import layers as layers
-    from lora_jax.uses import Uses as Uses, WeightUse as WeightUse
     from lora_jax.variant import (
         Base as Base,
         Factors as Factors,
@@ -75,8 +75,8 @@ _NAMES = {
         "start_from",
     ),
     "lora_jax.adapters.base_digest": ("base_digests",),
-    "lora_jax.arithmetic": ("distance",),
-    "lora_jax.arithmetic.combination": ("Combined", "combine_adapters"),
+    "lora_jax.adapters": ("distance",),
+    "lora_jax.adapters.combination": ("Combined", "combine_adapters"),
     "lora_jax.contract": ("check",),
     "lora_jax.interchange.load_loralib": ("load_loralib",),
     "lora_jax.interchange.load_peft": ("PeftReader", "load_peft"),
@@ -100,7 +100,7 @@ _NAMES = {
     "lora_jax.transform.prune": ("prune", "ranks"),
     "lora_jax.transform.summary": ("summary",),
     "lora_jax.transform.target_patterns": ("layers",),
-    "lora_jax.uses": ("Uses", "WeightUse"),
+    "lora_jax.base": ("Uses", "WeightUse"),
     "lora_jax.variant": ("Base", "Factors", "Suggested", "TrainingWarning", "Variant"),
 }
 """The public names, by the file that has them."""

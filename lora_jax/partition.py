@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.tree_util import DictKey, GetAttrKey, keystr
 
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 if TYPE_CHECKING:
     from flax import nnx

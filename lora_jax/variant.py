@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.base import Base, Operand, contract, wide
+from lora_jax.base import Base, Need, Operand, Seen, contract, wide
 from lora_jax.peft_format import Config, Layouts, Peft, Settings, loaded, stored
-from lora_jax.statistics import Need, Seen
 
 if TYPE_CHECKING:
-    from lora_jax.uses import WeightUse
+    from lora_jax.base import WeightUse
 
 # All that a variant's file imports, in one place.
 __all__ = (

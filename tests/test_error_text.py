@@ -1,6 +1,6 @@
 import pytest
 
-from lora_jax.error_text import first_line, said
+from lora_jax.messages import first_line, said
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.messages import nearest, require_known
 from lora_jax.peft_format import quoted
-from lora_jax.suggest import nearest, require_known
 from lora_jax.variant import Variant
 
 

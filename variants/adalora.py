@@ -18,12 +18,12 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.files.arrays import to_host
+from lora_jax.messages import require_known
 from lora_jax.methods import initialization, peft_lora
 from lora_jax.methods.checks import MOST, require_finite
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
 from lora_jax.peft_format import Config, Layouts, Peft, Settings, quoted, same, transposed, vector
-from lora_jax.suggest import require_known
 from lora_jax.variant import Base, Factors, Pruned, Suggested, Variant
 
 Group = Mapping[str, Factors]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lora_jax.variant import Suggested, Variant
 
 if TYPE_CHECKING:
-    from lora_jax.uses import WeightUse
+    from lora_jax.base import WeightUse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lora_jax.metrics import label_metrics
-from lora_jax.metrics.label_metrics import EachOnce, ratio
+from lora_jax.data.metrics import label_metrics
+from lora_jax.data.metrics.label_metrics import EachOnce, ratio
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000
@@ -33,9 +33,9 @@ def replicates(
     runs are those of a paired bootstrap.
 
     Args:
-      metric, outputs, labels, choices: as for `lora_jax.metrics.label_metrics.score`, except that
-        `outputs` has an array for each run. Each `choices` successive rows are a question; whole
-        questions are drawn.
+      metric, outputs, labels, choices: as for `label_metrics.score`, except that `outputs` has an
+        array for each run. Each `choices` successive rows are a question; whole questions are
+        drawn.
 
     Raises:
       ValueError: an unknown metric, or one that does not fit the outputs.
@@ -113,7 +113,7 @@ class Without(_Sums):
 
 @dataclasses.dataclass(frozen=True)
 class Resamples(_Sums):
-    """Many bootstrap resamples as one `lora_jax.metrics.label_metrics.Sample`.
+    """Many bootstrap resamples as one `lora_jax.data.metrics.label_metrics.Sample`.
 
     `drawn` says how often each question is in each resample, (resamples, questions). Correlations
     have formulas of their own here, as SciPy's would need a call for each resample.

@@ -13,7 +13,7 @@ from experiments.analysis import collect_runs
 from experiments.analysis.labels import UNTITLED, Titles, in_order, method, natural, told_apart
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import OF_ANY, Run, Unfinished, mean_score, require_settings
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
 
 RATE = "optimizer.learning_rate"
 

@@ -18,8 +18,7 @@ from scipy import stats
 from configs.settings import COMBINED, IMPORTED, fields_of
 from experiments.analysis.labels import natural
 from experiments.analysis.recorded_runs import REGISTRATION, Run, Unfinished
-from experiments.plurals import agree, count
-from lora_jax.suggest import require_known
+from lora_jax.messages import agree, count, require_known
 
 RunNumber = tuple[int, int]
 """A run's seed and its draw of the examples (`recorded_runs.Run.number`)."""

@@ -25,7 +25,7 @@ from experiments.analysis.significance import (
     over_seeds,
     over_tasks,
 )
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 

@@ -25,7 +25,7 @@ from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import RunNumber
 from experiments.analysis.scored_examples import Values
 from experiments.analysis.significance import MeanDifference, over_seeds, over_tasks
-from experiments.plurals import agree
+from lora_jax.messages import agree
 
 
 @dataclasses.dataclass(frozen=True)

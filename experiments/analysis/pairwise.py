@@ -12,7 +12,7 @@ from experiments.analysis.collect_runs import RunNumber, means_of_draws, runs_by
 from experiments.analysis.paired_scores import Scored, scored
 from experiments.analysis.recorded_runs import scale
 from experiments.analysis.scored_examples import stored, values_of
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 
 KINDS = {
     "seeds": "new seeds, the same examples",

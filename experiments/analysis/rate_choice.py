@@ -17,7 +17,7 @@ import numpy as np
 from experiments.analysis import bootstrap, collect_runs, scored_examples
 from experiments.analysis.choose_methods import RATE, Contest, Method, Setting, by_number
 from experiments.analysis.recorded_runs import mean_score, scale, unit
-from experiments.plurals import count
+from lora_jax.messages import count
 
 RESAMPLES = 2_000
 """Enough for a share: its standard error is 1 percentage point at most."""

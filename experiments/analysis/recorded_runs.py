@@ -21,10 +21,10 @@ from experiments.sweeps.folder import SweepFolder
 from lora_jax.data.tasks import SPECS
 from lora_jax.files import json_text
 from lora_jax.files.json_text import canonical
+from lora_jax.messages import nearest_path
 from lora_jax.records import packed, run_record
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.records.packed import Pack
-from lora_jax.suggest import nearest_path
 
 NEEDED = (
     "study.table",

@@ -11,7 +11,7 @@ from experiments.analysis.collect_runs import RunNumber
 from experiments.analysis.recorded_runs import Run, saved_metrics, scale
 from experiments.runs import predictions
 from lora_jax.data import SPECS
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 
 
 def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | None = None) -> None:

@@ -24,8 +24,8 @@ from experiments.analysis.recorded_runs import REGISTRATION, Run, scale
 from experiments.analysis.scored_examples import require_scores
 from experiments.analysis.significance import Estimate
 from experiments.runs.predictions import Predictions, parts_of
+from lora_jax.data.metrics import label_metrics
 from lora_jax.files import archives, json_text
-from lora_jax.metrics import label_metrics
 from lora_jax.records import seal
 
 

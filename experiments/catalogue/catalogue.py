@@ -25,6 +25,8 @@ from experiments.planning.abstract_step import OUTPUTS, batch_of
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.setup import classification
 from experiments.setup.from_config import variants_of
+from lora_jax.base import Uses
+from lora_jax.messages import nearest_if_close
 from lora_jax.models import families
 from lora_jax.models.parts.completion import completion_likelihood
 from lora_jax.models.parts.config_checks import DecoderConfig
@@ -35,10 +37,8 @@ from lora_jax.models.published.load import (
     read_encoder_config,
 )
 from lora_jax.models.published.location import locate
-from lora_jax.suggest import nearest_if_close
 from lora_jax.transform import target_patterns
 from lora_jax.transform.placement import count_shared, group_of, place, trains
-from lora_jax.uses import Uses
 from lora_jax.variant import Variant
 
 MOST_RANKS = 512

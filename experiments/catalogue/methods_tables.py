@@ -9,7 +9,7 @@ from typing import Any
 from experiments.catalogue.abilities import BY_DATA
 from experiments.catalogue.catalogue import MOST_RANKS, Catalogue, Method
 from experiments.command_names import shown
-from experiments.marked_documents import fill_blocks
+from lora_jax.files.marked_documents import fill_blocks
 from lora_jax.table import Table, render_tables
 
 FORMATS = ("text", "markdown", "csv", "json")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from configs import settings
-from experiments.marked_documents import fill_blocks
+from lora_jax.files.marked_documents import fill_blocks
 from lora_jax.table import Table
 
 KINDS = {"encoders": settings.ClassifierConfig, "decoders": settings.TextConfig}

@@ -13,8 +13,8 @@ from experiments.analysis.significance import LEVEL, constant
 from experiments.runs import predictions
 from experiments.runs.finished_run import FinishedRun
 from experiments.setup.validate import FROM_OPTIONS
-from lora_jax.metrics import label_metrics
-from lora_jax.metrics.text_metrics import TEXT_METRICS
+from lora_jax.data.metrics import label_metrics
+from lora_jax.data.metrics.text_metrics import TEXT_METRICS
 
 ONE_PART = {*label_metrics.CLASSIFICATION, *label_metrics.REGRESSION, *TEXT_METRICS, FROM_OPTIONS}
 """The metrics of a single part; others are means over several."""

@@ -37,11 +37,11 @@ from lora_jax.interchange.peft_folder import CONFIG
 from lora_jax.interchange.save_loralib import save_loralib
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora, write_gguf_lora
+from lora_jax.messages import nearest, require_known
 from lora_jax.models import families
 from lora_jax.models.published.export import export_model
 from lora_jax.models.published.gguf import architecture
 from lora_jax.models.published.weight_files import find_gguf
-from lora_jax.suggest import nearest, require_known
 from lora_jax.table import Table
 from lora_jax.transform.adapt import merged_parts
 

@@ -30,8 +30,8 @@ from experiments.runs import predictions
 from experiments.runs.finished_run import FinishedRun
 from experiments.setup.from_config import kind_of_optimizer, make_start
 from lora_jax.data import SPECS
+from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.files.json_text import read_object
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records import seal
 from lora_jax.table import Table
 from lora_jax.training.optimizers import OF_SOME

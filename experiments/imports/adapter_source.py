@@ -23,8 +23,8 @@ from lora_jax.interchange.load_loralib import LoralibFile
 from lora_jax.interchange.load_peft import Loaded
 from lora_jax.interchange.names import names_in
 from lora_jax.interchange.peft_folder import CONFIG, MODEL, TORCH_WEIGHTS, WEIGHTS, PeftFolder
+from lora_jax.messages import nearest_path
 from lora_jax.models import families
-from lora_jax.suggest import nearest_path
 
 LORALIB_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _HUB_NAME = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?"

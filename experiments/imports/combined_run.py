@@ -1,6 +1,6 @@
 """Runs combined into one: open finished runs of one base, and make the run that they come to.
 
-`lora_jax.arithmetic` computes.
+`lora_jax.adapters` computes.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from experiments.runs.finished_run import ADAPTER, FinishedRun, open_run, read_r
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment
-from lora_jax.arithmetic.combination import require_one_base
+from lora_jax.adapters.combination import require_one_base
 from lora_jax.partition import only
 
 FILE = "combined.json"

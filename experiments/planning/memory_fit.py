@@ -16,7 +16,7 @@ from rich.table import Table
 from configs.settings import RunConfig
 from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.topologies import GIB, Topology, devices_of
-from experiments.plurals import count
+from lora_jax.messages import count
 from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import AXES, ROWS, make_mesh, part_count
 

@@ -36,9 +36,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lora_jax.error_text import said
+from lora_jax.messages import nearest_or_all, said
 from lora_jax.sharding import memory
-from lora_jax.suggest import nearest_or_all
 
 GIB = 2**30
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.analysis import rank_stability
 from experiments.analysis.gains import Gain, Gains
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 Check = Mapping[str, Any]
 KINDS = ("upper_below", "equivalent", "not_better", "first_repeats_below")

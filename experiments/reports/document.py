@@ -14,10 +14,9 @@ from experiments.analysis.labels import natural
 from experiments.analysis.pairwise import Pair, pairs, swapped
 from experiments.analysis.rate_choice import Choice
 from experiments.analysis.setting_grid import Grid
-from experiments.figures import require_matplotlib
-from experiments.plurals import count
 from experiments.reports import csv_lines, findings, grid, html_page, warnings
 from experiments.reports.csv_lines import COLUMNS
+from experiments.reports.figures import require_matplotlib
 from experiments.reports.findings import Findings, sentence
 from experiments.reports.html_page import GENERATOR, Origin
 from experiments.reports.sheets import (
@@ -29,7 +28,7 @@ from experiments.reports.sheets import (
 )
 from experiments.studies.adherence import Adherence
 from lora_jax.files.atomic import write_atomically
-from lora_jax.suggest import require_known
+from lora_jax.messages import count, require_known
 from lora_jax.table import Table, render_tables
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ class Document:
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write every picture as PNG, SVG and PDF, and return the paths."""
         require_matplotlib()
-        from experiments.figures import style
+        from experiments.reports.figures import style
 
         paths = []
         for number, own in enumerate(self.grids, 1):

@@ -19,8 +19,8 @@ from experiments.analysis.pairwise import Pair, verdicts
 from experiments.analysis.parameters import MATCHED
 from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence
-from experiments.plurals import agree, count, joined, span
 from experiments.reports.sheets import Columns, estimate_text, evidence_sheet, gain_sheet
+from lora_jax.messages import agree, count, joined, span
 from lora_jax.table import Table
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"

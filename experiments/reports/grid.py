@@ -1,7 +1,6 @@
 """The grid that a report begins with: a row for each setting, as a table, as lines and a sentence.
 
-`experiments.analysis.setting_grid` says what is in it, and `experiments.figures.setting_lines`
-draws it.
+`experiments.analysis.setting_grid` says what is in it, and `figures.setting_lines` draws it.
 """
 
 import dataclasses
@@ -11,9 +10,9 @@ from typing import Any
 from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import RATE
 from experiments.analysis.setting_grid import Grid, Row, described
-from experiments.plurals import agree, count, joined
 from experiments.reports.sheets import DECIMALS, FEWEST_SCORES, interval_of
-from experiments.tables.cells import page, score_text, spread_text
+from experiments.reports.tables.cells import page, score_text, spread_text
+from lora_jax.messages import agree, count, joined
 from lora_jax.table import NONE, Cell, Number, Table, render_tables
 
 NOTE = (
@@ -131,7 +130,7 @@ def records(grid: Grid) -> Iterator[dict[str, Any]]:
 
 
 def render(form: str, grids: Sequence[Grid], more: Sequence[str] = (), size: str = "full") -> str:
-    """The grids alone, with further notes, in one of `experiments.tables.cells.FORMATS`."""
+    """The grids alone, with further notes, in one of `experiments.reports.tables.cells.FORMATS`."""
     if form == "csv":
         rows = [row for grid in grids for row in records(grid)]
         heads = dict.fromkeys(head for row in rows for head in row)

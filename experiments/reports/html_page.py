@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.plurals import agree, count
+from lora_jax.messages import agree, count
 from lora_jax.records.run_record import Record
 from lora_jax.table import Links, Table
 
@@ -291,7 +291,7 @@ def _list(texts: Sequence[str], kind: str) -> list[str]:
 def _pictures(section: Section, number: int) -> list[str]:
     if not section.pictures:
         return []
-    from experiments.figures import style  # with matplotlib, as each picture has a figure
+    from experiments.reports.figures import style  # with matplotlib, as each picture has a figure
 
     lines = ['<div class="figures">']
     for at, each in enumerate(section.pictures):

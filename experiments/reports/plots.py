@@ -12,12 +12,11 @@ from experiments.analysis import collect_runs, parameters, setting_grid
 from experiments.analysis.choose_methods import Contest, Method, by_number, halved
 from experiments.analysis.recorded_runs import Run, scale
 from experiments.analysis.setting_grid import Grid
-from experiments.figures import curves, forest, labelled_points, setting_lines
-from experiments.figures.curves import Curve, draw_curves
-from experiments.figures.scores import metric_label
-from experiments.figures.style import NORMAL
-from experiments.plurals import span
 from experiments.reports import grid
+from experiments.reports.figures import curves, forest, labelled_points, setting_lines
+from experiments.reports.figures.curves import Curve, draw_curves
+from experiments.reports.figures.scores import metric_label
+from experiments.reports.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
 from experiments.reports.sheets import (
     FEWEST_SCORES,
@@ -28,6 +27,7 @@ from experiments.reports.sheets import (
     of_tasks,
     unlike,
 )
+from lora_jax.messages import span
 
 FAR = (
     " An arrow is a difference beyond the axis, whose number is at the right; of its bar, the part "

@@ -21,14 +21,14 @@ from experiments.analysis.paired_scores import table
 from experiments.analysis.recorded_runs import Run
 from experiments.analysis.scored_examples import Values
 from experiments.analysis.task_evidence import HEAD, SAME, Evidence, equal_rows, evidence
-from experiments.plurals import agree, count, joined
 from experiments.reports import claims, findings
 from experiments.reports.sheets import estimate_text
+from experiments.reports.tables import config_tables
 from experiments.studies import adherence, protocol, registration
 from experiments.studies.adherence import Adherence
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import NO_RATE
-from experiments.tables import config_tables
+from lora_jax.messages import agree, count, joined
 
 SHOWN = 3
 """Of more departures from a registration, or missing runs, the rest is counted."""

@@ -21,8 +21,8 @@ from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.rate_choice import Choice
 from experiments.analysis.significance import FEWEST_TASKS, Estimate
 from experiments.analysis.task_evidence import Evidence
-from experiments.plurals import agree, count
-from experiments.tables.cells import is_raw, score_text, spread_text
+from experiments.reports.tables.cells import is_raw, score_text, spread_text
+from lora_jax.messages import agree, count
 from lora_jax.table import NONE, Table
 
 DECIMALS = 2

@@ -12,16 +12,15 @@ from experiments.analysis.choose_methods import Contest
 from experiments.analysis.gains import Gain, gains
 from experiments.analysis.labels import natural
 from experiments.analysis.scored_examples import Values
-from experiments.marked_documents import fill_blocks
-from experiments.plurals import count
 from experiments.reports import registered
 from experiments.reports.findings import Findings, sentence
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
 from experiments.reports.sheets import estimate_text
+from experiments.reports.tables.config_tables import RESULTS, ROOT
 from experiments.studies import adherence
 from experiments.studies.protocol import Protocol
-from experiments.tables.config_tables import RESULTS, ROOT
-from lora_jax.suggest import require_known
+from lora_jax.files.marked_documents import fill_blocks
+from lora_jax.messages import count, require_known
 from lora_jax.table import NONE, Table, render_tables
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]

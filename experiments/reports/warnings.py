@@ -10,8 +10,8 @@ from experiments.analysis import collect_runs, parameters, significance, task_ev
 from experiments.analysis.choose_methods import Contest, Method, any_stopped
 from experiments.analysis.collect_runs import statuses
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
-from experiments.plurals import count
 from experiments.reports.sheets import equal, machines, of_diverged, unlike
+from lora_jax.messages import count
 
 ROUNDING = 1e-9
 """What a mean of shares may exceed an equal share by."""

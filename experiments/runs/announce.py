@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 
 from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import AbstractStep, Batches, least, stays
-from experiments.plurals import agree
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked, check_ids
 from lora_jax import data
 from lora_jax.data.sources import is_generated
 from lora_jax.data.tokenised_task import TokenisedTask
+from lora_jax.messages import agree
 from lora_jax.sharding import memory
 
 FEWER = "fewer trials at a time (--per_job; with --search, --per_round or fewer --trials)"

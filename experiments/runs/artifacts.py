@@ -11,8 +11,8 @@ from jax import Array
 
 import lora_jax as lj
 from configs.settings import TextConfig
-from experiments.distributed import processes
 from experiments.runs import generated_texts, predictions
+from experiments.setup import processes
 from experiments.setup.experiment import Experiment
 from lora_jax import data
 from lora_jax.files.json_text import config_digest, plain

@@ -15,10 +15,10 @@ from experiments.setup.load import load, read_texts
 from lora_jax import data
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.files.tree_file import load_tree
+from lora_jax.messages import nearest_path
 from lora_jax.methods.initialization import loftq_steps
 from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
-from lora_jax.suggest import nearest_path
 from lora_jax.transform.placement import variants_of
 
 ADAPTER = "adapter.safetensors"

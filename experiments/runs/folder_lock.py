@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from experiments.distributed import processes
 from experiments.runs.packing import require_loose
+from experiments.setup import processes
 from lora_jax.files.atomic import open_folder
 from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.records.run_record import LOCK

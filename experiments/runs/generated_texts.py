@@ -13,12 +13,12 @@ from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained, of_texts
 from experiments.setup.validate import FROM_OPTIONS
 from lora_jax import data
+from lora_jax.data.metrics import text_metrics
 from lora_jax.data.tokenised_task import Completions
 from lora_jax.data.tokenizing.encode_prompts import encode_prompts
 from lora_jax.generation.beam_search import beam_search
 from lora_jax.generation.generate import generate
 from lora_jax.generation.generate_text import generate_texts
-from lora_jax.metrics import text_metrics
 
 Stepper = tuple[Any, tuple[Any, ...]]
 """A model, one token at a time, and the weights that it takes."""

@@ -15,13 +15,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from experiments.command_names import shown
-from experiments.plurals import count
 from experiments.runs import predictions
 from lora_jax.files import archives, json_text
 from lora_jax.files.atomic import open_folder, write_atomically
+from lora_jax.messages import count, nearest_path
 from lora_jax.records import metrics_log, packed, run_record
 from lora_jax.records.packed import METRICS, PREDICTIONS, RECORDS, Pack
-from lora_jax.suggest import nearest_path
 
 FILES = ("record.json", "config.json", "metrics.jsonl", predictions.NAME)
 """What the folder of a run holds that can be packed."""

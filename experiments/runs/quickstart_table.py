@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from experiments.marked_documents import fill_blocks
 from experiments.setup.experiment import Experiment
 from lora_jax import data
+from lora_jax.files.marked_documents import fill_blocks
 from lora_jax.records import run_record
 from lora_jax.table import Table
 

@@ -12,13 +12,12 @@ from types import MappingProxyType
 from jax.sharding import Mesh
 
 from configs.settings import RunConfig
-from experiments.distributed import processes
 from experiments.runs.announce import TooManyTrialsError, announce, describe
 from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.run_options import USUAL, RunOptions
 from experiments.runs.training import Order, train
-from experiments.setup import from_data
+from experiments.setup import from_data, processes
 from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import load, read_texts, with_room
@@ -53,7 +52,7 @@ def run(
     """Train the run that a config describes, or continue where an earlier process stopped.
 
     If the folder has a completed record of the same config, nothing is changed, and that record is
-    returned. With several processes (`experiments.distributed.processes`), all call this, and one
+    returned. With several processes (`experiments.setup.processes`), all call this, and one
     writes.
 
     Args:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.plurals import agree
+from lora_jax.messages import agree
 from lora_jax.records import seal
 from lora_jax.training.loop_settings import Loop
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.distributed import processes
+from experiments.setup import processes
 from experiments.setup.experiment import Experiment
 from lora_jax.compiled import audit
 from lora_jax.compiled.compiler_faults import CURE

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from rich import progress as rich_progress
 
-from experiments.distributed import processes
 from experiments.runs import step_audit
 from experiments.runs.group import Group, trial_runs, with_batches_for
 from experiments.runs.group_folder import GroupFolder, stepping
@@ -29,6 +28,7 @@ from experiments.runs.interruption import Interrupted
 from experiments.runs.run_options import RunOptions
 from experiments.runs.rungs import Decision, Ledger, Rung, decide, plan
 from experiments.runs.trial_records import TrialRecords
+from experiments.setup import processes
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained, of_a_step
 from experiments.tracking.tracking import Tracking

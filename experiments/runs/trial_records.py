@@ -6,14 +6,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from experiments.distributed import processes
 from experiments.runs import artifacts
 from experiments.runs.folder_lock import HeldFolder
 from experiments.runs.group import Group
 from experiments.runs.rungs import Decision, of_trial
+from experiments.setup import processes
 from experiments.setup.experiment import Experiment
 from experiments.tracking.tracking import Tracking
-from lora_jax.error_text import first_line
+from lora_jax.messages import first_line
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics, last_check
 from lora_jax.training.averages import eval_params

@@ -22,7 +22,7 @@ from pydantic import (
 
 from experiments.serving.errors import ApiError
 from lora_jax.files import json_text
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 LARGEST = 2**63 - 1
 LONGEST = 100

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 
 import lora_jax as lj
 from configs.settings import ClassifierConfig, EncoderSettings
-from experiments.distributed import processes
-from experiments.setup import from_config
+from experiments.setup import from_config, processes
 from experiments.setup.task_and_model import (
     TaskAndModel,
     boundaries,

@@ -7,8 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.settings import DecoderSettings, GenerateSettings, TextConfig
-from experiments.distributed import processes
-from experiments.setup import from_config
+from experiments.setup import from_config, processes
 from experiments.setup.task_and_model import (
     TaskAndModel,
     boundaries,

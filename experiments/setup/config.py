@@ -10,7 +10,7 @@ from typing import Any
 import variants
 from configs import settings
 from experiments.setup.validate import validate
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 
 def parse(config: Mapping[str, Any]) -> settings.RunConfig:

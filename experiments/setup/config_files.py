@@ -18,10 +18,9 @@ from configs import common
 from configs.common import UnknownArgumentError
 from configs.settings import fields_of
 from experiments.setup.config import flag_type, kind_of
-from lora_jax.error_text import first_line
 from lora_jax.files import json_text
+from lora_jax.messages import first_line, nearest, nearest_path
 from lora_jax.records import packed
-from lora_jax.suggest import nearest, nearest_path
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,9 +22,8 @@ from configs.settings import fields_of
 from experiments.command_names import flag_file
 from experiments.setup import config_files
 from experiments.setup.config import flag_type, is_a, kind_of, types_beside
-from lora_jax.error_text import first_line
 from lora_jax.files import number_text
-from lora_jax.suggest import close, nearest, nearest_if_close
+from lora_jax.messages import close, first_line, nearest, nearest_if_close
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:

@@ -9,10 +9,10 @@ import lora_jax as lj
 import variants
 from configs import settings
 from lora_jax import data
+from lora_jax.data.metrics import label_metrics
 from lora_jax.data.split import TooFewError
+from lora_jax.messages import require_known
 from lora_jax.methods.rank_budget import MOST_STEPS
-from lora_jax.metrics import label_metrics
-from lora_jax.suggest import require_known
 from lora_jax.training import optim
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.optimizers import KINDS, Kind, Optimizer, scaled

@@ -22,14 +22,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lora_jax as lj
 from configs.settings import RunConfig, TextTrainSettings
-from experiments.distributed import processes
-from experiments.setup import from_config
+from experiments.setup import from_config, processes
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
+from lora_jax.base import Seen
 from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.files.json_text import config_digest, plain
 from lora_jax.sharding.mesh import ROWS, said_by_all
-from lora_jax.statistics import Seen
 from lora_jax.transform.adapt import seen_shapes
 
 FILE = "seen.safetensors"

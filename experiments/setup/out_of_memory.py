@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from configs.settings import GenerateSettings, RunConfig
-from lora_jax.error_text import said
+from lora_jax.messages import said
 from lora_jax.sharding import memory
 
 _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from configs.settings import GenerateSettings, RunConfig, TextConfig, fields_of
 from experiments.setup import from_config
 from lora_jax import data
-from lora_jax.metrics import text_metrics
+from lora_jax.data.metrics import text_metrics
+from lora_jax.messages import nearest, require_known
 from lora_jax.models.parts.decoder import POLICIES
-from lora_jax.suggest import nearest, require_known
 from lora_jax.training import optim
 from lora_jax.training.optimizers import OF_SOME
 from lora_jax.variant import Variant

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.analysis.recorded_runs import mean_score, saved_metrics
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.messages import require_known
 from lora_jax.records.run_record import Record
-from lora_jax.suggest import require_known
 
 MOST_PER_DECADE = 20
 """Rates have two digits: with many more to a decade, two of them would be one."""

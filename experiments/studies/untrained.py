@@ -25,7 +25,7 @@ from experiments.setup.forward_pass import model_inputs
 from experiments.setup.task_and_model import boundaries, text_limit
 from experiments.studies.registration import Registration
 from lora_jax import data
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 from lora_jax.models.parts.modules import masked_mean
 from lora_jax.models.published.load import load_classifier
 from lora_jax.models.published.location import locate, unchanged

@@ -21,10 +21,9 @@ from typing import Any
 from experiments.setup.config import fill
 from experiments.setup.config_flags import read_config
 from experiments.sweeps.trials import Trial
-from lora_jax.error_text import said
 from lora_jax.files import json_text
+from lora_jax.messages import require_known, said
 from lora_jax.records import run_record, seal
-from lora_jax.suggest import require_known
 
 
 class LockedError(OSError):

@@ -12,7 +12,6 @@ from typing import Any
 
 from configs.settings import RunConfig
 from experiments.command_names import command_line
-from experiments.plurals import count
 from experiments.runs.interruption import between_programs
 from experiments.runs.run import MISSING, Ended, run_together
 from experiments.runs.run_options import USUAL, RunOptions
@@ -20,8 +19,7 @@ from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
 from experiments.sweeps.trials import Trial
 from experiments.tracking.tracking import Track
-from lora_jax.error_text import first_line
-from lora_jax.suggest import require_known
+from lora_jax.messages import count, first_line, require_known
 
 Job = list[Trial]
 
@@ -118,7 +116,7 @@ def resources(
 
 def command(folder: SweepFolder, job: Job, how: RunOptions = USUAL) -> list[str]:
     """The command that trains the trials of a job that have not ended."""
-    line = [*command_line("worker"), f"--workdir={folder.path.resolve()}"]
+    line = [*command_line("sweeps.worker"), f"--workdir={folder.path.resolve()}"]
     line += [f"--trial={trial.name}" for trial in job]
     line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []

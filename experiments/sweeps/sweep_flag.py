@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lora_jax.files import number_text
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 Overrides = dict[str, str]
 """The text of each key for one trial, in the order of the flags."""

@@ -23,7 +23,7 @@ from experiments.setup.config_flags import (
 )
 from experiments.sweeps import sweep_flag
 from lora_jax.files.json_text import config_digest
-from lora_jax.suggest import nearest_if_close
+from lora_jax.messages import nearest_if_close
 
 _LONGEST = 120  # characters of a folder name; file systems allow 255 bytes with suffixes
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.tracking import trackers
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 _TRACK = flags.DEFINE_list(
     "track",

@@ -23,10 +23,10 @@ from lora_jax.adapters.base_digest import (
     made_again,
     require_base,
 )
+from lora_jax.base import Seen, SeenGradient, SeenInputs
 from lora_jax.files.arrays import is_key, to_host
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
-from lora_jax.statistics import Seen, SeenGradient, SeenInputs
 from lora_jax.transform.placement import (
     Frozen,
     Trainable,

@@ -29,8 +29,8 @@ from jax.tree_util import GetAttrKey, SequenceKey
 
 from lora_jax.compiled.by_numpy import ByNumpy, rounded_operands
 from lora_jax.compiled.jaxpr_costs import peak_bytes
-from lora_jax.error_text import first_line
 from lora_jax.files.arrays import copies, is_key, to_host
+from lora_jax.messages import first_line
 from lora_jax.sharding.mesh import said_by_all
 from lora_jax.transform.placement import Trainable
 

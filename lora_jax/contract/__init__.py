@@ -18,7 +18,7 @@ from lora_jax.contract.compositions import OF_COMPOSITIONS as OF_COMPOSITIONS
 from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
 from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL, OF_TRAINING as OF_TRAINING
 from lora_jax.contract.toys import factors_of, normal, seen_of, unit
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 from lora_jax.table import Table
 from lora_jax.variant import Base, Variant
 

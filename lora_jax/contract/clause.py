@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.compiled.by_numpy import ByNumpy
-from lora_jax.error_text import said
 from lora_jax.files.arrays import is_key
+from lora_jax.messages import said
 from lora_jax.variant import TrainingWarning, Variant
 
 Clause = Callable[[Variant], None]

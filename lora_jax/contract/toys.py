@@ -15,9 +15,9 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.extend.random import define_prng_impl
 
+from lora_jax.base import Seen
 from lora_jax.contract.clause import by_numpy, quick_jit
 from lora_jax.quantization.quantize import Storage
-from lora_jax.statistics import Seen
 from lora_jax.transform.adapt import Adapted, adapt, seen_shapes
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import Frozen, PyTree, Trainable, shared_factors

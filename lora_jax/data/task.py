@@ -29,7 +29,7 @@ class Task:
     `label_names` are the classes, in the order of their numbers; None makes the task a regression.
     `extra` are further labelled sets to evaluate on (MNLI's mismatched part, another domain).
     `unlabelled` are sets that only get predictions (test parts). `metrics` are names of metrics of
-    `lora_jax.metrics.label_metrics.score`, by default accuracy or Pearson's correlation. `metric`
+    `label_metrics.score`, by default accuracy or Pearson's correlation. `metric`
     is the main one, by default the first. `extra_metrics` are the metrics of extra parts that have
     their own. With `choices` above 1, this many consecutive examples are the choices of one
     question; exactly one of them has label 1, and a part is only ever split between questions.
@@ -195,7 +195,7 @@ class TextTask:
 
     `extra` are further parts to evaluate on (a test part, each set of a joint task). `unlabelled`
     are parts that only get predictions. `metrics` are names that
-    `lora_jax.metrics.label_metrics.score_parts` gives for the validation part; by default accuracy
+    `label_metrics.score_parts` gives for the validation part; by default accuracy
     and the loss over options if the validation part has options, else the loss per token and
     perplexity. `metric` is the main one, by default the first. `hold_out` and `few` take two
     prompts for the same if `key` returns the same for both.

@@ -17,10 +17,10 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from lora_jax.data.batches import BatchPlan, PlannedBatch, collate, eval_plan, in_order
+from lora_jax.data.metrics import label_metrics
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tokenizing.encode_prompts import option_outputs
 from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer
-from lora_jax.metrics import label_metrics
 from lora_jax.training.step import Batch, cross_entropy, squared_error
 
 

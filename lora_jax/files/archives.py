@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.error_text import first_line
+from lora_jax.messages import first_line
 
 FREE = 64 << 20
 """Bytes that any archive may unpack to, however small it is."""

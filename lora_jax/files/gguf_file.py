@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """What the metadata calls each special token of transformers."""

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
-from lora_jax.error_text import said
 from lora_jax.files import json_text
+from lora_jax.messages import said
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,

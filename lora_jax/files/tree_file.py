@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from lora_jax.error_text import first_line
 from lora_jax.files import json_text
 from lora_jax.files.arrays import array_digest, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import canonical, config_digest
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
+from lora_jax.messages import first_line
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:

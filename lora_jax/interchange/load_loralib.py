@@ -19,13 +19,13 @@ from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_peft import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.tensor_source import Source, TensorNames
+from lora_jax.messages import nearest
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import LINEAR
 from lora_jax.models.parts.family import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.peft_format import Layouts, Peft, Settings
 from lora_jax.quantization.quantize import Storage
-from lora_jax.suggest import nearest
 from lora_jax.variant import Variant
 
 A, B = LINEAR["a"].name, LINEAR["b"].name

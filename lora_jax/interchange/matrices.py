@@ -8,10 +8,10 @@ import numpy as np
 
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.names import Names, Row
+from lora_jax.messages import nearest
 from lora_jax.methods.peft_joined import joined
 from lora_jax.models.parts.family import Place
 from lora_jax.peft_format import Layouts, Peft
-from lora_jax.suggest import nearest
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import (
     Frozen,

@@ -28,13 +28,13 @@ from lora_jax.interchange.peft_config import (
     selects,
 )
 from lora_jax.interchange.tensor_source import Source, TensorNames
+from lora_jax.messages import nearest
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.parts.family import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import read_json
 from lora_jax.peft_format import Layouts, Peft, Settings, quoted
-from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TORCH_WEIGHTS = "adapter_model.bin"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_jax.base import Uses, WeightUse
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import (
     Matrix,
@@ -27,7 +28,6 @@ from lora_jax.interchange.peft_folder import (
 )
 from lora_jax.peft_format import Peft
 from lora_jax.transform.placement import Frozen, Trainable, bias_beside
-from lora_jax.uses import Uses, WeightUse
 
 
 def save_peft(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.arithmetic.updates import Factored, dense, of_rank, update_of, widened
+from lora_jax.adapters.updates import Factored, dense, of_rank, update_of, widened
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import replacing
 from lora_jax.files.gguf_file import library

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.explicit_sharding import replicated
+from lora_jax.base import replicated
 
 _T = TypeVar("_T")
 

@@ -1,6 +1,6 @@
 """How factors start: drawn at random, or taken from the weight or from data; LoftQ; EVA's ranks.
 
-The starts from data need what `lora_jax.statistics` describes in `base.seen`: the weight's gradient
+The starts from data need what `lora_jax.base` describes in `base.seen`: the weight's gradient
 (LoRA-GA, LoRA-One) or its inputs (EVA).
 
 LoftQ makes up for what the quantisation of a weight has changed (Li et al. 2023, "LoftQ:
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.explicit_sharding import replicated
+from lora_jax.base import Need, SeenGradient, SeenInputs, replicated
+from lora_jax.messages import nearest
 from lora_jax.methods.decompositions import (
     Triplets,
     minor_svd,
@@ -30,8 +31,6 @@ from lora_jax.methods.decompositions import (
     randomized_svd,
     truncated_svd,
 )
-from lora_jax.statistics import Need, SeenGradient, SeenInputs
-from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
 
 Start = Callable[[Array, Base, int, float], tuple[Array, Array | None]]

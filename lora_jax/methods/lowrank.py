@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from lora_jax.base import Need, Seen
 from lora_jax.files.arrays import to_host
+from lora_jax.messages import nearest
 from lora_jax.methods import initialization, peft_lora, preconditioning
 from lora_jax.methods.checks import (
     require_count,
@@ -27,8 +29,6 @@ from lora_jax.methods.products import (
     ratio_constants,
 )
 from lora_jax.peft_format import Peft
-from lora_jax.statistics import Need, Seen
-from lora_jax.suggest import nearest
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SCALES = {

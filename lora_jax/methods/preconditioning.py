@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.messages import require_known
 from lora_jax.methods.checks import require_finite
 from lora_jax.methods.decompositions import eigh
-from lora_jax.suggest import require_known
 
 Gradients = Mapping[str, Array]
 """`a` (rank, in) and `b` (rank, out); one of them if the other is frozen (LoRA-FA)."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lora_jax.explicit_sharding import explicit_sharding
+from lora_jax.base import explicit_sharding
 
 VALUES = np.array(
     [

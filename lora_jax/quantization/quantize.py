@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
-from lora_jax.explicit_sharding import replicated
+from lora_jax.base import replicated
 from lora_jax.quantization import nf4
 from lora_jax.variant import Base, Operand
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from lora_jax.messages import nearest
 from lora_jax.serving.bank import Bank
 from lora_jax.serving.entries import Adapter, Prepared
-from lora_jax.suggest import nearest
 
 T = TypeVar("T")
 Load = Callable[[str], tuple[Adapter, str]]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.explicit_sharding import explicit_sharding
+from lora_jax.base import explicit_sharding
+from lora_jax.messages import require_known
 from lora_jax.methods.checks import require_count
 from lora_jax.partition import split_arrays
 from lora_jax.serving import bank_arrays, grouped_matmul, joint_training
@@ -17,7 +18,6 @@ from lora_jax.serving.bank_arrays import Held
 from lora_jax.serving.entries import Adapter, Prepared, entries
 from lora_jax.serving.grouped_matmul import WAYS, Product, fastest, seconds
 from lora_jax.serving.slots import ACTIVE, GAIN, PLAIN_METHOD, SLOT
-from lora_jax.suggest import require_known
 from lora_jax.table import Table
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.placement import Frozen

@@ -12,14 +12,13 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lora_jax.base import Seen, Uses, WeightUse
 from lora_jax.partition import flatten, split_arrays
 from lora_jax.quantization.quantize import Storage, Stored, require_storable
 from lora_jax.sharding.mesh import ROWS, Rules, automatic, axes_of, fitting, specs_of
-from lora_jax.statistics import Seen
 from lora_jax.transform.adapt import Adapted, init_shapes
 from lora_jax.transform.placement import Frozen, Placement, group_of
 from lora_jax.transform.target_patterns import SomeLayers
-from lora_jax.uses import Uses, WeightUse
 from lora_jax.variant import Base
 
 PyTree = Any

@@ -22,9 +22,9 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from lora_jax.base import WeightUse
+from lora_jax.messages import nearest
 from lora_jax.partition import matches
-from lora_jax.suggest import nearest
-from lora_jax.uses import WeightUse
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")

@@ -21,10 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from lora_jax.error_text import first_line
 from lora_jax.files import full_disk
 from lora_jax.files.arrays import DIGITS, checksum, hexadecimal, holds, type_name
 from lora_jax.files.json_text import config_digest, plain
+from lora_jax.messages import first_line
 from lora_jax.training.state_leaves import (
     bare,
     copy,

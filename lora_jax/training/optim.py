@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lora_jax.messages import require_known
 from lora_jax.partition import selected
-from lora_jax.suggest import require_known
 
 SCHEDULES = ("linear", "cosine", "constant")
 

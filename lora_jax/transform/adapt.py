@@ -12,9 +12,9 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
+from lora_jax.base import Seen, Uses
 from lora_jax.partition import Parts, flatten, is_array, require_function, split_arrays
 from lora_jax.quantization.quantize import Storage
-from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.adapted_optimizer import (
     ForWeights,
@@ -46,7 +46,6 @@ from lora_jax.transform.placement import (
     with_shared_arrays,
 )
 from lora_jax.transform.target_patterns import Pattern, Rule, Targets
-from lora_jax.uses import Uses
 from lora_jax.variant import Factors, Variant
 
 

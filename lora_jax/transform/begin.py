@@ -11,10 +11,10 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from lora_jax.base import Seen, Uses
 from lora_jax.files.arrays import to_host
 from lora_jax.partition import select_paths
 from lora_jax.quantization.quantize import Storage, require_storable
-from lora_jax.statistics import Seen
 from lora_jax.transform import target_patterns
 from lora_jax.transform.adapted_weight import over_stack
 from lora_jax.transform.placement import (
@@ -29,7 +29,6 @@ from lora_jax.transform.placement import (
     with_biases,
 )
 from lora_jax.transform.target_patterns import Pattern, Rule
-from lora_jax.uses import Uses
 from lora_jax.variant import Base, Factors, Variant
 
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import JaxprEqn, Var
 
+from lora_jax.base import Use, Uses, WeightUse
 from lora_jax.files.arrays import is_key
 from lora_jax.partition import flatten, is_array, select_paths, split_arrays
 from lora_jax.transform import jaxprs, origins, views
 from lora_jax.transform.convolutions import has_rule
 from lora_jax.transform.origins import Origin, Origins
 from lora_jax.transform.views import Atom, Axis, Parts, View
-from lora_jax.uses import Use, Uses, WeightUse
 
 ADDED = -1
 """Marks an axis made by repetition, which has no original axis."""

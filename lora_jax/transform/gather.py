@@ -20,10 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.explicit_sharding import replicated
+from lora_jax.base import Need, Seen, SeenGradient, SeenInputs, replicated
 from lora_jax.files.arrays import to_host
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.statistics import Need, Seen, SeenGradient, SeenInputs
 from lora_jax.transform.adapted_weight import over_stack
 from lora_jax.transform.placement import (
     AdaptedSpec,

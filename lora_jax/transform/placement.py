@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
+from lora_jax.base import Uses, WeightUse
 from lora_jax.files.arrays import is_key, type_name
 from lora_jax.partition import is_array
 from lora_jax.quantization.quantize import Quantized, Storage
@@ -22,7 +23,6 @@ from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.adapted_weight import Shared, Weight, over_stack, with_shared
 from lora_jax.transform.target_patterns import Assigned, Rule, SomeLayers
 from lora_jax.transform.views import View
-from lora_jax.uses import Uses, WeightUse
 from lora_jax.variant import Base, Factors, TrainingWarning, Variant, wide
 
 PyTree = Any

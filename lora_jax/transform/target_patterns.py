@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.base import Uses, WeightUse
 from lora_jax.partition import select_paths
-from lora_jax.uses import Uses, WeightUse
 from lora_jax.variant import Base, Factors, Variant
 
 ALL_LINEAR = "all-linear"

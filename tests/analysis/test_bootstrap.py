@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.analysis import bootstrap
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 
 COUNT = 20
 

@@ -7,10 +7,10 @@ import pytest
 
 from experiments.analysis import choose_methods, collect_runs, recorded_runs
 from experiments.reports import registered
+from experiments.reports.tables import config_tables
 from experiments.studies import registration
 from experiments.studies.adherence import adherence
-from experiments.tables import config_tables
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = sorted(path.parent for path in RESULTS.rglob("study.json"))

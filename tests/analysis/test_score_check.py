@@ -11,11 +11,11 @@ from fake_records import planted, write
 
 from experiments.analysis import recorded_runs, scored_examples
 from experiments.analysis.choose_methods import contests
-from experiments.figures.scores import panels
+from experiments.reports.figures.scores import panels
+from experiments.reports.tables import cells, config_tables
 from experiments.runs import predictions
 from experiments.runs.predictions import Predictions
-from experiments.search.search import score
-from experiments.tables import cells, config_tables
+from experiments.sweeps.search.search import score
 
 LABELS = np.tile([0, 1], 50)
 RIGHT = np.eye(2)[LABELS]

@@ -11,7 +11,7 @@ from experiments.analysis import parameters, recorded_runs
 from experiments.analysis.choose_methods import contests
 from experiments.analysis.collect_runs import select
 from experiments.analysis.recorded_runs import Run
-from experiments.tables import config_tables
+from experiments.reports.tables import config_tables
 
 
 def selected(root, table=None, size="full"):

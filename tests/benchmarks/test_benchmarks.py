@@ -13,7 +13,7 @@ from benchmarks.cases import Case, Contender, Goal, Group, Plan, Ratio, chosen, 
 from benchmarks.results import Curve, Found, Measured, content, earlier, exponent
 from benchmarks.suites import training
 from benchmarks.turns import in_turns, process, seconds_of, seconds_until
-from experiments import marked_documents
+from lora_jax.files import marked_documents
 
 SLOW = [1.0, 10.0, 1.0, 10.0, 1.0]
 """The machine was busy twice, for all sides."""

@@ -8,7 +8,7 @@ from fake_records import write
 
 from experiments import report
 from experiments.analysis import collect_runs, recorded_runs
-from experiments.figures import scores
+from experiments.reports.figures import scores
 from experiments.runs import artifacts
 
 CHOSEN = {"layers/query/kernel": np.array([3, 0]), "layers/value/kernel": np.array([1, 2])}

@@ -200,13 +200,13 @@ def test_matplotlib_waits_for_a_picture(tmp_path):
 
 
 def test_commands_start_others_as_they_were_started(package, monkeypatch):
-    assert command_names.command_line("worker")[2:] == [PACKAGE, "worker"]
+    assert command_names.command_line("sweeps.worker")[2:] == [PACKAGE, "sweeps.worker"]
     assert command_names.shown("train") == "lora-jax train"
     with monkeypatch.context() as patch:
         patch.delitem(sys.modules, PACKAGE)
-        alone = command_names.command_line("worker"), command_names.shown("train")
+        alone = command_names.command_line("sweeps.worker"), command_names.shown("train")
     assert alone == (
-        [sys.executable, "-m", "experiments.worker"],
+        [sys.executable, "-m", "experiments.sweeps.worker"],
         "python -m experiments.train",
     )
 

@@ -19,6 +19,7 @@ from configs.studies import against_lora
 from experiments import report
 from experiments.analysis import recorded_runs
 from experiments.reports.document import Document
+from experiments.reports.tables.config_tables import render_table
 from experiments.runs import predictions, run, training
 from experiments.runs.interruption import between_programs
 from experiments.setup.config import parse
@@ -26,10 +27,9 @@ from experiments.setup.experiment import build
 from experiments.studies.protocol import Protocol, Rates, Tuning
 from experiments.studies.training import Cell, Trainer
 from experiments.sweeps import jobs
-from experiments.tables.config_tables import render_table
 from lora_jax import data
+from lora_jax.data.metrics import label_metrics
 from lora_jax.files import tree_file
-from lora_jax.metrics import label_metrics
 from lora_jax.models import families
 from lora_jax.models.published.export import export_model
 from lora_jax.models.published.location import locate

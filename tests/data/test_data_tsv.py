@@ -10,9 +10,9 @@ from official import sentence
 from one_line import refuses
 
 from lora_jax.data import SPECS, load_task, normalise, tasks
+from lora_jax.data.metrics import label_metrics
 from lora_jax.data.sources import tsv
 from lora_jax.data.sources.tsv import read_part
-from lora_jax.metrics import label_metrics
 
 FILE = """
 from lora_jax.data.tasks import TaskSpec

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 ELSEWHERE = {
     r"experiments\.serve": "tests/serving/test_server.py",
-    r"experiments\.sweep .*--search=": "tests/search/test_search.py",
+    r"experiments\.sweep .*--search=": "tests/sweeps/test_search.py",
     r"experiments\.tune": "tests/commands/test_studies.py",
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
     r"experiments\.plan .*--topology": "tests/planning/test_plan.py",

@@ -11,7 +11,7 @@ from experiments.exports.card_scores import Score, scores
 from experiments.runs import predictions
 from experiments.runs.finished_run import FinishedRun
 from experiments.setup.config import of_record
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(2, size=400)

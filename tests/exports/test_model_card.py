@@ -23,7 +23,7 @@ from experiments.exports.model_card import Export, model_card, origin_command
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from experiments.setup.config import parse
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 from lora_jax.records import run_record, seal
 
 COMMAND = "python -m experiments.export --run=runs/a --as=merged --out=exported/a"

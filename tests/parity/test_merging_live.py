@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lora_jax.arithmetic.merging import Method
+from lora_jax.adapters.merging import Method
 
 merge_utils = pytest.importorskip("peft.utils.merge_utils")
 torch = pytest.importorskip("torch")

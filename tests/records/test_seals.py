@@ -10,10 +10,10 @@ import pytest
 from fake_records import planted, write
 
 from configs import glue
-from experiments.figures import scores
+from experiments.reports.figures import scores
+from experiments.reports.tables import config_tables
 from experiments.runs import run
 from experiments.setup.config import parse
-from experiments.tables import config_tables
 from lora_jax.records import run_record, seal
 from lora_jax.records.metrics_log import Metrics, last_check, read_metrics
 

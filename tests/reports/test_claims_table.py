@@ -10,7 +10,7 @@ from experiments.analysis.significance import Estimate
 from experiments.reports import registered, study_blocks
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
 from experiments.reports.study_blocks import effect, verdict_on_claim
-from experiments.tables.config_tables import RESULTS, ROOT
+from experiments.reports.tables.config_tables import RESULTS, ROOT
 
 CELLS = {(*cell.line, cell.task): cell for cell in published.load()}
 SMALL = Claim(

@@ -11,10 +11,10 @@ from quickstart_sweep import sweep
 from scipy import stats
 
 from experiments.analysis import frame, setting_grid
-from experiments.figures import scores, setting_lines
 from experiments.reports import grid
 from experiments.reports.document import Document
-from experiments.tables import config_tables
+from experiments.reports.figures import scores, setting_lines
+from experiments.reports.tables import config_tables
 
 RATE = "optimizer.learning_rate"
 SEEDS = range(3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_records import write
 
-from experiments import marked_documents, report, tune
+from experiments import report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import csv_lines, registered, study_blocks
 from experiments.reports.document import (
@@ -20,6 +20,7 @@ from experiments.reports.document import (
 from experiments.reports.findings import sentence
 from experiments.studies import registration
 from experiments.studies.protocol import Protocol
+from lora_jax.files import marked_documents
 from lora_jax.table import Table
 
 MODULE = importlib.import_module("configs.studies.against_lora")

@@ -12,8 +12,8 @@ from scipy import stats
 
 from experiments.analysis import pairwise
 from experiments.reports import sheets, warnings
-from experiments.tables.cells import NONE
-from lora_jax.metrics import label_metrics
+from experiments.reports.tables.cells import NONE
+from lora_jax.data.metrics import label_metrics
 from lora_jax.table import is_numeric
 
 TWO = stats.t.ppf(0.975, 2)

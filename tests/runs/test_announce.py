@@ -7,7 +7,6 @@ import small_model
 from small_language import write_places
 
 from configs import instruct
-from experiments.distributed.devices import mesh_of
 from experiments.planning import abstract_step
 from experiments.planning.abstract_step import AbstractStep, Batches, stays
 from experiments.runs import run
@@ -15,6 +14,7 @@ from experiments.runs.announce import Held, TooManyTrialsError, announce, descri
 from experiments.runs.run import run_together
 from experiments.runs.run_options import RunOptions
 from experiments.setup.config import parse
+from experiments.setup.devices import mesh_of
 from experiments.setup.load import read_texts
 from lora_jax.models.published.weight_files import Weights
 from lora_jax.sharding import memory

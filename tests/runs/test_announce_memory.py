@@ -15,12 +15,12 @@ from small_decoder import random_decoder
 
 from configs import quickstart
 from configs.settings import GenerateSettings
-from experiments.distributed.devices import mesh_of
 from experiments.planning.abstract_step import AbstractStep
 from experiments.runs import run, training
 from experiments.runs.announce import Held
 from experiments.setup import completion
 from experiments.setup.config import parse
+from experiments.setup.devices import mesh_of
 from experiments.setup.experiment import build
 from experiments.setup.out_of_memory import (
     explained,

@@ -10,7 +10,7 @@ from experiments.runs.group import Group
 from experiments.runs.run_options import RunOptions
 from experiments.setup.experiment import build
 from lora_jax.adapters.adapter_file import load_adapter
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.training.masking import narrow
 

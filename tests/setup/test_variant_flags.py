@@ -20,12 +20,12 @@ from configs import quickstart
 from configs.studies import against_lora
 from experiments import tune
 from experiments.analysis import labels
+from experiments.reports.tables.config_tables import render_table
 from experiments.setup.config import fill, of_record, parse
 from experiments.setup.config_flags import read, read_config
 from experiments.setup.from_config import make_targets
 from experiments.sweeps import jobs, trials
 from experiments.sweeps.sweep_flag import text_of
-from experiments.tables.config_tables import render_table
 from lora_jax.files.json_text import config_digest
 from lora_jax.records import run_record
 

@@ -13,11 +13,11 @@ from jax.sharding import AxisType, PartitionSpec as P
 from make_fixtures import bert, deberta, decoders
 
 import lora_jax as lj
+from lora_jax.base import WeightUse
 from lora_jax.models import families
 from lora_jax.models.parts.family import DECODER, ENCODER, shardings_of
 from lora_jax.partition import path_name
 from lora_jax.sharding.mesh import SMALL, automatic, fitting, mesh_sizes, part_count, specs_of
-from lora_jax.uses import WeightUse
 
 # ---- meshes --------------------------------------------------------------------------------------
 

@@ -23,13 +23,13 @@ import small_study
 from experiments.exports import model_card
 from experiments.runs import run, rungs, training
 from experiments.runs.group_folder import found_by_timing
-from experiments.search import search
 from experiments.setup import from_data
 from experiments.setup.config import parse
 from experiments.setup.config_flags import read_config
 from experiments.setup.load import read_texts
 from experiments.studies import registration
 from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.search import search
 from lora_jax.files.json_text import plain
 from lora_jax.files.tree_file import load_tree
 from lora_jax.partition import flatten

@@ -11,12 +11,12 @@ from fake_records import write
 from experiments import report, tune
 from experiments.analysis import recorded_runs
 from experiments.reports import registered
+from experiments.reports.tables.config_tables import render_table
+from experiments.reports.tables.table_cost import cell_configs
 from experiments.setup import config_files
 from experiments.setup.config_flags import settings_of
 from experiments.studies import registration
 from experiments.sweeps import jobs
-from experiments.tables.config_tables import render_table
-from experiments.tables.table_cost import cell_configs
 from lora_jax.records import packed
 
 FILE = """

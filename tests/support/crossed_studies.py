@@ -21,7 +21,7 @@ from experiments.analysis.significance import (
     over_tasks,
     squares,
 )
-from lora_jax.metrics import label_metrics
+from lora_jax.data.metrics import label_metrics
 
 METHODS = 6
 """The reference and five others, which are a family."""

@@ -10,9 +10,9 @@ from configs import common_tasks
 from experiments.analysis.published import SIZES
 from experiments.runs import predictions
 from experiments.setup.config import fill
+from lora_jax.data.metrics import label_metrics
 from lora_jax.files import json_text
 from lora_jax.files.json_text import config_digest
-from lora_jax.metrics import label_metrics
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
 

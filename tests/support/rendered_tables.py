@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from experiments.tables import config_tables
+from experiments.reports.tables import config_tables
 
 
 def markdown(name: str, results: Path, **choice: str) -> dict[str, dict[str, dict[str, str]]]:

@@ -9,7 +9,7 @@ from fake_records import planted
 from experiments.analysis import choose_methods, pairwise, recorded_runs
 from experiments.reports import warnings
 from experiments.reports.document import Document
-from experiments.tables import config_tables
+from experiments.reports.tables import config_tables
 
 RATES = (3e-4, 1e-3, 3e-3)
 LABELS = np.tile([0, 1], 100)

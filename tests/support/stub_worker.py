@@ -1,4 +1,4 @@
-"""Stands in for `experiments.worker`: no training, and mishaps by the seed of the trial's name."""
+"""Stands in for the worker: no training, and mishaps by the seed of the trial's name."""
 
 import argparse
 import json

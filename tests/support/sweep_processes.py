@@ -13,7 +13,7 @@ def workers(workdir: Path) -> list[int]:
             words = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has just ended
             continue
-        if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
+        if b"experiments.sweeps.worker" in words and f"--workdir={workdir}".encode() in words:
             found.append(int(path.name))
     return found
 

@@ -63,7 +63,7 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
     done = subprocess.run(first, shell=True, cwd="/", env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     words = shlex.split(second)
-    words = words[words.index("experiments.worker") :]
+    words = words[words.index("experiments.sweeps.worker") :]
     assert commands.run(*words, **environment).returncode == 0
     straight = {path.parent.name: path.parent for path in whole.glob("trials/*/record.json")}
     assert len(straight) == 8

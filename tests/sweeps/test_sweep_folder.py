@@ -299,7 +299,7 @@ def test_printed_commands_are_whole(tmp_path):
     folder, found = sweep(tmp_path / "a folder; rm", "config.data.extra='a b;','$(c)'")
     line = jobs.command(folder, found[:1])
     assert line[1:] == [
-        *("-m", "experiments.worker", f"--workdir={folder.path.resolve()}"),
+        *("-m", "experiments.sweeps.worker", f"--workdir={folder.path.resolve()}"),
         f"--trial={found[0].name}",
     ]
     assert shlex.split(jobs.shell_command(folder, found[:1])) == ["cd", os.getcwd(), "&&", *line]

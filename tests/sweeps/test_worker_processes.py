@@ -99,7 +99,9 @@ def test_the_command_leaves_a_diverged_trial_as_it_is(tmp_path):
     trained_one(trial.config, folder.run(trial.name))
     record = folder.run(trial.name) / "record.json"
     before = record.read_bytes()
-    done = commands.run("experiments.worker", f"--workdir={folder.path}", f"--trial={trial.name}")
+    done = commands.run(
+        "experiments.sweeps.worker", f"--workdir={folder.path}", f"--trial={trial.name}"
+    )
     assert done.returncode == 1 and folder.state(trial).status == "diverged", done.stderr
     assert record.read_bytes() == before
 

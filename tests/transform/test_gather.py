@@ -13,8 +13,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lora_jax as lj
+from lora_jax.base import Need
 from lora_jax.sharding.layout import lay_out
-from lora_jax.statistics import Need
 from variants.lora import LoRA
 
 KEY = jax.random.key(3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import lora_jax as lj
+from lora_jax.base import Uses, WeightUse
 from lora_jax.transform.placement import bias_beside
-from lora_jax.uses import Uses, WeightUse
 from variants.ia3 import IA3
 
 KEY = jax.random.key(0)

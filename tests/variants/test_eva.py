@@ -9,8 +9,8 @@ from jax import lax
 
 import lora_jax as lj
 import variants
+from lora_jax.base import SeenInputs
 from lora_jax.methods import initialization
-from lora_jax.statistics import SeenInputs
 from lora_jax.transform.adapt import init_shapes
 
 KEY = jax.random.key(0)

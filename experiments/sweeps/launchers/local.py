@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.distributed.devices import core_count, cores
-from experiments.plurals import agree, count
 from experiments.runs.interruption import TEMPORARY_FAILURE
+from experiments.setup.devices import core_count, cores
 from experiments.sweeps import jobs, worker_process
 from experiments.sweeps.folder import SweepFolder, locked
+from lora_jax.messages import agree, count
 
 SHARE = 4
 """The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""

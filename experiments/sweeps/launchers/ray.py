@@ -21,7 +21,7 @@ from experiments.runs.interruption import TEMPORARY_FAILURE
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.launchers import local
-from lora_jax.error_text import first_line
+from lora_jax.messages import first_line
 
 _ADDRESS = flags.DEFINE_string(
     "ray_address",

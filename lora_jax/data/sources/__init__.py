@@ -19,7 +19,7 @@ from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tasks import SPECS
 from lora_jax.data.tokenizing.chat_templates import ChatTemplate
-from lora_jax.suggest import nearest_or_all, require_known
+from lora_jax.messages import nearest_or_all, require_known
 
 SOURCES = ("demo", "tfds", "tsv", "files")
 _DEMO = "rotten_tomatoes"

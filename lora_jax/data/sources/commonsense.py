@@ -10,7 +10,7 @@ Here the loss is on the answer only. The papers' script also has it on the promp
 (`train_on_inputs`), and truncates texts to 256 tokens, at the end.
 
 Here the answer to a question is the option with the largest log-likelihood, without sampling.
-`lora_jax.metrics.text_metrics.extracted_answers` scores generated answers as the papers do.
+`lora_jax.data.metrics.text_metrics.extracted_answers` scores generated answers as the papers do.
 """
 
 import re
@@ -22,7 +22,7 @@ import numpy as np
 from lora_jax.data.examples import Prompts, concatenate
 from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.task import TextTask
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 SETS = (
     "boolq",

@@ -17,7 +17,7 @@ from pathlib import Path
 from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
 from lora_jax.data.task import TextTask
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 NAMES = ("e2e", "e2e_dev")
 SEPARATOR = "<|endoftext|>"

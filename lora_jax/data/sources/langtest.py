@@ -19,7 +19,7 @@ from lora_jax.data.sources.commonsense import said
 from lora_jax.data.split import normalise
 from lora_jax.data.task import TextTask
 from lora_jax.files.published_paths import installed
-from lora_jax.suggest import require_known
+from lora_jax.messages import require_known
 
 NAMES = (
     "boolq",

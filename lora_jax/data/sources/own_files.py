@@ -13,7 +13,7 @@ from lora_jax.data.sources import rows
 from lora_jax.data.split import as_written, plain_split, stratified_split
 from lora_jax.data.task import Task
 from lora_jax.files import number_text
-from lora_jax.suggest import nearest, require_known
+from lora_jax.messages import nearest, require_known
 
 PARTS = ("train", "validation", "extra", "test")
 FIELDS = (*PARTS, "text", "second_text", "label", "regression")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax.files import json_text, number_text
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 

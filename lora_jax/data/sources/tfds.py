@@ -19,9 +19,9 @@ import numpy as np
 from lora_jax.data.sources import tsv
 from lora_jax.data.task import Task
 from lora_jax.data.tasks import Record, TaskPart, TaskSpec, assemble
-from lora_jax.error_text import first_line
 from lora_jax.files.archives import open_zip
 from lora_jax.files.published_paths import cache_folder
+from lora_jax.messages import first_line
 
 _CHUNK = 10_000
 

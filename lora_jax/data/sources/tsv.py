@@ -8,7 +8,7 @@ from lora_jax.data.sources import rows
 from lora_jax.data.task import Task
 from lora_jax.data.tasks import SPECS, Record, TaskPart, TaskSpec, assemble
 from lora_jax.files import number_text
-from lora_jax.suggest import nearest
+from lora_jax.messages import nearest
 
 
 def load(name: str, folder: str | Path) -> Task:

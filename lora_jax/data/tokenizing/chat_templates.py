@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.tokenizing.vocabulary_files import read_settings, special_tokens
-from lora_jax.error_text import first_line
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
+from lora_jax.messages import first_line, require_known
 from lora_jax.models.published.weight_files import find_gguf
-from lora_jax.suggest import require_known
 
 Message = Mapping[str, Any]
 

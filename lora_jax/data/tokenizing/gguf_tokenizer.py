@@ -11,8 +11,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from lora_jax.data.tokenizing.vocabulary_files import byte_pairs, way_of
 from lora_jax.files.gguf_file import GgufError, GgufFile
+from lora_jax.messages import nearest
 from lora_jax.models.parts.config_checks import shown
-from lora_jax.suggest import nearest
 
 # Kinds of tokens (LLAMA_TOKEN_TYPE in llama.cpp); the other kinds are unused tokens and bytes.
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4

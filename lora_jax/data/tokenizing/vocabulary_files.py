@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from lora_jax.error_text import first_line
 from lora_jax.files import json_text
-from lora_jax.suggest import nearest
+from lora_jax.messages import first_line, nearest
 
 GPT2_END = "<|endoftext|>"
 """GPT-2's only special token: it begins a text, ends it, and stands for unknown text."""

@@ -10,9 +10,9 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from lora_jax.messages import nearest
 from lora_jax.models.parts.config_checks import ModelConfig, shown
 from lora_jax.models.parts.family import Family, Place
-from lora_jax.suggest import nearest
 
 Kind = Literal["encoder", "decoder"]
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from lora_jax.files.gguf_file import GgufError, GgufFile
+from lora_jax.messages import nearest, require_known
 from lora_jax.models import families
 from lora_jax.models.parts.config_checks import shown
 from lora_jax.models.parts.family import Family, Gguf, Index
-from lora_jax.suggest import nearest, require_known
 
 
 def gguf_config(file: GgufFile) -> Any:

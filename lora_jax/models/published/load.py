@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from lora_jax.error_text import said
+from lora_jax.messages import nearest, require_known, said
 from lora_jax.models import families
 from lora_jax.models.parts.causal_attention import Implementation
 from lora_jax.models.parts.classifier import EncoderClassifier
@@ -28,7 +28,6 @@ from lora_jax.models.parts.modules import Pool
 from lora_jax.models.published.weight_files import Weights, find_gguf, read_json
 from lora_jax.partition import flatten, path_name
 from lora_jax.sharding.memory import check_fits
-from lora_jax.suggest import nearest, require_known
 
 Shardings = Mapping[str, Sharding]
 """The sharding of each parameter by its path, such as `layers/attention/query/kernel`."""

@@ -17,10 +17,10 @@ from tokenizers import pre_tokenizers
 
 from lora_jax.files.atomic import new_folder
 from lora_jax.files.published_paths import cache_folder
+from lora_jax.messages import require_known
 from lora_jax.models import families
 from lora_jax.models.published.export import write_config, write_weights
 from lora_jax.partition import parts_of, path_name
-from lora_jax.suggest import require_known
 
 _SIZES = {
     "hidden_size": 128,

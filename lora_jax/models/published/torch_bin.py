@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from lora_jax.error_text import first_line
 from lora_jax.files.archives import open_zip
+from lora_jax.messages import first_line
 
 # torch's storage classes: NumPy's type, and its name in safetensors
 _STORAGES = {

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from lora_jax.files import json_text
 from lora_jax.files.published_paths import inside
+from lora_jax.messages import require_known
 from lora_jax.models.parts.family import Index
 from lora_jax.models.published.torch_bin import TorchFile
-from lora_jax.suggest import require_known
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

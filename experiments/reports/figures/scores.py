@@ -1,0 +1,427 @@
+"""Draw many runs: scores by parameters, training curves, scores by learning rate or examples."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from configs import common_tasks
+from experiments.analysis import (
+    collect_runs,
+    parameters as counted,
+    scored_examples,
+    setting_grid,
+)
+from experiments.analysis.choose_methods import RATE
+from experiments.analysis.collect_runs import (
+    Summary,
+    collect,
+    elsewhere,
+    one_of_each,
+    select,
+    summarise,
+)
+from experiments.analysis.labels import UNTITLED, in_order, method, natural
+from experiments.analysis.published import MODEL_TITLES
+from experiments.analysis.recorded_runs import Run, find, scale
+from experiments.reports.figures import setting_lines
+from experiments.reports.figures.style import NORMAL, styles
+from experiments.reports.tables import config_tables
+from experiments.runs.rank_map import rank_map
+from experiments.studies import adherence
+from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.messages import require_known
+
+LEGEND = 14
+"""The most names in a column of a legend."""
+SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """The content of one pair of axes: runs of one model and task, scored on the same examples.
+
+    `table` is the `TABLE` of their config (`configs.common_tasks.table`).
+    """
+
+    title: str
+    metric: str
+    runs: tuple[Run, ...]
+    table: Mapping[str, Any]
+
+    def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
+        """The completed runs by name: names of table rows in the table's order, then all others."""
+        done = [run for run in self.runs if run.completed]
+        found = in_order(name(run) for run in done)
+        keys = [*(key for key in self.table["rows"] if key in found), *found]
+        return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
+
+    def row(self, run: Run, beside: Sequence[str] = ()) -> str:
+        """The row of a run; without a study, its method and the settings that differ within it.
+
+        Args:
+          beside: settings that are not in the name.
+        """
+        if run.study.table:
+            return run.study.row
+        key = collect_runs.method_key(run)
+        own = [each.settings for each in self.runs if collect_runs.method_key(each) == key]
+        names = setting_grid.names_of_differing([own]).items()
+        values = [(n, setting_grid.value_of(run.settings, k)) for k, n in names if k not in beside]
+        return ", ".join([method(key), *(f"{n} {setting_grid.text(v)}" for n, v in values)])
+
+    def name(self, row: str) -> str:
+        """The label of a row in the table."""
+        return self.table["rows"].get(row) or method(row)
+
+    def score(self, runs: Sequence[Run]) -> Summary | None:
+        """The summary of some runs, computed as in the table; None without scores."""
+        scores = {run.number: run.score(self.metric, self.table["choose"]) for run in runs}
+        known = {number: score for number, score in scores.items() if score is not None}
+        counted = collect_runs.means_of_draws(known).tolist()
+        return summarise(counted, self.table["report"], self.table["spread"]) if counted else None
+
+    def best(self, runs: Sequence[Run]) -> Summary | None:
+        """The summary of the runs of one setting, that with the best; None without scores."""
+        settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+        for run in runs:
+            settings.setdefault(tuple(run.settings.items()), []).append(run)
+        scores = [self.score(one_of_each(own)) for own in settings.values()]
+        better = min if self.metric in LOWER_IS_BETTER else max
+        return better(filter(None, scores), key=lambda each: each.centre, default=None)
+
+    def protocol(self) -> str:
+        """A description of `score` in words."""
+        report, choose = self.table["report"], self.table["choose"]
+        return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
+
+
+def metric_label(metric: str) -> str:
+    """The label of an axis with a metric."""
+    return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
+
+
+def panels(runs: Sequence[Run], task: Callable[[Run], str] | None = None) -> list[Panel]:
+    """Group runs into panels by table, model, task and the examples they were scored on.
+
+    Args:
+      task: the name of a run's task; by default tasks are columns of the table.
+
+    Raises:
+      ValueError: no run has completed.
+    """
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        table, model, column = collect_runs.contest_key(run)
+        held = "held-out" * run.held_out
+        key = table, model, task(run) if task else column, held
+        groups.setdefault(key, []).append(run)
+    made, known = [], config_tables.tables()
+    titles = config_tables.titles(known)
+    for (table, model, name, held), own in groups.items():
+        metrics = {run.record.metric for run in own if run.completed}
+        if metrics:
+            title = name if task else titles.get(table, UNTITLED).column(name)
+            title = f"{MODEL_TITLES.get(model, model)}, {title}"
+            title += f", {held} training examples" if held else ""
+            shown = known.get(table) or common_tasks.table(table)
+            made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
+    if not made:
+        raise ValueError("no run has completed: nothing to draw")
+    return made
+
+
+def scored(made: Sequence[Panel], draw: Callable[[Axes, Panel], None]) -> Figure:
+    """A figure of scores, with the protocol of its tables below."""
+    return figure_of(made, [draw], "; ".join(dict.fromkeys(panel.protocol() for panel in made)))
+
+
+def figure_of(
+    made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], None]], said: str
+) -> Figure:
+    """A figure with axes for each panel and drawing, a legend beside each panel, `said` below."""
+    columns = min(2, len(made))
+    lines = -(-len(made) // columns) * len(drawings)
+    names = max(len({panel.row(run) for run in panel.runs}) for panel in made)
+    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # room for a legend of several columns
+    figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
+    figure.supxlabel(said, fontsize="small")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for number, panel in enumerate(made):
+        line, column = divmod(number, columns)
+        for offset, draw in enumerate(drawings):
+            axes = grid[line * len(drawings) + offset, column]
+            axes.set_visible(True)
+            if offset:  # drawings of one panel have the same steps
+                axes.sharex(grid[line * len(drawings), column])
+            draw(axes, panel)
+            axes.grid(alpha=0.3)
+            axes.margins(0.08)
+            if offset == 0:
+                axes.set_title(panel.title)
+            if offset == 0 and (count := len(axes.get_legend_handles_labels()[0])):
+                axes.legend(
+                    loc="center left",
+                    bbox_to_anchor=(1.01, 0.5),
+                    fontsize="small",
+                    ncols=-(-count // LEGEND),
+                )
+    return figure
+
+
+APART = 1.04
+"""The factor between the places of two methods at one number of examples."""
+
+
+def parameters(runs: Sequence[Run]) -> Figure:
+    """Draw scores, as in the tables, against parameters (`experiments.analysis.parameters`).
+
+    A method without adapters (a trained head alone) is a dashed line.
+    """
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        for (row, own), (marker, colour, _) in zip(
+            panel.rows(panel.row).items(), styles(), strict=False
+        ):
+            found = panel.score(own)
+            counts = counted.counts(run.record for run in own)
+            if found is None or not counts:
+                continue
+            count = max(counts)
+            label = panel.name(row)
+            if count == 0:
+                axes.axhline(found.centre, color=colour, linestyle="--", label=label)
+            else:
+                axes.errorbar(
+                    [count],
+                    [found.centre],
+                    yerr=found.spread,
+                    fmt=marker,
+                    color=colour,
+                    capsize=3,
+                    label=label,
+                )
+        axes.set_xscale("log")
+        axes.set_xlabel(counted.HEADING)
+        axes.set_ylabel(metric_label(panel.metric))
+
+    return scored(panels(runs), draw)
+
+
+def training(runs: Sequence[Run]) -> Figure:
+    """Draw losses by step, and scores by step below: the mean over a row's runs, and their range.
+
+    The steps are those that all runs of a row have reported.
+    """
+    made = panels(runs)
+    if not any(run.metrics() for run in runs):
+        raise ValueError("no run has a metrics.jsonl: there are no curves to draw")
+
+    drawings = [
+        lambda axes, panel: _curves(axes, panel, "loss", 1.0, "Training loss"),
+        lambda axes, panel: _curves(
+            axes, panel, panel.metric, scale(panel.metric), metric_label(panel.metric)
+        ),
+    ]
+    return figure_of(made, drawings, "means of runs, and their range")
+
+
+def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> None:
+    rows = panel.rows(panel.row)
+    for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
+        curves = [curve for run in own if (curve := _curve(run, name))]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        if not steps:
+            continue
+        values = times * np.array([[curve[step] for step in steps] for curve in curves])
+        few = {"marker": marker, "markersize": 5} if len(steps) < 10 else {}
+        axes.plot(steps, values.mean(0), linestyle=line, color=colour, label=panel.name(row), **few)
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+
+
+def learning_rate(runs: Sequence[Run]) -> Figure:
+    """Draw scores, as in the tables, by learning rate, with a line for each method.
+
+    If a row's name begins with the rate (`rate_1e-4_ratio_4`), the rest of the name is the method.
+    If several settings share a rate, the best is drawn.
+    """
+
+    def rate(run: Run) -> float:
+        return run.config.optimizer.learning_rate
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        rows = panel.rows(lambda run: re.sub(r"^rate_[^_]+_", "", panel.row(run, (RATE,))))
+        for (row, own), style in zip(rows.items(), styles(), strict=False):
+            points = []
+            for x in sorted({rate(run) for run in own}):
+                found = panel.best([run for run in own if rate(run) == x])
+                if found is not None:
+                    points.append((x, found.centre, found.spread or 0.0))
+            if points:
+                _line(axes, points, style, panel.name(row))
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel(metric_label(panel.metric))
+
+    return scored(panels(runs), draw)
+
+
+def examples(runs: Sequence[Run]) -> Figure:
+    """Draw scores, as in the tables, by the number of training examples, with a line a method.
+
+    A number of 0 in a config, which means all, is not drawn. If several settings of a method have
+    the same number, the best is drawn.
+    """
+
+    def task(run: Run) -> str:
+        name = run.config.data.name.rpartition("/")[2]
+        return common_tasks.TITLES.get(name, name)
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        rows = panel.rows(lambda run: panel.row(run, ("data.train",)))
+        counts = sorted({run.config.data.train for run in panel.runs})
+        places = APART ** (np.arange(len(rows)) - (len(rows) - 1) / 2)
+        for (row, own), place, style in zip(rows.items(), places, styles(), strict=False):
+            points = []
+            for count in counts:
+                found = panel.best([run for run in own if run.config.data.train == count])
+                if found is not None:  # a little apart, so that bars do not hide one another
+                    points.append((count * place, found.centre, found.spread or 0.0))
+            if points:
+                _line(axes, points, style, panel.name(row))
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("training examples")
+        axes.set_ylabel(metric_label(panel.metric))
+
+    limited = [run for run in runs if run.config.data.train]
+    if not limited:
+        raise ValueError("no run has a number of training examples, config.data.train")
+    return scored(panels(limited, task), draw)
+
+
+def _line(
+    axes: Axes, points: Sequence[tuple[float, float, float]], style: Sequence[Any], label: str
+) -> None:
+    """A line through points (x, y, half of an interval), each with its bar."""
+    marker, colour, dashes = style
+    x, y, bars = zip(*points, strict=True)
+    axes.errorbar(x, y, bars, fmt=marker, linestyle=dashes, color=colour, capsize=3, label=label)
+
+
+FIGURES: Mapping[str, Callable[..., Figure]] = {
+    "parameters": parameters,
+    "training": training,
+    "learning_rate": learning_rate,
+    "examples": examples,
+}
+
+
+def draw(
+    results: Path,
+    kind: str,
+    out: Path,
+    table: str | None = None,
+    size: str = "full",
+    say: Callable[[str], object] = lambda note: None,
+) -> list[Run]:
+    """Draw the runs below a folder into a PNG, and return the runs that are drawn.
+
+    Args:
+      say: is called with each note on runs that were left out, such as pilots of a study.
+
+    Raises:
+      ValueError, FileNotFoundError: no such folder, nothing to draw, records that cannot share a
+        table, runs of two registrations, or a record that its stored predictions contradict.
+    """
+    found = find(results)
+    if kind == "ranks":
+        return [_ranks(found, out)]
+    if kind == "settings":
+        return _settings(results, out, table, size, say)
+    # as in a report, runs of no study are left out where others are of one
+    runs = [run for run in found if run.study.table] or found
+    tables = sorted({run.study.table for run in runs})
+    if table is not None:
+        require_known(table, tables, f"--table={table}: no runs of it in {results}")
+    own = [run for run in runs if table in (None, run.study.table)]
+    chosen: list[Run] = []
+    notes: list[str] = []
+    for part in _parts(own, kind):
+        kept, left = select(part, None, size)
+        kept, departed = adherence.as_registered(results, kept, own)
+        tables = sorted({run.study.table for run in kept} - {""})
+        if tables and kind != "learning_rate":  # whose settings differ, also on held-out examples
+            kept = [run for each in tables for run in collect(kept, each, size).runs]
+        chosen += kept
+        notes += [*left, *departed]
+    if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
+        raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
+    for run in chosen:
+        scored_examples.require_agreement(run)
+    figure = FIGURES[kind](chosen)
+    if size != "full":
+        figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    for note in dict.fromkeys(notes):
+        say(note)
+    return chosen
+
+
+def _settings(
+    results: Path, out: Path, table: str | None, size: str, say: Callable[[str], object]
+) -> list[Run]:
+    made, notes = config_tables.contests_of(results, size, table)
+    if len(made) > 1:
+        titles = "; ".join(each.title for each in made)
+        raise ValueError(f"--kind=settings draws one model and task, and there are {titles}")
+    grid = setting_grid.of_contest(made[0])
+    runs = [run for row in grid.rows for run in row.setting.of(row.method.phase)]
+    for run in runs:
+        scored_examples.require_agreement(run)
+    figure = setting_lines.draw(grid, metric_label(grid.contest.metric))
+    if size != "full":
+        figure.suptitle(f"{size.upper()} RUNS; {figure.get_suptitle()}", fontsize=NORMAL)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    for note in notes:
+        say(note)
+    return runs
+
+
+def _parts(runs: Sequence[Run], kind: str) -> list[list[Run]]:
+    """Runs that are selected together: each number of examples may be a study of its own."""
+    digests = sorted({run.study.registration for run in runs} - {""}) if kind == "examples" else []
+    parts = [[run for run in runs if run.study.registration == each] for each in digests]
+    tables = {run.study.table for part in parts for run in part}
+    others = [run for run in runs if run.study.table not in tables]
+    return [*parts, *([others] if others else [])]
+
+
+def _ranks(found: list[Run], out: Path) -> Run:
+    chosen = [run for run in found if run.record.ranks]
+    if len(chosen) != 1:
+        folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"
+        raise ValueError(
+            f"--kind=ranks draws one run: name the folder of a run that chose ranks ({folders})"
+        )
+    ranks = chosen[0].record.ranks or {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rank_map({path: np.asarray(each) for path, each in ranks.items()}, out)
+    return chosen[0]
+
+
+def _curve(run: Run, name: str) -> dict[int, float]:
+    """The values that a run logged under a name, by step; empty if there is no log."""
+    return {row["step"]: row[name] for row in run.metrics() if name in row}
