@@ -36,7 +36,7 @@ os.environ.setdefault("PYTORCH_JIT", "0")
 import hypothesis
 import jax
 import pytest
-from jax._src import compiler
+from jax._src import compiler, lru_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -61,6 +61,8 @@ def pytest_configure(config):
         "jax_persistent_cache_min_entry_size_bytes": 0,
         "jax_compilation_cache_max_size": 2**32,  # with one, files are locked
     }
+    # What is put there would read all that is there, under that lock: a thousand files.
+    lru_cache.LRUCache._evict_if_needed = lambda *_, **__: None
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)

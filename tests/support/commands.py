@@ -1,6 +1,7 @@
 """Commands in processes of their own, forks of one that has imported what all of them import.
 
 A new interpreter takes five seconds for that, which is more than most commands then compute.
+SciPy's statistics, which reports and tables import, take almost another one.
 """
 
 import atexit
@@ -16,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["experiments.runs.run"])
+CONTEXT.set_forkserver_preload(["experiments.runs.run", "scipy.stats"])
 
 
 class Started:
