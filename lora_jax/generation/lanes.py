@@ -263,7 +263,7 @@ def separate_bank(bank: Bank, base: Any = None) -> Bank:
         for number, (key, x) in enumerate(held.arrays.items())
         if key.part in STACKED
     }
-    apart = separate({name: x for name, (_, x) in stacks.items()})
+    apart = separate({name: x for name, (_, x) in stacks.items()}, shapes=True)
     arrays = held.arrays | {key: apart[name] for name, (key, _) in stacks.items()}
     return dataclasses.replace(
         bank,

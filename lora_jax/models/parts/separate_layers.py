@@ -30,20 +30,22 @@ class Layers:
     each: tuple[Array, ...]
 
 
-def separate(tree: Any, unroll: int | None = None, remat: bool | str = False) -> Any:
+def separate(
+    tree: Any, unroll: int | None = None, remat: bool | str = False, *, shapes: bool = False
+) -> Any:
     """The same tree with `Layers` in place of arrays of stacked layers, whose memory they share.
 
     These are the arrays below a key `layers`, where models stack their layers. A tree stays as it
-    is if the loop over its layers is not unrolled, or if it is not on one CPU. Arrays may be
-    shapes.
+    is if the loop over its layers is not unrolled, or if it is not on one CPU.
 
     Args:
       unroll: with `remat`, as the model has them (see `over_layers`).
+      shapes: whether shapes are separated as the arrays that they stand for.
     """
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
     found = {id(leaf): leaf for keys, leaf in pairs if "layers" in path_name(keys).split("/")}
     counts = {leaf.shape[0] if np.ndim(leaf) else 0 for leaf in found.values()}
-    if len(counts) != 1 or not all(_on_one_cpu(leaf) for leaf in found.values()):
+    if len(counts) != 1 or not all(_on_one_cpu(leaf, shapes) for leaf in found.values()):
         return tree
     (count,) = counts
     if count < 2 or layers_at_once(count, unroll, remat) < count:
@@ -78,8 +80,9 @@ def _devices(leaf: Array | ShapeDtypeStruct) -> Collection[Any]:
     return jax.devices()[:1] if leaf.sharding is None else leaf.sharding.device_set
 
 
-def _on_one_cpu(leaf: Any) -> bool:
-    if not isinstance(leaf, Array | ShapeDtypeStruct) or isinstance(leaf, Tracer):
+def _on_one_cpu(leaf: Any, shapes: bool) -> bool:
+    kinds = (Array, ShapeDtypeStruct) if shapes else (Array,)
+    if not isinstance(leaf, kinds) or isinstance(leaf, Tracer):
         return False
     (device, *others) = _devices(leaf)
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
