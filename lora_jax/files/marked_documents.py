@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_jax.messages import nearest_path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs")
 HELP = (
     "Rewrite this command's tables between the markers of these Markdown files, and of those in "

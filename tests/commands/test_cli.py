@@ -108,9 +108,9 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
             f"{SEARCH} --search=tpe --trials=3 --launcher=print",
             "error: --launcher does not go with --search",
         ),
-        ("worker --workdir=OUT", "error: --trial is missing: "),
-        ("worker --workdir=OUT --trial=../x", "trials.json has no trial '../x'; nearest: none"),
-        ("worker --workdir=OUT --trial=x --cores=a", "error: --cores=a: expected whole numbers"),
+        ("sweeps.worker --workdir=OUT", "error: --trial is missing: "),
+        ("sweeps.worker --workdir=OUT --trial=../x", "has no trial '../x'; nearest: none"),
+        ("sweeps.worker --workdir=OUT --trial=x --cores=a", "--cores=a: expected whole numbers"),
         ("methods --documents=README.md --shape=8x8", f"{DEFAULTS} --shape out"),
         ("methods --documents=README.md --model=minilm", f"{DEFAULTS} --model out"),
         *(

@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 READER_WAITS = 180
 """The most seconds of a notebook at full size."""
 SIZE = "NOTEBOOK_SIZE"

@@ -179,10 +179,10 @@ def test_the_ranks_of_one_run_are_drawn(tmp_path):
 
 
 def test_nothing_to_draw_is_said(tmp_path):
-    with pytest.raises(ValueError, match="no run of a study has completed"):
+    with pytest.raises(ValueError, match="no run has completed"):
         draw(tmp_path, "parameters", tmp_path / "x.png")
     write(tmp_path / "a", "glue", "", {"matthews": None}, status="failed")
-    with pytest.raises(ValueError, match="no run of a study has completed"):
+    with pytest.raises(ValueError, match="no run has completed"):
         draw(tmp_path, "training", tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"--table=glu: no runs of it in .*; nearest: 'glue'"):
         draw(tmp_path, "training", tmp_path / "x.png", table="glu")

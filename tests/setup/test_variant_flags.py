@@ -368,7 +368,7 @@ def test_a_wrong_rate_or_variant_is_a_line():
 def test_rows_are_named_by_their_methods():
     names = {"lora_plus": "LoRA+", "head_only": "head alone", "miss_nf4_double": "MiSS on NF4 + DQ"}
     names |= {own_method.RANKLESS: "my columns", own_method.NAME: "Wide"}
-    names |= {"rate_1e-4": "rate 1e-4", "gone.away": "gone.away"}
+    names |= {"rate_1e-4": "rate_1e-4", "gone.away": "gone.away"}
     assert {key: labels.method(key) for key in names} == names
     ordered = ["bitfit", "head_only_nf4", "lora", "lora_nf4", "dora", "gone.away", "lora_fa"]
     assert labels.in_order(reversed(ordered)) == ordered

@@ -21,7 +21,7 @@ from lora_jax.data.sources import is_generated
 from lora_jax.files.json_text import plain
 from lora_jax.messages import require_known
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
 GIVEN = {"model.name", "data.source", "data.files.train"}
 """Settings that say where a run's model and data are; they are not compared with the config."""

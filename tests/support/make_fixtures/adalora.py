@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 RATE = 0.05
 """Of plain gradient descent."""
 

@@ -18,7 +18,7 @@ try:
 except ImportError:  # as a script
     from bert import random_inputs, random_tensors, torch_outputs
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def _v2(**changes):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 STEPS, RATE = 20, 0.01
 """Slow enough that both sides stay together: faster, training diverges and amplifies rounding."""
 LINEAR = ["l1", "l2"]

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 SINGLES = [
     "a gorgeous , witty , seductive movie .",
     "Capital LETTERS and Straße, İstanbul, ÅNGSTRÖM",

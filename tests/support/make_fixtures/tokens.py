@@ -63,7 +63,7 @@ def main(folder: str):
             for max_length in MAX_LENGTHS
         ],
     }
-    path = Path(__file__).parents[1] / "fixtures" / "tokens_minilm.json"
+    path = Path(__file__).parents[2] / "fixtures" / "tokens_minilm.json"
     path.write_text(json.dumps(fixture, separators=(",", ":")) + "\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def tensors():
