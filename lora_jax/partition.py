@@ -199,15 +199,23 @@ def is_module(model: Any, kind: str) -> bool:
     return flax is not None and isinstance(model, flax.Module)
 
 
+def _is_module_class(model: Any) -> bool:
+    """Whether this is the class of a Flax model, and not a model."""
+    flax = [sys.modules.get(f"flax.{kind}") for kind in ("nnx", "linen")]
+    return isinstance(model, type) and any(f and issubclass(model, f.Module) for f in flax)
+
+
 def require_function(forward: Any) -> None:
     """Raise a ValueError unless this can be a function of its parameters."""
     instead = ""
-    if is_module(forward, "nnx"):
+    if _is_module_class(forward):
+        instead = f": make a model of {forward.__name__} first"
+    elif is_module(forward, "nnx"):
         instead = ": forward, params = lj.from_nnx(model) makes one of a Flax NNX model"
     elif is_module(forward, "linen"):
         instead = ": model.apply is that of a Linen model"
     if instead or not callable(forward):
-        given = type(forward).__name__
+        given = "class" if isinstance(forward, type) else type(forward).__name__
         raise ValueError(f"adapt takes a function of parameters, not a {given}{instead}")
 
 

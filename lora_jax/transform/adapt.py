@@ -250,6 +250,12 @@ class Adapted:
         if not isinstance(frozen, Frozen):
             given = type(frozen).__name__
             raise ValueError(f"optimizer(tx, frozen): expected the frozen of `init`, not a {given}")
+        if not isinstance(tx, ForWeights) and not hasattr(tx, "update"):
+            given = type(tx).__name__
+            raise ValueError(
+                "optimizer(tx, frozen): expected an optimiser, such as optax.adam(1e-3), "
+                f"not a {given}"
+            )
         return with_master_weights(preconditioned(at_own_rates(tx, frozen), frozen), frozen)
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:

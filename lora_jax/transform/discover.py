@@ -309,22 +309,19 @@ class UseRecorder(jaxprs.Walk):
 
     def scan(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         body, fixed, carry, slices = jaxprs.Scan.of(eqn, operands)
-        rows: list[TraceValue] = [
-            dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
-            for each in map(_anonymous, slices)
-        ]
-        kept = self._carried(body, fixed, list(map(_anonymous, carry)), rows, "scan carry")
+        rows = list(map(_row, slices))
+        kept = self._carried(body, fixed, list(carry), rows, "scan carry")
         outputs = self.run(*body, [*fixed, *kept, *rows])
         for out in outputs[len(kept) :]:
             self.record_other(out, "scan output")
-        return [*kept, *[None] * (len(outputs) - len(kept))]
+        return [*map(_anonymous, kept), *[None] * (len(outputs) - len(kept))]
 
     def loop(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
-        kept = self._carried(body, fixed, list(map(_anonymous, carry)), [], "while carry")
+        kept = self._carried(body, fixed, list(carry), [], "while carry")
         self.run(*test, [*asked, *kept])
         self.run(*body, [*fixed, *kept])
-        return kept
+        return list(map(_anonymous, kept))
 
     def _carried(
         self,
@@ -336,7 +333,8 @@ class UseRecorder(jaxprs.Walk):
     ) -> list[TraceValue]:
         """What a loop carries in all iterations; parameters that change are merged before the loop.
 
-        A value that becomes data in any iteration counts as data, no longer as a parameter.
+        A value that becomes data in any iteration counts as data, no longer as a parameter. Data
+        keep the origins that they have in the first iteration; what they meet there is enough.
         """
         same = jaxprs.unchanged(body.jaxpr, len(fixed), len(kept))
         for i, stays in enumerate(same):
@@ -534,6 +532,13 @@ def _any_data(operands: Sequence[TraceValue]) -> bool:
 def _anonymous(value: TraceValue) -> TraceValue:
     """The value without origins, where a loop or an operation may give its axes another place."""
     return Data() if isinstance(value, Data) else value
+
+
+def _row(value: TraceValue) -> TraceValue:
+    """What a loop over the first axis of the value gets in each iteration."""
+    if isinstance(value, Tracked):
+        return dataclasses.replace(value, view=value.view.drop(0))
+    return Data(value.origins[1:]) if isinstance(value, Data) else value
 
 
 def _origins(value: TraceValue) -> Origins:

@@ -91,6 +91,16 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             lambda: lj.from_nnx(forward),
             "^from_nnx takes a model of Flax NNX, not function; adapt takes a function of ",
         ),
+        (lambda: adapted(nnx.Linear), "^adapt takes .*, not a class: make a model of Linear first"),
+        (lambda: adapted(linen.Dense), "^adapt takes .*, not a class: make a model of Dense first"),
+        (
+            lambda: adapted().optimizer("adam", start()[1]),
+            r"^optimizer\(tx, frozen\): expected an optimiser, such as .*, not a str",
+        ),
+        (
+            lambda: adapted().optimizer(optax.adam, start()[1]),
+            r"^optimizer\(tx, frozen\): expected an optimiser, .*, not a function",
+        ),
         (lambda: lj.from_nnx(nnx.Linear), "^from_nnx takes a model of Flax NNX, not Linear; "),
         (lambda: lj.from_nnx(linen.Dense(3)), r", not Dense; adapt takes model\.apply without "),
         (

@@ -144,6 +144,30 @@ def test_an_adapted_ensemble_is_an_ensemble_of_adapted_members():
         np.testing.assert_allclose(one.apply(mine, own, x), y, rtol=1e-12)
 
 
+@pytest.mark.parametrize("loop", ["scan", "rows", "while"])
+def test_a_stack_may_be_met_inside_a_loop(loop):
+    """Members with a loop of layers between their first weight and their last."""
+
+    def recurrent(p, x):
+        h = x @ p["up"]
+        if loop == "scan":
+            h, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, p["layers"])
+        elif loop == "rows":
+            h, _ = lax.scan(lambda c, row: (jnp.tanh((c + row) @ p["step"]), None), 0 * h[0], h)
+        else:
+            h = lax.fori_loop(0, jnp.int32(x.shape[0]), lambda _, h: jnp.tanh(h @ p["step"]), h)
+        return h @ p["down"]
+
+    params = dict(ENSEMBLE)
+    params |= {"layers": normal(5, 2, 4, 4)} if loop == "scan" else {"step": normal(5, 4, 4)}
+    x, many = normal(7, 3, seed=3), jax.vmap(recurrent, (0, None))
+    uses = lj.discover(many, params, x)
+    assert (uses["up"].stack, uses["up"].inputs, uses["up"].outputs) == ((0,), (1,), (2,))
+    assert all(use.stack[0] == 0 for use in uses.values())
+    if loop != "while":  # whose end is not known, so that it has no gradient
+        agree(*started(many, params, x, LoRA(rank=2)), x)
+
+
 def test_heads_of_attention_are_outputs():
     def attention(p, x):
         q, k, v = (jnp.einsum("nd,dhk->hnk", x, p[name]) for name in "qkv")
