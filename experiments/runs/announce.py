@@ -18,6 +18,8 @@ from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.messages import agree
 from lora_jax.sharding import memory
 
+SMALLEST = 2**20 // 20
+"""The bytes from which on a size is not written as 0.0 MiB."""
 FEWER = "fewer trials at a time (--per_job; with --search, --per_round or fewer --trials)"
 
 
@@ -105,47 +107,54 @@ def announce(
     one, room = Held.of(step), memory.available()
     held = one.of_trials(trials)
     devices = 1 if mesh is None else mesh.size
-    said = _said(held, trials)
     if room is not None and devices == 1 and held.total > room:
         # What trains in bfloat16 has copies in float32.
         narrower = "model.dtype bfloat16, " if held.weights else ""
         raise too_large(
-            f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
-            f"and {memory.size(room)} of memory are available; take a smaller "
-            f"model, {narrower}a method that trains less, or "
+            f"config.model '{config.model.name}' ({_parts(held, trials)}) takes "
+            f"{memory.size(held.total)}, and {memory.size(room)} of memory are available; take a "
+            f"smaller model, {narrower}a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else FEWER)
         )
     texts = read_texts(config)
     check_ids(config, texts.boundaries[-1])
     batches = Batches.of(step, texts, at_once)
-    said += f", about {memory.size(batches.most)} for gradients and {batches}"
-    said += f", over {devices} devices" if devices > 1 else ""
+    most = batches.most
+    parts = f"{_parts(held, trials)}, gradients and {batches} {memory.size(most)}"
+    parts += f"; over {devices} devices" if devices > 1 else ""
+    needed = memory.size(held.total + most)
     if room is None:
-        say(f"memory: {said}")
+        say(f"Estimated memory: {needed} ({parts})")
         return texts
     # Simulated devices of a CPU share its memory; each process is taken to have memory of its own.
     shares = jax.process_count() if jax.default_backend() == "cpu" else devices
     left = shares * room - stays(step) - (held.total - one.total)
-    said += f"; {memory.size(room)} are available"
-    if held.total + batches.most <= shares * room:
-        say(f"memory: {said}")
+    said = f"{needed} of {memory.size(shares * room)} ({parts})"
+    if held.total + most <= shares * room:
+        say(f"Estimated memory: {said}")
         return texts
     parts_help = left > 0 and batches.evaluation <= left
     lower = advice(config, max(2.0, batches.training / left) if parts_help else math.inf)
-    if least(batches.most) > left:
+    if least(most) > left:
         lower += "" if trials == 1 else f", or train {FEWER}"
         raise too_large(f"{asked(config)} does not fit into memory: {said}; {lower}")
-    say(f"memory: {said}, which may not be enough: if so, {lower}")
+    say(f"Estimated memory: {said}, which may not be enough: if so, {lower}")
     return texts
 
 
-def _said(held: Held, trials: int) -> str:
-    merged = f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
-    return (
-        f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained, "
-        f"{memory.size(held.optimizer)} of the optimiser, {memory.size(held.saved)} for a copy "
-        f"that is saved{merged}" + (f", {trials} trials" if trials > 1 else "")
-    )
+def _parts(held: Held, trials: int) -> str:
+    """What a run's arrays are, without those that are too small to be seen."""
+    names = {
+        "weights": held.weights,
+        "what is trained": held.trained,
+        "the optimiser": held.optimizer,
+        "a saved copy": held.saved,
+        "merged weights": held.merged,
+    }
+    said = [f"{name} {memory.size(each)}" for name, each in names.items() if each >= SMALLEST] or [
+        "arrays below 0.1 MiB"
+    ]
+    return ", ".join(said) + (f", for {trials} trials" if trials > 1 else "")
 
 
 SHOWN = 5

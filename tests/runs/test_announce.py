@@ -86,9 +86,12 @@ def test_a_run_says_it_before_it_begins(smoke, tmp_path, room):
     with pytest.raises(AssertionError, match="weights were read"):
         run.run(smoke(), tmp_path / "run", say=said.append)
     begins, then = said
-    assert begins.startswith(f"memory: {memory.size(held.weights)} of weights, ")
-    assert re.search(r"about \d\.\d MiB for gradients and a batch of 8 x 24 tokens; ", begins)
-    assert begins.endswith("; 1,024.0 GiB are available")
+    assert re.fullmatch(
+        rf"Estimated memory: \d\.\d MiB of 1,024\.0 GiB \(weights {memory.size(held.weights)}, .*"
+        r"gradients and a batch of 8 x 24 tokens \d\.\d MiB\)",
+        begins,
+    )
+    assert " 0.0 " not in begins.partition("gradients")[0]
     assert then == describe(smoke(), read_texts(smoke()))
 
 
@@ -101,7 +104,7 @@ def test_weights_that_do_not_fit_are_refused_before_texts_are_read(
     total = held_by(smoke())[0].total
     room(total - 1)
     both = f"{memory.size(total)}, and {memory.size(total - 1)} of memory are available"
-    with pytest.raises(ValueError, match=rf"config\.model '.*bert' takes .*: {both}"):
+    with pytest.raises(ValueError, match=rf"config\.model '.*bert' \(weights .*\) takes {both}"):
         run.run(smoke(), tmp_path / "run", say=pytest.fail)
     assert not (tmp_path / "run").exists()
 
@@ -116,25 +119,27 @@ def test_a_batch_that_surely_does_not_fit_is_refused(smoke, tmp_path, room, simp
     held, stays = held_by(smoke(**LARGE))
     room(held.total + TAKES)
     said = line(smoke(**LARGE))
-    assert f"about {memory.size(TAKES)} for gradients and a batch of {ROWS} x 24 tokens" in said
-    assert said.endswith(" are available")
-    doubt = " are available, which may not be enough: if so, raise config.train.accumulate from 1 "
+    taken = f"gradients and a batch of {ROWS} x 24 tokens {memory.size(TAKES)})"
+    assert said.endswith(taken)
+    doubt = ", which may not be enough: if so, raise config.train.accumulate from 1 "
     for enough in (held.total + TAKES - 1, stays + TAKES // 2):
         room(enough)
         assert f"{doubt}to 2 (" in line(smoke(**LARGE))
     room(stays + TAKES // 2 - 1)
-    with pytest.raises(ValueError, match="does not fit into memory: 1") as caught:
+    with pytest.raises(
+        ValueError, match=r"does not fit into memory: 5\.9 GiB of 2\.9 GiB \("
+    ) as caught:
         run.run(smoke(**LARGE), tmp_path / "run", say=pytest.fail)
     said = str(caught.value)
     assert said.startswith(f"config.train.batch_size {ROWS} in parts of {ROWS} rows does not fit")
-    assert "are available; raise config.train.accumulate from 1 to 4 (the same batch" in said
+    assert f"{taken}; raise config.train.accumulate from 1 to 4 (the same batch" in said
     assert not (tmp_path / "run").exists()
 
 
 def test_who_does_as_the_refusal_says_is_not_refused(smoke, room, simple):
     room(held_by(smoke(**LARGE))[0].total + TAKES // 5)
     assert "from 1 to 8 (" in refusal(smoke(**LARGE))
-    assert line(smoke(**LARGE, train__accumulate=8)).endswith(" are available")
+    assert "enough" not in line(smoke(**LARGE, train__accumulate=8))
 
 
 def test_a_batch_that_trains_in_parts_is_evaluated_as_a_whole(smoke, room, simple):
@@ -143,11 +148,11 @@ def test_a_batch_that_trains_in_parts_is_evaluated_as_a_whole(smoke, room, simpl
     enough = held.total + TAKES // 10
     room(enough)
     said = line(config)
-    assert f"about {memory.size(TAKES // 10)} for gradients and a batch of" in said
-    assert said.endswith(f"x 24 tokens to evaluate; {memory.size(enough)} are available")
+    assert f" of {memory.size(enough)} (weights " in said
+    assert said.endswith(f"x 24 tokens to evaluate {memory.size(TAKES // 10)})")
     room(stays + TAKES // 20 - 1)
     for each in (config, smoke(**LARGE)):  # nor would parts do where they are not asked for yet
-        assert "are available; lower config.train.batch_size, or" in refusal(each)
+        assert "); lower config.train.batch_size, or" in refusal(each)
 
 
 def test_ids_that_do_not_fit_need_no_estimate(smoke, room):
@@ -161,9 +166,9 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(smoke, room, simple):
     _, stays = held_by(smoke(**LARGE))
     mesh = mesh_of([8, 1, 1])
     room(stays + TAKES // 2)
-    assert "x 24 tokens, over 8 devices; " in line(smoke(**LARGE), mesh)
+    assert "; over 8 devices)" in line(smoke(**LARGE), mesh)
     room(stays + TAKES // 2 - 1)
-    assert "x 24 tokens, over 8 devices; " in refusal(smoke(**LARGE), mesh)
+    assert "; over 8 devices); " in refusal(smoke(**LARGE), mesh)
 
 
 def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room, simple):
@@ -175,8 +180,8 @@ def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room
     ended = run_together(configs, folders, say=said.append)
     assert [str(each) for each in ended] == ["weights were read"] * 3
     assert said[::2] == [line(configs[0], trials=3)] * 3  # each begins anew
-    assert f", {memory.size(3 * one.trained)} for what is trained" in said[0]
-    assert "gradients and a batch of 8 x 24 tokens; " in said[0]
+    assert f", what is trained {memory.size(3 * one.trained)}, " in said[0]
+    assert "for 3 trials, gradients and a batch of 8 x 24 tokens " in said[0]
     room(total - 1)
     ended = run_together(configs, folders, say=pytest.fail)
     assert all("are available; take a smaller model" in str(each) for each in ended)
@@ -191,7 +196,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
     folders = [tmp_path / str(seed) for seed in range(3)]
     room(held_by(configs[0])[0].total + TAKES)
     ended = run_together(configs, folders, RunOptions("vmap"), say=pytest.fail)
-    assert f"about {memory.size(3 * TAKES)} for gradients and 3 batches of" in str(ended[0])
+    assert f"x 24 tokens {memory.size(3 * TAKES)}); " in str(ended[0])
     assert isinstance(ended[0], TooManyTrialsError) and "or train fewer trials" in str(ended[0])
     assert not any(folder.exists() for folder in folders)
 
@@ -233,7 +238,7 @@ def test_a_rank_that_makes_an_adapter_larger_than_its_weight_is_named(smoke, roo
     )
     room(2**40)
     with pytest.warns(UserWarning, match=advice):
-        assert line(config).endswith("; 1,024.0 GiB are available")
+        assert " of 1,024.0 GiB (weights " in line(config)
     room(held_by(config)[0].total - 1)
     with pytest.warns(UserWarning, match=advice):
         refusal(config)
