@@ -82,6 +82,8 @@ class Use:
     """`product`, `transposed product`, `lookup`, `convolution`, or the name of an operation."""
     merges: str | None = None
     """Why this use needs the merged weight (slower, never wrong); None if it uses the factors."""
+    of_part: bool = False
+    """Whether it is of a part of the weight: of some inputs or outputs."""
 
     def __str__(self) -> str:
         return self.kind

@@ -64,6 +64,8 @@ class ObservedUse:
     activations: bool = False
     constant: bool = False
     final: bool = False
+    cut: frozenset[int] = frozenset()
+    """The original axes of which only a range is left."""
     tokens: bool = False
     """Whether it is a lookup by what the function's inputs say, and not by fixed positions."""
 
@@ -198,14 +200,17 @@ def _kind(observed: ObservedUse, use: WeightUse) -> Use:
     if observed.kind not in ("product", "lookup", "convolution"):
         kind = str(observed.merges) if observed.kind == "mixed" else observed.kind
         return Use(kind, observed.merges)
-    contracted, free = tuple(sorted(observed.contracted)), tuple(sorted(observed.free))
+    axes = {*use.inputs, *use.outputs}
+    cut = observed.cut & axes
+    contracted, free = observed.contracted, observed.free
     if observed.kind == "product":  # one x for all matrices of a stack
-        free = tuple(axis for axis in free if axis not in use.stack)
-    if (contracted, free) == (use.inputs, use.outputs):
-        return Use(observed.kind, observed.merges)
-    if (contracted, free) == (use.outputs, use.inputs) and observed.kind == "product":
-        return Use("transposed product", observed.merges)
-    return Use(observed.kind, observed.merges or "other axes")
+        free = free - {*use.stack}
+    if contracted | free | cut == axes:  # an axis of which one index is left is in neither
+        if contracted <= {*use.inputs} and free <= {*use.outputs}:
+            return Use(observed.kind, observed.merges, bool(cut))
+        if contracted <= {*use.outputs} and free <= {*use.inputs} and observed.kind == "product":
+            return Use("transposed product", observed.merges, bool(cut))
+    return Use(observed.kind, observed.merges or "other axes", bool(cut))
 
 
 def _mark_output_embeddings(uses: dict[str, WeightUse], read: Set[str]) -> dict[str, WeightUse]:
@@ -512,11 +517,9 @@ class UseRecorder(jaxprs.Walk):
             for dims in (contract, free)
         )
         merges = tracked.merged or merges
-        if tracked.cut & (inputs | outputs):
-            merges = merges or "slice"
         if self._opaque:
             merges = self._opaque[0]
-        use = ObservedUse(kind, inputs, outputs, merges, **facts)
+        use = ObservedUse(kind, inputs, outputs, merges, cut=tracked.cut, **facts)
         self.uses.setdefault(tracked.path, []).append(use)
 
 
@@ -554,9 +557,8 @@ def _origins(value: TraceValue) -> Origins:
 def _cut(tracked: Tracked, axis: int, size: int) -> Tracked:
     """The parameter after a slice of one axis; a range of more than one index counts as a cut."""
     atoms = tracked.view.axes[axis]
-    if size == 1 or not atoms:
-        return dataclasses.replace(tracked, view=tracked.view.replace(axis, ()))
-    view = tracked.view.replace(axis, (Atom(atoms[0].axis, 1, size),))
+    part = (Atom(atoms[0].axis, 1, size),) if atoms and size > 1 else ()
+    view = tracked.view.replace(axis, part)
     cut = tracked.cut | {atom.axis for atom in atoms}
     return dataclasses.replace(tracked, view=view, cut=cut)
 

@@ -328,8 +328,9 @@ def _probe(placement: Placement, need: Need) -> GradientProbe | InputProbe:
         return GradientProbe(rank=size, **given)
     merged = dict.fromkeys(each.merges for each in use.uses if each.merges)
     kinds = {each.kind for each in use.uses}
-    if merged or "convolution" in kinds or "product" not in kinds:
-        how = ", ".join(merged) or ", ".join(map(str, use.uses))
+    of_parts = any(each.of_part for each in use.uses)
+    if merged or of_parts or "convolution" in kinds or "product" not in kinds:
+        how = ", ".join(merged) or ("slice" if of_parts else ", ".join(map(str, use.uses)))
         raise ValueError(f"'{use.path}': its inputs cannot be seen where it is used by {how}")
     also = {"path": use.path, "constant_inputs": use.constant_inputs}
     also |= {"head": use.output_embedding}

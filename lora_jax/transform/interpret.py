@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from lora_jax.transform import adapted_weight, jaxprs
+from lora_jax.transform import adapted_weight, jaxprs, slices
 from lora_jax.transform.adapted_weight import Shared, Weight
 from lora_jax.transform.convolutions import convolve
 from lora_jax.variant import Variant
@@ -52,10 +52,14 @@ class _Evaluator(jaxprs.Walk):
         self._uses = itertools.count()  # numbers the products, so that each has its own dropout
         self._shared = shared
 
+    def _shared_by(self, weight: Weight) -> Shared:
+        """What the weights of a variant share; a part of a weight has its own already."""
+        return self._shared.get(weight.variant, Shared({}, {}))
+
     def merged(self, values: Sequence[Value]) -> list[Any]:
         """The values as arrays: adapted weights are merged."""
         return [
-            value.dense(self._shared[value.variant]) if isinstance(value, Weight) else value
+            value.dense(self._shared_by(value)) if isinstance(value, Weight) else value
             for value in values
         ]
 
@@ -83,18 +87,23 @@ class _Evaluator(jaxprs.Walk):
             return [followed]
         if (parts := weight.parts(eqn)) is not None:
             return parts
-        y = adapted_weight.lookup(weight, eqn, rest, self._shared[weight.variant])
+        shared = self._shared_by(weight)
+        if (part := slices.follow(weight, eqn, operands, shared)) is not None:
+            return [part]
+        if (parts := slices.parts(weight, eqn, shared)) is not None:
+            return parts
+        y = adapted_weight.lookup(weight, eqn, rest, self._shared_by(weight))
         return None if y is None else [y]
 
     def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         side = 1 if isinstance(operands[1], Weight) else 0
         weight, (x,) = operands[side], self.merged([operands[1 - side]])
-        y = adapted_weight.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
+        y = adapted_weight.dot(weight, eqn, x, side, next(self._uses), self._shared_by(weight))
         return None if y is None else [y]
 
     def _convolution(self, eqn: JaxprEqn, weight: Weight, x: Value) -> list[Value] | None:
         (x,) = self.merged([x])
-        y = convolve(weight, eqn, x, next(self._uses), self._shared[weight.variant])
+        y = convolve(weight, eqn, x, next(self._uses), self._shared_by(weight))
         return None if y is None else [y]
 
     def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:

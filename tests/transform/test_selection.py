@@ -233,6 +233,70 @@ def test_a_weight_without_a_product_asks_for_its_axes():
         started(spectral, {"w": 1j * normal(4, 2, 3)}, x, LoRA(rank=1), "w")
 
 
+# -- parts of a matrix -----------------------------------------------------------------------------
+
+D = 4
+
+
+def fused(p, x):
+    """Queries, keys and values in one array."""
+    q, k, v = (x @ p["w"][:, i * D : (i + 1) * D] for i in range(3))
+    return jax.nn.softmax(q @ k.T) @ v
+
+
+def fused_split(p, x):
+    q, k, v = (x @ w for w in jnp.split(p["w"], 3, axis=1))
+    return jax.nn.softmax(q @ k.T) @ v
+
+
+def gated(p, x):
+    """A recurrence whose gates are parts of one array, one of them met by another input."""
+
+    def step(h, x):
+        r, z, n = (p["w"][:, i * D : (i + 1) * D] for i in range(3))
+        reset, update = jax.nn.sigmoid(h @ r + x), jax.nn.sigmoid(h @ z)
+        return (1 - update) * jnp.tanh((reset * h) @ n) + update * h, h
+
+    return lax.scan(step, x[0], x)[1]
+
+
+def by_inputs(p, x):
+    return jnp.tanh(x[:, :2] @ p["w"][:2]) + x[:, 2:] @ p["w"][2:] + x[:, :1] @ p["w"][3:]
+
+
+def some_heads(p, x):
+    heads = p["w"].reshape(D, 6, 2)
+    found = jnp.einsum("nd,dhk->nhk", x, heads[:, 1:5:2])
+    return jnp.einsum("nhk,dhk->nd", found, lax.dynamic_slice_in_dim(heads, x.shape[0] - 3, 2, 1))
+
+
+def stacked(p, x):
+    def layer(x, w):
+        return jnp.tanh(x @ w[:, :D]) + x @ w[:, D : 2 * D], None
+
+    return lax.scan(layer, x, p["layers"])[0]
+
+
+PARTS = {
+    "fused": (fused, {"w": normal(D, 3 * D)}),
+    "split": (fused_split, {"w": normal(D, 3 * D)}),
+    "gated": (gated, {"w": normal(D, 3 * D)}),
+    "inputs": (by_inputs, {"w": normal(D, 5)}),
+    "heads": (some_heads, {"w": normal(D, 12)}),
+    "stacked": (stacked, {"layers": normal(3, D, 2 * D)}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "lokr"])
+def test_parts_of_a_matrix_are_those_of_its_factors(name, method):
+    forward, params = PARTS[name]
+    x = normal(5, D, seed=2)
+    (use,) = lj.discover(forward, params, x).values()
+    assert all(each.of_part and each.merges is None for each in use.uses)
+    agree(*started(forward, params, x, variants.make(method, rank=2)), x)
+
+
 # -- convolutions ----------------------------------------------------------------------------------
 
 SPATIAL = "DHW"

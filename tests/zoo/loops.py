@@ -268,10 +268,10 @@ def part_that_is_all(normal: Normal) -> Case:
 
 
 def parts_of_a_matrix(normal: Normal) -> Case:
-    """Parts of a matrix itself need the merged weight."""
+    """Parts of a matrix are cut from its factors."""
 
     def forward(p, x):
         q, k = lax.split(p["w"], (4, 2), axis=1)
         return (x @ q)[:, :2] * (x @ k)
 
-    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
+    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))

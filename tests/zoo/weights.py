@@ -101,14 +101,14 @@ def slices_of_outputs(normal: Normal) -> Case:
         k, v = jnp.split(p["w"][:, 6:], 2, axis=1)
         return x @ p["w"][:, :6], x @ k, x @ v, x @ p["w"][:, 1:2], x @ p["w"]
 
-    return Case(forward, {"w": normal(4, 18)}, (normal(3, 4),), merged=("w",))
+    return Case(forward, {"w": normal(4, 18)}, (normal(3, 4),))
 
 
 def slices_of_inputs(normal: Normal) -> Case:
     def forward(p, x):
         return x @ p["w"][:4] + x @ p["w"][4:] + x[:, :1] @ p["w"][3:4]
 
-    return Case(forward, {"w": normal(8, 5)}, (normal(3, 4),), merged=("w",))
+    return Case(forward, {"w": normal(8, 5)}, (normal(3, 4),))
 
 
 def scaled(normal: Normal) -> Case:
