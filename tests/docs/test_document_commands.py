@@ -32,7 +32,8 @@ SMALL = ["model.name=bert", "data.train=6", "data.max_length=16", "train.batch_s
 
 def small(module: str, flags: list[str]) -> list[str]:
     """The flags with which a command trains a small model for four steps, or reads such runs."""
-    if module == "experiments.plot" and not any("experiments/results" in each for each in flags):
+    committed = any("experiments/results" in each for each in flags)
+    if "--results=runs/sweep" in flags or (module == "experiments.plot" and not committed):
         return [*flags, "--size=smoke"]
     if any(each.startswith("--methods=full,") for each in flags):
         return [*(each for each in flags if "--methods" not in each), "--methods=lora"]

@@ -101,7 +101,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     lines = [line for line in text["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
     cells = [[re.sub(r"\\(.)", r"\1", t) for t in row] for row in split if row[0] != "---"]
-    assert len(cells) == 2 * (5 + 4) + 5  # methods and differences of two tasks, and wins
+    assert len(cells) == 2 * (9 + 5 + 4) + 5  # settings, methods, differences; and wins
 
     reader = Reader()
     reader.feed(page)
@@ -125,13 +125,13 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     values = list(csv.DictReader(io.StringIO(text["csv"])))
     named = [line for line in values if line["line"] == "method"]
     assert {line["label"] for line in named} == {row[0] for row in cells} - {"method"}
-    assert len(named) == 8 and len(values) == 8 + 3 * 12
+    assert len(named) == 8 and len(values) == 16 + 8 + 3 * 12
     tests = "over both +p, both +over seeds +p, seeds +over examples +p, examples"
     assert len(re.findall(tests, text["rich"])) == 2
     head = "% Comparison of methods\n% \\usepackage{booktabs, graphicx}\n"
     assert text["latex"].startswith(head)
     fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}{l"
-    assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 5
+    assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 7
     for form in ("rich", "markdown", "latex"):
         assert "Warning, CoLA: " in text[form] and "same examples" in text[form]
 
@@ -163,8 +163,9 @@ def test_the_page_says_what_was_found_first(page):
         "<nav",
         "Generated 2026-11-28 at commit 0123456789 by <code>python -m x --a=&lt;b&gt;</code>",
         "From the records of 2 runs at commit ab, with jax 1 and 2.",
-        ">Difference from LoRA</h2>",
+        ">All settings, CoLA</h2>",
         "<table",
+        ">Difference from LoRA</h2>",
         ">Scores against parameters</h3>",
         ">Scores by learning rate</h3>",
         ">What the numbers are</h2>",
@@ -198,7 +199,8 @@ def test_the_page_in_a_browser(page, tmp_path, width):
       const column = head => [...head.closest("table").tBodies[0].rows].map(
         row => row.children[head.cellIndex].textContent).join("; ")
       const orders = {}
-      for (const head of all("thead th").slice(0, 5)) {
+      const methods = all("table").find(each => each.tHead.textContent.includes("parameters"))
+      for (const head of [...methods.querySelectorAll("thead th")].slice(0, 5)) {
         head.querySelector("button").click()
         orders[head.textContent] = column(head)
       }

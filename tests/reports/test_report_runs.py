@@ -175,7 +175,8 @@ def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
     for name, status in (("failed", "failed"), ("ended", "running")):
         outcome = {"status": status, "note": "no data", "process": 1}
         (tmp_path / "outcomes" / f"{name}.json").write_text(json.dumps(outcome))
-    one, two = sorted(recorded_runs.find_unfinished(tmp_path), key=lambda each: each.status)
+    one, two, three = sorted(recorded_runs.find_unfinished(tmp_path), key=lambda each: each.status)
+    assert (three.status, three.number) == ("waiting", (3, 0))
     assert (one.status, one.number, one.config.variant.name) == ("failed", (3, 0), "lora")
     for train, draw in ((0, 0), (8, 4)):  # no draw where all examples are trained on
         listed[0]["arguments"] = [

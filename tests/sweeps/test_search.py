@@ -388,7 +388,9 @@ def test_a_halving_keeps_its_trials_and_budget(search, tmp_path, other, said):
     folder = SweepFolder(tmp_path)
     run(search, folder, "halving", trials=6, specs=SPECS[:1])
     before = ledger(folder)
-    with pytest.raises(ValueError, match=f"is of a search with {said}; name another --workdir"):
+    with pytest.raises(
+        ValueError, match=f"belongs to a search with {said}; name another --workdir"
+    ):
         search(folder, "halving", specs=SPECS[:1], **other)
     assert ledger(folder) == before
 

@@ -60,7 +60,9 @@ def plain(text: str) -> str:
 
 def width(text: str, size: float) -> float:
     """The width of a text in points, in matplotlib's default font."""
-    return float(TextPath((0, 0), plain(text) or " ", size=size).get_extents().width)
+    if not plain(text).strip():
+        return 0.0  # matplotlib has no path of spaces
+    return float(TextPath((0, 0), plain(text), size=size).get_extents().width)
 
 
 def shortened(text: str, size: float, most: float) -> str:
