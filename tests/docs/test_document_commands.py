@@ -23,6 +23,7 @@ ELSEWHERE = {
     r"benchmarks .*--suite": "tests/benchmarks/test_suites.py",
     r"experiments\.quickstart": "tests/docs/test_stated_results.py",
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
+    r"experiments\.(report|table|plot) .*--results=runs/sweep": "tests/reports/test_grid.py",
     r"experiments\.export .*--run=runs/qlora": "tests/exports/test_export_command.py",
 }
 """Lines that take minutes, or need what a small folder lacks, and the tests of what they do."""
@@ -33,7 +34,7 @@ SMALL = ["model.name=bert", "data.train=6", "data.max_length=16", "train.batch_s
 def small(module: str, flags: list[str]) -> list[str]:
     """The flags with which a command trains a small model for four steps, or reads such runs."""
     committed = any("experiments/results" in each for each in flags)
-    if "--results=runs/sweep" in flags or (module == "experiments.plot" and not committed):
+    if module == "experiments.plot" and not committed:
         return [*flags, "--size=smoke"]
     if any(each.startswith("--methods=full,") for each in flags):
         return [*(each for each in flags if "--methods" not in each), "--methods=lora"]
