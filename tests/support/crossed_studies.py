@@ -1,6 +1,6 @@
 """Planted studies of answers that are right or wrong, and how often intervals cover the truth.
 
-All methods are equal, so each true difference is 0. Prints the table of docs/guides/studies.md, in
+All methods are equal, so each true difference is 0. Prints the table of docs/reference/verdicts.md, in
 about 15 minutes:
 
     PYTHONPATH=tests/support python -m crossed_studies
