@@ -14,7 +14,7 @@ Each way is one of the updates of the weights, dW = W' - W, so the runs may be o
 `--rank` cuts every update to a rank by SVD, and the table says the relative error that this makes
 in each weight. Methods without a rank (DoRA, full-rank ones) need it, too. What any run trains in
 full (heads, biases, whole weights) is combined linearly, as changes from each run's own start, and
-is no part of the LoRA; runs of different tasks keep the first's head with --keep='classifier/.*'.
+is not part of the LoRA; runs of different tasks keep the first's head with --keep='classifier/.*'.
 
 --out is a new folder, like that of a run of LoRA: its record has the scores on the first run's
 task, and a run with the variant, targets and also_train of its config.json can start from it, which

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "lora_jax_experiments"
-"""The package that starts commands where `experiments` is installed, and is no checkout."""
+"""The package that starts commands where `experiments` is installed, and is not a checkout."""
 FIRST = (
     *("quickstart", "train", "predict", "sweep", "tune", "report", "export", "import_adapter"),
     *("serve", "plan", "instruct"),
@@ -135,7 +135,7 @@ def start_again() -> None:
 
 
 def _said_in_a_word(kind: type[BaseException], error: BaseException, where: Any) -> None:
-    """What ends a command while it imports, before `cli.main`, and is no fault of the code."""
+    """What ends a command while it imports, before `cli.main`, and is not a fault of the code."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     elif kind.__name__ == "CantOpenFlagFileError":  # read where the flag --config is defined

@@ -18,7 +18,7 @@ it, and dense.
 Of an encoder that averages its tokens, the adapter is for AutoModel, and `head.safetensors` has
 the head. `--for=vllm` or `--for=sglang` writes plain LoRA for a server of language models: every
 scale in B, one rank, `lora_alpha` equal to it, and only modules that the server adapts. The command
-prints the `--max-lora-rank` that is needed. A method that is no plain LoRA (DoRA) needs
+prints the `--max-lora-rank` that is needed. A method that is not a plain LoRA (DoRA) needs
 `--svd_rank=R`, which cuts its updates to that rank; the relative error of each weight is printed
 and kept.
 

@@ -50,7 +50,7 @@ def methods() -> None:
         found = catalogue.of_matrix(shape_of(shape), own)
     else:
         if _SHAPE.value:
-            raise ValueError("--shape and --model: parameters are of one of them")
+            raise ValueError("--shape and --model: give one of them")
         found = catalogue.of_model(_MODEL.value, own)
     print(methods_tables.write(_FORMAT.value, found), end="")
 

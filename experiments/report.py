@@ -82,7 +82,7 @@ _RESAMPLES = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "The seed of the bootstrap resamples.", lower_bound=0)
 _DOCUMENTS = flags.DEFINE_list(
-    "documents", [], f"{marked_documents.HELP} They are of the committed studies."
+    "documents", [], f"{marked_documents.HELP} They show the committed studies."
 )
 
 

@@ -181,7 +181,7 @@ def _token(path: str | None) -> str | None:
     try:
         token = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "is no text in UTF-8"
+        why = getattr(error, "strerror", None) or "is not text in UTF-8"
         raise ValueError(f"--admin_token_file={path}: {why}") from None
     if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(

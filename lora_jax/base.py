@@ -83,7 +83,7 @@ class Use:
     merges: str | None = None
     """Why this use needs the merged weight (slower, never wrong); None if it uses the factors."""
     of_part: bool = False
-    """Whether it is of a part of the weight: of some inputs or outputs."""
+    """Whether it covers only some inputs or outputs of the weight."""
 
     def __str__(self) -> str:
         return self.kind

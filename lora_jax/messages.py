@@ -47,7 +47,7 @@ def nearest_path(path: Path, fits: Callable[[Path], bool]) -> str:
     A folder of the path that is missing, too, is named.
 
     Args:
-      fits: whether a path is of the kind that was asked for. Folders are named where none is, and
+      fits: whether a path has the kind that was asked for. Folders are named where none is, and
         where a folder of the path is missing.
     """
     missing = next(each for each in (path, *path.parents) if each.parent.is_dir())

@@ -149,7 +149,7 @@ def _as_float(value: int, what: str) -> float:
 
 
 def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | None:
-    """The known fields of a config of PEFT; None if it is of another `peft_type` than `kind`.
+    """The known fields of a config of PEFT; None if it has another `peft_type` than `kind`.
 
     Args:
       known: the fields that the method reads, with PEFT's defaults. A field's values are of the
@@ -193,7 +193,7 @@ class Config(NamedTuple):
     """What may be set and says nothing here, with PEFT's defaults."""
 
     def read(self, config: Settings) -> dict[str, Any] | None:
-        """The method's own fields; None if the config is of another `peft_type`."""
+        """The method's own fields; None if the config has another `peft_type`."""
         defaults = {theirs: default for theirs, (_, default) in self.fields.items()}
         known = settings_of(config, self.kind, **defaults, **self.ignored)
         if known is None:

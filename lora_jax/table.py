@@ -76,7 +76,7 @@ class Table:
         """A row for each record; what a record lacks is None.
 
         Raises:
-          ValueError: a record has a name that is no heading.
+          ValueError: a record has a name that is not a heading.
         """
         rows = []
         for record in records:
@@ -109,7 +109,7 @@ class Table:
         )
 
     def to_rich(self, **style: Any) -> "rich.table.Table":
-        """A table for rich's console. Texts stay what they are: `[r=8]` is no markup.
+        """A table for rich's console. Texts stay what they are: `[r=8]` is not markup.
 
         Args:
           style: as for `rich.table.Table`.

@@ -34,7 +34,7 @@ class BitFit(Variant):
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(
-                f"pattern '{self.pattern}' is no regular expression: {error}"
+                f"pattern '{self.pattern}' is not a regular expression: {error}"
             ) from None
 
     def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:

@@ -85,7 +85,7 @@ class BOFT(Variant):
         factors = self.butterfly_factors
         if factors >= shape[0].bit_length() or shape[0] % 2**factors:
             raise ValueError(
-                f"the {shape[0]} inputs of {shape} are no multiple of 2**{factors}, which "
+                f"the {shape[0]} inputs of {shape} are not a multiple of 2**{factors}, which "
                 f"{factors} butterfly factors need"
             )
 

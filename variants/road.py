@@ -103,7 +103,7 @@ class RoAd(Variant):
         return cls(per_pair=per_pair, group_size=size, biases=known["layer_has_bias"])
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        if base.shape[1] % self.group_size:  # PEFT's groups are of this size
+        if base.shape[1] % self.group_size:  # PEFT's groups have this size
             raise ValueError(f"groups of {self.group_size} do not divide {base.shape[1]} outputs")
         return super().factors_from_peft(base, peft, begun)
 

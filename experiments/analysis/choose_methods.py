@@ -166,7 +166,7 @@ class Contest:
 def by_number(runs: Iterable[Run]) -> dict[collect_runs.RunNumber, float]:
     """The scores of the completed runs by seed and draw: of the adapters that they saved.
 
-    They are of the main metric, in percent if tables print it so.
+    They use the main metric, in percent if tables print it so.
     """
     done = (run for run in runs if run.completed)
     scores = {run.number: run.score(run.record.metric, run.config.train.select) for run in done}
@@ -186,7 +186,7 @@ def contests(
       varies: settings that a study varies besides the sections `collect_runs.VARIED`, such as
         `train.batch_size`.
       unfinished: runs without a record; one belongs to a contest if it differs from the contest's
-        runs only in what the study varies, and is of the same registration, or of none as they are.
+        runs only in what the study varies, and has the same registration, or none as they have.
 
     Raises:
       ValueError: runs differ in more than what a study varies, a run has two different results, the

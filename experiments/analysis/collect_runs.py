@@ -249,7 +249,7 @@ def varied_and_fixed(
 
 
 def require_settings_of(names: Sequence[str], runs: Sequence[Run]) -> None:
-    """Raise a ValueError if `--varies` has a name that is no setting of the runs."""
+    """Raise a ValueError if `--varies` has a name that is not a setting of the runs."""
     kinds = {type(run.config) for run in runs}
     known = {name for kind in kinds for name in fields_of(kind)}
     known |= {name for run in runs for name in run.settings}
@@ -279,8 +279,7 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
         other = methods.setdefault(method_key(run), run)
         if said := different(variant_and_storage(other), variant_and_storage(run)):
             raise ValueError(
-                f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
-                f"{said}"
+                f"{other.folder} and {run.folder} use one method, '{method_key(run)}', but {said}"
             )
 
 

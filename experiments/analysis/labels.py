@@ -33,7 +33,7 @@ def heading(name: str) -> str:
 def method(key: str) -> str:
     """The name of a row from its key: `vera_nf4` gives VeRA on NF4.
 
-    A row that is no variant, or one that is not to be found here, is named by its key.
+    A row that is not a variant, or one that is not to be found here, is named by its key.
     """
     name, storage = stored(key)
     if (kind := _variant(name)) is None:

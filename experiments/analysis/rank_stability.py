@@ -57,7 +57,7 @@ def stability(
 ) -> list[Stability]:
     """How often the order repeats for each number of seeds.
 
-    Seeds are drawn with replacement from those that were run. Both resamples are of the same seeds,
+    Seeds are drawn with replacement from those that were run. Both resamples draw the same seeds,
     so numbers close to that of the seeds that were run are too favourable.
 
     Args:

@@ -370,7 +370,7 @@ def squares(scores: np.ndarray, differences: np.ndarray) -> Squares:
     """The mean squares of the differences of two methods.
 
     Args:
-      scores: by seed, (seeds,); for a metric that is no mean over examples, these are not quite
+      scores: by seed, (seeds,); for a metric that is not a mean over examples, these are not quite
         the means of the next ones.
       differences: of what each example adds, (seeds, examples).
     """

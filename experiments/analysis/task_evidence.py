@@ -32,8 +32,8 @@ from lora_jax.records import seal
 def one_answer(contest: Contest) -> Predictions | None:
     """The outputs of always giving the most frequent answer, (examples, classes).
 
-    None if answers are no classes, if an example is a choice among several texts, or if no run kept
-    its predictions, which hold the labels.
+    None if answers are not classes, if an example is a choice among several texts, or if no run
+    kept its predictions, which hold the labels.
     """
     for run in (run for method in contest.methods for run in method.runs if run.completed):
         part = run.predictions().get("validation")
@@ -140,8 +140,8 @@ def read_untrained(folder: Path) -> dict[str, Untrained]:
     """The untrained models in the folder of a study, by task; empty if they were not scored.
 
     Raises:
-      ValueError: a file was changed or damaged, is of another study, or the outputs do not give
-        the scores.
+      ValueError: a file was changed or damaged, belongs to another study, or the outputs do not
+        give the scores.
     """
     path = folder / UNTRAINED_FILE
     if not path.exists():

@@ -172,7 +172,7 @@ def shape_of(text: str) -> tuple[int, int]:
     """The shape that a flag names: `4096x11008`.
 
     Raises:
-      ValueError: the text is no shape.
+      ValueError: the text is not a shape.
     """
     match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
     if match is None:

@@ -18,7 +18,7 @@ from lora_jax.table import Table
 KINDS = {"encoders": settings.ClassifierConfig, "decoders": settings.TextConfig}
 HEADS = ("key", "type", "default", "of", "meaning")
 NO_KEYS = ("plain", "settings")
-"""Fields that are no keys of a config: the config as data, and a variant's own fields."""
+"""Fields that are not keys of a config: the config as data, and a variant's own fields."""
 
 
 class Row(NamedTuple):

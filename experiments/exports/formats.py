@@ -174,7 +174,7 @@ def refusals_of(flag: str) -> Iterator[None]:
 
 
 def require_for_servers(run: FinishedRun) -> None:
-    """Raise a ValueError of one line unless a run is of a language model on a published base."""
+    """Raise a ValueError of one line unless a run trained a language model on a published base."""
     if not isinstance(run.config, TextConfig):
         raise ValueError(
             f"the run's model is a classifier ({run.shape.model_type}), and this is for language "

@@ -159,7 +159,10 @@ def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
     classifier = isinstance(config, ClassifierConfig)
     wanted = CLASSIFIER if classifier else DECODER
     if task and task not in (wanted, ANY):
-        yield f"the adapter is of a {quoted(task)} model, and this config of a {wanted} model"
+        yield (
+            f"the adapter belongs to a {quoted(task)} model, but this config describes a {wanted} "
+            "model"
+        )
     mean = getattr(config.model, "pool", "") == "mean"
     if classifier and task == CLASSIFIER and found.trainable["params"] and mean:
         yield (

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def names_of_parts(kept: Sequence[Adherence]) -> dict[str, str]:
     """What a report calls each registration, by its digest, in natural order of the names.
 
-    It is the name of the study. Where several are of one study, a folder follows: `lora_scale/16`.
+    It is the name of the study. Where one study has several, a folder follows: `lora_scale/16`.
     """
     count = Counter(each.registered.study for each in kept)
     found = {each.registered.digest: each.registered.study for each in kept}
@@ -132,7 +132,7 @@ class Document:
         Args:
           reference: the key of the method to compare others with; by default that of the study,
             or lora, or else the first of each contest.
-          title: what the report is about; empty if that is no single study.
+          title: what the report is about; empty if that is not a single study.
           resamples, seed: of the bootstrap.
           size: that of the runs, which is said of all but full ones.
           studies: what registered studies found over all their tasks, in place of what pairs show.

@@ -271,9 +271,9 @@ def _kept(kept: Adherence) -> Iterator[str]:
         yield registration.committed(kept.folder, registered, kept.runs)
     if not registered.budgets:
         yield (
-            "The registration is of an earlier version, which says nothing of metrics and families "
-            "of tests. So it cannot show that these were chosen before the runs. Budgets it fixes, "
-            "by its digests of settings."
+            "The registration comes from an earlier version, which says nothing of metrics and "
+            "families of tests. So it cannot show that these were chosen before the runs. "
+            "Budgets it fixes, by its digests of settings."
         )
     if kept.missing:
         yield f"Still missing: {_first(kept.missing)}."

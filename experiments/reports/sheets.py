@@ -303,7 +303,7 @@ GAINS_NOTE = (
     "bound is one-sided. Detectable is the smallest difference that the test would find with a "
     "power of 80%. Such tasks: the mean of all tasks of which these are a sample, by a t-test of "
     "the tasks' gains; where these tasks alone have the wider interval, it is that; fewer than "
-    f"{FEWEST_TASKS} tasks are no sample. All these "
+    f"{FEWEST_TASKS} tasks are not a sample. All these "
     "numbers are of the rates that were chosen, whose choice has noise of its own. They generalise "
     "over seeds (other orders and first weights, and other training examples where seeds draw "
     "them) and over the examples of the development sets. Seeds alone: the interval and the "

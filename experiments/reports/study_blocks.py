@@ -235,7 +235,8 @@ def fill(text: str, results: Path = ROOT / RESULTS) -> str:
       results: the folder that has the folders of studies; a block's name is one of these.
 
     Raises:
-      ValueError: a marker without its partner, or a name that is no folder of registered studies.
+      ValueError: a marker without its partner, or a name that is not a folder of registered
+        studies.
     """
     text = fill_blocks(text, "study", lambda name: study_block(results / name))
     return fill_blocks(text, "papers", lambda _: claims_block(results))

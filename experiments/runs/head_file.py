@@ -29,7 +29,7 @@ def with_head(found: Loaded, path: Path) -> Loaded:
     """The adapter with the head of a file of `save_head`, which then trains in full.
 
     Raises:
-      ValueError: the file is malformed, or its head is of another shape than the model's.
+      ValueError: the file is malformed, or its head has another shape than the model's.
     """
     file, frozen = SafetensorsBytes(path), found.frozen
     stored = {each.use.path: each.use for each in frozen.spec.placements}  # perhaps quantised

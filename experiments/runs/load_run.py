@@ -86,7 +86,7 @@ class LoadedRun:
     def outputs(self, texts: Sequence[TextOrPair]) -> np.ndarray:
         """The outputs of an encoder's head, (n, classes) or (n, 1), as in `predictions.npz`."""
         if not isinstance(self.run.config, ClassifierConfig):
-            raise ValueError(f"{self.run.folder} is of a language model, which has no classes")
+            raise ValueError(f"{self.run.folder} holds a language model, which has no classes")
         pairs, given = is_of_pairs(self.run.config), list[Any](texts)
         if isinstance(texts, str) or any(isinstance(each, str) == pairs for each in given):
             raise ValueError(f"expected a list of {'pairs of texts' if pairs else 'texts'}")
@@ -201,8 +201,8 @@ def _of_the_data(folder: Path, record: run_record.Record, outputs: int | None) -
         why = f"cannot be read ({' '.join(str(error).split())})"
     names = f"all {outputs} names" if outputs else "all names"
     raise ValueError(
-        f"{folder}: the record is of an earlier version, which does not name the classes, and the "
-        f"data {why}: give {names} in the order of training, --labels=A,B"
+        f"{folder}: the record comes from an earlier version, which does not name the classes, and "
+        f"the data {why}: give {names} in the order of training, --labels=A,B"
     )
 
 

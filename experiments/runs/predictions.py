@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Predictions]:
     """The predictions in a run's folder by part; empty if it has no such file.
 
     Raises:
-      ValueError: the file is damaged, or is no file of predictions.
+      ValueError: the file is damaged, or is not a file of predictions.
     """
     path = folder / NAME
     if not path.exists():
@@ -78,7 +78,7 @@ def parts_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
     """The predictions in the arrays of a file, by part.
 
     Raises:
-      ValueError: the arrays are no predictions.
+      ValueError: the arrays are not predictions.
     """
     found = {}
     for name, outputs in arrays.items():

@@ -9,7 +9,7 @@ from lora_jax.training.trial_program import Execution
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How trials are trained; nothing here decides a result, so it is no part of a config."""
+    """How trials are trained; nothing here decides a result, so it is not part of a config."""
 
     execution: Execution | None = None
     """How trials that share a program step; None for the way that ends first."""

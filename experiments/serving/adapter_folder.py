@@ -55,7 +55,7 @@ class AdapterFolder:
         self.root = root
 
     def names(self) -> list[str]:
-        """The adapters that there are now, in order. What is no adapter is left out."""
+        """The adapters that there are now, in order. What is not an adapter is left out."""
         found = []
         for entry in sorted(self.root.iterdir()):
             try:
@@ -70,7 +70,7 @@ class AdapterFolder:
 
         Raises:
           UnknownAdapterError: no entry of the folder has this name.
-          ValueError: the entry is no adapter, or a link leads out of the folder.
+          ValueError: the entry is not an adapter, or a link leads out of the folder.
         """
         # Unlike a Path's, this is_dir is false for a name that the file system finds too long.
         if not is_name(name) or not os.path.isdir(self.root / name):
@@ -172,12 +172,14 @@ class AdapterLoader:
         config = parse({**_config(folder), "start_from": None})
         if config.quantize.storage != "none":
             raise ValueError(
-                f"{folder}: the adapter is of a base quantised as {config.quantize.storage}, and "
-                "the server's is not quantised"
+                f"{folder}: the adapter's base was quantised as {config.quantize.storage}, "
+                "and the server's is not quantised"
             )
         base = self._base
         if isinstance(config, ClassifierConfig) != bool(base.labels):
-            raise ValueError(f"{folder}: the adapter is of another kind of model than the server's")
+            raise ValueError(
+                f"{folder}: the adapter belongs to another kind of model than the server's"
+            )
         if isinstance(config, ClassifierConfig):
             self._require_pool(folder, config.model.pool)
         targets = from_config.make_run_targets(config, _steps(folder))

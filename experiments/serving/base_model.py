@@ -64,7 +64,7 @@ def model_id(given: str) -> str:
     if hub_name(given):
         return given
     path = Path(given)
-    path = path if path.name.strip(".") else path.resolve()  # `.` and `..` are no names
+    path = path if path.name.strip(".") else path.resolve()  # `.` and `..` are not names
     return path.name.removesuffix(".gguf")
 
 

@@ -354,13 +354,13 @@ def read_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a request's body.
 
     Raises:
-      ApiError: 400, if it is none, or a text in it has half of a surrogate pair, which is no text.
+      ApiError: 400, if it is none, or a text in it has half of a surrogate pair, which is not text.
     """
     try:
         content = json_text.loads(body, "the body")
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        message = "the body has a text with half of a surrogate pair, which is no text"
+        message = "the body has a text with half of a surrogate pair, which is not text"
         raise ApiError(400, message, code="invalid_json") from None
     except ValueError as error:
         raise ApiError(400, str(error), code="invalid_json") from None

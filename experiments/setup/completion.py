@@ -32,7 +32,7 @@ def read_texts(config: TextConfig, task: data.TextTask | None = None) -> Complet
     task = task or from_config.make_text_task(config.data)
     check_written(config.generate, task)
     where = locate(config.model.name)
-    # Check this first: a model that is no decoder has no chat template either.
+    # Check this first: a model that is not a decoder has no chat template either.
     shape = read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
     task = in_template(config, task, tokenizer)

@@ -141,7 +141,7 @@ def _require_sections(config: Mapping[str, Any]) -> None:
                 f"the config has no {name}; configs/{like}.py has all that a run needs"
             )
         if name not in plain and not isinstance(config[name], Mapping):
-            raise ValueError(f"config.{name} is no section of settings, but {config[name]!r}")
+            raise ValueError(f"config.{name} is not a section of settings, but {config[name]!r}")
     if "name" not in config["variant"]:
         raise ValueError("config.variant has no name, such as lora")
     _require_type("variant.name", config["variant"]["name"], str)

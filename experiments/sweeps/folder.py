@@ -213,7 +213,7 @@ class SweepFolder:
             if not isinstance(entries, list):
                 raise ValueError("it holds something else")
         except ValueError as error:
-            raise ValueError(f"{path} is no list of trials: {error}") from error
+            raise ValueError(f"{path} is not a list of trials: {error}") from error
         return entries
 
     def known(self, trials: Sequence[Trial]) -> list[Trial]:

@@ -111,7 +111,7 @@ def check_count(trials: int, where: str) -> None:
 def check_key(key: str, where: str) -> None:
     """Raise a ValueError if a key is neither the path of a setting nor the name of an argument."""
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{where}: '{key}' is no name of a setting or an argument")
+        raise ValueError(f"{where}: '{key}' is not a name of a setting or an argument")
     if "." in key and not key.startswith("config."):
         raise ValueError(f"{where}: unknown key '{key}'; nearest: 'config.{key}'")
     if key == "config":

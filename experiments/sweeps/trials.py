@@ -58,7 +58,7 @@ def own_sweep(file: str) -> list[sweep_flag.Overrides]:
       ValueError: it yields something else than a dict, an invalid key or value, no trials, or too
         many.
     """
-    if config_files.is_json(file):  # it is no Python
+    if config_files.is_json(file):  # it is not Python
         return [{}]
     found = []
     with config_files.in_one_line([file]):

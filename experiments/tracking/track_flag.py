@@ -30,7 +30,7 @@ def checked(names: Sequence[str]) -> tuple[str, ...]:
         if name in names[:number]:
             raise ValueError(f"--track={','.join(names)} names '{name}' twice")
         if "." not in name:
-            require_known(name, trackers.TRACKERS, f"{given} is no tracker")
+            require_known(name, trackers.TRACKERS, f"{given} is not a tracker")
         try:
             package = trackers.find(name).package
         except (Exception, SystemExit) as error:  # a user's file may raise anything

@@ -302,7 +302,7 @@ def find(name: str) -> type[Tracker]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package could be imported, without doing so; an empty name is no package."""
+    """Whether a package could be imported, without doing so; an empty name is not a package."""
     try:
         return not package or importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # of a package that would hold it

@@ -347,7 +347,7 @@ def _check_keys(path: str | os.PathLike, tree: Mapping[str, Any], frozen: Frozen
             shapes = [(*stack, size) for size in IMPLEMENTATIONS]
             if data.dtype != jnp.uint32 or data.shape not in shapes:
                 raise ValueError(
-                    f"{path} has {data.dtype}{list(data.shape)} for '{name}', which is no key"
+                    f"{path} has {data.dtype}{list(data.shape)} for '{name}', which is not a key"
                 )
 
 

@@ -285,7 +285,7 @@ def require_one_base(frozen: Sequence[Frozen], names: Sequence[str] | None = Non
     first, known = frozen[0], base_digests(frozen[0])
     for name, other in zip(names[1:], frozen[1:], strict=True):
         if {*other.spec.paths} != {*first.spec.paths}:
-            raise ValueError(f"{name} is of a model with other parameters than that of {names[0]}")
+            raise ValueError(f"{name} belongs to a model with other parameters than {names[0]}")
         trained = {*first.spec.paths} - (first.base.keys() & other.base.keys())
         try:
             require_base(known, base_digests(other), trained, names[0])

@@ -1,6 +1,6 @@
 """Ways to make one update of several, for one matrix: weighted sums, TIES and DARE.
 
-PEFT's `linear` averages A and B apart, which is no average of the updates; here each is dW.
+PEFT's `linear` averages A and B apart, which is not an average of the updates; here each is dW.
 """
 
 import dataclasses

@@ -62,7 +62,8 @@ class Task:
         object.__setattr__(self, "metric", _main_metric(self.name, self.metrics, self.metric))
         if unknown := self.extra_metrics.keys() - self.extra.keys():
             raise ValueError(
-                f"task {self.name!r}: extra_metrics has {min(unknown)!r}, which is no extra part"
+                f"task {self.name!r}: extra_metrics has {min(unknown)!r}, which is not an extra "
+                "part"
             )
         for what, part in {"train on": self.train, "score": self.validation}.items():
             labels = self._check_labels(part)

@@ -31,7 +31,7 @@ def files(paths: Iterable[Path | str] = DOCUMENTS) -> list[Path]:
         elif path.is_file() and path.suffix == ".md":
             found[path] = None
         else:
-            wrong = "is no Markdown file" if path.exists() else "is not there"
+            wrong = "is not a Markdown file" if path.exists() else "is not there"
             near = nearest_path(path, lambda each: each.is_dir() or each.suffix == ".md")
             raise ValueError(f"--documents={path} {wrong}{near}")
     return list(found)

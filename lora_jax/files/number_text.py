@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 
 def read(text: str) -> Decimal | None:
-    """The exact number that a text states; None if it is no number or out of a float's range.
+    """The exact number that a text states; None if it is not a number or out of a float's range.
 
     A number has ASCII digits and may have a sign before them, a decimal point and an exponent.
     """

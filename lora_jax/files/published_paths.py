@@ -13,8 +13,8 @@ def inside(file: Path, entry: Any) -> Path:
     Links from the Hub's cache to the blobs beside its snapshots are allowed.
 
     Raises:
-      ValueError: the entry is no file name, is absolute, goes upwards, or is a link to elsewhere.
-        The message names the file and the entry.
+      ValueError: the entry is not a file name, is absolute, goes upwards, or is a link to
+        elsewhere. The message names the file and the entry.
     """
     try:
         known = isinstance(entry, str) and entry.strip() and b"\0" not in entry.encode()

@@ -42,8 +42,8 @@ class SafetensorsBytes:
     Arrays share the bytes that were read, and cannot be written to.
 
     Raises:
-      ValueError: the file is no safetensors file, has more or fewer bytes than its header says, or
-        changes while it is read. The message is one line that begins with the path.
+      ValueError: the file is not a safetensors file, has more or fewer bytes than its header says,
+        or changes while it is read. The message is one line that begins with the path.
     """
 
     def __init__(self, path: str | os.PathLike):

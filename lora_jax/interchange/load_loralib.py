@@ -170,8 +170,8 @@ class LoralibFile(Source):
           shapes: of one layer of each parameter, by path.
 
         Raises:
-          ValueError: a tensor belongs to none or to two, does not fit its layer, or is of the base;
-            there is no adapter; or which parts of a layer are adapted is not known.
+          ValueError: a tensor belongs to none or to two, does not fit its layer, or belongs to the
+            base; there is no adapter; or which parts of a layer are adapted is not known.
         """
         places: dict[str, list[Row]] = {}
         for row in known:
@@ -208,7 +208,7 @@ class LoralibFile(Source):
             else:
                 modules = [each.rpartition(".")[0] for each in places]
                 near = nearest(module, modules)
-                raise ValueError(f"tensor '{stored}' is of no module here; nearest: {near}")
+                raise ValueError(f"tensor '{stored}' belongs to no module here; nearest: {near}")
             self._names.append(stored)
         if not found.adapters:
             raise ValueError("no tensor is called lora_A: not a checkpoint of microsoft/LoRA")
@@ -257,7 +257,7 @@ def _alpha(given: float | None, noted: str | None) -> float:
     try:
         found = float(noted)
     except ValueError:
-        raise ValueError(f"{ALPHA} in its header is no number: {reprlib.repr(noted)}") from None
+        raise ValueError(f"{ALPHA} in its header is not a number: {reprlib.repr(noted)}") from None
     if given is not None and given != found:
         raise ValueError(f"alpha={given}, and {ALPHA} in its header is {noted}")
     return found
@@ -265,7 +265,7 @@ def _alpha(given: float | None, noted: str | None) -> float:
 
 def _rank(noted: str | None) -> int | None:
     if noted is not None and not (noted.isascii() and noted.isdigit() and len(noted) < 10):
-        raise ValueError(f"{RANK} in its header is no rank: {reprlib.repr(noted)}")
+        raise ValueError(f"{RANK} in its header is not a rank: {reprlib.repr(noted)}")
     return None if noted is None else int(noted)
 
 

@@ -310,8 +310,8 @@ def check_heads(found: TensorNames, read: Mapping[str, Any]) -> None:
         wanted = read[table].T if transposed else read[table]
         if not np.array_equal(read[name], wanted):
             raise ValueError(
-                f"tensor '{name}' is of no module, and not equal to '{table}', the table that is "
-                "also the head"
+                f"tensor '{name}' belongs to no module, and is not equal to '{table}', the table "
+                "that is also the head"
             )
 
 
@@ -335,5 +335,5 @@ def check_shared(found: TensorNames, trainable: Trainable, frozen: Frozen) -> No
         known |= variant.shared_to_peft(arrays, shapes).keys()
     if other := sorted(found.shared.keys() - known):
         raise ValueError(
-            f"tensor '{found.shared[other[0]]}' is of no module, and nothing shares it"
+            f"tensor '{found.shared[other[0]]}' belongs to no module, and nothing shares it"
         )

@@ -66,7 +66,7 @@ def names_from_patterns(patterns: Mapping[str, str], head: str | None = None) ->
     `head` is the module of a head whose weight is also a table, such as `lm_head`.
 
     Raises:
-      ValueError: a pattern or a name is no text; later, for a name, a template has another field.
+      ValueError: a pattern or a name is not text; later, for a name, a template has another field.
     """
 
     texts = [*patterns, *patterns.values()] if isinstance(patterns, Mapping) else [patterns]

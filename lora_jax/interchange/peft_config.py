@@ -15,7 +15,7 @@ from lora_jax.peft_format import Settings, told_apart
 LONGEST, MOST_CHOICES = 300, 5
 """Of a regular expression that is matched."""
 MOST = 1000
-"""Of the expressions of one pattern that are no names, and of the forms of its names."""
+"""Of the expressions of one pattern that are not names, and of the forms of its names."""
 MOST_WAYS = 2_000_000
 """Of matching all expressions of one pattern with one name: some tenths of a second."""
 USUAL_LENGTH = 40
@@ -40,7 +40,7 @@ class Pattern:
         where none does, the key decides that is the whole name.
 
     Raises:
-      ValueError: a key is no regular expression, or they may take too long to match.
+      ValueError: a key is not a regular expression, or they may take too long to match.
     """
 
     def __init__(self, entries: Mapping[str, Any], after_dot: bool = False):
@@ -136,7 +136,7 @@ def compile_(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+        raise ValueError(f"{pattern!r} is not a pattern: {error}") from None
 
 
 PATTERNS = {
@@ -226,7 +226,7 @@ def _check_pattern(text: str) -> None:
             )
         re.compile(text)
     except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise ValueError(f"target_modules={reprlib.repr(text)} is no pattern: {error}") from None
+        raise ValueError(f"target_modules={reprlib.repr(text)} is not a pattern: {error}") from None
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def compiled(config: Settings) -> Compiled:
     """The patterns of a config, for `of_module` of many modules.
 
     Raises:
-      ValueError: a key is no regular expression, or may take too long.
+      ValueError: a key is not a regular expression, or may take too long.
     """
     found = {}
     for name in PATTERNS.values():
@@ -372,7 +372,7 @@ def refusal_of(config: Mapping[str, Any], module: str) -> str | None:
     not compared if it may take too long to match.
 
     Raises:
-      ValueError: another field is no expression, or may take too long to match.
+      ValueError: another field is not an expression, or may take too long to match.
     """
     targets = config.get("target_modules")
     if selects(config.get("target_parameters") or [], f"{module}.weight"):

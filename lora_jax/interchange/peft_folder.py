@@ -189,7 +189,7 @@ def _once(
 
 
 def _check_named(config: Mapping[str, Any], found: TensorNames) -> None:
-    """Raise a ValueError if a tensor is of a module, or of a bias, that the config leaves out.
+    """Raise a ValueError if a tensor belongs to a module, or is a bias, that the config leaves out.
 
     Weights that train in full are not compared: PEFT puts such a tensor into the model whether
     `modules_to_save` names it or not. It does not name embeddings and heads that it saves because

@@ -104,7 +104,7 @@ def _plain(each: Matrix) -> Peft:
     title = each.variant.title or type(each.variant).__name__
     if (both := each.variant.as_lora(each.base, each.factors)) is None:
         raise ValueError(
-            f"'{each.path}': {title} is no plain LoRA, which is all that loralib has: merge the "
+            f"'{each.path}': {title} is not a plain LoRA, which is all that loralib has: merge the "
             "weights"
         )
     if each.tied:

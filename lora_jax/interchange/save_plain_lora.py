@@ -68,7 +68,7 @@ def save_plain_lora(
       names, base_model, dtype: as for `save_peft`.
       svd_rank: cut the update of every module of torch to its leading directions, if its rank is
         higher; the errors are in the result. Parts of one module, such as GPT-2's queries, keys
-        and values, are cut together. Without it, a method that is no plain LoRA is refused.
+        and values, are cut together. Without it, a method that is not a plain LoRA is refused.
       served: the last names of modules that the server adapts; None allows all.
 
     Raises:
@@ -179,7 +179,7 @@ def _factors(each: Matrix, svd_rank: int | None) -> tuple[Factored, float]:
     if svd_rank is None:
         title = each.variant.title or type(each.variant).__name__
         raise ValueError(
-            f"'{each.path}': {title} is no plain LoRA, which is all that servers take; "
+            f"'{each.path}': {title} is not a plain LoRA, which is all that servers take; "
             "merge the weights, or give svd_rank"
         )
     with jax.enable_x64(True):

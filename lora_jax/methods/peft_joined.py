@@ -25,7 +25,7 @@ def joined(parts: Mapping[int, Peft], layouts: Layouts) -> Peft:
       layouts: those of the method (`Variant.peft_layouts`).
 
     Raises:
-      ValueError: an adapter of a third is no part of one of all thirds, or the thirds differ in
+      ValueError: an adapter of a third is not part of one of all thirds, or the thirds differ in
         what they share in PEFT, or the method cannot leave the others as they are.
     """
     kind = " with ".join(sorted({one.settings["peft_type"] for one in parts.values()}))
@@ -53,7 +53,7 @@ def third(peft: Peft, part: int, layouts: Layouts) -> Peft:
       layouts: those of the method (`Variant.peft_layouts`).
 
     Raises:
-      ValueError: an adapter of a third is no part of one of all thirds, or a tensor has no thirds.
+      ValueError: an adapter of a third is not part of one of all thirds, or a tensor has no thirds.
     """
     known = _by_name(layouts)
     if not _divides(peft, known):

@@ -94,7 +94,7 @@ def read(path: Path) -> dict[str, Any]:
     """The values of such a file.
 
     Raises:
-      ValueError: it is no JSON object, has no seal, or was changed after it was written.
+      ValueError: it is not a JSON object, has no seal, or was changed after it was written.
     """
     content = json_text.read_object(path)
     try:

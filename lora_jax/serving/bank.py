@@ -88,7 +88,7 @@ class Bank:
           adapter: (trainable, frozen), of this base.
 
         Raises:
-          ValueError: the adapter is of another base, of a higher rank, trains a parameter of
+          ValueError: the adapter has another base or a higher rank, trains a parameter of
             another shape, or has numbers that are not finite. The message names it.
         """
         trainable, frozen = adapter
@@ -224,7 +224,7 @@ class Bank:
         `jax.jit`: otherwise methods that are not plain LoRA are compiled at each call.
 
         Args:
-          ids: the slot of each row, (rows,) integers. One that is no slot gives NaN.
+          ids: the slot of each row, (rows,) integers. One that is not a slot gives NaN.
           *args, **kwargs: the inputs, in which every array has the rows first.
 
         Returns:
@@ -263,7 +263,7 @@ class Bank:
         does.
 
         Args:
-          slot: () integer. What it is for a number that is no slot is not defined.
+          slot: () integer. What it is for a number that is not a slot is not defined.
         """
         held, spec = self._held, self.base.spec
         adapters, constants = {}, {}

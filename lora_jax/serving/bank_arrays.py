@@ -74,7 +74,7 @@ def base_alone(base: Any) -> Frozen:
 
 
 def require_fit(base: Frozen, params: Mapping[str, Any], frozen: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless an adapter is of a bank's base.
+    """Raise a ValueError unless an adapter has a bank's base.
 
     Args:
       params: what the adapter trains in full, by path.
@@ -87,15 +87,17 @@ def require_fit(base: Frozen, params: Mapping[str, Any], frozen: Mapping[str, An
         if theirs is mine or _are_same(mine, theirs):
             continue
         if _said(mine) != _said(theirs):
-            what = "is of a base with" if own is None else "trains"
+            what = "was trained on a base with" if own is None else "trains"
             raise ValueError(
                 f"the adapter {what} another '{path}': {_said(theirs)}, and the bank's is "
                 f"{_said(mine)}"
             )
         if own is None and not all(map(_are_equal, jax.tree.leaves(mine), jax.tree.leaves(theirs))):
-            raise ValueError(f"the adapter is of another base: '{path}' has other numbers")
+            raise ValueError(f"the adapter was trained on another base: '{path}' has other numbers")
     if other := sorted({*frozen, *params} - base.base.keys()):
-        raise ValueError(f"the adapter is of a base with '{other[0]}', which the bank's has not")
+        raise ValueError(
+            f"the adapter was trained on a base with '{other[0]}', which the bank does not have"
+        )
 
 
 def _are_same(one: Any, other: Any) -> bool:

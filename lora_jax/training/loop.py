@@ -79,8 +79,8 @@ def fit(
       The last states.
 
     Raises:
-      ValueError: the newest checkpoint is of a run with another identity, or lines of metrics that
-        were written before it are missing.
+      ValueError: the newest checkpoint belongs to a run with another identity, or lines of metrics
+        that were written before it are missing.
       LostFolderError: the file of the metrics was removed during the run; nothing more is saved.
     """
     outcomes = [trial.outcome for trial in trials]

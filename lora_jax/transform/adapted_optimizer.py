@@ -24,7 +24,7 @@ from lora_jax.variant import Factors
 
 
 class Axes(NamedTuple):
-    """The input and output axes of an array's matrices; all other axes are of the stack."""
+    """The input and output axes of an array's matrices; all other axes belong to the stack."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]

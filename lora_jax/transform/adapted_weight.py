@@ -342,7 +342,7 @@ def _product(
 
 
 def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
-    """The result of a `gather` of rows, or None if it is of another kind or axis."""
+    """The result of a `gather` of rows, or None if it has another kind or axis."""
     found = views.as_lookup(eqn, weight.view.shape)
     if not found or weight.stack or canonical(weight.view.axes[found.axis]) != weight.in_atoms:
         return None

@@ -29,7 +29,7 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
       use: a number that differs between the uses of a weight, so that each has its own dropout.
 
     Returns None if the kernel has to be merged: the program sees it in parts or uses other axes as
-    its channels, or the method is no low-rank update.
+    its channels, or the method is not a low-rank update.
     """
     spec, view = eqn.params["dimension_numbers"].rhs_spec, weight.view
     out, *inner = spec

@@ -10,7 +10,7 @@ operation does with them, and how it enters loops and branches:
 * `lora_jax.compiled.by_numpy`: arrays by NumPy;
 * `lora_jax.compiled.jaxpr_costs`: the bytes of values.
 
-Two readers of jaxprs are no walks: `lora_jax.training.fingerprint` writes equations down one after
+Two readers of jaxprs are not walks: `lora_jax.training.fingerprint` writes equations down one after
 another, and `final_products` goes backwards.
 """
 

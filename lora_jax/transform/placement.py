@@ -171,7 +171,7 @@ def require_live(tree: Any) -> None:
 
 
 def settings_of(leaves: Mapping[str, Any]) -> tuple[tuple[str, type, Any], ...]:
-    """The leaves of a tree that are no arrays, as an `AdaptedSpec` has them."""
+    """The leaves of a tree that are not arrays, as an `AdaptedSpec` has them."""
     return tuple((path, type(leaf), leaf) for path, leaf in leaves.items() if not is_array(leaf))
 
 

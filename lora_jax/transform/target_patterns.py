@@ -17,7 +17,7 @@ from lora_jax.variant import Base, Factors, Variant
 ALL_LINEAR = "all-linear"
 ALL_CONV = f"{ALL_LINEAR}+conv"
 GROUPS = (ALL_LINEAR, ALL_CONV)
-"""Words that stand for patterns; what they select besides is no error."""
+"""Words that stand for patterns; what they select besides is not an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
             for index in which:
                 if slots[index] is free:
                     slots[index] = variant
-                # A weight that two patterns select for one variant is no contradiction.
+                # A weight that two patterns select for one variant is not a contradiction.
                 claimed = claimed or slots[index] == variant
         if not claimed:
             raise ValueError(f"pattern '{pattern}' selects only what other patterns have taken")

@@ -187,7 +187,7 @@ def test_heads_alone_need_their_start_where_weights_do_not_sum_to_one():
 
 @pytest.mark.usefixtures("x64")
 def test_heads_that_began_at_random_add_what_each_has_learnt():
-    """The second's start is no part of the sum."""
+    """The second's start is not part of the sum."""
     other = {**drawn(0), "last": drawn(1)["last"]}
     runs = [run(n, {"heads": LORA_OF_2}, ["last"], None, p) for n, p in ((1, None), (2, other))]
     adapters, starts = [each[1:3] for each in runs], [each[3]["params"] for each in runs]

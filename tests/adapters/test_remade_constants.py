@@ -133,7 +133,7 @@ def test_what_is_no_key_is_named(tmp_path):
             path = save_tree(tmp_path / "changed", {**tree, part: changed}, meta)
             said = f"{path} has {data.dtype}{list(data.shape)} for '{part}/{where}/init_key', "
             for read in (lj.load_adapter, lj.start_from):
-                with pytest.raises(ValueError, match=f"^{re.escape(said)}which is no key$"):
+                with pytest.raises(ValueError, match=f"^{re.escape(said)}which is not a key$"):
                     read(path, *first)
 
 

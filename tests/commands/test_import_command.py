@@ -142,7 +142,10 @@ def test_an_encoders_adapter_gets_a_new_head(run, root):
     new = "has classifier/kernel, classifier/bias: they are drawn from config.seed 0"
     warnings = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
     assert "base model is 'their/model', and config.model.name is" in warnings[0]
-    task = "warning: the adapter is of a 'TOKEN_CLS' model, and this config of a SEQ_CLS model"
+    task = (
+        "warning: the adapter belongs to a 'TOKEN_CLS' model, but this config describes a SEQ_CLS "
+        "model"
+    )
     assert warnings[1] == task
     assert warnings[2].startswith(f"warning: neither {folder} nor {model} {new}")
     again = open_run(root / "with_head", read_record(root / "with_head"))

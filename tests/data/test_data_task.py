@@ -92,7 +92,10 @@ BARE = Examples("bare", ["a", "b", "c"], None)
         ({"extra": {"pairs": PAIRS}}, "only one of train and pairs has second_texts"),
         ({"train": BARE, "validation": BARE}, "data set 'bare' of task 'toy' has no labels"),
         ({"metric": "f1"}, "'toy': the main metric 'f1' is not among"),
-        ({"extra_metrics": {"fra": ("f1",)}}, "extra_metrics has 'fra', which is no extra part"),
+        (
+            {"extra_metrics": {"fra": ("f1",)}},
+            "extra_metrics has 'fra', which is not an extra part",
+        ),
     ],
 )
 def test_parts_that_do_not_make_a_task_are_refused(change, message):

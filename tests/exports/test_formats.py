@@ -114,7 +114,7 @@ MERGED = "--as=merged writes the model instead"
         (
             "gguf-lora",
             {"variant": DORA},
-            "'layers/up/kernel': DoRA is no plain LoRA, .*, or give svd_rank; "
+            "'layers/up/kernel': DoRA is not a plain LoRA, .*, or give svd_rank; "
             f"{MERGED}, and --svd_rank=R cuts it to rank R and says the error$",
         ),
         (

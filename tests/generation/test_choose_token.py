@@ -94,7 +94,7 @@ def test_probabilities_that_add_up_exactly_are_enough(count):
 def test_what_is_no_number_is_no_token():
     logits = np.zeros((4, 5), np.float32)
     logits[0, 2], logits[1, 3], logits[2] = np.nan, np.inf, -np.inf
-    logits[3, :4] = -np.inf  # a token that cannot be is no error
+    logits[3, :4] = -np.inf  # a token that cannot be is not an error
     index = jnp.zeros(4, jnp.int32)
     together = program()
     for sampling in (Sampling(), Sampling(1.0), Sampling(1.0, top_p=0.5)):

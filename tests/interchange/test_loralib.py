@@ -222,7 +222,7 @@ DORA, IA3 = variants.make("dora", rank=1), variants.make("ia3", biases=True)
 @pytest.mark.parametrize(
     ("apply", "target", "variant", "also_train", "said"),
     [
-        (forward, "qkv/kernel", DORA, (), "'qkv/kernel': DoRA is no plain"),
+        (forward, "qkv/kernel", DORA, (), "'qkv/kernel': DoRA is not a plain"),
         (forward, "up/kernel", IA3, (), "'up/bias' is adapted with 'up/kernel', and loralib"),
         (tied, "word/embedding", LORA, (), "'word/embedding' is also the head"),
         (tied, "up/kernel", LORA, "word/embedding", "'word/embedding' trains in"),
@@ -241,8 +241,8 @@ TWO_OF_THREE = {"attn.qkv.lora_A": draw(4, 4), "attn.qkv.lora_B": draw(4, 2)}
 SAME = lj.names_from_patterns({"qkv/kernel": "same", "word/embedding": "same"})
 TENSORS = [
     ({}, "no tensor is called lora_A"),
-    ({"head.lora_A": draw(1, 4)}, "tensor 'head.lora_A' is of no module here; nearest: '"),
-    ({"word.lora_C": draw(1, 5)}, "tensor 'word.lora_C' is of no module here; nearest: 'word"),
+    ({"head.lora_A": draw(1, 4)}, "tensor 'head.lora_A' belongs to no module here; nearest: '"),
+    ({"word.lora_C": draw(1, 5)}, "tensor 'word.lora_C' belongs to no module here; nearest: 'word"),
     ({"word.lora_A": draw(1, 5)}, "'word' has no lora_B"),
     (
         pair("word", 5, 1, 3),
@@ -276,7 +276,7 @@ HEADERS = [
     ({"lora_alpha": "16 000"}, {}, "lora_alpha in its header .*'16 000'"),
     ({"enable_lora": "true,maybe"}, {}, "enable_lora in its header .*'true,maybe'"),
     ({"r": "99"}, {}, "'word' has rank 2, and r in the header is 99"),
-    ({"r": "2.5"}, {}, "no rank"),
+    ({"r": "2.5"}, {}, "not a rank"),
     ({}, {"enable_lora": (False,)}, r"enable_lora=\(False,\), and no layer is a MergedLinear"),
     ({}, {"names": SAME}, "'qkv/kernel' and 'word/embedding' are both 'same.weight"),
 ]

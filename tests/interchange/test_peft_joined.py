@@ -249,7 +249,9 @@ def test_tokens_of_both(tmp_path):
     table = TABLE.copy()
     table[[4, 1]] = rows
     np.testing.assert_allclose(found, table[IDS] @ W @ table.T, rtol=1e-5)
-    said = f"'base_model.model.head.{ROWS}' is of no module, and not equal to '.*embed.{ROWS}'"
+    said = (
+        f"'base_model.model.head.{ROWS}' belongs to no module, and is not equal to '.*embed.{ROWS}'"
+    )
     with pytest.raises(ValueError, match=said):
         read_folder(tmp_path, config, {f"embed.{ROWS}": rows, f"head.{ROWS}": rows + 1})
     with pytest.raises(ValueError, match="to no module of this model, whose head is 'embed'"):
@@ -305,7 +307,9 @@ def test_lora_of_a_table_and_of_the_head(tmp_path):
     np.testing.assert_allclose(config["lora_alpha"] * update, 2 * b @ a)
     for head, of_table in (("lora_A.weight", "embedding_B"), ("lora_B.weight", "embedding_A")):
         np.testing.assert_array_equal(again[f"lm_head.{head}"], again[f"embed.lora_{of_table}"].T)
-    with pytest.raises(ValueError, match=r"lm_head.lora_A.weight' is of no module, and not equal"):
+    with pytest.raises(
+        ValueError, match=r"lm_head.lora_A.weight' belongs to no module, and is not equal"
+    ):
         read_folder(tmp_path, LORA, {**tensors, "lm_head.lora_A.weight": b.T + 1})
     with pytest.raises(ValueError, match="'lm_head' has another scale than 'embed', its table"):
         read_folder(tmp_path, {**LORA, "alpha_pattern": {"lm_head": 3}}, tensors)

@@ -154,7 +154,7 @@ def test_parts_of_one_module_are_cut_together(targets, tmp_path):
     [
         ("lora", "up/kernel", "head/kernel", "'head/kernel' trains in full, and servers take ad"),
         ("lora", "head/kernel", (), "'lm_head' is not served: q_proj, "),
-        ("dora", "up/kernel", (), "DoRA is no plain LoRA.*merge the weights, or give svd_rank"),
+        ("dora", "up/kernel", (), "DoRA is not a plain LoRA.*merge the weights, or give svd_rank"),
     ],
 )
 def test_what_servers_do_not_have(variant, target, also_train, said, params, tmp_path):

@@ -41,7 +41,7 @@ def test_a_wrong_name_is_said_with_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"--documents=.*REDME.md is not there; .*'README.md'"):
         marked_documents.files([tmp_path / "REDME.md"])
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ValueError, match=r"--documents=.*a.txt is no Markdown file"):
+    with pytest.raises(ValueError, match=r"--documents=.*a.txt is not a Markdown file"):
         marked_documents.files([tmp_path / "a.txt"])
 
 

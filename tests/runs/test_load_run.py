@@ -180,7 +180,7 @@ def test_a_language_model_writes(tmp_path):
     for merged in (False, True):
         write_on = load_run(folder, merged=merged, batch_size=4)
         assert write_on([each["instruction"] for each in asked]) == expected
-    with pytest.raises(ValueError, match="is of a language model, which has no classes"):
+    with pytest.raises(ValueError, match="holds a language model, which has no classes"):
         write_on.probabilities(["text"])
     lines = objects_in(predicted(folder, source, tmp_path / "out.jsonl"))
     assert [each["prediction"] for each in lines] == expected

@@ -239,7 +239,7 @@ def test_trackers_are_found_without_their_libraries(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["tensorbord"], "tensorbord is no tracker; nearest: 'tensorboard'"),
+        (["tensorbord"], "tensorbord is not a tracker; nearest: 'tensorboard'"),
         (
             ["own_trackers.recordr"],
             "own_trackers.recordr: ModuleNotFoundError: No module named 'own_trackers.recordr'",
@@ -279,4 +279,4 @@ def test_commands_say_so_before_they_begin(command, tmp_path):
     done = commands.run(f"experiments.{name}", *flags, f"--workdir={workdir}", "--track=tensorbord")
     assert done.returncode == 1 and not workdir.exists()
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --track=tensorbord is no tracker; nearest: 'tensorboard'")
+    assert line.startswith("error: --track=tensorbord is not a tracker; nearest: 'tensorboard'")

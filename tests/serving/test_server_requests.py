@@ -409,7 +409,7 @@ class TestTexts:
 
 
 def test_what_cannot_be_used_is_named():
-    """A folder that is broken is no fault of the server's; its place, and faults, are not told."""
+    """A broken folder is not a fault of the server's; its place, and faults, are not told."""
     logged = "; the server's log says why"
     for name, fault, status, said in (
         (None, OSError("secret"), 500, f"the base model cannot be used{logged}"),

@@ -203,7 +203,7 @@ def test_whatever_a_config_lacks_is_named(name):
 
 @pytest.mark.parametrize("key", ["model", "optimizer", "variant", "study"])
 def test_what_is_no_section(key):
-    with pytest.raises(ValueError, match=rf"^config\.{key} is no section of settings, but 'x'$"):
+    with pytest.raises(ValueError, match=rf"^config\.{key} is not a section of settings, but 'x'$"):
         parse({**TWO["quickstart"], key: "x"})
 
 

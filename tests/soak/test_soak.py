@@ -47,7 +47,7 @@ if not os.path.exists(made):
     time.sleep(0.02)
     os.rename(sys.argv[1] + "/begun", made)
 """
-"""A command that appends to what a killed one has left; without a text, that is no fault."""
+"""A command that appends to what a killed one has left; without a text, that is not a fault."""
 
 
 @pytest.mark.parametrize("text", ["", "more"])

@@ -1,7 +1,7 @@
 """Planted studies of answers that are right or wrong, and how often intervals cover the truth.
 
-All methods are equal, so each true difference is 0. Prints the table of docs/reference/verdicts.md, in
-about 15 minutes:
+All methods are equal, so each true difference is 0. Prints the table of docs/reference/verdicts.md,
+in about 15 minutes:
 
     PYTHONPATH=tests/support python -m crossed_studies
 """

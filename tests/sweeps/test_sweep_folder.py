@@ -88,7 +88,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
         SweepFolder(tmp_path).require_sweep_or_empty()
     folder.require_sweep_or_empty()
     (folder.path / "trials.json").write_text("[")
-    with pytest.raises(ValueError, match=r"trials.json is no list of trials"):
+    with pytest.raises(ValueError, match=r"trials.json is not a list of trials"):
         folder.known(other)
 
 
@@ -155,7 +155,7 @@ def test_a_file_of_anything_else_is_one_line(tmp_path, content):
     said = r"outcomes/seed=0\.json .*delete this file, and the trial's folder says how it ended"
     for read, wanted in (
         (lambda: folder.state(found[0]), said),
-        (lambda: folder.require(()), r"trials\.json is no list of trials: "),
+        (lambda: folder.require(()), r"trials\.json is not a list of trials: "),
     ):
         with pytest.raises(ValueError, match=wanted) as error:
             read()

@@ -77,7 +77,7 @@ def test_what_a_flag_says(spec, axis):
         ("config.a='x", "' is not closed"),
         ("config.a=1)", r"'\)' closes nothing"),
         ("optimizer.learning_rate=1", "nearest: 'config.optimizer.learning_rate'"),
-        ("config.a b=1", "is no name of a setting"),
+        ("config.a b=1", "is not a name of a setting"),
         ("config=1", "name a setting"),
     ],
 )

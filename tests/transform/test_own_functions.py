@@ -1,4 +1,4 @@
-"""What users' functions do with keywords, constants, casts and leaves that are no arrays."""
+"""What users' functions do with keywords, constants, casts and leaves that are not arrays."""
 
 import functools
 

@@ -154,7 +154,7 @@ from variants.lora import LoRA
         ("adalora", {"preconditioner": "riemannian"}, "a factor e that no preconditioner"),
         ("dora", {"preconditioner": "lora_pro"}, "for W + s A^T B, which DoRA is not"),
         ("gralora", {"preconditioner": "lora_pro"}, "for W + s A^T B, which GraLoRA is not"),
-        ("bitfit", {"pattern": "(bias"}, "pattern '(bias' is no regular expression: "),
+        ("bitfit", {"pattern": "(bias"}, "pattern '(bias' is not a regular expression: "),
         ("vera", {"alpha": 8}, "variant 'vera' has no setting 'alpha'"),
     ],
 )

@@ -392,7 +392,7 @@ def sizes(jaxpr):
         (
             "boft",
             {"butterfly_factors": 3},
-            "the 4 inputs of (4, 3) are no multiple of 2**3, which 3 butterfly factors need",
+            "the 4 inputs of (4, 3) are not a multiple of 2**3, which 3 butterfly factors need",
         ),
         ("road", {}, "the 3 outputs of (4, 3) cannot be paired"),
         ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),

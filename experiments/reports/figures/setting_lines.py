@@ -1,7 +1,7 @@
 """Draw what each setting of a grid scores: lines for two or three settings, a panel a method.
 
 The learning rate, or else the setting with most values, is the horizontal axis. The next one tells
-the lines apart, and others the panels. Where the settings are no grid, as they were drawn at
+the lines apart, and others the panels. Where the settings do not form a grid, as they were drawn at
 random, each of them has a panel with a point for each row.
 """
 

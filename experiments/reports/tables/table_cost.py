@@ -143,7 +143,7 @@ def text(
     """The costs as a table, with the total of all cells and seeds, and what they leave out.
 
     Args:
-      without: sentences on runs that are no cells (`left_out`).
+      without: sentences on runs that are not cells (`left_out`).
     """
     rows = [list(map(_shown, row)) for row in table(cells, device, efficiency).rows]
     known = [(each, each.run.hours(device, efficiency)) for each in cells]

@@ -122,7 +122,8 @@ def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) 
       name, outputs, labels: as for `score`; the outputs are float64.
 
     Raises:
-      ValueError: an unknown metric, one that does not fit the outputs, or a label that is no class.
+      ValueError: an unknown metric, one that does not fit the outputs, or a label that is not a
+        class.
     """
     known, own, classes = CLASSIFICATION, outputs, outputs.shape[1]
     if classes == 1:

@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al., 2018, arXiv:1804.07461); the numbers are of its Table 1."""
+"""The tasks of GLUE (Wang et al., 2018, arXiv:1804.07461); numbers from its Table 1."""
 
 from lora_jax.data.tasks import TaskPart, TaskSpec
 

@@ -1,4 +1,4 @@
-"""The tasks of SuperGLUE (Wang et al., 2019, arXiv:1905.00537); the numbers are of its Table 1."""
+"""The tasks of SuperGLUE (Wang et al., 2019, arXiv:1905.00537); numbers from its Table 1."""
 
 from lora_jax.data.tasks import JSONL, TaskSpec
 

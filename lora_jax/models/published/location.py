@@ -184,7 +184,7 @@ def reading_digest(model: str | Path) -> str:
 def unchanged(model: str | Path) -> Iterator[None]:
     """Raise a ValueError at the end of the block if a file of the model was changed in between.
 
-    Digests are of a second reading, which must find what the first one has found.
+    Digests come from a second reading, which must find what the first one found.
     """
     before = _state(Path(model))
     yield
