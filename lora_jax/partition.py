@@ -41,8 +41,14 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     """The leaves of `tree` by path, in tree order, and its structure.
 
     Raises:
-      ValueError: two leaves share a path (for example the dictionary keys `1` and `"1"`).
+      ValueError: two leaves share a path (for example the dictionary keys `1` and `"1"`), or the
+        tree is a model of Flax NNX.
     """
+    if is_module(tree, "nnx"):
+        raise ValueError(
+            f"expected the parameters of a {type(tree).__name__}: "
+            "forward, params = lj.from_nnx(model) gives them"
+        )
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {path_name(keys): leaf for keys, leaf in pairs}
     if len(leaves) < len(pairs):
@@ -227,11 +233,12 @@ def from_nnx(model: "nnx.Module") -> tuple[Callable[..., Any], "nnx.State"]:
     from flax import nnx  # not above: who has other models need not wait for it
 
     if not isinstance(model, nnx.Module):
-        given = model.__name__ if isinstance(model, type) else type(model).__name__
-        own = "model.apply" if is_module(model, "linen") else "a function of parameters"
-        raise ValueError(
-            f"from_nnx takes a model of Flax NNX, not {given}; adapt takes {own} without from_nnx"
-        )
+        if _is_module_class(model):
+            instead = f"a class: make a model of {model.__name__} first"
+        else:
+            own = "model.apply" if is_module(model, "linen") else "a function of parameters"
+            instead = f"a {type(model).__name__}; adapt takes {own} without from_nnx"
+        raise ValueError(f"from_nnx takes a model of Flax NNX, not {instead}")
     graph, params = nnx.split(model)
 
     def forward(params: Any, /, *args: Any, **kwargs: Any) -> Any:

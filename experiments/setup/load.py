@@ -12,7 +12,7 @@ from experiments.setup import classification, completion
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
 from lora_jax.data.tokenised_task import Completions, TokenisedTask
-from lora_jax.sharding.mesh import ROWS, part_count
+from lora_jax.sharding.mesh import AXES, ROWS, part_count
 
 
 def read_texts(config: RunConfig, task: data.Task | data.TextTask | None = None) -> TokenisedTask:
@@ -57,13 +57,16 @@ def load(
       ValueError, FileNotFoundError: one line on what is wrong.
     """
     section = config.train
-    multiple = section.accumulate * (1 if mesh is None else part_count(ROWS, mesh))
+    rows = 1 if mesh is None else part_count(ROWS, mesh)
+    multiple = section.accumulate * rows
     if mesh is not None and section.batch_size % multiple:
-        sizes = " x ".join(f"{name} {mesh.shape[name]}" for name in ROWS)
+        shared = mesh.size // rows  # by so many devices: `tensor` has the same rows
+        over = f"{rows} groups of {shared} devices" if shared > 1 else f"{rows} devices"
+        sizes = " x ".join(f"{name} {mesh.shape[name]}" for name in (AXES if shared > 1 else ROWS))
         parts = f" and {section.accumulate} parts (train.accumulate)"
         raise ValueError(
-            f"config.train.batch_size {section.batch_size} does not divide over "
-            f"{part_count(ROWS, mesh)} devices ({sizes}){parts if section.accumulate > 1 else ''}; "
+            f"config.train.batch_size {section.batch_size} does not divide over {over} "
+            f"({sizes}){parts if section.accumulate > 1 else ''}; "
             f"use a multiple of {multiple}, or --mesh=1,1,1 for one device"
         )
     return _kind(config).load(config, texts or read_texts(config), mesh)

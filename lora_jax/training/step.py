@@ -11,10 +11,17 @@ import optax
 from jax import Array
 
 from lora_jax.base import wide
+from lora_jax.partition import is_array
 from lora_jax.training.averages import Average
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.adapted_optimizer import ForWeights
-from lora_jax.transform.placement import DONATED, Frozen, Trainable, require_order
+from lora_jax.transform.placement import (
+    DONATED,
+    Frozen,
+    Trainable,
+    require_key,
+    require_order,
+)
 
 Batch = Mapping[str, Any]
 
@@ -50,20 +57,35 @@ class TrainState:
         rng: Array,
         averaged: bool = False,
     ) -> "TrainState":
-        """The state before the first step; `averaged` gives it a moving average."""
+        """The state before the first step; `averaged` gives it a moving average.
+
+        The state has a copy of `rng`, as a step deletes the state that it gets.
+        """
+        _require_adapted(adapted, "TrainState.create(adapted, tx, ...)")
         require_order(trainable, frozen)
+        require_key(rng, "TrainState.create(..., rng): ")
         opt_state = adapted.optimizer(tx, frozen).init(trainable)
         variant_state = adapted.init_state(trainable, frozen)
         average = Average.zero(trainable) if averaged else None
-        return cls(jnp.zeros((), jnp.int32), trainable, opt_state, variant_state, rng, average)
+        own = jnp.array(rng, copy=True)
+        return cls(jnp.zeros((), jnp.int32), trainable, opt_state, variant_state, own, average)
 
 
 Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
 
 
+def _require_adapted(adapted: Any, where: str) -> None:
+    if not isinstance(adapted, Adapted):
+        given = type(adapted).__name__
+        raise ValueError(f"{where}: expected what `adapt` gives first, not a {given}")
+
+
 def cross_entropy(logits: Array, batch: Batch) -> Array:
     """The loss of each example of a classification: logits (B, C), labels (B,) integers."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, _labels(logits, batch))
+    labels = _labels(logits, batch)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"batch['label'] is of {labels.dtype}: expected classes, as integers")
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def squared_error(outputs: Array, batch: Batch) -> Array:
@@ -73,6 +95,8 @@ def squared_error(outputs: Array, batch: Batch) -> Array:
 
 def _labels(outputs: Array, batch: Batch) -> Array:
     labels = _entry(batch, "label", "the labels")
+    if not is_array(labels):
+        raise ValueError(f"batch['label'] is a {type(labels).__name__}: expected an array")
     if jnp.shape(labels) != outputs.shape[:1]:
         raise ValueError(
             f"batch['label'] has shape {jnp.shape(labels)}, and the outputs {outputs.shape}: "
@@ -120,6 +144,7 @@ def make_train_step(
         raise ValueError(f"accumulate must be an integer of at least 1, got {accumulate!r}")
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema must be at least 0 and below 1, got {ema}; None takes no average")
+    _require_adapted(adapted, "make_train_step(adapted, tx, ...)")
     step = make_step(adapted, predict, loss, accumulate)
 
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
@@ -195,6 +220,9 @@ def make_step(
         batch: Batch,
         ema: Array | float | None = None,
     ) -> tuple[TrainState, dict]:
+        if not isinstance(state, TrainState) or not isinstance(frozen, Frozen):
+            given = ", ".join(type(each).__name__ for each in (state, frozen, batch))
+            raise ValueError(f"expected step(state, frozen, batch), got ({given})")
         rng = jax.random.fold_in(state.rng, state.step)
         run = gradient if accumulate == 1 else over_parts
         total = jnp.maximum(_entry(batch, "weight", "0 for padding, else 1").sum(), 1e-6)
@@ -203,7 +231,8 @@ def make_step(
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         if clip is not None:
             grads, _ = optax.clip_by_global_norm(clip).update(grads, optax.EmptyState())
-        updates, opt_state = _updates(adapted.optimizer(tx, frozen), grads, state)
+        tx = adapted.optimizer(tx, frozen)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         after: Any = optax.apply_updates(state.trainable, updates)
         variant_state, trainable = adapted.update(
             state.variant_state, state.trainable, after, grads, state.step, frozen
@@ -217,21 +246,3 @@ def make_step(
         return new, metrics
 
     return step
-
-
-def _updates(tx: optax.GradientTransformation, grads: Any, state: TrainState) -> tuple[Any, Any]:
-    """What an optimiser makes of gradients; a clear error for a state of others than these."""
-    try:
-        return tx.update(grads, state.opt_state, state.trainable)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if _form(jax.eval_shape(tx.init, state.trainable)) == _form(state.opt_state):
-            raise
-        raise ValueError(
-            "opt_state belongs to another optimiser or other trainables: make it with "
-            "TrainState.create, or adapted.optimizer(tx, frozen).init(trainable)"
-        ) from error
-
-
-def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
-    """The structure of a tree, and the shapes of its leaves."""
-    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

@@ -21,6 +21,7 @@ from lora_jax.transform.adapted_optimizer import (
     at_own_rates,
     preconditioned,
     with_master_weights,
+    with_own_state,
 )
 from lora_jax.transform.begin import allotted, choose, init_factors, stored, unquantized
 from lora_jax.transform.discover import Axes, uses_of
@@ -256,7 +257,8 @@ class Adapted:
                 "optimizer(tx, frozen): expected an optimiser, such as optax.adam(1e-3), "
                 f"not a {given}"
             )
-        return with_master_weights(preconditioned(at_own_rates(tx, frozen), frozen), frozen)
+        own = preconditioned(at_own_rates(tx, frozen), frozen)
+        return with_own_state(with_master_weights(own, frozen))
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
         """What the variants add to the loss; zero for most."""

@@ -154,6 +154,30 @@ def preconditioned(
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+def with_own_state(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, whose `update` says so if its state is of another optimiser or other trainables."""
+    inner = optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        try:
+            return inner.update(updates, state, params, **extra)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            like = updates if params is None else params
+            if _form(jax.eval_shape(tx.init, like)) == _form(state):
+                raise
+            raise ValueError(
+                "opt_state belongs to another optimiser or other trainables: make it with "
+                "TrainState.create, or adapted.optimizer(tx, frozen).init(trainable)"
+            ) from error
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure of a tree, and the shapes of its leaves."""
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
 class MasterState(NamedTuple):
     """The state of an optimiser, and what its steps add up to before it is rounded."""
 

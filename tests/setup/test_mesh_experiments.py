@@ -125,12 +125,16 @@ def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_writ
 ):
     made = config(places, train__batch_size=6)
     with pytest.raises(
-        ValueError, match=r"batch_size 6 does not divide over 4 devices \(data 1 x fsdp 4\); "
+        ValueError,
+        match=r"batch_size 6 does not divide over 4 groups of 2 devices "
+        r"\(data 1 x fsdp 4 x tensor 2\); use a multiple of 4, ",
     ):
         run.run(made, tmp_path / "run", mesh=lj.make_mesh(1, 4, 2))
     assert not (tmp_path / "run").exists()
     made = config(places, train__batch_size=8, train__accumulate=4)
-    with pytest.raises(ValueError, match=r"4 devices .* and 4 parts .*; use a multiple of 16"):
+    with pytest.raises(
+        ValueError, match=r"4 groups of 2 devices .* and 4 parts .*; use a multiple of 16"
+    ):
         build(made, mesh=lj.make_mesh(2, 2, 2))
 
 

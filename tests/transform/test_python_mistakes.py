@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 KEY, X = jax.random.key(0), jnp.ones((3, 8))
 PARAMS = {"w": jnp.ones((8, 8)), "v": jnp.ones((8, 6))}
 TX = optax.adam(1e-2)
+MODEL = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
 
 
 def forward(params, x):
@@ -33,8 +34,12 @@ def start(**more):
     return TrainState.create(adapted(**more), TX, trainable, frozen, jax.random.key(1)), frozen
 
 
-def step(loss=cross_entropy, change=lambda state: state, **batch):
-    """One step of a batch of three rows, some of whose entries are replaced or (None) left out."""
+def step(loss=cross_entropy, change=lambda state: state, order=lambda *given: given, **batch):
+    """One step of a batch of three rows, some of whose entries are replaced or (None) left out.
+
+    Args:
+      order: the arguments of the step, made of the right ones.
+    """
 
     def predict(trainable, frozen, batch, rng):
         return adapted().apply(trainable, frozen, batch["x"])
@@ -42,8 +47,15 @@ def step(loss=cross_entropy, change=lambda state: state, **batch):
     state, frozen = start()
     given = {"x": X, "label": jnp.array([0, 1, 2]), "weight": jnp.ones(3), **batch}
     given = {name: value for name, value in given.items() if value is not None}
-    make_train_step(adapted(), TX, predict, loss)(change(state), frozen, given)
+    make_train_step(adapted(), TX, predict, loss)(*order(change(state), frozen, given))
     return state, frozen
+
+
+def update_of_other_trainables():
+    """An own loop's call of the optimiser with a state that it made for another rank."""
+    (state, frozen), (other, _) = start(), start(rank=3)
+    tx = adapted().optimizer(TX, frozen)
+    tx.update(state.trainable, tx.init(other.trainable), state.trainable)
 
 
 def with_optimizer_state(state):
@@ -79,7 +91,7 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             r"^optimizer\(tx, frozen\): expected the frozen of `init`, not a Grad",
         ),
         (
-            lambda: adapted(nnx.Linear(3, 4, rngs=nnx.Rngs(0))),
+            lambda: adapted(MODEL),
             r"^adapt takes .*, not a Linear: forward, params = lj\.from_nnx\(model\) makes one of ",
         ),
         (
@@ -89,7 +101,7 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
         (lambda: adapted(PARAMS), "^adapt takes a function of parameters, not a dict$"),
         (
             lambda: lj.from_nnx(forward),
-            "^from_nnx takes a model of Flax NNX, not function; adapt takes a function of ",
+            "^from_nnx takes a model of Flax NNX, not a function; adapt takes a function of ",
         ),
         (lambda: adapted(nnx.Linear), "^adapt takes .*, not a class: make a model of Linear first"),
         (lambda: adapted(linen.Dense), "^adapt takes .*, not a class: make a model of Dense first"),
@@ -101,8 +113,39 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             lambda: adapted().optimizer(optax.adam, start()[1]),
             r"^optimizer\(tx, frozen\): expected an optimiser, .*, not a function",
         ),
-        (lambda: lj.from_nnx(nnx.Linear), "^from_nnx takes a model of Flax NNX, not Linear; "),
-        (lambda: lj.from_nnx(linen.Dense(3)), r", not Dense; adapt takes model\.apply without "),
+        (
+            lambda: lj.from_nnx(nnx.Linear),
+            "^from_nnx takes a model of Flax NNX, not a class: make a model of Linear first$",
+        ),
+        (lambda: lj.from_nnx(linen.Dense(3)), r", not a Dense; adapt takes model\.apply without "),
+        (
+            lambda: TrainState.create(TX, adapted(), {}, None, KEY),
+            r"^TrainState\.create\(adapted, tx, \.\.\.\): expected what `adapt` gives first, ",
+        ),
+        (
+            lambda: TrainState.create(adapted(), TX, start()[0].trainable, start()[1], 0),
+            r"^TrainState\.create\(\.\.\., rng\): a random key is needed, .*, not 0$",
+        ),
+        (
+            lambda: make_train_step(TX, adapted(), forward, cross_entropy),
+            r"^make_train_step\(adapted, tx, \.\.\.\): expected what `adapt` gives first, ",
+        ),
+        (
+            lambda: step(order=lambda state, frozen, batch: (frozen, state, batch)),
+            r"^expected step\(state, frozen, batch\), got \(Frozen, TrainState, dict\)",
+        ),
+        (
+            lambda: step(order=lambda state, frozen, batch: (state, batch, frozen)),
+            r"^expected step\(state, frozen, batch\), got \(TrainState, dict, Frozen\)",
+        ),
+        (
+            lambda: step(order=lambda state, frozen, batch: (state.trainable, frozen, batch)),
+            r"^expected step\(state, frozen, batch\), got \(dict, Frozen, dict\)",
+        ),
+        (
+            lambda: adapted(lj.from_nnx(MODEL)[0]).init(KEY, MODEL, X),
+            r"^expected the parameters of a Linear: forward, params = lj\.from_nnx\(model\) gives",
+        ),
         (
             lambda: step(weight=None),
             r"^the batch has no 'weight' \(0 for padding, else 1, one for each row\); it has ",
@@ -117,6 +160,11 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             r"^batch\['label'\] has shape \(1,\), and the outputs",
         ),
         (lambda: step(squared_error, label=jnp.ones((3, 1))), r"\(3, 6\): expected one label for "),
+        (lambda: step(label=[0, 1, 2]), r"^batch\['label'\] is a list: expected an array"),
+        (
+            lambda: step(label=jnp.array([0.0, 1.0, 2.0])),
+            r"^batch\['label'\] is of float32: expected classes, as integers",
+        ),
         (lambda: step(weight=jnp.ones(1)), r"^the loss has shape \(3,\), and batch\['weight'\] "),
         (
             lambda: step(lambda *given: cross_entropy(*given).mean()),
@@ -129,6 +177,7 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             lambda: step(change=lambda s: with_optimizer_state(optax.sgd(1).init(s.trainable))(s)),
             OTHERS,
         ),
+        (update_of_other_trainables, OTHERS),
         (lambda: used_again(lambda state, frozen: step(change=lambda _: state)), DONATED),
         (lambda: used_again(lambda s, frozen: adapted().apply(s.trainable, frozen, X)), DONATED),
         (lambda: used_again(lambda s, frozen: adapted().merge(s.trainable, frozen)), DONATED),
@@ -145,6 +194,14 @@ def test_a_mistake_says_what_was_expected(mistake, said):
     with pytest.raises(ValueError, match=said) as error:
         mistake()
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_key_is_of_use_after_the_steps_of_a_state_that_has_it():
+    key = jax.random.key(1)
+    trainable, frozen = adapted().init(KEY, PARAMS, X)
+    state = TrainState.create(adapted(), TX, trainable, frozen, key)
+    step(change=lambda _: state)
+    assert state.rng.is_deleted() and not key.is_deleted()
 
 
 def test_a_rank_above_full_is_warned_of():

@@ -65,9 +65,14 @@ def test_only_b_has_its_own_rate(name, x64, standard_promotion):
             np.testing.assert_allclose(got["adapters"][path][factor], ratio * update, rtol=1e-12)
 
 
-def test_without_a_ratio_the_optimiser_is_the_given_one():
+def test_without_a_ratio_the_optimiser_computes_what_the_given_one_does():
     adapted, *given = training(variants.make("lora_plus", rank=2, learning_rate_ratio=1.0))
-    _, frozen = jax.eval_shape(adapted.init, KEY, *given)
+    trainable, frozen = jax.eval_shape(adapted.init, KEY, *given)
     tx = optax.sgd(0.1)
-    assert adapted.optimizer(tx, frozen) is tx
+    state = jax.eval_shape(tx.init, trainable)
+    own, plain = (
+        jax.make_jaxpr(each.update)(trainable, state, trainable)
+        for each in (adapted.optimizer(tx, frozen), tx)
+    )
+    assert str(own) == str(plain)
     assert variants.make("lora_plus").learning_rate_ratio == 4.0
