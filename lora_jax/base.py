@@ -75,6 +75,18 @@ Seen = SeenGradient | SeenInputs
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How an array is the kernel of a convolution that torch has, too."""
+
+    axes: tuple[int, ...]
+    """Those of its outputs, its inputs and its places, in torch's order."""
+    shape: tuple[int, ...]
+    """In torch's order."""
+    groups: int
+    dilated: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Use:
     """One way in which a parameter is used."""
 
@@ -84,6 +96,8 @@ class Use:
     """Why this use needs the merged weight (slower, never wrong); None if it uses the factors."""
     of_part: bool = False
     """Whether it covers only some inputs or outputs of the weight."""
+    kernel: Kernel | None = None
+    """For a convolution that torch has, too."""
 
     def __str__(self) -> str:
         return self.kind
@@ -141,6 +155,15 @@ class WeightUse:
         """Whether `targets="all-linear+conv"` selects it besides."""
         convolved = any(use.kind == "convolution" for use in self.uses)
         return convolved and self.is_real and bool(self.inputs and self.outputs)
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """What kernel it is in torch; None if it is none there, or several."""
+        kernels = {use.kernel for use in self.uses if use.kind == "convolution"}
+        if len(kernels) != 1 or (only := kernels.pop()) is None:
+            return None
+        fits = tuple(sorted(only.axes[1:])) == self.inputs and only.axes[:1] == self.outputs
+        return only if fits else None
 
     @property
     def matrix(self) -> tuple[int, int]:

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lora_jax.base import Kernel
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.names import Names, Row
 from lora_jax.messages import nearest
+from lora_jax.methods.peft_convolutions import kernel_to_torch
 from lora_jax.methods.peft_joined import joined
 from lora_jax.models.parts.family import Place
 from lora_jax.peft_format import Layouts, Peft
@@ -38,6 +40,8 @@ class Matrix(NamedTuple):
     factors: Factors
     tied: bool
     """Whether it is a table that is also the head."""
+    kernel: Kernel | None = None
+    """Of a convolution."""
 
     @property
     def module(self) -> str:
@@ -94,20 +98,25 @@ def by_module(stored: Iterable[tuple[Matrix, Peft]]) -> dict[str, Peft]:
     return found
 
 
-def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Matrix]:
+def matrices(
+    trainable: Trainable, frozen: Frozen, names: Names, kernels: bool = False
+) -> Iterator[Matrix]:
     """Every matrix with an adapter, weight by weight.
 
+    Args:
+      kernels: whether kernels of convolutions are among them.
+
     Raises:
-      ValueError: a weight has no torch name, or is the kernel of a convolution.
+      ValueError: a weight has no torch name, or is a kernel that torch's layer or the format lacks.
     """
     warn_of_doubts(trainable, frozen)
     shared = frozen.shared_by(trainable)
     for placement in frozen.spec.adapted:
         path = placement.use.path
-        if placement.use.is_convolution:
+        if placement.use.is_convolution and not kernels:
             raise ValueError(
-                f"'{path}' is the kernel of a convolution, whose adapter no file for torch holds: "
-                "merge the weights instead"
+                f"'{path}' is the kernel of a convolution, and only PEFT's files hold its adapter: "
+                "use --as=peft (lj.save_peft), or merge the weights instead"
             )
         factors = Factors(trainable["adapters"][path], frozen.constants[path])
         factors = jax.tree.map(to_host, factors)
@@ -123,10 +132,15 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
             one = with_shared(row(placement, factors, layer), shared[placement.variant])
             at = row(placement, base, layer)
             kind = lookup(placement)
-            use = placement.use
+            use, kernel = placement.use, placement.use.kernel
+            if use.is_convolution and kernel is None:
+                raise ValueError(
+                    f"'{path}' is the kernel of a convolution as PEFT has none, such as a "
+                    "transposed one: merge the weights instead"
+                )
             inputs_first = min(use.inputs, default=0) < min(use.outputs, default=0)
-            conv1d = not kind and inputs_first != place.transposed
-            yield Matrix(path, layer, place, kind, conv1d, variant, at, one, use.is_tied)
+            conv1d = not kind and kernel is None and inputs_first != place.transposed
+            yield Matrix(path, layer, place, kind, conv1d, variant, at, one, use.is_tied, kernel)
 
 
 def all_params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
@@ -135,16 +149,32 @@ def all_params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
     return {path: arrays[path] for path in frozen.spec.paths if path in arrays}
 
 
-def torch_tensor(parts: list[Row], params: Mapping[str, Any], names: Names) -> np.ndarray:
+def kernels_of(frozen: Frozen) -> dict[str, Kernel]:
+    """Of parameters that train in full and of adapted weights, by path."""
+    uses = [*frozen.spec.full, *(each.use for each in frozen.spec.adapted)]
+    return {use.path: kernel for use in uses if (kernel := use.kernel)}
+
+
+def torch_tensor(
+    parts: list[Row], params: Mapping[str, Any], names: Names, kernels: Mapping[str, Kernel]
+) -> np.ndarray:
     """A tensor as torch has it, from the parameters that are its parts, side by side.
 
     Raises:
-      ValueError: a part is quantised.
+      ValueError: a part is quantised, or it is not known how torch has its axes.
     """
     found = []
     for part in sorted(parts, key=lambda each: each.place.part or 0):
         if isinstance(value := params[part.path], dict):
             raise ValueError(f"'{part.path}' is quantised, and other parts of its module train")
         array = to_host(value)[part.layer] if names.stacked(part.path) else to_host(value)
-        found.append(array.T if part.place.transposed else array)
+        kernel = kernels.get(part.path)
+        if part.place.transposed and kernel is None and array.ndim > 3:
+            raise ValueError(
+                f"'{part.path}' has {array.ndim} axes, and what they are in torch is not known: "
+                "name the tensor itself ('conv.weight') if it is stored as there"
+            )
+        if part.place.transposed:
+            array = array.T if kernel is None else kernel_to_torch(kernel, array)
+        found.append(array)
     return np.concatenate(found, 0 if any(each.place.transposed for each in parts) else -1)

@@ -11,7 +11,13 @@ from safetensors.numpy import save
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.load_loralib import A, B, noted
-from lora_jax.interchange.matrices import Matrix, all_params, matrices, torch_tensor
+from lora_jax.interchange.matrices import (
+    Matrix,
+    all_params,
+    kernels_of,
+    matrices,
+    torch_tensor,
+)
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_folder import cast
 from lora_jax.methods.peft_joined import PARTS
@@ -184,5 +190,5 @@ def _trained_in_full(
                 f"'{path}' trains in full, and other parts of '{own[0].module}' have adapters: "
                 "merge the weights"
             )
-        found[name] = torch_tensor(every, params, names)
+        found[name] = torch_tensor(every, params, names, kernels_of(frozen))
     return found

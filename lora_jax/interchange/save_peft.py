@@ -1,6 +1,7 @@
 """Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
 
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_jax.base import Uses, WeightUse
+from lora_jax.base import Kernel, Uses, WeightUse
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import (
     Matrix,
     all_params,
     by_module,
+    kernels_of,
     matrices,
     torch_tensor,
 )
@@ -26,8 +28,10 @@ from lora_jax.interchange.peft_folder import (
     of_both,
     write_folder,
 )
+from lora_jax.methods import peft_convolutions
 from lora_jax.peft_format import Peft
 from lora_jax.transform.placement import Frozen, Trainable, bias_beside
+from lora_jax.variant import TrainingWarning
 
 
 def save_peft(
@@ -86,7 +90,7 @@ def _by_module(
     uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
     biased = {each.use.path for each in frozen.spec.adapted if bias_beside(each.use, uses)}
     stored, shapes = [], []
-    every = list(matrices(trainable, frozen, names))
+    every = list(matrices(trainable, frozen, names, kernels=True))
     adapted = {each.place.name: each.path for each in every}
     for row in rows(names, {p: params[p] for p in trainable["params"] if p in params}):
         if other := adapted.get(row.place.name):
@@ -176,6 +180,8 @@ def _stored(each: Matrix) -> Peft:
             f"'{each.path}': PEFT cannot compute {title} of {what} as it is here; "
             "merge the weights instead"
         )
+    if each.kernel:
+        peft = _of_convolution(each, each.kernel, peft)
     tokens = peft.settings["peft_type"] == "TRAINABLE_TOKENS"
     if each.tied and not tokens and not of_both(peft.tensors):
         raise ValueError(
@@ -187,6 +193,21 @@ def _stored(each: Matrix) -> Peft:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
         peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
     return peft
+
+
+def _of_convolution(each: Matrix, kernel: Kernel, peft: Peft) -> Peft:
+    try:
+        found = peft_convolutions.to_torch(kernel, peft)
+    except ValueError as error:
+        raise ValueError(f"'{each.path}': {error}; merge the weights instead") from None
+    if kernel.dilated and peft.settings["peft_type"] == "LORA":
+        warnings.warn(
+            f"'{each.path}' is dilated, and PEFT (0.21) forgets that in its LoRA of a convolution: "
+            "merge it there (merge_and_unload)",
+            TrainingWarning,
+            stacklevel=4,
+        )
+    return found
 
 
 def _trained_in_full(
@@ -211,7 +232,8 @@ def _trained_in_full(
     for row in wanted:
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
         parts.setdefault(name, []).append(row)
-    found = {name: torch_tensor(each, params, names) for name, each in parts.items()}
+    kernels = kernels_of(frozen)
+    found = {name: torch_tensor(each, params, names, kernels) for name, each in parts.items()}
     for row in trained:
         if row.path in frozen.spec.tied:
             head = head_of(names, row.path)

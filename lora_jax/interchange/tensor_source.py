@@ -17,9 +17,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from lora_jax.base import Kernel, WeightUse
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
-from lora_jax.interchange.matrices import depth, row, variant_at
+from lora_jax.interchange.matrices import depth, kernels_of, row, variant_at
 from lora_jax.interchange.names import Names, Row
+from lora_jax.methods import peft_convolutions
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.parts.family import Place
@@ -159,7 +161,8 @@ def filled(
         common = shared[placement.variant]
         whole = _filled_factors(contents, placement, begun, frozen.base[path], common)
         adapters[path], constants[path] = whole
-    params = _filled_params(contents, trainable["params"], constants)
+    kernels = kernels_of(frozen)
+    params = _filled_params(contents, trainable["params"], constants, kernels)
     groups, every = [], frozen.shared_by_group(trainable)
     for variant, paths in frozen.spec.groups().items():
         begun = {**every[variant].constants, **every[variant].trainable}
@@ -185,7 +188,8 @@ def _filled_factors(
             like = row(placement, stored, layer)
             whole = with_shared(factors, common)
             with _fitting(_module(place), contents.own(_module(place))):
-                theirs = variant.factors_from_peft(like, contents.peft(place, variant), whole)
+                peft = _of_matrix(contents.peft(place, variant), placement.use)
+                theirs = variant.factors_from_peft(like, peft, whole)
             both = zip(theirs, common, strict=True)
             own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
             factors = _like(factors, Factors(*own), place.name)
@@ -193,6 +197,15 @@ def _filled_factors(
     return (
         jax.tree.map(_stacked, *each) if placement.use.stack else jax.tree.map(jnp.asarray, each[0])
     )
+
+
+def _of_matrix(peft: Peft, use: WeightUse) -> Peft:
+    """The adapter of a weight's matrix; PEFT's of a convolution is one of kernels."""
+    if not use.is_convolution:
+        return peft
+    if use.kernel is None:
+        raise ValueError("PEFT has no such convolution")
+    return peft_convolutions.from_torch(use.kernel, peft)
 
 
 def _in_memory(x: Any) -> Any:
@@ -210,14 +223,17 @@ def _stacked(*layers: Any) -> Array:
 
 
 def _filled_params(
-    contents: _Contents, begun: Mapping[str, Any], constants: Mapping[str, dict[str, Any]]
+    contents: _Contents,
+    begun: Mapping[str, Any],
+    constants: Mapping[str, dict[str, Any]],
+    kernels: Mapping[str, Kernel],
 ) -> dict[str, Any]:
     """The parameters that train in full: those of the source, and biases that adapters add to."""
     found, params = contents.found, dict(begun)
     for name, one in each_row(found.full):
         mine = params[one.path]
         with _fitting(name, {name: contents.read[name]}):
-            tensor = cut(one.place, contents.read[name])
+            tensor = cut(one.place, contents.read[name], kernels.get(one.path))
         if contents.names.stacked(one.path):
             params[one.path] = mine.at[one.layer].set(_like(mine[0], tensor, one.path))
         else:
@@ -236,8 +252,10 @@ def _filled_params(
     return params
 
 
-def cut(place: Place, tensor: Any) -> Any:
+def cut(place: Place, tensor: Any, kernel: Kernel | None = None) -> Any:
     """One layer of a parameter as it is here, from torch's tensor."""
+    if kernel is not None and place.transposed:
+        return peft_convolutions.kernel_from_torch(kernel, tensor)
     tensor = tensor.T if place.transposed else tensor
     return tensor if place.part is None else jnp.split(tensor, PARTS, axis=-1)[place.part]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import JaxprEqn, Var
 
-from lora_jax.base import Use, Uses, WeightUse
+from lora_jax.base import Kernel, Use, Uses, WeightUse
 from lora_jax.files.arrays import is_key
 from lora_jax.partition import flatten, is_array, select_paths, split_arrays
 from lora_jax.transform import jaxprs, origins, views
@@ -68,6 +68,7 @@ class ObservedUse:
     """The original axes of which only a range is left."""
     tokens: bool = False
     """Whether it is a lookup by what the function's inputs say, and not by fixed positions."""
+    kernel: Kernel | None = None
 
 
 class Axes(NamedTuple):
@@ -207,7 +208,8 @@ def _kind(observed: ObservedUse, use: WeightUse) -> Use:
         free = free - {*use.stack}
     if contracted | free | cut == axes:  # an axis of which one index is left is in neither
         if contracted <= {*use.inputs} and free <= {*use.outputs}:
-            return Use(observed.kind, observed.merges, bool(cut))
+            kernel = None if cut else observed.kernel
+            return Use(observed.kind, observed.merges, bool(cut), kernel)
         if contracted <= {*use.outputs} and free <= {*use.inputs} and observed.kind == "product":
             return Use("transposed product", observed.merges, bool(cut))
     return Use(observed.kind, observed.merges or "other axes", bool(cut))
@@ -465,7 +467,10 @@ class UseRecorder(jaxprs.Walk):
             if isinstance(tracked, Tracked):
                 alone = side == 1 and not isinstance(other, Tracked) and has_rule(eqn)
                 merges = None if alone else "convolution"
-                self._record(tracked, "convolution", spec[1:], spec[:1], merges=merges)
+                kernel = _kernel(eqn, tracked) if side == 1 else None
+                self._record(
+                    tracked, "convolution", spec[1:], spec[:1], merges=merges, kernel=kernel
+                )
 
     def _ragged_dot(self, eqn: JaxprEqn, left: TraceValue, tracked: Tracked) -> None:
         numbers = eqn.params["ragged_dot_dimension_numbers"]
@@ -510,7 +515,7 @@ class UseRecorder(jaxprs.Walk):
         contract: Sequence[int],
         free: Sequence[int],
         merges: str | None = None,
-        **facts: bool,
+        **facts: Any,
     ) -> None:
         inputs, outputs = (
             frozenset(atom.axis for atom in tracked.view.pick(tuple(dims))) - {ADDED}
@@ -521,6 +526,25 @@ class UseRecorder(jaxprs.Walk):
             merges = self._opaque[0]
         use = ObservedUse(kind, inputs, outputs, merges, cut=tracked.cut, **facts)
         self.uses.setdefault(tracked.path, []).append(use)
+
+
+def _kernel(eqn: JaxprEqn, tracked: Tracked) -> Kernel | None:
+    """What torch has of a convolution by a parameter whose axes are whole; it turns no kernels."""
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    dims = len(numbers.rhs_spec) - 2
+    places = sorted(range(dims), key=lambda place: numbers.lhs_spec[2 + place])  # as of the input
+    spec = (*numbers.rhs_spec[:2], *(numbers.rhs_spec[2 + place] for place in places))
+    axes = [tracked.view.axes[dim] for dim in spec]
+    whole = all(len(a) == 1 and a[0].size == tracked.shape[a[0].axis] for a in axes)
+    plain = params["batch_group_count"] == 1 == max((*params["lhs_dilation"], 1))
+    if tracked.merged or not (whole and plain):
+        return None
+    dilated = any(
+        rate > 1 and tracked.view.shape[dim] > 1
+        for rate, dim in zip(params["rhs_dilation"], numbers.rhs_spec[2:], strict=True)
+    )
+    shape = tuple(a[0].size for a in axes)
+    return Kernel(tuple(a[0].axis for a in axes), shape, params["feature_group_count"], dilated)
 
 
 def _untracked(var: Var, data: bool) -> TraceValue:
