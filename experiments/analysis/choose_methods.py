@@ -12,8 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.analysis import collect_runs
 from experiments.analysis.labels import UNTITLED, Titles, in_order, method, natural, told_apart
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import OF_ANY, Run, Unfinished, mean_score, require_settings
-from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
+from experiments.analysis.recorded_runs import (
+    OF_ANY,
+    Run,
+    Unfinished,
+    mean_score,
+    require_settings,
+    sign,
+)
 
 RATE = "optimizer.learning_rate"
 
@@ -189,8 +195,8 @@ def contests(
         runs only in what the study varies, and has the same registration, or none as they have.
 
     Raises:
-      ValueError: runs differ in more than what a study varies, a run has two different results, the
-        runs of a contest have several main metrics, or the metric is one where lower is better.
+      ValueError: runs differ in more than what a study varies, a run has two different results, or
+        the runs of a contest have several main metrics.
     """
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
@@ -212,20 +218,12 @@ def contests(
         own = groups[table, model, task]
         same = collect_runs.without_strays(own, fixed)
         collect_runs.require_comparable(same, varies)
-        if metrics := {run.record.metric: run.folder for run in same if run.completed}:
-            if len(metrics) > 1:
-                said = " and ".join(f"{name} in {where}" for name, where in sorted(metrics.items()))
-                raise ValueError(f"{task}: runs have different main metrics: {said}")
-            if low := metrics.keys() & set(LOWER_IS_BETTER):
-                raise ValueError(
-                    f"{task}: a report compares scores where higher is better, not {min(low)}; "
-                    "compare tasks with options by accuracy, and others by their records"
-                )
+        if metric := collect_runs.main_metric(task, same):
             ours, registered = fixed(same[0]), {run.study.registration for run in same}
             near = [each for each in lost if each.study.registration in registered]
             mine = [each for each in near if each.config and fixed(each) == ours]
             lost = [each for each in lost if each not in mine]
-            known, (metric,) = titles.get(table, UNTITLED), metrics
+            known = titles.get(table, UNTITLED)
             title = known.column(task)
             held_out = all(run.held_out for run in same)
             methods = _methods(same, mine, known.rows, varies, held_out)
@@ -303,9 +301,8 @@ def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
     for setting, runs in tried:
         if scores := by_number(runs):
             stable = all(run.record.status != "diverged" for run in runs)
-            ranks.append(
-                (stable, mean_score(collect_runs.means_of_draws(scores).tolist()), setting)
-            )
+            mean = mean_score(collect_runs.means_of_draws(scores).tolist())
+            ranks.append((stable, sign(runs[0].record.metric) * mean, setting))
     return max(ranks, key=lambda rank: rank[:2])[2] if ranks else None
 
 

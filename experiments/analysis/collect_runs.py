@@ -248,6 +248,22 @@ def varied_and_fixed(
     return varied, fixed
 
 
+def main_metric(task: str, runs: Sequence[Run]) -> str:
+    """The main metric of the completed runs of a task; empty if none has completed.
+
+    Raises:
+      ValueError: they have several.
+    """
+    found = {run.record.metric: run.folder for run in runs if run.completed}
+    if len(found) > 1:
+        said = " and ".join(f"{name} in {where}" for name, where in sorted(found.items()))
+        raise ValueError(
+            f"{task}: runs have different main metrics, {said}: keep those of each metric in a "
+            "folder of their own"
+        )
+    return next(iter(found), "")
+
+
 def require_settings_of(names: Sequence[str], runs: Sequence[Run]) -> None:
     """Raise a ValueError if `--varies` has a name that is not a setting of the runs."""
     kinds = {type(run.config) for run in runs}

@@ -10,7 +10,7 @@ from experiments.analysis import bootstrap, collect_runs, scored_examples, signi
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import RunNumber, means_of_draws, runs_by_draw
 from experiments.analysis.paired_scores import Scored, scored
-from experiments.analysis.recorded_runs import scale
+from experiments.analysis.recorded_runs import scale, sign
 from experiments.analysis.scored_examples import stored, values_of
 from lora_jax.data.metrics import label_metrics
 
@@ -104,6 +104,8 @@ def adjusted(family: Sequence[Pair]) -> list[float | None]:
 def verdicts(family: Sequence[Pair]) -> list[str]:
     """`win`, `tie` or `loss` for the first method of each pair, or empty if no test has a p value.
 
+    A win is a better score, which is a lower one for some metrics.
+
     A tie is a difference that is not significant; that does not mean that the methods are equal.
     """
     found = []
@@ -111,7 +113,11 @@ def verdicts(family: Sequence[Pair]) -> list[str]:
         test = pair.tests.get(pair.decided_by)
         sure = p is not None and p < significance.LEVEL
         found.append(
-            ("win" if test.mean > 0 else "loss") if test and sure else "" if p is None else "tie"
+            ("win" if sign(pair.contest.metric) * test.mean > 0 else "loss")
+            if test and sure
+            else ""
+            if p is None
+            else "tie"
         )
     return found
 

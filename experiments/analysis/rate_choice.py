@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.analysis import bootstrap, collect_runs, scored_examples
 from experiments.analysis.choose_methods import RATE, Contest, Method, Setting, by_number
-from experiments.analysis.recorded_runs import mean_score, scale, unit
+from experiments.analysis.recorded_runs import mean_score, scale, sign, unit
 from lora_jax.messages import count
 
 RESAMPLES = 2_000
@@ -33,9 +33,9 @@ NAMED = 4
 class Choice:
     """What is known of the choice of a method's setting.
 
-    A setting has a score if all its runs completed. `lead` is that of the chosen one over the next
-    best, in the unit of the metric; None if no other has a score. `chosen_in` is the share of
-    resamples that choose the same; None without the predictions of all these runs.
+    A setting has a score if all its runs completed. `lead` is by how much the chosen one is better
+    than the next best, in the unit of the metric; None if no other has a score. `chosen_in` is the
+    share of resamples that choose the same; None without the predictions of all these runs.
     `below_collapse` is whether the setting of the next higher rate collapsed.
     """
 
@@ -59,7 +59,9 @@ def of_contest(contest: Contest, resamples: int = RESAMPLES, seed: int = 0) -> d
 def of_method(method: Method, metric: str, resamples: int = RESAMPLES, seed: int = 0) -> Choice:
     """The choice of a method's setting among those tried; arguments are as for `of_contest`."""
     scored = [
-        (each, mean) for each in method.tried if (mean := _mean(each, method.phase)) is not None
+        (each, sign(metric) * mean)
+        for each in method.tried
+        if (mean := _mean(each, method.phase)) is not None
     ]
     at = next((n for n, (each, _) in enumerate(scored) if each is method.chosen), None)
     if at is None:
@@ -67,11 +69,11 @@ def of_method(method: Method, metric: str, resamples: int = RESAMPLES, seed: int
     chosen, best = scored[at]
     others = [mean for each, mean in scored if each is not chosen]
     if not others:
-        return Choice(below_collapse=_below_collapse(method, chosen, best))
+        return Choice(below_collapse=_below_collapse(method, chosen, best, metric))
     return Choice(
         round(best - max(others), 9),
         _chosen_in(method, [each for each, _ in scored], at, metric, resamples, seed),
-        _below_collapse(method, chosen, best),
+        _below_collapse(method, chosen, best, metric),
     )
 
 
@@ -83,8 +85,12 @@ def _mean(setting: Setting, phase: str) -> float | None:
     return mean_score(collect_runs.means_of_draws(scores).tolist())
 
 
-def _below_collapse(method: Method, chosen: Setting, best: float) -> bool:
-    """Whether the setting with the next higher rate, and otherwise the same values, collapsed."""
+def _below_collapse(method: Method, chosen: Setting, best: float, metric: str) -> bool:
+    """Whether the setting with the next higher rate, and otherwise the same values, collapsed.
+
+    Args:
+      best: the mean of the chosen one, with the `sign` of the metric.
+    """
 
     def rest(setting: Setting) -> dict[str, str]:
         return {key: value for key, value in setting.values.items() if key != RATE}
@@ -94,7 +100,7 @@ def _below_collapse(method: Method, chosen: Setting, best: float) -> bool:
         return False
     mean = _mean(higher[0], method.phase)
     diverged = any(run.record.status == "diverged" for run in higher[0].of(method.phase))
-    return diverged or (mean is not None and best - mean > COLLAPSE)
+    return diverged or (mean is not None and best - sign(metric) * mean > COLLAPSE)
 
 
 def _chosen_in(
@@ -123,7 +129,7 @@ def _chosen_in(
             seed=seed + number[1],
         )
     # rounded as `recorded_runs.mean_score`, so that equal means are equal here, too
-    means = np.round(scale(metric) * collect_runs.means_of_draws(drawn).mean(0), 9)
+    means = np.round(sign(metric) * scale(metric) * collect_runs.means_of_draws(drawn).mean(0), 9)
     return float(np.mean(means.argmax(0) == at))
 
 

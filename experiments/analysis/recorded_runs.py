@@ -18,6 +18,7 @@ from experiments.analysis.published import PERCENT, SIZES
 from experiments.runs import packing, predictions
 from experiments.setup.config import is_a, of_record, study_of
 from experiments.sweeps.folder import SweepFolder
+from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.data.tasks import SPECS
 from lora_jax.files import json_text
 from lora_jax.files.json_text import canonical
@@ -203,6 +204,16 @@ def held_out(config: RunConfig) -> bool:
 
 def scale(metric: str) -> float:
     return 100.0 if metric.removesuffix("_extra") in PERCENT else 1.0
+
+
+def sign(metric: str) -> int:
+    """1 for a metric where higher is better, and -1 for one where lower is."""
+    return -1 if metric.removesuffix("_extra") in LOWER_IS_BETTER else 1
+
+
+def named(metric: str) -> str:
+    """A metric in words, and that lower is better, if it is: `perplexity (lower is better)`."""
+    return metric.replace("_", " ") + " (lower is better)" * (sign(metric) < 0)
 
 
 def unit(metric: str) -> str:

@@ -19,7 +19,8 @@ from experiments.analysis.pairwise import Pair, verdicts
 from experiments.analysis.parameters import MATCHED
 from experiments.analysis.significance import Estimate
 from experiments.analysis.task_evidence import Evidence
-from experiments.reports.sheets import Columns, estimate_text, evidence_sheet, gain_sheet
+from experiments.reports.sheets import Columns, difference_text, evidence_sheet, gain_sheet
+from experiments.reports.tables.cells import is_raw
 from lora_jax.messages import agree, count, joined, span
 from lora_jax.table import Table
 
@@ -74,6 +75,7 @@ class Findings:
     reference: str
     """The label of the method that others are compared with."""
     unit: str
+    """Of the differences."""
     margin: float | None
     """Of equivalence, in that unit; None if none was set before the runs."""
     seeds: tuple[int, int]
@@ -87,6 +89,8 @@ class Findings:
     """The numbers over all tasks."""
     level: float = significance.LEVEL
     """Intervals have a confidence of 1 - level."""
+    lower: bool = False
+    """Whether lower scores are better."""
     questions: tuple[Question, ...] = ()
     """Those that the study's table asks."""
     reference_key: str = ""
@@ -206,28 +210,27 @@ def questions(
 def of_pairs(
     contests: Sequence[Contest], references: Sequence[Method | None], family: Sequence[Pair]
 ) -> list[Findings]:
-    """The findings of each study from its pairs with the reference.
+    """The findings of each study from its pairs with the reference, apart for each unit.
 
     Args:
       references: that of each contest.
       family: all pairs of the report; in pairs with a reference, it is the second method.
     """
-    by_study: dict[str, list[tuple[Contest, Method]]] = {}
+    by_study: dict[tuple[str, str, str], list[tuple[Contest, Method]]] = {}
     for contest, own in zip(contests, references, strict=True):
         if own is not None:
-            by_study.setdefault(f"{contest.table}, {own.label}", []).append((contest, own))
+            unit = recorded_runs.unit(contest.metric)
+            by_study.setdefault((contest.table, own.label, unit), []).append((contest, own))
     decided = list(zip(family, verdicts(family), strict=True))
     found = []
-    for places in by_study.values():
+    for (_, _, unit), places in by_study.items():
         contest, own = places[0]
-        units = {recorded_runs.unit(each.metric) for each, _ in places}
         ours = {id(each): reference for each, reference in places}
         pairs = [
             (pair, said) for pair, said in decided if ours.get(id(pair.contest)) is pair.second
         ]
         if pairs:
             methods = _of_pairs(pairs, several=len({each.model for each, _ in places}) > 1)
-            unit = units.pop() if len(units) == 1 else "points"
             registered = any(each.registration for each, _ in places)
             found.append(
                 Findings(
@@ -237,7 +240,8 @@ def of_pairs(
                     margin=None,
                     seeds=_ends([pair.common for pair, _ in pairs if any(pair.tests.values())]),
                     how=WIDEST,
-                    methods=_best_first(methods),
+                    methods=_best_first(methods, recorded_runs.sign(contest.metric)),
+                    lower=recorded_runs.sign(contest.metric) < 0,
                     caveat=OTHER_VERDICTS if registered else "",
                 )
             )
@@ -272,20 +276,36 @@ def _ends(seeds: Sequence[int]) -> tuple[int, int]:
     return min(seeds, default=0), max(seeds, default=0)
 
 
-def _best_first(found: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The methods by their mean gain; those that lack a task come last."""
+def _best_first(found: Sequence[Finding], sign: int = 1) -> tuple[Finding, ...]:
+    """The methods by their mean gain; those that lack a task come last.
+
+    Args:
+      sign: -1 where lower is better.
+    """
     tasks = {task for each in found for task in each.by_task}
-    return tuple(sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -each.mean)))
+    return tuple(
+        sorted(found, key=lambda each: (len(each.by_task) < len(tasks), -sign * each.mean))
+    )
 
 
 MOST_NAMES = 6
-"""More methods with a verdict than these are counted, not named."""
+"""Of more answers, only so many are given; more methods with a verdict are counted, not named."""
 ORDER = ("better", "worse", "equivalent", "undecided")
 
 
-def sentence(found: Findings) -> str:
-    """What each method gains and whether that is decided, with n; of many, how many have a verdict.
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What one method gains, on all tasks or on one: `DoRA +0.24 [-2.15, +2.63]: undecided`."""
 
+    label: str
+    verdict: str
+    text: str
+
+
+def sentence(found: Findings) -> str:
+    """What each method gains and whether that is decided, with n.
+
+    Of many methods, it has those that are decided and the best of the others, and counts them all.
     Tasks that can show nothing are named, and the verdicts without them follow.
     """
     return found.caveat + _decided(found) + _pairs_said(found) + _of_blind_tasks(found)
@@ -314,49 +334,86 @@ def _decided(found: Findings) -> str:
         where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
     beside = _of_controls(found) + _of_parameters(found)
     beside += "".join(f" {each}" for each in found.idle) + _no_margin(found)
-    methods = sum(not each.control for each in found.methods) + len(found.absent)
-    if not found.absent and (methods == 1 or (found.margin is None and methods <= MOST_NAMES)):
-        over = f"{found.unit} over {found.reference} {where}, {span(found.seeds, 'seed')}"
-        return f"{_answers(found)} ({over}){_of_whom(found)}.{beside}"
-    to_compare = "to compare" if found.absent else "compared"
-    begin = f"Of {count(methods, 'method')} {to_compare} with {found.reference} {where}"
-    return f"{begin}, with {span(found.seeds, 'seed')}{_of_whom(found)}, {_counts(found)}.{beside}"
+    every = _answers(found)
+    given = _given(every)
+    counts = ""
+    if len(given) < len(every) or found.absent:
+        methods = count(len(every) + len(found.absent), "method")
+        counts = f" Of {methods}, {_counts(found, [each.label for each in given])}."
+    return f"{_said(given, every)} ({_over(found, where)}).{counts}{beside}"
 
 
-def _answers(found: Findings) -> str:
-    """Each difference and its verdict: `DoRA +0.24 [-2.15, +2.63]: undecided`."""
+def _over(found: Findings, where: str) -> str:
+    """What the differences are of: `points over LoRA on SST-2, 5 seeds`."""
+    lower = "; lower is better" * found.lower
+    seeds = span(found.seeds, "seed")
+    return f"{found.unit} over {found.reference} {where}, {seeds}{lower}{_of_whom(found)}"
+
+
+def _answers(found: Findings) -> list[_Answer]:
+    """Those of all methods, best first, but of the controls."""
     said = []
     for each in (method for method in found.methods if not method.control):
         if each.over_tasks is not None or len(found.tasks) == 1:
             one = each.over_tasks or next(iter(each.by_task.values()))
             end = f" within ±{_points(found.margin)}" if each.verdict == "equivalent" else ""
             end = end or _by_little(each, found)
-            said.append(f"{each.label} {estimate_text(one)}: {each.verdict or 'not tested'}{end}")
+            said.append(_answer(found, each.label, "", one, each.verdict, end))
         else:
             said += [
-                f"{each.label} on {task} {estimate_text(one)}: "
-                f"{each.verdict_of_task.get(task) or 'not tested'}"
+                _answer(found, each.label, f" on {task}", one, each.verdict_of_task.get(task, ""))
                 for task, one in each.by_task.items()
             ]
-    return "; ".join(said)
+    return said
+
+
+def _answer(
+    found: Findings, label: str, where: str, one: Estimate, verdict: str, end: str = ""
+) -> _Answer:
+    difference = difference_text(one, found.unit != "points" and is_raw(found.unit))
+    if one.low is None:
+        why = "one seed" if one.n == 1 else "all differences are equal"
+        difference += f" (no interval: {why})"
+    return _Answer(label, verdict, f"{label}{where} {difference}: {verdict or 'not tested'}{end}")
+
+
+def _given(every: Sequence[_Answer]) -> list[_Answer]:
+    """The answers that a sentence has room for: the decided ones and the best undecided one."""
+    if len(every) <= MOST_NAMES:
+        return list(every)
+    decided = [each for verdict in ORDER[:-1] for each in every if each.verdict == verdict]
+    undecided = [each for each in every if each.verdict == "undecided"][:1]
+    return [*decided[: MOST_NAMES - len(undecided)], *undecided] or list(every[:1])
+
+
+def _said(given: Sequence[_Answer], every: Sequence[_Answer]) -> str:
+    """Answers in a sentence, which says of an undecided one that it is the best of them."""
+    texts = [each.text for each in given]
+    if sum(each.verdict == "undecided" for each in every) > 1 and len(given) < len(every):
+        texts[-1] = f"the best of the undecided: {texts[-1].removesuffix(': undecided')}"
+    return "; ".join(texts)
 
 
 def _of_whom(found: Findings) -> str:
-    """What the verdicts of a registered study are of, in brackets."""
+    """What the verdicts of a registered study are of."""
     gains = [each.gain for each in found.methods if each.gain is not None]
     if not gains:
         return ""
     examples = "other" if any(each.seeds_alone for each in gains) else "the same"
-    return f" (for other seeds and {examples} test examples)"
+    return f"; for other seeds and {examples} test examples"
 
 
-def _counts(found: Findings) -> str:
-    """How many methods have each verdict, with their names."""
+def _counts(found: Findings, known: Collection[str] = ()) -> str:
+    """How many methods have each verdict, with their names unless all of them are known."""
     named: dict[str, list[str]] = {verdict: [] for verdict in (*ORDER, "")}
     for each in found.methods:
         if not each.control:
             named[each.verdict].append(each.label + _by_little(each, found))
-    parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
+    labels = {v: [e.label for e in found.methods if e.verdict == v] for v in ORDER}
+    parts = [
+        _part(verdict, named[verdict], found.margin, not {*labels[verdict]} <= {*known})
+        for verdict in ORDER
+    ]
     parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
     if absent := len(found.absent):
         has = agree(absent, "has", "have")
@@ -413,18 +470,20 @@ def _of_tasks(found: Findings) -> str:
     parts.append(f"{said.count('worse')} found it worse")
     parts.append(f"{said.count('undecided')} could not tell the two apart")
     parts += [f"{said.count('')} could not be tested"] * ("" in said)
-    answers = f"{_answers(found)} ({found.unit}). " * (len(said) <= MOST_NAMES)
-    return f"{answers}{begin}, {joined(parts)}.{_no_margin(found)}"
+    lower = ", lower is better" * found.lower
+    every = _answers(found)
+    answers = f"{_said(_given(every), every)} ({found.unit}{lower})"
+    return f"{answers}. {begin}, {joined(parts)}.{_no_margin(found)}"
 
 
-def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:
+def _part(verdict: str, names: Sequence[str], margin: float | None, tell: bool) -> str:
     if not names:
         return {"better": "none is better", "worse": "none is worse"}.get(verdict, "")
     what = verdict
     if verdict == "equivalent" and margin is not None:
         what = f"equivalent within ±{_points(margin)}"
     text = f"{len(names)} {agree(len(names), 'is', 'are')} {what}"
-    if verdict != "undecided" and len(names) <= MOST_NAMES:
+    if tell and verdict != "undecided" and len(names) <= MOST_NAMES:
         text += f" ({', '.join(names)})"
     return text
 
@@ -434,7 +493,8 @@ def _points(margin: float | None) -> str:
 
 
 def _no_margin(found: Findings) -> str:
-    if found.margin is not None:
+    said = {verdict for each in found.methods for verdict in each.verdict_of_task.values()}
+    if found.margin is not None or said <= {"better", "worse"}:
         return ""
     return (
         " Undecided is not equal: without a margin for equivalence that was set before the runs, "

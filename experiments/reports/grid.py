@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import RATE
+from experiments.analysis.recorded_runs import named, sign
 from experiments.analysis.setting_grid import Grid, Row, described
 from experiments.reports.sheets import DECIMALS, FEWEST_SCORES, interval_of
 from experiments.reports.tables.cells import page, score_text, spread_text
@@ -44,7 +45,7 @@ def sheet(grid: Grid) -> Table:
         rows.append([*cells, *[gone] * any(lost)])
     held = any(row.method.phase == "held_out" for row in grid.rows)
     where = "held-out training examples" if held else "development set"
-    title = f"{grid.contest.title}: all settings, {metric.replace('_', ' ')} on the {where}"
+    title = f"{grid.contest.title}: all settings, {named(metric)} on the {where}"
     return Table(heads, rows, title)
 
 
@@ -78,7 +79,9 @@ def sentence(grid: Grid) -> str:
     if row is None or row.mean is None:
         return ""
     score = _score(row, grid.contest.metric)
-    where = f"{grid.contest.metric.replace('_', ' ')} {score}, {count(len(row.scores), 'seed')}"
+    metric = grid.contest.metric
+    lower = "; lower is better" * (sign(metric) < 0)
+    where = f"{metric.replace('_', ' ')} {score}, {count(len(row.scores), 'seed')}{lower}"
     begin = f"Best of {count(len(grid.rows), 'setting')} on {grid.contest.task_title}"
     return f"{begin}: {described(row, grid.keys)} ({where})."
 

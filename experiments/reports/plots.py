@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.analysis import collect_runs, parameters, setting_grid
 from experiments.analysis.choose_methods import Contest, Method, by_number, halved
-from experiments.analysis.recorded_runs import Run, scale
+from experiments.analysis.recorded_runs import Run, scale, sign
 from experiments.analysis.setting_grid import Grid
 from experiments.reports import grid
 from experiments.reports.figures import curves, forest, labelled_points, setting_lines
@@ -118,7 +118,8 @@ def _picture(
     more: str,
 ) -> Picture:
     """A forest plot, and a caption that says what is drawn, what a bar means, and more."""
-    axis = f"difference from {found.reference} ({found.unit})"
+    lower = ", lower is better" * found.lower
+    axis = f"difference from {found.reference} ({found.unit}{lower})"
     drawn = forest.forest(lines, title=title, axis=axis, margin=found.margin, limits=limits)
     bar = f"a bar is the {100 * (1 - found.level):g}% interval of that difference alone"
     band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
@@ -222,7 +223,7 @@ def by_rate(contest: Contest) -> Figure | None:
     curves = [
         Curve(method.label, points, method.chosen and method.chosen.rate)
         for method in contest.methods
-        if (points := best_by_rate(method))
+        if (points := best_by_rate(method, contest.metric))
     ]
     if not curves:
         return None
@@ -276,15 +277,17 @@ def typical(contest: Contest) -> float | None:
     return statistics.median((high - low) / 2 for low, high in ends) if ends else None
 
 
-def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
+def best_by_rate(method: Method, metric: str) -> list[tuple[float, float, float]]:
     """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
         scores = collect_runs.means_of_draws(by_number(setting.of(method.phase))).tolist()
-        if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
-            ends = interval_of(scores)
-            half = (ends[1] - ends[0]) / 2 if ends else np.nan
-            best[setting.rate] = statistics.fmean(scores), half
+        if not scores:
+            continue
+        mean, ends = statistics.fmean(scores), interval_of(scores)
+        before = best.get(setting.rate)
+        if before is None or sign(metric) * before[0] < sign(metric) * mean:
+            best[setting.rate] = mean, (ends[1] - ends[0]) / 2 if ends else np.nan
     return [(rate, *best[rate]) for rate in sorted(best)]
 
 
@@ -314,7 +317,8 @@ def by_cost(
             points.append(labelled_points.Point(method.label, cost, mean, own))
     if not points:
         return None
-    front = pareto([each.cost for each in points], [each.score for each in points])
+    turn = sign(contest.metric)
+    front = pareto([each.cost for each in points], [turn * each.score for each in points])
     return labelled_points.draw(
         points,
         title=contest.title,

@@ -114,7 +114,7 @@ def unlike(contest: Contest) -> str:
 def full_title(contest: Contest) -> str:
     """The title of a contest, with its metric and the examples that it is scored on."""
     where = "held-out training examples" if contest.held_out else "development set"
-    return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
+    return f"{contest.title}, {recorded_runs.named(contest.metric)} on the {where}"
 
 
 def methods_sheet(contest: Contest, choices: Mapping[str, Choice] = MappingProxyType({})) -> Table:
@@ -223,20 +223,27 @@ def reference_sheet(
             row = [pair.first.label, *[said, p_text(holm)] * judged]
             for kind in WIDEST_FIRST:
                 test = pair.tests[kind]
-                row += [_untested(pair, kind), NONE] if test is None else _test(test, raw)
+                known = test and [difference_text(test, raw), p_text(test.p)]
+                row += known or [_untested(pair, kind), NONE]
             rows.append([*row, str(pair.common)])
     unit = recorded_runs.unit(contest.metric)
+    unit += " (lower is better)" * (recorded_runs.sign(contest.metric) < 0)
     title = f"{contest.title}: difference from {reference.label}, {unit}"
     title += f", {ALONE}" * (not judged)
     return Table(heads, rows, title)
 
 
-def _test(test: Estimate, raw: bool) -> list[str]:
-    form = "+.2g" if raw else f"+z.{DECIMALS}f"
+def difference_text(test: Estimate, raw: bool) -> str:
+    """A difference, and its interval if there is one: `-0.33 [-0.58, -0.08]`.
+
+    Args:
+      raw: whether it is in no points, so that a few digits matter, wherever they are.
+    """
+    form = "+.3g" if raw else f"+z.{DECIMALS}f"
     text = f"{test.mean:{form}}"
     if test.low is not None and test.high is not None:
         text += f" [{test.low:{form}}, {test.high:{form}}]"
-    return [text, p_text(test.p)]
+    return text
 
 
 def _untested(pair: pairwise.Pair, kind: str) -> str:

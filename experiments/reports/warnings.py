@@ -24,7 +24,7 @@ def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     if same:
         said.append(
             f"settings of {_list(same)} were chosen on the same examples that they are scored on: "
-            "scores are too high, and p values too small; more settings make this worse"
+            "scores are too good, and p values too small; more settings make this worse"
         )
     budgets: dict[tuple[int, int, int], list[str]] = {}
     stopped = any_stopped(contest.methods)

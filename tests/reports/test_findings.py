@@ -25,24 +25,41 @@ def study(gains=GAINS, **how):
     return dataclasses.replace(found, reference_key="lora", metrics={"sst2": "accuracy"})
 
 
-def test_the_sentence_counts_methods_by_verdict_with_the_margin_and_n():
+def test_the_sentence_has_the_answers_with_the_margin_and_n():
     assert sentence(study()) == (
-        "Of 4 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 20 seeds (for other "
-        "seeds and the same test examples), 1 is better (B), 1 is worse (A), 1 is equivalent "
-        "within ±1 point (C) and 1 is undecided."
-    )
-    many = [gain(f"m{n}", "equivalent") for n in range(7)]
-    few = dataclasses.replace(gain("x", "undecided"), over_tasks=estimate(0.0, n=12))
-    assert sentence(study([*many, few])) == (
-        "Of 8 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 12 to 20 seeds (for "
-        "other seeds and the same test examples), none is better, none is worse, 7 are equivalent "
-        "within ±1 point and 1 is undecided."
+        "B +2.50 [+2.00, +3.00]: better; C +0.60 [+0.10, +1.10]: equivalent within ±1 point; "
+        "D +0.10 [-0.40, +0.60]: undecided; A -2.50 [-3.00, -2.00]: worse (points over LoRA over "
+        "2 tasks (CoLA, SST-2), 20 seeds; for other seeds and the same test examples)."
     )
     small = dataclasses.replace(gain("x", "worse", mean=-0.9), equivalent=0.04)
-    assert "none is better and 2 are worse (X by less than 1 point, A)." in sentence(
+    assert "X -0.40 [-0.90, +0.10]: worse by less than 1 point; A -2.50" in sentence(
         study([gain("a", "worse"), small])
     )
     assert sentence(study([])) == "Nothing could be compared with LoRA."
+
+
+def test_the_sentence_on_many_methods_has_the_decided_ones_and_the_best_of_the_others():
+    near = [gain(f"u{n}", "undecided", mean=n / 10) for n in range(7)]
+    far = dataclasses.replace(gain("x", "worse"), over_tasks=estimate(-3.0, n=12))
+    assert sentence(study([far, *near])) == (
+        "X -3.00 [-3.50, -2.50]: worse; the best of the undecided: U6 +1.10 [+0.60, +1.60] (points "
+        "over LoRA over 2 tasks (CoLA, SST-2), 12 to 20 seeds; for other seeds and the same test "
+        "examples). Of 8 methods, none is better, 1 is worse and 7 are undecided."
+    )
+    many = [gain(f"m{n}", "worse", mean=-n) for n in range(9)]
+    said = sentence(study([*many, gain("b", "better")]))
+    assert said.startswith("B +2.50 [+2.00, +3.00]: better; M0") and "M5" not in said
+    assert said.endswith(" Of 10 methods, 1 is better and 9 are worse.")
+    untested = [dataclasses.replace(each, verdict="") for each in many]
+    assert sentence(study(untested)).endswith(
+        " Of 9 methods, none is better, none is worse and 9 could not be tested."
+    )
+
+
+def test_equal_differences_and_a_single_seed_have_no_interval_in_words():
+    for n, why in ((20, "all differences are equal"), (1, "one seed")):
+        one = dataclasses.replace(GAINS[0], over_tasks=Estimate(1.0, None, None, None, n))
+        assert sentence(study([one])).startswith(f"A +1.00 (no interval: {why}): worse (points")
 
 
 def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing():
@@ -56,8 +73,8 @@ def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing()
         found, evidence=tasks, without_blind=study(GAINS[:2]), idle=("A idles.",)
     )
     said = sentence(found)
-    assert said.startswith("Of 3 methods compared with LoRA")
-    assert "none is equivalent" not in said and "1 is undecided. As a control, C is equiv" in said
+    assert said.startswith("B +2.50 [+2.00, +3.00]: better; D +0.10 [-0.40, +0.60]: undecided; A ")
+    assert "none is equivalent" not in said and "examples). As a control, C is equiv" in said
     assert said.endswith(
         " Of the worse, A trains fewer parameters than LoRA. A idles. On CoLA, LoRA ends below the "
         "untrained model (85.0 against 90.0). So this task shows nothing about adaptation. Without "

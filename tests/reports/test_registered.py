@@ -178,7 +178,7 @@ def test_runs_that_are_missing_or_not_as_registered_are_said(study):
     assert "1 run is not as registered and left out:" in one.notes[0]
     assert sentence(one).startswith(
         "Incomplete, verdicts may change: 45 of 48 scored runs count so far. "
-        "1 run is not as registered and left out. Of 3 methods"
+        "1 run is not as registered and left out. DoRA +"
     )
     assert "does not carry the digest of the registration" in one.notes[0]
     assert "pissa on rte: 1 of 6 seeds" in one.notes[2]
@@ -334,8 +334,10 @@ def test_a_method_that_no_rate_trains_is_compared_and_undecided(study):
     runs = [run for run in runs if run.study.row != "pissa" or run.record.seed == TUNING]
     (one,) = registered.found(study, runs)
     assert one.caveat == "" and one.absent == ("PiSSA",)
-    assert sentence(one).startswith("Of 3 methods to compare with LoRA")
-    assert sentence(one).endswith("and 1 has no number (PiSSA).")
+    assert sentence(one).startswith("DoRA +2.99 [+2.87, +3.11]: better; VeRA ")
+    assert sentence(one).endswith(
+        " Of 3 methods, 1 is better, 1 is worse and 1 has no number (PiSSA)."
+    )
     said = "No learning rate trained to the end with each seed: pissa on rte; pissa on sst2."
     assert said in one.notes
 

@@ -128,7 +128,7 @@ def test_predictions_that_are_not_the_record_s_are_refused(study):
             {"changes": {"variant.name": "dora", "study.row": "lora"}},
             "'lora', but variant.name is lora in one and dora",
         ),
-        ({"metric": "f1"}, "runs have different main metrics: accuracy in .*a and f1 in .*b$"),
+        ({"metric": "f1"}, "runs have different main metrics, accuracy in .*a and f1 in .*b: "),
     ],
 )
 def test_runs_that_differ_in_more_than_a_study_varies_are_refused(tmp_path, how, message):

@@ -242,7 +242,7 @@ def test_the_chosen_learning_rate_is_ringed(contests):
     for label in ("LoRA", "DoRA", "VeRA"):
         (ring,) = (line for line in shown[label].lines if line.get_markersize() == 8)
         assert list(ring.get_xdata()) == [by_label[label].chosen.rate]
-    rates, means, _ = zip(*plots.best_by_rate(by_label["LoRA"]), strict=True)
+    rates, means, _ = zip(*plots.best_by_rate(by_label["LoRA"], "accuracy"), strict=True)
     assert rates == (1e-3, 2e-3)
     assert max(means) == pytest.approx(np.mean(list(by_label["LoRA"].scores().values())))
 

@@ -157,7 +157,9 @@ def test_rates_are_drawn_on_the_examples_that_chose_alone(study):
     cut_short(study / "lost")
     planted(study / "scored", "dora", 0, LABELS, wrong(0.1, 0), rate=1e-2)
     assert 1e-2 in {each.rate for each in methods(study)["dora"].tried}
-    assert [rate for rate, _, _ in plots.best_by_rate(methods(study)["dora"])] == [*RATES]
+    assert [rate for rate, _, _ in plots.best_by_rate(methods(study)["dora"], "accuracy")] == [
+        *RATES
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")

@@ -28,13 +28,12 @@ from experiments.analysis.collect_runs import (
 )
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import Run, find, scale
+from experiments.analysis.recorded_runs import Run, find, named, scale, sign
 from experiments.reports.figures import setting_lines
 from experiments.reports.figures.style import NORMAL, styles
 from experiments.reports.tables import config_tables
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
-from lora_jax.data.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.messages import require_known
 
 LEGEND = 14
@@ -92,7 +91,7 @@ class Panel:
         for run in runs:
             settings.setdefault(tuple(run.settings.items()), []).append(run)
         scores = [self.score(one_of_each(own)) for own in settings.values()]
-        better = min if self.metric in LOWER_IS_BETTER else max
+        better = max if sign(self.metric) > 0 else min
         return better(filter(None, scores), key=lambda each: each.centre, default=None)
 
     def protocol(self) -> str:
@@ -103,7 +102,7 @@ class Panel:
 
 def metric_label(metric: str) -> str:
     """The label of an axis with a metric."""
-    return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
+    return named(metric).capitalize() + (" (%)" if scale(metric) != 1 else "")
 
 
 def panels(runs: Sequence[Run], task: Callable[[Run], str] | None = None) -> list[Panel]:
