@@ -93,6 +93,21 @@ def test_load_compiles_and_unload_leaves_what_was_before(served, compilations):
         assert not counted and held(store) == before
 
 
+def test_unload_of_what_was_evicted_leaves_what_was_before_it(served, compilations):
+    client, store, _ = served
+    assert admin(client, "other", "unload").status_code == 200
+    assert asked(client, "lora").status_code == 200
+    before = held(store)
+    assert admin(client, "hira", "load").status_code == 200
+    for name in ("lora", "other"):
+        assert asked(client, name).status_code == 200
+    assert "hira" not in store.held() and held(store)[1] > before[1]
+    with compilations() as counted:
+        assert admin(client, "hira", "unload").status_code == 200
+        assert asked(client, "lora").status_code == 200
+    assert not counted and held(store) == before
+
+
 def test_what_was_evicted_comes_back_as_it_was_or_not_at_all(served):
     client, _, folder = served
     digest = asked(client, "lora").headers["X-Adapter-Digest"]
