@@ -92,8 +92,9 @@ def entries(adapter: Adapter, max_rank: int | None) -> dict[Name, np.ndarray]:
     dtypes = {each.use.path: each.use.dtype for each in frozen.spec.adapted}
     for name, x in found.items():
         _require_finite(name, x, dtypes.get(name.path))
+    for name, x in found.items():
         if name.method == PLAIN_METHOD and name.name == "a":
-            _require_finite_product(name.path, x, found[name._replace(name="b")], x.dtype)
+            _require_finite_product(name.path, x, found[name._replace(name="b")], dtypes[name.path])
     return found
 
 
