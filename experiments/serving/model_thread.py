@@ -301,10 +301,8 @@ class ModelThread(threading.Thread):
                 continue
             row = job.left[number]
             if finish == "error":
-                why = "the failed step has spoilt it" if spoilt else "outputs are not numbers"
-                logging.error("a job of %s has failed: %s", _named(job), why)
                 self._end(job)
-                job.post(Failed(failed_step()))
+                job.post(Failed(_spoilt(job.adapter, spoilt)))
                 continue
             if finish is not None:
                 del job.left[number], self._owners[number]
@@ -333,5 +331,11 @@ class ModelThread(threading.Thread):
             self._engine.restart(bank)
 
 
-def _named(job: Job) -> str:
-    return f"the adapter '{job.adapter}'" if job.adapter else "the base"
+def _spoilt(adapter: str | None, by_step: bool) -> ApiError:
+    """What is said of a job whose outputs are not numbers: of its own, or after a failed step."""
+    if adapter is not None and not by_step:
+        return refusal(adapter, ValueError("its outputs are not numbers"))
+    why = "the failed step has spoilt it" if by_step else "outputs are not numbers"
+    what = "the base" if adapter is None else f"the adapter '{adapter}'"
+    logging.error("a job of %s has failed: %s", what, why)
+    return failed_step()

@@ -164,9 +164,9 @@ Flag = Annotated[StrictBool, must("be true or false")]
 Model = Annotated[StrictStr, must("be a text"), AfterValidator(_named), Required]
 MaxTokens = Annotated[
     StrictInt | None,
-    Field(ge=1, le=LARGEST),
+    Field(ge=1),  # what a server takes at most is known where a prompt is
     BeforeValidator(_integral),
-    must(f"be a whole number from 1 to {LARGEST}"),
+    must("be a whole number of 1 or more"),
 ]
 TextOrPair = StrictStr | Annotated[list[StrictStr], Field(min_length=2, max_length=2)]
 

@@ -150,7 +150,8 @@ def _limit(length: int, asked: GenerationRequest, most: int, param: str) -> int:
         follows = "" if given is None else f" and {given} are to follow"
         raise ApiError(
             422,
-            f"the prompt has {length} tokens{follows}; together there may be {most}",
+            f"the prompt has {length} tokens{follows}; together there may be {most} "
+            "(--tokens of the server)",
             param="max_tokens" if room >= 1 else param,
             code="context_length_exceeded",
         )
@@ -181,7 +182,8 @@ def labelled(base: BaseModel, inputs: list[TextOrPair], most: int) -> list[Label
         if len(encoding.ids) > most:
             raise ApiError(
                 422,
-                f"text {index} has {len(encoding.ids)} tokens; there may be {most}",
+                f"text {index} has {len(encoding.ids)} tokens; there may be {most} "
+                "(--tokens of the server)",
                 param="input",
                 code="context_length_exceeded",
             )

@@ -370,7 +370,8 @@ class AdapterStore:
             self._host.drop(name)
             if resident is not None:
                 resident.unloaded = True
-                self._trim_after(resident)
+            if resident is None or not resident.users:  # what has been evicted left its arrays
+                self._bank = self._bank.trimmed(self._slots.filled)
         return known
 
     def shapes_with(self, loaded: Version | None) -> Bank:

@@ -92,6 +92,9 @@ def entries(adapter: Adapter, max_rank: int | None) -> dict[Name, np.ndarray]:
     dtypes = {each.use.path: each.use.dtype for each in frozen.spec.adapted}
     for name, x in found.items():
         _require_finite(name, x, dtypes.get(name.path))
+    for name, x in found.items():
+        if name.method == PLAIN_METHOD and name.name == "a":
+            _require_finite_product(name.path, x, found[name._replace(name="b")], dtypes[name.path])
     return found
 
 
@@ -107,6 +110,19 @@ def _require_finite(name: Name, x: np.ndarray, dtype: Any) -> None:
         raise ValueError(
             f"'{name.path or name.name}': the adapter has numbers that are not finite once they "
             f"are scaled, as {x.dtype}: it has diverged, or its scale is too large"
+        )
+
+
+def _require_finite_product(path: str, a: np.ndarray, b: np.ndarray, dtype: Any) -> None:
+    """Refuse plain LoRA with a row of A and a row of B whose product overflows.
+
+    Its outputs would be no numbers, and clients would hear of it.
+    """
+    largest = (np.abs(x).max(axis=-1, initial=0).astype(float) for x in (a, b))
+    if (np.multiply(*largest) > float(jnp.finfo(dtype).max)).any():
+        raise ValueError(
+            f"'{path}': the product of the adapter's A and B is not finite, as {dtype}: it has "
+            "diverged, or its scale is too large"
         )
 
 

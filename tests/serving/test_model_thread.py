@@ -131,13 +131,22 @@ def test_they_outlive_steps_that_fail():
     ]
 
 
-@pytest.mark.parametrize(("prompt", "why"), [(13, "the failed step"), (15, "are not numbers")])
-def test_the_log_says_whose_job_has_failed(caplog, prompt, why):
-    events = Events()
-    events.job("last", "two", prompt=prompt)
-    assert events.run()[-1] == ("last", "step_failed")
-    said = [each.getMessage() for each in caplog.records]
-    assert "the adapter 'two'" in said[-1] and why in said[-1]
+@pytest.mark.parametrize(
+    ("adapter", "prompt", "status", "code", "why"),
+    [
+        ("two", 13, 500, "step_failed", "the failed step"),
+        ("two", 15, 503, "adapter_unusable", "are not numbers"),
+        (None, 15, 500, "step_failed", "are not numbers"),
+    ],
+)
+def test_the_log_says_whose_job_has_failed(caplog, adapter, prompt, status, code, why):
+    """So is a client told of its adapter, where the base alone may be sound."""
+    events, whose = Events(), f"the adapter '{adapter}'" if adapter else "the base"
+    events.job("last", adapter, prompt=prompt)
+    assert events.run()[-1] == ("last", code)
+    said, error = caplog.records[-1].getMessage(), events.seen[-1][1].error
+    assert whose in said and why in said and error.status == status
+    assert (f"{whose} cannot be used: its outputs {why}" in error.message) == (status == 503)
 
 
 def test_an_abort_ends_them():

@@ -115,6 +115,7 @@ def test_each_choice_is_that_of_its_own_prompt(server, stream):
     assert usage == {"prompt_tokens": 5, "completion_tokens": 18, "total_tokens": 23}
 
 
+FLAG = "(--tokens of the server)"
 NO_JSON = (b"", b"{", b"[]", b"null", b'{"a": NaN}', b'{"a": 1e999}', b"\xff", b"[" * 1500, b'{"a')
 TOKEN = {"Authorization": f"bEARER  {SETTINGS['token']}"}
 WITHOUT = ({}, *({"Authorization": each} for each in ("Bearer a", "Bearer", "a token of its own")))
@@ -129,8 +130,8 @@ REFUSED = (
     (json.dumps(asked()).encode(), TEXT, {"Content-Type": "text/plain"}, 415, None, "must be of"),
     (asked(prompt="w1 " * 1000), TEXT, {}, 413, "body_too_large", "more than 2000 bytes"),
     *(
-        (asked(**more), TEXT, {}, 422, "context_length_exceeded", "together there may be 500")
-        for more in ({"max_tokens": 500}, {"prompt": [1] * 500})
+        (asked(**more), TEXT, {}, 422, "context_length_exceeded", f"may be 500 {FLAG}")
+        for more in ({"max_tokens": 500}, {"max_tokens": 10**30}, {"prompt": [1] * 500})
     ),
     (asked(prompt=["w1"] * 5), TEXT, {}, 422, "too_many_sequences", "5 sequences; at most 4 may"),
     (asked(model="full"), TEXT, {}, 503, "no_slot", "'full'"),

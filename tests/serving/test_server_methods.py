@@ -20,9 +20,11 @@ from lora_jax.contract.toys import noisy
 from lora_jax.interchange.names import names_of
 
 WEIGHTS = "adapter_model.safetensors"
+FILLED = {"nan": np.nan, "vast": 1e30, "far": 5e18}
+"""With what factors are filled; those of `far` have a product, but not with what is multiplied."""
 MADE = (
     *(("lora", "lora", 2), ("other", "lora", 3), ("dora", "dora", 2), ("hira", "hira", 2)),
-    *(("high", "lora", 9), ("nan", "lora", 2), ("cut", "lora", 2)),
+    *(("high", "lora", 9), ("cut", "lora", 2), *((name, "lora", 2) for name in FILLED)),
 )
 """The names, methods and ranks of adapters; the first two are there when the server starts."""
 TARGETS = "query/kernel", "down/kernel"
@@ -40,10 +42,10 @@ def served(tmp_path_factory):
         trainable, frozen = adapted.init(jax.random.key(seed), base.params, *EXAMPLE)
         folder = root / ("adapters" if name in ("lora", "other") else "others") / name
         lj.save_peft(folder, noisy(trainable, seed, 0.5), frozen, names_of(base.shape))
-    weights = {
-        n: np.full_like(x, np.nan) for n, x in load_file(folder.parent / "nan" / WEIGHTS).items()
-    }
-    save_file(weights, root / "others/nan" / WEIGHTS, metadata={"format": "pt"})
+    for name, value in FILLED.items():
+        file = root / "others" / name / WEIGHTS
+        filled = {n: np.full_like(x, value) for n, x in load_file(file).items()}
+        save_file(filled, file, metadata={"format": "pt"})
     (root / "others/cut" / WEIGHTS).write_bytes(b"0" * 20)
     (root / "others/empty").mkdir()
     settings = Settings(2, 9, 32, token="t" * 16, capacity=2, max_rank=4, host_bytes=0)
@@ -93,6 +95,21 @@ def test_load_compiles_and_unload_leaves_what_was_before(served, compilations):
         assert not counted and held(store) == before
 
 
+def test_unload_of_what_was_evicted_leaves_what_was_before_it(served, compilations):
+    client, store, _ = served
+    assert admin(client, "other", "unload").status_code == 200
+    assert asked(client, "lora").status_code == 200
+    before = held(store)
+    assert admin(client, "hira", "load").status_code == 200
+    for name in ("lora", "other"):
+        assert asked(client, name).status_code == 200
+    assert "hira" not in store.held() and held(store)[1] > before[1]
+    with compilations() as counted:
+        assert admin(client, "hira", "unload").status_code == 200
+        assert asked(client, "lora").status_code == 200
+    assert not counted and held(store) == before
+
+
 def test_what_was_evicted_comes_back_as_it_was_or_not_at_all(served):
     client, _, folder = served
     digest = asked(client, "lora").headers["X-Adapter-Digest"]
@@ -127,6 +144,7 @@ def test_what_was_evicted_comes_back_as_it_was_or_not_at_all(served):
     [
         ("high", "has rank 9, and the bank max_rank=4: make it larger (of a server: --max_rank=9)"),
         ("nan", "holds NaN or an infinity"),
+        ("vast", "the product of the adapter's A and B is not finite, as float32"),
         ("cut", f"cannot be used: {WEIGHTS} (20 bytes) is corrupt or truncated"),
         ("empty", "'empty' has neither adapter_config.json and"),
     ],
@@ -138,3 +156,13 @@ def test_a_broken_adapter_is_said_to_be_one(served, name, said):
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, "adapter_unusable")
         assert said.removeprefix("cannot be used: ") in answer.json()["error"]["message"]
     assert said in asked(client, name).text and str(folder) not in asked(client, name).text
+
+
+def test_an_adapter_whose_outputs_are_not_numbers_is_named(served):
+    client, _, _ = served
+    assert admin(client, "far", "load").status_code == 200
+    answer = asked(client, "far")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "adapter_unusable")
+    assert "'far' cannot be used: its outputs are not numbers" in answer.text
+    for name in ("lora", "model"):
+        assert asked(client, name).status_code == 200
