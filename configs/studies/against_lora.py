@@ -9,7 +9,8 @@ training sets, too; all methods of a seed have the same sentences in the same ba
 the same head. (In the recorded runs, EVA has them in other batches, says
 `docs/project/committed-studies.md`.) Rank 8 and alpha 16 on all six linears (VeRA: rank 256;
 AdaLoRA: from 12 to a mean of 8), batches of 16, AdamW, a linear decay after a warm-up of 6%.
-Products round their operands to bfloat16 and sum in float32; the row lora_float32 is LoRA without that, to show what it changes.
+Products round their operands to bfloat16 and sum in float32; the row lora_float32 is LoRA
+without that, to show what it changes.
 
 Each method tries five learning rates, half a decade apart, with one seed, scored on 1,000 held-out
 training sentences, and as many more as any method needs whose best lies at the edge. Only runs with
