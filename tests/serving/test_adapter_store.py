@@ -207,5 +207,5 @@ def test_a_prepared_adapter_is_put_like_the_adapter_itself(start):
     with pytest.raises(ValueError, match="prepared for max_rank=2, and the bank has max_rank=4"):
         bank(max_rank=4).put(1, ready)
     moved = {**stored.PARAMS, "down/kernel": stored.PARAMS["down/kernel"] + 1}
-    with pytest.raises(ValueError, match="of another base: 'down/kernel' has other numbers"):
+    with pytest.raises(ValueError, match="on another base: 'down/kernel' has other numbers"):
         lj.Bank(stored.forward, moved, max_rank=2).put(1, ready)

@@ -193,13 +193,13 @@ class TestRows:
         bank = lj.Bank(forward, adapter, capacity=2, max_rank=2).put(2, adapter)
         each = [adapted.disable(*adapter), None, *merged([(adapted, adapter)])]
         assert_rows_are_those_alone(bank, each, [2, 0, 2])
-        with pytest.raises(ValueError, match="of a base with another 'layers/kernel': quantised"):
+        with pytest.raises(ValueError, match="on a base with another 'layers/kernel': quantised"):
             lj.Bank(forward, params).put(1, adapter)
         stored = bank.base.base[STACK]
         for name, own in stored.items():  # what they have in common is not all
             changed = {**stored, name: own + jnp.ones((), own.dtype)}
             other = dataclasses.replace(adapter[1], base={**adapter[1].base, STACK: changed})
-            with pytest.raises(ValueError, match="of another base: 'layers/kernel' has other numb"):
+            with pytest.raises(ValueError, match="on another base: 'layers/kernel' has other numb"):
                 bank.put(1, (adapter[0], other))
         with_head = trained(params, lora, STACK, 1, quantize=quantize, also_train="head")
         bank = bank.put(1, with_head[1])  # beside one that keeps the base's
@@ -317,8 +317,8 @@ def test_what_does_not_fit_is_named(params):
         for base, also, rank, said in (
             (params, (), 2, r"'layers/kernel' has rank 3, and .* max_rank=2"),
             (wider, "head", 4, r"trains another 'head': float64\[8, 5\], and the "),
-            (moved, (), 4, "of another base: 'table' has other numbers"),
-            ({**params, "other": params["head"]}, (), 4, "base with 'other', which the bank's has"),
+            (moved, (), 4, "on another base: 'table' has other numbers"),
+            ({**params, "other": params["head"]}, (), 4, "base with 'other', which the bank does"),
         ):
             _, adapter = trained(base, lora, STACK, also_train=also)
             bank = lj.Bank(forward, params, capacity=2, max_rank=rank)
