@@ -76,23 +76,6 @@ def _divide(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
     return NotImplemented if (y == 0).any() else (x - np.fmod(x, y)) // y
 
 
-def _remainder(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
-    """What remains of a division towards zero: it has the sign of the dividend."""
-    return NotImplemented if x.dtype.kind != "f" and (y == 0).any() else np.fmod(x, y)
-
-
-def _sign(params: Mapping[str, Any], x: np.ndarray) -> Any:
-    """Signs of floats and integers."""
-    return np.sign(x) if x.dtype.kind in "fiu" else NotImplemented
-
-
-def _joined(params: Mapping[str, Any], real: np.ndarray, imaginary: np.ndarray) -> Any:
-    """Complex numbers of two parts."""
-    result = np.empty(real.shape, np.result_type(real, np.complex64))
-    result.real, result.imag = real, imaginary  # in a sum, an infinite one would give NaN
-    return result
-
-
 def _convert(dtype: Any, x: np.ndarray) -> Any:
     """Convert to integers and complex numbers by NumPy; for floats, the caller rounds."""
     to = np.dtype(dtype)
@@ -119,24 +102,6 @@ def _reduction(function: Callable[..., Any], floats: bool = False) -> Rule:
         return function(x, axis=tuple(params["axes"]))
 
     return one
-
-
-def _top_k(params: Mapping[str, Any], x: np.ndarray) -> Any:
-    """The greatest along the last axis, and their places; of equal ones, the first come first."""
-    if params.get("axis", x.ndim - 1) != x.ndim - 1 or x.dtype.kind != "f" or np.isnan(x).any():
-        return NotImplemented
-    places = np.argsort(-x, axis=-1, kind="stable")[..., : params["k"]]
-    return np.take_along_axis(x, places, -1), places.astype(np.int32)
-
-
-def _fourier(params: Mapping[str, Any], x: np.ndarray) -> Any:
-    """A Fourier transform along the last axes; along several, only the complex ones are here."""
-    kind, lengths = params["fft_type"].name, params["fft_lengths"]
-    axes = tuple(range(-len(lengths), 0))
-    if kind in ("FFT", "IFFT"):
-        return (np.fft.fftn if kind == "FFT" else np.fft.ifftn)(x, lengths, axes)
-    one = np.fft.rfft if kind == "RFFT" else np.fft.irfft
-    return NotImplemented if len(lengths) > 1 else one(x, lengths[0])
 
 
 def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
@@ -222,93 +187,6 @@ def _split(params: Mapping[str, Any], x: np.ndarray) -> Any:
     return np.split(x, np.cumsum(params["sizes"])[:-1], axis=params["axis"])
 
 
-# -- windows ---------------------------------------------------------------------------------------
-#
-# A window that is not inside the array gives NotImplemented: what happens then depends on the mode,
-# and JAX knows.
-
-
-def _gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any:
-    """Windows of an array."""
-    dims = params["dimension_numbers"]
-    batching = dims.operand_batching_dims, dims.start_indices_batching_dims
-    gone = dims.collapsed_slice_dims + batching[0]
-    places = _places(x, indices, dims.start_index_map, batching, gone, params["slice_sizes"])
-    if places is None:
-        return NotImplemented
-    found = x[places]
-    window = x.ndim - len(gone)
-    return np.moveaxis(found, range(found.ndim - window, found.ndim), dims.offset_dims)
-
-
-def _scatter(params: Any, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> Any:
-    """The array with its windows replaced."""
-    return _put(params, x, indices, updates, np.ndarray.__setitem__)
-
-
-def _scatter_add(params: Any, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> Any:
-    """The array with something added to its windows, which may overlap."""
-    return _put(params, x, indices, updates, np.add.at)
-
-
-def _put(
-    params: Any, x: np.ndarray, indices: np.ndarray, updates: np.ndarray, put: Callable[..., Any]
-) -> Any:
-    dims = params["dimension_numbers"]
-    batching = dims.operand_batching_dims, dims.scatter_indices_batching_dims
-    gone = dims.inserted_window_dims + batching[0]
-    window = [axis for axis in range(x.ndim) if axis not in gone]
-    sizes = [1] * x.ndim
-    for axis, own in zip(window, dims.update_window_dims, strict=True):
-        sizes[axis] = updates.shape[own]
-    into = dims.scatter_dims_to_operand_dims
-    places = _places(x, indices, into, batching, gone, sizes)
-    if places is None:
-        return NotImplemented
-    result = np.array(x)
-    put(result, places, np.moveaxis(updates, dims.update_window_dims, range(-len(window), 0)))
-    return result
-
-
-def _places(
-    x: np.ndarray,
-    indices: np.ndarray,
-    axes: Sequence[int],
-    batching: tuple[Sequence[int], Sequence[int]],
-    gone: Sequence[int],
-    sizes: Sequence[int],
-) -> tuple[np.ndarray, ...] | None:
-    """An index of windows: its axes are those of the indices, then those of the windows.
-
-    Args:
-      x: the array.
-      indices: where the windows begin, along the last axis for each of `axes` of the array.
-      batching: axes of the array that go along with axes of the indices.
-      gone: axes of the array that windows do not have.
-      sizes: of a window, along each axis of the array.
-
-    Returns:
-      None if a window is not inside the array.
-    """
-    starts = np.moveaxis(indices, -1, 0)
-    room = [x.shape[axis] - sizes[axis] for axis in axes]
-    if any(((each < 0) | (each > most)).any() for each, most in zip(starts, room, strict=True)):
-        return None
-    shape = indices.shape[:-1]
-    firsts = dict(zip(axes, starts, strict=True))
-    firsts |= {axis: np.indices(shape)[own] for axis, own in zip(*batching, strict=True)}
-    window = [axis for axis in range(x.ndim) if axis not in gone]
-    places = []
-    for axis in range(x.ndim):
-        first = np.asarray(firsts.get(axis, np.zeros(shape, int)))
-        place = first.reshape(first.shape + (1,) * len(window))
-        if axis in window:
-            after = (1,) * (len(window) - window.index(axis) - 1)
-            place = place + np.arange(sizes[axis]).reshape(-1, *after)
-        places.append(place)
-    return tuple(places)
-
-
 _RULES: dict[str, Rule] = {
     "add": _plain(np.add),
     "add_any": _plain(np.add),
@@ -343,13 +221,10 @@ _RULES: dict[str, Rule] = {
     "select_n": _select,
     "integer_pow": _integer_pow,
     "div": _divide,
-    "rem": _remainder,
     "pow": _of_floats(np.power),
-    "sign": _sign,
     "real": _plain(np.real),
     "imag": _plain(np.imag),
     "conj": _plain(np.conj),
-    "complex": _joined,
     "exp": _of_floats(np.exp),
     "exp2": _of_floats(np.exp2),
     "expm1": _of_floats(np.expm1),
@@ -372,7 +247,7 @@ _RULES: dict[str, Rule] = {
     "reduce_or": _reduction(np.any),
     "argmax": lambda params, x: np.argmax(x, *params["axes"]),
     "argmin": lambda params, x: np.argmin(x, *params["axes"]),
-    # shapes, parts, windows
+    # shapes and parts
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "slice": _slice,
@@ -382,11 +257,6 @@ _RULES: dict[str, Rule] = {
     "split": _split,
     "iota": _iota,
     "dot_general": product,
-    "gather": _gather,
-    "scatter": _scatter,
-    "scatter-add": _scatter_add,
-    "fft": _fourier,
-    "top_k": _top_k,
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "squeeze": lambda params, x: np.squeeze(x, params["dimensions"]),
     "expand_dims": lambda params, x: np.expand_dims(x, params["dimensions"]),

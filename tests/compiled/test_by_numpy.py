@@ -89,35 +89,24 @@ def test_value_and_gradient_are_those_of_jax(function, dtype, x64):
 
 
 @pytest.mark.parametrize(
-    ("pick", "by_numpy"),
+    "pick",
     [
-        (lambda x, ids: x[ids], True),
-        (lambda x, ids: x[1, :, ids], True),
-        (lambda x, ids: x[ids[0], 2, ids[1]], True),
-        (lambda x, ids: jnp.take_along_axis(x[:2], ids[:, :, None], axis=1), True),
-        (lambda x, ids: jax.vmap(lambda x, i: lax.dynamic_slice(x, i, (2, 3)))(x[:2], ids), True),
-        (lambda x, ids: jax.vmap(lambda i: x[i], out_axes=1)(ids), True),
-        (lambda x, ids: lax.top_k(x.at[0, 0, 3].set(4), 2), True),  # a tie
-        (lambda x, ids: x.at[ids].add(x[ids]), True),
-        (lambda x, ids: x.at[1, :, ids].add(2 * x[ids, 0, :4]), True),
-        (lambda x, ids: x.at[ids[0], 2, ids[1]].set(7), True),
-        (lambda x, ids: jax.grad(lambda x: jnp.take_along_axis(x, ids, 1).sum())(x[0, :2]), True),
-        (lambda x, ids: jax.vmap(lambda x, i: x.at[i[0], i[1:]].add(1))(x[:2], ids), True),
-        (lambda x, ids: lax.dynamic_update_slice(x, x[:1, :2], (1, ids[0, 1], 2)), True),
-        (lambda x, ids: x.at[ids + 2].add(1, mode="drop"), False),
-        (lambda x, ids: x.at[ids + 2].get(mode="fill", fill_value=7), False),
-        (lambda x, ids: x.at[ids + 2].get(mode="clip"), False),
+        lambda x, ids: x[ids],
+        lambda x, ids: jax.vmap(lambda x, i: lax.dynamic_slice(x, i, (2, 3)))(x[:2], ids),
+        lambda x, ids: lax.top_k(x.at[0, 0, 3].set(4), 2),  # a tie
+        lambda x, ids: x.at[ids].add(x[ids]),
+        lambda x, ids: jax.vmap(lambda x, i: x.at[i[0], i[1:]].add(1))(x[:2], ids),
+        lambda x, ids: lax.dynamic_update_slice(x, x[:1, :2], (1, ids[0, 1], 2)),
+        lambda x, ids: x.at[ids + 2].add(1, mode="drop"),
+        lambda x, ids: x.at[ids + 2].get(mode="fill", fill_value=7),
     ],
 )
-def test_what_is_picked_by_its_places(pick, by_numpy, monkeypatch):
-    """All by NumPy alone, but for places that are not inside."""
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_is_picked_by_its_places(pick, wide):
     x, ids = np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.array([[0, 1], [2, 1]], np.int32)
     closed = jax.make_jaxpr(pick)(x, ids)
-    expected = jax.jit(pick)(x, ids)
-    if by_numpy:
-        monkeypatch.setattr(ByNumpy, "_by_jax", None)
-    found = ByNumpy(False)(closed.jaxpr, closed.consts, [x, ids])
-    for mine, theirs in zip(found, jax.tree.leaves(expected), strict=True):
+    found = ByNumpy(wide)(closed.jaxpr, closed.consts, [x, ids])
+    for mine, theirs in zip(found, jax.tree.leaves(jax.jit(pick)(x, ids)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
@@ -192,10 +181,9 @@ def whole_numbers(x):
 
 
 @pytest.mark.parametrize("function", [products_of_spectra, whole_numbers])
-def test_numbers_of_other_kinds_take_no_compiler(function, monkeypatch):
+def test_numbers_of_other_kinds(function):
     x = np.random.default_rng(4).standard_normal((4, 5)).astype(np.float32)
     closed, expected = jax.make_jaxpr(function)(x), jax.jit(function)(x)
-    monkeypatch.setattr(ByNumpy, "_by_jax", None)
     found = ByNumpy(False)(closed.jaxpr, closed.consts, [x])
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == theirs.dtype
