@@ -32,9 +32,8 @@ import os
 
 from absl import flags
 
-from benchmarks import tables
+from benchmarks import results
 from benchmarks.cases import Plan, sides
-from benchmarks.results import content, earlier
 from benchmarks.suites import SUITES
 from experiments import cli
 from experiments.setup.devices import announce
@@ -46,7 +45,7 @@ _SUITE = flags.DEFINE_string("suite", "train", "The suite to time.")
 _AGAINST = flags.DEFINE_list(
     "against",
     [],
-    "What to compare with: any of peft, full, hand, merged, qwix and lora. The default is all "
+    "What to compare with: any of peft, full, hand, merged and lora. The default is all "
     "that the suite has.",
 )
 _CASES = flags.DEFINE_list(
@@ -67,58 +66,37 @@ _SIZE = flags.DEFINE_enum(
 _OUT = flags.DEFINE_string(
     "out", None, "The folder for the results. By default, they are only printed."
 )
-_SIZES = flags.DEFINE_list(
-    "sizes", ["8x16"], "With --suite=sweep: the batches to time, each BATCHxLENGTH."
-)
-_TRIALS = flags.DEFINE_integer("trials", 8, "With --suite=sweep: how many trials.", lower_bound=2)
-_STEPS = flags.DEFINE_integer(
-    "steps", 200, "With --suite=sweep: how many steps a trial has.", lower_bound=10
-)
-_CONFIG = flags.DEFINE_string(
-    "config", "configs/quickstart.py", "With --suite=sweep and --suite=start: what to train."
-)
 _DOCUMENTS = flags.DEFINE_list("documents", [], f"{marked_documents.HELP} Nothing is timed.")
-
-_OF_SWEEPS = (_SIZES, _TRIALS, _STEPS)
 
 
 def bench() -> None:
     if _DOCUMENTS.value:
         cli.refuse_all_but((_DOCUMENTS,), "--documents times nothing")
-        marked_documents.update(_DOCUMENTS.value, tables.fill)
+        marked_documents.update(_DOCUMENTS.value, results.fill)
         return
-    if _SUITE.value != "sweep":
-        cli.refuse_ignored(_OF_SWEEPS, "it goes with --suite=sweep")
-    if _SUITE.value not in ("sweep", "start"):
-        cli.refuse_ignored((_CONFIG,), "it goes with --suite=sweep and --suite=start")
-    else:
-        cli.refuse_ignored((_CASES,), f"--suite={_SUITE.value} has no cases")
-    if _SUITE.value == "start":
-        cli.refuse_ignored((_SIZE,), "--suite=start takes what --config trains")
-    # All processes share a GPU, which none may take whole.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     name = str(_SUITE.value)
     require_known(name, SUITES, f"--suite={name}: no such suite")
+    if name in ("sweep", "start"):
+        cli.refuse_ignored((_CASES,), f"--suite={name} has no cases")
+    if name == "start":
+        cli.refuse_ignored((_SIZE,), "--suite=start trains the quickstart")
+    # All processes share a GPU, which none may take whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     suite = SUITES[name]
     plan = Plan(
         against=sides(name, suite.against, _AGAINST.value),
         turns=_TURNS.value or suite.turns,
         smoke=_SIZE.value == "smoke",
         cases=tuple(_CASES.value),
-        sizes=tuple(_SIZES.value),
-        trials=_TRIALS.value,
-        steps=_STEPS.value,
-        config=str(_CONFIG.value),
     )
     out = None if _OUT.value is None else cli.out_folder(_OUT.value)
-    found = {} if out is None else {each.name: each for each in earlier(out, name, plan)}
     announce()
+    found: list[results.Measured] = []
     for measured in suite.run(plan):
-        print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)
-        found.pop(measured.name, None)
-        found[measured.name] = measured
+        found.append(measured)
+        print(results.summary([measured]) or measured.name, flush=True)
         if out is not None:  # now: what follows may take hours
-            whole = content(name, plan, list(found.values()))
+            whole = results.content(name, plan, found)
             write_atomically(out / f"{name}.json", f"{json.dumps(whole, indent=1)}\n".encode())
     if out is not None:
         print(f"results: {out}")

@@ -73,7 +73,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A side with its case. A side is a library: `ours`, `hand`, `peft`, `qwix`."""
+    """A side with its case. A side is a library: `ours`, `hand`, `peft`."""
 
     side: str
     case: Case
@@ -123,10 +123,8 @@ class Group:
     """How often a contender works in a turn, whose time is that of the fastest."""
 
 
-PACKAGES = {"peft": ("torch", "transformers", "peft"), "qwix": ("qwix",)}
-"""What sides need, beside this project."""
-SIDES = ("peft", "full", "hand", "merged", "qwix", "lora")
-"""The values of `--against`."""
+PACKAGES = {"peft": ("torch", "transformers", "peft")}
+"""The packages that a side needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +137,6 @@ class Plan:
     """Whether models and batches are tiny."""
     cases: tuple[str, ...] = ()
     """Parts of the names of the wanted groups; none for all groups."""
-    sizes: tuple[str, ...] = ("8x16",)
-    trials: int = 8
-    steps: int = 200
-    config: str = "configs/quickstart.py"
-    """The last four are of the suites `sweep` and `start`."""
 
 
 def sides(suite: str, known: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
@@ -158,8 +151,7 @@ def sides(suite: str, known: Sequence[str], wanted: Sequence[str]) -> tuple[str,
     for side in wanted:
         if side not in known:
             has = ", ".join(known) or "none"
-            close = "" if side in SIDES else f"; nearest: {nearest(side, SIDES)}"
-            raise ValueError(f"--against={side}: suite {suite} has {has}{close}")
+            raise ValueError(f"--against={side}: suite {suite} has {has}")
         if missing := _missing(side):
             raise ValueError(f"--against={side}: {_not_installed(missing)}")
     for side in () if wanted else known:

@@ -1,4 +1,4 @@
-"""What a suite has measured: times and facts, what follows from them, and the file of all of it."""
+"""What a suite has measured: times and facts, ratios and curves of them, and their tables."""
 
 import dataclasses
 import importlib.metadata
@@ -13,8 +13,13 @@ from typing import Any
 
 from benchmarks.cases import Goal, Group, Plan, Ratio
 from experiments.setup.devices import core_count
-from lora_jax.files import json_text
+from lora_jax.files.marked_documents import fill_blocks
 from lora_jax.records.environment import environment, processor_model
+from lora_jax.table import Table
+
+RESULTS = Path(__file__).parents[1] / "experiments" / "results" / "bench"
+RATIOS = ("group", "what", "ratio", "quartiles", "must be", "may reach")
+CURVES = ("of", "over", "from", "to", "exponent", "in theory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,7 @@ def _ratio(
     return Found.of(what, ratio.goal, [one / other for one, other in pairs])
 
 
-OTHERS = ("torch", "transformers", "peft", "qwix")
+OTHERS = ("torch", "transformers", "peft")
 """Packages whose versions are noted where they are installed."""
 
 
@@ -161,31 +166,41 @@ def content(suite: str, plan: Plan, found: Sequence[Measured]) -> dict[str, Any]
     return json.loads(json.dumps({**head, "groups": groups}))
 
 
-def earlier(folder: Path, suite: str, plan: Plan) -> list[Measured]:
-    """What a folder has of a suite that is timed in pieces.
+def summary(measured: Sequence[Measured]) -> str:
+    """The ratios and exponents of groups, as documents show them."""
+    ratios = [[each.name, *_ratio_row(found)] for each in measured for found in each.ratios]
+    curves = [_curve_row(curve) for each in measured for curve in each.curves]
+    tables = Table(RATIOS, ratios), Table(CURVES, curves)
+    return "\n\n".join(each.to_markdown(escape=False) for each in tables if each.rows)
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """The text with every table between markers made from the file of its suite.
+
+    The markers are `<!-- bench: train -->` and `<!-- /bench -->`.
 
     Raises:
-      ValueError: it was timed in another way, on another machine, or against more sides.
+      FileNotFoundError: a suite has no file.
     """
-    path = folder / f"{suite}.json"
-    if not path.exists():
-        return []
-    old, new = json_text.read_object(path), content(suite, plan, [])
-    there, here = _conditions(old), _conditions(new)
-    for key in sorted(there | here):
-        if there.get(key) != here.get(key):
-            raise ValueError(
-                f"{path} was timed with another {key}: name another --out, or delete it"
-            )
-    if lost := sorted({*old["against"]} - {*plan.against}):
-        raise ValueError(
-            f"{path} is against {lost[0]}, too: name another --out, or add it to --against"
-        )
-    return [Measured.from_json(each) for each in old["groups"]]
+
+    def table(name: str) -> str:
+        whole = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        return summary([Measured.from_json(each) for each in whole["groups"]])
+
+    return fill_blocks(text, "bench", table)
 
 
-def _conditions(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """What the groups of one file have in common."""
-    machine = {name: whole["machine"].get(name) for name in ("processor", "cores", "versions")}
-    free = ("groups", "cases", "against")
-    return {name: each for name, each in whole.items() if name not in free} | {"machine": machine}
+def _ratio_row(found: Found) -> list[str]:
+    if found.must is None or found.reach is None:
+        goal = ["", ""]
+    else:
+        sign = "≥" if found.reach > found.must else "≤"
+        goal = [f"{sign} {found.must:g}{'' if found.met else ', missed'}", f"{found.reach:g}"]
+    spread = "" if found.low == found.high else f"{found.low:.2f} to {found.high:.2f}"
+    close = found.met is False and f"{found.middle:.2f}" == f"{found.must:.2f}"
+    return [found.what, f"{found.middle:.{4 if close else 2}f}", spread, *goal]
+
+
+def _curve_row(curve: Curve) -> list[str]:
+    ends = [f"{curve.at[0]:,g}", f"{curve.at[-1]:,g}"]
+    return [curve.of, curve.over, *ends, f"{curve.exponent:.2f}", f"{curve.allowed:.2f}"]

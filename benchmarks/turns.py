@@ -1,4 +1,4 @@
-"""Time contenders in turns, so that what else the machine does hits them alike; and commands."""
+"""Suites, and their contenders in turns, so that what else the machine does hits them alike."""
 
 import contextlib
 import dataclasses
@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.cases import Contender, Group
+from benchmarks.cases import Contender, Group, Plan, chosen, smaller
+from benchmarks.results import Measured
 from experiments.command_names import MALLOC
 
 PAUSE = 0.3
@@ -101,61 +102,51 @@ def process(contender: Contender) -> Iterator[tuple[Take, Facts]]:
             child.communicate()
 
 
-_TICK = 0.005
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A value of `--suite`."""
+
+    against: tuple[str, ...]
+    """The values that `--against` may have."""
+    turns: int
+    run: Callable[[Plan], Iterator[Measured]]
+    """Measures, and yields what it has found, one group after the other."""
 
 
-def seconds_of(program: Sequence[str], *arguments: str) -> float:
-    """The seconds of a whole command, which compiles all its programs.
-
-    Args:
-      program: the first words of its command line, as of `command_names.command_line`.
-
-    Raises:
-      ValueError: it fails; the message is its own.
-    """
-    line = [*program, *arguments]
-    began = time.perf_counter()
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        raise ValueError(f"{' '.join(line[1:])}: {(done.stderr or done.stdout).strip()}")
-    return seconds
+def measure(groups: Iterable[Group], plan: Plan) -> Iterator[Measured]:
+    """Time the chosen groups, one after the other, in their turns."""
+    for group in chosen(groups, plan):
+        small = smaller(group) if plan.smoke else group
+        yield Measured.of(small, *time_in_turns(small, plan.turns))
 
 
-def seconds_until(
-    path: Path, program: Sequence[str], *arguments: str, settings: Mapping[str, str] | None = None
+def seconds_of(
+    line: Sequence[str], settings: Mapping[str, str], until: Path | None = None
 ) -> float:
-    """The seconds from the start of a command until it has written a line to a file.
+    """The seconds of a whole command, or until it has written a line to a file.
 
     The command goes on to its end.
 
     Args:
-      program: as of `seconds_of`.
-      settings: environment variables, beside those of this process.
+      settings: environment variables, in addition to those of this process.
 
     Raises:
-      ValueError: it fails, or never writes the line.
+      ValueError: it fails, or never writes the line; the message is its own.
     """
-    line, environment = (
-        [*program, *arguments],
-        {**os.environ, **(settings or {})},
-    )
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        began = time.perf_counter()
-        process = subprocess.Popen(line, stdout=said, stderr=said, env=environment)
-        try:
-            while not (written := _has_line(path)) and process.poll() is None:
-                time.sleep(_TICK)
-            seconds = time.perf_counter() - began
-            if process.wait() or not (written or _has_line(path)):
-                said.seek(0)
-                raise ValueError(f"{' '.join(line[1:])}: {said.read().strip()}")
-        finally:
-            process.kill()
-            process.wait()
+    environment = {**os.environ, **settings}
+    began = time.perf_counter()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as said,
+        subprocess.Popen(line, stdout=said, stderr=said, env=environment) as child,
+    ):
+        while child.poll() is None and not _has_line(until):
+            time.sleep(0.005)
+        seconds = time.perf_counter() - began
+        if child.wait() or (until is not None and not _has_line(until)):
+            said.seek(0)
+            raise ValueError(f"{' '.join(line[1:])}: {said.read().strip()}")
     return seconds
 
 
-def _has_line(path: Path) -> bool:
-    return path.exists() and b"\n" in path.read_bytes()
+def _has_line(path: Path | None) -> bool:
+    return path is not None and path.exists() and b"\n" in path.read_bytes()

@@ -1,7 +1,7 @@
 """What a contender does: a file for each side, with a function for each work that the side has.
 
 `NAME_work(case)` gives a `Made`: a function that does the work once, and facts that need no clock.
-Files that need torch, transformers, PEFT or Qwix import them inside functions.
+`with_peft` imports torch, transformers and PEFT inside functions.
 """
 
 import importlib
@@ -16,7 +16,7 @@ def make(contender: Contender) -> Made:
     Raises:
       ValueError: its side has no such work.
     """
-    name = {"peft": "with_peft", "qwix": "with_qwix"}.get(contender.side, contender.side)
+    name = "with_peft" if contender.side == "peft" else contender.side
     module = importlib.import_module(f"{__name__}.{name}")
     work = getattr(module, f"{contender.case.work}_work", None)
     if work is None:

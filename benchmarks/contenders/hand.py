@@ -4,7 +4,6 @@ The layers that are adapted compute `x @ W + b + s (x @ A) @ B`; autodiff, Optax
 clipping do the rest. Nothing of `lora_jax` but the model takes part.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from benchmarks import models
 from benchmarks.cases import ALPHA, Case
 from benchmarks.contenders.made import Made, compilation, stepping
 from lora_jax.models.parts.modules import Linear
-from lora_jax.training.step import Loss
 
 
 class Factor(nnx.Param):
@@ -61,18 +59,8 @@ def training(case: Case) -> tuple[Any, Any, nnx.State]:
             if hasattr(home, name):
                 key = jax.random.fold_in(jax.random.key(0), number)
                 setattr(home, name, LowRankLinear(getattr(home, name), case.rank, key))
+    forward, params, loss = models.forward(model, case)
     mine: Any = nnx.Any(Factor, nnx.PathContains("classifier"))
-    return autodiff_step(*models.forward(model, case), mine)
-
-
-def autodiff_step(
-    forward: Callable[..., Any], params: nnx.State, loss: Loss, mine: Any
-) -> tuple[Any, Any, nnx.State]:
-    """The jitted step of a model as one writes it by hand, and its first two arguments.
-
-    Args:
-      mine: a filter of the parameters that are trained.
-    """
     trained, frozen = nnx.split_state(params, mine, ...)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.01))
 

@@ -12,6 +12,7 @@ import jax
 
 from benchmarks import models
 from benchmarks.cases import Case
+from lora_jax.compiled import jaxpr_costs
 
 Facts = Mapping[str, float]
 
@@ -32,11 +33,14 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, Facts]:
     Returns:
       The program, and its facts: `flops` and `bytes_accessed` of a call, as XLA counts them (the
       body of a loop once); `temporary_bytes`, and `peak_bytes` with arguments and results;
-      `compile_seconds`.
+      `compile_seconds`; `product_flops` and `held_bytes`, counted in the jaxpr (the body of a loop
+      as often as it runs).
     """
     began = time.perf_counter()
-    program = jitted.lower(*arguments).compile()
+    traced = jitted.trace(*arguments)
+    program = traced.lower().compile()
     seconds = time.perf_counter() - began
+    jaxpr = traced.jaxpr.jaxpr
     cost, memory = program.cost_analysis() or {}, program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return program, {
@@ -45,6 +49,8 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, Facts]:
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
         "compile_seconds": seconds,
+        "product_flops": jaxpr_costs.product_flops(jaxpr),
+        "held_bytes": jaxpr_costs.peak_bytes(jaxpr, compiled=True),
     }
 
 
@@ -93,7 +99,7 @@ def compilation(case: Case, step: Any, *arguments: Any) -> Made:
 
 def facts(made: Made) -> dict[str, float]:
     """All facts of a contender, which works once."""
-    return {**growth(made.work), **made.facts, **device_memory()}
+    return {**growth(made.work), **made.facts}
 
 
 def growth(work: Callable[[], Any]) -> dict[str, float]:
@@ -112,9 +118,3 @@ def growth(work: Callable[[], Any]) -> dict[str, float]:
     before = kilobytes("VmRSS")
     work()
     return {"growth_bytes": 1024 * max(0, kilobytes("VmHWM") - before)}
-
-
-def device_memory() -> dict[str, float]:
-    """The most bytes that were in use on JAX's device, where it counts them."""
-    found = jax.devices()[0].memory_stats()
-    return {"device_peak_bytes": found["peak_bytes_in_use"]} if found else {}

@@ -1,7 +1,7 @@
 """What is timed for each value of `--suite`."""
 
 from benchmarks.suites import growth, inference, processes, training
-from benchmarks.suites.suite import Suite
+from benchmarks.turns import Suite
 
 SUITES: dict[str, Suite] = {
     "train": training.TRAIN,

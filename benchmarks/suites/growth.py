@@ -3,14 +3,15 @@
 `scale`: How a step's time, memory and compile time grow, and the start of a run with its examples.
 
 A small random Llama learns with LoRA; one number at a time grows. The exponent of each curve stands
-beside the largest one in theory, that of the operations and of the bytes of a step (`theory`).
+beside the largest one in theory, that of the operations and of the bytes of a step as it is traced
+(`lora_jax.compiled.jaxpr_costs`).
 
 `gpu`: Training steps of Llama shapes with random bfloat16 weights on an accelerator, 2,048 tokens.
 
 Full fine-tuning, LoRA, DoRA and LoRA on NF4 with r=16 on the seven linear layers, each layer
 computed again in the backward pass. Full fine-tuning has master weights and moments in float32, and
-that of 8B is left out: it needs more than 80 GB. MFU takes the operations of `theory` without
-recomputed ones: for LoRA about 4 (not 6) for each weight and token.
+that of 8B is left out: it needs more than 80 GB. The share of the device's peak counts all products
+of the step, recomputed ones too.
 """
 
 import dataclasses
@@ -21,11 +22,10 @@ from typing import Any
 
 import jax
 
-from benchmarks import models, theory
+from benchmarks import models
 from benchmarks.cases import Case, Contender, Group, Plan, Ratio, chosen, smaller
 from benchmarks.results import Curve, Measured
-from benchmarks.suites.suite import Suite
-from benchmarks.turns import time_in_turns
+from benchmarks.turns import Suite, time_in_turns
 
 STEP = Case(model="small llama", rows=4, tokens=128)
 DATA = Case(work="data")
@@ -97,9 +97,9 @@ def curves(axis: Axis, group: Group, measured: Measured) -> list[Curve]:
         known: Mapping[str, Mapping[str, list[float]]] = {"growth_bytes": linear}
         theoretical = linear
     else:
+        counted = {"flops": "product_flops", "bytes": "held_bytes"}
         theoretical = {
-            "flops": [theory.step_flops(each) for each in cases.values()],
-            "bytes": [theory.step_bytes(each) for each in cases.values()],
+            of: [measured.facts[name][fact] for name in cases] for of, fact in counted.items()
         }
         in_bytes = {"bytes": theoretical["bytes"]}
         known = {"peak_bytes": in_bytes, "compile_seconds": theoretical}
@@ -137,7 +137,8 @@ def _gpu(plan: Plan) -> Iterator[Measured]:
         small = smaller(group) if plan.smoke else group
         seconds, facts = time_in_turns(small, plan.turns)
         for name, contender in small.contenders.items():
-            facts[name] |= rates(contender.case, statistics.median(seconds[name]), kind)
+            took, flops = statistics.median(seconds[name]), facts[name]["product_flops"]
+            facts[name] |= rates(contender.case, flops, took, kind)
         yield Measured.of(small, seconds, facts)
 
 
@@ -161,12 +162,12 @@ def _llama(model: str, names: tuple[str, ...]) -> Group:
     return Group(f"{model}, {', '.join(names)}", own, tuple(ratios))
 
 
-def rates(case: Case, seconds: float, kind: str) -> dict[str, float]:
-    """Tokens in a second, and the share of the device's peak, if that is known (MFU)."""
+def rates(case: Case, flops: float, seconds: float, kind: str) -> dict[str, float]:
+    """Tokens in a second, and the share of the device's peak, if that is known."""
     found = {"tokens_per_second": case.rows * case.tokens / seconds}
     peak = next((each for name, each in PEAK.items() if re.search(rf"\b{name}\b", kind)), None)
     if peak is not None:
-        found["mfu"] = theory.step_flops(case, recomputed=False) / seconds / peak
+        found["share_of_peak"] = flops / seconds / peak
     return found
 
 

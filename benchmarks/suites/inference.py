@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 from benchmarks.cases import Case, Contender, Goal, Group, Plan, Ratio
 from benchmarks.results import Found, Measured
-from benchmarks.suites.suite import Suite, measure
+from benchmarks.turns import Suite, measure
 
 INFER_CASES = (
     Case(work="forward"),

@@ -1,6 +1,6 @@
 """Training steps: beside others, of every method, their memory, and their compilation.
 
-`train` has PEFT, Qwix, LoRA written by hand, and other methods beside ours.
+`train` has PEFT, LoRA written by hand, and other methods beside ours.
 
 Both sides train on the same random tokens: forward pass, backward pass, clipping and AdamW, without
 dropout. MiniLM is a classifier with batches of 32 x 48 tokens and r=8; SmolLM2-135M learns the next
@@ -9,9 +9,7 @@ token of 4 x 128 or 1 x 512 tokens with r=16 on its seven linear layers.
 `methods` has every method beside LoRA, for the table of `experiments.methods`.
 
 MiniLM learns from batches of 32 x 48 tokens. Each method has its default settings, and adapts what
-its file suggests: by default all linear layers. Methods are found by themselves, and one that
-cannot adapt the model is left out. One of your own is timed if `--cases` has its dotted name, such
-as my_package.my_variant.
+its file suggests: by default all linear layers. A method that cannot adapt the model is left out.
 
 `memory` has PEFT beside ours, and the batch that the memory of full training holds.
 
@@ -27,14 +25,13 @@ of full fine-tuning, parameters and moments included. The ratio is of examples i
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import variants
 from benchmarks import models
 from benchmarks.cases import Case, Contender, Goal, Group, Plan, Ratio, chosen, smaller, with_cases
 from benchmarks.results import Measured
-from benchmarks.suites.suite import Suite, measure
-from benchmarks.turns import facts_of, time_in_turns
+from benchmarks.turns import Suite, facts_of, measure, time_in_turns
 
 CASES = (
     (Case(targets="query, value"), Goal(1.0, 1.15), Goal(0.9, 1.1)),
@@ -90,7 +87,7 @@ def train_groups() -> list[Group]:
 
 
 def _beside_others(case: Case, goals: dict[str, Goal]) -> Group:
-    """Ours beside the others with the same case; by hand and by Qwix only LoRA in float32."""
+    """Ours beside the others with the same case; by hand only LoRA in float32."""
     contenders = {side: Contender(side, case) for side in ("ours", "peft")}
     ratios = [Ratio("peft", "ours", "peft", goal=goals[case.products])]
     if (case.method, case.products) == ("lora", "float32"):
@@ -101,18 +98,16 @@ def _beside_others(case: Case, goals: dict[str, Goal]) -> Group:
             # XLA:CPU makes less of the products by hand where layers are unrolled, our default.
             contenders["hand, scanned"] = Contender("hand", dataclasses.replace(case, unroll=1))
             ratios.append(Ratio("ours", "hand, scanned", "hand", goal=SAME_AS_BY_HAND))
-            contenders["qwix"] = Contender("qwix", case)
-            ratios.append(Ratio("qwix", "ours", "qwix"))
     shape = f"{case.rows} x {case.tokens}, {case.products}"
     method = case.method if case.method == "full" else f"{case.method} on {case.targets}"
     return Group(f"{case.model}, {method}, {shape}", contenders, tuple(ratios))
 
 
-TRAIN = Suite(("peft", "hand", "full", "qwix"), 10, lambda plan: measure(train_groups(), plan))
+TRAIN = Suite(("peft", "hand", "full"), 10, lambda plan: measure(train_groups(), plan))
 
 
 def _methods(plan: Plan) -> Iterator[Measured]:
-    wanted, measured = chosen(method_groups(plan.cases), plan), 0
+    wanted, measured = chosen(method_groups(), plan), 0
     for group in wanted:
         try:
             yield from measure([group], dataclasses.replace(plan, cases=()))
@@ -123,16 +118,9 @@ def _methods(plan: Plan) -> Iterator[Measured]:
         raise ValueError(f"none of {', '.join(group.name for group in wanted)} can be timed")
 
 
-def method_groups(wanted: Sequence[str] = ()) -> list[Group]:
-    """A pair for each method but LoRA, named as the method.
-
-    Args:
-      wanted: parts of names, or dotted names of other modules.
-    """
-    own = [name for name in wanted if "." in name]
-    for name in own:
-        variants.find(name)  # says what is wrong with it
-    return [_method(name) for name in (*variants.names(), *own) if name != "lora"]
+def method_groups() -> list[Group]:
+    """A pair for each method but LoRA, named as the method."""
+    return [_method(name) for name in variants.names() if name != "lora"]
 
 
 def _method(name: str) -> Group:

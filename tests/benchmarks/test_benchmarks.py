@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from benchmarks import cases, tables
+from benchmarks import cases, results
 from benchmarks.cases import Case, Contender, Goal, Group, Plan, Ratio, chosen, sides
-from benchmarks.results import Curve, Found, Measured, content, earlier, exponent
+from benchmarks.results import Curve, Found, Measured, content, exponent
 from benchmarks.suites import training
-from benchmarks.turns import in_turns, process, seconds_of, seconds_until
+from benchmarks.turns import in_turns, process, seconds_of
 from lora_jax.files import marked_documents
 
 SLOW = [1.0, 10.0, 1.0, 10.0, 1.0]
@@ -73,7 +73,6 @@ def test_sides_that_a_suite_has_and_that_are_installed(monkeypatch, capsys):
     assert sides("train", ("hand",), []) == sides("train", ("full", "hand"), ["hand"]) == ("hand",)
     for wanted, said in (
         ("full", r"^--against=full: suite infer has peft, merged$"),
-        ("pefd", r"^--against=pefd: .* nearest: 'peft'"),
         ("peft", r"^--against=peft: peft is not installed; `make bench`"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -144,12 +143,14 @@ def test_a_process_works_as_often_as_it_is_asked_or_says_why_not():
 def test_commands_are_timed_to_their_end_or_until_they_have_written_a_line(tmp_path):
     line, end = tmp_path / "line", tmp_path / "end"
     text = "import pathlib, sys; [pathlib.Path(each).write_text('x\\n') for each in sys.argv[1:]]"
-    assert seconds_until(line, [sys.executable, "-c", text], str(line), str(end)) > 0
-    assert end.exists() and seconds_of([sys.executable, "-c", ""]) > 0
+    assert seconds_of([sys.executable, "-c", text, str(line), str(end)], {}, line) > 0
+    assert end.exists() and seconds_of([sys.executable, "-c", ""], {}) > 0
     fails = [sys.executable, "-c", "raise SystemExit('no disk')"]
-    for timed in (lambda: seconds_of(fails), lambda: seconds_until(tmp_path / "none", fails)):
+    for until in (None, tmp_path / "none"):
         with pytest.raises(ValueError, match="no disk"):
-            timed()
+            seconds_of(fails, {}, until)
+    with pytest.raises(ValueError, match="none yet"):
+        seconds_of([sys.executable, "-c", "print('none yet')"], {}, tmp_path / "none")
 
 
 MEASURED = Measured(
@@ -183,26 +184,14 @@ def test_a_document_gets_the_tables_of_its_markers(tmp_path):
     (tmp_path / "train.json").write_text(whole, encoding="utf-8")
     before = "# A\n<!-- bench: train -->\nold\n<!-- /bench -->\nB\n"
     after = f"# A\n<!-- bench: train -->\n{SUMMARY}\n<!-- /bench -->\nB\n"
-    assert tables.fill(before, tmp_path) == after == tables.fill(after, tmp_path)
+    assert results.fill(before, tmp_path) == after == results.fill(after, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"memory\.json"):
-        tables.fill("<!-- bench: memory -->\n<!-- /bench -->\n", tmp_path)
+        results.fill("<!-- bench: memory -->\n<!-- /bench -->\n", tmp_path)
 
 
-def test_a_suite_may_be_timed_in_pieces_that_fit(tmp_path):
-    plan = Plan(turns=3, against=("hand", "peft"))
-    whole = json.dumps(content("train", plan, [MEASURED]))
-    (tmp_path / "train.json").write_text(whole, encoding="utf-8")
-    assert earlier(tmp_path, "train", dataclasses.replace(plan, cases=("other",))) == [MEASURED]
-    assert earlier(tmp_path, "memory", Plan(turns=4)) == []
-    with pytest.raises(ValueError, match=r"train\.json was timed with another turns: name another"):
-        earlier(tmp_path, "train", dataclasses.replace(plan, turns=4))
-    with pytest.raises(ValueError, match=r"train\.json is against peft, too: name another --out"):
-        earlier(tmp_path, "train", dataclasses.replace(plan, against=("hand",)))
-
-
-@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(results.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_documents_have_the_committed_results(path):
     texts = [each.read_text(encoding="utf-8") for each in marked_documents.files()]
     marker = "methods" if path.stem == "methods" else f"bench: {path.stem}"
     (shows,) = [text for text in texts if f"<!-- {marker} -->" in text]
-    assert tables.fill(shows) == shows
+    assert results.fill(shows) == shows

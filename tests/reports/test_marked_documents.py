@@ -3,7 +3,7 @@
 import commands
 import pytest
 
-from benchmarks import tables
+from benchmarks import results
 from experiments.runs import quickstart_table
 from lora_jax.files import marked_documents
 
@@ -68,7 +68,7 @@ def test_the_commands_say_what_they_have_written(tmp_path):
     assert page.read_text().startswith(f"{spoken_of}<!-- bench: sweep -->\n| group | what |")
     assert "| 8 trials of 200 steps of 8x16 |" in page.read_text()
     assert (
-        marked_documents.said(marked_documents.rewrite([page], tables.fill))
+        marked_documents.said(marked_documents.rewrite([page], results.fill))
         == "the tables are up to date"
     )
     done = commands.run("experiments.quickstart", "--size=smoke", f"--documents={page}")
