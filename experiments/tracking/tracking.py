@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import warn
-from experiments.tracking.tracker import NO_IMAGES, Status, TrackedRun, Tracker, plain_name
+from experiments.tracking.tracker import NO_IMAGES, Status, TrackedRun, plain_name
 from experiments.tracking.trackers import find
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.json_text import numbers, plain
@@ -68,21 +68,39 @@ class TrackedMetrics(Metrics):
             self._begun(step)
 
 
-class _Row:
-    """Gives a tracker the values of each step in one call, and none that it has already.
+class TrackerRun:
+    """A run in one tracker, which gets the values of each step in one call, and none twice.
 
-    A step is written when a later one begins, or with the next image or the end. `last.json` notes
-    the last step of each scalar: a run that goes on repeats the steps after its checkpoint. Most
-    trackers cannot forget what they have, so for these a step is noted before it is written: one
-    in which the process is killed may be missing, and none is there twice.
+    All methods are called in the tracker's thread. A step is written when a later one begins, or
+    with the next image or the end. `last.json` notes the last step of each scalar: a run that goes
+    on repeats the steps after its checkpoint. Most trackers cannot forget what they have, so for
+    these a step is noted before it is written: one in which the process is killed may be missing,
+    and none is there twice.
     """
 
-    def __init__(self, tracker: Tracker):
-        self._tracker, self._noted = tracker, tracker.run.folder / "last.json"
-        self._last = json.loads(self._noted.read_text()) if self._noted.exists() else {}
+    def __init__(self, kind: str, run: TrackedRun) -> None:
+        self._kind, self._run = kind, run
+        self._noted = run.folder / "last.json"
+        self._last, self._scalars = dict[str, int](), dict[str, float]()
+        self._step = 0
+        self.where: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+        """Where the tracker has the run; None if it has failed to begin it."""
+        self.failed = False
+
+    def begin(self, rows: list[dict[str, Any]]) -> None:
+        """Begin the run, or go on with it; `rows` of its `metrics.jsonl` are there already."""
+        for folder in (self._run.folder, self._run.store):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._tracker = tracker = find(self._kind)(self._run)
+        if self._noted.exists():
+            self._last = json.loads(self._noted.read_text())
         if tracker.forgets:
-            self._last = {n: min(step, tracker.run.restored) for n, step in self._last.items()}
-        self._step, self._scalars = 0, dict[str, float]()
+            self._last = {n: min(step, self._run.restored) for n, step in self._last.items()}
+        for row in rows:
+            self.add(row["step"], {n: x for n, x in row.items() if n != "step"})
+        where: Any = tracker.where  # a user's may be a Path, or None before it is known
+        text = None if where is None else str(where).encode(errors="replace").decode()
+        self.where.set_result(text)
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         if step != self._step:
@@ -116,7 +134,7 @@ class _Row:
 
 
 class TrackerThread(threading.Thread):
-    """The thread of a tracker, which obeys orders about runs, known by their numbers.
+    """The thread of a tracker, which calls methods of its runs.
 
     An error ends the tracking of one run. A warning line says so, once.
     """
@@ -124,54 +142,26 @@ class TrackerThread(threading.Thread):
     def __init__(self, name: str):
         super().__init__(daemon=True)  # one that hangs does not keep the process from ending
         self.tracker = name
-        self._orders: queue.SimpleQueue[tuple[int, Callable[[], None]] | None] = queue.SimpleQueue()
-        self._places: dict[int, concurrent.futures.Future[str | None]] = {}
-        self._rows: dict[int, _Row] = {}
-        self._warned = False
-        self._too_slow = False
-        try:
-            self.start()
-        except RuntimeError as error:  # the process may have no more threads
-            self._too_slow = True
-            self.warn(str(error))
+        self._orders = queue.SimpleQueue[tuple[TrackerRun, Callable[..., None], Any] | None]()
+        self._warned = self._too_slow = False
+        self.start()
 
     def run(self) -> None:
-        for number, act in iter(self._orders.get, None):
+        for run, method, values in iter(self._orders.get, None):
             try:
-                act()
+                if not run.failed:
+                    method(run, *values)
             except (Exception, SystemExit) as error:
-                self._rows.pop(number, None)
-                if not self._places[number].done():
-                    self._places[number].set_result(None)
+                run.failed = True
+                if not run.where.done():
+                    run.where.set_result(None)
                 self.warn(f"{type(error).__name__}: {error}")
 
-    def begin(self, number: int, run: TrackedRun, rows: list[dict[str, Any]]) -> None:
-        """Begin a run, or go on with it; `rows` of its `metrics.jsonl` are there already."""
-        self._places[number] = concurrent.futures.Future()
+    def order(self, run: TrackerRun, method: Callable[..., None], *values: Any) -> None:
+        """Call a method of a run, unless the tracker has failed with it."""
+        self._orders.put((run, method, values))
 
-        def act() -> None:
-            for folder in (run.folder, run.store):
-                folder.mkdir(parents=True, exist_ok=True)
-            tracker = find(self.tracker)(run)
-            self._rows[number] = _Row(tracker)
-            for row in rows:
-                self._rows[number].add(row["step"], {n: x for n, x in row.items() if n != "step"})
-            where: Any = tracker.where  # a user's may be a Path, or None before it is known
-            text = None if where is None else str(where).encode(errors="replace").decode()
-            self._places[number].set_result(text)
-
-        self._orders.put((number, act))
-
-    def send(self, number: int, method: Callable[..., None], *values: Any) -> None:
-        """Call a method of `_Row` for a run, unless the tracker has failed with it."""
-
-        def act() -> None:
-            if number in self._rows:
-                method(self._rows[number], *values)
-
-        self._orders.put((number, act))
-
-    def where(self, number: int, until: float) -> str | None:
+    def where(self, run: TrackerRun, until: float) -> str | None:
         """Where the tracker has a run, once it has opened it; None if it has failed.
 
         Args:
@@ -179,7 +169,7 @@ class TrackerThread(threading.Thread):
         """
         try:
             wait = 0.0 if self._too_slow else until - time.monotonic()
-            return self._places[number].result(max(0.0, wait))
+            return run.where.result(max(0.0, wait))
         except TimeoutError:
             self._too_slow = True
             self.warn("it is too slow to begin the run")
@@ -191,8 +181,6 @@ class TrackerThread(threading.Thread):
 
     def close(self, until: float) -> None:
         """Let the orders be obeyed until a time by `time.monotonic`."""
-        if self.ident is None:  # it could not be started
-            return
         self.join(max(0.0, until - time.monotonic()))
         if self.is_alive():
             self.warn("it was too slow at the end of the run, and was left")
@@ -227,7 +215,7 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         enabled: bool = True,
     ) -> None:
         self._track, self._folders, self._configs = track, folders, configs
-        self._begun: set[int] = set()
+        self._runs: dict[int, list[tuple[TrackerThread, TrackerRun]]] = {}
         names = track.names if enabled and folders else ()
         self._threads = [TrackerThread(name) for name in names]
 
@@ -235,7 +223,7 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         """The metrics file of a run, whose lines the trackers get if it is one of theirs."""
         if number not in self._folders or not self._threads:
             return Metrics(folder, enabled)
-        add = functools.partial(self._send, number, _Row.add)
+        add = functools.partial(self._send, number, TrackerRun.add)
         return TrackedMetrics(folder, functools.partial(self._begin, number), add)
 
     def write(
@@ -246,25 +234,25 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         images: Mapping[str, Path] = NO_IMAGES,
     ) -> None:
         """Give the trackers values and images of a run that `metrics.jsonl` does not have."""
-        self._send(number, _Row.draw, step, numbers(plain(scalars)), images)
+        self._send(number, TrackerRun.draw, step, numbers(plain(scalars)), images)
 
     def where(self, number: int) -> dict[str, str] | None:
         """The URL or folder of a run in each tracker; None without trackers."""
-        if number not in self._begun:
+        if number not in self._runs:
             return None
         until = time.monotonic() + WAIT
-        found = {each.tracker: each.where(number, until) for each in self._threads}
+        found = {each.tracker: each.where(run, until) for each, run in self._runs[number]}
         return {name: where for name, where in found.items() if where is not None}
 
     def end(self, number: int, status: Status) -> None:
         """Tell the trackers how a run has ended."""
-        self._send(number, _Row.end, status)
-        self._begun.discard(number)
+        self._send(number, TrackerRun.end, status)
+        self._runs.pop(number, None)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         preempted = kind is not None and issubclass(kind, SystemExit)
         failed = kind is not None and issubclass(kind, Exception)
-        for number in sorted(self._begun):
+        for number in sorted(self._runs):
             self.end(number, "preempted" if preempted else "failed" if failed else "killed")
         until = time.monotonic() + (SHORT_WAIT if preempted else WAIT)
         for each in self._threads:  # side by side: one that hangs takes no time from the others
@@ -273,12 +261,13 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
             each.close(until)
 
     def _begin(self, number: int, step: int) -> None:
-        if number in self._begun:  # the next rung of a halving goes on from the last line
+        if number in self._runs:  # the next rung of a halving goes on from the last line
             return
         folder, config = self._folders[number].absolute(), self._configs[number]
         group = self._track.group and self._track.group.absolute()
         root = self._track.root or group or folder.parent
         rows = read_metrics(folder / "metrics.jsonl")
+        self._runs[number] = []
         for each in self._threads:
             run = TrackedRun(
                 name=str(folder.relative_to(root.absolute())),
@@ -289,10 +278,9 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
                 store=(self._track.group or self._folders[number]) / FOLDER / each.tracker,
                 restored=step,
             )
-            each.begin(number, run, rows)
-        self._begun.add(number)
+            self._runs[number].append((each, TrackerRun(each.tracker, run)))
+        self._send(number, TrackerRun.begin, rows)
 
     def _send(self, number: int, method: Callable[..., None], *values: Any) -> None:
-        if number in self._begun:
-            for each in self._threads:
-                each.send(number, method, *values)
+        for thread, run in self._runs.get(number, ()):
+            thread.order(run, method, *values)

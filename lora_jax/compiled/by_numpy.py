@@ -37,7 +37,7 @@ class ByNumpy(jaxprs.Walk):
     def __call__(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of a jaxpr, as NumPy's arrays."""
         with np.errstate(all="ignore"), jax.enable_x64(True):
-            return [_whole(each) for each in self.run(jaxpr, consts, args)]
+            return self.run(jaxpr, consts, args)
 
     def constant(self, atom: Any, value: Any) -> Any:
         literal = isinstance(atom, Literal)  # others are written as any variable is
@@ -46,7 +46,7 @@ class ByNumpy(jaxprs.Walk):
     def held(self, var: Any, value: Any) -> Any:
         """A value in the form for calculation: rounded to its dtype, and at least float32."""
         dtype = _dtype(var)
-        if isinstance(value, _Rows) or jnp.issubdtype(dtype, jax.dtypes.extended):
+        if jnp.issubdtype(dtype, jax.dtypes.extended):
             return value
         value = np.asarray(to_host(value))  # it may be divided over processes
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -63,7 +63,6 @@ class ByNumpy(jaxprs.Walk):
 
     def operation(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
-        operands = [_whole(each) for each in operands]
         rule = numpy_ops.rule(name)
         if rule is None or any(not isinstance(each, np.ndarray) for each in operands):
             return self._by_jax(eqn, operands)
@@ -95,17 +94,17 @@ class ByNumpy(jaxprs.Walk):
 
     def scan(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         body, fixed, carry, columns = jaxprs.Scan.of(eqn, operands)
-        columns = [_Rows.of_keys(each) if is_key(each) else each for each in columns]
+        columns = [_key_rows(each) if is_key(each) else each for each in columns]
         length, carried = eqn.params["length"], len(carry)
         order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
-        found = [_Rows([None] * length, var.aval) for var in eqn.outvars[carried:]]
+        found: list[list[Any]] = [[None] * length for _ in eqn.outvars[carried:]]
         for number in order:
-            rows = [_row(column, number) for column in columns]
+            rows = [column[number] for column in columns]
             results = self.run(*body, [*fixed, *carry, *rows])
             carry = results[:carried]
             for each, result in zip(found, results[carried:], strict=True):
-                each.rows[number] = result
-        return [*carry, *found]
+                each[number] = result
+        return [*carry, *map(_stacked, found, eqn.outvars[carried:])]
 
     def loop(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
@@ -152,41 +151,19 @@ def _widened(value: Any) -> Any:
     return np.dtype(np.float64) if is_float else value
 
 
-def _row(array: Any, number: int) -> Any:
-    return array.rows[number] if isinstance(array, _Rows) else array[number]
+def _key_rows(keys: Any) -> list[Any]:
+    """The rows of an array of random keys; JAX would compile a program to read each of them."""
+    kind, rows = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))
+    return [jax.random.wrap_key_data(row, impl=kind) for row in rows]
 
 
-class _Rows:
-    """An array as a list of rows, as loops make and take it.
-
-    To stack the rows would cost as much as most operations.
-    """
-
-    def __init__(self, rows: list[Any], like: Any) -> None:
-        self.rows, self.like = rows, like
-        self.array: Any = None
-
-    @classmethod
-    def of_keys(cls, keys: Any) -> "_Rows":
-        """Rows of random keys; JAX would compile a program to read each key."""
-        kind, rows = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))
-        return cls([jax.random.wrap_key_data(row, impl=kind) for row in rows], keys)
-
-    def whole(self) -> Any:
-        if self.array is None:
-            self.rows = [_whole(row) for row in self.rows]  # loops in loops make rows of rows
-            self.array = self._stacked()
-            if not is_key(self.array):
-                self.rows = list(self.array)  # so that nothing is held twice
-        return self.array
-
-    def _stacked(self) -> Any:
-        if not self.rows:
-            return np.zeros(self.like.shape, self.like.dtype)
-        if not is_key(self.rows[0]):
-            return np.stack(self.rows)
-        data: Any = np.stack([np.asarray(jax.random.key_data(row)) for row in self.rows])
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(self.rows[0]))
+def _stacked(rows: list[Any], var: Any) -> Any:
+    if not rows:
+        return np.zeros(var.aval.shape, _dtype(var))
+    if not is_key(rows[0]):
+        return np.stack(rows)
+    data: Any = np.stack([np.asarray(jax.random.key_data(row)) for row in rows])
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(rows[0]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -201,9 +178,5 @@ def _where_rows(rows: np.ndarray, new: Sequence[Any], old: Sequence[Any]) -> lis
         jaxprs.where_rows(jnp.asarray(rows), [x], [y])[0]
         if is_key(x)
         else np.where(np.expand_dims(rows, [*range(rows.ndim, np.ndim(x))]), x, y)
-        for x, y in zip(map(_whole, new), map(_whole, old), strict=True)
+        for x, y in zip(new, old, strict=True)
     ]
-
-
-def _whole(value: Any) -> Any:
-    return value.whole() if isinstance(value, _Rows) else value

@@ -5,7 +5,7 @@ the list need not be complete: each operation here saves the time of compiling i
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,21 +41,6 @@ def _of_floats(function: Callable[..., Any]) -> Rule:
 
 def _select(params: Mapping[str, Any], which: np.ndarray, *cases: np.ndarray) -> Any:
     return np.where(which, cases[1], cases[0]) if which.dtype == bool else NotImplemented
-
-
-def _shift(function: Callable[..., Any]) -> Rule:
-    def one(params: Mapping[str, Any], x: np.ndarray, by: np.ndarray) -> Any:
-        inside = x.dtype.kind == "u" and bool((by < 8 * x.dtype.itemsize).all())
-        return function(x, by) if inside else NotImplemented
-
-    return one
-
-
-def _bits_as(params: Mapping[str, Any], x: np.ndarray) -> Any:
-    """Bits of integers as numbers of another kind (floats here may be held wider)."""
-    to = np.dtype(params["new_dtype"])
-    same = x.dtype.kind in "iu" and to.kind in "iuf" and to.itemsize == x.dtype.itemsize
-    return np.array(x, order="C").view(to) if same else NotImplemented
 
 
 def _integer_pow(params: Mapping[str, Any], x: np.ndarray) -> Any:
@@ -156,33 +141,6 @@ def _slice(params: Mapping[str, Any], x: np.ndarray) -> Any:
     return x[tuple(map(slice, *limits, params["strides"] or (1,) * x.ndim))]
 
 
-def _starts(starts: Sequence[Any], sizes: Sequence[int], x: np.ndarray) -> tuple[slice, ...]:
-    """The slices of a part, moved so that all of it is inside the array, as XLA does."""
-    firsts = (
-        min(max(int(start), 0), whole - size)
-        for start, size, whole in zip(starts, sizes, x.shape, strict=True)
-    )
-    return tuple(slice(first, first + size) for first, size in zip(firsts, sizes, strict=True))
-
-
-def _dynamic_slice(params: Mapping[str, Any], x: np.ndarray, *starts: Any) -> Any:
-    sizes = params["slice_sizes"]
-    return x[_starts(starts, sizes, x)] if len(starts) == x.ndim else NotImplemented
-
-
-def _dynamic_update_slice(params: Any, x: np.ndarray, update: np.ndarray, *starts: Any) -> Any:
-    result = x.copy()
-    result[_starts(starts, update.shape, x)] = update
-    return result
-
-
-def _pad(params: Mapping[str, Any], x: np.ndarray, value: np.ndarray) -> Any:
-    widths = params["padding_config"]
-    if any(low < 0 or high < 0 or inside for low, high, inside in widths):
-        return NotImplemented
-    return np.pad(x, [(low, high) for low, high, _ in widths], constant_values=value)
-
-
 def _split(params: Mapping[str, Any], x: np.ndarray) -> Any:
     return np.split(x, np.cumsum(params["sizes"])[:-1], axis=params["axis"])
 
@@ -214,9 +172,6 @@ _RULES: dict[str, Rule] = {
     "or": _plain(np.bitwise_or),
     "xor": _plain(np.bitwise_xor),
     "not": _plain(np.bitwise_not),
-    "shift_left": _shift(np.left_shift),
-    "shift_right_logical": _shift(np.right_shift),
-    "bitcast_convert_type": _bits_as,
     "is_finite": _plain(np.isfinite),
     "select_n": _select,
     "integer_pow": _integer_pow,
@@ -251,9 +206,6 @@ _RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "pad": _pad,
     "split": _split,
     "iota": _iota,
     "dot_general": product,
