@@ -11,7 +11,7 @@ Suites:
     memory     memory of steps beside PEFT's, and the batch that the memory of full training holds
     infer      a merged and an unmerged adapter beside the base model
     generate   generated tokens beside those of transformers
-    compile    compiling a step, by method and by layers
+    compile    compiling a step, by method
     sweep      a sweep beside a process for each of its trials
     start      from the start of a process to its first step, and what a second run compiles
     bank       many adapters in one batch beside one adapter and beside PEFT's, and their loading

@@ -104,11 +104,12 @@ def export() -> None:
         raise ValueError(f"--out={out} is inside the folder of --run: name one elsewhere")
     if _PUBLIC.value and not _PUSH.value:
         raise ValueError("--public is for --push, which is not given")
-    target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
+    if _PUSH.value is not None:
+        hub.require_new(_PUSH.value)
     with new_folder(out) as temporary:
         announce()
         run = open_run(folder, record)
-        content = chosen.write(run, temporary, here=target is None)
+        content = chosen.write(run, temporary, here=_PUSH.value is None)
         said = content.pop("said")
         origin = {
             "format": _AS.value,
@@ -119,7 +120,7 @@ def export() -> None:
             "config_digest": record.config_digest,
             "weights_digest": record.weights_digest,
         }
-        place = Place(target.name if target else out.resolve().name, here=False)
+        place = Place(_PUSH.value or out.resolve().name, here=False)
         used = chosen.use(run, place, content)
         card = Export(chosen, place, _command(given), used, said)
         for name, text in (
@@ -131,11 +132,10 @@ def export() -> None:
         used = chosen.use(run, Place(str(out), here=True), content)
     for line in said:
         print(line)
-    if used:
-        print("to load it:", *used.code.splitlines(), sep="\n    ")
+    print("to load it:", *used.code.splitlines(), sep="\n    ")
     print(f"{_AS.value}: {out}")
-    if target:
-        print("\n".join(hub.push(target, out)))
+    if _PUSH.value:
+        print("\n".join(hub.push(_PUSH.value, bool(_PUBLIC.value), out)))
 
 
 def _command(given: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ process, in which the compiler leaves memory behind that the step uses.)
 Then LoRA, and LoRA on NF4, get the largest batch whose compiled step needs no more memory than that
 of full fine-tuning, parameters and moments included. The ratio is of examples in a second.
 
-`compile` times tracing and compiling a step: by method, beside LoRA by hand, and by layers.
+`compile` times tracing and compiling a step: by method, and beside LoRA by hand.
 """
 
 import dataclasses
@@ -67,8 +67,6 @@ OF_METHODS = Group(
 )
 REACH = Goal(1.0, 2.0)
 """Examples in a second over those of full fine-tuning: 2 may be reached; it must be reported."""
-LAYERS = (6, 12, 24, 48, 49)
-"""Up to 48 layers are unrolled on CPUs (`modules.UNROLLED`)."""
 
 
 def train_groups() -> list[Group]:
@@ -206,15 +204,4 @@ def _by_method() -> Group:
     return Group("minilm, by method", own, ratios, repeats=1)
 
 
-def _by_layers() -> Group:
-    case = dataclasses.replace(
-        OF_METHODS.contenders["LoRA"].case, work="compilation", model="small llama"
-    )
-    own = {
-        f"{layers} layers": Contender("ours", dataclasses.replace(case, layers=layers))
-        for layers in LAYERS
-    }
-    return Group("a small Llama, by layers", own, repeats=1)
-
-
-COMPILE = Suite(("full", "hand"), 5, lambda plan: measure([_by_method(), _by_layers()], plan))
+COMPILE = Suite(("full", "hand"), 5, lambda plan: measure([_by_method()], plan))

@@ -80,13 +80,13 @@ class Format:
         """
         raise NotImplementedError
 
-    def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use | None:
-        """How the files are loaded, as a user can run it; None if there is nothing to say.
+    def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
+        """How the files are loaded, as a user can run it.
 
         Args:
           content: what `write` has returned.
         """
-        return None
+        raise NotImplementedError
 
 
 DTYPES = ("float32", "bfloat16", "float16")

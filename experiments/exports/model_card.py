@@ -70,7 +70,7 @@ class Export:
     """Where its readers have the files."""
     command: str
     """The command that has made it."""
-    use: Use | None = None
+    use: Use
     """How the files are loaded there."""
     said: Sequence[str] = ()
     """What the format tells the user of the files."""
@@ -137,13 +137,11 @@ def _what(run: FinishedRun) -> Iterable[str]:
 
 
 def _loading(run: FinishedRun, export: Export) -> Iterable[str]:
-    if export.use or export.said:
-        yield "## Use"
-    if export.use:
-        words = [] if "/" in export.place.files else [f"# {export.place.files}: this folder"]
-        if re.search(rf"\b{UNKNOWN}\b(?!\.gguf)", export.use.code):
-            words.append(f"# {UNKNOWN}: the base model, {Path(run.config.model.name).name}")
-        yield block("\n".join([*words, export.use.code]), export.use.language)
+    yield "## Use"
+    words = [] if "/" in export.place.files else [f"# {export.place.files}: this folder"]
+    if re.search(rf"\b{UNKNOWN}\b(?!\.gguf)", export.use.code):
+        words.append(f"# {UNKNOWN}: the base model, {Path(run.config.model.name).name}")
+    yield block("\n".join([*words, export.use.code]), export.use.language)
     if export.said:
         yield "The export said:"
         yield block("\n".join(export.said))

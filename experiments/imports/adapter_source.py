@@ -118,41 +118,26 @@ def download(name: str, revision: str | None = None) -> Path:
       FileNotFoundError: one line on why it is not to be had.
     """
     import huggingface_hub  # slow to import, and folders do not need it
-    from huggingface_hub import errors
 
     given = f"--from={name}" + (f"@{revision}" if revision else "")
-    reasons = {  # the first is one of the second kind
-        errors.GatedRepoError: (
-            "its owner has to grant access: ask for it on the Hub, and log in (hf auth login)"
-        ),
-        errors.RepositoryNotFoundError: (
-            "neither a folder nor a repository of the Hub (log in if it is private: hf auth login)"
-        ),
-        errors.RevisionNotFoundError: f"the repository has no revision '{revision}'",
-        errors.LocalEntryNotFoundError: (
-            "no such folder, and the Hub cannot be reached, whose cache does not have it"
-        ),
-    }
     try:
         where = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, HEAD_FILE]
         )
         folder = Path(str(where))
-        if (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-            return folder
-        files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
+        complete = (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file()
+        files = [] if complete else huggingface_hub.HfApi().list_repo_files(name, revision=revision)
     except Exception as error:  # of the Hub, its HTTP client or the disk
-        said = (str(error).strip().splitlines() or ["no reason given"])[0]
-        other = f"no such folder, and not to be had from the Hub ({type(error).__name__}: {said})"
-        why = next((why for kind, why in reasons.items() if isinstance(error, kind)), other)
-    else:
-        if TORCH_WEIGHTS not in files:
-            return folder  # the missing file is named where it is read
-        why = (
-            f"it has {TORCH_WEIGHTS} alone, a pickle, which is not downloaded: convert it by "
-            f"loading it with PEFT and save_pretrained, which writes {WEIGHTS}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise FileNotFoundError(
+            f"{given}: no such folder, and the Hub does not have it for you ({said})"
+        ) from error
+    if TORCH_WEIGHTS in files:
+        raise FileNotFoundError(
+            f"{given}: it has {TORCH_WEIGHTS} alone, a pickle, which is not downloaded: convert it "
+            f"by loading it with PEFT and save_pretrained, which writes {WEIGHTS}"
         )
-    raise FileNotFoundError(f"{given}: {why}")
+    return folder
 
 
 def read_adapter(

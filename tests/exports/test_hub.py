@@ -43,9 +43,9 @@ def content(folder):
     ("name", "public", "seen"), [("ada/lora", False, "private"), ("engines/lora", True, "public")]
 )
 def test_a_folder_arrives_byte_for_byte(there, folder, name, public, seen):
-    target = hub.checked(name, public)
+    hub.require_new(name)
     assert there.visibility == {}
-    lines = hub.push(target, folder)
+    lines = hub.push(name, public, folder)
     assert there.files == {name: content(folder)} and there.visibility == {name: seen}
     assert lines == [
         f"pushed, {seen}: {there.url}/{name}",
@@ -57,22 +57,21 @@ def test_a_folder_arrives_byte_for_byte(there, folder, name, public, seen):
 
 def test_a_failed_upload_leaves_the_folder_and_says_how_to_go_on(there, folder):
     before, there.refused = content(folder), "/commit/"
-    target = hub.checked("ada/lora", public=False)
     with pytest.raises(OSError, match="is complete, but was not uploaded") as error:
-        hub.push(target, folder)
+        hub.push("ada/lora", public=False, folder=folder)
     said = str(error.value)
     assert said.endswith(f"to push it again: hf upload ada/lora {folder} --private")
     assert "the storage is full" in said and "\n" not in said
     assert "; the repository was made and is there now, without these files; " in said
     assert content(folder) == before and there.files == {}
-    there.refused, target = "/repos/create", hub.checked("ada/other", public=False)
+    there.refused = "/repos/create"
     with pytest.raises(OSError, match="; the repository is not there; to push it again: "):
-        hub.push(target, folder)
+        hub.push("ada/other", public=False, folder=folder)
 
 
 def refused(name, said):
     with pytest.raises(ValueError, match=f"^--push={name}: {said}") as error:
-        hub.checked(name, public=False)
+        hub.require_new(name)
     assert "\n" not in str(error.value)
 
 
@@ -90,8 +89,8 @@ def test_who_may_not_push(there, monkeypatch):
     refused("ada/new", "this token may only read")
     assert there.visibility == {"ada/lora": "private"}
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused("ada/lora", "no access to the .* Hub ")
+    refused("ada/lora", "cannot use the Hugging Face Hub: ")
     there.asked.clear()
     monkeypatch.delenv("HF_TOKEN")
-    refused("ada/lora", "there is no token .* `hf auth login`")
+    refused("ada/lora", ".*LocalTokenNotFoundError: .*`hf auth login`")
     assert there.asked == []

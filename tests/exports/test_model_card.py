@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from experiments import command_names
 from experiments.exports import formats
 from experiments.exports.base_and_head import Place, published
-from experiments.exports.formats import Format, GgufLora, Loralib, Merged, Peft
+from experiments.exports.formats import GgufLora, Loralib, Merged, Peft
 from experiments.exports.model_card import Export, model_card, origin_command
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
@@ -121,10 +121,10 @@ def test_what_readers_see(qlora, monkeypatch):
 
 
 def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
-    """And so is what a format has nothing to say of."""
+    """And so is the library of a format that no library of the Hub loads."""
     lacking = {"metrics_last": {}, "metrics_best": {}, "git": None, "parameters_adapters": None}
-    text = card(run_of(qlora, tmp_path, **lacking), Format())
-    for word in ("## Scores", "## Use", "commit of", "in adapters", "interval"):
+    text = card(run_of(qlora, tmp_path, **lacking), Loralib())
+    for word in ("## Scores", "commit of", "in adapters", "interval"):
         assert word not in text
     data = ModelCard(text).data
     assert data.eval_results is data.library_name is data.metrics is None
