@@ -111,10 +111,8 @@ def cast(name: str, x: Any, dtype: Any) -> np.ndarray:
     return made
 
 
-def sort_tensors(
-    source: PeftFolder, known: Iterable[Row], tied: Collection[str] = ()
-) -> TensorNames:
-    """What every tensor of a folder belongs to, among the known parameters of a model.
+def sort_tensors(source: Source, known: Iterable[Row], tied: Collection[str] = ()) -> TensorNames:
+    """What every tensor of a source belongs to, among the known parameters of a model.
 
     Args:
       tied: the paths of tables that are also the head. PEFT writes such a tensor under the names of
@@ -140,7 +138,7 @@ def sort_tensors(
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue
-        own = name.removeprefix(MODEL)
+        own = name.removeprefix(source.before)
         bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         if bare in places:
             copy = bare.endswith(".weight") and ".base_layer." in own
@@ -155,12 +153,13 @@ def sort_tensors(
         if suffix.startswith(TOKENS):
             found.tokens.add(module)
         suffix = suffix.removeprefix(TOKENS)
+        suffix = source.suffixes.get(suffix, suffix)
         _once(source, first, (module, suffix), name)
         found.adapters.setdefault(module, {})[suffix] = name
         found.rows[module] = modules[module]
     for name in unknown:
         if (table := _of_the_table(name, found, tied)) is None:
-            own = name.removeprefix(MODEL).replace(".base_layer.", ".").rpartition(".")[0]
+            own = name.removeprefix(source.before).replace(".base_layer.", ".").rpartition(".")[0]
             heads = [row.module for row in every if row.path in tied]
             raise ValueError(
                 f"{source.label()}: tensor '{name}' belongs to no module of this "
@@ -180,7 +179,7 @@ def sort_tensors(
 
 
 def _once(
-    source: PeftFolder, first: dict[tuple[str, ...], str], what: tuple[str, ...], name: str
+    source: Source, first: dict[tuple[str, ...], str], what: tuple[str, ...], name: str
 ) -> None:
     """Note the name of a tensor; ValueError if it is there under another, too."""
     if what in first:

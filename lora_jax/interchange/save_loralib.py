@@ -1,5 +1,6 @@
 """Write an adapter as a checkpoint that models made of loralib's layers (microsoft/LoRA) load."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.numpy import save
 
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
-from lora_jax.interchange.load_loralib import A, B, noted
+from lora_jax.interchange.load_loralib import ALPHA, ENABLED, RANK, A, B
 from lora_jax.interchange.matrices import (
     Matrix,
     all_params,
@@ -96,7 +97,10 @@ def save_loralib(
         tensors[f"{module}.lora_B"] = np.concatenate([b for _, b in both])
     tensors |= _trained_in_full(trainable, frozen, names, set(found))
     arrays = {name: cast(name, x, dtype) for name, x in tensors.items()}
-    write_atomically(Path(file), save(arrays, metadata=noted(alpha, rank, enabled)))
+    header = {"format": "pt", ALPHA: repr(alpha), RANK: str(rank)}
+    if enabled:
+        header[ENABLED] = ",".join(json.dumps(each) for each in enabled)
+    write_atomically(Path(file), save(arrays, metadata=header))
     layers = {module: _layer(each, rank, alpha, enabled) for module, each in kinds.items()}
     return LoralibCheckpoint(Path(file), rank, alpha, layers)
 
