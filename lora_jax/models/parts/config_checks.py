@@ -9,7 +9,7 @@ A family's config is a dataclass, each of whose fields states its default and it
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from lora_jax.files.gguf_file import GgufFile
@@ -36,28 +36,24 @@ def setting(
     Args:
       check: raises a ValueError for a name and a value that the setting cannot have.
       read: makes the value from a name and the content of a config.json.
-      null: the meaning of null there; by default, null is an error.
+      null: the meaning of null there; by default, null is an error. If it is None, the setting may
+        be None.
     """
     stated = {"check": check, "read": read, "null": null}
     return dataclasses.field(default=default, metadata=stated)
 
 
-def integer(default: int, least: int = 1, **more: Any) -> Any:
-    return setting(default, functools.partial(check_integer, least=least), **more)
+def integer(default: int | None, least: int = 1, most: int = MOST, **more: Any) -> Any:
+    return setting(default, functools.partial(check_integer, least=least, most=most), **more)
 
 
 def layer_count(default: int) -> Any:
-    return setting(default, functools.partial(check_integer, least=1, most=MOST_LAYERS))
+    return integer(default, most=MOST_LAYERS)
 
 
 def rate(default: float | None, **more: Any) -> Any:
-    """The field of a dropout rate; if its default is None, it may be None."""
-
-    def check(name: str, value: Any) -> None:
-        if not (value is None and default is None):
-            check_rate(name, value)
-
-    return setting(default, check, **more)
+    """The field of a dropout rate."""
+    return setting(default, check_rate, **more)
 
 
 def positive(default: float) -> Any:
@@ -73,12 +69,22 @@ def flag(default: bool) -> Any:
 
 
 def activation(default: str) -> Any:
-    return setting(default, check_activation)
+    return setting(default, functools.partial(check_choice, choices=ACTIVATIONS))
+
+
+def words(choices: Sequence[str], read: Callable[[str, Any], Any]) -> Any:
+    """The field of any number of words."""
+
+    def check(name: str, value: Sequence[str]) -> None:
+        for each in value:
+            check_choice(name, each, choices)
+
+    return setting((), check, read=read, null=())
 
 
 def token(default: int | None) -> Any:
     """The field of one token id, or None."""
-    return setting(default, check_token, null=None)
+    return integer(default, least=0, null=None)
 
 
 def tokens(default: tuple[int, ...]) -> Any:
@@ -104,8 +110,9 @@ class ModelConfig:
     def __post_init__(self):
         self._check_type(self.model_type)
         for field in dataclasses.fields(self):
-            if field.metadata:
-                field.metadata["check"](field.name, getattr(self, field.name))
+            value, stated = getattr(self, field.name), field.metadata
+            if stated and not (value is None and stated["null"] is None):
+                stated["check"](field.name, value)
 
     @classmethod
     def own_type(cls) -> str:
@@ -181,7 +188,9 @@ class DecoderConfig(ModelConfig):
     """The settings of a decoder.
 
     It also has `hidden_size`, `num_hidden_layers`, `num_key_value_heads`, `head_dim`, `max_tokens`,
-    `sliding_window`, and `slides`: whether each layer sees only a window.
+    `sliding_window`, and `slides`: whether each layer sees only a window. `from_gguf` reads the
+    metadata of a GGUF file, for families that such files hold; it raises a ValueError for a feature
+    that this decoder lacks, and for a number that is missing.
     """
 
     refused = ("is_encoder_decoder",)
@@ -191,14 +200,6 @@ class DecoderConfig(ModelConfig):
         content = dataclasses.asdict(self)
         eos = list(content["eos_token_id"])
         return {**content, "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
-
-    @classmethod
-    def from_gguf(cls, file: GgufFile) -> Self:
-        """Read the metadata of a GGUF file, for families that such files hold.
-
-        ValueError for a feature that this decoder lacks, and for a number that is missing.
-        """
-        raise NotImplementedError
 
     @staticmethod
     def words_of_gguf(file: GgufFile) -> dict[str, Any]:
@@ -222,10 +223,6 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
             f"hidden_size {hidden_size} is not a multiple of "
             f"num_attention_heads {num_attention_heads}"
         )
-
-
-def check_activation(name: str, value: Any) -> None:
-    check_choice(name, value, ACTIVATIONS)
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
@@ -266,12 +263,6 @@ def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {shown(value)}")
-
-
-def check_token(name: str, value: Any) -> None:
-    """Check one token id, or None (null)."""
-    if value is not None:
-        check_integer(name, value, least=0)
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
