@@ -20,6 +20,7 @@ from lora_jax.interchange.load_peft import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_folder import sort_tensors
 from lora_jax.interchange.tensor_source import Source, TensorNames
+from lora_jax.messages import naming
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import LINEAR
 from lora_jax.models.parts.family import Place
@@ -187,7 +188,7 @@ class LoralibFile(Source):
                 both = f"'{same.path}' and '{row.path}'"
                 raise ValueError(f"{self.path}: {both} are both '{row.place.name}' in torch")
         found = sort_tensors(self, known)
-        try:
+        with naming(self.path):
             for name, (row, *_) in found.full.items():
                 if row.leaf == "weight" and row.module in found.adapters:
                     raise ValueError(
@@ -198,8 +199,6 @@ class LoralibFile(Source):
                 found.rows[module] = self._rows(module, names, found.rows[module], shapes)
             if self._enabled and not any(layer.enabled for layer, _ in self._layers.values()):
                 raise ValueError(f"{ENABLED}={self._enabled}, and no layer is a MergedLinear")
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
         return found
 
     def _rows(
@@ -216,10 +215,8 @@ class LoralibFile(Source):
         a, b = (self._file.shape(names[suffix]) for suffix in (A, B))
         parts = None if rows[0].place.part is None else len(rows)
         weight = shapes[rows[0].path]
-        try:
+        with naming(f"'{module}'"):
             layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
-        except ValueError as error:
-            raise ValueError(f"'{module}': {error}") from None
         if self._rank not in (None, [layer.rank]):
             raise ValueError(
                 f"'{module}' has rank {layer.rank}, and {RANK} in the header is {self._rank}"

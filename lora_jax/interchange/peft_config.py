@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lora_jax.messages import naming
 from lora_jax.peft_format import Settings, told_apart
 
 LONGEST, MOST_CHOICES = 300, 5
@@ -89,10 +90,9 @@ def _ways(pattern: str) -> int:
 
 def compile_(pattern: str) -> re.Pattern[str]:
     """`re.compile`; a ValueError for what is no pattern."""
-    try:
+    wrong = f"{reprlib.repr(pattern)} is not a pattern"
+    with naming(wrong, re.error, OverflowError, RecursionError):
         return re.compile(pattern)
-    except (re.error, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is not a pattern: {error}") from None
 
 
 PATTERNS = {
@@ -170,19 +170,11 @@ def check(config: Mapping[str, Any]) -> None:
             if value is not None and not holds(value):
                 raise ValueError(f"{field} must {said}, got {reprlib.repr(value)}")
     if isinstance(target := config.get("target_modules"), str):
-        _check_pattern(target)
-
-
-def _check_pattern(text: str) -> None:
-    """Raise a ValueError unless a text may be a regular expression; it is not matched."""
-    try:
-        if len(text) > LONGEST_TARGET:
-            raise ValueError(
-                f"it has {len(text):,} characters, at most {LONGEST_TARGET:,} are read"
-            )
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise ValueError(f"target_modules={reprlib.repr(text)} is not a pattern: {error}") from None
+        if len(target) > LONGEST_TARGET:
+            most = f"at most {LONGEST_TARGET:,} are read"
+            raise ValueError(f"target_modules has {len(target):,} characters, {most}")
+        with naming("target_modules"):  # it may be a pattern, and is not matched
+            compile_(target)
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lora_jax.interchange.peft_config import (
     selects,
 )
 from lora_jax.interchange.tensor_source import Source, TensorNames
-from lora_jax.messages import nearest
+from lora_jax.messages import naming, nearest
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.parts.family import Place
@@ -53,10 +53,8 @@ class PeftFolder(Source):
             named = ", ".join(str(each.parent) for each in inner)
             raise FileNotFoundError(f"{self.config_path}: no such file; adapters are in {named}")
         self.config: dict[str, Any] = read_json(self.config_path)
-        try:
+        with naming(self.config_path):
             check(self.config)
-        except ValueError as error:
-            raise ValueError(f"{self.config_path}: {error}") from None
         path = Path(folder) / WEIGHTS
         if not path.is_file() and (Path(folder) / TORCH_WEIGHTS).is_file():
             path = Path(folder) / TORCH_WEIGHTS
@@ -171,10 +169,8 @@ def sort_tensors(source: Source, known: Iterable[Row], tied: Collection[str] = (
         raise ValueError(f"{source.path}: no tensor of an adapter")
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
-    try:
+    with naming(source.config_path):
         _check_named(source.config, found)
-    except ValueError as error:
-        raise ValueError(f"{source.config_path}: {error}") from None
     return found
 
 

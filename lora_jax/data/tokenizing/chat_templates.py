@@ -21,7 +21,7 @@ from typing import Any
 
 from lora_jax.data.tokenizing.vocabulary_files import read_settings, special_tokens
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
-from lora_jax.messages import first_line
+from lora_jax.messages import first_line, naming
 from lora_jax.models.published.weight_files import find_gguf
 
 Message = Mapping[str, Any]
@@ -89,10 +89,8 @@ def load_chat_template(path: str | Path) -> ChatTemplate:
     settings = read_settings(Path(path) / "tokenizer_config.json")
     tokens = special_tokens(settings)
     if file.is_file():
-        try:
+        with naming(f"{file} is not UTF-8", UnicodeDecodeError):
             source = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8: {error}") from None
     elif "chat_template" in settings:
         file = Path(path) / "tokenizer_config.json"
         source = _default(settings["chat_template"], file)

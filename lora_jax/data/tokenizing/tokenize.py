@@ -31,6 +31,7 @@ from lora_jax.data.tokenizing.vocabulary_files import (
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
 from lora_jax.files.published_paths import cache_folder
+from lora_jax.messages import naming
 from lora_jax.models import families
 from lora_jax.models.published.location import TOKENIZER_FILES
 from lora_jax.models.published.weight_files import find_gguf, read_json
@@ -99,10 +100,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     kind = _kind(folder, settings)
     if whole.is_file():
         file = whole
-        try:
+        with naming(f"{file} is not a tokenizer", Exception):  # it raises nothing more specific
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise ValueError(f"{file} is not a tokenizer: {error}") from error
     else:
         file = _vocabulary_file(folder)
         builder = from_gpt2 if kind == "gpt2" and file.name == "vocab.json" else None

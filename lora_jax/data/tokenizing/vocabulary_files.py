@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from lora_jax.files import json_text
-from lora_jax.messages import first_line, nearest
+from lora_jax.messages import first_line, naming, nearest
 
 GPT2_END = "<|endoftext|>"
 """GPT-2's only special token: it begins a text, ends it, and stands for unknown text."""
@@ -24,11 +24,10 @@ _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's tokenizer: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
-    try:
+    wrong = f"{path} is not a BERT vocabulary"
+    with naming(wrong, Exception):  # tokenizers raises nothing more specific
         vocabulary = models.WordPiece.read_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"{path} is not a BERT vocabulary: {error}") from None
-    _require(_BERT_SPECIAL, vocabulary, f"{path} is not a BERT vocabulary")
+    _require(_BERT_SPECIAL, vocabulary, wrong)
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -92,18 +91,14 @@ def _byte_level(
       needed: which of them must be in the vocabulary.
     """
     wrong = f"{path} and merges.txt are not a byte-pair vocabulary"
-    try:
+    with naming(wrong, Exception):  # tokenizers raises nothing more specific
         vocabulary, merges = models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"{wrong}: {error}") from None
     added = {k: _added(settings.get(f"{k}_token") or token) for k, token in defaults.items()}
     special = {name: added[name].content for name in needed}
     _require([*dict.fromkeys(special.values())], vocabulary, f"{path} is not a {family} vocabulary")
-    try:
+    with naming(wrong):
         prefix = settings.get("add_prefix_space", False)
         backend = byte_pairs(vocabulary, merges, WAYS["gpt-2"], prefix)
-    except ValueError as error:
-        raise ValueError(f"{wrong}: {error}") from None
     backend.add_special_tokens(list(added.values()))
     return backend, {name: (text, vocabulary[text]) for name, text in special.items()}
 
@@ -175,10 +170,9 @@ def _read_spm(path: Path) -> Any:
         ) from None
     protobuf: Any = sentencepiece_model_pb2  # its classes are created on import
     model = protobuf.ModelProto()
-    try:
+    wrong = f"{path} is not a SentencePiece model"
+    with naming(wrong, Exception):  # protobuf's DecodeError, whose module is not stable
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's DecodeError, whose module is not stable
-        raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
     return model
 
 

@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from lora_jax.messages import nearest, require_known, said
+from lora_jax.messages import naming, nearest, require_known, said
 from lora_jax.models import families
 from lora_jax.models.parts.causal_attention import Implementation
 from lora_jax.models.parts.classifier import EncoderClassifier
@@ -69,10 +69,8 @@ def read_config(folder: str | Path, kind: families.Kind | None = None) -> Any:
         return gguf_config(GgufFile(gguf))
     path = Path(folder) / "config.json"
     content = read_json(path)
-    try:
+    with naming(path):
         return families.read(content, kind)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 read_decoder_config = functools.partial(read_config, kind="decoder")

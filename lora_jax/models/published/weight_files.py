@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_jax.files import json_text
 from lora_jax.files.published_paths import inside
-from lora_jax.messages import require_known
+from lora_jax.messages import naming, require_known
 from lora_jax.models.parts.family import Index
 from lora_jax.models.published.torch_bin import TorchFile
 
@@ -96,11 +96,9 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        wrong = f"{path} ({path.stat().st_size:,} bytes) is corrupt or truncated"
+        with naming(wrong, SafetensorError):
             self._file: Any = safe_open(path, framework="numpy")
-        except SafetensorError as error:
-            size = path.stat().st_size
-            raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: {error}") from None
         _refuse_doubled(path)
 
     def metadata(self) -> dict[str, str]:
