@@ -138,18 +138,23 @@ class LoralibFile(Source):
             self._file = TorchFile(path, WRAPPER)
         parallel = all(name.startswith(PARALLEL) for name in self._file.names())
         self.before = PARALLEL if parallel else ""
+        self._ignored = {name for name in self._file.names() if name.endswith(_MASKS)}
         noted = {
             name: json_text.loads(f"[{header[name]}]", f"{path}: {name} in its header")
             for name in (ALPHA, RANK, ENABLED)
             if name in header
         }
-        given = {ALPHA: alpha and [alpha], ENABLED: enable_lora and [*enable_lora]}
+        given = {
+            ALPHA: None if alpha is None else [alpha],
+            ENABLED: None if enable_lora is None else [*enable_lora],
+        }
         for name, values in given.items():
-            if values and noted.setdefault(name, values) != values:
+            if values is not None and noted.setdefault(name, values) != values:
                 raise ValueError(f"{path}: {name} is {noted[name]} in its header, not {values}")
         match noted.get(ALPHA):
             case [int() | float() as known]:
-                self._alpha = float(known)
+                with naming(f"{path}: {ALPHA}", OverflowError):
+                    self._alpha = float(known)
             case _:
                 raise ValueError(
                     f"{path}: it does not say the lora_alpha that it was trained with: give alpha "
@@ -160,7 +165,7 @@ class LoralibFile(Source):
         self._layers: dict[str, tuple[Factors, int | None]] = {}
 
     def names(self) -> list[str]:
-        return [name for name in self._file.names() if not name.endswith(_MASKS)]
+        return [name for name in self._file.names() if name not in self._ignored]
 
     def settings(self, module: str) -> dict[str, Any]:
         layer, parts = self._layers[module]
@@ -182,6 +187,7 @@ class LoralibFile(Source):
         """
         if any(row.place.name.startswith(PARALLEL) for row in known):
             self.before = ""
+        self._ignored -= {f"{self.before}{row.place.name}" for row in known}
         first: dict[tuple[Any, ...], Row] = {}
         for row in known:
             if (same := first.setdefault((row.place.name, row.place.part), row)) is not row:

@@ -18,6 +18,7 @@ from lora_jax.interchange.matrices import (
     kernels_of,
     matrices,
     torch_tensor,
+    trained_rows,
 )
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_folder import cast
@@ -172,27 +173,19 @@ def _trained_in_full(
 ) -> dict[str, np.ndarray]:
     """The tensors of parameters that train in full, whole where they are a part here."""
     params = all_params(trainable, frozen)
-    by_tensor: dict[str, list[Row]] = {}
-    for row in rows(names, params):
-        by_tensor.setdefault(row.place.name, []).append(row)
-    trained = {row.path for every in by_tensor.values() for row in every}
-    if missing := trainable["params"].keys() - trained:
-        raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
-    found = {}
-    for name, every in by_tensor.items():
-        own = [row for row in every if row.path in trainable["params"]]
-        if not own:
-            continue
-        path = own[0].path
-        if path in frozen.spec.tied:
+    every = [*rows(names, params)]
+    parts: dict[str, list[Row]] = {}
+    for row in trained_rows(trainable, every):
+        if row.path in frozen.spec.tied:
             raise ValueError(
-                f"'{path}' trains in full and is also the head, which not all models of loralib "
-                "share: merge the weights"
+                f"'{row.path}' trains in full and is also the head, which not all models of "
+                "loralib share: merge the weights"
             )
-        if own[0].module in adapted and own[0].leaf == "weight":
+        if row.module in adapted and row.leaf == "weight":
             raise ValueError(
-                f"'{path}' trains in full, and other parts of '{own[0].module}' have adapters: "
+                f"'{row.path}' trains in full, and other parts of '{row.module}' have adapters: "
                 "merge the weights"
             )
-        found[name] = torch_tensor(every, params, names, kernels_of(frozen))
-    return found
+        parts[row.place.name] = [each for each in every if each.place.name == row.place.name]
+    kernels = kernels_of(frozen)
+    return {name: torch_tensor(each, params, names, kernels) for name, each in parts.items()}

@@ -309,5 +309,9 @@ def test_gpt2s_masks_are_no_biases(params, tmp_path):
     made = pair("attn.qkv", 4, 1, 6) | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}
     file = torch_archive.save_bin(tmp_path / "file.pt", made)
     assert load(file, params).trainable["params"] == {}
+    own = lj.names_from_patterns({"qkv/kernel": "attn.qkv", "up/bias": "h.{layer}.attn.bias"})
+    made = pair("attn.qkv", 4, 1, 6) | {"h.0.attn.bias": draw(4)}
+    named = torch_archive.save_bin(tmp_path / "named.pt", made)
+    assert [*load(named, params, own).trainable["params"]] == ["up/bias"]
     with pytest.raises(FileNotFoundError, match=r"gone.pt: no such file$"):
         load(tmp_path / "gone.pt", params)
