@@ -2,8 +2,22 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(where: object, *kinds: type[Exception]) -> Iterator[None]:
+    """Say where an error of a block is: it becomes a ValueError, `where: message`.
+
+    Args:
+      kinds: the errors that become one; a ValueError by default.
+    """
+    wanted = kinds or (ValueError,)
+    try:
+        yield
+    except wanted as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def require_known(name: str, known: Collection[str], wrong: str) -> None:

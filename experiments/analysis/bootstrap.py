@@ -1,6 +1,5 @@
 """Metrics of `label_metrics` on many bootstrap resamples at once, or without each example."""
 
-import abc
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_jax.data.metrics import label_metrics
-from lora_jax.data.metrics.label_metrics import EachOnce, ratio
+from lora_jax.data.metrics.label_metrics import Sample, ratio
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000
@@ -60,7 +59,7 @@ def pseudovalues(
     Args: as for `replicates`, with the outputs of one run.
     """
     n, values = len(labels) // choices, np.asarray(outputs, np.float64)
-    whole = label_metrics.measure(metric, values, labels, EachOnce(choices))
+    whole = label_metrics.measure(metric, values, labels, Sample(choices))
     return n * whole - (n - 1) * label_metrics.measure(metric, values, labels, Without(n, choices))
 
 
@@ -74,11 +73,8 @@ def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
 
 
-class _Sums(abc.ABC):
+class _Sums(Sample):
     """What follows from the sums of a sample whose examples weigh as much as the `n` together."""
-
-    @abc.abstractmethod
-    def total(self, values: np.ndarray) -> np.ndarray: ...
 
     def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
         return self.total(np.eye(size)[groups])

@@ -169,7 +169,8 @@ def read_adapter(
         found = lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
         classifies = isinstance(config, ClassifierConfig)
         return with_head(found, head) if classifies and head.is_file() else found
-    stored = LoralibFile(source.path, alpha, enable_lora).stored()
+    file = LoralibFile(source.path, alpha, enable_lora)
+    stored = [name.removeprefix(file.before) for name in file.names()]
     return lj.load_loralib(
         source.path,
         variants.from_peft,

@@ -120,7 +120,7 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
     Raises:
       ValueError: the decoder is not of the Llama family, or has biases.
     """
-    if not isinstance(config, LlamaConfig) or config.input_bias or config.mlp_bias:
+    if not isinstance(config, LlamaConfig) or config.biases.inputs or config.mlp_bias:
         raise ValueError("the formula is for decoders of Llama's family without biases")
     in_blocks, others = weights(config)
     if setting.variant is None:

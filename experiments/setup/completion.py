@@ -17,7 +17,7 @@ from experiments.setup.task_and_model import (
 from experiments.setup.validate import LAYERS, check_written
 from lora_jax import data
 from lora_jax.data.tokenised_task import Completions
-from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
+from lora_jax.models.parts.completion import completion_likelihood
 from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.family import DECODER, shardings_of
 from lora_jax.models.parts.kv_cache import cached_step, empty_cache
@@ -104,7 +104,7 @@ def _loaded(
     longest = max(int(each.labels.max()) for each in texts.encoded.values())
     smoothing, chunk = config.train.label_smoothing, config.model.chunk
     forward, params = completion_likelihood(decoder, texts.completion, chunk, smoothing)
-    eval_forward, _ = option_likelihoods(decoder, texts.options, longest, chunk)
+    eval_forward, _ = completion_likelihood(decoder, longest, chunk, options=texts.options)
     step, _ = cached_step(decoder)
     return TaskAndModel(
         texts, lambda key: (forward, params), DECODER, digest, reading, eval_forward, step

@@ -6,9 +6,8 @@ first, because a mistake there causes mistakes everywhere else.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import timeit
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -96,11 +95,12 @@ def dot_time(variant: Variant) -> tuple[float, str]:
     weight = jax.jit(lambda *given: variant.weight(*given))(base, factors)
     dot = jax.jit(lambda *given: variant.dot(*given))
     dense = jax.jit(jnp.matmul)
-    calls = (lambda: dot(x, base, factors)), (lambda: dense(x, weight))
-    for call in calls:
-        _seconds(call)  # compiles
-    times = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
-    own, plain = (min(column) for column in zip(*times, strict=True))
+    calls = (
+        lambda: jax.block_until_ready(dot(x, base, factors)),
+        lambda: jax.block_until_ready(dense(x, weight)),
+    )
+    times = [[timeit.timeit(call, number=1) for call in calls] for _ in range(ROUNDS + 1)]
+    own, plain = (min(column) for column in zip(*times[1:], strict=True))  # the first compiles
     size = " x ".join(map(str, (ROWS, *shape)))
     return own / plain, f"{size}, float32, {jax.default_backend()}"
 
@@ -114,9 +114,3 @@ def _shape(variant: Variant) -> tuple[int, int]:
     except ValueError:
         wide = 2 * size
     return wide, wide
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start

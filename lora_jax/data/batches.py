@@ -221,7 +221,7 @@ def branched(encoded: Encoded, offsets: np.ndarray) -> Encoded:
     """Join the rows of `encode_options` by question: its prompt, then its options one by one.
 
     `type_ids` are 0 in the prompt and k in option k, from 1 on, as
-    `lora_jax.models.parts.completion.option_likelihoods` takes them. `labels` are the number of
+    `lora_jax.models.parts.completion.completion_likelihood` takes them. `labels` are the number of
     tokens of all options of a question, int64. If truncation left prompts of different lengths in a
     question's rows, the shortest is used.
 

@@ -212,16 +212,10 @@ def concatenate(name: str, parts: Sequence[Prompts]) -> Prompts:
 
     Raises `ValueError` if only some parts have a field.
     """
-    fields = {}
-    for field in ("prompts", "completions", "options", "answers", "references", "ids", "groups"):
-        values = [getattr(part, field) for part in parts]
-        missing = [part.name for part, value in zip(parts, values, strict=True) if value is None]
-        if missing and len(missing) < len(parts):
-            raise ValueError(f"cannot join data sets: {missing[0]!r} has no {field}, others have")
-        if missing:
-            fields[field] = None
-        elif field == "answers":
-            fields[field] = np.concatenate(values)
-        else:
-            fields[field] = [each for value in values for each in value]
-    return Prompts(name=name, **fields)
+    columns = [part.columns for part in parts]
+    for part, own in zip(parts, columns, strict=True):
+        if differ := sorted(columns[0].keys() ^ own.keys()):
+            named = f"{parts[0].name!r} and {part.name!r}"
+            raise ValueError(f"cannot join data sets: only one of {named} has {', '.join(differ)}")
+    joined: Any = {key: [x for own in columns for x in own[key]] for key in columns[0]}
+    return Prompts(**{"name": name, "completions": None, **joined})

@@ -8,18 +8,19 @@ parts, such as GPT-2's queries, keys and values, and adapts those that its `enab
 
 import math
 import os
-import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
+from lora_jax.files import json_text
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_peft import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.peft_folder import sort_tensors
 from lora_jax.interchange.tensor_source import Source, TensorNames
-from lora_jax.messages import nearest
+from lora_jax.messages import naming
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import LINEAR
 from lora_jax.models.parts.family import Place
@@ -102,13 +103,11 @@ def of_part(peft: Peft, layer: Factors, part: int | None) -> Peft:
 
 
 ALPHA, RANK, ENABLED = "lora_alpha", "r", "enable_lora"
-"""What `save_loralib` notes in a file's header."""
+"""What `save_loralib` notes in a file's header: each a number, or words such as true,false,true."""
 WRAPPER = "model_state_dict"
 """The key under which the GPT-2 example of microsoft/LoRA saves its tensors."""
 PARALLEL = "module."
 """What torch's DistributedDataParallel puts before every name."""
-_FACTORS = {"lora_A": A, "lora_B": B}
-_WORDS = ("false", "true")
 _MASKS = (".attn.bias", ".attn.masked_bias")
 """Buffers of older GPT-2 code, which `lora_state_dict(model, bias="all")` takes for biases."""
 
@@ -125,35 +124,48 @@ class LoralibFile(Source):
       ValueError: a malformed file, or no alpha.
     """
 
+    suffixes: ClassVar = {"lora_A": A, "lora_B": B}
+
     def __init__(self, path: Path, alpha: float | None, enable_lora: Sequence[bool] | None):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = self.config_path = path
-        noted: Mapping[str, str] = {}
+        header: Mapping[str, str] = {}
         if path.suffix == ".safetensors":
             self._file = SafetensorsBytes(path)
-            noted = self._file.metadata()
+            header = self._file.metadata()
         else:
             self._file = TorchFile(path, WRAPPER)
-        try:
-            self._alpha = _alpha(alpha, noted.get(ALPHA))
-            self._enabled = _enabled(enable_lora, noted.get(ENABLED))
-            self._rank = _rank(noted.get(RANK))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        parallel = all(name.startswith(PARALLEL) for name in self._file.names())
+        self.before = PARALLEL if parallel else ""
+        self._ignored = {name for name in self._file.names() if name.endswith(_MASKS)}
+        noted = {
+            name: json_text.loads(f"[{header[name]}]", f"{path}: {name} in its header")
+            for name in (ALPHA, RANK, ENABLED)
+            if name in header
+        }
+        given = {
+            ALPHA: None if alpha is None else [alpha],
+            ENABLED: None if enable_lora is None else [*enable_lora],
+        }
+        for name, values in given.items():
+            if values is not None and noted.setdefault(name, values) != values:
+                raise ValueError(f"{path}: {name} is {noted[name]} in its header, not {values}")
+        match noted.get(ALPHA):
+            case [int() | float() as known]:
+                with naming(f"{path}: {ALPHA}", OverflowError):
+                    self._alpha = float(known)
+            case _:
+                raise ValueError(
+                    f"{path}: it does not say the lora_alpha that it was trained with: give alpha "
+                    "(--alpha)"
+                )
         self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
+        self._enabled, self._rank = noted.get(ENABLED), noted.get(RANK)
         self._layers: dict[str, tuple[Factors, int | None]] = {}
-        self._names: list[str] = []
 
     def names(self) -> list[str]:
-        """Of the tensors that the model has, once they are sorted."""
-        return self._names
-
-    def stored(self) -> list[str]:
-        """The names of all tensors in the file, without what `DistributedDataParallel` adds."""
-        names = self._file.names()
-        parallel = all(name.startswith(PARALLEL) for name in names)
-        return [name.removeprefix(PARALLEL) for name in names] if parallel else names
+        return [name for name in self._file.names() if name not in self._ignored]
 
     def settings(self, module: str) -> dict[str, Any]:
         layer, parts = self._layers[module]
@@ -163,7 +175,7 @@ class LoralibFile(Source):
         layer, _ = self._layers[place.name.removesuffix(".weight")]
         return of_part(peft, layer, place.part)
 
-    def sort(self, known: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> TensorNames:
+    def sort(self, known: Sequence[Row], shapes: Mapping[str, tuple[int, ...]]) -> TensorNames:
         """What every tensor belongs to, among the parameters of a model that have a name.
 
         Args:
@@ -173,51 +185,26 @@ class LoralibFile(Source):
           ValueError: a tensor belongs to none or to two, does not fit its layer, or belongs to the
             base; there is no adapter; or which parts of a layer are adapted is not known.
         """
-        places: dict[str, list[Row]] = {}
+        if any(row.place.name.startswith(PARALLEL) for row in known):
+            self.before = ""
+        self._ignored -= {f"{self.before}{row.place.name}" for row in known}
+        first: dict[tuple[Any, ...], Row] = {}
         for row in known:
-            same = places.setdefault(row.place.name, [])
-            if twice := [each for each in same if each.place.part == row.place.part]:
-                both = f"'{twice[0].path}' and '{row.path}'"
+            if (same := first.setdefault((row.place.name, row.place.part), row)) is not row:
+                both = f"'{same.path}' and '{row.path}'"
                 raise ValueError(f"{self.path}: {both} are both '{row.place.name}' in torch")
-            same.append(row)
-        try:
-            found = self._sorted(places)
+        found = sort_tensors(self, known)
+        with naming(self.path):
+            for name, (row, *_) in found.full.items():
+                if row.leaf == "weight" and row.module in found.adapters:
+                    raise ValueError(
+                        f"tensor '{name}' is the base's: the file holds a whole model, and "
+                        "adapters alone are read; save loralib.lora_state_dict(model) instead"
+                    )
             for module, names in found.adapters.items():
                 found.rows[module] = self._rows(module, names, found.rows[module], shapes)
             if self._enabled and not any(layer.enabled for layer, _ in self._layers.values()):
                 raise ValueError(f"{ENABLED}={self._enabled}, and no layer is a MergedLinear")
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
-        return found
-
-    def _sorted(self, places: Mapping[str, list[Row]]) -> TensorNames:
-        found = TensorNames()
-        every = self._file.names()
-        parallel = not any(name.startswith(PARALLEL) for name in places)
-        parallel = parallel and all(name.startswith(PARALLEL) for name in every)
-        for stored in every:
-            name = stored.removeprefix(PARALLEL) if parallel else stored
-            module, _, leaf = name.rpartition(".")
-            if leaf in _FACTORS and f"{module}.weight" in places:
-                found.adapters.setdefault(module, {})[_FACTORS[leaf]] = stored
-                found.rows[module] = places[f"{module}.weight"]
-            elif name in places:
-                found.full[stored] = places[name]
-            elif name.endswith(_MASKS):
-                continue
-            else:
-                modules = [each.rpartition(".")[0] for each in places]
-                near = nearest(module, modules)
-                raise ValueError(f"tensor '{stored}' belongs to no module here; nearest: {near}")
-            self._names.append(stored)
-        if not found.adapters:
-            raise ValueError("no tensor is called lora_A: not a checkpoint of microsoft/LoRA")
-        for name, (row, *_) in found.full.items():
-            if row.leaf == "weight" and row.module in found.adapters:
-                raise ValueError(
-                    f"tensor '{name}' is the base's: the file holds a whole model, and adapters "
-                    "alone are read; save loralib.lora_state_dict(model) instead"
-                )
         return found
 
     def _rows(
@@ -228,16 +215,15 @@ class LoralibFile(Source):
         shapes: Mapping[str, tuple[int, ...]],
     ) -> list[Row]:
         """The parameters of a module that have an adapter."""
-        if lacking := [each for each, suffix in _FACTORS.items() if suffix not in names]:
-            raise ValueError(f"'{module}' has no {lacking[0]}")
+        if names.keys() != {A, B}:
+            own = ", ".join(each.removesuffix(".weight") for each in names)
+            raise ValueError(f"'{module}' has {own}, and not lora_A and lora_B alone")
         a, b = (self._file.shape(names[suffix]) for suffix in (A, B))
         parts = None if rows[0].place.part is None else len(rows)
         weight = shapes[rows[0].path]
-        try:
+        with naming(f"'{module}'"):
             layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
-        except ValueError as error:
-            raise ValueError(f"'{module}': {error}") from None
-        if self._rank not in (None, layer.rank):
+        if self._rank not in (None, [layer.rank]):
             raise ValueError(
                 f"'{module}' has rank {layer.rank}, and {RANK} in the header is {self._rank}"
             )
@@ -245,51 +231,6 @@ class LoralibFile(Source):
         if layer.enabled is None or parts is None:
             return rows
         return [row for row in rows if layer.enabled[row.place.part or 0]]
-
-
-def _alpha(given: float | None, noted: str | None) -> float:
-    if noted is None:
-        if given is None:
-            raise ValueError(
-                "it does not say the lora_alpha that it was trained with: give alpha (--alpha)"
-            )
-        return float(given)
-    try:
-        found = float(noted)
-    except ValueError:
-        raise ValueError(f"{ALPHA} in its header is not a number: {reprlib.repr(noted)}") from None
-    if given is not None and given != found:
-        raise ValueError(f"alpha={given}, and {ALPHA} in its header is {noted}")
-    return found
-
-
-def _rank(noted: str | None) -> int | None:
-    if noted is not None and not (noted.isascii() and noted.isdigit() and len(noted) < 10):
-        raise ValueError(f"{RANK} in its header is not a rank: {reprlib.repr(noted)}")
-    return None if noted is None else int(noted)
-
-
-def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...] | None:
-    own = None if given is None else tuple(map(bool, given))
-    if noted is None:
-        return own
-    words = noted.split(",")
-    if not {*words} <= {*_WORDS}:
-        raise ValueError(
-            f"{ENABLED} in its header must be such as true,false: {reprlib.repr(noted)}"
-        )
-    found = tuple(word == _WORDS[1] for word in words)
-    if own not in (None, found):
-        raise ValueError(f"enable_lora={own}, and {ENABLED} in its header is {noted}")
-    return found
-
-
-def noted(alpha: float, rank: int, enable_lora: Sequence[bool] | None) -> dict[str, str]:
-    """A file's header, which is compared with the tensors when it is read again."""
-    header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
-    if enable_lora is not None:
-        header[ENABLED] = ",".join(_WORDS[each] for each in enable_lora)
-    return header
 
 
 def load_loralib(
@@ -333,5 +274,5 @@ def load_loralib(
     leaves = onto.arrays
     shapes = {path: x.shape[names.stacked(path) :] for path, x in leaves.items()}
     source = LoralibFile(Path(file), alpha, enable_lora)
-    found = source.sort(rows(names, leaves), shapes)
+    found = source.sort([*rows(names, leaves)], shapes)
     return load_source(source, found, variant_of, onto)

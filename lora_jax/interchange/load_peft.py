@@ -25,6 +25,7 @@ from lora_jax.interchange.tensor_source import (
     filled,
     lora_biases,
 )
+from lora_jax.messages import naming
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Settings
@@ -87,40 +88,34 @@ def load_source(
     found = with_frozen_layers(found)
     leaves, names = onto.arrays, onto.names
     shapes = {name: source.abstract(name) for name in source.names()}
-    try:
+    with naming(source.config_path):
         settings = _settings(source, found, shapes)
         targets = _targets(found, settings, variant_of, names)
         refuse_tied(found, settings, onto.tied)
         check_scales(source, found, settings)
         biases = lora_biases(found)
-    except ValueError as error:
-        raise ValueError(f"{source.config_path}: {error}") from None
     full = sorted({row.path for _, row in (*each_row(found.full), *each_row(biases))})
     also = [only(path) for path in full]
     adapted = adapt(onto.forward, targets=targets, also_train=also, quantize=onto.quantize)
     key = jax.random.key(0)  # what is drawn is replaced
-    try:
+    with naming(source.label()):
         fill = functools.partial(filled, source, found, settings, names)
         structure = (adapted, tuple(shapes.items()))
         if structure not in onto.begun:
             begun = init_shapes(adapted, key, *onto.inputs, **onto.kwargs)
             jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
-    except ValueError as error:
-        raise ValueError(f"{source.label()}: {error}") from None
     read = {name: source.read(name) for name in shapes}
     if (begun := onto.begun.pop(structure, None)) is None:
         begun = adapted.init(key, *onto.inputs, **onto.kwargs)
     onto.begun[structure] = begun  # the last one that was used
     for oldest in list(onto.begun)[:-MOST_BEGUN]:
         onto.begun.pop(oldest, None)  # another thread may have done it
-    try:
+    with naming(source.label()):
         check_copies(found, leaves, names, read)
         check_heads(found, read)
         trainable, frozen = fill(*begun, read)
         check_finite(trainable, frozen)
         check_shared(found, trainable, frozen)
-    except ValueError as error:
-        raise ValueError(f"{source.label()}: {error}") from None
     return Loaded(adapted, trainable, frozen, source.config)
 
 

@@ -155,6 +155,14 @@ def kernels_of(frozen: Frozen) -> dict[str, Kernel]:
     return {use.path: kernel for use in uses if (kernel := use.kernel)}
 
 
+def trained_rows(trainable: Trainable, every: list[Row]) -> list[Row]:
+    """The layers of parameters that train in full; ValueError for one without a torch name."""
+    trained = [row for row in every if row.path in trainable["params"]]
+    if missing := trainable["params"].keys() - {row.path for row in trained}:
+        raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
+    return trained
+
+
 def torch_tensor(
     parts: list[Row], params: Mapping[str, Any], names: Names, kernels: Mapping[str, Kernel]
 ) -> np.ndarray:

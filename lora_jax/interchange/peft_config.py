@@ -10,30 +10,24 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lora_jax.messages import naming
 from lora_jax.peft_format import Settings, told_apart
 
 LONGEST, MOST_CHOICES = 300, 5
 """Of a regular expression that is matched."""
-MOST = 1000
-"""Of the expressions of one pattern that are not names, and of the forms of its names."""
+MOST = 5000
+"""Of the keys of one pattern, each of which is compared with the name of every module."""
 MOST_WAYS = 2_000_000
 """Of matching all expressions of one pattern with one name: some tenths of a second."""
 USUAL_LENGTH = 40
 """Of a module's name, in characters."""
-
-_NAME = re.compile(r"(\^?)((?:[^^$*+?{}\[\]\\|()]|\\\W)+)")
-"""A key that is a name: `^` at most, characters, dots, which stand for any, and escaped ones."""
-
-_Form = tuple[bool, tuple[int, ...]]
-"""Of names: whether they begin with `^`, and where they have dots."""
 
 
 class Pattern:
     """The entries of one pattern: regular expressions, and the values of modules that they match.
 
     An expression matches the end of a module's name, after a dot or from the start; the first that
-    does decides (PEFT's `get_pattern_key`). A file may have as many entries as a model has modules,
-    so those that are names are looked up, and not matched one after another.
+    does decides (PEFT's `get_pattern_key`).
 
     Args:
       after_dot: as PEFT's C3A and FourierFT have it: an expression matches after a dot alone, and
@@ -44,25 +38,15 @@ class Pattern:
     """
 
     def __init__(self, entries: Mapping[str, Any], after_dot: bool = False):
-        self._values, self._after_dot = list(entries.values()), after_dot
-        self._keys = {key: number for number, key in enumerate(entries)}
-        self._names: dict[int, dict[_Form, dict[str, int]]] = {}  # by the number of characters
-        self._expressions: list[tuple[int, re.Pattern[str]]] = []
+        if len(entries) > MOST:
+            raise ValueError(f"more than {MOST:,} keys")
         before, after = (r".*\.", "$") if after_dot else (r"(.*\.)?(", ")$")
-        kinds = ways = 0
-        for key, number in self._keys.items():
-            if name := _NAME.fullmatch(key):
-                text, dots = _read(name[2])
-                forms = self._names.setdefault(len(text), {})
-                form = bool(name[1]), dots
-                kinds += form not in forms
-                forms.setdefault(form, {}).setdefault(text, number)
-            else:
-                kinds += 1
-                self._expressions.append((number, compile_(f"{before}{quick(key)}{after}")))
-                ways += _ways(key)
-            if kinds > MOST:
-                raise ValueError(f"more than {MOST:,} keys are regular expressions, not names")
+        self._by_name = entries if after_dot else {}
+        self._values: list[tuple[re.Pattern[str], Any]] = []
+        ways = 0
+        for key, value in entries.items():
+            self._values.append((compile_(f"{before}{quick(key)}{after}"), value))
+            ways += _ways(key)
             if ways > MOST_WAYS:
                 raise ValueError(
                     f"the keys up to {reprlib.repr(key)} may take too long to match: use fewer "
@@ -71,35 +55,8 @@ class Pattern:
 
     def find(self, module: str) -> Any:
         """The value of a module; None if no key matches its name."""
-        first = min(self._of_names(module), default=len(self._values))
-        earlier = (n for n, each in self._expressions if n < first and each.match(module))
-        first = next(earlier, first)
-        if first == len(self._values) and self._after_dot:
-            first = self._keys.get(module, first)
-        return None if first == len(self._values) else self._values[first]
-
-    def _of_names(self, module: str) -> Iterator[int]:
-        """The numbers of the keys that are names, and match."""
-        starts = [0, *(dot.end() for dot in re.finditer(r"\.", module))]
-        for start in starts[self._after_dot :]:
-            end = module[start:]
-            for (anchored, dots), numbers in self._names.get(len(end), {}).items():
-                found = numbers.get(_with_dots(end, dots))
-                if found is not None and not (anchored and start):
-                    yield found
-
-
-def _read(name: str) -> tuple[str, tuple[int, ...]]:
-    """The text that a key without other signs matches, and where it matches any character."""
-    tokens = re.findall(r"\\?.", name, re.DOTALL)
-    return "".join(each[-1] for each in tokens), tuple(n for n, x in enumerate(tokens) if x == ".")
-
-
-def _with_dots(text: str, places: tuple[int, ...]) -> str:
-    found = [*text]
-    for each in places:
-        found[each] = "."
-    return "".join(found)
+        matching = (value for each, value in self._values if each.match(module))
+        return next(matching, self._by_name.get(module))
 
 
 def quick(pattern: str) -> str:
@@ -133,10 +90,9 @@ def _ways(pattern: str) -> int:
 
 def compile_(pattern: str) -> re.Pattern[str]:
     """`re.compile`; a ValueError for what is no pattern."""
-    try:
+    wrong = f"{reprlib.repr(pattern)} is not a pattern"
+    with naming(wrong, re.error, OverflowError, RecursionError):
         return re.compile(pattern)
-    except (re.error, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is not a pattern: {error}") from None
 
 
 PATTERNS = {
@@ -214,19 +170,11 @@ def check(config: Mapping[str, Any]) -> None:
             if value is not None and not holds(value):
                 raise ValueError(f"{field} must {said}, got {reprlib.repr(value)}")
     if isinstance(target := config.get("target_modules"), str):
-        _check_pattern(target)
-
-
-def _check_pattern(text: str) -> None:
-    """Raise a ValueError unless a text may be a regular expression; it is not matched."""
-    try:
-        if len(text) > LONGEST_TARGET:
-            raise ValueError(
-                f"it has {len(text):,} characters, at most {LONGEST_TARGET:,} are read"
-            )
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise ValueError(f"target_modules={reprlib.repr(text)} is not a pattern: {error}") from None
+        if len(target) > LONGEST_TARGET:
+            most = f"at most {LONGEST_TARGET:,} are read"
+            raise ValueError(f"target_modules has {len(target):,} characters, {most}")
+        with naming("target_modules"):  # it may be a pattern, and is not matched
+            compile_(target)
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lora_jax.interchange.peft_config import (
     selects,
 )
 from lora_jax.interchange.tensor_source import Source, TensorNames
-from lora_jax.messages import nearest
+from lora_jax.messages import naming, nearest
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.parts.family import Place
@@ -53,10 +53,8 @@ class PeftFolder(Source):
             named = ", ".join(str(each.parent) for each in inner)
             raise FileNotFoundError(f"{self.config_path}: no such file; adapters are in {named}")
         self.config: dict[str, Any] = read_json(self.config_path)
-        try:
+        with naming(self.config_path):
             check(self.config)
-        except ValueError as error:
-            raise ValueError(f"{self.config_path}: {error}") from None
         path = Path(folder) / WEIGHTS
         if not path.is_file() and (Path(folder) / TORCH_WEIGHTS).is_file():
             path = Path(folder) / TORCH_WEIGHTS
@@ -111,10 +109,8 @@ def cast(name: str, x: Any, dtype: Any) -> np.ndarray:
     return made
 
 
-def sort_tensors(
-    source: PeftFolder, known: Iterable[Row], tied: Collection[str] = ()
-) -> TensorNames:
-    """What every tensor of a folder belongs to, among the known parameters of a model.
+def sort_tensors(source: Source, known: Iterable[Row], tied: Collection[str] = ()) -> TensorNames:
+    """What every tensor of a source belongs to, among the known parameters of a model.
 
     Args:
       tied: the paths of tables that are also the head. PEFT writes such a tensor under the names of
@@ -140,7 +136,7 @@ def sort_tensors(
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue
-        own = name.removeprefix(MODEL)
+        own = name.removeprefix(source.before)
         bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         if bare in places:
             copy = bare.endswith(".weight") and ".base_layer." in own
@@ -155,12 +151,13 @@ def sort_tensors(
         if suffix.startswith(TOKENS):
             found.tokens.add(module)
         suffix = suffix.removeprefix(TOKENS)
+        suffix = source.suffixes.get(suffix, suffix)
         _once(source, first, (module, suffix), name)
         found.adapters.setdefault(module, {})[suffix] = name
         found.rows[module] = modules[module]
     for name in unknown:
         if (table := _of_the_table(name, found, tied)) is None:
-            own = name.removeprefix(MODEL).replace(".base_layer.", ".").rpartition(".")[0]
+            own = name.removeprefix(source.before).replace(".base_layer.", ".").rpartition(".")[0]
             heads = [row.module for row in every if row.path in tied]
             raise ValueError(
                 f"{source.label()}: tensor '{name}' belongs to no module of this "
@@ -172,15 +169,13 @@ def sort_tensors(
         raise ValueError(f"{source.path}: no tensor of an adapter")
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
-    try:
+    with naming(source.config_path):
         _check_named(source.config, found)
-    except ValueError as error:
-        raise ValueError(f"{source.config_path}: {error}") from None
     return found
 
 
 def _once(
-    source: PeftFolder, first: dict[tuple[str, ...], str], what: tuple[str, ...], name: str
+    source: Source, first: dict[tuple[str, ...], str], what: tuple[str, ...], name: str
 ) -> None:
     """Note the name of a tensor; ValueError if it is there under another, too."""
     if what in first:

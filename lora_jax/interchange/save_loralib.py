@@ -1,5 +1,6 @@
 """Write an adapter as a checkpoint that models made of loralib's layers (microsoft/LoRA) load."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,14 @@ from safetensors.numpy import save
 
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
-from lora_jax.interchange.load_loralib import A, B, noted
+from lora_jax.interchange.load_loralib import ALPHA, ENABLED, RANK, A, B
 from lora_jax.interchange.matrices import (
     Matrix,
     all_params,
     kernels_of,
     matrices,
     torch_tensor,
+    trained_rows,
 )
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_folder import cast
@@ -96,7 +98,10 @@ def save_loralib(
         tensors[f"{module}.lora_B"] = np.concatenate([b for _, b in both])
     tensors |= _trained_in_full(trainable, frozen, names, set(found))
     arrays = {name: cast(name, x, dtype) for name, x in tensors.items()}
-    write_atomically(Path(file), save(arrays, metadata=noted(alpha, rank, enabled)))
+    header = {"format": "pt", ALPHA: repr(alpha), RANK: str(rank)}
+    if enabled:
+        header[ENABLED] = ",".join(json.dumps(each) for each in enabled)
+    write_atomically(Path(file), save(arrays, metadata=header))
     layers = {module: _layer(each, rank, alpha, enabled) for module, each in kinds.items()}
     return LoralibCheckpoint(Path(file), rank, alpha, layers)
 
@@ -168,27 +173,19 @@ def _trained_in_full(
 ) -> dict[str, np.ndarray]:
     """The tensors of parameters that train in full, whole where they are a part here."""
     params = all_params(trainable, frozen)
-    by_tensor: dict[str, list[Row]] = {}
-    for row in rows(names, params):
-        by_tensor.setdefault(row.place.name, []).append(row)
-    trained = {row.path for every in by_tensor.values() for row in every}
-    if missing := trainable["params"].keys() - trained:
-        raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
-    found = {}
-    for name, every in by_tensor.items():
-        own = [row for row in every if row.path in trainable["params"]]
-        if not own:
-            continue
-        path = own[0].path
-        if path in frozen.spec.tied:
+    every = [*rows(names, params)]
+    parts: dict[str, list[Row]] = {}
+    for row in trained_rows(trainable, every):
+        if row.path in frozen.spec.tied:
             raise ValueError(
-                f"'{path}' trains in full and is also the head, which not all models of loralib "
-                "share: merge the weights"
+                f"'{row.path}' trains in full and is also the head, which not all models of "
+                "loralib share: merge the weights"
             )
-        if own[0].module in adapted and own[0].leaf == "weight":
+        if row.module in adapted and row.leaf == "weight":
             raise ValueError(
-                f"'{path}' trains in full, and other parts of '{own[0].module}' have adapters: "
+                f"'{row.path}' trains in full, and other parts of '{row.module}' have adapters: "
                 "merge the weights"
             )
-        found[name] = torch_tensor(every, params, names, kernels_of(frozen))
-    return found
+        parts[row.place.name] = [each for each in every if each.place.name == row.place.name]
+    kernels = kernels_of(frozen)
+    return {name: torch_tensor(each, params, names, kernels) for name, each in parts.items()}

@@ -18,6 +18,7 @@ from lora_jax.interchange.matrices import (
     kernels_of,
     matrices,
     torch_tensor,
+    trained_rows,
 )
 from lora_jax.interchange.names import MODEL, SHARED, Names, Row, rows
 from lora_jax.interchange.peft_config import joined
@@ -220,9 +221,7 @@ def _trained_in_full(
     """
     params = all_params(trainable, frozen)
     every = list(rows(names, params))
-    trained = [row for row in every if row.path in trainable["params"]]
-    if missing := trainable["params"].keys() - {row.path for row in trained}:
-        raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
+    trained = trained_rows(trainable, every)
     beside = [row for row in trained if row.module in adapted]
     whole = {row.module for row in trained} - adapted
     wanted = [row for row in every if row.module in whole]

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from lora_jax.base import Kernel, WeightUse
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.matrices import depth, kernels_of, row, variant_at
-from lora_jax.interchange.names import Names, Row
+from lora_jax.interchange.names import MODEL, Names, Row
 from lora_jax.methods import peft_convolutions
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
@@ -50,6 +50,10 @@ class Source(abc.ABC):
     config_path: Path
     """The file that says what the settings are, for messages."""
     config: dict[str, Any]
+    before = MODEL
+    """What stands before the names of modules."""
+    suffixes: Mapping[str, str] = {}
+    """PEFT's suffix of each of the file's, where they differ."""
     _file: SafetensorsBytes | TorchFile
 
     def names(self) -> list[str]:

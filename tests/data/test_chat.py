@@ -182,14 +182,11 @@ def test_the_text_in_the_settings(tmp_path):
     assert own.render(HELLO) == template("llama2").render(HELLO)
 
 
-def test_several_by_name(tmp_path):
+def test_the_default_of_several(tmp_path):
     named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     settings(tmp_path, chat_template=named)
     assert load_chat_template(tmp_path).render([USER]) == "D"
-    assert load_chat_template(str(tmp_path), "tool_use").render([USER]) == "T"
-    refuses(r"no chat template 'tool'; nearest: 'tool_use'", load_chat_template, tmp_path, "tool")
-    wrong_names = ([{"name": each, "template": "D"}] for each in (3, None, ["default"], {}))
-    for wrong in (5, [5], [{"name": "default"}], {"default": 3}, *wrong_names):
+    for wrong in (5, [5], [{"name": "default"}], {"default": 3}, named[1:]):
         settings(tmp_path, chat_template=wrong)
         refuses(r"tokenizer_config\.json: chat_template must be text", load_chat_template, tmp_path)
 
@@ -197,10 +194,7 @@ def test_several_by_name(tmp_path):
 def test_a_file_of_its_own_comes_first(tmp_path):
     settings(tmp_path, chat_template="old", eos_token="</s>")
     (tmp_path / "chat_template.jinja").write_text("é {{ eos_token }}", encoding="utf-8")
-    (tmp_path / "additional_chat_templates").mkdir()
-    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("R")
     assert load_chat_template(tmp_path).render([USER]) == "é </s>"
-    assert load_chat_template(tmp_path, "rag").render([USER]) == "R"
     (tmp_path / "chat_template.jinja").write_text("{% oops %}")
     refuses(r"chat_template\.jinja: not a chat template: line 1", load_chat_template, tmp_path)
 
@@ -241,7 +235,6 @@ def test_the_metadata_of_a_gguf_file(tmp_path):
         own = load_chat_template(given)
         assert own.tokens == TOKENS and own.origin == str(path)
         assert own.render([USER, ANSWER]) == template("llama2").render([USER, ANSWER])
-        assert load_chat_template(given, "rag").render([USER]) == "R"
 
 
 def test_where_there_is_none(tmp_path):

@@ -66,14 +66,11 @@ def test_a_damaged_file_is_made_anew(tmp_path):
     damaged = [whole[:size] for size in range(0, len(whole), 37)]
     for place in range(0, len(whole), 3):
         damaged.append(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-    rebuilt = 0
     for content in damaged:
         path.write_bytes(content)
         found = encode_cached(make(), EXAMPLES, 5, tmp_path)
         same(found.encoded, expected)
-        rebuilt += not found.from_cache
-    # A flipped bit in the padding of the header changes nothing.
-    assert rebuilt > 0.9 * len(damaged)
+        assert not found.from_cache
     assert encode_cached(make(), EXAMPLES, 5, tmp_path).from_cache
 
 

@@ -48,6 +48,7 @@ def test_a_file_is_all_that_a_task_needs(tmp_path, monkeypatch):
     assert set(SPECS) == set(official.LAYOUT)
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.setitem(SPECS, "mine/pairs", tasks.find_specs()["mine/pairs"])
     rows = [["a", "b", "yes"], ["c", "d", "no"], ["e", "f", "1"]]
     head = ["left", "right", "label"]
     files = {f"Pairs/{name}.tsv": official.lines(head, rows) for name in ("train", "dev")}

@@ -157,7 +157,7 @@ def test_what_pads(tmp_path):
         ("gpt-2", {"model": None}, "no 'tokenizer.ggml.model'; nearest: "),
         ("gpt-2", {"merges": None}, "no 'tokenizer.ggml.merges'"),
         ("gpt-2", {"merges": ["a b", "ab"]}, "'ab' is not a merge: two tokens and a space"),
-        ("gpt-2", {"merges": ["zz qq"]}, "not a byte-pair vocabulary: "),
+        ("gpt-2", {"merges": ["zz qq"]}, "it merges .zz. and .qq. but has no .zz"),
         ("gpt-2", {"token_type": [1, 1]}, "2 token types for "),
         ("gpt-2", {"eos_token_id": 5000}, "eos_token_id 5000 is none of the "),
         (

@@ -81,7 +81,7 @@ def test_some_examples_and_those_of_several_parts():
     joined = concatenate("both", [part("a", 3), part("b", 2, choices=2)])
     assert joined.prompts == ("a 0?", "a 1?", "a 2?", "b 0?", "b 1?")
     assert (joined.answers.tolist(), joined.references) == ([0, 1, 2, 0, 1], None)
-    said = "'train' has no options, others have"
+    said = "only one of 'a' and 'train' has answers, .*, options"
     refuses(said, concatenate, "both", [part("a", 3), plain()])
 
 

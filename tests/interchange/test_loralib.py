@@ -240,10 +240,13 @@ WORD = pair("word", 5, 2, 4)
 TWO_OF_THREE = {"attn.qkv.lora_A": draw(4, 4), "attn.qkv.lora_B": draw(4, 2)}
 SAME = lj.names_from_patterns({"qkv/kernel": "same", "word/embedding": "same"})
 TENSORS = [
-    ({}, "no tensor is called lora_A"),
-    ({"head.lora_A": draw(1, 4)}, "tensor 'head.lora_A' belongs to no module here; nearest: '"),
-    ({"word.lora_C": draw(1, 5)}, "tensor 'word.lora_C' belongs to no module here; nearest: 'word"),
-    ({"word.lora_A": draw(1, 5)}, "'word' has no lora_B"),
+    ({}, "no tensor of an adapter"),
+    (
+        {"head.lora_A": draw(1, 4)},
+        "tensor 'head.lora_A' belongs to no module of this model; nearest: '",
+    ),
+    ({"word.lora_C": draw(1, 5)}, "'word' has lora_C, and not lora_A and lora_B alone"),
+    ({"word.lora_A": draw(1, 5)}, "'word' has lora_A, and not lora_A and lora_B alone"),
     (
         pair("word", 5, 1, 3),
         r"'word': lora_A \(1, 5\) and lora_B \(3, 1\) do not fit a weight of",
@@ -272,12 +275,12 @@ TENSORS = [
 ]
 HEADERS = [
     ({}, {"alpha": None}, "it does not say the lora_alpha that it was .*: give al"),
-    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, "alpha=4.0, and lora_alpha in its header is 3.0"),
-    ({"lora_alpha": "16 000"}, {}, "lora_alpha in its header .*'16 000'"),
-    ({"enable_lora": "true,maybe"}, {}, "enable_lora in its header .*'true,maybe'"),
-    ({"r": "99"}, {}, "'word' has rank 2, and r in the header is 99"),
-    ({"r": "2.5"}, {}, "not a rank"),
-    ({}, {"enable_lora": (False,)}, r"enable_lora=\(False,\), and no layer is a MergedLinear"),
+    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, r"lora_alpha is \[3.0\] in its header, not \[4.0\]"),
+    ({"lora_alpha": "16 000"}, {}, "lora_alpha in its header is not JSON"),
+    ({"enable_lora": "true,maybe"}, {}, "enable_lora in its header is not JSON"),
+    ({"r": "99"}, {}, r"'word' has rank 2, and r in the header is \[99\]"),
+    ({"r": "2.5"}, {}, r"'word' has rank 2, and r in the header is \[2.5\]"),
+    ({}, {"enable_lora": (False,)}, r"enable_lora=\[False\], and no layer is a MergedLinear"),
     ({}, {"names": SAME}, "'qkv/kernel' and 'word/embedding' are both 'same.weight"),
 ]
 
@@ -306,5 +309,9 @@ def test_gpt2s_masks_are_no_biases(params, tmp_path):
     made = pair("attn.qkv", 4, 1, 6) | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}
     file = torch_archive.save_bin(tmp_path / "file.pt", made)
     assert load(file, params).trainable["params"] == {}
+    own = lj.names_from_patterns({"qkv/kernel": "attn.qkv", "up/bias": "h.{layer}.attn.bias"})
+    made = pair("attn.qkv", 4, 1, 6) | {"h.0.attn.bias": draw(4)}
+    named = torch_archive.save_bin(tmp_path / "named.pt", made)
+    assert [*load(named, params, own).trainable["params"]] == ["up/bias"]
     with pytest.raises(FileNotFoundError, match=r"gone.pt: no such file$"):
         load(tmp_path / "gone.pt", params)

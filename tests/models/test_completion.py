@@ -8,7 +8,7 @@ from small_decoder import functional, random_decoder
 
 import lora_jax as lj
 from lora_jax import data
-from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
+from lora_jax.models.parts.completion import completion_likelihood
 
 FAMILIES = ("llama", "qwen3", "mistral", "gpt2")
 PAD = 0
@@ -80,7 +80,7 @@ def test_options_in_one_row_have_the_likelihoods_of_rows_of_their_own(family):
     rows = [(prompt, option) for prompt, options in questions for option in options]
     offsets = np.cumsum([0, *(len(options) for _, options in questions)])
     split = data.branched(encoded(rows), offsets)
-    found = call(option_likelihoods(model, 3, 9, chunk=4), split)
+    found = call(completion_likelihood(model, 9, options=3, chunk=4), split)
     for (prompt, options), row in zip(questions, found, strict=True):
         wanted = [expected(logits, prompt, option) for option in options]
         np.testing.assert_allclose(row[: len(options)], wanted, rtol=1e-10)
@@ -93,7 +93,7 @@ def test_a_window_counts_a_branch_from_its_prompt():
     questions, logits = rows_of(model), logits_of(model)
     rows = [(prompt, option) for prompt, options in questions for option in options]
     offsets = np.cumsum([0, *(len(options) for _, options in questions)])
-    found = call(option_likelihoods(model, 3, 9), data.branched(encoded(rows), offsets))
+    found = call(completion_likelihood(model, 9, options=3), data.branched(encoded(rows), offsets))
     for (prompt, options), row in zip(questions, found, strict=True):
         wanted = [expected(logits, prompt, option) for option in options]
         np.testing.assert_allclose(row[: len(options)], wanted, rtol=1e-10)
@@ -130,7 +130,7 @@ def test_a_row_that_is_all_completion_counts_what_follows_its_first_token():
 @pytest.mark.parametrize("types", [[1], [1, 2], [1, 2, 0]])
 def test_what_nothing_precedes_has_no_likelihood(types):
     """Options of one token each, without a prompt: none is predicted from another."""
-    forward, params = option_likelihoods(random_decoder("llama"), 2, 2)
+    forward, params = completion_likelihood(random_decoder("llama"), 2, options=2)
     ids = jnp.arange(3, 3 + len(types))[None]
     assert not np.any(jax.jit(forward)(params, ids, jnp.ones_like(ids), jnp.array([types])))
 

@@ -83,8 +83,8 @@ def test_defaults_of_each_model_type():
     assert [c.num_key_value_heads for c in defaults.values()] == [32, 8, 32, 32]
     assert [c.head_dim for c in defaults.values()] == [128] * 4
     assert [c.sliding_window for c in defaults.values()] == [None, 4096, None, None]
-    assert [c.input_bias for c in defaults.values()] == [False, False, True, False]
-    assert not any(c.output_bias or c.feed_forward_bias for c in defaults.values())
+    assert [c.biases.inputs for c in defaults.values()] == [False, False, True, False]
+    assert not any(c.biases.output or c.biases.feed_forward for c in defaults.values())
     assert {c.rope for c in defaults.values()} == {Rope()}
     assert len({hash(c) for c in defaults.values()}) == 4
 

@@ -4,10 +4,8 @@ An undefined score (a correlation of constant outputs) is 0. With a non-finite o
 counts as wrong, a correlation is 0 and the loss is infinite.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import scipy  # which loads `stats` where it is used: that takes half a second
@@ -17,51 +15,33 @@ from lora_jax.data.task import Task, TextTask
 from lora_jax.messages import require_known
 
 
-class Sample(Protocol):
-    """Sums and correlations over the examples of a sample.
+class Sample:
+    """Sums and correlations over the examples to score: every example once, correlated by SciPy.
 
-    Values are arrays with a first axis of examples, (n, ...). A sample that stands for several
-    resamples gives each result with a first axis of resamples, (resamples, ...).
+    Values are arrays with a first axis of examples, (n, ...). A subclass may stand for several
+    resamples: each result then has a first axis of resamples, (resamples, ...).
+
+    Args:
+      choices: this many successive examples are one question (`Task.choices`).
     """
 
-    @property
-    def choices(self) -> int:
-        """This many successive examples are one question (`Task.choices`)."""
-        ...
+    def __init__(self, choices: int = 1):
+        self.choices = choices
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """The sum of values of examples, (n, ...), or of questions, (n / choices, ...)."""
-        ...
-
-    def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
-        """How many examples are in each of `size` groups, of which (n,) are the numbers."""
-        ...
-
-    def pearson(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Pearson's correlation of finite values (n,) with targets (n,); 0 if undefined."""
-        ...
-
-    def spearman(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The correlation of ranks, with mean ranks for ties; as `pearson`."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class EachOnce:
-    """The sample of a score: every example once. SciPy computes the correlations."""
-
-    choices: int = 1
-
-    def total(self, values: np.ndarray) -> np.ndarray:
         return values.sum(0)
 
     def counts(self, groups: np.ndarray, size: int) -> np.ndarray:
+        """How many examples are in each of `size` groups, of which (n,) are the numbers."""
         return np.bincount(groups, minlength=size).astype(np.float64)
 
     def pearson(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Pearson's correlation of finite values (n,) with targets (n,); 0 if undefined."""
         return _correlation(scipy.stats.pearsonr, values, targets)
 
     def spearman(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The correlation of ranks, with mean ranks for ties; as `pearson`."""
         return _correlation(scipy.stats.spearmanr, values, targets)
 
 
@@ -111,7 +91,7 @@ def score(
         count = 0 if labels is None else len(labels)
         raise ValueError(f"{len(outputs)} outputs cannot be scored against {count} labels")
     outputs = np.asarray(outputs, np.float64)
-    sample = EachOnce(choices)
+    sample = Sample(choices)
     return {name: float(measure(name, outputs, labels, sample)) for name in names}
 
 

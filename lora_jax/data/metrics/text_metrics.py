@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.metadata
 import re
+import types
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
     """
     _require_references(texts, references)
     library = _library("rouge_score.rouge_scorer")
-    scorer = library.RougeScorer(["rougeL"], tokenizer=_Words())
+    scorer = library.RougeScorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=words))
     found = [
         scorer.score_multi(list(each), text)["rougeL"].fmeasure
         for text, each in zip(texts, references, strict=True)
@@ -124,13 +125,6 @@ def words(text: str) -> list[str]:
         else:
             first = ""
     return found
-
-
-class _Words:
-    """`words` as rouge-score takes a tokenizer."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
 
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:

@@ -17,7 +17,7 @@ from pathlib import Path
 from lora_jax.data.examples import Prompts
 from lora_jax.data.sources import rows
 from lora_jax.data.task import TextTask
-from lora_jax.messages import require_known
+from lora_jax.messages import naming, require_known
 
 NAMES = ("e2e", "e2e_dev")
 SEPARATOR = "<|endoftext|>"
@@ -112,10 +112,8 @@ def _read(path: Path) -> list[tuple[str, str]]:
     """Representations in the format of LoRA's files, each with one sentence, in order."""
     if path.suffix == ".csv":
         return [_row(row) for row in rows.read_rows(path)]
-    try:
+    with naming(f"{path} is not UTF-8", UnicodeDecodeError):
         lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -129,10 +127,8 @@ def _read(path: Path) -> list[tuple[str, str]]:
 
 def _row(row: rows.Row) -> tuple[str, str]:
     representation, sentence = row.text("mr"), row.text("ref")
-    try:
+    with naming(row.where):
         return linear(representation), sentence.strip()
-    except ValueError as error:
-        raise ValueError(f"{row.where}: {error}") from None
 
 
 def _pairs(name: str, found: Sequence[tuple[str, str]], separator: str) -> Prompts:

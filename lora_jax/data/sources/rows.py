@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax.files import json_text, number_text
-from lora_jax.messages import nearest
+from lora_jax.messages import naming, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 
@@ -98,11 +98,9 @@ def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -
         raise ValueError(f"{path} is not named {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    try:
+    with naming(f"{path} is not UTF-8", UnicodeDecodeError):
         found = _objects(path) if suffix == ".jsonl" else _delimited(path, header, any_width)
         return list(found)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
 def read_list(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ label 1. COPA's accuracy is the official one, over questions: the choice with th
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,32 +85,6 @@ class TaskSpec:
     @property
     def choices(self) -> int:
         return max(1, len(self.seconds))
-
-
-class _Specs(Mapping[str, TaskSpec]):
-    """The specs in all files, as they are found; only the file of a wanted task is imported."""
-
-    def __getitem__(self, name: str) -> TaskSpec:
-        file, _, task = name.partition("/")
-        if file not in self._files():
-            raise KeyError(name)
-        return self._tasks(file)[task]
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{file}/{task}" for file in self._files() for task in self._tasks(file))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def _files(self) -> list[str]:
-        return sorted(module.name for module in pkgutil.iter_modules(__path__))
-
-    def _tasks(self, file: str) -> Mapping[str, TaskSpec]:
-        return importlib.import_module(f"{__name__}.{file}").TASKS
-
-
-SPECS: Mapping[str, TaskSpec] = _Specs()
-"""The spec of each task by name."""
 
 
 class Record(NamedTuple):
@@ -192,3 +166,14 @@ def _target(label: float | None) -> float | None:
     tensorflow-datasets stores float32; a number from a file is rounded in the same way.
     """
     return None if label is None else float(str(np.float32(label)))
+
+
+def find_specs() -> dict[str, TaskSpec]:
+    """The specs in all files of this folder, by the names of file and task."""
+    files = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    tasks = {file: importlib.import_module(f"{__name__}.{file}").TASKS for file in files}
+    return {f"{file}/{name}": spec for file, specs in tasks.items() for name, spec in specs.items()}
+
+
+SPECS: dict[str, TaskSpec] = find_specs()
+"""The spec of each task by name."""

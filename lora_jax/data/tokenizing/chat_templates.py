@@ -21,7 +21,7 @@ from typing import Any
 
 from lora_jax.data.tokenizing.vocabulary_files import read_settings, special_tokens
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
-from lora_jax.messages import first_line, require_known
+from lora_jax.messages import first_line, naming
 from lora_jax.models.published.weight_files import find_gguf
 
 Message = Mapping[str, Any]
@@ -78,34 +78,30 @@ class ChatTemplate:
             raise ValueError(f"{self.origin}: cannot render these messages: {reason}") from None
 
 
-def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
+def load_chat_template(path: str | Path) -> ChatTemplate:
     """Load the template of a folder or a GGUF file, with its special tokens.
 
     It is read from `chat_template.jinja`, else from `chat_template` in tokenizer_config.json, else
-    from the metadata of the GGUF file. If several are published, `name` chooses one.
-    FileNotFoundError if there is none; ValueError if none has this name, or it is not a template.
+    from the metadata of the GGUF file. If several are published, it is the one called `default`.
+    FileNotFoundError if there is none; ValueError if it is not a template.
     """
-    folder = Path(path)
-    settings = read_settings(folder / "tokenizer_config.json")
+    file, source = Path(path) / "chat_template.jinja", None
+    settings = read_settings(Path(path) / "tokenizer_config.json")
     tokens = special_tokens(settings)
-    file = folder / "chat_template.jinja"
     if file.is_file():
-        others = folder.glob("additional_chat_templates/*.jinja")
-        own = {"default": _text(file)} | {each.stem: _text(each) for each in others}
+        with naming(f"{file} is not UTF-8", UnicodeDecodeError):
+            source = file.read_text(encoding="utf-8")
     elif "chat_template" in settings:
-        file = folder / "tokenizer_config.json"
-        own = _named(settings["chat_template"], file)
+        file = Path(path) / "tokenizer_config.json"
+        source = _default(settings["chat_template"], file)
     elif (gguf := find_gguf(path)) is not None:
-        file, own, tokens = gguf, *_from_gguf(GgufFile(gguf))
-    else:
-        own = {}
-    if not own:
+        file, (source, tokens) = gguf, _from_gguf(GgufFile(gguf))
+    if source is None:
         raise FileNotFoundError(
             f"{path}: no chat template: neither chat_template.jinja, nor chat_template in "
             "tokenizer_config.json, nor a GGUF file with one"
         )
-    require_known(name, own, f"{file}: no chat template {name!r}")
-    return ChatTemplate(own[name], tokens, str(file))
+    return ChatTemplate(source, tokens, str(file))
 
 
 def prompt_and_completion(
@@ -150,38 +146,24 @@ def _named_reasoning(message: Message) -> dict[str, Any]:
     return present
 
 
-def _named(published: Any, file: Path) -> dict[str, str]:
-    """Templates by name; a single one is called `default`."""
-    if isinstance(published, str):
-        return {"default": published}
+def _default(published: Any, file: Path) -> str:
+    """The only template, or the one called `default` of a list with names."""
     if isinstance(published, list):
         with contextlib.suppress(TypeError, KeyError):
-            published = {each["name"]: each["template"] for each in published}
-    if isinstance(published, dict) and all(
-        isinstance(each, str) for item in published.items() for each in item
-    ):
-        return published
-    raise ValueError(f"{file}: chat_template must be text, or a list of names with templates")
+            named = {str(each["name"]): each["template"] for each in published}
+            published = named.get("default")
+    if not isinstance(published, str):
+        raise ValueError(f"{file}: chat_template must be text, or a list with names and a default")
+    return published
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: {error}") from None
-
-
-def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
-    key = "tokenizer.chat_template"
-    names = file.value("tokenizer.chat_templates", [])
-    own = {name: file.value(f"{key}.{name}", None) for name in names}
-    own["default"] = file.value(key, None)
+def _from_gguf(file: GgufFile) -> tuple[str | None, dict[str, str]]:
     words = file.value("tokenizer.ggml.tokens", [])
     ids = {k: file.value(f"tokenizer.ggml.{v}_token_id", None) for k, v in SPECIAL_TOKENS.items()}
     tokens = {
         f"{k}_token": words[i] for k, i in ids.items() if i is not None and 0 <= i < len(words)
     }
-    return {name: text for name, text in own.items() if text is not None}, tokens
+    return file.value("tokenizer.chat_template", None), tokens
 
 
 def _compile(source: str, origin: str, now: datetime.datetime | None) -> Any:

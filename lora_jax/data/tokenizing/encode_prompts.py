@@ -18,7 +18,7 @@ Special tokens are added only by id, so that a tokenizer's own template neither 
 begins a completion.
 """
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,13 +95,8 @@ def encode_prompts_cached(
 ) -> Tokenised:
     """`encode_prompts`, or its cached result; `folder` as in `encode_cached`."""
     key = key_of(tokenizer, max_length, "completions", prompts.text_digest(), eos_id, bos_id)
-    made = cached(
-        key,
-        lambda: encode_prompts(tokenizer, prompts, max_length, eos_id, bos_id),
-        tokenizer.pad_id,
-        folder,
-    )
-    return _with_counts(made)
+    make = functools.partial(encode_prompts, tokenizer, prompts, max_length, eos_id, bos_id)
+    return cached(key, make, tokenizer.pad_id, folder)
 
 
 def encode_options_cached(
@@ -113,13 +108,11 @@ def encode_options_cached(
 ) -> tuple[Tokenised, np.ndarray]:
     """`encode_options`, or its cached result; `folder` as in `encode_cached`."""
     key = key_of(tokenizer, max_length, "options", prompts.text_digest(), bos_id)
-    made = cached(
-        key,
-        lambda: encode_options(tokenizer, prompts, max_length, bos_id)[0],
-        tokenizer.pad_id,
-        folder,
-    )
-    return _with_counts(made), _options(prompts)[1]
+
+    def make() -> Encoded:
+        return encode_options(tokenizer, prompts, max_length, bos_id)[0]
+
+    return cached(key, make, tokenizer.pad_id, folder), _options(prompts)[1]
 
 
 def option_outputs(loglik: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -236,10 +229,3 @@ def _named(prompts: Prompts, place: int) -> str:
     name = str(place) if prompts.ids is None else prompts.ids[place]
     counted = " (counted from 0)" if name.isdecimal() else ""
     return f"data set {prompts.name!r}, example {name}{counted}"
-
-
-def _with_counts(made: Tokenised) -> Tokenised:
-    """Add the labels of `encode_prompts`, which are not stored."""
-    encoded = made.encoded
-    counts = np.add.reduceat(encoded.type_ids, encoded.offsets[:-1], dtype=np.int64)
-    return made._replace(encoded=dataclasses.replace(encoded, labels=counts))

@@ -31,6 +31,7 @@ from lora_jax.data.tokenizing.vocabulary_files import (
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.gguf_file import SPECIAL_TOKENS, GgufFile
 from lora_jax.files.published_paths import cache_folder
+from lora_jax.messages import naming
 from lora_jax.models import families
 from lora_jax.models.published.location import TOKENIZER_FILES
 from lora_jax.models.published.weight_files import find_gguf, read_json
@@ -99,10 +100,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     kind = _kind(folder, settings)
     if whole.is_file():
         file = whole
-        try:
+        with naming(f"{file} is not a tokenizer", Exception):  # it raises nothing more specific
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise ValueError(f"{file} is not a tokenizer: {error}") from error
     else:
         file = _vocabulary_file(folder)
         builder = from_gpt2 if kind == "gpt2" and file.name == "vocab.json" else None
@@ -227,7 +226,7 @@ def encode_cached(
 ) -> Tokenised:
     """`encode`, or its cached result for the same texts, tokenizer and `max_length`.
 
-    A digest of these three finds the file; a damaged file is made again. Labels are not stored. An
+    A digest of these three finds the file, whatever the labels; a damaged file is made again. An
     empty `folder` means `tokens` in `cache_folder()`; with None, nothing is cached. A folder that
     cannot be written gives a warning.
     """
@@ -240,13 +239,10 @@ def encode_cached(
 def cached(
     key: str, make: Callable[[], Encoded], pad_id: int, folder: str | Path | None = ""
 ) -> Tokenised:
-    """The result of `make`, or the one cached under `key`; in both cases without labels.
-
-    `folder` as in `encode_cached`.
-    """
+    """The result of `make`, or the one cached under `key`; `folder` as in `encode_cached`."""
     if folder is None:
         return _tokenised(make)
-    path = Path(folder or cache_folder() / "tokens") / f"{key}.safetensors"
+    path = Path(folder or cache_folder() / "tokens") / f"{key}.tokens"
     if (found := _read(path, pad_id)) is not None:
         return found
     made = _tokenised(make)
@@ -266,64 +262,36 @@ def key_of(tokenizer: Tokenizer, max_length: int, *content: Any) -> str:
 
 def _tokenised(make: Callable[[], Encoded]) -> Tokenised:
     start = time.perf_counter()
-    encoded = dataclasses.replace(make(), labels=np.zeros(0))
+    encoded = make()
     return Tokenised(encoded, len(encoded) / (time.perf_counter() - start), False)
 
 
 def _bytes(made: Tokenised) -> bytes:
+    """A file's content: a digest of what follows, and the arrays as safetensors."""
     encoded = made.encoded
-    arrays = {
-        "ids": encoded.ids,
-        "type_ids": encoded.type_ids,
-        "offsets": encoded.offsets,
-        "truncated": np.array([encoded.truncated]),
-        "examples_per_second": np.array([made.examples_per_second]),
-    }
-    return safetensors.numpy.save({**arrays, "sha256": _digest(arrays)})
+    content = safetensors.numpy.save(
+        {
+            "ids": encoded.ids,
+            "type_ids": encoded.type_ids,
+            "offsets": encoded.offsets,
+            "labels": encoded.labels,
+            "truncated": np.array([encoded.truncated]),
+            "examples_per_second": np.array([made.examples_per_second]),
+        }
+    )
+    return hashlib.sha256(content).digest() + content
 
 
 def _read(path: Path, pad_id: int) -> Tokenised | None:
-    try:
-        arrays = safetensors.numpy.load(path.read_bytes())
-        intact = (arrays.pop("sha256") == _digest(arrays)).all()
-    except Exception:  # no file, or a damaged one: it is made again
+    """What a file holds; None if there is none, or it is damaged: it is made again."""
+    stored = path.read_bytes() if path.is_file() else b""
+    digest, content = stored[:32], stored[32:]
+    if hashlib.sha256(content).digest() != digest:
         return None
-    if not intact or not _is_ragged(arrays):
-        return None
-    encoded = Encoded(
-        ids=arrays["ids"],
-        type_ids=arrays["type_ids"],
-        offsets=arrays["offsets"],
-        labels=np.zeros(0),
-        pad_id=pad_id,
-        truncated=int(arrays["truncated"][0]),
-    )
-    return Tokenised(encoded, float(arrays["examples_per_second"][0]), True)
-
-
-def _is_ragged(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether the arrays fit `Encoded`; the file's digest does not ensure that."""
-    try:
-        ids, types, offsets = (arrays[name] for name in ("ids", "type_ids", "offsets"))
-        rows = arrays["truncated"].shape == arrays["examples_per_second"].shape == (1,)
-    except KeyError:
-        return False
-    kinds = (ids.dtype, types.dtype, offsets.dtype) == (np.int32, np.int32, np.int64)
-    shaped = rows and ids.ndim == offsets.ndim == 1 and types.shape == ids.shape
-    if not (kinds and shaped and len(offsets)):
-        return False
-    whole = offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) >= 0).all()
-    return bool(whole and (ids >= 0).all() and (types >= 0).all())
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """SHA-256 of named arrays, as bytes (32,) uint8."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return np.frombuffer(found.digest(), np.uint8)
+    arrays = safetensors.numpy.load(content)
+    truncated, speed = int(arrays.pop("truncated")[0]), float(arrays.pop("examples_per_second")[0])
+    encoded = Encoded(**arrays, pad_id=pad_id, truncated=truncated)
+    return Tokenised(encoded, speed, True)
 
 
 _WITH_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "tokenizer.model")

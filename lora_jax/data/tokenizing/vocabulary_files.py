@@ -6,6 +6,7 @@ GGUF file stores; the tokenizer.json of the published model states the same as r
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from lora_jax.files import json_text
-from lora_jax.messages import first_line, nearest
+from lora_jax.messages import first_line, naming, nearest
 
 GPT2_END = "<|endoftext|>"
 """GPT-2's only special token: it begins a text, ends it, and stands for unknown text."""
@@ -23,11 +24,10 @@ _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's tokenizer: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
-    try:
+    wrong = f"{path} is not a BERT vocabulary"
+    with naming(wrong, Exception):  # tokenizers raises nothing more specific
         vocabulary = models.WordPiece.read_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"{path} is not a BERT vocabulary: {error}") from None
-    _require(_BERT_SPECIAL, vocabulary, f"{path} is not a BERT vocabulary")
+    _require(_BERT_SPECIAL, vocabulary, wrong)
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -45,13 +45,6 @@ def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer
 
 def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """RoBERTa's tokenizer: byte pairs, from vocab.json and the merges.txt beside it."""
-    vocabulary, merges = _read_merges(path)
-    try:
-        model = models.BPE(
-            vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
-        )
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"{path} and merges.txt are not a byte-pair vocabulary: {error}") from None
     defaults = {
         "bos": "<s>",
         "eos": "</s>",
@@ -61,43 +54,53 @@ def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
         "pad": "<pad>",
         "mask": "<mask>",
     }
-    special = {k: _added(settings.get(f"{k}_token") or token) for k, token in defaults.items()}
-    needed = [special[name].content for name in ("cls", "sep", "pad")]
-    _require(needed, vocabulary, f"{path} is not a RoBERTa vocabulary")
-    backend = tokenizers.Tokenizer(model)
-    prefix = settings.get("add_prefix_space", False)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    sep, cls = special["sep"].content, special["cls"].content
+    needed = ("cls", "sep", "pad")
+    backend, special = _byte_level(path, settings, defaults, needed, "RoBERTa")
+    trims, prefix = settings.get("trim_offsets", True), settings.get("add_prefix_space", False)
     backend.post_processor = processors.RobertaProcessing(
-        (sep, vocabulary[sep]), (cls, vocabulary[cls]), settings.get("trim_offsets", True), prefix
+        special["sep"], special["cls"], trims, prefix
     )
-    backend.add_special_tokens(list(special.values()))
     return backend
 
 
 def from_gpt2(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """GPT-2's tokenizer, from the same two files; `add_bos_token` puts a token before texts."""
-    vocabulary, merges = _read_merges(path)
-    special = {k: _added(settings.get(f"{k}_token") or GPT2_END) for k in ("unk", "bos", "eos")}
-    _require(
-        sorted({each.content for each in special.values()}),
-        vocabulary,
-        f"{path} is not a GPT-2 vocabulary",
-    )
-    try:
-        prefix = settings.get("add_prefix_space", False)
-        backend = byte_pairs(vocabulary, merges, WAYS["gpt-2"], prefix)
-    except ValueError as error:
-        raise ValueError(f"{path} and merges.txt: {error}") from None
-    backend.add_special_tokens(list(special.values()))
+    defaults = {"unk": GPT2_END, "bos": GPT2_END, "eos": GPT2_END}
+    backend, special = _byte_level(path, settings, defaults, defaults, "GPT-2")
     if settings.get("add_bos_token"):
-        bos = special["bos"].content
+        bos, number = special["bos"]
         backend.post_processor = processors.TemplateProcessing(
             ["bos:0", "$A:0"],
             ["bos:0", "$A:0", "bos:1", "$B:1"],
-            [{"id": "bos", "ids": [vocabulary[bos]], "tokens": [bos]}],
+            [{"id": "bos", "ids": [number], "tokens": [bos]}],
         )
     return backend
+
+
+def _byte_level(
+    path: Path,
+    settings: dict[str, Any],
+    defaults: dict[str, str],
+    needed: Iterable[str],
+    family: str,
+) -> tuple[tokenizers.Tokenizer, dict[str, tuple[str, int]]]:
+    """The byte pairs of vocab.json and merges.txt, and the needed special tokens, with their ids.
+
+    Args:
+      defaults: the special tokens that `settings` need not name.
+      needed: which of them must be in the vocabulary.
+    """
+    wrong = f"{path} and merges.txt are not a byte-pair vocabulary"
+    with naming(wrong, Exception):  # tokenizers raises nothing more specific
+        vocabulary, merges = models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
+    added = {k: _added(settings.get(f"{k}_token") or token) for k, token in defaults.items()}
+    special = {name: added[name].content for name in needed}
+    _require([*dict.fromkeys(special.values())], vocabulary, f"{path} is not a {family} vocabulary")
+    with naming(wrong):
+        prefix = settings.get("add_prefix_space", False)
+        backend = byte_pairs(vocabulary, merges, WAYS["gpt-2"], prefix)
+    backend.add_special_tokens(list(added.values()))
+    return backend, {name: (text, vocabulary[text]) for name, text in special.items()}
 
 
 def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -157,14 +160,6 @@ def _unigram(path: Path, model: Any, settings: dict[str, Any]) -> tokenizers.Tok
     return backend
 
 
-def _read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary of vocab.json, and the merges of the merges.txt beside it."""
-    try:
-        return models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"{path} and merges.txt are not a byte-pair vocabulary: {error}") from None
-
-
 def _read_spm(path: Path) -> Any:
     try:
         from sentencepiece import sentencepiece_model_pb2
@@ -175,10 +170,9 @@ def _read_spm(path: Path) -> Any:
         ) from None
     protobuf: Any = sentencepiece_model_pb2  # its classes are created on import
     model = protobuf.ModelProto()
-    try:
+    wrong = f"{path} is not a SentencePiece model"
+    with naming(wrong, Exception):  # protobuf's DecodeError, whose module is not stable
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's DecodeError, whose module is not stable
-        raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
     return model
 
 
@@ -225,12 +219,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def special_tokens(settings: dict[str, Any]) -> dict[str, str]:
     """The special tokens that checked settings name, for example `eos_token: "</s>"`."""
-    return {name: token_text(settings[name]) for name in _TOKENS if name in settings}
-
-
-def token_text(token: str | dict[str, Any]) -> str:
-    """A token's text; the token is a text, or an added token written as an object."""
-    return token if isinstance(token, str) else token["content"]
+    found = {name: settings[name] for name in _TOKENS if name in settings}
+    return {name: x if isinstance(x, str) else x["content"] for name, x in found.items()}
 
 
 def _is_token(value: Any) -> bool:
@@ -298,10 +288,7 @@ def byte_pairs(
     for first, second in merges:  # otherwise tokenizers may panic
         for token in (first, second, first + second):
             if token not in vocabulary:
-                raise ValueError(
-                    f"not a byte-pair vocabulary: it merges {first!r} and {second!r} "
-                    f"but has no {token!r}"
-                )
+                raise ValueError(f"it merges {first!r} and {second!r} but has no {token!r}")
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way.whole))
     if way.composes:
         backend.normalizer = normalizers.NFC()

@@ -26,8 +26,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from lora_jax.base import wide
-from lora_jax.models.parts.classifier import EncoderClassifier
+from lora_jax.models.families import bert
+from lora_jax.models.parts.classifier import EncoderClassifier, Step
 from lora_jax.models.parts.config_checks import (
     EncoderConfig,
     activation,
@@ -41,6 +41,7 @@ from lora_jax.models.parts.config_checks import (
     rate,
     setting,
     shown,
+    words,
 )
 from lora_jax.models.parts.family import Family
 from lora_jax.models.parts.modules import (
@@ -49,15 +50,10 @@ from lora_jax.models.parts.modules import (
     LayerNorm,
     Linear,
     Pool,
-    attention_bias,
-    check_inputs,
     dropout,
     like,
-    over_layers,
     split_keys,
 )
-
-_KINDS = ("c2p", "p2c")
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
@@ -65,13 +61,8 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         raise ValueError(f"{name} must be words, got {shown(value)}")
-    words = (str(part).strip().lower() for part in parts)
-    return tuple(dict.fromkeys(word for word in words if word))
-
-
-def _check_kinds(name: str, value: tuple[str, ...]) -> None:
-    for kind in value:
-        check_choice(name, kind, _KINDS)
+    stripped = (str(part).strip().lower() for part in parts)
+    return tuple(dict.fromkeys(word for word in stripped if word))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +93,7 @@ class DebertaConfig(EncoderConfig):
     pooler_hidden_act: str = activation("gelu")
     cls_dropout: float | None = rate(None, null=None)
     relative_attention: bool = flag(False)
-    pos_att_type: tuple[str, ...] = setting((), _check_kinds, read=_words, null=())
+    pos_att_type: tuple[str, ...] = words(("c2p", "p2c"), read=_words)
     share_att_key: bool = flag(False)
     max_relative_positions: int = integer(-1, least=-1)
     position_buckets: int = integer(-1, least=-1)
@@ -218,29 +209,24 @@ class Relative(NamedTuple):
     order: Array
 
 
-class Attention(nnx.Module):
+class Attention(bert.Attention):
     """Disentangled self-attention with its residual and norm: (B, T, hidden) to (B, T, hidden)."""
 
     def __init__(self, config: DebertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
-        width = config.hidden_size
-        linear = functools.partial(
-            Linear, width, width, std=config.initializer_range, dtype=dtype, rngs=rngs
-        )
-        self.query, self.key, self.value, self.output = linear(), linear(), linear(), linear()
+        super().__init__(config, dtype, rngs)
+        width, std = config.hidden_size, config.initializer_range
         if config.relative_attention and not config.share_att_key:
             if "c2p" in config.pos_att_type:
-                self.position_key = linear()
+                self.position_key = Linear(width, width, std, dtype, rngs)
             if "p2c" in config.pos_att_type:
-                self.position_query = linear()
-        self.norm = LayerNorm(width, config.layer_norm_eps, dtype)
-        self.config = config
+                self.position_query = Linear(width, width, std, dtype, rngs)
 
     def __call__(
-        self, x: Array, bias: Array, relative: Relative | None, rng: Array | None
+        self, x: Array, bias: Array, relative: Relative | None = None, *, rng: Array | None
     ) -> Array:
         c = self.config
-        probabilities_rng, output_rng, position_rng = split_keys(rng, 3)
-        query, key, value = (self._heads(f(x)) for f in (self.query, self.key, self.value))
+        *rngs, position_rng = split_keys(rng, 3)
+        query, key, value = (self.heads(f(x)) for f in (self.query, self.key, self.value))
         scores = query @ key.swapaxes(-2, -1)
         if relative is not None:
             embeddings = dropout(relative.embeddings, c.hidden_dropout_prob, position_rng)
@@ -253,14 +239,7 @@ class Attention(nnx.Module):
                 by_key = self._by_distance(key, project(embeddings), relative.order)
                 scores = scores + by_key.swapaxes(-2, -1)
         scores = scores * (query.shape[-1] * (1 + len(c.pos_att_type))) ** -0.5
-        p = jax.nn.softmax(scores.astype(bias.dtype) + bias, axis=-1).astype(x.dtype)
-        p = dropout(p, c.attention_probs_dropout_prob, probabilities_rng)
-        y = self.output((p @ value).swapaxes(-3, -2).reshape(x.shape))
-        return self.norm(x + dropout(y, c.hidden_dropout_prob, output_rng))
-
-    def _heads(self, y: Array) -> Array:
-        """(..., T, hidden) to (..., heads, T, head)."""
-        return y.reshape(*y.shape[:-1], self.config.num_attention_heads, -1).swapaxes(-3, -2)
+        return self.finish(x, scores, value, bias, *rngs)
 
     def _by_distance(self, x: Array, positions: Array, order: Array) -> Array:
         """The product of each token's x with the projected embedding of its distance to each token.
@@ -269,7 +248,7 @@ class Attention(nnx.Module):
         avoids gathering single elements, and scattering them in the backward pass, which is slow on
         a CPU.
         """
-        rows = jnp.take(self._heads(positions), order, axis=-2)
+        rows = jnp.take(self.heads(positions), order, axis=-2)
         return skew(x @ rows.swapaxes(-2, -1)[None])
 
 
@@ -358,6 +337,7 @@ class DebertaClassifier(EncoderClassifier):
 
     embeddings_type = Embeddings
     attention_type = Attention
+    branches = True
 
     def __init__(
         self,
@@ -377,52 +357,15 @@ class DebertaClassifier(EncoderClassifier):
         x = self.pooler(dropout(x, self.config.pooler_dropout, rng))
         return ACTIVATIONS[self.config.pooler_hidden_act](x)
 
-    def encode(
-        self,
-        input_ids: Array,
-        attention_mask: Array,
-        token_type_ids: Array | None = None,
-        *,
-        rng: Array | None = None,
-    ) -> Array:
-        c = self.config
-        check_inputs(input_ids, attention_mask, c.max_tokens)
-        dtype = self.dtype or self.embeddings.word.embedding.dtype
-        ignored = token_type_ids is None or c.type_vocab_size == 1
-        types = jnp.zeros_like(input_ids) if ignored else token_type_ids
-        mask = attention_mask.astype(bool)
-        embedding_rng, convolution_rng, layers_rng = split_keys(rng, 3)
-        x = self.embeddings(input_ids, types, mask, dtype)
-        x = dropout(x, c.hidden_dropout_prob, embedding_rng)
-        relative = self.embeddings.distances(input_ids.shape[1], dtype)
+    def distances(self, tokens: int, dtype: DTypeLike) -> tuple[Relative | None]:
+        return (self.embeddings.distances(tokens, dtype),)
 
-        bias = attention_bias(mask, wide(dtype))
-        graph, weights = nnx.split(self.layers)
-
-        # The convolution depends only on the embeddings: the loop only adds its result.
-        after_first = _unchanged
-        if c.conv_kernel_size:
-            branch = self.convolution.branch(x, mask, convolution_rng)
-            kept = mask.astype(dtype)[:, :, None]
-
-            def after_first(x):
-                return self.convolution.norm(x + branch) * kept
-
-        def layer(x, each):
-            weights, rng, is_first = each
-            x = nnx.merge(graph, weights)(x, bias, relative, rng=rng)
-            if c.conv_kernel_size:
-                x = jax.lax.cond(is_first, after_first, _unchanged, x)
-            return x, None
-
-        rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
-        is_first = jnp.arange(c.num_hidden_layers) == 0
-        stacked = weights, rngs, is_first
-        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)[0]
-
-
-def _unchanged(x: Array) -> Array:
-    return x
+    def after_first(self, x: Array, mask: Array, rng: Array | None) -> Step | None:
+        """The convolution depends only on the embeddings: the loop only adds its result."""
+        if not self.config.conv_kernel_size:
+            return None
+        branch, kept = self.convolution.branch(x, mask, rng), mask.astype(x.dtype)[:, :, None]
+        return lambda x: self.convolution.norm(x + branch) * kept
 
 
 FAMILY = Family(

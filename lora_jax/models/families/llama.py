@@ -15,7 +15,7 @@ Touvron et al., 2023 (arXiv:2307.09288).
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 from flax import nnx
@@ -27,17 +27,16 @@ from lora_jax.models.parts.config_checks import (
     DecoderConfig,
     activation,
     check_heads,
-    check_integer,
     epsilon,
     flag,
     integer,
     layer_count,
     positive,
     rate,
-    setting,
     shown,
     token,
     tokens,
+    words,
 )
 from lora_jax.models.parts.decoder import Decoder, DecoderLayer
 from lora_jax.models.parts.family import Family, Gguf
@@ -48,26 +47,19 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a list of words, got {shown(value)}")
     return tuple(value)
 
 
-def _check_kinds(name: str, value: tuple[str, ...]) -> None:
-    if unknown := [each for each in value if each not in (FULL, SLIDING)]:
-        raise ValueError(
-            f"{name} {shown(unknown[0])} is not supported; supported: {FULL}, {SLIDING}"
-        )
+class Biases(NamedTuple):
+    """Which linear layers have biases."""
 
-
-def window(default: int | None) -> Any:
-    """The field of a number of tokens that a layer sees, or None."""
-
-    def check(name: str, value: Any) -> None:
-        if value is not None:
-            check_integer(name, value, least=1)
-
-    return setting(default, check, null=None)
+    inputs: bool
+    """Queries, keys and values."""
+    output: bool
+    """Attention's output."""
+    feed_forward: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +90,9 @@ class LlamaConfig(DecoderConfig):
     mlp_bias: bool = flag(False)
     tie_word_embeddings: bool = flag(False)
     use_sliding_window: bool = flag(False)
-    sliding_window: int | None = window(None)
+    sliding_window: int | None = integer(None, null=None)
     max_window_layers: int = integer(28, least=0)
-    layer_types: tuple[str, ...] = setting((), _check_kinds, read=_words, null=())
+    layer_types: tuple[str, ...] = words((FULL, SLIDING), read=_words)
     bos_token_id: int | None = token(1)
     eos_token_id: tuple[int, ...] = tokens((2,))
     pad_token_id: int | None = token(None)
@@ -219,18 +211,8 @@ class LlamaConfig(DecoderConfig):
         return self.max_position_embeddings if dynamic else 2**31 - 1
 
     @property
-    def input_bias(self) -> bool:
-        """Whether queries, keys and values have biases."""
-        return self.attention_bias
-
-    @property
-    def output_bias(self) -> bool:
-        """Whether attention's output has a bias."""
-        return self.attention_bias
-
-    @property
-    def feed_forward_bias(self) -> bool:
-        return self.mlp_bias
+    def biases(self) -> Biases:
+        return Biases(self.attention_bias, self.attention_bias, self.mlp_bias)
 
 
 class Attention(nnx.Module):
@@ -240,10 +222,10 @@ class Attention(nnx.Module):
         linear = functools.partial(Linear, std=config.initializer_range, dtype=dtype, rngs=rngs)
         width, head = config.hidden_size, config.head_dim
         heads, groups = config.num_attention_heads * head, config.num_key_value_heads * head
-        self.query = linear(width, heads, use_bias=config.input_bias)
-        self.key = linear(width, groups, use_bias=config.input_bias)
-        self.value = linear(width, groups, use_bias=config.input_bias)
-        self.output = linear(heads, width, use_bias=config.output_bias)
+        self.query = linear(width, heads, use_bias=config.biases.inputs)
+        self.key = linear(width, groups, use_bias=config.biases.inputs)
+        self.value = linear(width, groups, use_bias=config.biases.inputs)
+        self.output = linear(heads, width, use_bias=config.biases.output)
         self.config = config
 
     def project(self, x: Array, rotation: Rotation) -> tuple[Array, Array, Array]:
@@ -277,7 +259,7 @@ class Layer(DecoderLayer):
             std=config.initializer_range,
             dtype=dtype,
             rngs=rngs,
-            use_bias=config.feed_forward_bias,
+            use_bias=config.biases.feed_forward,
         )
         self.attention_norm = RMSNorm(width, config.rms_norm_eps, dtype)
         self.attention = self.attention_type(config, dtype, rngs)

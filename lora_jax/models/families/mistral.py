@@ -17,22 +17,14 @@ class MistralConfig(llama.LlamaConfig):
     intermediate_size: int = integer(14336)
     max_position_embeddings: int = integer(131072)
     num_key_value_heads: int = integer(8, least=0, null=0)
-    sliding_window: int | None = llama.window(4096)
+    sliding_window: int | None = integer(4096, null=None)
 
     def used_window(self) -> int | None:
         return self.sliding_window
 
     @property
-    def input_bias(self) -> bool:
-        return False
-
-    @property
-    def output_bias(self) -> bool:
-        return False
-
-    @property
-    def feed_forward_bias(self) -> bool:
-        return False
+    def biases(self) -> llama.Biases:
+        return llama.Biases(False, False, False)
 
 
 FAMILY = dataclasses.replace(llama.FAMILY, config=MistralConfig, architecture="MistralForCausalLM")

@@ -25,7 +25,7 @@ class Qwen2Config(llama.LlamaConfig):
     intermediate_size: int = integer(22016)
     num_key_value_heads: int = integer(32, least=0, null=0)
     max_position_embeddings: int = integer(32768)
-    sliding_window: int | None = llama.window(4096)
+    sliding_window: int | None = integer(4096, null=None)
     bos_token_id: int | None = token(None)
     eos_token_id: tuple[int, ...] = tokens(())
 
@@ -39,16 +39,8 @@ class Qwen2Config(llama.LlamaConfig):
         return self.max_window_layers
 
     @property
-    def input_bias(self) -> bool:
-        return True
-
-    @property
-    def output_bias(self) -> bool:
-        return False
-
-    @property
-    def feed_forward_bias(self) -> bool:
-        return False
+    def biases(self) -> llama.Biases:
+        return llama.Biases(inputs=True, output=False, feed_forward=False)
 
 
 GGUF = dataclasses.replace(llama.GGUF, architecture="qwen2", turns_neighbours=False)

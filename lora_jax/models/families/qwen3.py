@@ -24,12 +24,8 @@ class Qwen3Config(qwen2.Qwen2Config):
     head_dim: int = integer(128, least=0, null=0)
 
     @property
-    def input_bias(self) -> bool:
-        return self.attention_bias
-
-    @property
-    def output_bias(self) -> bool:
-        return self.attention_bias
+    def biases(self) -> llama.Biases:
+        return llama.Biases(self.attention_bias, self.attention_bias, False)
 
 
 class Attention(llama.Attention):

@@ -27,17 +27,23 @@ class RobertaConfig(bert.BertConfig):
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
+class Embeddings(bert.Embeddings):
+    """As BERT's, with the positions of tokens alone, padding left out."""
+
+    def positions(self, mask: Array) -> Array:
+        return mask * jnp.cumsum(mask, axis=1) + self.config.pad_token_id
+
+
 class RobertaClassifier(bert.BertClassifier):
     """RoBERTa with a classifier over the pooled sequence.
 
     `pool="cls"` applies dropout, a dense layer and tanh to the first token.
     """
 
+    embeddings_type = Embeddings
+
     def pool_first(self, x: Array, rng: Array | None) -> Array:
         return super().pool_first(dropout(x, self.config.head_dropout, rng), rng)
-
-    def positions(self, mask: Array) -> Array:
-        return mask * jnp.cumsum(mask, axis=1) + self.config.pad_token_id
 
 
 _ENCODER = {ours: name for ours, name in bert.FAMILY.names.items() if ours != "pooler"}

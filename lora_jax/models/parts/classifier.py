@@ -1,8 +1,10 @@
 """What all encoders' classifiers have in common: a layer, the stack, and the head over it."""
 
 import functools
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, get_args
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -14,12 +16,16 @@ from lora_jax.models.parts.modules import (
     LayerNorm,
     Linear,
     Pool,
-    check_head,
+    attention_bias,
     dropout,
     masked_mean,
+    over_layers,
     split_keys,
     stack_layers,
 )
+
+Step = Callable[[Array], Array]
+"""A function of hidden states (B, T, hidden), of which it gives others."""
 
 
 class EncoderLayer(nnx.Module):
@@ -39,7 +45,7 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x: Array, *seen: Any, rng: Array | None) -> Array:
         """Apply the layer; `seen` is what attention reads besides x, such as its bias."""
         attention_rng, output_rng = split_keys(rng, 2)
-        x = self.attention(x, *seen, attention_rng)
+        x = self.attention(x, *seen, rng=attention_rng)
         y = self.down(ACTIVATIONS[self.config.hidden_act](self.up(x)))
         return self.norm(x + dropout(y, self.config.hidden_dropout_prob, output_rng))
 
@@ -56,11 +62,14 @@ class EncoderClassifier(nnx.Module):
     the backward pass instead of keeping its activations; `unroll` is that of
     `modules.over_layers`. The model holds no random state: pass `rng` to a call for dropout.
 
-    A family defines `embeddings_type`, `attention_type`, `pool_first` and `encode`.
+    A family defines `embeddings_type`, `attention_type`, `pool_first` and, if needed, `distances`
+    and `after_first`.
     """
 
     embeddings_type: ClassVar[Any]
     attention_type: ClassVar[Any]
+    branches = False
+    """Whether a part beside the layers has dropout of its own (see `after_first`)."""
 
     def __init__(
         self,
@@ -74,7 +83,10 @@ class EncoderClassifier(nnx.Module):
         unroll: int | None = None,
         rngs: nnx.Rngs,
     ):
-        check_head(num_labels, pool)
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}")
+        if num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {num_labels}")
         self.config, self.pool, self.dtype = config, pool, dtype
         self.remat, self.unroll = remat, unroll
         width, std = config.hidden_size, config.initializer_range
@@ -117,6 +129,14 @@ class EncoderClassifier(nnx.Module):
         """The head's input from the first token's hidden states, (B, hidden) to (B, hidden)."""
         raise NotImplementedError
 
+    def distances(self, tokens: int, dtype: DTypeLike) -> tuple[Any, ...]:
+        """What attention reads besides hidden states and the mask, for sequences of `tokens`."""
+        return ()
+
+    def after_first(self, x: Array, mask: Array, rng: Array | None) -> Step | None:
+        """What changes the first layer's output, from the embeddings; None for nothing."""
+        return None
+
     def encode(
         self,
         input_ids: Array,
@@ -126,4 +146,33 @@ class EncoderClassifier(nnx.Module):
         rng: Array | None = None,
     ) -> Array:
         """The last hidden states (B, T, hidden), in `dtype`; arguments as for a call."""
-        raise NotImplementedError
+        c = self.config
+        if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                "input_ids and attention_mask must both be (batch, tokens), "
+                f"got {input_ids.shape} and {attention_mask.shape}"
+            )
+        if input_ids.shape[1] > c.max_tokens:
+            raise ValueError(f"{input_ids.shape[1]} tokens; the model takes at most {c.max_tokens}")
+        dtype = self.dtype or self.embeddings.word.embedding.dtype
+        ignored = token_type_ids is None or c.type_vocab_size == 1
+        types = jnp.zeros_like(input_ids) if ignored else token_type_ids
+        mask = attention_mask.astype(bool)
+        embedding_rng, *between, layers_rng = split_keys(rng, 3 if self.branches else 2)
+        x = self.embeddings(input_ids, types, mask, dtype)
+        x = dropout(x, c.hidden_dropout_prob, embedding_rng)
+        after_first = self.after_first(x, mask, *between) if self.branches else None
+        seen = attention_bias(mask, wide(dtype)), *self.distances(input_ids.shape[1], dtype)
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x: Array, each: tuple[Any, Array | None, Array]) -> tuple[Array, None]:
+            weights, rng, is_first = each
+            x = nnx.merge(graph, weights)(x, *seen, rng=rng)
+            if after_first is not None:
+                x = jax.lax.cond(is_first, after_first, lambda x: x, x)
+            return x, None
+
+        count = c.num_hidden_layers
+        rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
+        stacked = weights, rngs, jnp.arange(count) == 0
+        return over_layers(layer, x, stacked, count, self.unroll, self.remat)[0]

@@ -101,7 +101,11 @@ def next_token_loss(
 
 
 def completion_likelihood(
-    decoder: Decoder, longest: int, chunk: int = 128, smoothing: float = 0.0
+    decoder: Decoder,
+    longest: int,
+    chunk: int = 128,
+    smoothing: float = 0.0,
+    options: int | None = None,
 ) -> tuple[Callable[..., Array], nnx.State]:
     """A decoder as `(forward, params)`, where `forward` gives log-likelihoods of completions.
 
@@ -113,31 +117,17 @@ def completion_likelihood(
     no token sees it. The mask is not used, so that backends can use their kernels for plain causal
     attention.
 
-    Args:
-        longest: the number of tokens of the longest completion; further tokens are left out.
-        smoothing: label smoothing for training, as in `token_losses`.
-    """
-    return _likelihoods(decoder, longest, 1, chunk, smoothing, branched=False)
-
-
-def option_likelihoods(
-    decoder: Decoder, options: int, longest: int, chunk: int = 128
-) -> tuple[Callable[..., Array], nnx.State]:
-    """As `completion_likelihood`, for several completions of one prompt in a row: (B, options).
-
+    With `options`, a row has several completions of one prompt, and `forward` gives (B, options).
     The tokens of completion k have type k, from 1 on, and completions follow each other. Each is
     predicted from the prompt and itself only; the prompt's states are computed once for all.
 
     Args:
+        longest: the number of tokens of the longest completion, or of all completions of a row
+            together; further tokens are left out.
+        smoothing: label smoothing for training, as in `token_losses`.
         options: the most completions of a row; a missing one has a log-likelihood of 0.
-        longest: the most tokens of all completions of a row together.
     """
-    return _likelihoods(decoder, longest, options, chunk, 0.0, branched=True)
-
-
-def _likelihoods(
-    decoder: Decoder, longest: int, options: int, chunk: int, smoothing: float, branched: bool
-) -> tuple[Callable[..., Array], nnx.State]:
+    branched, options = options is not None, 1 if options is None else options
     if longest < 1 or options < 1:
         raise ValueError(f"expected completions of one token or more, got {options} of {longest}")
     graph, params = nnx.split(decoder)

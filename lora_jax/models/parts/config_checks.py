@@ -9,7 +9,7 @@ A family's config is a dataclass, each of whose fields states its default and it
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from lora_jax.files.gguf_file import GgufFile
@@ -24,6 +24,71 @@ _REFUSED: Any = object()  # stands for "null is an error"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def check_heads(hidden_size: int, num_attention_heads: int) -> None:
+    if hidden_size % num_attention_heads:
+        raise ValueError(
+            f"hidden_size {hidden_size} is not a multiple of "
+            f"num_attention_heads {num_attention_heads}"
+        )
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} {shown(value)} is not supported; supported: {', '.join(choices)}")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Check a dropout rate."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {shown(value)}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Check a positive number that float32 holds as neither zero nor infinity."""
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{name} must be a positive number, got {shown(value)}")
+    if not 1e-37 < value < 1e38:
+        raise ValueError(f"{name} must be a number that float32 holds, got {shown(value)}")
+
+
+def check_epsilon(name: str, value: Any) -> None:
+    """Check the number that a norm adds to a variance before dividing by its root."""
+    check_positive(name, value)
+    if not _LEAST_EPSILON <= value <= _MOST_EPSILON:
+        raise ValueError(
+            f"{name} must be from {_LEAST_EPSILON} to {_MOST_EPSILON}, got {shown(value)}"
+        )
+
+
+def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
+    if not isinstance(value, int) or not _is_number(value) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be an integer <= {most:,}, got {shown(value)}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
+
+
+def token_ids(name: str, value: Any) -> tuple[int, ...]:
+    """Check one token id, several or None (null), and return them as a tuple."""
+    ids = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+    for each in ids:
+        check_integer(name, each, least=0)
+    return ids
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, shortened: a file may hold a value of any length."""
+    return reprlib.repr(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def setting(
     default: Any,
     check: Callable[[str, Any], object],
@@ -36,54 +101,38 @@ def setting(
     Args:
       check: raises a ValueError for a name and a value that the setting cannot have.
       read: makes the value from a name and the content of a config.json.
-      null: the meaning of null there; by default, null is an error.
+      null: the meaning of null there; by default, null is an error. If it is None, the setting may
+        be None.
     """
     stated = {"check": check, "read": read, "null": null}
     return dataclasses.field(default=default, metadata=stated)
 
 
-def integer(default: int, least: int = 1, **more: Any) -> Any:
-    return setting(default, functools.partial(check_integer, least=least), **more)
+def integer(default: int | None, least: int = 1, most: int = MOST, **more: Any) -> Any:
+    return setting(default, functools.partial(check_integer, least=least, most=most), **more)
 
 
-def layer_count(default: int) -> Any:
-    return setting(default, functools.partial(check_integer, least=1, most=MOST_LAYERS))
+def words(choices: Sequence[str], read: Callable[[str, Any], Any]) -> Any:
+    """The field of any number of words."""
+
+    def check(name: str, value: Sequence[str]) -> None:
+        for each in value:
+            check_choice(name, each, choices)
+
+    return setting((), check, read=read, null=())
 
 
-def rate(default: float | None, **more: Any) -> Any:
-    """The field of a dropout rate; if its default is None, it may be None."""
-
-    def check(name: str, value: Any) -> None:
-        if not (value is None and default is None):
-            check_rate(name, value)
-
-    return setting(default, check, **more)
-
-
-def positive(default: float) -> Any:
-    return setting(default, check_positive)
-
-
-def epsilon(default: float) -> Any:
-    return setting(default, check_epsilon)
-
-
-def flag(default: bool) -> Any:
-    return setting(default, check_flag)
-
-
-def activation(default: str) -> Any:
-    return setting(default, check_activation)
-
-
-def token(default: int | None) -> Any:
-    """The field of one token id, or None."""
-    return setting(default, check_token, null=None)
-
-
-def tokens(default: tuple[int, ...]) -> Any:
-    """The field of any number of token ids."""
-    return setting(default, token_ids, read=token_ids, null=())
+layer_count = functools.partial(integer, most=MOST_LAYERS)
+token = functools.partial(integer, least=0, null=None)
+"""The field of one token id, or None."""
+tokens = functools.partial(setting, check=token_ids, read=token_ids, null=())
+"""The field of any number of token ids."""
+rate = functools.partial(setting, check=check_rate)
+"""The field of a dropout rate."""
+positive = functools.partial(setting, check=check_positive)
+epsilon = functools.partial(setting, check=check_epsilon)
+flag = functools.partial(setting, check=check_flag)
+activation = functools.partial(setting, check=functools.partial(check_choice, choices=ACTIVATIONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +153,9 @@ class ModelConfig:
     def __post_init__(self):
         self._check_type(self.model_type)
         for field in dataclasses.fields(self):
-            if field.metadata:
-                field.metadata["check"](field.name, getattr(self, field.name))
+            value, stated = getattr(self, field.name), field.metadata
+            if stated and not (value is None and stated["null"] is None):
+                stated["check"](field.name, value)
 
     @classmethod
     def own_type(cls) -> str:
@@ -181,7 +231,9 @@ class DecoderConfig(ModelConfig):
     """The settings of a decoder.
 
     It also has `hidden_size`, `num_hidden_layers`, `num_key_value_heads`, `head_dim`, `max_tokens`,
-    `sliding_window`, and `slides`: whether each layer sees only a window.
+    `sliding_window`, and `slides`: whether each layer sees only a window. `from_gguf` reads the
+    metadata of a GGUF file, for families that such files hold; it raises a ValueError for a feature
+    that this decoder lacks, and for a number that is missing.
     """
 
     refused = ("is_encoder_decoder",)
@@ -191,14 +243,6 @@ class DecoderConfig(ModelConfig):
         content = dataclasses.asdict(self)
         eos = list(content["eos_token_id"])
         return {**content, "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
-
-    @classmethod
-    def from_gguf(cls, file: GgufFile) -> Self:
-        """Read the metadata of a GGUF file, for families that such files hold.
-
-        ValueError for a feature that this decoder lacks, and for a number that is missing.
-        """
-        raise NotImplementedError
 
     @staticmethod
     def words_of_gguf(file: GgufFile) -> dict[str, Any]:
@@ -214,78 +258,3 @@ class DecoderConfig(ModelConfig):
             "eos_token_id": tuple(dict.fromkeys(each for each in ends if each is not None)),
             "pad_token_id": file.value("tokenizer.ggml.padding_token_id", None),
         }
-
-
-def check_heads(hidden_size: int, num_attention_heads: int) -> None:
-    if hidden_size % num_attention_heads:
-        raise ValueError(
-            f"hidden_size {hidden_size} is not a multiple of "
-            f"num_attention_heads {num_attention_heads}"
-        )
-
-
-def check_activation(name: str, value: Any) -> None:
-    check_choice(name, value, ACTIVATIONS)
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} {shown(value)} is not supported; supported: {', '.join(choices)}")
-
-
-def check_rate(name: str, value: Any) -> None:
-    """Check a dropout rate."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {shown(value)}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Check a positive number that float32 holds as neither zero nor infinity."""
-    if not _is_number(value) or not value > 0:
-        raise ValueError(f"{name} must be a positive number, got {shown(value)}")
-    if not 1e-37 < value < 1e38:
-        raise ValueError(f"{name} must be a number that float32 holds, got {shown(value)}")
-
-
-def check_epsilon(name: str, value: Any) -> None:
-    """Check the number that a norm adds to a variance before dividing by its root."""
-    check_positive(name, value)
-    if not _LEAST_EPSILON <= value <= _MOST_EPSILON:
-        raise ValueError(
-            f"{name} must be from {_LEAST_EPSILON} to {_MOST_EPSILON}, got {shown(value)}"
-        )
-
-
-def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
-    if not isinstance(value, int) or not _is_number(value) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {shown(value)}")
-    if value > most:
-        raise ValueError(f"{name} must be an integer <= {most:,}, got {shown(value)}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {shown(value)}")
-
-
-def check_token(name: str, value: Any) -> None:
-    """Check one token id, or None (null)."""
-    if value is not None:
-        check_integer(name, value, least=0)
-
-
-def token_ids(name: str, value: Any) -> tuple[int, ...]:
-    """Check one token id, several or None (null), and return them as a tuple."""
-    ids = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
-    for each in ids:
-        check_integer(name, each, least=0)
-    return ids
-
-
-def shown(value: Any) -> str:
-    """A value for an error message, shortened: a file may hold a value of any length."""
-    return reprlib.repr(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

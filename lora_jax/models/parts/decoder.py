@@ -147,8 +147,15 @@ class Decoder(nnx.Module):
         mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
-        check_remat(remat)
-        check_implementation(implementation)
+        if not isinstance(remat, bool) and remat not in POLICIES:
+            raise ValueError(
+                f"remat must be True, False or one of {', '.join(POLICIES)}: {remat!r}"
+            )
+        if implementation not in (None, *get_args(Implementation)):
+            known = ", ".join(get_args(Implementation))
+            raise ValueError(
+                f"implementation must be None or one of {known}, got {implementation!r}"
+            )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.implementation: Implementation | None = implementation
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
@@ -310,15 +317,3 @@ def _choose(sights: list[Sight], slides: Array | None) -> Sight:
         return sights[0]
     full, sliding = sights
     return full._replace(mask=jnp.where(slides, sliding.mask, full.mask))  # type: ignore
-
-
-def check_remat(remat: Any) -> None:
-    """Raise a ValueError unless `remat` is true, false or a policy's name."""
-    if not isinstance(remat, bool) and remat not in POLICIES:
-        raise ValueError(f"remat must be True, False or one of {', '.join(POLICIES)}: {remat!r}")
-
-
-def check_implementation(implementation: Any) -> None:
-    if implementation is not None and implementation not in get_args(Implementation):
-        known = ", ".join(get_args(Implementation))
-        raise ValueError(f"implementation must be None or one of {known}, got {implementation!r}")

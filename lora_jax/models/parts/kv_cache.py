@@ -14,6 +14,7 @@ slices what is cached.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -336,12 +337,17 @@ def written(cache: LaneCache, keys: Array, values: Array) -> LaneCache:
     def one(whole: Array, new: Array) -> Array:
         return whole.at[rows, :, cache.filled].set(new, mode="drop", unique_indices=True)
 
-    def all(whole: Array | Layers, new: Array) -> Array | Layers:
-        if isinstance(whole, Layers):
-            return Layers(tuple(one(x, new[i]) for i, x in enumerate(whole.each)))
-        return jax.vmap(one)(whole, new)
+    both = _by_layer(one, cache.keys, keys), _by_layer(one, cache.values, values)
+    return LaneCache(*both, cache.filled + 1)
 
-    return LaneCache(all(cache.keys, keys), all(cache.values, values), cache.filled + 1)
+
+def _by_layer(
+    one: Callable[[Array, Array], Array], whole: Array | Layers, new: Array
+) -> Array | Layers:
+    """A function of each layer of a cache and of what is new in it, both stacked or apart."""
+    if isinstance(whole, Layers):
+        return Layers(tuple(one(x, new[i]) for i, x in enumerate(whole.each)))
+    return jax.vmap(one)(whole, new)
 
 
 def begun(cache: LaneCache, row: Array, keys: Array, values: Array, padding: Array) -> LaneCache:
@@ -363,13 +369,8 @@ def begun(cache: LaneCache, row: Array, keys: Array, values: Array, padding: Arr
 
     def all(whole: Array | Layers, new: Array) -> Array | Layers:
         new = jnp.roll(new, -padding, axis=2).swapaxes(2, 3)
-        places = (whole.each[0] if isinstance(whole, Layers) else whole).shape[-2]
-        new = jnp.pad(
-            new, [(0, places - n if axis == 3 else 0) for axis, n in enumerate(new.shape)]
-        )
-        if isinstance(whole, Layers):
-            return Layers(tuple(one(x, new[i]) for i, x in enumerate(whole.each)))
-        return jax.vmap(one)(whole, new)
+        missing = (0, cache.capacity - new.shape[3])
+        return _by_layer(one, whole, jnp.pad(new, ((0, 0), (0, 0), (0, 0), missing, (0, 0))))
 
     filled = cache.filled.at[row].set(length)
     return LaneCache(all(cache.keys, keys), all(cache.values, values), filled)

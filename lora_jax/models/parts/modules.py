@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +15,6 @@ from lora_jax.base import wide
 
 Pool = Literal["cls", "mean"]
 LayerT = TypeVar("LayerT")
-
-
-def check_head(num_labels: int, pool: str) -> None:
-    """Raise a ValueError for an unknown `pool` or too few labels."""
-    if pool not in get_args(Pool):
-        raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}")
-    if num_labels < 1:
-        raise ValueError(f"num_labels must be at least 1, got {num_labels}")
-
-
-def check_inputs(input_ids: Array, attention_mask: Array, max_tokens: int) -> None:
-    """Raise a ValueError unless both are (batch, tokens) with at most `max_tokens` tokens."""
-    if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            "input_ids and attention_mask must both be (batch, tokens), "
-            f"got {input_ids.shape} and {attention_mask.shape}"
-        )
-    if input_ids.shape[1] > max_tokens:
-        raise ValueError(f"{input_ids.shape[1]} tokens; the model takes at most {max_tokens}")
 
 
 def like(vector: Array, x: Array) -> Array:

@@ -63,16 +63,16 @@ class Rope:
 
     rope_theta: float = 10000.0
     rope_type: str = "default"
-    factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
+    factor: Any = None
+    low_freq_factor: Any = None
+    high_freq_factor: Any = None
     beta_fast: float | None = None
     beta_slow: float | None = None
     attention_factor: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    original_max_position_embeddings: int | None = None
+    original_max_position_embeddings: Any = None
 
     def __post_init__(self):
         check_positive("rope_theta", self.rope_theta)
@@ -171,7 +171,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
     plain = float(rope.rope_theta) ** -(np.arange(0, head_dim, 2) / head_dim)
     match rope.rope_type:
         case "linear":
-            return plain / _number(rope.factor), 1.0
+            return plain / rope.factor, 1.0
         case "llama3":
             return _llama3(rope, plain), 1.0
         case "yarn":
@@ -180,11 +180,11 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    low, high = _number(rope.low_freq_factor), _number(rope.high_freq_factor)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
     # The number of turns of a pair within the original context: up to `low`, it is fully scaled.
-    turns = _number(rope.original_max_position_embeddings) * plain / (2 * math.pi)
+    turns = rope.original_max_position_embeddings * plain / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 - kept) * plain / _number(rope.factor) + kept * plain
+    return (1 - kept) * plain / rope.factor + kept * plain
 
 
 def _llama3_of(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
@@ -202,11 +202,11 @@ def _llama3_of(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
 
 
 def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
-    factor, dims = _number(rope.factor), 2 * len(plain)
+    factor, dims = rope.factor, 2 * len(plain)
 
     def dimension(turns: float) -> float:
         """The feature that makes `turns` turns within the original context (section 3.2)."""
-        length = _number(rope.original_max_position_embeddings)
+        length = rope.original_max_position_embeddings
         return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
     first, last = dimension(rope.beta_fast or 32), dimension(rope.beta_slow or 1)
@@ -225,13 +225,6 @@ def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
     elif attention is None:
         attention = temperature(1.0)
     return plain / factor * scaled + plain * (1 - scaled), attention
-
-
-def _number(value: float | None) -> float:
-    """The number; `__post_init__` has already checked that it is not None."""
-    if value is None:
-        raise ValueError("a number of the scaling is missing")
-    return value
 
 
 class Rotation(NamedTuple):

@@ -6,6 +6,7 @@
 On shards, parameters are read part by part, so that no host holds a whole one.
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -18,11 +19,11 @@ from jax import Array
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from lora_jax.messages import nearest, require_known, said
+from lora_jax.messages import naming, nearest, require_known, said
 from lora_jax.models import families
 from lora_jax.models.parts.causal_attention import Implementation
 from lora_jax.models.parts.classifier import EncoderClassifier
-from lora_jax.models.parts.decoder import Decoder, check_implementation, check_remat
+from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.family import Index, Place, layer_shape
 from lora_jax.models.parts.modules import Pool
 from lora_jax.models.published.weight_files import Weights, find_gguf, read_json
@@ -48,43 +49,37 @@ class Source(Protocol):
     def part(self, name: str, index: Index) -> np.ndarray: ...
 
 
-def read_decoder_config(folder: str | Path) -> Any:
-    """The checked config of a folder's config.json, or of a GGUF file."""
+def read_config(folder: str | Path, kind: families.Kind | None = None) -> Any:
+    """The checked config of a folder's config.json, or of a GGUF file.
+
+    Args:
+      kind: that the model must have; a GGUF file holds a decoder.
+
+    Raises:
+      FileNotFoundError: no config.json.
+      ValueError: it is not one of a supported family, or not of this kind.
+    """
     if (gguf := find_gguf(folder)) is not None:
+        if kind == "encoder":
+            raise ValueError(
+                f"{gguf}: GGUF files hold decoders; a classifier needs an encoder's folder"
+            )
         from lora_jax.models.published.gguf import GgufFile, gguf_config
 
         return gguf_config(GgufFile(gguf))
-    return _read_config(folder, "decoder")
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    with naming(path):
+        return families.read(content, kind)
 
 
-def read_encoder_config(folder: str | Path) -> Any:
-    """The checked config.json of a folder."""
-    if (gguf := find_gguf(folder)) is not None:
-        raise ValueError(
-            f"{gguf}: GGUF files hold decoders; a classifier needs an encoder's folder"
-        )
-    return _read_config(folder, "encoder")
+read_decoder_config = functools.partial(read_config, kind="decoder")
+read_encoder_config = functools.partial(read_config, kind="encoder")
 
 
 def kind_of(folder: str | Path) -> families.Kind:
-    """Whether a folder or a GGUF file holds an encoder or a decoder.
-
-    FileNotFoundError or ValueError for a config.json that is missing or of no supported family.
-    """
-    if find_gguf(folder) is not None:
-        return "decoder"
-    return _read_config(folder, None, families.family_of).kind
-
-
-def _read_config(
-    folder: str | Path, kind: families.Kind | None, read: Callable[..., Any] = families.read
-) -> Any:
-    path = Path(folder) / "config.json"
-    content = read_json(path)
-    try:
-        return read(content, kind)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    """Whether a folder or a GGUF file holds an encoder or a decoder; errors as `read_config`."""
+    return read_config(folder).kind
 
 
 def open_weights(folder: str | Path, config: Any = None) -> Any:
@@ -140,8 +135,6 @@ def load_decoder(
             that do not fit; more weights than the available memory holds
             (`lora_jax.sharding.memory`); or a tensor with a non-finite value.
     """
-    check_remat(remat)
-    check_implementation(implementation)
     source, config = _open_decoder(folder)
     return decoder_from(
         source,

@@ -4,13 +4,13 @@ And digests of the files beside its weights: these decide what it computes, and 
 """
 
 import contextlib
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_jax.files.published_paths import installed
+from lora_jax.messages import close
 from lora_jax.models.published.weight_files import INDEX, SINGLE, weight_files, weights_digest
 
 # all-MiniLM-L6-v2: the digest of its weights, and the packages with it (name, file inside).
@@ -115,8 +115,7 @@ def locate(name: str | Path) -> Path:
         return tiny_models.folder_of(str(name))
     if "/" in str(name) or isinstance(name, Path):
         raise FileNotFoundError(f"{name}: no such folder")
-    tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
-    near = [tails[match] for match in difflib.get_close_matches(name, tails, cutoff=0.5)]
+    near = close(str(name), _WELL_KNOWN, cutoff=0.5)
     raise FileNotFoundError(
         f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? A model is "
         "'minilm', 'smollm2', a local folder or .gguf file, or 'org/name' on the Hugging Face Hub"

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from lora_jax.files.archives import open_zip
-from lora_jax.messages import first_line
+from lora_jax.messages import first_line, naming
 
 # torch's storage classes: NumPy's type, and its name in safetensors
 _STORAGES = {
@@ -65,10 +65,8 @@ class TorchFile:
         self._wrapper = wrapper
         if not zipfile.is_zipfile(path):
             raise ValueError(self._not_a_zip())
-        try:
+        with naming(path):
             self._zip = open_zip(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         pickles = [n for n in self._zip.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"{path}: a zip archive, but torch.save did not write it")

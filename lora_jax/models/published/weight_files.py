@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_jax.files import json_text
 from lora_jax.files.published_paths import inside
-from lora_jax.messages import require_known
+from lora_jax.messages import naming, require_known
 from lora_jax.models.parts.family import Index
 from lora_jax.models.published.torch_bin import TorchFile
 
@@ -74,10 +74,7 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: no weight_map")
-    for tensor, name in names.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
-    files = sorted({inside(index, name) for name in set(names.values())})
+    files = sorted({inside(index, name) for name in names.values()})
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
@@ -99,11 +96,9 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        wrong = f"{path} ({path.stat().st_size:,} bytes) is corrupt or truncated"
+        with naming(wrong, SafetensorError):
             self._file: Any = safe_open(path, framework="numpy")
-        except SafetensorError as error:
-            size = path.stat().st_size
-            raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: {error}") from None
         _refuse_doubled(path)
 
     def metadata(self) -> dict[str, str]:
