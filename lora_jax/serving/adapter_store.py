@@ -7,9 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
-
-import jax
+from typing import Any, Protocol, TypeVar
 
 from lora_jax.messages import nearest
 from lora_jax.serving.bank import Bank
@@ -19,8 +17,6 @@ from lora_jax.serving.slot_table import Lease, Resident, SlotTable
 T = TypeVar("T")
 Load = Callable[[str], tuple[Adapter, str]]
 """From the name of an adapter to the adapter and a digest of its content."""
-Programs = tuple[Any, ...]
-"""What programs are compiled for: the structure of a bank, and its shapes."""
 
 
 class UnknownAdapterError(LookupError):
@@ -53,6 +49,18 @@ class Version:
     prepared: Prepared
     turn: int
     """When the load began, in the order of all loads."""
+
+
+class Programs(Protocol):
+    """What computes with a bank, and compiles programs for each structure that banks have."""
+
+    def compiled(self, bank: Bank, /) -> bool:
+        """Whether there are programs for a bank, of which these are shapes (`Bank.shapes`)."""
+        ...
+
+    def compile(self, bank: Bank, /) -> None:
+        """Compile all programs for a bank, in another thread than that which computes."""
+        ...
 
 
 class HostCache:
@@ -135,31 +143,26 @@ class AdapterStore:
         self._pinned: dict[str, str] = {}
         """The digest of each name that was loaded: a load finds the same until `reload`."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adapters")
-        self._compile: Callable[[Bank], object] | None = None
-        self._changed: Callable[[], object] = lambda: None
-        self._compiled: set[Programs] = set()
-        """What `compile` was called for."""
+        self._programs: Programs | None = None
+        self._trimmed: Callable[[], object] = lambda: None
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
         self._compiling: Future[Any] | None = None
         """The newest work of the compiler's thread."""
 
     def compile_first(
-        self, compile: Callable[[Bank], object], trimmed: Callable[[], object] = lambda: None
+        self, programs: Programs, trimmed: Callable[[], object] = lambda: None
     ) -> None:
-        """From now on, compile programs before the bank changes to one that needs others.
+        """From now on, let the bank change to one that needs other programs once these are there.
 
-        Those of the bank as it is now are there already. While others are compiled, in a thread of
-        the store's own, leases that need no new programs are given as ever.
+        While they are compiled, in a thread of the store's own, leases that need no new programs
+        are given as ever. If that raises an error, the bank stays as it is, and who waits for the
+        adapter gets the error.
 
         Args:
-          compile: compiles all programs for a bank, of which it gets the shapes (`Bank.shapes`). If
-            it raises an error, the bank stays as it is, and who waits for the adapter gets the
-            error.
           trimmed: called once something has left the bank, in the thread that let it go.
         """
         with self._lock:
-            self._compile, self._changed = compile, trimmed
-            self._compiled = {_programs(self._bank)}
+            self._programs, self._trimmed = programs, trimmed
 
     @property
     def compiling(self) -> bool:
@@ -230,7 +233,7 @@ class AdapterStore:
             version = self._host.get(name) or loaded
             if version is None or not self._is_current(version):
                 return self._begun(name)
-            if self._compile and self._lacks(self._bank.shapes(version.prepared)):
+            if self._programs is not None and self._lacks(self._bank.shapes(version.prepared)):
                 return self._beside(self._compiled_for, version)
             return self._put(version)
 
@@ -301,10 +304,10 @@ class AdapterStore:
         stays as it is. Otherwise it has changed when this returns.
 
         Returns:
-          done once the bank has changed, or with the error of `compile`.
+          done once the bank has changed, or with the error for which it has not.
         """
         with self._lock:
-            if self._compile is not None:
+            if self._programs is not None:
                 return self._beside(self._trim)
             self._trim()
             done: Future[None] = Future()
@@ -433,7 +436,7 @@ class AdapterStore:
 
     def _lacks(self, shapes: Bank) -> bool:
         """Whether programs for a bank must be compiled before it can be this one."""
-        return self._compile is not None and _programs(shapes) not in self._compiled
+        return self._programs is not None and not self._programs.compiled(shapes)
 
     def _beside(self, work: Callable[..., T], *args: Any) -> "Future[T]":
         """Do something in the compiler's thread; with the lock held."""
@@ -449,10 +452,9 @@ class AdapterStore:
 
     def _compile_for(self, shapes: Bank) -> None:
         """In the compiler's thread; without the lock, and nothing if it was done before."""
-        if self._compile is not None and self._lacks(shapes):
-            self._compile(shapes)
+        if self._programs is not None and self._lacks(shapes):
             shapes.compile_put()
-            self._compiled.add(_programs(shapes))
+            self._programs.compile(shapes)
 
     def _trim(self) -> None:
         while True:
@@ -464,9 +466,4 @@ class AdapterStore:
                     self._bank = trimmed
                     break
             self._compile_for(shapes)
-        self._changed()
-
-
-def _programs(bank: Bank) -> Programs:
-    leaves, treedef = jax.tree.flatten(bank.shapes())
-    return treedef, *leaves
+        self._trimmed()

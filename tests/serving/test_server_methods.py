@@ -19,7 +19,7 @@ from experiments.serving.app import make_app
 from experiments.serving.base_model import load_language_model
 from experiments.serving.state import READY, Settings
 from lora_jax.contract.toys import noisy
-from lora_jax.generation import lanes
+from lora_jax.generation.lanes import Programs
 from lora_jax.interchange.names import names_of
 
 WEIGHTS = "adapter_model.safetensors"
@@ -145,7 +145,7 @@ def test_unload_is_done_even_if_the_programs_without_it_fail(served, monkeypatch
         raise RuntimeError("XLA has no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(lanes, "compile_all", fail)
+        patched.setattr(Programs, "compile", fail)
         answer = admin(client, "dora", "unload")
         assert (answer.status_code, answer.json()["unloaded"]) == (200, True)
         assert answer.json()["warning"].endswith("do not compile: RuntimeError: XLA has no room")
@@ -164,14 +164,14 @@ def test_others_go_on_while_the_programs_of_a_request_are_compiled(
     served, monkeypatch, compilations
 ):
     client, _, _ = served
-    compile_all, begun, go = lanes.compile_all, threading.Event(), threading.Event()
+    compile_all, begun, go = Programs.compile, threading.Event(), threading.Event()
 
     def held_up(*given):
         begun.set()
         assert go.wait(60)
         compile_all(*given)
 
-    monkeypatch.setattr(lanes, "compile_all", held_up)
+    monkeypatch.setattr(Programs, "compile", held_up)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(asked, client, "loha")
         assert begun.wait(60)
