@@ -156,7 +156,7 @@ def test_unload_is_done_even_if_the_programs_without_it_fail(served, monkeypatch
     answer = admin(client, "hirra", "unload")
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         404,
-        "there is no adapter 'hirra'; nearest: 'hira', 'lora', 'dora'",
+        "there is no adapter 'hirra'; nearest: 'hira', 'lora', 'loha'",
     )
 
 
