@@ -43,11 +43,10 @@ if TYPE_CHECKING:
     from lora_jax.quantization.quantize import NF4 as NF4, Int8 as Int8
     from lora_jax.serving.adapter_store import (
         AdapterStore as AdapterStore,
-        Lease as Lease,
-        NoSlotFree as NoSlotFree,
         UnknownAdapterError as UnknownAdapterError,
     )
     from lora_jax.serving.bank import Bank as Bank
+    from lora_jax.serving.slot_table import Lease as Lease, NoSlotFree as NoSlotFree
     from lora_jax.sharding.layout import Layout as Layout, lay_out as lay_out
     from lora_jax.sharding.mesh import make_mesh as make_mesh
     from lora_jax.transform.adapt import Adapted as Adapted, adapt as adapt
@@ -85,13 +84,9 @@ _NAMES = {
     "lora_jax.interchange.save_peft": ("save_peft",),
     "lora_jax.interchange.save_plain_lora": ("save_plain_lora",),
     "lora_jax.quantization.quantize": ("NF4", "Int8"),
-    "lora_jax.serving.adapter_store": (
-        "AdapterStore",
-        "Lease",
-        "NoSlotFree",
-        "UnknownAdapterError",
-    ),
+    "lora_jax.serving.adapter_store": ("AdapterStore", "UnknownAdapterError"),
     "lora_jax.serving.bank": ("Bank",),
+    "lora_jax.serving.slot_table": ("Lease", "NoSlotFree"),
     "lora_jax.sharding.layout": ("Layout", "lay_out"),
     "lora_jax.sharding.mesh": ("make_mesh",),
     "lora_jax.transform.adapt": ("Adapted", "adapt"),

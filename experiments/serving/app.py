@@ -5,7 +5,6 @@ import contextlib
 import functools
 import hmac
 import time
-from collections.abc import Awaitable
 from concurrent.futures import Future
 from typing import Any
 
@@ -21,7 +20,8 @@ from experiments.serving.adapter_folder import is_name
 from experiments.serving.errors import ApiError, one_line, reason, refusal, unknown_model
 from experiments.serving.routes import Endpoint, Routes, refused
 from experiments.serving.state import READY, State
-from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError, Version
+from lora_jax.serving.adapter_store import UnknownAdapterError, Version
+from lora_jax.serving.slot_table import Lease, NoSlotFree
 
 GONE = 499
 """The status that is counted for a client that has gone, as nginx has it."""
@@ -49,14 +49,12 @@ class Admin:
         return JSONResponse({"name": name, "digest": lease.digest, "slot": lease.slot})
 
     async def unload(self, request: Request) -> Response:
-        name, thread = self._name(request), self._state.thread
-        without = functools.partial(thread.store.shapes_without, name)
-        await asyncio.wrap_future(thread.compile(without))
-        unloaded = await asyncio.to_thread(thread.store.unload, name)
+        name, store = self._name(request), self._state.thread.store
+        unloaded = await asyncio.to_thread(store.unload, name)
+        trimmed = await self._trimmed()
         if not unloaded:
-            await self._done(name, asyncio.to_thread(self._state.folder.files, name))
-        await asyncio.wrap_future(thread.call(thread.renew))
-        return JSONResponse({"name": name, "unloaded": unloaded})
+            await self._done(name, asyncio.to_thread(self._require_known, name))
+        return JSONResponse({"name": name, "unloaded": unloaded, **trimmed})
 
     async def reload(self, request: Request) -> Response:
         name = self._name(request)
@@ -64,13 +62,12 @@ class Admin:
         loaded = await self._done(name, asyncio.to_thread(load_anew, name))
         with contextlib.suppress(NoSlotFree):  # the next request puts it
             await self._put(name, loaded)
-        return JSONResponse({"name": name, "digest": loaded.digest})
+        return JSONResponse({"name": name, "digest": loaded.digest, **await self._trimmed()})
 
     async def _put(self, name: str, loaded: Version | None) -> Lease:
-        """Put an adapter into a slot, in the thread of the model, which waits for no load.
+        """Put an adapter into a slot, in the thread of the model, which waits for nothing.
 
-        What is compiled for it is compiled before, beside the requests that run. It is looked at
-        once more in the end, as other adapters may have come meanwhile.
+        What must be loaded or compiled before is waited for here.
         """
         thread = self._state.thread
 
@@ -80,23 +77,36 @@ class Admin:
                 found.release()
             return found
 
-        def compiled(loaded: Version | None) -> Awaitable[None]:
-            shapes = functools.partial(thread.store.shapes_with, loaded)
-            return asyncio.wrap_future(thread.compile(shapes))
-
         while True:
-            await compiled(loaded)
             found = await asyncio.wrap_future(thread.call(functools.partial(put, loaded)))
             if not isinstance(found, Future):
-                await compiled(None)
                 return found
             loaded = await asyncio.shield(asyncio.wrap_future(found))
+
+    async def _trimmed(self) -> dict[str, str]:
+        """Free what no adapter in a slot needs; what is said if programs without it fail."""
+        trimming = await asyncio.to_thread(self._state.thread.store.trim)
+        try:
+            await asyncio.shield(asyncio.wrap_future(trimming))
+        except Exception as error:  # of XLA: requests go on with the programs that there are
+            logging.error("programs without what was unloaded: %s", one_line(error))
+            message = "the device keeps its memory, as programs without it do not compile"
+            return {"warning": f"{message}: {one_line(error)}"}
+        return {}
+
+    def _require_known(self, name: str) -> None:
+        """Refuse a name that is neither in the folder nor, as its files are gone, in a slot."""
+        try:
+            self._state.folder.files(name)
+        except UnknownAdapterError:
+            known = {*self._state.thread.store.held(), *self._state.folder.names()}
+            raise UnknownAdapterError(name, sorted(known)) from None
 
     async def _done(self, name: str, work: Any) -> Any:
         try:
             return await work
-        except UnknownAdapterError:
-            raise unknown_model(name) from None
+        except UnknownAdapterError as error:
+            raise ApiError(404, str(error), param="name", code="model_not_found") from None
         except (ValueError, OSError) as error:  # an admin may know what is wrong with it
             raise ApiError(409, reason(error), param="name", code="adapter_unusable") from None
         except Exception as error:  # no slot is free, or a fault

@@ -7,14 +7,16 @@ one that gives the end `error` of the rows that it has spoilt.
 import collections
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-from lora_jax.generation.lanes import buckets
+from lora_jax.generation.lanes import Programs, buckets
 from lora_jax.generation.scheduler import Request, Scheduler
 from lora_jax.serving.bank import Bank
+from lora_jax.serving.programs import ProgramsOfBanks
 
 
 class Generating:
@@ -28,11 +30,12 @@ class Generating:
 
     def __init__(self, bank: Bank, lanes: int, tokens: int):
         self._sizes = {"lanes": lanes, "capacity": tokens}
+        self._programs = ProgramsOfBanks(Programs)
         self.restart(bank)
 
     def restart(self, bank: Bank) -> None:
         """Begin anew, without any text."""
-        self._scheduler = Scheduler(bank, **self._sizes)
+        self._scheduler = Scheduler(bank, **self._sizes, compiled=self._programs)
         self._holds = True
 
     @property
@@ -63,9 +66,14 @@ class Generating:
         """Compile the programs for another bank (`Bank.shapes`), while texts go on elsewhere."""
         self._scheduler.compile(shapes)
 
+    def compiled(self, shapes: Bank) -> bool:
+        """Whether there are programs for another bank (`Bank.shapes`)."""
+        return self._scheduler.compiled(shapes)
+
     def take(self, bank: Bank) -> None:
-        """Hold the arrays of a bank, and those of no other."""
+        """Hold the arrays of a bank, and of no other; nor programs for what it has not."""
         self._set(bank)
+        self._scheduler.drop_programs()
 
     def let_go(self) -> None:
         """Hold no memory of a bank's arrays until the next step, as a put takes them."""
@@ -96,6 +104,8 @@ class Classifying:
 
     def __init__(self, lanes: int, tokens: int):
         self._lanes, self._widths = lanes, buckets(tokens)
+        # Of a function that nobody else has: JAX forgets what it made of a function with it.
+        self._programs = ProgramsOfBanks(lambda: jax.jit(lambda *given: _probabilities(*given)))
         self._rows: collections.OrderedDict[int, tuple[int, Labelled]] = collections.OrderedDict()
         self._spoilt: list[int] = []
         self._next = 0
@@ -144,18 +154,27 @@ class Classifying:
         """Nothing: no step leaves anything of its bank here."""
 
     def take(self, bank: Bank) -> None:
-        """Nothing, too."""
+        """Hold no programs for what a bank has not."""
+        self._programs.drop(bank)
 
     def warm(self, bank: Bank) -> None:
         """Compile every program that texts need, whatever their lengths."""
         self.compile(bank)
 
+    def compiled(self, shapes: Bank) -> bool:
+        """Whether there are programs for another bank (`Bank.shapes`)."""
+        return shapes in self._programs
+
     def compile(self, shapes: Bank) -> None:
-        """Compile the programs for another bank (`Bank.shapes`), while texts wait elsewhere."""
+        """Compile the programs for another bank, while texts wait elsewhere."""
         slots = np.zeros(self._lanes, np.int32)
-        for width in self._widths:
-            tokens = np.zeros((3, self._lanes, width), np.int32)
-            _probabilities.lower(shapes, slots, *tokens).compile()
+        inputs = [np.zeros((3, self._lanes, width), np.int32) for width in self._widths]
+
+        def compile(program: Any) -> None:
+            for tokens in inputs:
+                program.lower(shapes, slots, *tokens).compile()
+
+        self._programs.compile(shapes, compile)
 
     def _classified(self, bank: Bank, rows: list[tuple[int, Labelled]]) -> np.ndarray:
         longest = max(len(row.prompt_ids) for _, row in rows)
@@ -167,10 +186,9 @@ class Classifying:
             count, slots[place] = len(row.prompt_ids), slot
             ids[place, :count], types[place, :count] = row.prompt_ids, row.type_ids
             mask[place, :count] = 1
-        return np.asarray(_probabilities(bank, slots, ids, mask, types))
+        return np.asarray(self._programs.of(bank)(bank, slots, ids, mask, types))
 
 
-@jax.jit
 def _probabilities(bank: Bank, slots: Array, ids: Array, mask: Array, types: Array) -> Array:
     return jax.nn.softmax(bank.apply(slots, ids, mask, types), axis=-1)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from absl import logging
 
-from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
+from lora_jax.serving.adapter_store import UnknownAdapterError
 from lora_jax.serving.bank_arrays import NoMemoryError
+from lora_jax.serving.slot_table import NoSlotFree
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 FOLDERS = re.compile(r"(?<![^\s'\"(=])/[^'\":]*/")

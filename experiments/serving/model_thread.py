@@ -5,15 +5,15 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from experiments.serving.engines import Engine
 from experiments.serving.errors import ApiError, failed_step, one_line, refusal
-from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, Version
-from lora_jax.serving.bank import Bank
+from lora_jax.serving.adapter_store import AdapterStore, Version
+from lora_jax.serving.slot_table import Lease, NoSlotFree
 
 
 class Started(NamedTuple):
@@ -87,13 +87,10 @@ class ModelThread(threading.Thread):
         self._parked: dict[Job, None] = {}
         """Jobs that wait for a slot, in their order; some of those that run hold all slots."""
         self._loading: set[Job] = set()
-        """Jobs whose adapter is loaded in the background, as it had left memory again."""
+        """Jobs whose adapter is loaded in the background, or has programs compiled there."""
         self._freed = False
         """Whether a lease has been released since a slot was last looked for."""
         self._failures = 0
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
-        self.compiling: Future[None] | None = None
-        """The newest work of the compiler's thread."""
         self.ready: Future[None] = Future()
         """Done once jobs can run, or with the error for which they cannot."""
         self.ended: Future[None] = Future()
@@ -134,15 +131,10 @@ class ModelThread(threading.Thread):
         self._inbox.put(run)
         return result
 
-    def compile(self, shapes: Callable[[], Bank]) -> "Future[None]":
-        """Compile the programs for a bank that is to come, in a thread beside this one."""
-        self.compiling = self._compiler.submit(lambda: self._engine.compile(shapes()))
-        return self.compiling
-
     @property
     def busy(self) -> bool:
         """Whether it computes or compiles, which cannot be interrupted."""
-        return self.is_alive() or not (self.compiling is None or self.compiling.done())
+        return self.is_alive() or (self.loaded and self.store.compiling)
 
     @property
     def loaded(self) -> bool:
@@ -215,7 +207,8 @@ class ModelThread(threading.Thread):
     def _start(self, job: Job) -> bool:
         """Begin a job, or say why it cannot. False if it must wait until a slot is free.
 
-        Loads are not waited for here, where they would keep all other jobs from their steps.
+        Loads and compilations are not waited for here, where they would keep all other jobs from
+        their steps.
         """
         try:
             if job.adapter:
@@ -242,7 +235,7 @@ class ModelThread(threading.Thread):
         return True
 
     def _load(self, job: Job, loading: Future[Version]) -> None:
-        """Begin a job once its adapter is loaded."""
+        """Begin a job once its adapter is loaded, and its programs are compiled."""
 
         def loaded() -> None:
             if job not in self._loading:  # it has been cancelled

@@ -53,6 +53,7 @@ def make_state(
             sizes = settings.lanes, settings.tokens
             engine = Classifying(*sizes) if base.labels else Generating(bank, *sizes)
             engine.warm(bank)
+        store.compile_first(engine, lambda: state.thread.call(state.thread.renew))
         return store, engine, base.digest
 
     state.thread = ModelThread(make, functools.partial(note, metrics))

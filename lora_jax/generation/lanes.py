@@ -2,8 +2,9 @@
 
     bank = lj.Bank(step, params)            # step, params = cached_step(decoder)
     lanes = empty(bank, count=8, capacity=512)
-    lanes, token = admit(bank, lanes, 3, slot, prompt_ids, Sampling())
-    lanes, tokens = advance(bank, lanes)    # one token of each active lane
+    programs = Programs()
+    lanes, token = programs.admit(bank, lanes, 3, slot, prompt_ids, Sampling())
+    lanes, tokens = programs.advance(bank, lanes)    # one token of each active lane
     lanes = release(lanes, 3)
 
 `advance` is two programs, and `admit` one for each of `buckets`. They change the lanes' arrays in
@@ -126,30 +127,63 @@ def buckets(capacity: int) -> tuple[int, ...]:
     return (*(each for each in powers if each < capacity), capacity)
 
 
-def admit(
-    bank: Bank, lanes: Lanes, lane: int, slot: int, prompt: Sequence[int], sampling: Sampling
-) -> tuple[Lanes, Array]:
-    """Begin a text in a lane, in the place of what was there.
+class Programs:
+    """What is compiled to continue texts. JAX holds it for as long as there is this object."""
 
-    Args:
-        lane: from 0.
-        slot: the adapter's in the bank.
-        prompt: 1 to `capacity` tokens.
+    def __init__(self) -> None:
+        # Of functions that nobody else has: JAX forgets what it made of a function with it.
+        self._admit = jax.jit(lambda *given: _admit(*given), donate_argnums=1)
+        self._next = jax.jit(lambda *given: _next(*given))
 
-    Returns:
-        The lanes, and the text's first token, () int32 (`choose_token.FAILED` where logits are not
-        numbers).
+    def admit(
+        self,
+        bank: Bank,
+        lanes: Lanes,
+        lane: int,
+        slot: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+    ) -> tuple[Lanes, Array]:
+        """Begin a text in a lane, in the place of what was there.
 
-    Raises:
-        ValueError: the prompt is empty or does not fit.
-    """
-    length = len(prompt)
-    require_prompt(length, lanes.capacity)
-    width = next(each for each in buckets(lanes.capacity) if each >= length)
-    ids = np.zeros(width, np.int32)
-    ids[width - length :] = prompt
-    numbers = (np.int32(lane), np.int32(slot), np.int32(width - length))
-    return _admit(bank, lanes, *numbers, ids, Settings.of(sampling))
+        Args:
+            lane: from 0.
+            slot: the adapter's in the bank.
+            prompt: 1 to `capacity` tokens.
+
+        Returns:
+            The lanes, and the text's first token, () int32 (`choose_token.FAILED` where logits are
+            not numbers).
+
+        Raises:
+            ValueError: the prompt is empty or does not fit.
+        """
+        length = len(prompt)
+        require_prompt(length, lanes.capacity)
+        width = next(each for each in buckets(lanes.capacity) if each >= length)
+        ids = np.zeros(width, np.int32)
+        ids[width - length :] = prompt
+        numbers = (np.int32(lane), np.int32(slot), np.int32(width - length))
+        return self._admit(bank, lanes, *numbers, ids, Settings.of(sampling))
+
+    def advance(self, bank: Bank, lanes: Lanes) -> tuple[Lanes, Array]:
+        """Continue each active lane by one token, with its own adapter.
+
+        Returns:
+            The lanes, and tokens (R,) int32: of no meaning in lanes that are not active, and
+            `choose_token.FAILED` where logits are not numbers or the lane is full.
+        """
+        # Of one program that reads the cache and writes into it, XLA makes one that copies it all.
+        tokens, keys, values = self._next(bank, lanes)
+        return _written(lanes, tokens, keys, values), tokens
+
+    def compile(self, bank: Bank, lanes: Lanes) -> None:
+        """Compile all of them. Arrays of the bank and of the lanes may be shapes."""
+        number = np.int32(0)
+        for width in buckets(lanes.capacity):
+            given = number, number, number, np.zeros(width, np.int32), Settings.of(GREEDY)
+            self._admit.lower(bank, lanes, *given).compile()
+        self._next.lower(bank, lanes).compile()
 
 
 def require_prompt(length: int, capacity: int) -> None:
@@ -157,7 +191,6 @@ def require_prompt(length: int, capacity: int) -> None:
         raise ValueError(f"a prompt must have 1 to {capacity} tokens, the capacity; got {length}")
 
 
-@functools.partial(jax.jit, donate_argnames="lanes")
 def _admit(
     bank: Bank,
     lanes: Lanes,
@@ -181,19 +214,6 @@ def _admit(
     ), first
 
 
-def advance(bank: Bank, lanes: Lanes) -> tuple[Lanes, Array]:
-    """Continue each active lane by one token, with its own adapter.
-
-    Returns:
-        The lanes, and tokens (R,) int32: of no meaning in lanes that are not active, and
-        `choose_token.FAILED` where logits are not numbers or the lane is full.
-    """
-    # Of one program that reads the cache and writes into it, XLA makes one that copies all of it.
-    tokens, keys, values = _next(bank, lanes)
-    return _written(lanes, tokens, keys, values), tokens
-
-
-@jax.jit
 def _next(bank: Bank, lanes: Lanes) -> tuple[Array, Array, Array]:
     """The next tokens, and keys and values (layers, R, groups, head_dim) of the last ones."""
     bank = stacked(dataclasses.replace(bank, forward=NextStep(bank.forward.graph)))
@@ -208,6 +228,10 @@ def _next(bank: Bank, lanes: Lanes) -> tuple[Array, Array, Array]:
     return choose(logits, lanes.settings, lanes.written, lanes.active), keys, values
 
 
+SHARED = Programs()
+"""Those of all schedulers that have none of their own."""
+
+
 @functools.partial(jax.jit, donate_argnames="lanes")
 def _written(lanes: Lanes, tokens: Array, keys: Array, values: Array) -> Lanes:
     cache = written(lanes.cache, keys, values)
@@ -218,15 +242,6 @@ def _written(lanes: Lanes, tokens: Array, keys: Array, values: Array) -> Lanes:
         tokens=jnp.maximum(tokens, 0),
         written=lanes.written + lanes.active.astype(jnp.int32),
     )
-
-
-def compile_all(bank: Bank, lanes: Lanes) -> None:
-    """Compile `admit` and `advance`. Arrays of the bank and of the lanes may be shapes."""
-    number = np.int32(0)
-    for width in buckets(lanes.capacity):
-        ids = np.zeros(width, np.int32)
-        _admit.lower(bank, lanes, number, number, number, ids, Settings.of(GREEDY)).compile()
-    _next.lower(bank, lanes).compile()
 
 
 def release(lanes: Lanes, lane: int) -> Lanes:

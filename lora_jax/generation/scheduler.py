@@ -25,6 +25,7 @@ from lora_jax.models.parts.config_checks import check_integer, token_ids
 from lora_jax.serving.bank import Bank
 from lora_jax.serving.bank_arrays import shape_of
 from lora_jax.serving.entries import Adapter
+from lora_jax.serving.programs import ProgramsOfBanks
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
@@ -82,12 +83,21 @@ class Scheduler:
         lanes: how many texts there are at most at a time. All of them are computed in every step,
             busy or not.
         capacity: how many tokens a lane holds.
+        compiled: the programs of this scheduler and of others, of which it drops what is not needed
+            (`drop_programs`). By default, all schedulers share theirs, and drop none.
 
     Raises:
         ValueError: as `lanes.empty`.
     """
 
-    def __init__(self, bank: Bank, *, lanes: int = 8, capacity: int = 512):
+    def __init__(
+        self,
+        bank: Bank,
+        *,
+        lanes: int = 8,
+        capacity: int = 512,
+        compiled: ProgramsOfBanks[programs.Programs] | None = None,
+    ):
         require_count("lanes", lanes)
         self._lanes = programs.empty(bank, lanes, capacity)
         self._shapes = jax.tree.map(shape_of, self._lanes)
@@ -97,6 +107,8 @@ class Scheduler:
         self._events: list[Event] = []
         self._next = 0
         self._bank, self._separate = bank, separate_bank(bank)
+        self._compiled = compiled or ProgramsOfBanks(lambda: programs.SHARED)
+        self._programs = self._compiled.of(bank)
 
     # -- adapters ----------------------------------------------------------------------------------
 
@@ -114,6 +126,7 @@ class Scheduler:
         known = self._separate.base.base if same else None
         separate = separate_bank(bank, known)  # it may fail, and then the old one stays
         self._bank, self._separate = bank, separate
+        self._programs = self._compiled.of(bank)
 
     def let_go(self) -> None:
         """Hold no memory of the arrays of `bank`, so that a put by others may take them (`donate`).
@@ -201,9 +214,9 @@ class Scheduler:
         """
         if self.active:
             raise ValueError("only without texts in lanes can a scheduler warm up")
-        programs.compile_all(self._separate, self._lanes)
+        self._programs.compile(self._separate, self._lanes)
         self._lanes = programs.release(self._lanes, 0)
-        self._lanes, _ = programs.advance(self._separate, self._lanes)
+        self._lanes, _ = self._programs.advance(self._separate, self._lanes)
 
     def compile(self, bank: Bank) -> None:
         """Compile all programs for another bank of the same base, before `bank` is set to it.
@@ -213,7 +226,16 @@ class Scheduler:
         Args:
             bank: its arrays may be shapes (`Bank.shapes`).
         """
-        programs.compile_all(separate_bank(bank, self._separate.base.base), self._shapes)
+        separate = separate_bank(bank, self._separate.base.base)
+        self._compiled.compile(bank, lambda own: own.compile(separate, self._shapes))
+
+    def compiled(self, bank: Bank) -> bool:
+        """Whether there are programs for another bank of the same base."""
+        return bank in self._compiled
+
+    def drop_programs(self) -> None:
+        """Free the memory of programs for banks that have something which `bank` has not."""
+        self._compiled.drop(self._bank)
 
     def cancel(self, number: int) -> None:
         """End a text; the next step says so. One that has ended already is left alone."""
@@ -252,13 +274,13 @@ class Scheduler:
             while self._queue and self._busy[lane] is None:
                 self._begin(lane, self._queue.popleft())
         if any(self._busy):
-            self._lanes, tokens = programs.advance(self._separate, self._lanes)
+            self._lanes, tokens = self._programs.advance(self._separate, self._lanes)
             for lane, token in enumerate(np.asarray(tokens).tolist()):
                 self._add(lane, token)
 
     def _begin(self, lane: int, text: _Text) -> None:
         self._busy[lane], own = text, text.request
-        self._lanes, token = programs.admit(
+        self._lanes, token = self._programs.admit(
             self._separate, self._lanes, lane, own.slot, own.prompt_ids, own.sampling
         )
         self._add(lane, int(token))

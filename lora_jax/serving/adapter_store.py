@@ -7,11 +7,12 @@ import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from lora_jax.messages import nearest
 from lora_jax.serving.bank import Bank
 from lora_jax.serving.entries import Adapter, Prepared
+from lora_jax.serving.slot_table import Lease, Resident, SlotTable
 
 T = TypeVar("T")
 Load = Callable[[str], tuple[Adapter, str]]
@@ -50,6 +51,18 @@ class Version:
     """When the load began, in the order of all loads."""
 
 
+class Programs(Protocol):
+    """What computes with a bank, and compiles programs for each structure that banks have."""
+
+    def compiled(self, bank: Bank, /) -> bool:
+        """Whether there are programs for a bank, of which these are shapes (`Bank.shapes`)."""
+        ...
+
+    def compile(self, bank: Bank, /) -> None:
+        """Compile all programs for a bank, in another thread than that which computes."""
+        ...
+
+
 class HostCache:
     """The most recently used versions, one of each name; not safe for several threads at once.
 
@@ -82,119 +95,6 @@ class HostCache:
             self.nbytes -= found.prepared.nbytes
 
 
-class NoSlotFree(RuntimeError):
-    """All slots of a bank are in use: try again once an adapter has been released."""
-
-
-@dataclasses.dataclass(eq=False)
-class Resident:
-    """One version of an adapter in a slot."""
-
-    name: str
-    digest: str
-    slot: int
-    turn: int
-    """When its load began, in the order of all loads."""
-    users: int = 0
-    unloaded: bool = False
-    """Whether what it alone needs leaves the bank with its last user."""
-
-
-class SlotTable:
-    """The slots 1 to `capacity`; not safe for several threads at once."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._free = list(range(capacity, 0, -1))
-        self._current: collections.OrderedDict[str, Resident] = collections.OrderedDict()
-        """New users get these; the least recently used comes first."""
-
-    def current(self, name: str) -> Resident | None:
-        """The version of an adapter that new users get."""
-        return self._current.get(name)
-
-    def names(self) -> dict[str, str]:
-        """The digest of each adapter that new users get from its slot."""
-        return {name: each.digest for name, each in self._current.items()}
-
-    @property
-    def filled(self) -> set[int]:
-        """The slots that have an adapter, retired versions included."""
-        return {*range(1, self._capacity + 1)} - {*self._free}
-
-    def next_slot(self) -> tuple[int, Resident | None]:
-        """The slot to fill next, and what would leave it. Nothing is changed.
-
-        Raises:
-          NoSlotFree: each slot has a user.
-        """
-        if self._free:
-            return self._free[-1], None
-        for each in self._current.values():
-            if not each.users:
-                return each.slot, each
-        raise NoSlotFree(
-            f"all {self._capacity} slots of the bank are in use: release one, or give the bank a "
-            "larger capacity"
-        )
-
-    def fill(self, resident: Resident, leaves: Resident | None) -> None:
-        """Note a version in the slot of `next_slot`, in the place of the one that leaves."""
-        if leaves is None:
-            self._free.remove(resident.slot)
-        else:
-            del self._current[leaves.name]
-        self._current[resident.name] = resident
-
-    def use(self, resident: Resident) -> None:
-        """One more user of a current version."""
-        resident.users += 1
-        self._current.move_to_end(resident.name)
-
-    def release(self, resident: Resident) -> None:
-        """One user less. The slot of a retired version is free after its last one."""
-        resident.users -= 1
-        if self._current.get(resident.name) is resident:
-            self._current.move_to_end(resident.name)
-        elif not resident.users:
-            self._free.append(resident.slot)
-
-    def retire(self, name: str, before: int) -> None:
-        """Give a version whose load began before a turn to no new users."""
-        resident = self._current.get(name)
-        if resident is None or resident.turn >= before:
-            return
-        del self._current[name]
-        if not resident.users:
-            self._free.append(resident.slot)
-
-
-class Lease:
-    """The use of an adapter in a slot, which keeps it until `release`; also a context manager.
-
-    Attributes:
-      slot: the adapter's number for `Bank.apply`.
-      digest: of the version that is in the slot, from the `load` function.
-      name: of the adapter.
-    """
-
-    def __init__(self, resident: Resident, release: Callable[[Resident], None]) -> None:
-        self.slot, self.digest, self.name = resident.slot, resident.digest, resident.name
-        self._resident, self._release = resident, release
-        self._once = threading.Lock()
-
-    def release(self) -> None:
-        """End the use. A second call does nothing."""
-        if self._once.acquire(blocking=False):
-            self._release(self._resident)
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 @dataclasses.dataclass
 class _Lent:
     """Who else has the arrays of a bank, so that a put must not take them."""
@@ -209,8 +109,8 @@ class AdapterStore:
     An adapter is loaded when it is first asked for. A slot that no lease holds keeps its adapter
     until the slot is needed; the one that was used longest ago is given away first. Host memory
     keeps adapters as the bank holds them, so that they come back without a load. Adapters that
-    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait unless
-    `shapes_with` was compiled for. What an adapter alone needs leaves the bank after `unload`.
+    make new arrays in the bank (`Bank`) have programs compiled, for which all others wait without
+    `compile_first`. What an adapter alone needs leaves the bank after `unload`.
 
         with store.acquire("alice") as lease, store.using() as bank:
             y = apply(bank, jnp.full(rows, lease.slot), x)
@@ -243,6 +143,31 @@ class AdapterStore:
         self._pinned: dict[str, str] = {}
         """The digest of each name that was loaded: a load finds the same until `reload`."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adapters")
+        self._programs: Programs | None = None
+        self._trimmed: Callable[[], object] = lambda: None
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
+        self._compiling: Future[Any] | None = None
+        """The newest work of the compiler's thread."""
+
+    def compile_first(
+        self, programs: Programs, trimmed: Callable[[], object] = lambda: None
+    ) -> None:
+        """From now on, let the bank change to one that needs other programs once these are there.
+
+        While they are compiled, in a thread of the store's own, leases that need no new programs
+        are given as ever. If that raises an error, the bank stays as it is, and who waits for the
+        adapter gets the error.
+
+        Args:
+          trimmed: called once something has left the bank, in the thread that let it go.
+        """
+        with self._lock:
+            self._programs, self._trimmed = programs, trimmed
+
+    @property
+    def compiling(self) -> bool:
+        """Whether programs are compiled now, which cannot be interrupted."""
+        return self._compiling is not None and not self._compiling.done()
 
     # -- for those that compute -------------------------------------------------------------------
 
@@ -288,14 +213,15 @@ class AdapterStore:
     def acquire_or_load(
         self, name: str, loaded: Version | None = None
     ) -> "Lease | Future[Version]":
-        """A lease as from `acquire`; if a load must come first, it is begun and not waited for.
+        """A lease as from `acquire`; a load or a compilation before it is begun, not waited for.
 
         Args:
           loaded: what `fetch` or a load of this name has given, which host memory may not have any
             more. It is not used once it is out of date.
 
         Returns:
-          the lease; or the load, which is not to be cancelled, and whose result is `loaded` then.
+          the lease; or what must come first, which is not to be cancelled, and whose result is
+          `loaded` then.
 
         Raises:
           NoSlotFree, ValueError: as for `acquire`.
@@ -307,6 +233,8 @@ class AdapterStore:
             version = self._host.get(name) or loaded
             if version is None or not self._is_current(version):
                 return self._begun(name)
+            if self._programs is not None and self._lacks(self._bank.shapes(version.prepared)):
+                return self._beside(self._compiled_for, version)
             return self._put(version)
 
     def fetch(self, name: str) -> "Future[Version | None]":
@@ -355,36 +283,36 @@ class AdapterStore:
     def unload(self, name: str) -> bool:
         """Forget an adapter. Leases keep their slot; a later lease loads it again.
 
-        What it alone needs leaves the bank: the arrays of its method, weights and parameters, once
-        no lease has it. Programs are those for the bank without it (`shapes_without`).
+        What it alone needs leaves the bank, as by `trim`, once no lease has it.
 
         Returns:
           whether there was anything to forget: in a slot, in host memory, or a load that runs.
         """
         with self._lock:
-            resident = self._slots.current(name)
-            known = any((resident, self._host.get(name), self._loading.get(name)))
+            found = self._slots.current(name), self._host.get(name), self._loading.get(name)
             self._outdate(name, next(self._turns))
             self._loading.pop(name, None)
             self._pinned.pop(name, None)
             self._host.drop(name)
-            if resident is not None:
-                resident.unloaded = True
-            if resident is None or not resident.users:  # what has been evicted left its arrays
-                self._bank = self._bank.trimmed(self._slots.filled)
-        return known
+            self.trim()
+        return any(found)
 
-    def shapes_with(self, loaded: Version | None) -> Bank:
-        """The shapes of the bank (`Bank.shapes`) once it has what `fetch` gave."""
-        with self._lock:
-            return self._bank.shapes(loaded and loaded.prepared)
+    def trim(self) -> "Future[None]":
+        """Let the bank have what the adapters in its slots need, and nothing else (`Bank.trimmed`).
 
-    def shapes_without(self, name: str) -> Bank:
-        """The shapes of the bank once an adapter is unloaded, and no lease has it."""
+        After `compile_first`, the bank changes once programs are compiled for it, and until then it
+        stays as it is. Otherwise it has changed when this returns.
+
+        Returns:
+          done once the bank has changed, or with the error for which it has not.
+        """
         with self._lock:
-            resident = self._slots.current(name)
-            leaves = set() if resident is None else {resident.slot}
-            return self._bank.trimmed(self._slots.filled - leaves).shapes()
+            if self._programs is not None:
+                return self._beside(self._trim)
+            self._trim()
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
 
     def held(self) -> dict[str, str]:
         """The digests of the adapters in slots by name, the least recently used first."""
@@ -409,8 +337,11 @@ class AdapterStore:
         """End the threads once the loads that run now are done.
 
         Others are given up: who waits for them gets a `concurrent.futures.CancelledError`.
+        Compilations end in the same way.
         """
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._compiler.shutdown(wait=True)
 
     # -- with the lock held -----------------------------------------------------------------------
 
@@ -430,13 +361,8 @@ class AdapterStore:
 
     def _release(self, resident: Resident) -> None:
         with self._lock:
-            self._slots.release(resident)
-            self._trim_after(resident)
-
-    def _trim_after(self, resident: Resident) -> None:
-        """Let go of what an unloaded version alone needed, if it has no user any more."""
-        if resident.unloaded and not resident.users:
-            self._bank = self._bank.trimmed(self._slots.filled)
+            if self._slots.release(resident):
+                self.trim()
 
     def _outdate(self, name: str, before: int) -> None:
         """Let no new lease have what began to load before a turn."""
@@ -505,3 +431,39 @@ class AdapterStore:
                     )
                 self._host.put(version)
         return version
+
+    # -- programs ---------------------------------------------------------------------------------
+
+    def _lacks(self, shapes: Bank) -> bool:
+        """Whether programs for a bank must be compiled before it can be this one."""
+        return self._programs is not None and not self._programs.compiled(shapes)
+
+    def _beside(self, work: Callable[..., T], *args: Any) -> "Future[T]":
+        """Do something in the compiler's thread; with the lock held."""
+        self._compiling = future = self._compiler.submit(work, *args)
+        return future
+
+    def _compiled_for(self, version: Version) -> Version:
+        """Compile for the bank once it has a version, which may still change until it is put."""
+        with self._lock:
+            shapes = self._bank.shapes(version.prepared)
+        self._compile_for(shapes)
+        return version
+
+    def _compile_for(self, shapes: Bank) -> None:
+        """In the compiler's thread; without the lock, and nothing if it was done before."""
+        if self._programs is not None and self._lacks(shapes):
+            shapes.compile_put()
+            self._programs.compile(shapes)
+
+    def _trim(self) -> None:
+        while True:
+            with self._lock:
+                trimmed = self._bank.trimmed(self._slots.filled)
+                if trimmed is self._bank:
+                    return
+                if not self._lacks(shapes := trimmed.shapes()):
+                    self._bank = trimmed
+                    break
+            self._compile_for(shapes)
+        self._trimmed()

@@ -158,6 +158,10 @@ class Bank:
             bank = self._with_room(ready, bank_arrays.new_shape)
         return jax.tree.map(bank_arrays.shape_of, bank)
 
+    def compile_put(self) -> None:
+        """Compile what a `put` with `donate` runs; of a bank of `shapes`, too."""
+        bank_arrays.compile_write(self._held)
+
     def _with_room(self, ready: Prepared, new: Callable[..., Any]) -> "Bank":
         slots = self.capacity + 1
         base, held = bank_arrays.with_room(

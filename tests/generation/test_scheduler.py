@@ -272,7 +272,7 @@ def test_after_an_error_texts_that_wait_go_on(served, started, monkeypatch):
         def fail(*_):
             raise RuntimeError("out of memory")
 
-        patched.setattr(programs, "advance", fail)
+        patched.setattr(programs.Programs, "advance", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             scheduler.step()
     assert (scheduler.active, scheduler.waiting) == ((), (numbers[2],))

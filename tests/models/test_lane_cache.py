@@ -70,9 +70,9 @@ def test_no_step_copies_the_cache(full_optimization):
     one_layer = lanes.cache.keys.each[0].nbytes
     needs = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes  # noqa: E731
     found = jax.eval_shape(programs._next, bank, lanes)
-    assert needs(programs._next.lower(bank, lanes)) < one_layer
+    assert needs(jax.jit(programs._next).lower(bank, lanes)) < one_layer
     assert needs(programs._written.lower(lanes, *found)) < one_layer / 100
     places = [x.unsafe_buffer_pointer() for x in lanes.cache.keys.each]
-    lanes, _ = programs.admit(bank, lanes, 1, 0, [1, 2, 3], GREEDY)
-    lanes, _ = programs.advance(bank, lanes)
+    lanes, _ = programs.SHARED.admit(bank, lanes, 1, 0, [1, 2, 3], GREEDY)
+    lanes, _ = programs.SHARED.advance(bank, lanes)
     assert places == [x.unsafe_buffer_pointer() for x in lanes.cache.keys.each]

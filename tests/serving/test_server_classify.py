@@ -138,11 +138,11 @@ def test_what_clients_call_a_model(tmp_path, monkeypatch):
 def test_texts_are_counted_while_they_are_computed(monkeypatch):
     engine, seen = engines.Classifying(lanes=2, tokens=8), []
 
-    def probabilities(bank, slots, *inputs):
+    def classified(bank, rows):
         seen.append((engine.active, engine.waiting))
-        return np.full((len(slots), 2), 0.5)
+        return np.full((len(rows), 2), 0.5)
 
-    monkeypatch.setattr(engines, "_probabilities", probabilities)
+    monkeypatch.setattr(engine, "_classified", classified)
     for _ in range(3):
         engine.submit(0, engines.Labelled((1,), (0,)))
     found = [*engine.step(None), *engine.step(None)]

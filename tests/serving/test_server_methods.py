@@ -1,6 +1,8 @@
 """What comes and goes with the methods and files of adapters, in a server in this process."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from experiments.serving.app import make_app
 from experiments.serving.base_model import load_language_model
 from experiments.serving.state import READY, Settings
 from lora_jax.contract.toys import noisy
+from lora_jax.generation.lanes import Programs
 from lora_jax.interchange.names import names_of
 
 WEIGHTS = "adapter_model.safetensors"
@@ -24,7 +27,12 @@ FILLED = {"nan": np.nan, "vast": 1e30, "far": 5e18}
 """With what factors are filled; those of `far` have a product, but not with what is multiplied."""
 MADE = (
     *(("lora", "lora", 2), ("other", "lora", 3), ("dora", "dora", 2), ("hira", "hira", 2)),
-    *(("high", "lora", 9), ("cut", "lora", 2), *((name, "lora", 2) for name in FILLED)),
+    *(
+        ("loha", "loha", 2),
+        ("high", "lora", 9),
+        ("cut", "lora", 2),
+        *((name, "lora", 2) for name in FILLED),
+    ),
 )
 """The names, methods and ranks of adapters; the first two are there when the server starts."""
 TARGETS = "query/kernel", "down/kernel"
@@ -77,6 +85,11 @@ def held(store):
         return jax.tree.structure(bank), sum(x.nbytes for x in jax.tree.leaves(bank.held))
 
 
+def held_methods(store):
+    with store.using() as bank:
+        return {type(each.variant).__name__.lower() for each in bank.held.methods}
+
+
 def test_load_compiles_and_unload_leaves_what_was_before(served, compilations):
     """DoRA adds to plain LoRA a factor of its outputs, and HiRA a method of its own."""
     client, store, _ = served
@@ -108,6 +121,70 @@ def test_unload_of_what_was_evicted_leaves_what_was_before_it(served, compilatio
         assert admin(client, "hira", "unload").status_code == 200
         assert asked(client, "lora").status_code == 200
     assert not counted and held(store) == before
+
+
+def test_reload_to_another_method_leaves_the_old_one_out(served):
+    client, store, folder = served
+    assert asked(client, "lora").status_code == 200
+    for name in ("hira", "other"):
+        shutil.copytree(folder / name, folder / "changed", dirs_exist_ok=True)
+        assert admin(client, "changed", "reload").status_code == 200
+        assert asked(client, "changed").status_code == 200
+        assert ("hira" in held_methods(store)) == (name == "hira")
+    shutil.rmtree(folder / "changed")
+    assert admin(client, "changed", "unload").json() == {"name": "changed", "unloaded": True}
+
+
+def test_unload_is_done_even_if_the_programs_without_it_fail(served, monkeypatch):
+    """Others go on with what there is; the memory is freed with the next unload."""
+    client, store, _ = served
+    for name in ("dora", "hira"):
+        assert admin(client, name, "load").status_code == 200
+
+    def fail(*_):
+        raise RuntimeError("XLA has no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "compile", fail)
+        answer = admin(client, "dora", "unload")
+        assert (answer.status_code, answer.json()["unloaded"]) == (200, True)
+        assert answer.json()["warning"].endswith("do not compile: RuntimeError: XLA has no room")
+        assert "dora" not in store.held() and asked(client, "hira").status_code == 200
+    before = held(store)[1]
+    assert admin(client, "dora", "unload").json() == {"name": "dora", "unloaded": False}
+    assert held(store)[1] < before
+    answer = admin(client, "hirra", "unload")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        404,
+        "there is no adapter 'hirra'; nearest: 'hira', 'lora', 'loha'",
+    )
+
+
+def test_others_go_on_while_the_programs_of_a_request_are_compiled(
+    served, monkeypatch, compilations
+):
+    client, _, _ = served
+    compile_all, begun, go = Programs.compile, threading.Event(), threading.Event()
+
+    def held_up(*given):
+        begun.set()
+        assert go.wait(60)
+        compile_all(*given)
+
+    monkeypatch.setattr(Programs, "compile", held_up)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(asked, client, "loha")
+        assert begun.wait(60)
+        for name in ("model", "hira"):
+            assert asked(client, name).status_code == 200
+        assert not first.done()
+        go.set()
+        assert first.result(60).status_code == 200
+    with compilations() as counted:
+        for name in ("loha", "model"):
+            assert asked(client, name).status_code == 200
+    assert not counted
+    assert admin(client, "loha", "unload").json()["unloaded"]
 
 
 def test_what_was_evicted_comes_back_as_it_was_or_not_at_all(served):

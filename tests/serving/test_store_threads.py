@@ -131,12 +131,98 @@ def test_a_reload_does_not_wait_for_a_load_that_began_before(slow):
     store.close()
 
 
+class Compiled:
+    """Programs that are compiled at once, or once `go` is set; what they were compiled for."""
+
+    def __init__(self, *banks):
+        self.found = [jax.tree.structure(bank.shapes()) for bank in banks]
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.go.set()
+        self.error = None
+
+    def compiled(self, bank):
+        return jax.tree.structure(bank.shapes()) in self.found
+
+    def compile(self, bank):
+        self.begun.set()
+        assert self.go.wait(60)
+        if self.error is not None:
+            raise self.error
+        self.found.append(jax.tree.structure(bank.shapes()))
+
+
+def test_leases_wait_for_programs_that_others_do_not_need(start):
+    """Of two new adapters at once, the second waits for programs with both."""
+    found = {
+        "a": start,
+        "b": stored.begun(also_train=("down/kernel",)),
+        "c": stored.begun(rank=1, target="down/kernel"),
+    }
+    store = lj.AdapterStore(bank(), lambda name: (found[name], f"digest of {name}"))
+    store.acquire("a").release()
+    with store.using() as now:
+        programs = Compiled(now)
+    store.compile_first(programs)
+    programs.go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        new = [pool.submit(store.acquire, name) for name in "bc"]
+        assert programs.begun.wait(60) and store.compiling
+        with store.acquire("a") as lease:
+            assert lease.digest == "digest of a"
+        assert list(store.held()) == ["a"] and not any(each.done() for each in new)
+        programs.go.set()
+        leases = [each.result(60) for each in new]
+    with store.using() as now:
+        assert programs.compiled(now) and {*store.held()} == {*"abc"}
+    for name, lease in zip("bc", leases, strict=True):
+        assert store.unload(name)
+        store.trim().result(60)
+        with store.using() as kept:
+            assert jax.tree.structure(kept) == jax.tree.structure(now)  # the lease needs it
+        lease.release()
+        store.trim().result(60)
+        with store.using() as now:
+            assert programs.compiled(now) and now is not kept
+    store.close()
+
+
+def test_programs_that_fail_leave_everything_as_it_was(start):
+    found = {"a": start, "b": stored.begun(also_train=("down/kernel",))}
+    store = lj.AdapterStore(bank(), lambda name: (found[name], name))
+    for name in found:
+        store.acquire(name).release()
+    with store.using() as before:
+        programs = Compiled(before)
+    store.compile_first(programs)
+    programs.error = RuntimeError("no room")
+    assert store.unload("b") and list(store.held()) == ["a"]
+    with pytest.raises(RuntimeError, match="no room"):
+        store.trim().result(60)
+    with store.using() as now:
+        assert now is before
+    store.acquire("b").release()  # it needs no programs that are not there
+    assert store.unload("b")
+    programs.error = None
+    store.trim().result(60)
+    programs.found.clear()
+    programs.error = RuntimeError("no room")
+    with pytest.raises(RuntimeError, match="no room"):
+        store.acquire("b")
+    assert list(store.held()) == ["a"]
+    store.close()
+
+
 def test_answers_while_others_are_put_reloaded_and_evicted(start):
     """Each answer is that of the version that the lease names."""
     names = [f"adapter {number}" for number in range(3 * THREADS)]
-    disk = stored.Disk(start, {name: number for number, name in enumerate(names)})
+    starts = start, stored.begun(also_train=("down/kernel",))
+    numbers = {name: number for number, name in enumerate(names)}
+    disks = [stored.Disk(each, numbers) for each in starts]
     size = bank().prepare(start).nbytes
-    store, apply = lj.AdapterStore(bank(), disk, host_bytes=4 * size), jax.jit(lj.Bank.apply)
+    programs, apply = Compiled(bank()), jax.jit(lj.Bank.apply)
+    read = lambda name: disks[numbers[name] % 5 == 4](name)  # noqa: E731
+    store = lj.AdapterStore(bank(), read, host_bytes=4 * size)
+    store.compile_first(programs)
     barrier = threading.Barrier(THREADS)
 
     def work(seed):
@@ -145,10 +231,11 @@ def test_answers_while_others_are_put_reloaded_and_evicted(start):
         for turn in range(25):
             name = names[random.integers(len(names))]
             with store.acquire(name) as lease, store.using() as now:
+                assert programs.compiled(now)
                 y = apply(now, jnp.full(2, lease.slot), stored.X)
             found.append((lease.digest, y))  # it may still be computed
             if turn % 5 == 4:
-                disk.numbers[name] += 100
+                numbers[name] += 101
                 (store.reload if seed % 2 else store.unload)(name)
         return [(digest, np.asarray(y)) for digest, y in found]
 

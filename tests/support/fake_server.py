@@ -25,8 +25,9 @@ from experiments.serving.base_model import BaseModel
 from experiments.serving.model_thread import ModelThread
 from experiments.serving.state import Metrics, Settings, State
 from lora_jax.data.tokenizing.tokenize import Tokenizer
-from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
+from lora_jax.serving.adapter_store import UnknownAdapterError
 from lora_jax.serving.bank_arrays import NoMemoryError
+from lora_jax.serving.slot_table import NoSlotFree
 
 WORDS = 1000
 LATE = 0.2
@@ -146,6 +147,8 @@ class FakeStore:
         self.leased[name] += 1
         release = lambda: self.leased.subtract([name])  # noqa: E731
         return types.SimpleNamespace(slot=1, digest=f"digest of {name}", name=name, release=release)
+
+    compiling = False
 
     def using(self):
         return contextlib.nullcontext()

@@ -21,10 +21,10 @@ PARAMS = {
 X = jnp.linspace(-2, 2, 8, dtype=jnp.float32).reshape(2, 4)
 
 
-def begun(params=None, also_train=(), **settings):
+def begun(params=None, also_train=(), target="up/kernel", **settings):
     """An adapter as `init` gives it; settings are those of LoRA."""
     lora = variants.make("lora", **{"rank": 2, **settings})
-    adapted = lj.adapt(forward, lora, "up/kernel", also_train=also_train)
+    adapted = lj.adapt(forward, lora, target, also_train=also_train)
     return adapted.init(jax.random.key(0), PARAMS if params is None else params, X)
 
 
