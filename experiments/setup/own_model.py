@@ -28,7 +28,7 @@ from experiments.setup import from_config
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
 from lora_jax.data.tokenised_task import LabelledArrays
-from lora_jax.files.arrays import array_digest
+from lora_jax.files.arrays import array_digest, is_key
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.messages import first_line
 from lora_jax.models.published.weight_files import SINGLE
@@ -158,21 +158,20 @@ def _imported(name: str) -> Callable[..., Any]:
 
 
 def _of_dtype(leaf: Any, dtype: str) -> Any:
-    if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-        return jnp.asarray(leaf, dtype)
-    return leaf
+    array = jnp.asarray(leaf)
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _with_weights(
     model: OwnModelSettings, leaves: Mapping[str, Any], fresh: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The parameters of the function, but for `fresh` those of a file."""
+    """The parameters of the function; those that are not `fresh` and no keys, from a file."""
     path = Path(model.weights)
     path = path / SINGLE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"config.model.weights: {path}: no such file")
     file, found = SafetensorsBytes(path), dict(leaves)
-    for name in [each for each in leaves if each not in fresh]:
+    for name in [each for each in leaves if each not in fresh and not is_key(leaves[each])]:
         there = file.shape(name) if name in file.names() else None
         if there != (here := np.shape(leaves[name])):
             said = "lacks it" if there is None else f"has the shape {there} there"
@@ -207,6 +206,5 @@ def _digest(leaves: Mapping[str, Any]) -> str:
     """The digest of the parameters that are the same for all seeds."""
     total = hashlib.sha256()
     for path, leaf in leaves.items():
-        array = leaf if jnp.issubdtype(leaf.dtype, np.number) else np.asarray(leaf)
-        total.update(f"{path} {array.shape} {array.dtype} {array_digest(array)}\n".encode())
+        total.update(f"{path} {leaf.shape} {leaf.dtype} {array_digest(leaf)}\n".encode())
     return total.hexdigest()
