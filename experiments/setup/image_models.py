@@ -16,7 +16,7 @@ class ViT(nn.Module):
     width: int = 64
     depth: int = 4
     heads: int = 4
-    patch: int = 4
+    patch: int = 7
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
