@@ -114,7 +114,7 @@ def call(
         inspect.signature(function).bind(*arguments[0], **arguments[1])
     except TypeError as error:
         more = "".join(f", {name}" for name in model.arguments)
-        said = f"{named} must take (key, example, outputs{more}): {first_line(error)}"
+        said = f"{named} must take (key, example, outputs{more}): {error}"
         raise ValueError(said) from None
     found = function(*arguments[0], **arguments[1])
     if not isinstance(found, tuple) or [callable(each) for each in found] != [True, False, True]:

@@ -44,7 +44,7 @@ def load(
       source: `idx` (`train-images-idx3-ubyte` and so on, perhaps with .gz; without a folder,
         those of Debian's package dataset-fashion-mnist), `images` (a folder for each class with
         images of one size; these folders may lie in `train` and `validation`), or `npz` (files with
-        `labels`, and any other arrays of as many rows).
+        any arrays of as many rows as their `labels`, which are numbers: whole ones are classes).
       folder: where the files are.
       files: the paths of `train` and `validation` of source `npz`, relative ones from the folder.
       validation: hold out this many examples of train instead of using the validation part.
@@ -93,7 +93,7 @@ def _examples(
     numbers = {label: number for number, label in enumerate(names)}
     found = np.array([numbers.get(label, -1) for label in labels], np.int64)
     kept = np.flatnonzero(found >= 0)
-    return ArrayExamples.of(name, {k: each[kept] for k, each in arrays.items()}, found[kept])
+    return ArrayExamples.of(name, arrays, found).take(kept)
 
 
 def _idx_parts(folder: Path, files: Mapping[str, str]) -> dict[str, _Part]:
@@ -121,16 +121,13 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       ValueError: one line on a file that is not one, or is cut.
     """
-    try:
-        content = read_gzip(path) if path.suffix == ".gz" else path.read_bytes()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    content = read_gzip(path) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX:
         raise ValueError(f"{path} is not an IDX file")
     start = 4 + 4 * content[3]
-    shape = [int(each) for each in np.frombuffer(content[4:start], ">u4")]
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
     dtype = np.dtype(_IDX[content[2]])
-    if len(shape) != content[3] or len(content) != start + math.prod(shape) * dtype.itemsize:
+    if len(content) != start + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{path}: {len(content)} bytes do not hold an array of {shape}")
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
