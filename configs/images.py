@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     variant = "full" if first else choice["variant"]
     smoke, epochs = choice["size"] == "smoke", 3 if first else 20
     few = EXAMPLES if fashion and not first else 0
-    head = "head/.*"
+    head = "head(/.*)?"
     return ConfigDict(
         {
             "experiment": "images",

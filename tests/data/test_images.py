@@ -140,6 +140,6 @@ def test_files_that_are_none(images, tmp_path):
         refuses(message, read_idx, file)
     zipped = file.with_name(f"{file.name}.gz")
     zipped.write_bytes(gzip.compress(idx(images))[:-9])
-    refuses("train-images-idx3-ubyte.gz: ", read_idx, zipped)
+    refuses("train-images-idx3-ubyte.gz is damaged", read_idx, zipped)
     write_idx(tmp_path, images)
     refuses("unknown data.source 'idxx'", load_array_task, "own", "idxx", tmp_path)
