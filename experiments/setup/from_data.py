@@ -188,5 +188,6 @@ def _loss(texts: TokenisedTask) -> Any:
 
 def _counts(batch: Mapping[str, Array]) -> Array:
     """1 for each token of an example, 0 for padding, (B, T); of arrays, by rows, (B,)."""
-    rows = batch["weight"] > 0
-    return batch["attention_mask"] * rows[:, None] if "attention_mask" in batch else rows
+    if "attention_mask" not in batch:
+        return batch["weight"] > 0
+    return batch["attention_mask"] * (batch["weight"] > 0)[:, None]
