@@ -7,7 +7,7 @@
     python -m experiments.report --results=runs/images/methods --out=runs/images/report
 
 Debian's package dataset-fashion-mnist brings the images (31 MB). `:model=convnet` is the ConvNet,
-whose convolutions are adapted, too. `:source=images,folder=FOLDER` takes your own images, a folder
+whose convolutions are adapted, too. `:source=images,train=FOLDER` takes your own images, a folder
 for each class, and `:source=npz,train=FILE,validation=FILE` any arrays with labels; `held_out`
 holds out examples of train for validation. Your own model is `--config.model.name=`, the dotted
 name of a function (`experiments.setup.own_model`).

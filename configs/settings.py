@@ -186,7 +186,7 @@ class ArraySettings(ExampleSettings):
     files: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(("train", "validation"), "")
     )
-    """For `npz`: the paths of the parts."""
+    """For `npz` and `images`: the paths of the parts."""
     classes: tuple[str, ...] = ()
     """The classes whose examples are taken; all if there are none."""
 

@@ -329,7 +329,7 @@ def _metadata(
     return ModelCardData(
         base_model=base,
         base_model_relation=base and chosen.relation,
-        library_name=chosen.library or None,
+        library_name=None if isinstance(config, OwnConfig) else chosen.library or None,
         pipeline_tag=_task_type(config),
         tags=tags,
         datasets=None if is_made(run) else _data_sets(config),  # those of training

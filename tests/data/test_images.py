@@ -62,7 +62,8 @@ def test_a_folder_for_each_class(images, tmp_path):
         folder = tmp_path / ("train" if number < 9 else "validation") / f"class {LABELS[number]}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number}.png")
-    task = load_array_task("own", "images", tmp_path)
+    parts = {"train": "train", "validation": "validation"}
+    task = load_array_task("own", "images", tmp_path, parts)
     assert task.label_names == ("class 0", "class 1", "class 2")
     np.testing.assert_array_equal(task.train.labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
     np.testing.assert_array_equal(task.train.arrays["images"], images[[0, 3, 6, 1, 4, 7, 2, 5, 8]])
@@ -72,11 +73,12 @@ def test_a_folder_for_each_class(images, tmp_path):
     assert not held & {each.tobytes() for each in alone.train.arrays["images"]}
     other = tmp_path / "train" / "class 0" / "other.png"
     Image.fromarray(images[0, :2]).save(other)
-    refuses("other.png has the shape", load_array_task, "own", "images", tmp_path)
+    refuses("other.png has the shape", load_array_task, "own", "images", tmp_path, parts)
     other.write_bytes(b"GIF?")
-    refuses("other.png is not an image", load_array_task, "own", "images", tmp_path)
+    refuses("other.png is not an image", load_array_task, "own", "images", tmp_path, parts)
     refuses("no images in folders", load_array_task, "own", "images", other.parent, validation=1)
     refuses("no such folder", load_array_task, "own", "images", tmp_path / "none")
+    refuses("needs data.folder", load_array_task, "own", "images")
 
 
 def test_any_arrays_of_npz(tmp_path):

@@ -42,11 +42,12 @@ def load(
     Args:
       name: any name; `fashion_mnist` gives the ten classes their names.
       source: `idx` (`train-images-idx3-ubyte` and so on, perhaps with .gz; without a folder,
-        those of Debian's package dataset-fashion-mnist), `images` (a folder for each class with
-        images of one size; these folders may lie in `train` and `validation`), or `npz` (files with
-        any arrays of as many rows as their `labels`, which are numbers: whole ones are classes).
+        those of Debian's package dataset-fashion-mnist), `images` (a folder with a folder for each
+        class, and images of one size in these), or `npz` (files with any arrays of as many rows as
+        their `labels`, which are numbers: whole ones are classes).
       folder: where the files are.
-      files: the paths of `train` and `validation` of source `npz`, relative ones from the folder.
+      files: the paths of `train` and `validation` of `npz`, and of `images` that have two parts;
+        relative ones from the folder.
       validation: hold out this many examples of train instead of using the validation part.
       classes: take the examples of these classes alone.
 
@@ -133,10 +134,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _image_parts(folder: Path, files: Mapping[str, str]) -> dict[str, _Part]:
-    if not folder.is_dir() or folder == Path(""):
-        raise FileNotFoundError(f"data.folder '{folder}': no such folder of images")
-    divided = {p: folder / p for p in ("train", "validation") if (folder / p).is_dir()}
-    return {part: _read_images(each) for part, each in (divided or {"train": folder}).items()}
+    if folder == Path("") and "train" not in files:
+        raise ValueError("data.source 'images' needs data.folder, or data.files.train")
+    parts = {"train": "", **files}
+    return {part: _read_images(folder / parts[part]) for part in parts}
 
 
 def _read_images(folder: Path) -> _Part:
@@ -144,6 +145,8 @@ def _read_images(folder: Path) -> _Part:
         from PIL import Image, UnidentifiedImageError  # optional
     except ModuleNotFoundError:
         raise ValueError("images need Pillow: pip install pillow") from None
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images")
     arrays, labels, first = [], [], None
     for path in sorted(each for each in folder.glob("*/*") if each.is_file()):
         try:
