@@ -10,12 +10,19 @@ from one_line import refuses
 
 import experiments
 from configs import common, images
+from experiments.analysis.recorded_runs import held_out
 from experiments.exports import formats
 from experiments.runs import predictions, run
 from experiments.runs.finished_run import open_run
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.own_model import call, load, read_texts, require_published
+from experiments.setup.own_model import (
+    call,
+    forward_of,
+    load,
+    read_texts,
+    require_published,
+)
 from experiments.sweeps import grouping, preflight
 from lora_jax.records import run_record
 
@@ -136,6 +143,24 @@ def test_arguments_and_narrow_parameters(config):
     forward, params = made.model(jax.random.key(0))
     assert params["kinds"].shape == (2, 4) and params["kinds"].dtype == "bfloat16"
     assert forward(params, made.texts.example(3)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("model", images.ARGUMENTS["model"])
+def test_the_models_of_the_config_take_images_with_and_without_channels(model):
+    plain = images.get_config(f"model={model},weights=runs/weights,seed=3").to_dict()
+    given = parse(plain)
+    assert given.model.fresh == given.also_train == ("head(/.*)?",)
+    for shape in ((28, 28), (14, 14, 3)):
+        batch = {"images": np.zeros((2, *shape), np.uint8)}
+        made = call(given.model, jax.random.key(0), {"images": batch["images"][:1]}, 5)
+        assert jax.eval_shape(forward_of(made), made.params, batch).shape == (2, 5)
+
+
+def test_runs_that_are_scored_on_training_examples(config, plain):
+    assert held_out(config(data__validation=4)) and not held_out(config())
+    alone = plain(data__validation=4)
+    alone["data"]["files"]["validation"] = ""
+    assert not held_out(parse(alone))
 
 
 MISTAKES = {
