@@ -23,7 +23,7 @@ class ViT(nn.Module):
         patches = (self.patch, self.patch)
         x = nn.Conv(self.width, patches, patches, name="patches")(images)
         x = x.reshape(x.shape[0], -1, self.width)
-        x += self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        x += self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
         for number in range(self.depth):
             attention = nn.MultiHeadDotProductAttention(self.heads, name=f"attention_{number}")
             x += attention(nn.LayerNorm()(x))
