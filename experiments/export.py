@@ -59,7 +59,9 @@ from experiments.exports import formats, hub
 from experiments.exports.base_and_head import Place, on_card, published
 from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.runs.finished_run import open_run, read_record
+from experiments.setup.config import parse
 from experiments.setup.devices import announce
+from experiments.setup.own_model import require_published
 from lora_jax.files.atomic import new_folder
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")
@@ -100,6 +102,8 @@ def export() -> None:
     chosen = formats.make(str(_AS.value), given)
     folder, out = Path(str(_RUN.value)), cli.out_folder(str(_OUT.value))
     record = read_record(folder)
+    if _AS.value != "merged":
+        require_published(parse(record.config), f"--as={_AS.value}")
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--out={out} is inside the folder of --run: name one elsewhere")
     if _PUBLIC.value and not _PUSH.value:

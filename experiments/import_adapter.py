@@ -29,6 +29,7 @@ from experiments.setup.config import parse
 from experiments.setup.devices import announce
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained, of_evaluation, of_loading
+from experiments.setup.own_model import require_published
 from lora_jax.files.atomic import new_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,6 +62,7 @@ def import_adapter() -> None:
             raise ValueError(f"--config.{name} comes from the adapter: leave it out")
     plain = _CONFIG.value.to_dict()
     config, source = parse(plain), adapter_source.find(str(_FROM.value))
+    require_published(config, "import_adapter")
     for flag in (_ALPHA, _ENABLE_LORA):
         if flag.present and not source.is_file:
             raise ValueError(f"--{flag.name} is for a file of loralib, and --from={source.given} "

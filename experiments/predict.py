@@ -35,6 +35,7 @@ from experiments.runs.load_run import LoadedRun, class_names, load_run
 from experiments.runs.new_texts import NewTexts, read
 from experiments.setup.config import parse
 from experiments.setup.devices import announce
+from experiments.setup.own_model import require_published
 from lora_jax.data.sources.rows import read_rows
 from lora_jax.files.atomic import write_atomically
 from lora_jax.messages import count
@@ -71,6 +72,7 @@ SUFFIXES = (".csv", ".jsonl")
 def predict() -> None:
     folder, source, out = (Path(str(each.value)) for each in (_RUN, _INPUT, _OUT))
     record = read_record(folder)
+    require_published(parse(record.config), "predict")
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--out={out} is not named {' or '.join(SUFFIXES)}")
     cli.out_folder(str(out.parent))

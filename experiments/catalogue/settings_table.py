@@ -15,14 +15,18 @@ from configs import settings
 from lora_jax.files.marked_documents import fill_blocks
 from lora_jax.table import Table
 
-KINDS = {"encoders": settings.ClassifierConfig, "decoders": settings.TextConfig}
+KINDS = {
+    "encoders": settings.ClassifierConfig,
+    "decoders": settings.TextConfig,
+    "own models": settings.OwnConfig,
+}
 HEADS = ("key", "type", "default", "of", "meaning")
 NO_KEYS = ("plain", "settings")
 """Fields that are not keys of a config: the config as data, and a variant's own fields."""
 
 
 class Row(NamedTuple):
-    """A setting, in the words of the table; `of` is the kind of model, empty for all."""
+    """A setting, in the words of the table; `of` has the kinds of models, empty for all."""
 
     key: str
     type: str
@@ -38,7 +42,7 @@ def rows() -> list[Row]:
         for each in _keys(config):
             found.setdefault(each, []).append(kind)
     made = [
-        Row(key, of_type, default, "" if len(kinds) == len(KINDS) else kinds[0], meaning)
+        Row(key, of_type, default, "" if len(kinds) == len(KINDS) else ", ".join(kinds), meaning)
         for (key, of_type, default, meaning), kinds in found.items()
     ]
     sections = list(dict.fromkeys(_section(row.key) for row in made))
@@ -84,7 +88,7 @@ def _type(hint: Any) -> str:
 
 def _default(field: dataclasses.Field) -> str:
     if field.default is not dataclasses.MISSING:
-        if field.default is None or field.default == "":
+        if field.default in (None, "", ()):
             return "none"
         if isinstance(field.default, tuple):
             return f"`{', '.join(map(str, field.default))}`"

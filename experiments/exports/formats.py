@@ -14,7 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from configs.settings import ClassifierConfig, TextConfig
+import numpy as np
+from safetensors.numpy import save_file
+
+from configs.settings import ClassifierConfig, OwnConfig, TextConfig
 from experiments.exports.base_and_head import (
     UNKNOWN,
     Place,
@@ -32,6 +35,7 @@ from experiments.exports.base_and_head import (
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.tokenize import export_tokenizer, has_tokenizer
+from lora_jax.files.arrays import is_key
 from lora_jax.interchange.names import names_of
 from lora_jax.interchange.peft_folder import CONFIG
 from lora_jax.interchange.save_loralib import save_loralib
@@ -41,7 +45,8 @@ from lora_jax.messages import nearest, require_known
 from lora_jax.models import families
 from lora_jax.models.published.export import export_model
 from lora_jax.models.published.gguf import architecture
-from lora_jax.models.published.weight_files import find_gguf
+from lora_jax.models.published.weight_files import SINGLE, find_gguf
+from lora_jax.partition import Parts
 from lora_jax.table import Table
 from lora_jax.transform.adapt import merged_parts
 
@@ -115,6 +120,8 @@ class Merged(Format):
         _bytes(self.shard_size)
 
     def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
+        if isinstance(run.config, OwnConfig):
+            return _by_paths(merged_parts(run.trainable, run.frozen), folder, self.dtype)
         rounding = export_model(
             merged_parts(run.trainable, run.frozen),
             run.shape,
@@ -141,6 +148,10 @@ class Merged(Format):
         }
 
     def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
+        if isinstance(run.config, OwnConfig):
+            file = f"{place.files}/{SINGLE}"
+            load = f"from safetensors.numpy import load_file\n\nweights = load_file({file!r})"
+            return Use(f"{load}  # by the paths of {run.config.model.name}'s parameters")
         kind, where = "AutoModelForCausalLM", json.dumps(place.files)
         if isinstance(run.config, ClassifierConfig):
             kind = "AutoModel" if averages(run) else "AutoModelForSequenceClassification"
@@ -152,6 +163,15 @@ class Merged(Format):
             f"from transformers import {kind}{also}\n\n"
             f"{tokenizer}model = {kind}.from_pretrained({where})"
         )
+
+
+def _by_paths(parts: Parts, folder: Path, dtype: str | None) -> dict[str, Any]:
+    """Write the parameters of a user's own model, whose tensors are named by their paths."""
+    arrays = {path: x for path, x in parts.shapes.items() if not is_key(x)}
+    tensors = {p: np.asarray(parts.part(p, None), dtype or x.dtype) for p, x in arrays.items()}
+    save_file({path: np.ascontiguousarray(x) for path, x in tensors.items()}, folder / SINGLE)
+    (folder / SINGLE).chmod(folder.stat().st_mode & 0o666)  # else only the owner reads it
+    return {"said": [f"config.model.weights takes the folder, for {len(tensors)} parameters"]}
 
 
 def _bytes(size: str) -> int:

@@ -16,7 +16,14 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import variants
 from configs.common_tasks import STORAGES
-from configs.settings import ClassifierConfig, RunConfig, TextConfig, free_names
+from configs.settings import (
+    ClassifierConfig,
+    OwnConfig,
+    RunConfig,
+    TextConfig,
+    TokenSettings,
+    free_names,
+)
 from experiments.analysis import labels
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.recorded_runs import held_out
@@ -251,7 +258,9 @@ def _settings(config: RunConfig) -> list[tuple[str, str]]:
     kind = kind_of_optimizer(config)
     if isinstance(config, TextConfig) and config.generate.scored:
         sections["generate"] = config.generate
-    rows = [("model.dtype", config.model.dtype), ("data.max_length", str(config.data.max_length))]
+    rows = [("model.dtype", config.model.dtype)]
+    if isinstance(config.data, TokenSettings):
+        rows.append(("data.max_length", str(config.data.max_length)))
     for section, values in sections.items():
         for field in dataclasses.fields(values):
             name, value = f"{section}.{field.name}", getattr(values, field.name)
@@ -318,7 +327,7 @@ def _metadata(
     return ModelCardData(
         base_model=base,
         base_model_relation=base and chosen.relation,
-        library_name=chosen.library or None,
+        library_name=None if isinstance(config, OwnConfig) else chosen.library or None,
         pipeline_tag=_task_type(config),
         tags=tags,
         datasets=None if is_made(run) else _data_sets(config),  # those of training
@@ -332,6 +341,8 @@ def _metadata(
 
 def _task_type(config: RunConfig) -> str:
     """The Hub's name of the task."""
+    if isinstance(config, OwnConfig):
+        return "other" if config.data.source == "npz" else "image-classification"
     is_classifier = isinstance(config, ClassifierConfig)
     return "text-classification" if is_classifier else "text-generation"
 

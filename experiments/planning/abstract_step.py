@@ -19,6 +19,7 @@ from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.planning.model_sizes import ENCODERS, ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.forward_pass import predictor
+from experiments.setup.own_model import require_published
 from lora_jax.compiled.jaxpr_costs import working_bytes
 from lora_jax.data.tokenised_task import TokenisedTask, token_cross_entropy
 from lora_jax.models import families
@@ -84,6 +85,7 @@ class AbstractStep:
         Raises:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
+        require_published(config, "a plan")
         forward, params, rules, tokens, loss = model_of(config, mesh)
         # The steps of a run are known only once its data are read. Only schedules depend on them.
         steps = from_config.placeholder_steps(config)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from configs.settings import RunConfig, TextConfig
+from configs.settings import OwnConfig, RunConfig, TextConfig, TokenSettings
 from experiments.planning.abstract_step import AbstractStep, Batches, least, stays
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked, check_ids
@@ -102,6 +102,8 @@ def announce(
         available, or the batches surely take more than the arrays leave. Of several trials, the
         error on memory is a TooManyTrialsError.
     """
+    if isinstance(config, OwnConfig):  # whose function makes its weights to show their shapes
+        return read_texts(config)
     too_large = ValueError if trials == 1 else TooManyTrialsError
     step = AbstractStep.of(config)
     one, room = Held.of(step), memory.available()
@@ -205,7 +207,7 @@ def _name(name: str) -> str:
 def _cut(config: RunConfig, texts: TokenisedTask) -> str:
     """How many texts are longer than a text may be; empty if none is."""
     cut = sum(each.truncated for each in texts.encoded.values())
-    if not cut:
+    if not cut or not isinstance(config.data, TokenSettings):
         return ""
     task, own, most = texts.task, config.data.max_length, texts.shape.max_tokens
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}

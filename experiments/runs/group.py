@@ -16,7 +16,7 @@ from configs.settings import RunConfig
 from experiments.runs.generated_texts import writes_samples
 from experiments.setup import from_config
 from experiments.setup.experiment import Experiment
-from experiments.setup.forward_pass import separated
+from experiments.setup.forward_pass import model_inputs, separated
 from experiments.setup.out_of_memory import explained, of_evaluation
 from lora_jax.files.json_text import config_digest
 from lora_jax.records.metrics_log import Metrics
@@ -164,9 +164,9 @@ def _widened(
         for of_target in zip(*(each.adapted.rules for each in experiments), strict=True)
     )
     adapted = dataclasses.replace(first.adapted, rules=rules)
-    example = np.zeros((first.batch_size, first.texts.boundaries[0]), np.int32)
+    inputs = model_inputs(first.texts.example(first.batch_size))
     params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
-    like = init_shapes(adapted, jax.random.key(0), params, example, example, example)
+    like = init_shapes(adapted, jax.random.key(0), params, *inputs)
     wide = [widen(each.trainable, each.frozen, like) for each in experiments]
     return dataclasses.replace(first, adapted=adapted), wide
 

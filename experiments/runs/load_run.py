@@ -18,13 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs.settings import ClassifierConfig, TextConfig
+from configs.settings import ClassifierConfig, TextConfig, TokenSettings
 from experiments.runs.finished_run import ADAPTER, FinishedRun, open_run, read_record
 from experiments.runs.generated_texts import stepper, write_with
 from experiments.runs.new_texts import TextOrPair, is_of_pairs
 from experiments.setup import from_config, from_data
 from experiments.setup.completion import in_template
 from experiments.setup.config import parse
+from experiments.setup.own_model import require_published
 from lora_jax import data
 from lora_jax.data.tokenizing.tokenize import Tokenizer
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
@@ -138,7 +139,10 @@ def load_run(
     """
     folder = Path(folder)
     record = read_record(folder)
-    config, where = parse(record.config), locate(record.config["model"]["name"])
+    config = parse(record.config)
+    require_published(config, "load_run")
+    assert isinstance(config.data, TokenSettings)
+    where = locate(config.model.name)
     writes = isinstance(config, TextConfig)
     most = (read_decoder_config if writes else read_encoder_config)(where).max_tokens
     most -= config.generate.max_new_tokens if writes else 0

@@ -22,6 +22,7 @@ from experiments.runs.head_file import HEAD_FILE, with_head
 from experiments.serving.base_model import BaseModel
 from experiments.setup import from_config
 from experiments.setup.config import parse
+from experiments.setup.own_model import require_published
 from lora_jax.adapters.base_digest import base_digests
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.files.tree_file import load_tree
@@ -170,6 +171,7 @@ class AdapterLoader:
         Nothing is drawn: the shapes of the adapter are enough to read the file.
         """
         config = parse({**_config(folder), "start_from": None})
+        require_published(config, f"{folder}: serving")
         if config.quantize.storage != "none":
             raise ValueError(
                 f"{folder}: the adapter's base was quantised as {config.quantize.storage}, "

@@ -12,6 +12,7 @@ import lora_jax as lj
 from configs.settings import ClassifierConfig, EncoderSettings
 from experiments.setup import from_config, processes
 from experiments.setup.task_and_model import (
+    FEW_TOKENS,
     TaskAndModel,
     boundaries,
     check_vocabulary,
@@ -104,14 +105,15 @@ def abstract(shape: EncoderConfig, model: EncoderSettings, outputs: int) -> Enco
     return nnx.eval_shape(lambda: classifier(*given, **options, rngs=nnx.Rngs(0)))
 
 
-def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, Any]:
-    """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
+def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, tuple[Any, ...]]:
+    """The forward pass and its arguments (see `load.abstract_model`)."""
     folder = locate(config.model.name)
     shape = read_encoder_config(folder)
     classifier = abstract(shape, config.model, outputs)
     _check_weights(folder, shape, classifier)
     data.load_tokenizer(folder)
-    return lj.from_nnx(classifier)
+    forward, params = lj.from_nnx(classifier)
+    return forward, (params, *FEW_TOKENS)
 
 
 def _check_weights(folder: Path, config: EncoderConfig, classifier: nnx.Module) -> None:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from configs.settings import DecoderSettings, GenerateSettings, TextConfig
 from experiments.setup import from_config, processes
 from experiments.setup.task_and_model import (
+    FEW_TOKENS,
     TaskAndModel,
     boundaries,
     check_vocabulary,
@@ -130,12 +131,13 @@ def _check_cache(decoder: Decoder, generate: GenerateSettings) -> None:
         )
 
 
-def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, Any]:
-    """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
+def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, tuple[Any, ...]]:
+    """The forward pass and its arguments (see `load.abstract_model`)."""
     where = locate(config.model.name)
     data.load_tokenizer(where)
     decoder = read_abstract_decoder(where, **options(config.model))
-    return completion_likelihood(decoder, 1, config.model.chunk)
+    forward, params = completion_likelihood(decoder, 1, config.model.chunk)
+    return forward, (params, *FEW_TOKENS)
 
 
 def options(model: DecoderSettings) -> dict[str, Any]:

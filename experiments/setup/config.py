@@ -104,7 +104,11 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> settings.Ru
 
 def kind_of(config: Mapping[str, Any]) -> type[settings.RunConfig]:
     """The class of a config's settings."""
-    return settings.TextConfig if "generate" in config else settings.ClassifierConfig
+    if "generate" in config:
+        return settings.TextConfig
+    section: Any = config.get("model")
+    own = hasattr(section, "keys") and "weights" in section  # a ConfigDict is no Mapping
+    return settings.OwnConfig if own else settings.ClassifierConfig
 
 
 def _sections(kind: type[settings.RunConfig]) -> dict[str, type]:
@@ -122,6 +126,8 @@ def _sections(kind: type[settings.RunConfig]) -> dict[str, type]:
 MAKERS = {
     settings.EncoderSettings: "model",
     settings.DecoderSettings: "decoder",
+    settings.OwnModelSettings: "own_model",
+    settings.ArraySettings: "arrays",
     settings.DataSettings: "data",
     settings.TextSettings: "texts",
     settings.TrainSettings: "train",

@@ -218,9 +218,8 @@ def build(
     # An adapter that is still shrinking is larger than its final budget, so it cannot be the best.
     settled = max((each.settled for _, each in adapted.rules if each), default=0)
     check_ids(config, texts.boundaries[-1])
-    example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
-    inputs = params, example, example, example
+    inputs = params, *model_inputs(texts.example(config.train.batch_size))
     found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
     seen = found.seen if found else {}
     layout = None if mesh is None else lay_out(adapted, mesh, loaded.rules, *inputs, seen=seen)

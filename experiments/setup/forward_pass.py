@@ -1,4 +1,4 @@
-"""The forward pass of an adapted model, as a function of the batches of texts."""
+"""The forward pass of an adapted model, as a function of batches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -41,9 +41,14 @@ def predictor(
     return bfloat16_products(predict, has_unit=multiplies_bfloat16())
 
 
-def model_inputs(batch: Batch) -> tuple[Any, Any, Any]:
-    """What a model takes of a batch: ids, mask and token types, (B, T) each."""
-    return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+def model_inputs(batch: Batch) -> tuple[Any, ...]:
+    """What a model takes of a batch: ids, mask and token types, (B, T) each.
+
+    A user's own model takes all other arrays of the batch by their names.
+    """
+    if "input_ids" in batch:
+        return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+    return ({name: each for name, each in batch.items() if name not in ("label", "weight")},)
 
 
 def separated(model: ModelSettings, *frozen: lj.Frozen) -> list[lj.Frozen]:

@@ -119,6 +119,8 @@ def make_any_task(config: settings.RunConfig) -> data.Task | data.TextTask:
     """The task that a config names."""
     if isinstance(config, settings.TextConfig):
         return make_text_task(config.data)
+    if isinstance(config, settings.OwnConfig):
+        return make_array_task(config.data)
     return make_task(config.data)  # type: ignore[arg-type]
 
 
@@ -158,6 +160,14 @@ def make_text_task(section: settings.TextSettings) -> data.TextTask:
         )
     if section.scored:
         task = task.scored(section.scored)
+    return _limited(task, section)
+
+
+def make_array_task(section: settings.ArraySettings) -> data.Task:
+    """The task of images or other arrays that a config names."""
+    where = section.folder or None, section.files, section.validation
+    with _named("validation", section.validation):
+        task = data.load_array_task(section.name, section.source, *where, section.classes)
     return _limited(task, section)
 
 

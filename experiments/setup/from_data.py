@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import lora_jax as lj
 from configs.settings import RunConfig, TextTrainSettings
 from experiments.setup import from_config, processes
+from experiments.setup.forward_pass import model_inputs
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
 from lora_jax.base import Seen
@@ -179,13 +180,14 @@ def _loss(texts: TokenisedTask) -> Any:
     """The mean loss of a batch's examples, without dropout."""
 
     def loss(model: Any, batch: Any) -> Array:
-        ids = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-        each = texts.loss(model(*ids), batch)
+        each = texts.loss(model(*model_inputs(batch)), batch)
         return (each * batch["weight"]).sum() / jnp.maximum(batch["weight"].sum(), 1e-6)
 
     return loss
 
 
 def _counts(batch: Mapping[str, Array]) -> Array:
-    """1 for each token of an example, 0 for padding, (B, T)."""
+    """1 for each token of an example, 0 for padding, (B, T); of arrays, by rows, (B,)."""
+    if "attention_mask" not in batch:
+        return batch["weight"] > 0
     return batch["attention_mask"] * (batch["weight"] > 0)[:, None]

@@ -1,4 +1,4 @@
-"""Load the data and the model of a config, for a classifier or a language model."""
+"""Load the data and the model of a config: a classifier, a language model, or one of your own."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from configs.settings import RunConfig, TextConfig
-from experiments.setup import classification, completion
+from configs.settings import OwnConfig, RunConfig, TextConfig
+from experiments.setup import classification, completion, own_model
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
 from lora_jax.data.tokenised_task import Completions, TokenisedTask
@@ -77,8 +77,8 @@ def load_abstract(config: RunConfig) -> TaskAndModel:
     return _kind(config).load_abstract(config)
 
 
-def abstract_model(config: RunConfig, outputs: int) -> tuple[Any, Any]:
-    """The forward pass of a config's model and the shapes of its parameters.
+def abstract_model(config: RunConfig, outputs: int) -> tuple[Any, tuple[Any, ...]]:
+    """The forward pass of a config's model, and its arguments: shapes of parameters, and inputs.
 
     Weights are not read, but their shapes are checked, and the tokenizer is loaded.
 
@@ -93,4 +93,6 @@ def abstract_model(config: RunConfig, outputs: int) -> tuple[Any, Any]:
 
 def _kind(config: RunConfig) -> Any:
     """The module with these functions for one kind of task."""
+    if isinstance(config, OwnConfig):
+        return own_model
     return completion if isinstance(config, TextConfig) else classification

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-from configs.settings import GenerateSettings, RunConfig
+from configs.settings import GenerateSettings, RunConfig, TokenSettings
 from lora_jax.messages import said
 from lora_jax.sharding import memory
 
@@ -69,7 +69,7 @@ def advice(config: RunConfig, times: float = 2.0) -> str:
     Args:
       times: by what factor it must be less; infinite if smaller parts of a batch do not help.
     """
-    parts, longest = config.train.accumulate, config.data.max_length
+    parts = config.train.accumulate
     rows = config.train.batch_size // parts
     first = math.ceil(min(times, rows + 1))
     more = next((parts * each for each in range(first, first + 1000) if rows % each == 0), None)
@@ -79,7 +79,9 @@ def advice(config: RunConfig, times: float = 2.0) -> str:
             f"raise config.train.accumulate from {parts} to {more} (the same batch, in smaller "
             "parts), or lower config.train.batch_size"
         )
-    return f"{lower}, or config.data.max_length {longest}"
+    if isinstance(config.data, TokenSettings):
+        return f"{lower}, or config.data.max_length {config.data.max_length}"
+    return lower
 
 
 def check_ids(config: RunConfig, tokens: int) -> None:

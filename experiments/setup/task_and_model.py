@@ -16,6 +16,9 @@ from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.sharding.mesh import Rules
 
+FEW_TOKENS = (np.zeros((2, 2), np.int32),) * 3
+"""What a model takes of a batch of texts (`forward_pass.model_inputs`), for its shapes."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskAndModel:
@@ -65,7 +68,7 @@ def check_vocabulary(
 
 
 @contextlib.contextmanager
-def text_limit(section: settings.ExampleSettings, most: int, model: Path) -> Iterator[int]:
+def text_limit(section: settings.TokenSettings, most: int, model: Path) -> Iterator[int]:
     """Give the most tokens of a text: `max_length` of the config's `data`, or the model's limit.
 
     Args:
@@ -86,7 +89,7 @@ def text_limit(section: settings.ExampleSettings, most: int, model: Path) -> Ite
 
 
 def boundaries(
-    encoded: Mapping[str, data.Encoded], section: settings.ExampleSettings, limit: int
+    encoded: Mapping[str, data.Encoded], section: settings.TokenSettings, limit: int
 ) -> tuple[int, ...]:
     """The lengths that the batches of all parts are padded to.
 

@@ -4,7 +4,14 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
-from configs.settings import GenerateSettings, RunConfig, TextConfig, fields_of
+from configs.settings import (
+    ClassifierConfig,
+    GenerateSettings,
+    OwnConfig,
+    RunConfig,
+    TextConfig,
+    fields_of,
+)
 from experiments.setup import from_config
 from lora_jax import data
 from lora_jax.data.metrics import text_metrics
@@ -101,13 +108,19 @@ def _validate_optimizer(config: RunConfig, variants: Sequence[Variant]) -> None:
 
 def _require_source(config: RunConfig) -> None:
     """Raise a ValueError for an unknown source of data, or one of the other kind of tasks."""
-    texts, source = isinstance(config, TextConfig), config.data.source
-    known = data.TEXT_SOURCES if texts else data.SOURCES
-    if source not in (*data.SOURCES, *data.TEXT_SOURCES):
-        raise ValueError(f"unknown data.source '{source}'; nearest: {nearest(source, known)}")
-    if source not in known:
-        other = "text-to-text tasks, as in configs/instruct.py" if not texts else "classifiers"
-        raise ValueError(f"config.data.source '{source}' belongs to {other}, not to this config")
+    source = config.data.source
+    sources = {
+        TextConfig: (data.TEXT_SOURCES, "text-to-text tasks, as in configs/instruct.py"),
+        OwnConfig: (data.ARRAY_SOURCES, "images and other arrays, as in configs/images.py"),
+        ClassifierConfig: (data.SOURCES, "classifiers"),
+    }
+    known, _ = sources[type(config)]
+    if source in known:
+        return
+    for others, said in sources.values():
+        if source in others:
+            raise ValueError(f"config.data.source '{source}' belongs to {said}, not to this config")
+    raise ValueError(f"unknown data.source '{source}'; nearest: {nearest(source, known)}")
 
 
 def _validate_texts(config: TextConfig) -> None:

@@ -42,7 +42,8 @@ def score(config: RunConfig) -> Untrained:
     """Score the model of a config on the task's validation part and its extra parts."""
     if isinstance(config, TextConfig):
         return _by_likelihood(config)
-    assert isinstance(config, ClassifierConfig)
+    if not isinstance(config, ClassifierConfig):
+        return Untrained(from_config.make_any_task(config).metric, NO_SCORE)
     spec = None if config.data.source == "files" else data.SPECS.get(config.data.name)
     if spec and spec.label_names:  # which needs no data
         return Untrained(spec.metric, NO_SCORE)

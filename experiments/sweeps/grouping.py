@@ -16,7 +16,7 @@ import lora_jax as lj
 from configs.settings import RunConfig, TextConfig
 from experiments.runs.group import traced_step
 from experiments.setup import from_config
-from experiments.setup.forward_pass import predictor
+from experiments.setup.forward_pass import model_inputs, predictor
 from experiments.setup.load import load_abstract
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
@@ -97,10 +97,10 @@ class AbstractRun:
 
     def _init(self, targets: Targets) -> tuple[lj.Adapted, Any, lj.Frozen]:
         """The adapted model, and the shapes of its trainable and frozen arrays."""
-        key, ids = jax.random.key(0), self.trained[0]["input_ids"]
+        key, inputs = jax.random.key(0), model_inputs(self.trained[0])
         forward, params = self.loaded.model(key)
         adapted = from_config.adapt(self.config, forward, targets)
-        return adapted, *init_shapes(adapted, key, params, ids, ids, ids)
+        return adapted, *init_shapes(adapted, key, params, *inputs)
 
 
 def _batches(texts: TokenisedTask, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:

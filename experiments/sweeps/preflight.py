@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
@@ -89,7 +88,6 @@ def check(config: RunConfig, once: Once) -> Loop:
 
 def _trace(config: RunConfig, outputs: int, steps: int) -> None:
     """Adapt a model from shapes alone; patterns without a match and wrong ranks raise."""
-    forward, params = abstract_model(config, outputs)
+    forward, arguments = abstract_model(config, outputs)
     adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
-    example = np.zeros((2, 2), np.int32)
-    init_shapes(adapted, jax.random.key(0), params, example, example, example)
+    init_shapes(adapted, jax.random.key(0), *arguments)

@@ -16,9 +16,17 @@ from lora_jax.data.batches import (
     in_order,
     plan_epoch,
 )
-from lora_jax.data.examples import Examples, Prompts
-from lora_jax.data.sources import SOURCES, TEXT_SOURCES, as_chat, load_task, load_text_task
+from lora_jax.data.examples import ArrayExamples, Examples, Prompts
+from lora_jax.data.sources import (
+    ARRAY_SOURCES,
+    SOURCES,
+    TEXT_SOURCES,
+    as_chat,
+    load_task,
+    load_text_task,
+)
 from lora_jax.data.sources.demo import rotten_tomatoes
+from lora_jax.data.sources.images import load as load_array_task
 from lora_jax.data.split import as_written, normalise, plain_split, stratified_split
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tasks import SPECS
@@ -42,9 +50,11 @@ from lora_jax.data.tokenizing.tokenize import (
 from lora_jax.files.published_paths import cache_folder
 
 __all__ = [
+    "ARRAY_SOURCES",
     "SOURCES",
     "SPECS",
     "TEXT_SOURCES",
+    "ArrayExamples",
     "BatchPlan",
     "ChatTemplate",
     "Encoded",
@@ -70,6 +80,7 @@ __all__ = [
     "encode_prompts_cached",
     "eval_plan",
     "in_order",
+    "load_array_task",
     "load_chat_template",
     "load_task",
     "load_text_task",

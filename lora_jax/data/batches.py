@@ -8,11 +8,12 @@ runs with different seeds have the same shapes at every step and can share one p
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lora_jax.data.examples import ArrayExamples
 from lora_jax.data.split import permutation
 from lora_jax.data.tokenizing.tokenize import Encoded
 
@@ -182,6 +183,27 @@ def collate(
         label_dtype = np.int32 if encoded.labels.dtype.kind == "i" else np.float32
         batch["label"] = encoded.labels[rows].astype(label_dtype)
     return batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedArrays(Encoded):
+    """Arrays in the place of tokens: each example has the length 1, so nothing is padded."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, examples: ArrayExamples) -> "EncodedArrays":
+        count = len(examples)
+        ids, offsets = np.zeros(count, np.int32), np.arange(count + 1, dtype=np.int64)
+        labels = np.zeros(0) if examples.labels is None else examples.labels
+        return cls(ids, ids, offsets, labels, 0, 0, examples.arrays)
+
+    def batch(self, indices: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch, with `label` and `weight` as `collate` has them."""
+        made = collate(self, indices, 1, batch_size)
+        rows = np.concatenate([indices, np.repeat(indices[:1], batch_size - len(indices))])
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        return arrays | {name: made[name] for name in ("label", "weight") if name in made}
 
 
 def _fill(

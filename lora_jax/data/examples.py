@@ -1,9 +1,9 @@
-"""Texts with labels, and prompts with completions: checked on creation, before any training."""
+"""Texts or arrays with labels, and prompts with completions: checked before any training."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -102,6 +102,52 @@ class Examples(Part):
     def text_digest(self) -> str:
         """SHA-256 of what a tokenizer sees, in order: texts and second texts."""
         return sha256_of([self.texts, self.second_texts])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayExamples(Examples):
+    """Examples that are arrays, such as images; `texts` are digests of what each of them holds.
+
+    So a split finds equal examples as it finds equal texts.
+    """
+
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """(n, ...) by name, such as `images`."""
+
+    @classmethod
+    def of(cls, name: str, arrays: Mapping[str, np.ndarray], labels: np.ndarray) -> Self:
+        """Examples of these arrays.
+
+        Raises:
+          ValueError: no arrays, arrays that are not numbers or not finite, or of other lengths.
+        """
+        for key, array in arrays.items():
+            if array.ndim < 1 or len(array) != len(labels):
+                raise ValueError(
+                    f"data set {name!r}: '{key}' has shape {array.shape}, and there are "
+                    f"{len(labels)} labels"
+                )
+            if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+                raise ValueError(f"data set {name!r}: '{key}' has what is not a finite number")
+        if not arrays:
+            raise ValueError(f"data set {name!r} has labels alone")
+        first = sha256_of([[key, str(x.dtype), x.shape[1:]] for key, x in sorted(arrays.items())])
+        columns = [np.ascontiguousarray(array) for _, array in sorted(arrays.items())]
+        texts = []
+        for row in range(len(labels)):
+            digest = hashlib.sha256(first.encode())
+            for column in columns:
+                digest.update(column[row].tobytes())
+            texts.append(digest.hexdigest())
+        return cls(name, texts, labels, arrays=dict(arrays))
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {name: each for name, each in super().columns.items() if name != "arrays"}
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        taken = {name: array[np.asarray(indices, np.int64)] for name, array in self.arrays.items()}
+        return dataclasses.replace(super().take(indices), arrays=taken)
 
 
 def texts_of(name: str, field: str, values: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 `LabelledTexts` are for an encoder with a head, `Completions` for a language model. A model's
 forward pass takes `input_ids`, `attention_mask` and `token_type_ids` of a batch, and returns an
-array (B, outputs). The two kinds differ in what these outputs are.
+array (B, outputs). The two kinds differ in what these outputs are. `LabelledArrays` have other
+arrays in the place of tokens, such as images.
 """
 
 import abc
@@ -16,11 +17,18 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from lora_jax.data.batches import BatchPlan, PlannedBatch, collate, eval_plan, in_order
+from lora_jax.data.batches import (
+    BatchPlan,
+    EncodedArrays,
+    PlannedBatch,
+    collate,
+    eval_plan,
+    in_order,
+)
 from lora_jax.data.metrics import label_metrics
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tokenizing.encode_prompts import option_outputs
-from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer
+from lora_jax.data.tokenizing.tokenize import Encoded
 from lora_jax.training.step import Batch, cross_entropy, squared_error
 
 
@@ -29,15 +37,21 @@ class TokenisedTask(abc.ABC):
     """A task's examples as tokens of a model, whose weights are not needed for it."""
 
     task: Task | TextTask
-    tokenizer: Tokenizer
+    tokenizer: Any
+    """A `Tokenizer`; None for arrays."""
     encoded: dict[str, Encoded]
     """The tokens of `train`, `validation` and the task's other parts, by name."""
-    examples_per_second: float
+    examples_per_second: float | None
     """The speed at which the training texts were tokenised; for cached texts, when they were."""
     boundaries: tuple[int, ...]
     """The lengths that batches are padded to."""
     shape: Any
-    """The model's own config, such as a `BertConfig`."""
+    """The model's own config, such as a `BertConfig`; None for a user's own model."""
+
+    def example(self, rows: int) -> dict[str, np.ndarray]:
+        """A batch of zeros without labels: what a model takes, for its shapes."""
+        ids = np.zeros((rows, self.boundaries[0]), np.int32)
+        return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids)
 
     @property
     def longest(self) -> int:
@@ -121,6 +135,30 @@ class LabelledTexts(TokenisedTask):
 
     def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         return label_metrics.score_parts(self.task, outputs)
+
+
+class LabelledArrays(LabelledTexts):
+    """Images or other arrays with classes or numbers; the model takes them by name."""
+
+    encoded: dict[str, EncodedArrays]
+
+    @classmethod
+    def of(cls, task: Task) -> "LabelledArrays":
+        """The arrays of a task, whose parts are `ArrayExamples`."""
+        parts: dict[str, Any] = {"train": task.train, "validation": task.validation, **task.extra}
+        encoded: Any = {name: EncodedArrays.of(part) for name, part in parts.items()}
+        rest: Any = dict.fromkeys(("tokenizer", "examples_per_second", "shape"))
+        return cls(task=task, encoded=encoded, boundaries=(1,), **rest)
+
+    def example(self, rows: int) -> dict[str, np.ndarray]:
+        arrays = self.encoded["train"].arrays.items()
+        return {name: np.zeros((rows, *x.shape[1:]), x.dtype) for name, x in arrays}
+
+    def collate(
+        self, encoded: Encoded, indices: np.ndarray, padded_length: int, batch_size: int
+    ) -> dict[str, np.ndarray]:
+        assert isinstance(encoded, EncodedArrays)
+        return encoded.batch(indices, batch_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -25,6 +25,7 @@ ELSEWHERE = {
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
     r"experiments\.(report|table|plot) .*--results=runs/sweep": "tests/reports/test_grid.py",
     r"experiments\.export .*--run=runs/qlora": "tests/exports/test_export_command.py",
+    r".*(configs|runs)/images": "tests/setup/test_own_models.py",
 }
 """Lines that take minutes, or need what a small folder lacks, and the tests of what they do."""
 TRAINING = ("experiments.train", "experiments.sweep")

@@ -131,7 +131,7 @@ def _of_a_step(config: RunConfig) -> Mapping[str, Any]:
         "targets": config.targets,
         "also_train": config.also_train,
         "quantize": config.quantize,
-        "tokens": config.data.max_length,
+        "tokens": getattr(config.data, "max_length", None),
         "rows": (train.batch_size, train.accumulate),
         "optimizer": (train.optimizer, train.ema is None),
     }

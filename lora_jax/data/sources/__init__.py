@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.examples import Prompts
-from lora_jax.data.sources import alpaca, demo, e2e, own_files, tfds, tsv
+from lora_jax.data.sources import alpaca, demo, e2e, images, own_files, tfds, tsv
 from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.task import Task, TextTask
 from lora_jax.data.tasks import SPECS
 from lora_jax.data.tokenizing.chat_templates import ChatTemplate
 from lora_jax.messages import nearest_or_all, require_known
 
+ARRAY_SOURCES = tuple(images.SOURCES)
 SOURCES = ("demo", "tfds", "tsv", "files")
 _DEMO = "rotten_tomatoes"
 NOW = datetime.datetime(2024, 7, 26)
