@@ -267,7 +267,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix, labels, more, fi
     ("name", "content", "message"),
     [
         ("t.tsv", "x\ty\nx\ta\tb\n", "line 2: 3 columns, the header has 2"),
-        ("t.tsv", "x\ty\nx\n", "line 2: 1 columns, the header has 2"),
+        ("t.tsv", "x\ty\nx\n", "line 2: 1 column, the header has 2"),
         ("t.csv", 'x,y\nx,a\n"y,b\n', "line 3: a quoted field begins in this row and has no end"),
         ("t.csv", 'x,y\n"a\nb",1\n\nc,\n', "line 5: no label"),  # counted over quoted line ends
         ("t.csv", "x,y\n", "has no rows"),

@@ -16,7 +16,7 @@ from completed_run import completed
 
 from configs import glue, own_data
 from experiments import load_run
-from experiments.runs import generated_texts, predictions
+from experiments.runs import generated_texts, new_texts, predictions
 from experiments.runs.run import run
 from experiments.setup.config import parse
 from experiments.setup.load import read_texts
@@ -210,6 +210,9 @@ def test_a_language_model_writes(tmp_path):
     asked = small_language.questions(6, seed=5)
     source = tmp_path / "asked.json"
     source.write_text(json.dumps([{"instruction": each["instruction"]} for each in asked]))
+    (tmp_path / "wrong.csv").write_text("text,n\nhi,1\n")
+    with pytest.raises(ValueError, match="no column 'prompt' or 'instruction'; it has 'text', 'n'"):
+        new_texts.read(tmp_path / "wrong.csv", config)
     (places / "sets").rename(tmp_path / "away")
     rendered = [f"<user>{each['instruction']}<end><assistant>" for each in asked]
     expected = generated_texts.write(experiment, trainable, rendered)

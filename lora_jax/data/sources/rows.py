@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax.files import json_text, number_text
-from lora_jax.messages import nearest
+from lora_jax.messages import count, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 
@@ -154,7 +154,7 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
             continue
         if len(fields) != len(names) and not any_width:
             raise ValueError(
-                f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
+                f"{path}, line {line}: {count(len(fields), 'column')}, the header has {len(names)}"
             )
         yield Row(f"{path}, line {line}", dict(zip(names, fields, strict=False)))
 
