@@ -24,8 +24,8 @@ def within(wanted: str, test: Callable[[Any], bool]) -> Check:
     def check(value: Any) -> str:
         try:
             good = value is not None and math.isfinite(value) and test(value)
-        except OverflowError:  # of an integer that no float holds
-            return f" must be {wanted}, and a number that a float holds"
+        except OverflowError:  # of an integer above a float's range
+            return f" must be {wanted}; the number given is too large"
         return "" if good else f" must be {wanted}, got {value}"
 
     return check

@@ -132,9 +132,18 @@ def _require_own(out: Path, source: Path, columns: Sequence[str]) -> None:
 
 def _content(out: Path, columns: Sequence[str], found: Sequence[dict[str, Any]]) -> str:
     if out.suffix.lower() == ".csv":
-        return Table.of_records(columns, found).to_csv()
-    lines = (json.dumps(each, ensure_ascii=False, default=float) for each in found)
-    return "".join(f"{line}\n" for line in lines)
+        cells = ({name: _cell(value) for name, value in each.items()} for each in found)
+        return Table.of_records(columns, cells).to_csv()
+    return "".join(f"{_json(each)}\n" for each in found)
+
+
+def _cell(value: Any) -> Any:
+    """A value of a CSV file; a list or an object of a JSON file stays JSON."""
+    return _json(value) if isinstance(value, dict | list | bool) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=float)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from lora_jax.records import run_record
 from lora_jax.transform.placement import variants_of
 
 ADAPTER = "adapter.safetensors"
+SHOWN = 5
+"""How many runs of a folder a message names."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,19 +64,25 @@ def read_record(folder: Path, flag: str = "run") -> run_record.Record:
     """The record of a completed run.
 
     Args:
-      flag: what names the folder, for messages.
+      flag: what names the folder, for messages; empty in Python.
 
     Raises:
       ValueError, FileNotFoundError: one line on why there is none.
     """
-    given = f"--{flag}={folder}"
+    given = f"--{flag}={folder}" if flag else str(folder)
     require_loose(folder)
+    if folder.is_file():
+        inside = (folder.parent / "config.json").is_file()
+        raise ValueError(
+            f"{given} is a file: give the folder of a run{f', {folder.parent}' if inside else ''}"
+        )
     if not folder.is_dir():
         near = nearest_path(folder, lambda each: (each / "record.json").is_file())
         raise FileNotFoundError(f"{given}: no such folder{near}")
     if not (folder / "config.json").is_file():
-        runs = sorted(path.parent.name for path in folder.glob("*/record.json"))
-        inside = f"; the runs in it: {', '.join(runs)}" if runs else ""
+        runs = sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("record.json"))
+        more = f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+        inside = f"; the runs in it: {', '.join(runs[:SHOWN])}{more}" if runs else ""
         raise ValueError(f"{given} is not the folder of a run: it has no config.json{inside}")
     record = run_record.read(folder)
     if record is None:

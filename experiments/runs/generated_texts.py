@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from lora_jax.data.tokenizing.encode_prompts import encode_prompts
 from lora_jax.generation.beam_search import beam_search
 from lora_jax.generation.generate import generate
 from lora_jax.generation.generate_text import generate_texts
+from lora_jax.messages import agree, count
 
 Stepper = tuple[Any, tuple[Any, ...]]
 """A model, one token at a time, and the weights that it takes."""
@@ -59,13 +61,17 @@ def write_with(experiment: Experiment, model: Stepper, prompts: Sequence[str]) -
     }
     given = data.Prompts("prompts", prompts, None)
     search = generate if section.beams == 1 else functools.partial(beam_search, **beams)
+    encoded = encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer))
+    if cut := encoded.truncated:
+        said = f"{cut} of {count(len(prompts), 'prompt')} {agree(cut, 'is', 'are')} cut"
+        warnings.warn(f"{said} to {limit} tokens, at the beginning", stacklevel=2)
     with explained(of_texts(section)):
         return generate_texts(
             search,
             apply,
             weights,
             tokenizer,
-            encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
+            encoded,
             eos_ids=tokenizer.eos_id,
             limit=limit,
             batch_size=section.batch_size,

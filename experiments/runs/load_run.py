@@ -10,8 +10,9 @@ Neither the data that the run was trained on nor its predictions are read.
 
 import dataclasses
 import functools
+import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lora_jax import data
 from lora_jax.data.tokenizing.tokenize import Tokenizer
 from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.generation.lanes import buckets
+from lora_jax.messages import agree
 from lora_jax.models.published.load import read_decoder_config, read_encoder_config
 from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
@@ -38,7 +40,7 @@ HEAD = "params/classifier/kernel"
 """The head's weight in the file of an adapter: its columns are the classes."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedRun:
     """A run that answers texts; `load_run` makes it.
 
@@ -53,6 +55,13 @@ class LoadedRun:
     merged: bool
     batch_size: int
     max_length: int
+
+    def __repr__(self) -> str:
+        config, merged = self.run.config, ", merged" if self.merged else ""
+        return (
+            f"LoadedRun({self.run.folder}: {config.variant.name}{merged}, on {config.model.name}; "
+            f"{config.data.name}, predicts {self._predicts})"
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -71,10 +80,10 @@ class LoadedRun:
             the model's chat template if the run was trained in it.
 
         Raises:
-          ValueError: the texts are not of the kind that the run reads.
+          ValueError: the texts are not of the kind that the run reads; one line names the first.
         """
         if isinstance(self.run.config, TextConfig):
-            return self._written(self.run.config, texts)
+            return self._written(self.run.config, self._checked(texts))
         outputs = self.outputs(texts)
         if not self.labels:
             return outputs[:, 0].tolist()
@@ -82,27 +91,57 @@ class LoadedRun:
 
     def probabilities(self, texts: Sequence[TextOrPair]) -> np.ndarray:
         """The probability of each class, (n, classes) float32, in the order of `labels`."""
+        if not self.labels:
+            raise ValueError(f"{self.run.folder} has no classes: it predicts {self._predicts}")
         return np.asarray(jax.nn.softmax(self.outputs(texts)))
 
     def outputs(self, texts: Sequence[TextOrPair]) -> np.ndarray:
         """The outputs of an encoder's head, (n, classes) or (n, 1), as in `predictions.npz`."""
         if not isinstance(self.run.config, ClassifierConfig):
-            raise ValueError(f"{self.run.folder} holds a language model, which has no classes")
-        pairs, given = is_of_pairs(self.run.config), list[Any](texts)
-        if isinstance(texts, str) or any(isinstance(each, str) == pairs for each in given):
-            raise ValueError(f"expected a list of {'pairs of texts' if pairs else 'texts'}")
-        columns = ([a for a, _ in given], [b for _, b in given]) if pairs else (given, None)
-        examples = data.Examples("texts", columns[0], None, columns[1])
+            raise ValueError(f"{self.run.folder} has no outputs: it predicts {self._predicts}")
+        if not (given := self._checked(texts)):
+            return np.zeros((0, len(self.labels) or 1), np.float32)
+        pairs = is_of_pairs(self.run.config)
+        first, second = zip(*given, strict=True) if pairs else (given, None)
+        examples = data.Examples("texts", first, None, second)
         encoded = data.encode(self.tokenizer, examples, self.max_length)
         if encoded.truncated:
-            cut = f"{encoded.truncated} of {len(encoded)} texts are cut to {self.max_length} tokens"
-            warnings.warn(cut, stacklevel=2)
+            cut, are = encoded.truncated, agree(encoded.truncated, "is", "are")
+            said = f"{cut} of {len(encoded)} texts {are} cut to {self.max_length} tokens"
+            warnings.warn(said, stacklevel=2)
         known = {"encoded": {"texts": encoded}, "boundaries": buckets(self.max_length)}
         made = dataclasses.replace(self.run.experiment.texts, **known)
         size = self.batch_size
         return made.outputs("texts", size, lambda b: self._model(made.batch("texts", b, size)))
 
-    def _written(self, config: TextConfig, texts: Sequence[Any]) -> list[str]:
+    @property
+    def _predicts(self) -> str:
+        if isinstance(self.run.config, TextConfig):
+            return "texts"
+        return f"{len(self.labels)} classes" if self.labels else "numbers"
+
+    def _checked(self, texts: Sequence[TextOrPair]) -> list[Any]:
+        """The texts or pairs as a list."""
+        pairs = is_of_pairs(self.run.config)
+        one, all_of = ("pair of texts", "pairs of texts") if pairs else ("text", "texts")
+        table = isinstance(texts, Mapping) or hasattr(texts, "columns")  # it gives its columns
+        if isinstance(texts, str) or table or not isinstance(texts, Iterable):
+            raise ValueError(f"expected a list of {all_of}, not {type(texts).__name__}")
+        given = list[Any](texts)
+        for place, each in enumerate(given):
+            parts = [each]
+            if pairs:
+                parts = list(each) if isinstance(each, tuple | list | np.ndarray) else []
+            if len(parts) != 1 + pairs or not all(isinstance(part, str) for part in parts):
+                shown = reprlib.repr(each)
+                raise ValueError(
+                    f"expected a list of {all_of}: entry {place} is {shown}, not a {one}"
+                )
+        return given
+
+    def _written(self, config: TextConfig, texts: Sequence[str]) -> list[str]:
+        if not texts:
+            return []
         part = data.Prompts("texts", texts, [""] * len(texts))
         asked = in_template(config, data.TextTask("texts", part, part), self.tokenizer)
         return write_with(self.run.experiment, self._model, asked.validation.prompts)
@@ -137,8 +176,11 @@ def load_run(
     Raises:
       ValueError, FileNotFoundError: one line on why the folder cannot be loaded.
     """
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} is {value!r}, not a whole number of at least 1")
     folder = Path(folder)
-    record = read_record(folder)
+    record = read_record(folder, "")
     config = parse(record.config)
     require_published(config, "load_run")
     assert isinstance(config.data, TokenSettings)
@@ -147,7 +189,8 @@ def load_run(
     most = (read_decoder_config if writes else read_encoder_config)(where).max_tokens
     most -= config.generate.max_new_tokens if writes else 0
     if max_length is not None and max_length > most:
-        raise ValueError(f"max_length {max_length}: the model takes at most {most:,} tokens")
+        after = f" before the {config.generate.max_new_tokens} that it writes" if writes else ""
+        raise ValueError(f"max_length {max_length}: the model takes at most {most:,} tokens{after}")
     length = min(max_length or config.data.max_length, most)
     size = batch_size or (config.generate if writes else config.train).batch_size
     task = stand_in(record, class_names(folder, record, labels))

@@ -67,5 +67,8 @@ def read(path: Path, config: RunConfig) -> NewTexts:
 def _prompt(row: rows.Row) -> str:
     if "prompt" in row.values:
         return row.text("prompt")
+    if "instruction" not in row.values:
+        found = ", ".join(f"'{each}'" for each in row.values)
+        raise ValueError(f"{row.where}: no column 'prompt' or 'instruction'; it has {found}")
     more = "" if row.values.get("input") is None else row.text("input")
     return alpaca.prompt(row.text("instruction"), more)

@@ -48,11 +48,17 @@ class AdapterFolder:
 
     Raises:
       FileNotFoundError: there is no such folder.
+      ValueError: the folder is itself an adapter.
     """
 
     def __init__(self, root: Path):
         if not root.is_dir():
             raise FileNotFoundError(f"--adapters={root}: no such folder")
+        if any((root / file).is_file() for file in (ADAPTER, CONFIG)):
+            raise ValueError(
+                f"--adapters={root} is itself an adapter: give the folder that holds it, "
+                f"--adapters={root.absolute().parent}"
+            )
         self.root = root
 
     def names(self) -> list[str]:

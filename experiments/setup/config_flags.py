@@ -207,8 +207,8 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
         for number in numbers:
             if number_text.read(number) is None:
                 said = (
-                    f"flag --{name}={text}: '{number}' is not a number that a float holds, plainly "
-                    "written, such as 10 or 3e-4"
+                    f"flag --{name}={text}: '{number}' is not a plainly written, finite number, "
+                    "such as 10 or 3e-4"
                 )
                 raise ValueError(said)
 

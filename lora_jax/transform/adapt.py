@@ -152,6 +152,8 @@ class Adapted:
 
     def _begin(self, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[dict, Frozen]:
         """The parameters to train in full, and the frozen part without adapters' arrays."""
+        if is_array(params) and any(isinstance(each, Mapping) for each in args):
+            raise ValueError("init(key, params, x): expected the parameters before the inputs")
         leaves, treedef = flatten(params)
         uses = self.uses(params, *args, **kwargs)
         placements, trained = choose(self.rules, self.also_train, self.storage, uses)

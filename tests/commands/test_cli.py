@@ -326,7 +326,7 @@ NUMBERS = "{'seed': 0, 'rate': 0.5, 'name': 'x', 'pair': (1, 'a'), 'on': True}"
 )
 def test_a_number_of_a_config_is_plainly_one(tmp_path, flag):
     with pytest.raises(
-        ValueError, match=r"^flag --config\.\w+=.* is not a number that a float holds"
+        ValueError, match=r"^flag --config\.\w+=.* is not a plainly written, finite number"
     ):
         read(
             tmp_path / "own.py",

@@ -163,7 +163,7 @@ def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target)
     for more in ({}, {"regression": True}):
         labels = ["0.5", "1", target]
         refuses("train.tsv, line 4: label '", task_of, tmp_path, labels, held=["1", "2"], **more)
-    said = "dev.tsv, line 3: label '.*not a number that a float32 holds$"
+    said = "dev.tsv, line 3: label '.*' is not a number in the range of float32$"
     refuses(said, task_of, tmp_path, ["0.5", "1"], held=["1", target])
 
 
@@ -196,7 +196,7 @@ def test_fractions_make_a_regression_and_whole_numbers_if_asked(tmp_path):
     assert task.validation.labels.tolist() == [4.0, 9.0]
     task = task_of(tmp_path, ["1", "2", "3"], held=["4", "9"], regression=True)
     assert (task.label_names, task.train.labels.tolist()) == (None, [1.0, 2.0, 3.0])
-    said = "train.tsv, line 3: label 'x', not a number"
+    said = "train.tsv, line 3: label 'x' is not a number"
     refuses(said, task_of, tmp_path, ["1", "x", "3"], regression=True)
 
 
@@ -267,7 +267,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix, labels, more, fi
     ("name", "content", "message"),
     [
         ("t.tsv", "x\ty\nx\ta\tb\n", "line 2: 3 columns, the header has 2"),
-        ("t.tsv", "x\ty\nx\n", "line 2: 1 columns, the header has 2"),
+        ("t.tsv", "x\ty\nx\n", "line 2: 1 column, the header has 2"),
         ("t.csv", 'x,y\nx,a\n"y,b\n', "line 3: a quoted field begins in this row and has no end"),
         ("t.csv", 'x,y\n"a\nb",1\n\nc,\n', "line 5: no label"),  # counted over quoted line ends
         ("t.csv", "x,y\n", "has no rows"),
@@ -315,8 +315,8 @@ def test_another_domain_is_one_more_file(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "data.files needs 'train'"),
-        ({"train": "x", "text": "t"}, "data.files needs 'label'"),
+        ({}, "^give train=FILE \\(data.files.train\\)$"),
+        ({"train": "x", "text": "t"}, "^give label=COLUMN "),
         ({"train": "x.tsv", "text": "t", "label": "y"}, "^there is no file x.tsv$"),
         (
             {"train": "x", "text": "t", "label": "t"},

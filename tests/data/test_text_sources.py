@@ -164,7 +164,7 @@ def test_e2e_without_its_train_part(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("trainset.csv", "mr,ref\nname[A]\n", "line 2: 1 columns, the header has 2"),
+        ("trainset.csv", "mr,ref\nname[A]\n", "line 2: 1 column, the header has 2"),
         ("trainset.csv", "mr,ref\nname A,x\n", "line 2: 'name A' is not a meaning representation"),
         ("trainset.csv", 'mr,ref\n"name[A], b",x\n', "line 2: .* is not a meaning representation"),
         ("trainset.csv", "mrs,ref\nname[A],x\n", "line 2: no column 'mr'; nearest: 'mrs'"),

@@ -16,7 +16,7 @@ from completed_run import completed
 
 from configs import glue, own_data
 from experiments import load_run
-from experiments.runs import generated_texts, predictions
+from experiments.runs import generated_texts, new_texts, predictions
 from experiments.runs.run import run
 from experiments.setup.config import parse
 from experiments.setup.load import read_texts
@@ -99,9 +99,9 @@ def test_a_run_predicts_what_it_has_stored(classes, classify):
 
 def test_texts_are_cut_to_the_length_that_is_asked_for(classes, classify):
     long = " ".join(classes.texts)
-    with pytest.warns(UserWarning, match="1 of 2 texts are cut to 24 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 texts is cut to 24 tokens"):
         expected = classify.outputs([long, "short"])
-    with pytest.warns(UserWarning, match="1 of 2 texts are cut to 12 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 texts is cut to 12 tokens"):
         shorter = load_run(classes.folder, max_length=12).outputs([long, "short"])
     close(shorter[1], expected[1])
     assert abs(shorter[0] - expected[0]).max() > 1e-4
@@ -109,10 +109,43 @@ def test_texts_are_cut_to_the_length_that_is_asked_for(classes, classify):
         load_run(classes.folder, max_length=513)
 
 
-@pytest.mark.parametrize("texts", ["one text", [("a", "pair")]])
-def test_texts_of_another_kind_are_refused(classify, texts):
-    with pytest.raises(ValueError, match=r"expected a list of texts$"):
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ("one text", "not str"),
+        (None, "not NoneType"),
+        ({"review": ["a"]}, "not dict"),
+        ([("a", "pair")], r"entry 0 is \('a', 'pair'\), not a text"),
+        (["a", None], "entry 1 is None, not a text"),
+        (["a", 3.5], "entry 1 is 3.5, not a text"),
+    ],
+)
+def test_texts_of_another_kind_are_refused(classify, texts, said):
+    with pytest.raises(ValueError, match=f"^expected a list of texts[:,] {said}$"):
         classify(texts)
+
+
+def test_no_texts_have_no_answers(classify):
+    assert (classify([]), classify.probabilities([]).shape) == ([], (0, 3))
+
+
+def test_a_loaded_run_says_in_one_line_what_it_is(model, classes, classify):
+    said = f"LoadedRun({classes.folder}: lora, on {model}; own, predicts 3 classes)"
+    assert repr(classify) == said
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "said"),
+    [
+        ("run/record.json", {}, "record.json is a file: give the folder of a run, .*run$"),
+        (".", {}, "is not the folder of a run: it has no config.json; the runs in it: run$"),
+        ("run", {"batch_size": 0}, "batch_size is 0, not a whole number of at least 1"),
+        ("run", {"max_length": "12"}, "max_length is '12', not a whole number"),
+    ],
+)
+def test_wrong_arguments_are_named(classes, place, options, said):
+    with pytest.raises(ValueError, match=said):
+        load_run(classes.folder.parent / place, **options)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +168,11 @@ def test_numbers_of_pairs(model, tmp_path, variant):
     assert run_record.read(own_run.folder).label_names == []
     predict = load_run(own_run.folder)
     close(predict(own_run.texts), own_run.outputs[:, 0])
-    with pytest.raises(ValueError, match=r"expected a list of pairs of texts$"):
-        predict(["alone"])
+    for wrong in ("alone", ("a", "b", "c"), ("a", None), 3):
+        with pytest.raises(ValueError, match=r"of pairs of texts: entry 0 is .*, not a pair of"):
+            predict([wrong])
+    with pytest.raises(ValueError, match="has no classes: it predicts numbers"):
+        predict.probabilities(own_run.texts)
 
 
 def test_a_run_of_an_earlier_version(model, tmp_path):
@@ -174,14 +210,20 @@ def test_a_language_model_writes(tmp_path):
     asked = small_language.questions(6, seed=5)
     source = tmp_path / "asked.json"
     source.write_text(json.dumps([{"instruction": each["instruction"]} for each in asked]))
+    (tmp_path / "wrong.csv").write_text("text,n\nhi,1\n")
+    with pytest.raises(ValueError, match="no column 'prompt' or 'instruction'; it has 'text', 'n'"):
+        new_texts.read(tmp_path / "wrong.csv", config)
     (places / "sets").rename(tmp_path / "away")
     rendered = [f"<user>{each['instruction']}<end><assistant>" for each in asked]
     expected = generated_texts.write(experiment, trainable, rendered)
     for merged in (False, True):
         write_on = load_run(folder, merged=merged, batch_size=4)
         assert write_on([each["instruction"] for each in asked]) == expected
-    with pytest.raises(ValueError, match="holds a language model, which has no classes"):
+    with pytest.raises(ValueError, match="has no classes: it predicts texts"):
         write_on.probabilities(["text"])
+    assert write_on([]) == []
+    with pytest.warns(UserWarning, match="1 of 2 prompts is cut to 20 tokens, at the beginning"):
+        load_run(folder, max_length=20)(["word " * 40, "hi"])
     lines = objects_in(predicted(folder, source, tmp_path / "out.jsonl"))
     assert [each["prediction"] for each in lines] == expected
     assert [each["instruction"] for each in lines] == [each["instruction"] for each in asked]

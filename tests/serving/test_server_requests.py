@@ -464,6 +464,11 @@ class TestFolder:
             with pytest.raises(ValueError, match="has a link that leads out of the folder"):
                 folder.digest(name)
 
+    def test_an_adapter_is_not_a_folder_of_adapters(self, folder):
+        said = f"one is itself an adapter: .*, --adapters={folder.root}$"
+        with pytest.raises(ValueError, match=said):
+            AdapterFolder(folder.root / "one")
+
     def test_a_digest_is_that_of_the_files(self, folder):
         lines = ""
         for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -346,6 +346,7 @@ def test_a_random_search_has_the_trials_of_a_drawn_sweep_and_can_grow(search, tm
         ({"specs": []}, "give what to search"),
         ({"trials": None, "budget": 7}, "--budget=7 is too small for trials of 8 steps"),
         ({"method": "halving", "trials": 2}, "needs 3 trials or more, not 2"),
+        ({"method": "halving", "train.epochs": 0}, "with config.train.epochs 0 none is trained$"),
         ({"method": "halving", "trials": 81}, "81 trials need 81 steps or more, not 8"),
         ({"method": "halving", "trials": 6, "budget": 27}, "take 28 steps, .* has 5 trials"),
         (

@@ -83,6 +83,10 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             r"^init\(key, params, \.\.\.\): a random key is needed, .*, not dict$",
         ),
         (
+            lambda: adapted().init(KEY, X, PARAMS),
+            r"^init\(key, params, x\): expected the parameters before the inputs$",
+        ),
+        (
             lambda: adapted().gather(PARAMS, KEY, X, batches=[(X,)]),
             r"^gather\(key, params, \.\.\.\): a random key is needed, .*, not dict$",
         ),

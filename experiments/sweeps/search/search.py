@@ -175,6 +175,11 @@ class Search:
         self._settings = asked.settings(specs)
         self._rounds, self._left_out = self._read()
         self._loop = self._first_loop()
+        if asked.halving and not self._loop.steps:
+            raise ValueError(
+                "--search=halving takes trials out while they train, and with "
+                "config.train.epochs 0 none is trained"
+            )
         self._most = self._affordable()
 
     def _read(self) -> tuple[list[list[Overrides]], list[dict[str, Any]]]:

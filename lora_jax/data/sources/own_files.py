@@ -51,7 +51,8 @@ def load(
         require_known(key, FIELDS, f"data.files has no '{key}'")
     for key in ("train", "text", "label"):
         if key not in given:
-            raise ValueError(f"data.files needs '{key}'")
+            value = "FILE" if key == "train" else "COLUMN"
+            raise ValueError(f"give {key}={value} (data.files.{key})")
     for one, other in (("text", "label"), ("text", "second_text"), ("second_text", "label")):
         if one in given and given[one] == given.get(other):
             raise ValueError(
@@ -175,13 +176,13 @@ def _numbers(
         number = rows.target(label) if names is None else numbers.get(label)
         if number is None:
             expected = (
-                "not a number that a float32 holds"
+                " is not a number in the range of float32"
                 if names is None
-                else f"which train does not have; nearest: {nearest(label, names)}"
+                else f", which train does not have; nearest: {nearest(label, names)}"
             )
             if names is not None and None not in map(number_text.read, (*names, label)):
                 expected += " (data.files.regression makes numbers targets)"
-            raise ValueError(f"{row.where}: label '{label}', {expected}")
+            raise ValueError(f"{row.where}: label '{label}'{expected}")
         found.append(number)
     return np.array(found, np.float64 if names is None else np.int64)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax.files import json_text, number_text
-from lora_jax.messages import naming, nearest
+from lora_jax.messages import count, naming, nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 
@@ -152,7 +152,7 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
             continue
         if len(fields) != len(names) and not any_width:
             raise ValueError(
-                f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
+                f"{path}, line {line}: {count(len(fields), 'column')}, the header has {len(names)}"
             )
         yield Row(f"{path}, line {line}", dict(zip(names, fields, strict=False)))
 

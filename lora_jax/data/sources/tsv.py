@@ -103,7 +103,7 @@ def _label(row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | f
             return names.index(str(value))
         if number is not None and rows.whole(number) and 0 <= number < len(names):
             return int(number)
-    expected = "a number that a float32 holds" if names is None else f"one of {', '.join(names)}"
+    expected = "a number in the range of float32" if names is None else f"one of {', '.join(names)}"
     raise ValueError(f"{row.where}: '{column}' is {rows.shown(value)}, not {expected}")
 
 
