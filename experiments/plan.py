@@ -137,10 +137,8 @@ def plan() -> None:
 
 def cost() -> None:
     """Print what the runs of a table cost on a device."""
-    for other in (_CONFIG, _TOPOLOGY):
-        if other.value is not None:
-            raise ValueError(f"--table and --{other.name}: give one of them")
-    cli.refuse_ignored((_MESH, _ROWS, _METHODS, _PUBLISHED), "--table has all its runs")
+    own = (_TABLE, _DEVICE, _MODEL, _TOKENS, _EFFICIENCY, _FORMAT)
+    cli.refuse_all_but(own, "--table has all its runs")
     jax.config.update("jax_platforms", "cpu")  # steps are traced, and the CPU may be measured
     if _DEVICE.value is None:
         raise ValueError(f"--device is missing: one of {', '.join(ACCELERATORS)}, cpu")

@@ -212,7 +212,6 @@ def accelerator(name: str) -> Accelerator:
     Raises:
       ValueError: an unknown name.
     """
-    name = {"4090": "rtx4090"}.get(name, name)
     if name == CPU:
         return measured()
     if name not in ACCELERATORS:

@@ -85,7 +85,7 @@ def test_the_steps_of_a_run():
 
 
 def test_a_device_that_there_is_not():
-    assert accelerator("4090") is ACCELERATORS["rtx4090"]
+    assert accelerator("rtx4090") is ACCELERATORS["rtx4090"]
     with pytest.raises(ValueError, match=r"^--device=h10: unknown device; nearest: 'h100'"):
         accelerator("h10")
     with pytest.raises(ValueError, match=r"^--device=x: unknown device: there are h100, .*, cpu$"):

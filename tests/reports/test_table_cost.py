@@ -94,7 +94,10 @@ def test_numbers_near_a_thousand_have_no_exponent():
     ("arguments", "said"),
     [
         (("--table=glue",), "--device is missing: one of h100, "),
-        (("--table=glue", "--topology=h100:1"), "--table and --topology: give one of them"),
+        (
+            ("--table=glue", "--topology=h100:1"),
+            "--topology would be ignored: --table has all its runs",
+        ),
         (
             ("--table=glue", "--device=h100", "--rows=2"),
             "--rows would be ignored: --table has all its runs",
