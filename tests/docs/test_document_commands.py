@@ -24,6 +24,8 @@ ELSEWHERE = {
     r"experiments\.quickstart": "tests/docs/test_stated_results.py",
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
     r"experiments\.(report|table|plot) .*--results=runs/sweep": "tests/reports/test_grid.py",
+    r"experiments\.report --documents=": "tests/reports/test_registered.py",
+    r"experiments\.report .*--(figures|format)=": "tests/reports/test_report_page.py",
     r"experiments\.export .*--run=runs/qlora": "tests/exports/test_export_command.py",
 }
 """Lines that take minutes, or need what a small folder lacks, and the tests of what they do."""
@@ -36,6 +38,8 @@ def small(module: str, flags: list[str]) -> list[str]:
     committed = any("experiments/results" in each for each in flags)
     if module == "experiments.plot" and not committed:
         return [*flags, "--size=smoke"]
+    if module == "experiments.report":
+        return [*flags, "--resamples=100"]
     if any(each.startswith("--methods=full,") for each in flags):
         return [*(each for each in flags if "--methods" not in each), "--methods=lora"]
     if module not in TRAINING:
@@ -46,6 +50,13 @@ def small(module: str, flags: list[str]) -> list[str]:
     config = f"{path}:{','.join(sorted(kept | {'size=smoke'}))}"
     others = [flag for flag in flags if not re.match("--(config=|config.data.train|track=)", flag)]
     return [config, *others, *(f"--config.{each}" for each in SMALL), "--noaudit"]
+
+
+def unread(workdir: str, shown: list[tuple[str, list[str]]]) -> bool:
+    """Whether no other command of the documents reads what is in a folder of runs."""
+    flags = [flag for module, flags in shown if module not in TRAINING for flag in flags]
+    named = {value for flag in flags for value in flag.partition("=")[2].split(",")}
+    return named.isdisjoint(map(str, [workdir, *Path(workdir).parents]))
 
 
 def write_surroundings(folder: Path) -> None:
@@ -64,6 +75,11 @@ def write_surroundings(folder: Path) -> None:
 
 
 def test_every_command_ends_well(tmp_path):
+    """Of each config, one run is trained, and those that other commands read.
+
+    `test_documents` reads the flags of all, and what settings do has tests of its own.
+    """
+
     def run(module, flags):
         line = (module, *small(module, flags))
         if line in ran:
@@ -71,7 +87,7 @@ def test_every_command_ends_well(tmp_path):
         ended = commands.run(*line, folder=tmp_path, **commands.with_devices(1))
         ran[line] = "" if ended.returncode == 0 else ended.stderr
 
-    ran = {}
+    ran, trained = {}, {("experiments.train", "configs/quickstart.py")}
     write_surroundings(tmp_path)
     run("experiments.train", ["--config=configs/quickstart.py", "--workdir=runs/lora"])
     for name in ("a", "b"):  # two runs of the reader's
@@ -81,7 +97,14 @@ def test_every_command_ends_well(tmp_path):
     for module, flags in sorted(shown, key=lambda line: line[0] not in TRAINING):
         others = {line for line in ELSEWHERE if re.match(line, " ".join([module, *flags]))}
         needed |= others
-        if not others:
-            run(module, flags)
+        if others:
+            continue
+        if module in TRAINING:
+            given = dict(flag.partition("=")[::2] for flag in flags)
+            config = module, given["--config"].partition(":")[0]
+            if config in trained and unread(given["--workdir"], shown):
+                continue
+            trained.add(config)
+        run(module, flags)
     assert {line: said for line, said in ran.items() if said} == {}
     assert needed == ELSEWHERE.keys() and all((ROOT / each).exists() for each in ELSEWHERE.values())
