@@ -1,6 +1,5 @@
 """Whole runs of the papers' configs, on tiny models and tiny data in the official layout."""
 
-import importlib
 import json
 import os
 import shutil
@@ -181,31 +180,6 @@ def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
     scores = run.run(config, tmp_path).metrics_last
     assert scores["accuracy_extra"] == scores["accuracy"]
     assert scores["eval_loss_extra"] == scores["eval_loss"]
-
-
-STUDIES = [
-    path.stem
-    for path in sorted((ROOT / "configs").glob("*.py"))
-    if "TABLE" in (text := path.read_text()) and "common_texts" not in text  # test_text_tables
-]
-STUDIES.remove("own_data")  # below
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
-def test_every_study_runs_in_its_smoke_size(name, bert, glue, tmp_path, monkeypatch):
-    """Its first row on a tiny model; the table then has a number of ours."""
-    monkeypatch.setitem(targets.common_tasks.LAYERS, "minilm", SIZES["num_hidden_layers"])
-    module = importlib.import_module(f"configs.{name}")
-    small: dict = {"train__batch_size": 1, "data__train": 4 if name == "few_shot" else 0}
-    made = config_of(module, "model=minilm", glue, bert, **small)
-    ranks = {"rank": 2, "target_rank": 1}
-    small |= {f"variant__{k}": v for k, v in ranks.items() if k in made.variant.settings}
-    record = run.run(config_of(module, "model=minilm", glue, bert, **small), tmp_path)
-    assert record.status == "completed" and record.steps == 4
-    shown = render_table(name, tmp_path, "csv", model="minilm", size="smoke")
-    values = {f"{100 * value}" for value in record.metrics_last.values()}
-    assert any(value in shown for value in values)
 
 
 @pytest.mark.slow
