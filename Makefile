@@ -47,9 +47,10 @@ test: $(VENV)/decoders
 slow: $(VENV)/decoders
 	$(BIN)/$(PYTEST) -m slow $(ARGS)
 
-# With libtpu in it, JAX looks for a TPU in every process: an environment of its own.
+# With libtpu in it, JAX looks for a TPU in every process: an environment of its own. Only the tests
+# of that folder need it: pytest need not import the others.
 parity: .venv-parity/parity
-	.venv-parity/bin/$(PYTEST) -m parity $(ARGS)
+	.venv-parity/bin/$(PYTEST) -m parity $(or $(ARGS),tests/parity)
 
 # Beside PEFT and transformers, in the environment that has all: ARGS="--suite=memory --out=DIR".
 bench: .venv-parity/parity

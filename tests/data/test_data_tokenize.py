@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import random
 import shutil
 import sys
 from pathlib import Path
@@ -299,28 +298,3 @@ def test_a_setting_that_is_null_is_unset(tmp_path, kind):
     names = ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "pad_token")
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     assert ids(tmp_path / "a", **dict.fromkeys(names)) == ids(tmp_path / "b")
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("max_length", [8, 40, 512])
-def test_random_texts_as_in_transformers(minilm, max_length):
-    transformers = pytest.importorskip("transformers")
-    reference = transformers.AutoTokenizer.from_pretrained(str(minilm))
-    tokenizer = load_tokenizer(minilm)
-    rng = random.Random(max_length)
-    ranges = [(0x20, 0x7E)] * 8 + [(0xA0, 0x24F), (0x400, 0x4FF), (0x3040, 0x30FF)]
-    ranges += [(0x4E00, 0x4FFF), (0x1F300, 0x1F6FF), (0x0, 0x1F), (0x2000, 0x206F)]
-
-    def text():
-        return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(0, 80)))
-
-    firsts, seconds = [text() for _ in range(200)], [text() for _ in range(200)]
-    settings = {"max_length": max_length, "truncation": "longest_first", "padding": False}
-    for second, examples in [
-        (None, singles(firsts)),
-        (seconds, pairs(list(zip(firsts, seconds, strict=True)))),
-    ]:
-        expected = reference(firsts, second, **settings)
-        found = rows(encode(tokenizer, examples, max_length))
-        assert [ids for ids, _ in found] == expected["input_ids"]
-        assert [types for _, types in found] == expected["token_type_ids"]

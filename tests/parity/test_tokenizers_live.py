@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lora_jax.data import Examples, encode, load_tokenizer
+from lora_jax.models.published.location import locate
 
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -40,17 +41,37 @@ def texts(ranges, seed, count=300):
     return ["".join(one() for _ in range(rng.randint(0, 12))) for _ in range(count)]
 
 
+def ids(tokenizer, firsts, seconds=None, max_length=512):
+    examples = Examples("toy", tuple(firsts), np.arange(len(firsts)), second_texts=seconds)
+    encoded = encode(tokenizer, examples, max_length)
+    spans = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+    return [(encoded.ids[a:b].tolist(), encoded.type_ids[a:b].tolist()) for a, b in spans]
+
+
+@pytest.mark.parametrize("max_length", [8, 40, 512])
+def test_random_texts_as_berts_tokenizer_in_transformers(max_length):
+    folder = locate("minilm")
+    reference = transformers.AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = load_tokenizer(folder)
+    rng = random.Random(max_length)
+    ranges = [(0x20, 0x7E)] * 8 + [(0xA0, 0x24F), (0x400, 0x4FF), (0x3040, 0x30FF)]
+    ranges += [(0x4E00, 0x4FFF), (0x1F300, 0x1F6FF), (0x0, 0x1F), (0x2000, 0x206F)]
+
+    def text():
+        return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(0, 80)))
+
+    firsts, seconds = [text() for _ in range(200)], [text() for _ in range(200)]
+    settings = {"max_length": max_length, "truncation": "longest_first", "padding": False}
+    for second in (None, seconds):
+        expected = reference(firsts, second, **settings)
+        both = zip(expected["input_ids"], expected["token_type_ids"], strict=True)
+        assert ids(tokenizer, firsts, second, max_length) == list(both)
+
+
 def folder_of(kind, settings, tmp_path):
     folder = shutil.copytree(FIXTURES / f"{kind}_tokenizer", tmp_path / kind)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
-
-
-def ids(tokenizer, firsts, seconds=None):
-    examples = Examples("toy", tuple(firsts), np.arange(len(firsts)), second_texts=seconds)
-    encoded = encode(tokenizer, examples, 512)
-    spans = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
-    return [(encoded.ids[a:b].tolist(), encoded.type_ids[a:b].tolist()) for a, b in spans]
 
 
 @pytest.mark.parametrize(
