@@ -207,14 +207,13 @@ def chosen(groups: Iterable[Group], plan: Plan) -> list[Group]:
 
 
 def smaller(group: Group) -> Group:
-    """A group with tiny models and batches in place of its own."""
+    """A group with tiny models of few layers, and small batches, in place of its own."""
 
     def shrink(case: Case) -> Case:
         model = "tiny bert" if case.model == "minilm" else "tiny llama"
-        rows, adapters = min(case.rows, 2), min(case.adapters, 3)
-        return dataclasses.replace(
-            case, model=model, rows=rows, tokens=8, written=4, adapters=adapters
-        )
+        most = {"rows": 2, "layers": 2, "adapters": 3}
+        fewer = {name: min(getattr(case, name), value) for name, value in most.items()}
+        return dataclasses.replace(case, model=model, tokens=8, written=4, **fewer)
 
     return with_cases(group, shrink)
 
