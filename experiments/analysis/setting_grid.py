@@ -140,7 +140,7 @@ def of_contest(contest: Contest) -> Grid:
             )
         )
     order = [method.key for method in contest.methods]
-    rows.sort(key=lambda row: (order.index(row.method.key), [*map(_place, row.values.values())]))
+    rows.sort(key=lambda row: (order.index(row.method.key), [*map(place, row.values.values())]))
     return Grid(contest, keys, {key: keys[key] for key in varied}, tuple(rows))
 
 
@@ -168,7 +168,7 @@ def _lost(
     return found
 
 
-def _place(value: Value) -> tuple[int, float, str]:
+def place(value: Value) -> tuple[int, float, str]:
     """Where a value stands among others: numbers by size, then texts, then none."""
     if value is None:
         return 2, 0.0, ""

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from experiments.analysis.collect_runs import (
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, named, scale, sign
-from experiments.reports.figures import setting_lines
-from experiments.reports.figures.style import NORMAL, styles
+from experiments.reports import grid
+from experiments.reports.figures import setting_heat, setting_lines
+from experiments.reports.figures.style import NORMAL, styles, write_below_one_another
 from experiments.reports.tables import config_tables
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
@@ -324,6 +326,8 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
     "learning_rate": learning_rate,
     "examples": examples,
 }
+SETTINGS: Mapping[str, ModuleType] = {"settings": setting_lines, "heatmap": setting_heat}
+"""What draws all settings of a grid."""
 
 
 def draw(
@@ -346,8 +350,8 @@ def draw(
     found = find(results)
     if kind == "ranks":
         return [_ranks(found, out)]
-    if kind == "settings":
-        return _settings(results, out, table, size, say)
+    if kind in SETTINGS:
+        return _settings(results, kind, out, table, size, say)
     # as in a report, runs of no study are left out where others are of one
     runs = [run for run in found if run.study.table] or found
     tables = sorted({run.study.table for run in runs})
@@ -379,22 +383,26 @@ def draw(
 
 
 def _settings(
-    results: Path, out: Path, table: str | None, size: str, say: Callable[[str], object]
+    results: Path, kind: str, out: Path, table: str | None, size: str, say: Callable[[str], object]
 ) -> list[Run]:
+    """Draw the settings of each model and task, one picture below the other."""
+    module = SETTINGS[kind]
     made, notes = config_tables.contests_of(results, size, table)
-    if len(made) > 1:
-        titles = "; ".join(each.title for each in made)
-        raise ValueError(f"--kind=settings draws one model and task, and there are {titles}")
-    grid = setting_grid.of_contest(made[0])
-    runs = [run for row in grid.rows for run in row.setting.of(row.method.phase)]
+    grids = [setting_grid.of_contest(each) for each in made]
+    reasons = {id(each): module.unfit(each) for each in grids}
+    drawn = [each for each in grids if not reasons[id(each)]]
+    if not drawn:
+        raise ValueError(f"--kind={kind}: {grids[0].contest.title}: {reasons[id(grids[0])]}")
+    notes += [f"not drawn: {g.contest.title}: {why}" for g in grids if (why := reasons[id(g)])]
+    runs = [run for each in drawn for row in each.rows for run in row.setting.of(row.method.phase)]
     for run in runs:
         scored_examples.require_agreement(run)
-    figure = setting_lines.draw(grid, metric_label(grid.contest.metric))
+    figures = [module.draw(each, metric_label(each.contest.metric)) for each in drawn]
     if size != "full":
-        figure.suptitle(f"{size.upper()} RUNS; {figure.get_suptitle()}", fontsize=NORMAL)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    for note in notes:
+        figures[0].suptitle(f"{size.upper()} RUNS; {figures[0].get_suptitle()}", fontsize=NORMAL)
+    write_below_one_another(figures, out)
+    captions = [grid.HEAT if kind == "heatmap" else grid.caption(each) for each in drawn]
+    for note in dict.fromkeys([*captions, *notes]):
         say(note)
     return runs
 
