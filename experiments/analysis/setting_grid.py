@@ -5,9 +5,9 @@ of a contest is left out.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.analysis import choose_methods, collect_runs
+from experiments.analysis import choose_methods, collect_runs, recorded_runs
 from experiments.analysis.choose_methods import RATE, Contest, Method, Setting
 from experiments.analysis.labels import natural
 from experiments.sweeps.trials import labels_of
@@ -173,6 +173,14 @@ def place(value: Value) -> tuple[int, float, str]:
     if value is None:
         return 2, 0.0, ""
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
+
+
+def by_values(
+    runs: Sequence[recorded_runs.Run], keys: Iterable[str]
+) -> list[tuple[dict[str, Value], recorded_runs.Run]]:
+    """The runs with their values of some settings, sorted by these."""
+    found = [({key: value_of(run.settings, key) for key in keys}, run) for run in runs]
+    return sorted(found, key=lambda each: [*map(place, each[0].values())])
 
 
 def described(row: Row, keys: Mapping[str, str]) -> str:

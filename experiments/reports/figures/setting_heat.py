@@ -149,7 +149,7 @@ def _cell(axes: Axes, row: Row, place: tuple[int, int], shade: ScalarMappable, m
     corner = place[0] - 0.47, place[1] - 0.46
     cell = Rectangle(corner, 0.94, 0.92, linewidth=0)
     if _is_shaded(row):
-        cell.set_facecolor(shade.cmap(float(shade.norm(row.mean))))
+        cell.set_facecolor(tuple(shade.to_rgba(np.array([row.mean]))[0]))
     else:
         cell.set(facecolor="none", edgecolor=GREY, hatch="////", alpha=0.4)
     axes.add_patch(cell)
