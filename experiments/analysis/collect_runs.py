@@ -142,7 +142,10 @@ def _alike(runs: Sequence[Run]) -> None:
     first, settings = runs[0], runs[0].settings
     for run in runs[1:]:
         if key := different(settings, run.settings):
-            raise ValueError(f"{first.folder} and {run.folder} are runs of one cell, but {key}")
+            raise ValueError(
+                f"{first.folder} and {run.folder} are runs of one cell, but {key} "
+                "(experiments.table without --table shows each setting)"
+            )
         require_same_weights(first, run)
         same_draw = run.number[1] == first.number[1]
         if same_draw and run.record.data_digest != first.record.data_digest:
@@ -219,7 +222,7 @@ BESIDE = ("study.row", "data.validation")
 def contest_key(run: Run) -> tuple[str, str, str]:
     """The study, the model and the task of a run."""
     if run.study.table:
-        return run.study.table, run.model, run.study.column
+        return run.study.table, run.trained_model, run.study.column
     return run.record.experiment, run.config.model.name, run.config.data.name
 
 

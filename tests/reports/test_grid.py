@@ -179,6 +179,18 @@ def test_each_task_is_drawn_and_what_is_no_heat_map_is_said(tmp_path):
         scores.draw(tmp_path / "sst2", "heatmap", out)
 
 
+def test_smoke_runs_of_another_model_are_named_by_it(tmp_path):
+    for model, total in (("minilm", 22_600_000), ("tiny-minilm", 60_000)):
+        changes = {"model.name": model}
+        arg, scored = "task=cola,size=smoke,source=tfds", {"matthews": 0.5}
+        write(tmp_path / model, "glue", arg, scored, changes=changes, parameters_total=total)
+    made, _ = config_tables.contests_of(tmp_path, "smoke")
+    assert [each.model_title for each in made] == [
+        "MiniLM (all-MiniLM-L6-v2)",
+        "minilm replaced by tiny-minilm",
+    ]
+
+
 def test_settings_drawn_at_random_have_a_panel_each(tmp_path):
     for number, (rate, rank) in enumerate([(0.001, 4), (0.002, 8), (0.003, 16), (0.005, 2)]):
         changes = {RATE: rate, "variant.rank": rank}
