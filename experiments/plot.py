@@ -2,10 +2,10 @@
 
     python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
 
-Kinds: `settings`, score by the settings that vary, such as learning rate and rank; `parameters`,
-score against parameters; `training`, loss and score by step; `learning_rate`, score by learning
-rate; `examples`, score by the number of training examples; `ranks`, the ranks that AdaLoRA or EVA
-chose in one run.
+Kinds: `heatmap`, a cell for each pair of settings, such as learning rate and rank; `settings`, the
+same as lines; `parameters`, score against parameters; `training`, loss and score by step;
+`learning_rate`, score by learning rate; `examples`, score by the number of training examples;
+`ranks`, the ranks that AdaLoRA or EVA chose in one run.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _RESULTS = flags.DEFINE_string("results", None, "The folder with the runs' recor
 _KIND = flags.DEFINE_string(
     "kind",
     "parameters",
-    "What to draw: settings, parameters, training, learning_rate, examples or ranks.",
+    "What to draw: heatmap, settings, parameters, training, learning_rate, examples or ranks.",
 )
 _OUT = flags.DEFINE_string("out", None, "The PNG file to write.")
 _TABLE = flags.DEFINE_string(
@@ -32,10 +32,10 @@ _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Draw only runs of 
 
 def show() -> None:
     require_matplotlib()
-    from experiments.reports.figures.scores import FIGURES, draw
+    from experiments.reports.figures.scores import FIGURES, SETTINGS, draw
 
     kind = str(_KIND.value)
-    require_known(kind, [*FIGURES, "settings", "ranks"], f"--kind={kind}: unknown picture")
+    require_known(kind, [*FIGURES, *SETTINGS, "ranks"], f"--kind={kind}: unknown picture")
     if kind == "ranks":
         cli.refuse_ignored((_TABLE, _SIZE), "--kind=ranks draws the one run of --results")
     out = Path(str(_OUT.value))

@@ -68,11 +68,16 @@ class Summary:
     n: int
 
 
-def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
+def collect(
+    runs: Iterable[Run], table: str, size: str = "full", settings_apart: bool = False
+) -> Collected:
     """The runs of a table.
 
     Runs of another size, runs on held-out training examples, failed runs with other settings than
     the completed ones, and copies are left out; the notes count them.
+
+    Args:
+      settings_apart: whether a cell may have several settings, as in a sweep.
 
     Raises:
       ValueError: runs of a cell differ in more than seed and draw, or a run has two different
@@ -81,9 +86,10 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     every = [run for run in runs if run.study.table == table]
     sized = [run for run in every if run.study.size == size]
     kept = [run for run in sized if not run.held_out]
-    cells: dict[tuple[str, str, str], list[Run]] = {}
+    cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in kept:
-        cells.setdefault(run.place, []).append(run)
+        settings = tuple(run.settings.items()) if settings_apart else ()
+        cells.setdefault((run.place, settings), []).append(run)
     single: list[Run] = []
     strays = shared = 0
     for each in cells.values():
@@ -136,7 +142,10 @@ def _alike(runs: Sequence[Run]) -> None:
     first, settings = runs[0], runs[0].settings
     for run in runs[1:]:
         if key := different(settings, run.settings):
-            raise ValueError(f"{first.folder} and {run.folder} are runs of one cell, but {key}")
+            raise ValueError(
+                f"{first.folder} and {run.folder} are runs of one cell, but {key} "
+                "(experiments.table without --table shows each setting)"
+            )
         require_same_weights(first, run)
         same_draw = run.number[1] == first.number[1]
         if same_draw and run.record.data_digest != first.record.data_digest:
@@ -213,7 +222,7 @@ BESIDE = ("study.row", "data.validation")
 def contest_key(run: Run) -> tuple[str, str, str]:
     """The study, the model and the task of a run."""
     if run.study.table:
-        return run.study.table, run.model, run.study.column
+        return run.study.table, run.trained_model, run.study.column
     return run.record.experiment, run.config.model.name, run.config.data.name
 
 

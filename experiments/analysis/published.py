@@ -57,6 +57,8 @@ MODEL_TITLES = {
 }
 """The names of models in tables; other models are named by their keys."""
 SIZES = {
+    "minilm": 22.6e6,
+    "smollm2": 134.5e6,
     "roberta_base": 124.6e6,
     "roberta_large": 355.4e6,
     "deberta_v2_xxl": 1566.9e6,
@@ -69,7 +71,7 @@ SIZES = {
     "llama_3_8b": 8030.3e6,
     "mistral_7b": 7241.7e6,
 }
-"""The parameters of models with published rows, counted as in a record: with the head."""
+"""The parameters of the models of studies, counted as in a record: with the head."""
 
 
 @dataclasses.dataclass(frozen=True)

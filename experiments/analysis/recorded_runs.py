@@ -106,13 +106,24 @@ class Run(_OfConfig):
         """The key of the study's model, or another name if the trained model has another size.
 
         `--config.model.name` can replace the config's model. Published numbers of the config's
-        model must not be compared with such a run. Of smoke runs, which are compared with nothing,
-        tables say in a note what ran.
+        model must not be compared with such a run. Tables show smoke runs in the place of the
+        config's model, and say in a note what ran; reports name it (`trained_model`).
         """
-        name, total = self.study.model, self.record.parameters_total
-        if self.study.size == "smoke" or abs(total - SIZES.get(name, total)) <= 0.01 * total:
-            return name
-        return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
+        if self.study.size == "smoke" or self._has_size_of(self.study.model):
+            return self.study.model
+        millions = self.record.parameters_total / 1e6
+        return f"{self.study.model} replaced by a model of {millions:.3g}M parameters"
+
+    @property
+    def trained_model(self) -> str:
+        """As `model`, but named for smoke runs, too, if it is not the config's."""
+        if self.study.size != "smoke" or self._has_size_of(self.study.model):
+            return self.model
+        return f"{self.study.model} replaced by {Path(self.config.model.name).name}"
+
+    def _has_size_of(self, model: str) -> bool:
+        total = self.record.parameters_total
+        return abs(total - SIZES.get(model, total)) <= 0.01 * total
 
     @property
     def completed(self) -> bool:

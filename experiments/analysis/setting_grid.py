@@ -5,9 +5,9 @@ of a contest is left out.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.analysis import choose_methods, collect_runs
+from experiments.analysis import choose_methods, collect_runs, recorded_runs
 from experiments.analysis.choose_methods import RATE, Contest, Method, Setting
 from experiments.analysis.labels import natural
 from experiments.sweeps.trials import labels_of
@@ -140,7 +140,7 @@ def of_contest(contest: Contest) -> Grid:
             )
         )
     order = [method.key for method in contest.methods]
-    rows.sort(key=lambda row: (order.index(row.method.key), [*map(_place, row.values.values())]))
+    rows.sort(key=lambda row: (order.index(row.method.key), [*map(place, row.values.values())]))
     return Grid(contest, keys, {key: keys[key] for key in varied}, tuple(rows))
 
 
@@ -168,11 +168,19 @@ def _lost(
     return found
 
 
-def _place(value: Value) -> tuple[int, float, str]:
+def place(value: Value) -> tuple[int, float, str]:
     """Where a value stands among others: numbers by size, then texts, then none."""
     if value is None:
         return 2, 0.0, ""
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
+
+
+def by_values(
+    runs: Sequence[recorded_runs.Run], keys: Iterable[str]
+) -> list[tuple[dict[str, Value], recorded_runs.Run]]:
+    """The runs with their values of some settings, sorted by these."""
+    found = [({key: value_of(run.settings, key) for key in keys}, run) for run in runs]
+    return sorted(found, key=lambda each: [*map(place, each[0].values())])
 
 
 def described(row: Row, keys: Mapping[str, str]) -> str:

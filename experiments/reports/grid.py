@@ -102,6 +102,11 @@ def caption(grid: Grid) -> str:
     return said + others * bool(unknown)
 
 
+HEAT = (
+    "A cell is the mean of a setting over seeds. The thick frame is the best setting of all, and a "
+    "thin one the best of its method. A hatched setting diverged, or has no score. A setting with "
+    "a dash was not tried."
+)
 RECORDED = ("diverged", "failed", "stopped", "missing")
 
 

@@ -13,7 +13,7 @@ from experiments.analysis.choose_methods import Contest, Method, by_number, halv
 from experiments.analysis.recorded_runs import Run, scale, sign
 from experiments.analysis.setting_grid import Grid
 from experiments.reports import grid
-from experiments.reports.figures import curves, forest, labelled_points, setting_lines
+from experiments.reports.figures import curves, forest, labelled_points, setting_heat, setting_lines
 from experiments.reports.figures.curves import Curve, draw_curves
 from experiments.reports.figures.scores import metric_label
 from experiments.reports.figures.style import NORMAL
@@ -208,11 +208,16 @@ def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]
 
 
 def of_grid(own: Grid) -> list[Picture]:
-    """The picture of a grid, unless that of the rates shows the same."""
+    """The pictures of a grid; without one of the rates alone, which `pictures` has."""
     if own.of_rates_alone:
         return []
-    drawn = setting_lines.draw(own, metric_label(own.contest.metric))
-    return [Picture("settings", "Scores by setting", grid.caption(own), drawn)]
+    scores = metric_label(own.contest.metric)
+    drawn = setting_lines.draw(own, scores)
+    found = [Picture("settings", "Scores by setting", grid.caption(own), drawn)]
+    if not setting_heat.unfit(own):
+        heat = setting_heat.draw(own, scores)
+        found.insert(0, Picture("heatmap", "Heat map of settings", grid.HEAT, heat))
+    return found
 
 
 def by_rate(contest: Contest) -> Figure | None:

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_records import write
+from matplotlib.image import imread
 from quickstart_sweep import sweep
 from scipy import stats
 
 from experiments.analysis import frame, setting_grid
 from experiments.reports import grid
 from experiments.reports.document import Document
-from experiments.reports.figures import scores, setting_lines
+from experiments.reports.figures import scores, setting_heat, setting_lines
 from experiments.reports.tables import config_tables
 
 RATE = "optimizer.learning_rate"
@@ -94,7 +95,8 @@ def test_a_report_begins_with_the_answer_and_the_grid(folder):
     assert "| method | learning rate | rank | mean ± sd | n | 95% interval | best |" in text
     page = document.render("html")
     assert page.index("<h2>All settings</h2>") < page.index("<h2>Difference from LoRA</h2>")
-    assert "Scores by setting" in page and "Scores by learning rate" not in page
+    assert "Heat map of settings" in page and "Scores by setting" in page
+    assert "Scores by learning rate" not in page
     lines = list(csv.DictReader(io.StringIO(document.render("csv"))))
     settings = [line for line in lines if line["line"] == "setting"]
     assert lines[:8] == settings
@@ -131,9 +133,62 @@ def test_every_setting_is_drawn_with_named_axes(folder, tmp_path):
         for row in own.rows
     }
     assert drawn == pytest.approx(means)
-    for kind in ("settings", "parameters", "learning_rate"):
+    for kind in ("settings", "heatmap", "parameters", "learning_rate"):
         out = tmp_path / "pictures" / f"{kind}.png"
         assert len(scores.draw(folder, kind, out, size="smoke")) == 23 and out.exists()
+
+
+def test_a_heat_map_has_a_cell_for_each_setting_and_frames_the_best(folder):
+    own = grid_of(folder)
+    figure = setting_heat.draw(own, "Accuracy (%)")
+    panels = figure.axes[:-1]
+    assert [axes.get_title() for axes in panels] == ["LoRA", "DoRA"]
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("learning rate", "rank")
+    assert figure.axes[-1].get_ylabel() == "Accuracy (%), mean over seeds"
+    for axes in panels:
+        assert [each.get_text() for each in axes.get_xticklabels()] == ["0.001", "0.004"]
+        assert [each.get_text() for each in axes.get_yticklabels()] == ["4", "8"]
+        texts = {each.get_position(): each.get_text().splitlines() for each in axes.texts}
+        rows = [row for row in own.rows if row.method.label == axes.get_title()]
+        for row, place in zip(rows, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True):
+            said = [f"{len(runs)} {status}" for status, runs in row.lost.items()]
+            assert texts[place] == [f"{row.mean:.2f}", *said]
+    framed = {axes.get_title(): [p.get_xy() for p in axes.patches if not p.fill] for axes in panels}
+    assert framed == {"LoRA": [(0.53, 0.54)], "DoRA": [(0.53, -0.46)]}
+
+
+def test_each_task_is_drawn_and_what_is_no_heat_map_is_said(tmp_path):
+    for task, ranks in (("cola", (2, 4)), ("rte", (2, 4)), ("sst2", (2,))):
+        for rank in ranks:
+            for rate in (0.001, 0.002):
+                metric = {"cola": "matthews"}.get(task, "accuracy")
+                changes = {RATE: rate, "variant.rank": rank}
+                place = tmp_path / task / f"{rank}_{rate}"
+                write(place, "glue", f"task={task}", {metric: 0.5 + rank * rate}, changes=changes)
+    notes = []
+    out = tmp_path / "heat.png"
+    assert len(scores.draw(tmp_path, "heatmap", out, say=notes.append)) == 8
+    assert notes[1:] == [
+        "not drawn: MiniLM (all-MiniLM-L6-v2), SST-2 (glue): only learning rate varies, and a heat "
+        "map needs two settings"
+    ]
+    both = imread(out).shape[0]
+    scores.draw(tmp_path / "rte", "heatmap", out)
+    assert both == 2 * imread(out).shape[0]
+    with pytest.raises(ValueError, match=r"--kind=heatmap: .*only learning rate varies"):
+        scores.draw(tmp_path / "sst2", "heatmap", out)
+
+
+def test_smoke_runs_of_another_model_are_named_by_it(tmp_path):
+    for model, total in (("minilm", 22_600_000), ("tiny-minilm", 60_000)):
+        changes = {"model.name": model}
+        arg, scored = "task=cola,size=smoke,source=tfds", {"matthews": 0.5}
+        write(tmp_path / model, "glue", arg, scored, changes=changes, parameters_total=total)
+    made, _ = config_tables.contests_of(tmp_path, "smoke")
+    assert [each.model_title for each in made] == [
+        "MiniLM (all-MiniLM-L6-v2)",
+        "minilm replaced by tiny-minilm",
+    ]
 
 
 def test_settings_drawn_at_random_have_a_panel_each(tmp_path):
@@ -144,6 +199,7 @@ def test_settings_drawn_at_random_have_a_panel_each(tmp_path):
     figure = setting_lines.draw(grid_of(tmp_path), "Accuracy (%)")
     labels = [axes.get_xlabel() for axes in figure.axes if axes.get_visible()]
     assert labels == ["learning rate", "rank"]
+    assert "at random" in setting_heat.unfit(grid_of(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")

@@ -152,20 +152,37 @@ def test_examples_make_a_line_a_method_and_a_panel_a_task(tmp_path):
         examples(recorded_runs.find(tmp_path / "all"))
 
 
-def test_a_rate_has_its_best_setting_and_each_run_once(tmp_path):
-    for rank, scores in ((2, (0.5, 0.6)), (4, (0.7, 0.8))):
+def test_each_setting_has_a_line_with_each_run_once_and_bars_from_three_seeds_on(tmp_path):
+    drawn = {2: (0.5, 0.6), 4: (0.7, 0.8, 0.75)}
+    for rank, scores in drawn.items():
         for seed, score in enumerate(scores):
             for copy in ("", "_copy"):
-                arg, changes = f"task=sst2,variant=lora,seed={seed}", {"variant.rank": rank}
-                folder = tmp_path / f"{rank}_{seed}{copy}"
-                write(folder, "glue", arg, {"accuracy": score}, changes=changes)
+                arg = f"task=sst2,variant=lora,seed={seed}"
+                changes = {"variant.rank": rank, "data.train": 64}
+                how = {"changes": changes, "parameters": 1000 * rank, "losses": (1.0, score)}
+                write(tmp_path / f"{rank}_{seed}{copy}", "glue", arg, {"accuracy": score}, **how)
     (axes,) = learning_rate(recorded_runs.find(tmp_path)).axes
-    ((_, scores),) = series(axes).values()
-    assert scores == [75.0]
-    (bars,) = axes.containers[0][2]
-    (low, high) = bars.get_segments()[0][:, 1]
-    spread = collect_runs.summarise([70.0, 80.0], "mean", "ci95").spread
+    assert {name: y for name, (_, y) in series(axes).items()} == {
+        "LoRA, rank 2": [55.0],
+        "LoRA, rank 4": [75.0],
+    }
+    first, second = axes.containers
+    assert not first.has_yerr or np.ptp(first[2][0].get_segments()[0][:, 1]) == 0
+    low, high = second[2][0].get_segments()[0][:, 1]
+    spread = collect_runs.summarise([70.0, 80.0, 75.0], "mean", "ci95").spread
     assert (high - low) / 2 == pytest.approx(spread)
+    for kind, of in FIGURES.items():  # a second setting that varies is in the names
+        assert len(draw(tmp_path, kind, tmp_path / "all.png")) >= 5
+        first = of(recorded_runs.find(tmp_path)).axes[0]
+        assert set(series(first)) == {"LoRA, rank 2", "LoRA, rank 4"}
+
+
+def test_more_lines_than_can_be_told_apart_are_refused(tmp_path):
+    for rank in range(1, 42):
+        changes = {"variant.rank": rank}
+        write(tmp_path / str(rank), "glue", "", {"matthews": 0.5}, changes=changes, parameters=rank)
+    with pytest.raises(ValueError, match=r"41 settings are too many.*--kind=heatmap"):
+        draw(tmp_path, "parameters", tmp_path / "x.png")
 
 
 def test_the_ranks_of_one_run_are_drawn(tmp_path):

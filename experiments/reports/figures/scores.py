@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,23 @@ from experiments.analysis.collect_runs import (
 )
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import Run, find, named, scale, sign
-from experiments.reports.figures import setting_lines
-from experiments.reports.figures.style import NORMAL, styles
+from experiments.analysis.recorded_runs import Run, find, named, scale
+from experiments.reports import grid
+from experiments.reports.figures import setting_heat, setting_lines
+from experiments.reports.figures.style import NORMAL, styles, width, write_below_one_another
+from experiments.reports.sheets import FEWEST_SCORES
 from experiments.reports.tables import config_tables
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
 from lora_jax.messages import require_known
 
+MOST_LINES = 40
+"""More lines or points of one picture cannot be told apart."""
 LEGEND = 14
 """The most names in a column of a legend."""
-SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
+AXES, HANDLE, POINTS = 4.9, 0.6, 72.0
+"""The inches of a panel without its legend, those of a line in it, and points in an inch."""
+SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval, for three runs or more"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,46 +60,47 @@ class Panel:
     runs: tuple[Run, ...]
     table: Mapping[str, Any]
 
-    def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
-        """The completed runs by name: names of table rows in the table's order, then all others."""
-        done = [run for run in self.runs if run.completed]
-        found = in_order(name(run) for run in done)
-        keys = [*(key for key in self.table["rows"] if key in found), *found]
-        return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
+    def rows(
+        self,
+        beside: Sequence[str] = (),
+        key_of: Callable[[Run], str] = collect_runs.method_key,
+    ) -> dict[str, list[Run]]:
+        """The completed runs by name: of a row or method, and of the settings that differ in it.
 
-    def row(self, run: Run, beside: Sequence[str] = ()) -> str:
-        """The row of a run; without a study, its method and the settings that differ within it.
+        Rows come in the table's order, and then all others.
 
         Args:
-          beside: settings that are not in the name.
+          beside: settings that are not in the name, such as that of the horizontal axis.
+          key_of: the row of a run, or without a study its method.
         """
-        if run.study.table:
-            return run.study.row
-        key = collect_runs.method_key(run)
-        own = [each.settings for each in self.runs if collect_runs.method_key(each) == key]
-        names = setting_grid.names_of_differing([own]).items()
-        values = [(n, setting_grid.value_of(run.settings, k)) for k, n in names if k not in beside]
-        return ", ".join([method(key), *(f"{n} {setting_grid.text(v)}" for n, v in values)])
-
-    def name(self, row: str) -> str:
-        """The label of a row in the table."""
-        return self.table["rows"].get(row) or method(row)
+        by_key: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.completed:
+                by_key.setdefault(key_of(run), []).append(run)
+        found: dict[str, list[Run]] = {}
+        for key in dict.fromkeys([*self.table["rows"], *in_order(by_key)]):
+            own = by_key.get(key, [])
+            groups: dict[tuple[str | None, ...], list[Mapping[str, str]]] = {}
+            for run in own:
+                place = tuple(run.settings.get(name) for name in beside)
+                groups.setdefault(place, []).append(run.settings)
+            names = setting_grid.names_of_differing(list(groups.values()), between=False)
+            label = self.table["rows"].get(key) or method(key)
+            for values, run in setting_grid.by_values(own, names):
+                told = [f"{names[k]} {setting_grid.text(value)}" for k, value in values.items()]
+                found.setdefault(", ".join([label, *told]), []).append(run)
+        return found
 
     def score(self, runs: Sequence[Run]) -> Summary | None:
         """The summary of some runs, computed as in the table; None without scores."""
         scores = {run.number: run.score(self.metric, self.table["choose"]) for run in runs}
         known = {number: score for number, score in scores.items() if score is not None}
         counted = collect_runs.means_of_draws(known).tolist()
-        return summarise(counted, self.table["report"], self.table["spread"]) if counted else None
-
-    def best(self, runs: Sequence[Run]) -> Summary | None:
-        """The summary of the runs of one setting, that with the best; None without scores."""
-        settings: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-        for run in runs:
-            settings.setdefault(tuple(run.settings.items()), []).append(run)
-        scores = [self.score(one_of_each(own)) for own in settings.values()]
-        better = max if sign(self.metric) > 0 else min
-        return better(filter(None, scores), key=lambda each: each.centre, default=None)
+        if not counted:
+            return None
+        found = summarise(counted, self.table["report"], self.table["spread"])
+        known_spread = self.table["spread"] == "sd" or found.n >= FEWEST_SCORES
+        return found if known_spread else dataclasses.replace(found, spread=None)
 
     def protocol(self) -> str:
         """A description of `score` in words."""
@@ -146,11 +154,9 @@ def figure_of(
     """A figure with axes for each panel and drawing, a legend beside each panel, `said` below."""
     columns = min(2, len(made))
     lines = -(-len(made) // columns) * len(drawings)
-    names = max(len({panel.row(run) for run in panel.runs}) for panel in made)
-    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # room for a legend of several columns
-    figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
+    figure = Figure(layout="constrained")
     figure.supxlabel(said, fontsize="small")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    grid, room = figure.subplots(lines, columns, squeeze=False), 0.0
     for axes in grid.flat:
         axes.set_visible(False)
     for number, panel in enumerate(made):
@@ -165,13 +171,23 @@ def figure_of(
             axes.margins(0.08)
             if offset == 0:
                 axes.set_title(panel.title)
-            if offset == 0 and (count := len(axes.get_legend_handles_labels()[0])):
+            labels = axes.get_legend_handles_labels()[1]
+            count, legends = len(labels), -(-len(labels) // LEGEND)
+            if count > MOST_LINES:
+                raise ValueError(
+                    f"{panel.title}: {count} settings are too many to tell apart ({MOST_LINES} at "
+                    "most): --kind=heatmap or --kind=settings draws their scores"
+                )
+            if offset == 0 and count:
+                wide = max(width(label, NORMAL) for label in labels) / POINTS
+                room = max(room, legends * (wide + HANDLE))
                 axes.legend(
                     loc="center left",
                     bbox_to_anchor=(1.01, 0.5),
                     fontsize="small",
-                    ncols=-(-count // LEGEND),
+                    ncols=legends,
                 )
+    figure.set_size_inches((AXES + room) * columns, 3.6 * lines + 0.2)
     return figure
 
 
@@ -186,17 +202,14 @@ def parameters(runs: Sequence[Run]) -> Figure:
     """
 
     def draw(axes: Axes, panel: Panel) -> None:
-        for (row, own), (marker, colour, _) in zip(
-            panel.rows(panel.row).items(), styles(), strict=False
-        ):
-            found = panel.score(own)
+        for (row, own), (marker, colour, _) in zip(panel.rows().items(), styles(), strict=False):
+            found = panel.score(one_of_each(own))
             counts = counted.counts(run.record for run in own)
             if found is None or not counts:
                 continue
             count = max(counts)
-            label = panel.name(row)
             if count == 0:
-                axes.axhline(found.centre, color=colour, linestyle="--", label=label)
+                axes.axhline(found.centre, color=colour, linestyle="--", label=row)
             else:
                 axes.errorbar(
                     [count],
@@ -205,7 +218,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
                     fmt=marker,
                     color=colour,
                     capsize=3,
-                    label=label,
+                    label=row,
                 )
         axes.set_xscale("log")
         axes.set_xlabel(counted.HEADING)
@@ -233,7 +246,7 @@ def training(runs: Sequence[Run]) -> Figure:
 
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> None:
-    rows = panel.rows(panel.row)
+    rows = panel.rows()
     for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
         curves = [curve for run in own if (curve := _curve(run, name))]
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -241,32 +254,34 @@ def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> No
             continue
         values = times * np.array([[curve[step] for step in steps] for curve in curves])
         few = {"marker": marker, "markersize": 5} if len(steps) < 10 else {}
-        axes.plot(steps, values.mean(0), linestyle=line, color=colour, label=panel.name(row), **few)
+        axes.plot(steps, values.mean(0), linestyle=line, color=colour, label=row, **few)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
 
 
 def learning_rate(runs: Sequence[Run]) -> Figure:
-    """Draw scores, as in the tables, by learning rate, with a line for each method.
+    """Draw scores, as in the tables, by learning rate, with a line for each method and rank, ...
 
     If a row's name begins with the rate (`rate_1e-4_ratio_4`), the rest of the name is the method.
-    If several settings share a rate, the best is drawn.
     """
 
     def rate(run: Run) -> float:
         return run.config.optimizer.learning_rate
 
+    def method_of(run: Run) -> str:
+        return re.sub(r"^rate_[^_]+_", "", collect_runs.method_key(run))
+
     def draw(axes: Axes, panel: Panel) -> None:
-        rows = panel.rows(lambda run: re.sub(r"^rate_[^_]+_", "", panel.row(run, (RATE,))))
+        rows = panel.rows((RATE,), method_of)
         for (row, own), style in zip(rows.items(), styles(), strict=False):
             points = []
             for x in sorted({rate(run) for run in own}):
-                found = panel.best([run for run in own if rate(run) == x])
+                found = panel.score(one_of_each([run for run in own if rate(run) == x]))
                 if found is not None:
                     points.append((x, found.centre, found.spread or 0.0))
             if points:
-                _line(axes, points, style, panel.name(row))
+                _line(axes, points, style, row)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel(metric_label(panel.metric))
@@ -277,8 +292,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
 def examples(runs: Sequence[Run]) -> Figure:
     """Draw scores, as in the tables, by the number of training examples, with a line a method.
 
-    A number of 0 in a config, which means all, is not drawn. If several settings of a method have
-    the same number, the best is drawn.
+    A number of 0 in a config, which means all, is not drawn.
     """
 
     def task(run: Run) -> str:
@@ -286,17 +300,18 @@ def examples(runs: Sequence[Run]) -> Figure:
         return common_tasks.TITLES.get(name, name)
 
     def draw(axes: Axes, panel: Panel) -> None:
-        rows = panel.rows(lambda run: panel.row(run, ("data.train",)))
+        rows = panel.rows(("data.train",))
         counts = sorted({run.config.data.train for run in panel.runs})
         places = APART ** (np.arange(len(rows)) - (len(rows) - 1) / 2)
         for (row, own), place, style in zip(rows.items(), places, styles(), strict=False):
             points = []
             for count in counts:
-                found = panel.best([run for run in own if run.config.data.train == count])
+                same = [run for run in own if run.config.data.train == count]
+                found = panel.score(one_of_each(same))
                 if found is not None:  # a little apart, so that bars do not hide one another
                     points.append((count * place, found.centre, found.spread or 0.0))
             if points:
-                _line(axes, points, style, panel.name(row))
+                _line(axes, points, style, row)
         axes.set_xscale("log")
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
         axes.minorticks_off()
@@ -305,7 +320,10 @@ def examples(runs: Sequence[Run]) -> Figure:
 
     limited = [run for run in runs if run.config.data.train]
     if not limited:
-        raise ValueError("no run has a number of training examples, config.data.train")
+        raise ValueError(
+            "no run has a number of training examples, config.data.train, so there is nothing for "
+            "--kind=examples; --kind=settings draws the scores by what varies"
+        )
     return scored(panels(limited, task), draw)
 
 
@@ -324,6 +342,8 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
     "learning_rate": learning_rate,
     "examples": examples,
 }
+SETTINGS: Mapping[str, ModuleType] = {"settings": setting_lines, "heatmap": setting_heat}
+"""What draws all settings of a grid."""
 
 
 def draw(
@@ -346,8 +366,8 @@ def draw(
     found = find(results)
     if kind == "ranks":
         return [_ranks(found, out)]
-    if kind == "settings":
-        return _settings(results, out, table, size, say)
+    if kind in SETTINGS:
+        return _settings(results, kind, out, table, size, say)
     # as in a report, runs of no study are left out where others are of one
     runs = [run for run in found if run.study.table] or found
     tables = sorted({run.study.table for run in runs})
@@ -361,7 +381,7 @@ def draw(
         kept, departed = adherence.as_registered(results, kept, own)
         tables = sorted({run.study.table for run in kept} - {""})
         if tables and kind != "learning_rate":  # whose settings differ, also on held-out examples
-            kept = [run for each in tables for run in collect(kept, each, size).runs]
+            kept = [run for each in tables for run in collect(kept, each, size, True).runs]
         chosen += kept
         notes += [*left, *departed]
     if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
@@ -379,22 +399,26 @@ def draw(
 
 
 def _settings(
-    results: Path, out: Path, table: str | None, size: str, say: Callable[[str], object]
+    results: Path, kind: str, out: Path, table: str | None, size: str, say: Callable[[str], object]
 ) -> list[Run]:
+    """Draw the settings of each model and task, one picture below the other."""
+    module = SETTINGS[kind]
     made, notes = config_tables.contests_of(results, size, table)
-    if len(made) > 1:
-        titles = "; ".join(each.title for each in made)
-        raise ValueError(f"--kind=settings draws one model and task, and there are {titles}")
-    grid = setting_grid.of_contest(made[0])
-    runs = [run for row in grid.rows for run in row.setting.of(row.method.phase)]
+    grids = [setting_grid.of_contest(each) for each in made]
+    reasons = {id(each): module.unfit(each) for each in grids}
+    drawn = [each for each in grids if not reasons[id(each)]]
+    if not drawn:
+        raise ValueError(f"--kind={kind}: {grids[0].contest.title}: {reasons[id(grids[0])]}")
+    notes += [f"not drawn: {g.contest.title}: {why}" for g in grids if (why := reasons[id(g)])]
+    runs = [run for each in drawn for row in each.rows for run in row.setting.of(row.method.phase)]
     for run in runs:
         scored_examples.require_agreement(run)
-    figure = setting_lines.draw(grid, metric_label(grid.contest.metric))
+    figures = [module.draw(each, metric_label(each.contest.metric)) for each in drawn]
     if size != "full":
-        figure.suptitle(f"{size.upper()} RUNS; {figure.get_suptitle()}", fontsize=NORMAL)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    for note in notes:
+        figures[0].suptitle(f"{size.upper()} RUNS; {figures[0].get_suptitle()}", fontsize=NORMAL)
+    write_below_one_another(figures, out)
+    captions = [grid.HEAT if kind == "heatmap" else grid.caption(each) for each in drawn]
+    for note in dict.fromkeys([*captions, *notes]):
         say(note)
     return runs
 

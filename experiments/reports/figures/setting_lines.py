@@ -37,6 +37,11 @@ FAR = 4.0
 """Numbers whose largest is so many times the smallest have a logarithmic axis."""
 
 
+def unfit(grid: Grid) -> str:
+    """Why no settings are drawn; empty if they are."""
+    return "" if grid.varied else "each method has one setting"
+
+
 def draw(grid: Grid, scores: str) -> Figure:
     """Mean scores over the settings that differ, with bars of a standard deviation.
 
@@ -46,27 +51,27 @@ def draw(grid: Grid, scores: str) -> Figure:
     Raises:
       ValueError: the settings of no method differ.
     """
-    if not grid.varied:
-        raise ValueError(f"{grid.contest.title}: each method has one setting, so none is drawn")
+    if said := unfit(grid):
+        raise ValueError(f"{grid.contest.title}: {said}")
     figure = _settings(grid)
     figure.supylabel(plain(f"{scores}, mean over seeds"), fontsize=NORMAL)
     return figure
 
 
 def _settings(grid: Grid) -> Figure:
-    axis, *others = _by_importance(grid)
+    axis, *others = by_importance(grid)
     if not others:  # methods are the lines of a single panel
         return _drawn(grid, {"": grid.rows}, axis, lambda row: row.method.label, "method")
-    lines, panels = others[0], _panels(grid, others[1:])
-    several = sum(len({row.values[lines] for row in own}) for own in panels.values())
-    if len(panels) > MOST_PANELS or len(grid.rows) < 2 * several:
+    lines, parts = others[0], rows_by_panel(grid, others[1:])
+    several = sum(len({row.values[lines] for row in own}) for own in parts.values())
+    if len(parts) > MOST_PANELS or len(grid.rows) < 2 * several:
         return _points(grid, [axis, *others])
     return _drawn(
-        grid, panels, axis, lambda row: setting_grid.text(row.values[lines]), grid.varied[lines]
+        grid, parts, axis, lambda row: setting_grid.text(row.values[lines]), grid.varied[lines]
     )
 
 
-def _by_importance(grid: Grid) -> list[str]:
+def by_importance(grid: Grid) -> list[str]:
     """The keys that vary within a method, the learning rate first, then those with most values."""
 
     def place(key: str) -> tuple[bool, int]:
@@ -75,7 +80,7 @@ def _by_importance(grid: Grid) -> list[str]:
     return sorted(grid.varied, key=place)
 
 
-def _panels(grid: Grid, keys: Sequence[str]) -> dict[str, list[Row]]:
+def rows_by_panel(grid: Grid, keys: Sequence[str]) -> dict[str, list[Row]]:
     """The rows of each panel by its title: a method, and its values of these keys."""
     found: dict[str, list[Row]] = {}
     for row in grid.rows:
@@ -167,7 +172,7 @@ def _line(
     )
 
 
-def _numbers(values: Sequence[Value]) -> list[float]:
+def numbers_of(values: Sequence[Value]) -> list[float]:
     """The distinct numbers, by size; empty if a value is a text."""
     found = {float(each) for each in values if isinstance(each, (int, float))}
     return [] if any(isinstance(each, str) for each in values) else sorted(found)
@@ -179,13 +184,13 @@ def _order(values: Sequence[Value]) -> list[str]:
 
 def _place(value: Value, values: Sequence[Value]) -> float:
     """Where a value is drawn: numbers at their size, texts one after the other."""
-    is_number = bool(_numbers(values)) and isinstance(value, (int, float))
+    is_number = bool(numbers_of(values)) and isinstance(value, (int, float))
     return float(value) if is_number else _order(values).index(str(value))  # type: ignore[arg-type]
 
 
 def _label(axes: Axes, values: Sequence[Value], title: str) -> None:
     """Ticks at the values, as far as they do not hide one another, and the title."""
-    numbers, order = _numbers(values), _order(values)
+    numbers, order = numbers_of(values), _order(values)
     far = bool(numbers) and numbers[0] > 0 and numbers[-1] / numbers[0] >= FAR
     if far:
         axes.set_xscale("log")

@@ -9,12 +9,14 @@ Figures on a page take the page's own colours instead (`VARIABLES`), which diffe
 import html
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.image
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
@@ -74,6 +76,7 @@ def shortened(text: str, size: float, most: float) -> str:
     return f"{text.rstrip()}…"
 
 
+DPI = 150
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -84,6 +87,21 @@ def write_picture(figure: Figure, folder: Path, stem: str) -> list[Path]:
     for path, form in zip(paths, FORMATS, strict=True):
         path.write_bytes(_bytes(figure, form, stem))
     return paths
+
+
+def write_below_one_another(figures: Sequence[Figure], path: Path) -> None:
+    """Write a PNG of several figures, and create its folder if needed."""
+    drawn = []
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(DPI)
+        canvas.draw()
+        drawn.append(np.asarray(canvas.buffer_rgba()))
+    width = max(each.shape[1] for each in drawn)
+    wide = [((0, 0), (0, width - each.shape[1]), (0, 0)) for each in drawn]
+    white = [np.pad(*each, constant_values=255) for each in zip(drawn, wide, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    matplotlib.image.imsave(path, np.concatenate(white))
 
 
 def svg(figure: Figure, salt: str, label: str) -> str:
@@ -114,7 +132,7 @@ def _bytes(figure: Figure, form: str, salt: str, transparent: bool = False) -> b
         figure.savefig(
             written,
             format=form,
-            dpi=150,
+            dpi=DPI,
             transparent=transparent,
             metadata=dict.fromkeys(unsaid[form]),
         )
