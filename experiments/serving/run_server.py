@@ -48,7 +48,7 @@ def make_state(
         bank = lj.Bank(base.serve, base.params, settings.capacity, settings.max_rank)
         loader = AdapterLoader(base, folder)
         store = AdapterStore(bank, loader, host_bytes=settings.host_bytes)
-        put_first(store, folder, settings.capacity)
+        put_first(store, folder, settings.capacity, lambda name: bank.prepare(loader(name)[0]))
         with store.using() as bank:
             sizes = settings.lanes, settings.tokens
             engine = Classifying(*sizes) if base.labels else Generating(bank, *sizes)
@@ -60,13 +60,25 @@ def make_state(
     return state
 
 
-def put_first(store: AdapterStore, folder: AdapterFolder, most: int) -> None:
-    """Put the first adapters of a folder into slots: programs are compiled for what they are."""
-    names = folder.names()[:most]
-    loading = {name: store.fetch(name) for name in names}
+def put_first(
+    store: AdapterStore, folder: AdapterFolder, most: int, check: Callable[[str], object]
+) -> None:
+    """Put the first adapters of a folder into slots: programs are compiled for what they are.
+
+    Every adapter that cannot be used is named.
+
+    Args:
+      most: how many get a slot.
+      check: reads another adapter, and raises an error if it does not fit.
+    """
+    names = folder.names()
+    loading = {name: store.fetch(name) for name in names[:most]}
     for name in names:
         try:
-            store.acquire(name, loading.pop(name).result()).release()
+            if name in loading:
+                store.acquire(name, loading.pop(name).result()).release()
+            else:
+                check(name)
         except Exception as error:  # of its files, which must not keep the server from starting
             print(f"the adapter '{name}' cannot be used: {reason(error)}", file=sys.stderr)
 

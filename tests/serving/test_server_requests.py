@@ -424,16 +424,21 @@ def test_what_cannot_be_used_is_named():
         assert (error.status, error.message) == (status, said)
 
 
-def test_an_adapter_with_any_fault_does_not_keep_the_server_from_starting(tmp_path):
-    loads, store = {"odd": Future(), "good": Future()}, mock.Mock()
-    for name in loads:
+def test_every_adapter_with_a_fault_is_named_and_the_server_starts(tmp_path, capsys):
+    loads, store = {"good": Future(), "odd": Future()}, mock.Mock()
+    for name in (*loads, "other", "wide"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ADAPTER).write_text("")
     loads["odd"].set_exception(TypeError("a scalar"))
     loads["good"].set_result("what was read")
     store.fetch = loads.__getitem__
-    run_server.put_first(store, AdapterFolder(tmp_path), 2)
+    check = mock.Mock(side_effect=[None, ValueError("rank 64 is above --max_rank")])
+    run_server.put_first(store, AdapterFolder(tmp_path), 2, check)
     store.acquire.assert_called_once_with("good", "what was read")
+    assert [call.args for call in check.mock_calls] == [("other",), ("wide",)]
+    odd, wide = capsys.readouterr().err.splitlines()
+    assert "the adapter 'odd' cannot be used" in odd
+    assert wide == "the adapter 'wide' cannot be used: rank 64 is above --max_rank"
 
 
 class TestFolder:
