@@ -13,6 +13,7 @@ class Family(NamedTuple):
     forward: Callable[..., Any]
     params: Any
     inputs: tuple[Any, ...]
+    targets: str = "all-linear"
 
 
 def families() -> dict[str, Callable[[], Family]]:

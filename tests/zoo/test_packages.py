@@ -85,5 +85,5 @@ def test_the_file_has_no_other_family():
 
 
 def _adapted(family):
-    adapted = lj.adapt(family.forward, variants.make("lora", rank=2))
+    adapted = lj.adapt(family.forward, variants.make("lora", rank=2), family.targets)
     return adapted, *adapted.init(jax.random.key(0), family.params, *family.inputs)

@@ -31,3 +31,12 @@ def qwen3_moe() -> Family:
     model = eqx.filter_jit(eqx_zoo.CausalLM)(eqx_zoo.Config.from_hf(config), key=key)
     ids = jax.random.randint(jax.random.key(1), (6,), 0, 50)
     return Family(lambda model, ids: model(ids)[0], model, (ids,))
+
+
+def bert() -> Family:
+    sizes = {"layer_norm_eps": 1e-5, "max_position_embeddings": 16, "type_vocab_size": 2}
+    config = {"architectures": ["BertModel"], **SIZES, **sizes}
+    key = jax.random.key(0)
+    model = eqx.filter_jit(eqx_zoo.Encoder)(eqx_zoo.EncoderConfig.from_hf(config), key=key)
+    ids = jax.random.randint(jax.random.key(1), (6,), 0, 50)
+    return Family(lambda model, ids: model(ids), model, (ids,))

@@ -11,7 +11,7 @@ SIZES = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "intermediate_size": 32,
-    "max_position_embeddings": 12,
+    "max_position_embeddings": 16,
 }
 
 
@@ -35,6 +35,13 @@ def roberta() -> Family:
 def gpt2() -> Family:
     config = hf.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=12)
     model = hf.FlaxGPT2LMHeadModel(config, _do_init=False)
+    ids = jax.random.randint(jax.random.key(0), (2, 6), 0, 50)
+    return Family(lambda params, ids: model(ids, params=params).logits, _initial(model), (ids,))
+
+
+def llama() -> Family:
+    config = hf.LlamaConfig(num_key_value_heads=1, **SIZES)
+    model = hf.FlaxLlamaForCausalLM(config, _do_init=False)
     ids = jax.random.randint(jax.random.key(0), (2, 6), 0, 50)
     return Family(lambda params, ids: model(ids, params=params).logits, _initial(model), (ids,))
 
