@@ -52,9 +52,9 @@ slow: $(VENV)/decoders
 parity: .venv-parity/parity
 	.venv-parity/bin/$(PYTEST) -m parity $(ARGS)
 
-# Strangers' models, from their own packages, in an environment on Python 3.13.
+# Strangers' models, with what these warn of, in an environment on Python 3.13.
 zoo: .venv-zoo/zoo
-	KERAS_BACKEND=jax .venv-zoo/bin/$(PYTEST) -m zoo tests/zoo $(ARGS)
+	KERAS_BACKEND=jax .venv-zoo/bin/$(PYTEST) -W default -m zoo tests/zoo $(ARGS)
 
 # Beside PEFT and transformers, in the environment that has all: ARGS="--suite=memory --out=DIR".
 bench: .venv-parity/parity
