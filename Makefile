@@ -29,11 +29,12 @@ HASHED = --no-deps --require-hashes
 SBOM = cyclonedx-bom==7.5.0
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
 ENV = JAX_PLATFORMS=$(DEVICES) GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
+ZOO_PYTHON ?= 3.13
 PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity bench mutants soak notebooks lint docs wheel sbom clean
+.PHONY: quickstart instruct test slow parity zoo bench mutants soak notebooks lint docs wheel sbom clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart$(addprefix -,$(EXTRA)) $(ARGS)
@@ -42,7 +43,7 @@ instruct: $(VENV)/decoders
 	$(ENV) $(BIN)/python -m experiments.instruct --workdir=$(RUNS)/instruct$(addprefix -,$(EXTRA)) $(ARGS)
 
 test: $(VENV)/decoders
-	$(BIN)/$(PYTEST) -m "not slow and not parity" $(ARGS)
+	$(BIN)/$(PYTEST) -m "not slow and not parity and not zoo" $(ARGS)
 
 slow: $(VENV)/decoders
 	$(BIN)/$(PYTEST) -m slow $(ARGS)
@@ -51,6 +52,10 @@ slow: $(VENV)/decoders
 # of that folder need it: pytest need not import the others.
 parity: .venv-parity/parity
 	.venv-parity/bin/$(PYTEST) -m parity $(or $(ARGS),tests/parity)
+
+# Strangers' models, with what these warn of, in an environment on Python 3.13.
+zoo: .venv-zoo/zoo
+	KERAS_BACKEND=jax .venv-zoo/bin/$(PYTEST) -W default -m zoo tests/zoo $(ARGS)
 
 # Beside PEFT and transformers, in the environment that has all: ARGS="--suite=memory --out=DIR".
 bench: .venv-parity/parity
@@ -134,7 +139,14 @@ build/constraints_parity.txt: requirements/constraints.txt
 	$(INSTALL) $* --constraint build/constraints_parity.txt --override requirements/overrides.txt --requirement requirements/parity.txt
 	touch $@
 
+# What is never imported is not compiled, which would take longer than all the rest.
+%/zoo: export UV_COMPILE_BYTECODE = 0
+%/zoo: $(UV) requirements/zoo.txt
+	$(UV) venv --quiet --allow-existing --no-python-downloads --python $(ZOO_PYTHON) $*
+	$(INSTALL) $* --no-deps --requirement requirements/zoo.txt
+	touch $@
+
 .PRECIOUS: %/installed %/decoders
 
 clean:
-	rm -rf .venv $(VENV) .venv-cuda12 .venv-cuda13 .venv-tpu .venv-parity .venv-uv build *.egg-info
+	rm -rf .venv $(VENV) .venv-cuda12 .venv-cuda13 .venv-tpu .venv-parity .venv-zoo .venv-uv build *.egg-info

@@ -1,4 +1,4 @@
-"""Write requirements/licences.csv, the licences of the locked packages, and print known faults.
+"""Write requirements/licences.csv, the licences of all locked packages, and print known faults.
 
     .venv-parity/bin/python requirements/licences.py
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 SILENT = "not said"
@@ -67,6 +68,9 @@ def licence(
 
 def main() -> None:
     versions = locked(HERE / "constraints.txt")
+    known = {canonicalize_name(name) for name, _ in versions}
+    zoo = locked(HERE / "zoo.txt")
+    versions += [each for each in zoo if canonicalize_name(each[0]) not in known]
     names = list(dict.fromkeys(name for name, _ in versions))
     with ThreadPoolExecutor(8) as threads:
         pages = dict(zip(names, threads.map(on_pypi, names), strict=True))

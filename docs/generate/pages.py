@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from docs.generate import api, commands, methods
+from docs.generate import api, commands, methods, strangers
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "generated"
@@ -24,6 +24,7 @@ def write() -> None:
         **{f"methods/{name}": text for name, text in methods.pages()},
         **{f"api/{name}": text for name, text in api.pages()},
         **{f"commands/{name}": text for name, text in commands.pages()},
+        **dict(strangers.pages()),
         **{f"{name.lower()}.md": of_the_root(name) for name in OF_THE_ROOT},
     }
     for name, text in pages.items():
