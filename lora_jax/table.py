@@ -26,6 +26,10 @@ FORMATS = ("rich", "markdown", "latex")
 """The formats of `render_tables`."""
 LABEL = 32
 """The largest width of the first column, the names, on the console."""
+PAGE = 45
+"""The most rows of a table in LaTeX: a longer one is divided, so that each part fits a page."""
+LONGEST = 40
+"""The most characters of a label in LaTeX."""
 PACKAGES = "% \\usepackage{booktabs, graphicx}"
 """The packages that a document needs to include our LaTeX: table rules, and `\\resizebox`."""
 
@@ -90,8 +94,8 @@ class Table:
         return [["" if cell is None else str(cell) for cell in row] for row in self.rows]
 
     def values(self) -> list[list[str | float | None]]:
-        """The cells as values: numbers without their formats."""
-        return [[cell.value if isinstance(cell, Number) else cell for cell in r] for r in self.rows]
+        """The cells as values: numbers without their formats, and without the sign of -0.0."""
+        return [[_value(cell) for cell in row] for row in self.rows]
 
     def numeric(self) -> list[bool]:
         """Whether each column after the first one has numbers, and else only words for none."""
@@ -257,7 +261,7 @@ def _markdown(tables: Sequence[Table], notes: Sequence[str], first: Sequence[str
 
 def _latex(tables: Sequence[Table], notes: Sequence[str], first: Sequence[str]) -> str:
     parts, labels = [latex_text(each) for each in first], dict[str, int]()
-    for table in tables:
+    for table in (part for each in tables for part in _pages(each)):
         label = _label(table.title)
         labels[label] = labels.get(label, 0) + 1
         parts.append(table.to_latex(label + f"-{labels[label]}" * (labels[label] > 1)))
@@ -265,8 +269,26 @@ def _latex(tables: Sequence[Table], notes: Sequence[str], first: Sequence[str]) 
     return "\n".join([PACKAGES, *(f"{part}\n" for part in parts)]) + "\n"
 
 
+def _pages(table: Table) -> list[Table]:
+    """The table, or its parts of `PAGE` rows."""
+    starts = range(0, len(table.rows), PAGE)
+    if len(starts) < 2:
+        return [table]
+    return [
+        Table(table.heads, table.rows[at : at + PAGE], f"{table.title} ({n} of {len(starts)})")
+        for n, at in enumerate(starts, 1)
+    ]
+
+
 def _label(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    """The first words of a title, as many as fit."""
+    label = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return label if len(label) <= LONGEST else label[: LONGEST + 1].rpartition("-")[0]
+
+
+def _value(cell: Cell) -> str | float | None:
+    value = cell.value if isinstance(cell, Number) else cell
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def markdown_text(text: str) -> str:

@@ -25,7 +25,7 @@ class Row:
     `values` are those of the grid's keys, None where the method has no such setting. `scores` count
     once for each seed, or draw that seeds share. `lost` are the runs that did not complete, or that
     other settings have and this one lacks (`missing`), by status. `best` says what the setting is
-    the best of: `all`, the label of its method, or nothing.
+    the best of: `all`, the label of its method, or nothing. Settings with equal means are all best.
     """
 
     method: Method
@@ -57,9 +57,9 @@ class Grid:
     rows: tuple[Row, ...]
 
     @property
-    def best(self) -> Row | None:
-        """The best of all its settings."""
-        return next((row for row in self.rows if row.best == "all"), None)
+    def best(self) -> list[Row]:
+        """The best of all its settings: several if they score the same."""
+        return [row for row in self.rows if row.best == "all"]
 
     @property
     def shown(self) -> bool:
@@ -141,7 +141,24 @@ def of_contest(contest: Contest) -> Grid:
         )
     order = [method.key for method in contest.methods]
     rows.sort(key=lambda row: (order.index(row.method.key), [*map(place, row.values.values())]))
-    return Grid(contest, keys, {key: keys[key] for key in varied}, tuple(rows))
+    return Grid(contest, keys, {key: keys[key] for key in varied}, tuple(_with_ties(rows)))
+
+
+def _with_ties(rows: Sequence[Row]) -> list[Row]:
+    """The rows; those that score what the best row of all, or of their method, scores are best."""
+    marked = {row.best: row for row in rows if row.best}
+
+    def best(row: Row) -> str:
+        for mark in ("all", row.method.label):
+            other = marked.get(mark)
+            if other and (row.mean, "diverged" in row.lost) == (
+                other.mean,
+                "diverged" in other.lost,
+            ):
+                return mark
+        return row.best
+
+    return [dataclasses.replace(row, best=best(row)) for row in rows]
 
 
 def in_study(contest: Contest) -> bool:

@@ -75,15 +75,15 @@ def lost_text(row: Row) -> str:
 
 def sentence(grid: Grid) -> str:
     """Which setting is the best one of all, with its score; empty if there is none."""
-    row = grid.best
-    if row is None or row.mean is None:
+    if not (best := grid.best) or (row := best[0]).mean is None:
         return ""
     score = _score(row, grid.contest.metric)
     metric = grid.contest.metric
     lower = "; lower is better" * (sign(metric) < 0)
     where = f"{metric.replace('_', ' ')} {score}, {count(len(row.scores), 'seed')}{lower}"
     begin = f"Best of {count(len(grid.rows), 'setting')} on {grid.contest.task_title}"
-    return f"{begin}: {described(row, grid.keys)} ({where})."
+    others = f", and {count(len(best) - 1, 'other')} with the same mean" * (len(best) > 1)
+    return f"{begin}: {described(row, grid.keys)} ({where}){others}."
 
 
 def notes(grids: Sequence[Grid]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from experiments.command_names import shown
 from experiments.sweeps.folder import SweepFolder, TrialState
 from experiments.sweeps.trials import Trial
 from lora_jax.records.metrics_log import read_metrics
@@ -122,10 +124,20 @@ def counted(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:
-    """Lines with the number of trials by status, and on each begun trial that is not completed."""
+    """What trials came to: the number by status, those that did not complete, and what is next."""
     lines = [f"{len(rows)} trials: {counted(rows)}"]
     for row in rows:
         if row.state.status not in ("completed", "waiting"):
             note = f", {row.state.note}" if row.state.note else ""
             lines.append(f"{row.trial.name}: {row.state.status}{note}")
-    return [*lines, f"records: {folder.path / 'trials'}"]
+    lines.append(f"records: {folder.path / 'trials'}")
+    if any(row.state.status == "completed" for row in rows):
+        lines.append(f"report: {_report([row.trial for row in rows], folder)}")
+    return lines
+
+
+def _report(trials: Sequence[Trial], folder: SweepFolder) -> str:
+    """The command that compares the trials of a sweep."""
+    sizes = {(each.plain.get("study") or {}).get("size", "full") for each in trials}
+    size = [f"--size={sizes.pop()}"] if sizes == {"smoke"} else []
+    return f"{shown('report')} {shlex.join([f'--results={folder.path}', *size])}"

@@ -81,6 +81,23 @@ def test_the_best_is_marked_and_diverged_and_missing_runs_are_named(folder):
     }
 
 
+def test_settings_with_equal_means_are_all_the_best(tmp_path):
+    for rank, score in ((2, 0.5), (4, 0.75), (8, 0.75), (16, 0.75)):
+        write(
+            tmp_path / str(rank),
+            "quickstart",
+            "size=smoke,variant=lora",
+            {"accuracy": score},
+            changes={"variant.rank": rank, "seed": 0},
+            status="diverged" if rank == 16 else "completed",
+        )
+    made = grid_of(tmp_path)
+    assert [row.best for row in made.rows] == ["", "all", "all", ""]
+    assert grid.sentence(made).endswith(
+        "rank 4 (accuracy 75.00, 1 seed), and 1 other with the same mean."
+    )
+
+
 def test_a_report_begins_with_the_answer_and_the_grid(folder):
     made, _ = config_tables.contests_of(folder, "smoke")
     document = Document(made, resamples=100)

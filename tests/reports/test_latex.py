@@ -33,6 +33,18 @@ def test_a_table_has_a_caption_and_a_label_of_its_own():
     assert plain.count("{") == plain.count("}")
 
 
+def test_a_long_table_is_divided_into_parts_that_fit_a_page():
+    title = "MiniLM, RTE (no study): all settings, accuracy on the held-out training examples"
+    rows = [[f"method {n}", -0.0] for n in range(100)]
+    text = render_tables("latex", [Table(("method", "score"), rows, title)])
+    captions = re.findall(r"\\caption\{(.*)\}", text)
+    assert captions == [f"{title} ({n} of 3)" for n in (1, 2, 3)]
+    label = "tab:minilm-rte-no-study-all-settings"
+    assert re.findall(r"\\label\{(.*)\}", text) == [label, f"{label}-2", f"{label}-3"]
+    assert re.findall(r"method (\d+)", text) == [str(n) for n in range(100)]
+    assert text.count("score") == 3
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -343,4 +343,5 @@ def test_what_is_shown(tmp_path):
         "3 trials: 1 completed, 1 failed, 1 waiting",
         "seed=1: failed, ValueError: [so] it is",
         f"records: {folder.path / 'trials'}",
+        f"report: python -m experiments.report --results={folder.path} --size=smoke",
     ]
