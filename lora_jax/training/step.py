@@ -1,12 +1,14 @@
 """One training step as a pure function of state, frozen weights and batch."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -145,12 +147,26 @@ def make_train_step(
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema must be at least 0 and below 1, got {ema}; None takes no average")
     _require_adapted(adapted, "make_train_step(adapted, tx, ...)")
+    _require_taken("predict", predict, "trainable", "frozen", "batch", "rng")
+    _require_taken("loss", loss, "outputs", "batch")
     step = make_step(adapted, predict, loss, accumulate)
 
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
         return step(tx, clip, state, frozen, batch, ema)
 
     return _Donating(jax.jit(one, donate_argnums=0, out_shardings=(shardings, None)))
+
+
+def _require_taken(name: str, function: Any, *arguments: str) -> None:
+    """Raise a ValueError if a function cannot be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        raise ValueError(
+            f"make_train_step(..., predict, loss): {name} must take ({', '.join(arguments)})"
+        ) from None
+    except ValueError:  # a function of C, whose arguments are not known
+        return
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +182,14 @@ class _Donating:
             if "been deleted" not in str(error):
                 raise
             raise ValueError(DONATED) from None
+        except TypeError:
+            for name, values in batch.items() if isinstance(batch, Mapping) else ():
+                if not isinstance(values, jax.Array) and np.asarray(values).dtype.kind in "OSU":
+                    raise ValueError(
+                        f"batch['{name}'] has texts or other objects: expected numbers, such as "
+                        "the index of each class"
+                    ) from None
+            raise
 
     def __getattr__(self, name: str) -> Any:
         """The rest of what a jitted function has, such as `lower`."""

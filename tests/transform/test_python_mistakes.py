@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
@@ -168,6 +169,18 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
         (
             lambda: step(label=jnp.array([0.0, 1.0, 2.0])),
             r"^batch\['label'\] is of float32: expected classes, as integers",
+        ),
+        (
+            lambda: step(label=np.array(["a", "b", "c"])),
+            r"^batch\['label'\] has texts or other objects: expected numbers, such as the index ",
+        ),
+        (
+            lambda: make_train_step(adapted(), TX, cross_entropy, lambda state, f, batch, rng: X),
+            r"^make_train_step\(.*\): predict must take \(trainable, frozen, batch, rng\)$",
+        ),
+        (
+            lambda: make_train_step(adapted(), TX, lambda state, f, batch, rng: X, len),
+            r"^make_train_step\(.*\): loss must take \(outputs, batch\)$",
         ),
         (lambda: step(weight=jnp.ones(1)), r"^the loss has shape \(3,\), and batch\['weight'\] "),
         (
