@@ -141,9 +141,10 @@ build/constraints_parity.txt: requirements/constraints.txt
 
 # What is never imported is not compiled, which would take longer than all the rest.
 %/zoo: export UV_COMPILE_BYTECODE = 0
-%/zoo: $(UV) requirements/zoo.txt
+%/zoo: $(UV) requirements/zoo.txt requirements/assets.txt requirements/assets_decoders.txt
 	$(UV) venv --quiet --allow-existing --no-python-downloads --python $(ZOO_PYTHON) $*
 	$(INSTALL) $* --no-deps --requirement requirements/zoo.txt
+	$(INSTALL) $* $(HASHED) --requirement requirements/assets.txt --requirement requirements/assets_decoders.txt
 	touch $@
 
 .PRECIOUS: %/installed %/decoders

@@ -9,7 +9,10 @@ HEAD = """\
 
 These models come from other packages, and no line of them was changed. `make zoo` tests each with
 a small random configuration: what the targets select, that the adapted model and its gradients are
-those of the merged model, and that one compiled program trains it.
+those of the merged model, and that one compiled program trains it. It also lets eqx-zoo read two
+published models that this library reads: all-MiniLM-L6-v2 from the same file, and
+SmolLM2-135M-Instruct from a folder that this library exports from its GGUF file. With one adapter,
+both packages give the same logits, and the same gradients of its factors.
 
 `Family(forward, params, inputs, targets)` holds what you give to
 `lj.adapt(forward, variants.make("lora"), targets)`, where `"all-linear"` may be left out, and to
