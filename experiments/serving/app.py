@@ -60,9 +60,12 @@ class Admin:
         name = self._name(request)
         load_anew = self._state.thread.store.load_anew
         loaded = await self._done(name, asyncio.to_thread(load_anew, name))
+        await self._done(name, self._put_if_free(name, loaded))
+        return JSONResponse({"name": name, "digest": loaded.digest, **await self._trimmed()})
+
+    async def _put_if_free(self, name: str, loaded: Version) -> None:
         with contextlib.suppress(NoSlotFree):  # the next request puts it
             await self._put(name, loaded)
-        return JSONResponse({"name": name, "digest": loaded.digest, **await self._trimmed()})
 
     async def _put(self, name: str, loaded: Version | None) -> Lease:
         """Put an adapter into a slot, in the thread of the model, which waits for nothing.

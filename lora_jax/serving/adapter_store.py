@@ -55,7 +55,10 @@ class Programs(Protocol):
     """What computes with a bank, and compiles programs for each structure that banks have."""
 
     def compiled(self, bank: Bank, /) -> bool:
-        """Whether there are programs for a bank, of which these are shapes (`Bank.shapes`)."""
+        """Whether there are programs for a bank, of which these are shapes (`Bank.shapes`).
+
+        If there are only so many at a time, those that were asked for last stay.
+        """
         ...
 
     def compile(self, bank: Bank, /) -> None:
@@ -131,7 +134,7 @@ class AdapterStore:
         if host_bytes < 0:
             raise ValueError(f"host_bytes must not be negative, got {host_bytes}")
         self._bank, self._load = bank, load
-        self._lent = _Lent(kept=True)
+        self._lent = _Lent(kept=bool(bank.held and bank.held.arrays))
         self._counts = Counts()
         self._slots, self._host = SlotTable(bank.capacity), HostCache(host_bytes)
         self._lock = threading.RLock()  # nobody waits for a disk or a load with it
@@ -339,6 +342,8 @@ class AdapterStore:
         Others are given up: who waits for them gets a `concurrent.futures.CancelledError`.
         Compilations end in the same way.
         """
+        with self._lock:  # leases that are released later have nothing compiled
+            self._programs = None
         self._compiler.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._compiler.shutdown(wait=True)
@@ -452,9 +457,13 @@ class AdapterStore:
 
     def _compile_for(self, shapes: Bank) -> None:
         """In the compiler's thread; without the lock, and nothing if it was done before."""
-        if self._programs is not None and self._lacks(shapes):
-            shapes.compile_put()
-            self._programs.compile(shapes)
+        programs = self._programs
+        if programs is None or programs.compiled(shapes):
+            return
+        with self._lock:
+            programs.compiled(self._bank)  # so that the new ones do not push these out
+        shapes.compile_put()
+        programs.compile(shapes)
 
     def _trim(self) -> None:
         while True:

@@ -49,7 +49,13 @@ class ProgramsOfBanks(Generic[P]):
         self._found: collections.OrderedDict[Structure, P] = collections.OrderedDict()
 
     def __contains__(self, bank: Bank) -> bool:
-        return Structure.of(bank) in self._found
+        """Whether there are programs for a bank; to ask for them is to use them."""
+        structure = Structure.of(bank)
+        with self._lock:
+            found = structure in self._found
+            if found:
+                self._found.move_to_end(structure)
+        return found
 
     def of(self, bank: Bank) -> P:
         """The programs for a bank, which are made if there are none."""

@@ -53,3 +53,5 @@ def test_those_that_were_used_last_are_kept():
     found.of(banks[0])
     found.of(banks[-1])
     assert [bank in found for bank in banks] == [True, False, *[True] * (KEPT - 1)]
+    found.of(banks[1])  # in the place of the first, for which the list above has asked before all
+    assert [bank in found for bank in banks] == [False, *[True] * KEPT]

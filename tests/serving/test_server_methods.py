@@ -21,6 +21,7 @@ from experiments.serving.state import READY, Settings
 from lora_jax.contract.toys import noisy
 from lora_jax.generation.lanes import Programs
 from lora_jax.interchange.names import names_of
+from lora_jax.serving.bank_arrays import NoMemoryError
 
 WEIGHTS = "adapter_model.safetensors"
 FILLED = {"nan": np.nan, "vast": 1e30, "far": 5e18}
@@ -135,6 +136,22 @@ def test_reload_to_another_method_leaves_the_old_one_out(served):
     assert admin(client, "changed", "unload").json() == {"name": "changed", "unloaded": True}
 
 
+def test_reload_says_why_it_puts_nothing(served, monkeypatch):
+    client, store, _ = served
+    for name in ("hira", *store.held()):
+        assert admin(client, name, "unload").status_code == 200
+
+    def fail(*_):
+        raise NoMemoryError("memory has no room for programs")
+
+    monkeypatch.setattr(Programs, "compile", fail)
+    for what in ("reload", "load"):
+        answer = admin(client, "hira", what)
+        said = answer.json()["error"]
+        assert (answer.status_code, said["code"]) == (409, "adapter_unusable")
+        assert said["message"] == "memory has no room for programs"
+
+
 def test_unload_is_done_even_if_the_programs_without_it_fail(served, monkeypatch):
     """Others go on with what there is; the memory is freed with the next unload."""
     client, store, _ = served
@@ -163,7 +180,10 @@ def test_unload_is_done_even_if_the_programs_without_it_fail(served, monkeypatch
 def test_others_go_on_while_the_programs_of_a_request_are_compiled(
     served, monkeypatch, compilations
 ):
-    client, _, _ = served
+    client, store, _ = served
+    for name in ("hira", *store.held()):
+        assert admin(client, name, "unload").status_code == 200
+    assert admin(client, "hira", "load").status_code == 200
     compile_all, begun, go = Programs.compile, threading.Event(), threading.Event()
 
     def held_up(*given):

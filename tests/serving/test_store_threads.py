@@ -1,6 +1,7 @@
 """A store that several threads use at once. Nothing here sleeps."""
 
 import threading
+import types
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from support import stored_adapters as stored
 
 import lora_jax as lj
+from lora_jax.serving.programs import ProgramsOfBanks
 
 THREADS = 4
 
@@ -210,6 +212,43 @@ def test_programs_that_fail_leave_everything_as_it_was(start):
         store.acquire("b")
     assert list(store.held()) == ["a"]
     store.close()
+
+
+def test_programs_that_nobody_puts_do_not_push_out_those_of_the_bank(start):
+    found = {"a": start, "b": stored.begun(also_train=("down/kernel",))}
+    for name in "cdef":
+        kinds = {"target": "down/kernel", "also_train": ("up/kernel",) * (name in "df")}
+        found[name] = stored.begun(method="hira" if name in "ef" else "lora", **kinds)
+    store = lj.AdapterStore(bank(), lambda name: (found[name], name))
+    store.acquire("a").release()
+    kept = ProgramsOfBanks(object)
+    with store.using() as now:
+        kept.of(now)
+    compile_for = lambda bank: kept.compile(bank, lambda own: None)  # noqa: E731
+    store.compile_first(types.SimpleNamespace(compiled=kept.__contains__, compile=compile_for))
+    for name in "bcdef":
+        store.acquire_or_load(name, store.fetch(name).result(60)).result(60)
+    assert now in kept and list(store.held()) == ["a"]
+    store.close()
+
+
+def test_the_first_put_runs_the_program_that_was_compiled_for_it(start, compilations):
+    empty = bank(capacity=THREADS + 3)
+    store = lj.AdapterStore(empty, lambda name: (start, name))
+    empty.put(1, start, donate=True)
+    with compilations() as counted:
+        store.acquire("a").release()
+    assert not counted
+    store.close()
+
+
+def test_a_lease_may_outlive_its_store(start):
+    store = lj.AdapterStore(bank(), lambda name: (start, name))
+    store.compile_first(Compiled(bank()))
+    with store.acquire("a"):
+        store.unload("a")
+        store.close()
+    assert not store.filled
 
 
 def test_answers_while_others_are_put_reloaded_and_evicted(start):

@@ -21,9 +21,9 @@ PARAMS = {
 X = jnp.linspace(-2, 2, 8, dtype=jnp.float32).reshape(2, 4)
 
 
-def begun(params=None, also_train=(), target="up/kernel", **settings):
-    """An adapter as `init` gives it; settings are those of LoRA."""
-    lora = variants.make("lora", **{"rank": 2, **settings})
+def begun(params=None, also_train=(), target="up/kernel", method="lora", **settings):
+    """An adapter as `init` gives it; settings are those of its method."""
+    lora = variants.make(method, **{"rank": 2, **settings})
     adapted = lj.adapt(forward, lora, target, also_train=also_train)
     return adapted.init(jax.random.key(0), PARAMS if params is None else params, X)
 
