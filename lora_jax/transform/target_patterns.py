@@ -198,9 +198,9 @@ def _kind_left_out(use: WeightUse) -> str | None:
         return None if use.activations else "weights that only meet other weights"
     if not kinds:
         return "arrays that are not used"
-    if kinds <= ENTRY_BY_ENTRY:
+    if kinds <= ENTRY_BY_ENTRY and not use.is_matrix:  # or else other weights meet it there
         return NO_WEIGHTS
-    return f"arrays used only by {', '.join(sorted(kinds - ENTRY_BY_ENTRY))}"
+    return f"arrays used only by {', '.join(sorted(kinds - {'broadcast_in_dim'}))}"
 
 
 def _layer_number(path: str) -> int | None:
