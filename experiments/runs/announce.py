@@ -17,6 +17,8 @@ from lora_jax.data.sources import is_generated
 from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.messages import agree
 from lora_jax.sharding import memory
+from lora_jax.transform.placement import Frozen
+from lora_jax.transform.target_patterns import NO_WEIGHTS
 
 SMALLEST = 2**20 // 20
 """The bytes from which on a size is not written as 0.0 MiB."""
@@ -185,6 +187,15 @@ def describe(config: RunConfig, texts: TokenisedTask) -> str:
     said = f"data: {train:,} {unit}{'s' if train > 1 else ''}{kind} to train on{_classes(task)}"
     said += f", {score:,} to score" + (f", {predict:,} to predict" if predict else "")
     return said + _cut(config, texts)
+
+
+def passed_over(frozen: Frozen) -> str | None:
+    """The line on weights that "all-linear" leaves out and that a user may want; None without any.
+
+    `lj.summary` also counts biases, norms and positions.
+    """
+    found = [f"{kind} ({len(p)})" for kind, p in frozen.spec.left_out if kind != NO_WEIGHTS]
+    return f"config.targets leaves out: {', '.join(found)}" if found else None
 
 
 def _classes(task: data.Task | data.TextTask) -> str:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from jax.sharding import Mesh
 
 from configs.settings import RunConfig
-from experiments.runs.announce import TooManyTrialsError, announce, describe
+from experiments.runs.announce import TooManyTrialsError, announce, describe, passed_over
 from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.run_options import USUAL, RunOptions
@@ -226,6 +226,9 @@ def _build(
         except Exception as error:  # any error: the others train without this trial
             wrong[number] = error
             continue
+        line = None if first or say is None else passed_over(made.frozen)
+        if line and say and processes.writes():
+            say(line)
         first = first or made.frozen
         experiments[number] = dataclasses.replace(made, frozen=share(made.frozen, first))
     return experiments, wrong

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.base import Kernel
 from lora_jax.files.arrays import to_host
+from lora_jax.interchange.matrices import kernels_of
 from lora_jax.interchange.names import Names, rows
 from lora_jax.interchange.peft_config import of_tokens
 from lora_jax.interchange.peft_folder import PeftFolder, check_scales, of_both, sort_tensors
@@ -111,7 +113,7 @@ def load_source(
     for oldest in list(onto.begun)[:-MOST_BEGUN]:
         onto.begun.pop(oldest, None)  # another thread may have done it
     with naming(source.label()):
-        check_copies(found, leaves, names, read)
+        check_copies(found, leaves, names, read, kernels_of(begun[1]))
         check_heads(found, read)
         trainable, frozen = fill(*begun, read)
         check_finite(trainable, frozen)
@@ -281,11 +283,16 @@ def with_frozen_layers(found: TensorNames) -> TensorNames:
 
 
 def check_copies(
-    found: TensorNames, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
+    found: TensorNames,
+    leaves: Mapping[str, Any],
+    names: Names,
+    read: Mapping[str, Any],
+    kernels: Mapping[str, Kernel],
 ) -> None:
     """Raise a ValueError if a weight of the base that PEFT has saved is not that of the params."""
     for name, row in each_row(found.copies):
-        mine, theirs = leaves[row.path], jnp.asarray(cut(row.place, read[name]))
+        own = cut(row.place, read[name], kernels.get(row.path))
+        mine, theirs = leaves[row.path], jnp.asarray(own)
         mine = mine[row.layer] if names.stacked(row.path) else mine
         dtypes = mine.dtype, theirs.dtype  # one of them may be rounded
         if not any(jnp.array_equal(mine.astype(d), theirs.astype(d)) for d in dtypes):

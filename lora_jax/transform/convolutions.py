@@ -7,12 +7,16 @@ of the kernel's size is formed, and none has to be differentiated. Kernels of gr
 are merged: a convolution by A would make as many channels for each group.
 """
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import JaxprEqn
 
 from lora_jax.methods.products import dropout
+from lora_jax.transform import jaxprs
 from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
 from lora_jax.transform.views import arrange
 
@@ -22,14 +26,46 @@ def has_rule(eqn: JaxprEqn) -> bool:
     return eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
 
 
+def as_product(eqn: JaxprEqn) -> jaxprs.Body | None:
+    """The product of channels that a convolution by a kernel of one place is, or None."""
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    one_place = all(jaxprs.shape(eqn.invars[1])[dim] == 1 for dim in numbers.rhs_spec[2:])
+    apart = any(rate > 1 for rate in params["lhs_dilation"])
+    if not one_place or apart or any(map(any, params["padding"])) or not has_rule(eqn):
+        return None
+    steps = [1] * len(numbers.lhs_spec)
+    for dim, step in zip(numbers.lhs_spec[2:], params["window_strides"], strict=True):
+        steps[dim] = step
+
+    def product(x: Array, kernel: Array) -> Array:
+        rows = lax.slice(x, [0] * x.ndim, x.shape, steps)
+        matrix = jnp.squeeze(kernel, numbers.rhs_spec[2:])
+        inputs = int(numbers.rhs_spec[1] > numbers.rhs_spec[0])
+        y = lax.dot_general(
+            rows,
+            matrix,
+            (((numbers.lhs_spec[1],), (inputs,)), ((), ())),
+            precision=params["precision"],
+            preferred_element_type=params["preferred_element_type"],
+        )
+        kept = (dim for dim in range(x.ndim) if dim != numbers.lhs_spec[1])
+        places = (numbers.out_spec[numbers.lhs_spec.index(dim)] for dim in kept)
+        return jnp.moveaxis(y, range(y.ndim), (*places, numbers.out_spec[1]))
+
+    avals: list[Any] = [var.aval for var in eqn.invars]
+    sides = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+    return jaxprs.inner(jax.make_jaxpr(product)(*sides))
+
+
 def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) -> Array | None:
     """`conv_general_dilated` of x by an adapted kernel.
 
     Args:
       use: a number that differs between the uses of a weight, so that each has its own dropout.
 
-    Returns None if the kernel has to be merged: the program sees it in parts or uses other axes as
-    its channels, or the method is not a low-rank update.
+    Returns None if the kernel is to be merged: the program sees it in parts or uses other axes as
+    its channels, the method is not a low-rank update, or its rank is so high that merging it takes
+    fewer operations (LoHa's is the square of its `rank`).
     """
     spec, view = eqn.params["dimension_numbers"].rhs_spec, weight.view
     out, *inner = spec
@@ -41,9 +77,12 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
     if (parts := weight.variant.as_rescaled_lora(base, factors)) is None:
         return None
     a, b, gain = parts
-    x, ends = x.astype(dtype), (view.axes[out],)
     key = None if weight.dropout_key is None else jax.random.fold_in(weight.dropout_key, use)
+    drops = key is not None and "keep" in factors.constants
+    if not drops and _merging_takes_less(eqn, len(a), a.shape[1], b.shape[1]):
+        return None
 
+    x, ends = x.astype(dtype), (view.axes[out],)
     places = tuple(axes for dim, axes in enumerate(view.axes) if dim != out)
     rows = arrange(a.astype(dtype), weight.in_atoms, places, keep=1)
     down = jnp.moveaxis(rows, 0, out)
@@ -58,6 +97,19 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
         others = [axis for axis in range(y.ndim) if axis != channel]
         y = y * jnp.expand_dims(columns, others).astype(y.dtype)
     return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
+
+
+def _merging_takes_less(eqn: JaxprEqn, rank: int, inputs: int, outputs: int) -> bool:
+    """Whether a training step takes fewer multiplications with the merged kernel.
+
+    Factored, each of the rank's channels takes inputs + outputs at each place, and again for the
+    gradients of both sides. Merged, the kernel is made, and its gradient is that of all its numbers
+    at each place, from which those of A and B are made.
+    """
+    numbers, shape = eqn.params["dimension_numbers"].out_spec, jaxprs.shape(eqn.outvars[0])
+    places = math.prod(shape[axis] for axis in (numbers[0], *numbers[2:]))
+    factored = 3 * places * rank * (inputs + outputs)
+    return factored > (3 * rank + places) * inputs * outputs
 
 
 def _convolved(eqn: JaxprEqn, x: Array, kernel: Array) -> Array:

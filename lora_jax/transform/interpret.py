@@ -16,7 +16,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from lora_jax.transform import adapted_weight, jaxprs, slices
 from lora_jax.transform.adapted_weight import Shared, Weight
-from lora_jax.transform.convolutions import convolve
+from lora_jax.transform.convolutions import as_product, convolve
 from lora_jax.variant import Variant
 
 Value = Any  # an array or a Weight
@@ -103,6 +103,8 @@ class _Evaluator(jaxprs.Walk):
 
     def _convolution(self, eqn: JaxprEqn, weight: Weight, x: Value) -> list[Value] | None:
         (x,) = self.merged([x])
+        if product := as_product(eqn):
+            return self.run(*product, [x, weight])
         y = convolve(weight, eqn, x, next(self._uses), self._shared_by(weight))
         return None if y is None else [y]
 

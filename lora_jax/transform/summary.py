@@ -75,7 +75,7 @@ def summary(trainable: Trainable, frozen: Frozen) -> Summary:
     quantised = {each.use.path: each.use for each in frozen.spec.placements if each.storage}
     leaves: list[Any] = [quantised.get(path, leaf) for path, leaf in frozen.base.items()]
     leaves += trainable["params"].values()
-    weights = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    weights = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     total = sum(math.prod(leaf.shape) for leaf in weights)
     left_out = tuple((kind, len(paths)) for kind, paths in frozen.spec.left_out)
     return Summary(tuple(rows), sum(row[5] for row in rows), total, left_out)

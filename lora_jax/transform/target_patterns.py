@@ -18,6 +18,9 @@ ALL_LINEAR = "all-linear"
 ALL_CONV = f"{ALL_LINEAR}+conv"
 GROUPS = (ALL_LINEAR, ALL_CONV)
 """Words that stand for patterns; what they select besides is not an error."""
+ENTRY_BY_ENTRY = {"add", "add_any", "broadcast_in_dim", "div", "mul", "sub"}
+NO_WEIGHTS = "arrays that are only added or scaled by, as biases, norms and positions are"
+"""What a group leaves out that few want to adapt: arrays used only in `ENTRY_BY_ENTRY`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,18 +176,31 @@ def left_out(rules: Sequence[Rule], uses: Uses, taken: Collection[str]) -> dict[
     if not any(name_of(pattern) in GROUPS for pattern, _ in rules):
         return found
     for path, use in uses.items():
-        kind = None
-        if path in taken or not use.is_real:
-            continue
-        if use.is_convolution:
-            kind = "convolutions"
-        elif use.output_embedding:
-            kind = "output embeddings"
-        elif not use.is_matrix and sum(size > 1 for size in use.shape) > 1:
-            kind = "arrays that nothing is multiplied by"
-        if kind:
+        if path not in taken and (kind := _kind_left_out(use)):
             found.setdefault(kind, []).append(path)
     return found
+
+
+def _kind_left_out(use: WeightUse) -> str | None:
+    """What a weight is that a group passes over; None for vectors, tables and integers."""
+    kinds = {each.kind for each in use.uses}
+    if jnp.issubdtype(use.dtype, jnp.complexfloating):
+        return "complex arrays"
+    if not use.is_real:
+        return None
+    if use.is_convolution:
+        return "convolutions"
+    if use.output_embedding:
+        return "output embeddings"
+    if sum(size > 1 for size in use.shape) < 2 or "lookup" in kinds:
+        return None
+    if "product" in kinds or "transposed product" in kinds:
+        return None if use.activations else "weights that only meet other weights"
+    if not kinds:
+        return "arrays that are not used"
+    if kinds <= ENTRY_BY_ENTRY and not use.is_matrix:  # or else other weights meet it there
+        return NO_WEIGHTS
+    return f"arrays used only by {', '.join(sorted(kinds - {'broadcast_in_dim'}))}"
 
 
 def _layer_number(path: str) -> int | None:

@@ -1,5 +1,7 @@
 """Adapters of convolutions in PEFT's files, by PEFT's formula in JAX, and what is refused."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,20 @@ def upsampled(params, x):
 
 def plain(params, x):
     return convolved(x, params["w"]["kernel"])
+
+
+@pytest.mark.parametrize("changed", [0.0, 1.0])
+def test_a_copy_of_a_kernel_that_is_the_bases_own(tmp_path, changed):
+    """A file may hold the frozen weight below an adapter; it is in torch's layout."""
+    _, trainable, frozen = trained(forward, PARAMS, variants.make("lora", rank=2))
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    file, name = tmp_path / "adapter_model.safetensors", "base_model.model.last.base_layer.weight"
+    kernel = np.asarray(PARAMS["last"]["kernel"]).transpose(3, 2, 0, 1) + np.float32(changed)
+    save_file({**load_file(file), name: np.ascontiguousarray(kernel)}, file)
+    said = pytest.raises(ValueError, match="is not the 'last/kernel' of these params")
+    with said if changed else contextlib.nullcontext():
+        loaded = lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+        assert loaded.trainable["adapters"].keys() == trainable["adapters"].keys()
 
 
 REFUSED = {

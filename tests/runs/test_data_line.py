@@ -2,12 +2,16 @@
 
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_language import write_places
 from text_runs import config
 
-from experiments.runs.announce import describe
+import lora_jax as lj
+import variants
+from experiments.runs.announce import describe, passed_over
 from experiments.setup.load import read_texts
 from lora_jax import data
 
@@ -66,3 +70,25 @@ def test_prompts_are_cut_with_each_of_their_options(tmp_path):
         f"; {total} of {total} texts are cut to config.data.max_length 12 tokens, at the beginning "
         "of the prompt"
     )
+
+
+def test_weights_that_a_group_leaves_out_are_named():
+    """Those that a user may want, and not norms and positions."""
+
+    def forward(params, x):
+        x = jax.lax.conv_general_dilated(
+            x, params["kernel"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        x = jnp.tanh((x + params["positions"][None]) @ params["up"])
+        return x @ (params["down"] * params["scale"][None])
+
+    params = {"kernel": jnp.ones((3, 2, 4)), "scale": jnp.ones(4), "positions": jnp.ones((5, 4))}
+    params |= {"up": jnp.ones((4, 4)), "down": jnp.ones((4, 4))}
+    said = []
+    for targets in ("all-linear", "all-linear+conv"):
+        adapted = lj.adapt(forward, variants.make("lora", rank=1), targets)
+        frozen = adapted.init(jax.random.key(0), params, jnp.ones((1, 5, 2)))[1]
+        said.append(passed_over(frozen))
+    scaled = "arrays used only by mul (1)"
+    assert said[0] == f"config.targets leaves out: {scaled}, convolutions (1)"
+    assert said[1] == f"config.targets leaves out: {scaled}"

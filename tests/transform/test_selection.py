@@ -310,9 +310,9 @@ def test_convolutions_of_every_kind(method, dims, channels):
     places, sizes, kernel = SPATIAL[:dims], (5, 6, 4)[:dims], (2, 3, 2)[:dims]
     last = channels == "last"
     layout = (f"N{places}C", f"{places}IO") if last else (f"NC{places}", f"OI{places}")
-    x = normal(2, *sizes, 4) if last else normal(2, 4, *sizes)
+    x = normal(2, *sizes, 8) if last else normal(2, 8, *sizes)
     for groups in (1, 2):
-        w = normal(*kernel, 4 // groups, 6) if last else normal(6, 4 // groups, *kernel)
+        w = normal(*kernel, 8 // groups, 12) if last else normal(12, 8 // groups, *kernel)
 
         def forward(p, x, groups=groups):
             return lax.conv_general_dilated(
@@ -326,11 +326,47 @@ def test_convolutions_of_every_kind(method, dims, channels):
                 feature_group_count=groups,
             )
 
-        found = started(forward, {"w": w}, x, variants.make(method, rank=2), "w")
+        rank = 1 if method == "loha" else 2
+        found = started(forward, {"w": w}, x, variants.make(method, rank=rank), "w")
         agree(*found, x)
-        program = str(jax.make_jaxpr(found[0].apply)(found[1], found[2], x))
         factored = groups == 1 and method != "lokr"
-        assert program.count("conv_general_dilated[") == (2 if factored else 1)
+        assert count_of(found, x, "conv_general_dilated") == (2 if factored else 1)
+
+
+def count_of(found, x, name):
+    adapted, trainable, frozen = found
+    return str(jax.make_jaxpr(adapted.apply)(trainable, frozen, x)).count(f"{name}[")
+
+
+@pytest.mark.parametrize(
+    ("layout", "kernel"),
+    [(("NHWC", "HWIO", "NHWC"), (1, 1, 4, 6)), (("WNHC", "OWHI", "WCNH"), (6, 1, 1, 4))],
+)
+@pytest.mark.parametrize("method", ["dora", "lokr"])
+def test_a_kernel_of_one_place_is_a_product(layout, kernel, method):
+    x, w = normal(2, 5, 3, 4), normal(*kernel)
+
+    def forward(p, x):
+        return lax.conv_general_dilated(x, p["w"], (2, 1), "VALID", dimension_numbers=layout)
+
+    found = started(forward, {"w": w}, x, variants.make(method, rank=2), "w")
+    agree(*found, x)
+    assert count_of(found, x, "conv_general_dilated") == 0
+
+
+def test_a_kernel_is_merged_where_that_takes_less():
+    """The rank of LoHa's update is the square of its own: here 1 and 25, of a matrix 24 -> 24."""
+
+    def forward(p, x):
+        return lax.conv_general_dilated(
+            x, p["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    x, w = normal(2, 9, 8), normal(3, 8, 24)
+    for rank, convolutions in ((1, 2), (5, 1)):
+        found = started(forward, {"w": w}, x, variants.make("loha", rank=rank), "w")
+        agree(*found, x)
+        assert count_of(found, x, "conv_general_dilated") == convolutions
 
 
 def test_a_kernel_that_the_program_turns_first():
@@ -410,12 +446,33 @@ def test_convolutions_are_left_out_unless_asked_for():
     with pytest.warns(lj.TrainingWarning, match=r"only the last product .* 2 convolutions"):
         _, trainable, frozen = started(convolutional, NET, x, LoRA(rank=1))
     assert str(lj.summary(trainable, frozen)).splitlines()[-1] == (
-        "left out: convolutions (2), arrays that nothing is multiplied by (1)"
+        "left out: convolutions (2), arrays that are only added or scaled by, as biases, norms "
+        "and positions are (1)"
     )
     found = started(convolutional, NET, x, LoRA(rank=1), "all-linear+conv")
     assert list(found[1]["adapters"]) == ["conv0", "conv1", "head"]
-    assert lj.summary(*found[1:]).left_out == (("arrays that nothing is multiplied by", 1),)
+    assert [number for _, number in lj.summary(*found[1:]).left_out] == [1]
     agree(*found, x)
+
+
+def test_what_a_group_leaves_out_is_named():
+    """Each by what it is: a user may have meant some of them, but no biases and norms."""
+
+    def forward(p, x):
+        x = x @ jnp.concatenate([p["left"], p["right"]], axis=1) @ (p["m1"] @ p["m2"])
+        x = (x * p["scale"][None]).mean(1) + jnp.real(x[:, 0].astype(complex) @ p["complex"])
+        return x @ p["head"]
+
+    params = {"left": normal(3, 2), "right": normal(3, 2), "m1": normal(4, 2), "m2": normal(2, 4)}
+    params |= {"scale": normal(5, 4), "complex": 1j * normal(4, 4), "head": normal(4, 6)}
+    _, trainable, frozen = started(forward, params, normal(2, 5, 3), LoRA(rank=1))
+    assert list(trainable["adapters"]) == ["head"]
+    assert dict(lj.summary(trainable, frozen).left_out) == {
+        "complex arrays": 1,
+        "arrays used only by concatenate": 2,
+        "weights that only meet other weights": 2,
+        "arrays that are only added or scaled by, as biases, norms and positions are": 1,
+    }
 
 
 def test_dropout_that_cannot_act_is_said():
