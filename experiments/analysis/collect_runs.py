@@ -212,6 +212,8 @@ def statuses(runs: Iterable[Run]) -> dict[str, int]:
     return dict(Counter(run.record.status for run in runs if not run.completed))
 
 
+FEWEST_SCORES = 3
+"""An interval over seeds needs as many."""
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings may vary."""
 ALSO_VARIED = ("train.optimizer", "train.ema")

@@ -11,8 +11,8 @@ from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import RATE
 from experiments.analysis.recorded_runs import named, sign
 from experiments.analysis.setting_grid import Grid, Row, described
-from experiments.reports.sheets import DECIMALS, FEWEST_SCORES, interval_of
-from experiments.reports.tables.cells import page, score_text, spread_text
+from experiments.reports.sheets import interval_of
+from experiments.reports.tables.cells import DECIMALS, page, score_text, spread_text
 from lora_jax.messages import agree, count, joined
 from lora_jax.table import NONE, Cell, Number, Table, render_tables
 
@@ -22,8 +22,8 @@ NOTE = (
     "one, its setting has no number. A setting that diverged is never the best one."
 )
 NO_INTERVAL = (
-    f"The interval over seeds is given for {FEWEST_SCORES} seeds or more: that of two reaches nine "
-    "standard deviations to each side."
+    f"The interval over seeds is given for {collect_runs.FEWEST_SCORES} seeds or more: that of two "
+    "reaches nine standard deviations to each side."
 )
 
 
@@ -89,24 +89,9 @@ def sentence(grid: Grid) -> str:
 def notes(grids: Sequence[Grid]) -> list[str]:
     """What the numbers of these grids are; nothing without a grid."""
     counts = [len(row.scores) for grid in grids for row in grid.rows]
-    return [NOTE, *[NO_INTERVAL] * (min(counts) < FEWEST_SCORES)] if counts else []
+    return [NOTE, *[NO_INTERVAL] * (min(counts) < collect_runs.FEWEST_SCORES)] if counts else []
 
 
-def caption(grid: Grid) -> str:
-    """What a point and a bar of the picture mean, and which rows it lacks."""
-    unknown = sum(row.mean is None for row in grid.rows)
-    said = "A point is the mean of a setting, and a bar its standard deviation over seeds."
-    others = (
-        f" {count(unknown, 'setting')} without a score {agree(unknown, 'is', 'are')} not drawn."
-    )
-    return said + others * bool(unknown)
-
-
-HEAT = (
-    "A cell is the mean of a setting over seeds. The thick frame is the best setting of all, and a "
-    "thin one the best of its method. A hatched setting diverged, or has no score. A setting with "
-    "a dash was not tried."
-)
 RECORDED = ("diverged", "failed", "stopped", "missing")
 
 

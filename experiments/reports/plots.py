@@ -12,14 +12,12 @@ from experiments.analysis import collect_runs, parameters, setting_grid
 from experiments.analysis.choose_methods import Contest, Method, by_number, halved
 from experiments.analysis.recorded_runs import Run, scale, sign
 from experiments.analysis.setting_grid import Grid
-from experiments.reports import grid
 from experiments.reports.figures import curves, forest, labelled_points, setting_heat, setting_lines
 from experiments.reports.figures.curves import Curve, draw_curves
 from experiments.reports.figures.scores import metric_label
 from experiments.reports.figures.style import NORMAL
 from experiments.reports.findings import Finding, Findings
 from experiments.reports.sheets import (
-    FEWEST_SCORES,
     Costs,
     costs,
     interval,
@@ -213,10 +211,10 @@ def of_grid(own: Grid) -> list[Picture]:
         return []
     scores = metric_label(own.contest.metric)
     drawn = setting_lines.draw(own, scores)
-    found = [Picture("settings", "Scores by setting", grid.caption(own), drawn)]
+    found = [Picture("settings", "Scores by setting", setting_lines.caption(own), drawn)]
     if not setting_heat.unfit(own):
         heat = setting_heat.draw(own, scores)
-        found.insert(0, Picture("heatmap", "Heat map of settings", grid.HEAT, heat))
+        found.insert(0, Picture("heatmap", "Heat map of settings", setting_heat.CAPTION, heat))
     return found
 
 
@@ -248,7 +246,7 @@ def rate_caption(contest: Contest) -> str:
     ]
     counted = [each for each in seeds if each]
     n = _range(counted) if counted else "0"
-    known = max(counted, default=0) >= FEWEST_SCORES
+    known = max(counted, default=0) >= collect_runs.FEWEST_SCORES
     bar = "a bar is the 95% interval of the mean over seeds" if known else ""
     return (
         f"Each method in blue, all others behind it in grey. Means on the {_tuned_on(contest)}, "

@@ -21,13 +21,10 @@ from experiments.analysis.gains import Gain, Gains
 from experiments.analysis.rate_choice import Choice
 from experiments.analysis.significance import FEWEST_TASKS, Estimate
 from experiments.analysis.task_evidence import Evidence
-from experiments.reports.tables.cells import is_raw, score_text, spread_text
+from experiments.reports.tables.cells import DECIMALS, is_raw, score_text, spread_text
 from lora_jax.messages import agree, count
 from lora_jax.table import NONE, Table
 
-DECIMALS = 2
-FEWEST_SCORES = 3
-"""An interval over seeds needs as many."""
 UNNAMED = "processor not named"
 CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
 WIDEST_FIRST = ("both", "seeds", "examples")
@@ -69,7 +66,7 @@ def interval_of(scores: Sequence[float]) -> tuple[float, float] | None:
     It is None if there are fewer than three scores, or all are equal: that of two reaches nine
     standard deviations to each side, so it may go far beyond what a score can be.
     """
-    if len(scores) < FEWEST_SCORES or equal(scores):
+    if len(scores) < collect_runs.FEWEST_SCORES or equal(scores):
         return None
     found = collect_runs.summarise(scores, "mean", "ci95")
     half = found.spread or 0.0

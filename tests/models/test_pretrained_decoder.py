@@ -101,7 +101,7 @@ def test_options_reach_the_model(tmp_path):
     assert {name: getattr(model, name) for name in options} == options
     for wrong in ({"remat": "all"}, {"implementation": "flash"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
-            load_decoder(tmp_path / "nowhere", **wrong)
+            load_decoder(folder, **wrong)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from text_runs import config
 
 import lora_jax as lj
 import variants
+from configs import settings
 from experiments.runs.announce import describe, passed_over
 from experiments.setup.load import read_texts
 from lora_jax import data
@@ -20,7 +21,7 @@ def said(task, cut=0, max_length=32, name="own", source="files"):
     """The line on a task, of whose training texts some are cut; the model takes 64 tokens."""
     encoded = {"train": SimpleNamespace(truncated=cut), "validation": SimpleNamespace(truncated=0)}
     texts = SimpleNamespace(task=task, encoded=encoded, shape=SimpleNamespace(max_tokens=64))
-    section = SimpleNamespace(max_length=max_length, name=name, source=source)
+    section = settings.TextSettings(name=name, source=source, max_length=max_length)
     return describe(SimpleNamespace(data=section), texts)
 
 

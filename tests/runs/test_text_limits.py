@@ -75,7 +75,8 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
     experiment = build(config(places, **settings, generate__max_new_tokens=20))
     prompts = experiment.texts.task.validation.prompts[:2]
     assert len(experiment.texts.tokenizer.backend.encode(prompts[0]).ids) > 50
-    assert len(generated_texts.write(experiment, experiment.trainable, prompts)) == 2
+    with pytest.warns(UserWarning, match="2 of 2 prompts are cut to 50 tokens, at the beginning"):
+        assert len(generated_texts.write(experiment, experiment.trainable, prompts)) == 2
     with pytest.raises(ValueError, match="max_new_tokens 69 leaves no room for a prompt"):
         build(config(places, **settings, generate__max_new_tokens=69))
 

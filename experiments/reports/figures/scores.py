@@ -30,10 +30,8 @@ from experiments.analysis.collect_runs import (
 from experiments.analysis.labels import UNTITLED, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, named, scale
-from experiments.reports import grid
 from experiments.reports.figures import setting_heat, setting_lines
 from experiments.reports.figures.style import NORMAL, styles, width, write_below_one_another
-from experiments.reports.sheets import FEWEST_SCORES
 from experiments.reports.tables import config_tables
 from experiments.runs.rank_map import rank_map
 from experiments.studies import adherence
@@ -99,7 +97,7 @@ class Panel:
         if not counted:
             return None
         found = summarise(counted, self.table["report"], self.table["spread"])
-        known_spread = self.table["spread"] == "sd" or found.n >= FEWEST_SCORES
+        known_spread = self.table["spread"] == "sd" or found.n >= collect_runs.FEWEST_SCORES
         return found if known_spread else dataclasses.replace(found, spread=None)
 
     def protocol(self) -> str:
@@ -417,7 +415,9 @@ def _settings(
     if size != "full":
         figures[0].suptitle(f"{size.upper()} RUNS; {figures[0].get_suptitle()}", fontsize=NORMAL)
     write_below_one_another(figures, out)
-    captions = [grid.HEAT if kind == "heatmap" else grid.caption(each) for each in drawn]
+    captions = [
+        setting_heat.CAPTION if kind == "heatmap" else setting_lines.caption(each) for each in drawn
+    ]
     for note in dict.fromkeys([*captions, *notes]):
         say(note)
     return runs

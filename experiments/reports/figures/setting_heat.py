@@ -32,8 +32,7 @@ from experiments.reports.figures.style import (
     plain,
     shortened,
 )
-from experiments.reports.sheets import DECIMALS
-from experiments.reports.tables.cells import score_text
+from experiments.reports.tables.cells import DECIMALS, score_text
 from lora_jax.table import NONE
 
 CELL = 0.66, 0.42
@@ -43,6 +42,11 @@ WIDEST = 9.0
 TINY = 6.5
 SHADES = tuple((*to_rgb(BLUE), float(alpha)) for alpha in np.linspace(0.05, 0.6, 12))
 """From the worst score to the best: light enough for the letters on it."""
+CAPTION = (
+    "A cell is the mean of a setting over seeds. The thick frame is the best setting of all, and a "
+    "thin one the best of its method. A hatched setting diverged, or has no score. A setting with "
+    "a dash was not tried."
+)
 
 
 def unfit(grid: Grid) -> str:

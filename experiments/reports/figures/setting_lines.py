@@ -27,6 +27,7 @@ from experiments.reports.figures.style import (
     plain,
     shortened,
 )
+from lora_jax.messages import agree, count
 
 COLUMNS = 3
 PANEL = 2.1
@@ -40,6 +41,16 @@ FAR = 4.0
 def unfit(grid: Grid) -> str:
     """Why no settings are drawn; empty if they are."""
     return "" if grid.varied else "each method has one setting"
+
+
+def caption(grid: Grid) -> str:
+    """What a point and a bar of the picture mean, and which rows it lacks."""
+    unknown = sum(row.mean is None for row in grid.rows)
+    said = "A point is the mean of a setting, and a bar its standard deviation over seeds."
+    others = (
+        f" {count(unknown, 'setting')} without a score {agree(unknown, 'is', 'are')} not drawn."
+    )
+    return said + others * bool(unknown)
 
 
 def draw(grid: Grid, scores: str) -> Figure:

@@ -279,6 +279,8 @@ def parameters_text(row: Row) -> tuple[str, str]:
     return ours or NONE, NONE if paper is None else f"{paper / 1e6:g}M"
 
 
+DECIMALS = 2
+"""Of scores in reports."""
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
 STYLE = (
     "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
