@@ -7,7 +7,6 @@ of the kernel's size is formed, and none has to be differentiated. Kernels of gr
 are merged: a convolution by A would make as many channels for each group.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -63,9 +62,8 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
     Args:
       use: a number that differs between the uses of a weight, so that each has its own dropout.
 
-    Returns None if the kernel is to be merged: the program sees it in parts or uses other axes as
-    its channels, the method is not a low-rank update, or its rank is so high that merging it takes
-    fewer operations (LoHa's is the square of its `rank`).
+    Returns None if the kernel has to be merged: the program sees it in parts or uses other axes as
+    its channels, or the method is not a low-rank update.
     """
     spec, view = eqn.params["dimension_numbers"].rhs_spec, weight.view
     out, *inner = spec
@@ -78,10 +76,6 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
         return None
     a, b, gain = parts
     key = None if weight.dropout_key is None else jax.random.fold_in(weight.dropout_key, use)
-    drops = key is not None and "keep" in factors.constants
-    if not drops and _merging_takes_less(eqn, len(a), a.shape[1], b.shape[1]):
-        return None
-
     x, ends = x.astype(dtype), (view.axes[out],)
     places = tuple(axes for dim, axes in enumerate(view.axes) if dim != out)
     rows = arrange(a.astype(dtype), weight.in_atoms, places, keep=1)
@@ -97,19 +91,6 @@ def convolve(weight: Weight, eqn: JaxprEqn, x: Array, use: int, shared: Shared) 
         others = [axis for axis in range(y.ndim) if axis != channel]
         y = y * jnp.expand_dims(columns, others).astype(y.dtype)
     return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
-
-
-def _merging_takes_less(eqn: JaxprEqn, rank: int, inputs: int, outputs: int) -> bool:
-    """Whether a training step takes fewer multiplications with the merged kernel.
-
-    Factored, each of the rank's channels takes inputs + outputs at each place, and again for the
-    gradients of both sides. Merged, the kernel is made, and its gradient is that of all its numbers
-    at each place, from which those of A and B are made.
-    """
-    numbers, shape = eqn.params["dimension_numbers"].out_spec, jaxprs.shape(eqn.outvars[0])
-    places = math.prod(shape[axis] for axis in (numbers[0], *numbers[2:]))
-    factored = 3 * places * rank * (inputs + outputs)
-    return factored > (3 * rank + places) * inputs * outputs
 
 
 def _convolved(eqn: JaxprEqn, x: Array, kernel: Array) -> Array:

@@ -354,21 +354,6 @@ def test_a_kernel_of_one_place_is_a_product(layout, kernel, method):
     assert count_of(found, x, "conv_general_dilated") == 0
 
 
-def test_a_kernel_is_merged_where_that_takes_less():
-    """The rank of LoHa's update is the square of its own: here 1 and 25, of a matrix 24 -> 24."""
-
-    def forward(p, x):
-        return lax.conv_general_dilated(
-            x, p["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
-        )
-
-    x, w = normal(2, 9, 8), normal(3, 8, 24)
-    for rank, convolutions in ((1, 2), (5, 1)):
-        found = started(forward, {"w": w}, x, variants.make("loha", rank=rank), "w")
-        agree(*found, x)
-        assert count_of(found, x, "conv_general_dilated") == convolutions
-
-
 def test_a_kernel_that_the_program_turns_first():
     """A stored layout that is not the convolution's own, and a product by its one place."""
 
