@@ -150,7 +150,8 @@ class LoralibFile(Source):
         }
         for name, values in given.items():
             if values is not None and noted.setdefault(name, values) != values:
-                raise ValueError(f"{path}: {name} is {noted[name]} in its header, not {values}")
+                there, wanted = (", ".join(map(str, each)) for each in (noted[name], values))
+                raise ValueError(f"{path}: {name} is {there} in its header, not {wanted}")
         match noted.get(ALPHA):
             case [int() | float() as known]:
                 with naming(f"{path}: {ALPHA}", OverflowError):

@@ -275,7 +275,7 @@ TENSORS = [
 ]
 HEADERS = [
     ({}, {"alpha": None}, "it does not say the lora_alpha that it was .*: give al"),
-    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, r"lora_alpha is \[3.0\] in its header, not \[4.0\]"),
+    ({"lora_alpha": "3.0"}, {"alpha": 4.0}, r"lora_alpha is 3.0 in its header, not 4.0"),
     ({"lora_alpha": "16 000"}, {}, "lora_alpha in its header is not JSON"),
     ({"enable_lora": "true,maybe"}, {}, "enable_lora in its header is not JSON"),
     ({"r": "99"}, {}, r"'word' has rank 2, and r in the header is \[99\]"),

@@ -147,7 +147,9 @@ def test_a_flipped_bit_is_found_by_both_and_the_step_before_it_serves(straight, 
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     for found in assert_same_end(tmp_path, straight, 30):
-        assert len(found["warnings"]) == 1 and "40 is damaged: " in found["warnings"][0]
+        # Orbax may leave a coroutine behind where it fails, of which Python warns at some time.
+        said = [each for each in found["warnings"] if "never awaited" not in each]
+        assert len(said) == 1 and "40 is damaged: " in said[0]
 
 
 @pytest.mark.slow
