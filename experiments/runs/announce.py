@@ -18,7 +18,7 @@ from lora_jax.data.tokenised_task import TokenisedTask
 from lora_jax.messages import agree
 from lora_jax.sharding import memory
 from lora_jax.transform.placement import Frozen
-from lora_jax.transform.target_patterns import NO_WEIGHTS
+from lora_jax.transform.target_patterns import WITHOUT_PRODUCT
 
 SMALLEST = 2**20 // 20
 """The bytes from which on a size is not written as 0.0 MiB."""
@@ -194,7 +194,7 @@ def passed_over(frozen: Frozen) -> str | None:
 
     `lj.summary` also counts biases, norms and positions.
     """
-    found = [f"{kind} ({len(p)})" for kind, p in frozen.spec.left_out if kind != NO_WEIGHTS]
+    found = [f"{kind} ({len(p)})" for kind, p in frozen.spec.left_out if kind != WITHOUT_PRODUCT]
     return f"config.targets leaves out: {', '.join(found)}" if found else None
 
 

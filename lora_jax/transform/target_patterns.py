@@ -19,7 +19,7 @@ ALL_CONV = f"{ALL_LINEAR}+conv"
 GROUPS = (ALL_LINEAR, ALL_CONV)
 """Words that stand for patterns; what they select besides is not an error."""
 ENTRY_BY_ENTRY = {"add", "add_any", "broadcast_in_dim", "div", "mul", "sub"}
-NO_WEIGHTS = "arrays that are only added or scaled by, as biases, norms and positions are"
+WITHOUT_PRODUCT = "arrays without a product, such as biases, norms and positions"
 """What a group leaves out that few want to adapt: arrays used only in `ENTRY_BY_ENTRY`."""
 
 
@@ -199,7 +199,7 @@ def _kind_left_out(use: WeightUse) -> str | None:
     if not kinds:
         return "arrays that are not used"
     if kinds <= ENTRY_BY_ENTRY and not use.is_matrix:  # or else other weights meet it there
-        return NO_WEIGHTS
+        return WITHOUT_PRODUCT
     return f"arrays used only by {', '.join(sorted(kinds - {'broadcast_in_dim'}))}"
 
 

@@ -431,8 +431,8 @@ def test_convolutions_are_left_out_unless_asked_for():
     with pytest.warns(lj.TrainingWarning, match=r"only the last product .* 2 convolutions"):
         _, trainable, frozen = started(convolutional, NET, x, LoRA(rank=1))
     assert str(lj.summary(trainable, frozen)).splitlines()[-1] == (
-        "left out: convolutions (2), arrays that are only added or scaled by, as biases, norms "
-        "and positions are (1)"
+        "left out: convolutions (2), arrays without a product, such as biases, norms and positions "
+        "(1)"
     )
     found = started(convolutional, NET, x, LoRA(rank=1), "all-linear+conv")
     assert list(found[1]["adapters"]) == ["conv0", "conv1", "head"]
@@ -456,7 +456,7 @@ def test_what_a_group_leaves_out_is_named():
         "complex arrays": 1,
         "arrays used only by concatenate": 2,
         "weights that only meet other weights": 2,
-        "arrays that are only added or scaled by, as biases, norms and positions are": 1,
+        "arrays without a product, such as biases, norms and positions": 1,
     }
 
 

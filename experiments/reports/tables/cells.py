@@ -15,6 +15,9 @@ from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Publis
 from experiments.analysis.recorded_runs import Run
 from lora_jax.table import NONE, Table, render_tables
 
+DECIMALS = 2
+"""Of scores in reports."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -279,8 +282,6 @@ def parameters_text(row: Row) -> tuple[str, str]:
     return ours or NONE, NONE if paper is None else f"{paper / 1e6:g}M"
 
 
-DECIMALS = 2
-"""Of scores in reports."""
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
 STYLE = (
     "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
