@@ -192,7 +192,9 @@ def mixed_work(case: Case) -> Made:
 
 def filled(forward: Any, adapter: Any, case: Case) -> lj.Bank:
     """A bank with the same adapter in every slot, where each is held apart."""
-    bank = lj.Bank(forward, adapter, capacity=case.adapters, max_rank=case.rank)
+    # Cases of one slot are compared with each other, and each process might measure another way.
+    way = "measured" if case.slot is None else "gather"
+    bank = lj.Bank(forward, adapter, capacity=case.adapters, max_rank=case.rank, way=way)
     for slot in range(1, case.adapters + 1):
         bank = bank.put(slot, adapter, donate=True)
     if case.dora:

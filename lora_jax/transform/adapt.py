@@ -152,10 +152,13 @@ class Adapted:
 
     def _begin(self, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[dict, Frozen]:
         """The parameters to train in full, and the frozen part without adapters' arrays."""
-        if is_array(params) and any(isinstance(each, Mapping) for each in args):
-            raise ValueError("init(key, params, x): expected the parameters before the inputs")
         leaves, treedef = flatten(params)
-        uses = self.uses(params, *args, **kwargs)
+        try:
+            uses = self.uses(params, *args, **kwargs)
+        except Exception as error:
+            if is_array(params) and any(isinstance(each, Mapping) for each in args):
+                error.add_note("init(key, params, x): are the parameters before the inputs?")
+            raise
         placements, trained = choose(self.rules, self.also_train, self.storage, uses)
         warn_of_ranks(placements)
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}

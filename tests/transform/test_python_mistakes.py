@@ -84,10 +84,6 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
             r"^init\(key, params, \.\.\.\): a random key is needed, .*, not dict$",
         ),
         (
-            lambda: adapted().init(KEY, X, PARAMS),
-            r"^init\(key, params, x\): expected the parameters before the inputs$",
-        ),
-        (
             lambda: adapted().gather(PARAMS, KEY, X, batches=[(X,)]),
             r"^gather\(key, params, \.\.\.\): a random key is needed, .*, not dict$",
         ),
@@ -211,6 +207,18 @@ def test_a_mistake_says_what_was_expected(mistake, said):
     with pytest.raises(ValueError, match=said) as error:
         mistake()
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_failure_with_swapped_arguments_asks_for_their_order():
+    with pytest.raises((IndexError, TypeError)) as error:
+        adapted().init(KEY, X, PARAMS)
+    assert "init(key, params, x): are the parameters before the inputs?" in error.value.__notes__
+
+
+def test_a_bare_array_may_be_the_parameters_of_a_function_of_a_dict():
+    model = adapted(lambda w, batch: batch["x"] @ w)
+    made = model.init(KEY, PARAMS["w"], {"x": X})
+    np.testing.assert_allclose(model.apply(*made, {"x": X}), X @ PARAMS["w"])
 
 
 def test_a_key_is_of_use_after_the_steps_of_a_state_that_has_it():
