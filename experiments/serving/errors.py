@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from experiments.setup.out_of_memory import is_out_of_memory
 from lora_jax.serving.adapter_store import UnknownAdapterError
 from lora_jax.serving.bank_arrays import NoMemoryError
 from lora_jax.serving.slot_table import NoSlotFree
@@ -104,7 +105,7 @@ def refusal(adapter: str | None, error: BaseException) -> ApiError:
             return unavailable(f"no slot is free for {what}; try again", "no_slot")
         case UnknownAdapterError():
             return unknown_model(str(adapter))
-        case NoMemoryError():
+        case _ if isinstance(error, NoMemoryError) or is_out_of_memory(error):
             logging.error("%s: %s", what, one_line(error))
             message = f"memory has no room for {what}; the server's log says more"
             return ApiError(503, message, code="no_memory")

@@ -14,6 +14,12 @@ _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 """Texts in XLA's and its devices' out-of-memory errors, which have no class of their own."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough: the host's or a device's."""
+    of_xla = isinstance(error, jax.errors.JaxRuntimeError)
+    return isinstance(error, MemoryError) or (of_xla and any(word in str(error) for word in _SAID))
+
+
 @contextlib.contextmanager
 def explained(advised: str) -> Iterator[None]:
     """Turn an out-of-memory error into a ValueError of one line; other errors pass unchanged.
@@ -23,8 +29,8 @@ def explained(advised: str) -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SAID):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise ValueError(f"out of memory: {advised} ({said(error)[:200]})") from error
 

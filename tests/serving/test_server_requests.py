@@ -424,6 +424,14 @@ def test_what_cannot_be_used_is_named():
         assert (error.status, error.message) == (status, said)
 
 
+def test_a_device_without_room_is_not_a_fault_of_the_server():
+    fault = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+    error = refusal("a", fault)
+    assert (error.status, error.code) == (503, "no_memory")
+    other = refusal("a", jax.errors.JaxRuntimeError("INTERNAL: something else"))
+    assert (other.status, other.code) == (500, "adapter_unusable")
+
+
 def test_every_adapter_with_a_fault_is_named_and_the_server_starts(tmp_path, capsys):
     loads, store = {"good": Future(), "odd": Future()}, mock.Mock()
     for name in (*loads, "other", "wide"):
