@@ -1,6 +1,6 @@
 """Report which methods are better, by how much, and how certain that is, for all runs of a folder.
 
-    python -m experiments.report --results=runs/against_lora --format=html --out=report.html
+    python -m experiments.report --results=runs/against_lora --out=report.html
     python -m experiments.report --documents=docs  # rewrites what committed studies found
 
 The folder may have the parts of a study, each registered in a folder of its own: the report says
@@ -46,7 +46,13 @@ from lora_jax.records.environment import environment
 _RESULTS = flags.DEFINE_string(
     "results", None, "The folder with the runs' records below it. Only --documents goes without it."
 )
-_FORMAT = flags.DEFINE_enum("format", "rich", document.FORMATS, "The format of the report.")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    None,
+    document.FORMATS,
+    "The format of the report: by default that of --out, if it ends in "
+    f"{', '.join(document.SUFFIXES)}, or else rich.",
+)
 _OUT = flags.DEFINE_string(
     "out",
     None,
@@ -99,8 +105,9 @@ def report() -> None:
             "what is over all tasks"
         )
     out = None if _OUT.value is None else Path(_OUT.value)
+    form = _FORMAT.value or document.format_of(out)
     if out is not None:
-        document.require_replaceable(out, _FORMAT.value)
+        document.require_replaceable(out, form)
     pictures = None if _FIGURES.value is None else Path(_FIGURES.value)
     if pictures is not None and pictures.is_file():
         raise ValueError(f"--figures={pictures} is a file: name a folder")
@@ -136,13 +143,13 @@ def report() -> None:
         studies=studies if _REFERENCE.value is None else (),
     )
     start = Path.cwd() if out is None else out.parent
-    text = whole.render(_FORMAT.value, notes, _origin(made), start)
+    text = whole.render(form, notes, _origin(made), start)
     if pictures is not None:
         whole.write_pictures(pictures)
     if out is None:
         print(text, end="")
         return
-    document.write_report(out, _FORMAT.value, text)
+    document.write_report(out, form, text)
     print(f"report: {out}")
 
 

@@ -28,7 +28,7 @@ def runs(folder: str | os.PathLike) -> pandas.DataFrame:
     Columns are named as in records and flags, `config.optimizer.learning_rate` and
     `metrics_best.accuracy`. Beside them, `run` is the path of the run below the folder, `sealed`
     says whether its record has a seal, and `score` is the main metric of the adapter that it saved,
-    as the record has it; NaN if there is none.
+    as the record has it, so a fraction where reports have percent; NaN if there is none.
 
     Raises:
       ValueError, FileNotFoundError: as `recorded_runs.find`.
@@ -47,8 +47,8 @@ def settings(folder: str | os.PathLike) -> pandas.DataFrame:
     """A row for each run below a folder, also of those without a record, such as killed ones.
 
     Columns are `run`, `method`, each setting that differs by its short name (`learning rate`,
-    `rank`), `seed`, `draw`, `status`, `metric` and `score`, as in `runs`; `score` is NaN if there
-    is none.
+    `rank`), `seed`, `draw`, `status`, `metric` and `score`. `score` is the main metric of the
+    adapter that the run saved, in percent where reports have percent; NaN if there is none.
 
     Raises:
       ValueError, FileNotFoundError: as `recorded_runs.find` and `recorded_runs.find_unfinished`.
@@ -64,6 +64,7 @@ def settings(folder: str | os.PathLike) -> pandas.DataFrame:
     for run in every:
         record = run.record if isinstance(run, recorded_runs.Run) else None
         score = record and recorded_runs.saved_metrics(record).get(record.metric)
+        percent = 1.0 if record is None else recorded_runs.scale(record.metric)
         seed, draw = run.number
         own = {name: setting_grid.value_of(run.settings, key) for key, name in names.items()}
         rows.append(
@@ -75,7 +76,7 @@ def settings(folder: str | os.PathLike) -> pandas.DataFrame:
                 "draw": draw,
                 "status": record.status if record else getattr(run, "status", ""),
                 "metric": record and record.metric,
-                "score": math.nan if score is None else score,
+                "score": math.nan if score is None else percent * score,
             }
         )
     return pandas.DataFrame(rows)

@@ -65,11 +65,18 @@ def with_names_of_parts(made: Sequence[Contest], known: Mapping[str, str]) -> li
 
 
 FORMATS = ("rich", "markdown", "latex", "html", "csv")
+SUFFIXES = {".md": "markdown", ".tex": "latex", ".html": "html", ".csv": "csv"}
+"""The formats of files that end so."""
 TITLE = "Comparison of methods"
 _BEGINNINGS = {"rich": TITLE, "markdown": f"# {TITLE}", "latex": f"% {TITLE}"}
 _ENDS = {"rich": "\n\n", "markdown": "\n\n", "latex": "\n"}
 _SIGNS = _BEGINNINGS | {"html": f'content="{GENERATOR}"', "csv": ",".join(COLUMNS[:4])}
 """What a report in each format begins with; HTML has it near the beginning."""
+
+
+def format_of(path: Path | None) -> str:
+    """The format that the name of a file stands for; that of the console for any other, or none."""
+    return "rich" if path is None else SUFFIXES.get(path.suffix.lower(), "rich")
 
 
 def beginning(form: str, title: str) -> str:

@@ -62,8 +62,8 @@ def test_a_grid_has_the_numbers_that_pandas_computes(folder):
     for _, row in found.iterrows():
         mean, sd, n = expected.loc[row["label"], row["learning_rate"], row["variant.rank"]]
         half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
-        assert [row["mean"], row["sd"], row["n"]] == pytest.approx([100 * mean, 100 * sd, n])
-        ends = [100 * (mean - half), 100 * (mean + half)] if n > 2 else [np.nan, np.nan]
+        assert [row["mean"], row["sd"], row["n"]] == pytest.approx([mean, sd, n])
+        ends = [mean - half, mean + half] if n > 2 else [np.nan, np.nan]
         assert [row["low"], row["high"]] == pytest.approx(ends, nan_ok=True)
 
 

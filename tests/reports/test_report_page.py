@@ -270,7 +270,7 @@ def test_the_command(results, tmp_path):
     arguments = ("experiments.report", f"--results={results}")
     run = functools.partial(commands.run, *arguments, COLUMNS="200")
     out = tmp_path / "new" / "report.csv"
-    options = ["--format=csv", f"--out={out}", f"--figures={tmp_path / 'figures'}"]
+    options = [f"--out={out}", f"--figures={tmp_path / 'figures'}"]
     done = run(*options, "--resamples=200", "--reference=dora", "--table=glue")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == f"report: {out}"
@@ -280,6 +280,8 @@ def test_the_command(results, tmp_path):
         assert len(files) == 8 and all(each.read_bytes().startswith(begins) for each in files)
     done = run("--varies=train.bach_size", f"--figures={out}")
     assert done.stderr == f"error: --figures={out} is a file: name a folder\n"
+    done = run("--format=html", f"--out={out}")
+    assert "exists and is not a report with --format=html" in done.stderr
     done = run("--varies=train.bach_size", "--table=glue")
     said = "error: --varies=train.bach_size: no run has this setting; nearest: 'train.batch_size'"
     assert done.stderr.startswith(said)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,6 +352,12 @@ def test_predictions_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         predictions.write(tmp_path, {"validation": predictions.Predictions(np.zeros((9, 2)), None)})
     assert [path.name for path in tmp_path.iterdir()] == [predictions.NAME]
     assert (tmp_path / predictions.NAME).read_bytes() == before
+
+
+def test_the_name_of_a_file_says_its_format():
+    names = ("a.md", "a.tex", "a.html", "a.csv", "a.txt", "a")
+    formats = ["markdown", "latex", "html", "csv", "rich", "rich"]
+    assert [document.format_of(Path(each)) for each in names] == formats
 
 
 @pytest.mark.parametrize("form", document.FORMATS)
