@@ -125,9 +125,9 @@ def _require_own(out: Path, source: Path, columns: Sequence[str]) -> None:
     if out.samefile(source):
         raise ValueError(f"--out={out} is the file of --input: name another")
     with contextlib.suppress(ValueError, OSError):
-        if list(read_rows(out)[0].values) == [*columns]:
+        if any(list(row.values) == [*columns] for row in read_rows(out)[:1]):
             return
-    raise ValueError(f"--out={out} exists, with other columns than these predictions: name another")
+    raise ValueError(f"--out={out} exists, without the columns of these predictions: name another")
 
 
 def _content(out: Path, columns: Sequence[str], found: Sequence[dict[str, Any]]) -> str:

@@ -99,6 +99,8 @@ _EXECUTION = flags.DEFINE_enum(
     "gives the same bits again on this machine, whatever is measured.",
 )
 
+SCORES = "a study chooses rates by training; --untrained scores its models without"
+
 
 def tune() -> None:
     name, module = config_files.module_of(str(_STUDY.value), ("STUDY", "get_config"), "study")
@@ -205,6 +207,8 @@ def make_cells(
                 plain["study"] = {**(plain.get("study") or {}), "registration": digest}
                 return parse(plain)
 
+            if not config().train.epochs:
+                raise ValueError(f"{row} on {task}: config.train.epochs is 0, but {SCORES}")
             tried = variants.find(config().variant.name).suggested.tried
             cells.setdefault(task, []).append(Cell(task, row, config, tried[len(tried) // 2]))
     return cells
@@ -213,9 +217,11 @@ def make_cells(
 def _check_argument(text: str) -> None:
     """Raise a ValueError if an argument sets what the study sets for every run."""
     place = {"row": "by --rows", "task": "by --columns", "seed": "in the file's STUDY"}
-    for key in (item.partition("=")[0] for item in text.split(",")):
+    for key, _, value in (item.partition("=") for item in text.split(",")):
         if key in place:
             raise ValueError(f"--argument={text}: {key} is given {place[key]}")
+        if key == "epochs" and value.lstrip("+") == "0":  # a file may read it as its own number
+            raise ValueError(f"--argument={text}: epochs is 0, but {SCORES}")
 
 
 if __name__ == "__main__":

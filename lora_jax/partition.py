@@ -1,9 +1,10 @@
 """Parameter trees: names of leaves, trees split and combined again, and Flax NNX models."""
 
+import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -223,6 +224,33 @@ def require_function(forward: Any) -> None:
     if instead or not callable(forward):
         given = "class" if isinstance(forward, type) else type(forward).__name__
         raise ValueError(f"adapt takes a function of parameters, not a {given}{instead}")
+
+
+def _is_linen_apply(forward: Any) -> bool:
+    """Whether this is a method of a Linen model, perhaps in a partial or under `jax.jit`."""
+    while forward is not None and not is_module(getattr(forward, "__self__", None), "linen"):
+        forward = getattr(forward, "func", getattr(forward, "__wrapped__", None))
+    return forward is not None
+
+
+@contextlib.contextmanager
+def naming_collections(forward: Callable[..., Any], params: Any) -> Iterator[None]:
+    """Say what `model.apply` of a Linen model takes, if it failed as it got the parameters alone.
+
+    Only a call that has failed is judged, as a model without parameters needs no collection.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind, alone = type(error).__name__, isinstance(params, Mapping) and "params" not in params
+        missing = kind == "ScopeCollectionNotFound" and '"params"' in str(error)
+        missing |= kind == "ApplyScopeInvalidVariablesTypeError"  # of a model that is one layer
+        if missing and alone and _is_linen_apply(forward):
+            raise ValueError(
+                "expected the variables {'params': params}, as model.init returns them: "
+                "model.apply of a Linen model does not take the parameters alone"
+            ) from error
+        raise
 
 
 def from_nnx(model: "nnx.Module") -> tuple[Callable[..., Any], "nnx.State"]:

@@ -18,7 +18,13 @@ from jax.extend.core import JaxprEqn, Var
 
 from lora_jax.base import Kernel, Use, Uses, WeightUse
 from lora_jax.files.arrays import is_key
-from lora_jax.partition import flatten, is_array, select_paths, split_arrays
+from lora_jax.partition import (
+    flatten,
+    is_array,
+    naming_collections,
+    select_paths,
+    split_arrays,
+)
 from lora_jax.transform import jaxprs, origins, views
 from lora_jax.transform.convolutions import has_rule
 from lora_jax.transform.origins import Origin, Origins
@@ -137,7 +143,8 @@ def uses_of(
         some_args, some_kwargs = rebuild(values)
         return forward(treedef.unflatten(filled.values()), *some_args, **some_kwargs)
 
-    jaxpr, consts, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
+    with naming_collections(forward, params):
+        jaxpr, consts, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
     recorder = UseRecorder(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [
         Tracked(path, View.of(leaf.shape), tuple(leaf.shape)) for path, leaf in arrays.items()

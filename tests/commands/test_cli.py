@@ -77,6 +77,7 @@ DEFAULTS = "--documents: the tables in documents use the default; leave"
         (f"{STUDY} --argument=source=tsv,row=dora", "row is given by --rows"),
         (f"{STUDY} --argument=task=cola", "task is given by --columns"),
         (f"{STUDY} --argument=seed=3", "seed is given in the file's STUDY"),
+        (f"{STUDY} --argument=size=smoke,epochs=0", "epochs is 0, but a study chooses rates by"),
         (SWEEP, "error: nothing to sweep: give --sweep=KEY=VALUES"),
         (f"{SWEEP} --sweep=config.seed=0:2 --processes=0", "error: flag --processes=0"),
         (

@@ -128,6 +128,7 @@ def test_a_config_with_an_error_or_at_another_place_is_refused(tmp_path, monkeyp
         ('"my_study"}})', '"mine"}})', "of the table 'mine'; let the config set study.table to"),
         ('"my_study"}})', '"my_study", "column": "x"}})', "of the column 'x'; let the config set"),
         ("return config", "return config.nothing", r"my_study\.py, line 24: .*nothing"),
+        ('"batch_size": 4', '"epochs": 0', "dora on sst2: config.train.epochs is 0, but a study "),
         ("return config", "return 1", r"get_config\(\) returns a int, expected a ConfigDict"),
         ('"margin": 1.0', '"margin": 0', "STUDY of my_study: margin must be above 0"),
         ("STUDY = {", "STUDY = 1, {", "STUDY of my_study must be a mapping"),

@@ -19,6 +19,8 @@ KEY, X = jax.random.key(0), jnp.ones((3, 8))
 PARAMS = {"w": jnp.ones((8, 8)), "v": jnp.ones((8, 6))}
 TX = optax.adam(1e-2)
 MODEL = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+LINEN = linen.Dense(3)
+LAYERS = linen.Sequential([LINEN])
 
 
 def forward(params, x):
@@ -98,6 +100,14 @@ NAMES = "names_from_patterns takes a dict of texts, such as .*, not "
         (
             lambda: adapted(linen.Dense(3)),
             r"^adapt takes .*, not a Dense: model\.apply is that of ",
+        ),
+        (
+            lambda: adapted(LINEN.apply).init(KEY, LINEN.init(KEY, X)["params"], X),
+            r"^expected the variables \{'params': params\}, as model\.init returns them: ",
+        ),
+        (
+            lambda: adapted(jax.jit(LAYERS.apply)).init(KEY, LAYERS.init(KEY, X)["params"], X),
+            r"^expected the variables \{'params': params\}, as model\.init returns them: ",
         ),
         (lambda: adapted(PARAMS), "^adapt takes a function of parameters, not a dict$"),
         (
