@@ -191,7 +191,7 @@ class AdapterLoader:
             )
         if isinstance(config, ClassifierConfig):
             self._require_pool(folder, config.model.pool)
-            self._require_order(folder)
+            self._require_classes(folder)
         targets = from_config.make_run_targets(config, _steps(folder))
         if any(each.allots for each in targets.values()):
             raise ValueError(
@@ -217,10 +217,14 @@ class AdapterLoader:
                 f"--pool={self._base.pool}"
             )
 
-    def _require_order(self, folder: Path) -> None:
-        """Refuse names that the run has for other classes; names that it lacks only rename."""
+    def _require_classes(self, folder: Path) -> None:
+        """Refuse numbers, and names that the run has for other classes; others only rename."""
         record = run_record.read(folder)
-        own = (record and record.label_names) or ()
+        own = record.label_names if record else None
+        if own is None:  # of an earlier version, or of `save_adapter`
+            return
+        if not own:
+            raise ValueError(f"{folder}: it predicts numbers, and the server's model has classes")
         pairs = zip(own, self._base.labels, strict=False)
         if any(name != given and given in own for name, given in pairs):
             raise ValueError(f"{folder}: its classes are --labels={','.join(own)}, in this order")

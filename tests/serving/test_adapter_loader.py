@@ -129,10 +129,13 @@ def test_a_run_of_adalora_has_its_steps_and_the_classes_of_its_record(
     for names in (["bad", "good"], ["0", "1"]):  # other names for the same classes are fine
         monkeypatch.setattr(run_record, "read", lambda _, n=names: SimpleNamespace(label_names=n))
         AdapterLoader(base, AdapterFolder(folder.parent))("run")
-    names = ["good", "bad"]
-    monkeypatch.setattr(run_record, "read", lambda _: SimpleNamespace(label_names=names))
-    with pytest.raises(ValueError, match="its classes are --labels=good,bad, in this order"):
-        AdapterLoader(base, AdapterFolder(folder.parent))("run")
+    for names, said in (
+        (["good", "bad"], "its classes are --labels=good,bad, in this order"),
+        ([], "it predicts numbers, and the server's model has classes"),
+    ):
+        monkeypatch.setattr(run_record, "read", lambda _, n=names: SimpleNamespace(label_names=n))
+        with pytest.raises(ValueError, match=said):
+            AdapterLoader(base, AdapterFolder(folder.parent))("run")
 
 
 class Replaced(AdapterFolder):
