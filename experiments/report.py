@@ -122,7 +122,10 @@ def report() -> None:
         each.registered.digest: registered.of_study(each, bool(_PAIRS.value)) for each in kept
     }
     studies = [dataclasses.replace(by_digest[each], title=name) for each, name in names.items()]
-    title, made = _title(folder, made), document.with_names_of_parts(made, names)
+    title, made = (
+        config_tables.shared_title(folder, made),
+        document.with_names_of_parts(made, names),
+    )
     if _PAIRS.value and not studies:
         raise ValueError(
             f"--pairs: {folder} has no registered study; without --pairs, the report compares all "
@@ -151,13 +154,6 @@ def report() -> None:
         return
     document.write_report(out, form, text)
     print(f"report: {out}")
-
-
-def _title(folder: Path, made: Sequence[Contest]) -> str:
-    """The title of the table that all contests are of; empty if they are of several, or of none."""
-    known = config_tables.tables(folder)
-    titles = {known[each.table]["title"] if each.table in known else "" for each in made}
-    return titles.pop() if len(titles) == 1 else ""
 
 
 def _origin(made: list[Contest]) -> html_page.Origin:
@@ -194,13 +190,11 @@ def compared(
     varies += config_tables.varied(tables, {run.study.table for run in own})
     if made := contests(own, config_tables.titles(tables), varies, lost):
         return made, kept, notes
-    others = collect_runs.elsewhere(found, size)
+    others = ""
     if departures := [said for each in kept for said in each.departures]:
         number = sum(len(each.left_out) for each in kept)
         others = f"; {collect_runs.left_out(number, f'not as registered ({departures[0]})')}"
-    raise ValueError(
-        f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"
-    )
+    raise ValueError(collect_runs.none_completed(folder, found, size) + others)
 
 
 def _wanted(run: recorded_runs.Unfinished) -> bool:

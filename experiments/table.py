@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import recorded_runs, setting_grid
-from experiments.reports import grid, registered
+from experiments.reports import document, grid, registered
 from experiments.reports.tables import cells, config_tables
 from experiments.reports.tables.config_tables import RESULTS, names, render_table
 from experiments.studies import adherence
@@ -53,7 +53,9 @@ def show() -> None:
             require_known(_MODEL.value, models, f"--model={_MODEL.value}: nothing run in {results}")
             made = [each for each in made if each.model == _MODEL.value]
         grids = [setting_grid.of_contest(each) for each in made]
-        print(grid.render(_FORMAT.value, grids, notes, _SIZE.value), end="")
+        title = config_tables.shared_title(results, made)
+        text = grid.render(_FORMAT.value, grids, notes, _SIZE.value, title or document.TITLE)
+        print(document.beginning(_FORMAT.value, title) + text, end="")
         _warn(results)
         return
     if _TABLE.value is None:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from configs.settings import COMBINED, IMPORTED, fields_of
 from experiments.analysis.labels import natural
-from experiments.analysis.recorded_runs import REGISTRATION, Run, Unfinished
+from experiments.analysis.recorded_runs import REGISTRATION, Run, Unfinished, find_unfinished
 from lora_jax.messages import agree, count, require_known
 
 RunNumber = tuple[int, int]
@@ -116,6 +116,18 @@ def collect(
             why = f": {run.record.note}" if run.record.note else ""
             notes.append(f"{run.record.status}: {what}{why}")
     return Collected(tuple(single), tuple(filter(None, notes)))
+
+
+def none_completed(results: Path, found: Sequence[Run], size: str) -> str:
+    """The error message of a folder without a completed run of this size: what it has instead."""
+    lost = find_unfinished(results)
+    if not found and not lost:
+        return f"--results {results} has no runs: name the --workdir of a run or a sweep"
+    failed = [run.record.status for run in found if not run.completed]
+    number = Counter([*failed, *(run.status for run in lost)])
+    said = ", ".join(f"{n} {status}" for status, n in number.items())
+    gone = f" ({said})" * bool(said)
+    return f"--results {results}: no run of size {size} has completed{gone}{elsewhere(found, size)}"
 
 
 def elsewhere(runs: Iterable[Run], size: str) -> str:
@@ -326,10 +338,10 @@ def select(
     Raises:
       ValueError: there are no runs of the table, or those of one table are of two registrations.
     """
-    known = sorted({_name(run) for run in runs})
+    known = sorted({name_of(run) for run in runs})
     if table is not None:
         require_known(table, known, f"no runs of --table={table}")
-    every = [run for run in runs if table in (None, _name(run))]
+    every = [run for run in runs if table in (None, name_of(run))]
     sized = [run for run in every if run.study.size == size]
     trained = _those(sized, lambda run: run.record.experiment not in (COMBINED, IMPORTED))
     own = _those(trained, lambda run: bool(run.study.table))
@@ -339,8 +351,8 @@ def select(
         left_out(len(trained) - len(own), "of no study, so not mixed into one"),
     ]
     kept: list[Run] = []
-    for name in sorted({_name(run) for run in own}):
-        kept += _registered(name, [run for run in own if _name(run) == name], parts)
+    for name in sorted({name_of(run) for run in own}):
+        kept += _registered(name, [run for run in own if name_of(run) == name], parts)
     notes.append(left_out(len(own) - len(kept), "of no registration, though their study has one"))
     same = {id(run) for run in kept}
     return [run for run in own if id(run) in same], list(filter(None, notes))
@@ -377,5 +389,5 @@ def _those(runs: Sequence[Run], has: Callable[[Run], bool]) -> list[Run]:
     return [run for run in runs if has(run)] or list(runs)
 
 
-def _name(run: Run) -> str:
+def name_of(run: Run) -> str:
     return run.study.table or run.record.experiment

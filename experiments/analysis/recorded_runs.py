@@ -246,6 +246,8 @@ def find(results: Path) -> list[Run]:
         for name in runs:
             folder = pack.folder / name
             found[folder / "record.json"] = Run(folder, *pack.record(name), pack)
+    if results.is_file():
+        raise ValueError(f"--results {results} is a file: name its folder, {results.parent}")
     if not found and not results.is_dir():
         near = nearest_path(results, Path.is_dir)
         raise FileNotFoundError(f"--results {results}: no such folder{near}")

@@ -80,7 +80,12 @@ def format_of(path: Path | None) -> str:
 
 
 def beginning(form: str, title: str) -> str:
-    """The beginning of a report in a text format; `title` says what it is about, if anything."""
+    """The beginning of a report; empty for HTML and CSV, which have a place for it or none.
+
+    `title` says what it is about, if anything.
+    """
+    if form not in _BEGINNINGS:
+        return ""
     return _BEGINNINGS[form] + f": {title}" * bool(title) + _ENDS[form]
 
 
@@ -199,7 +204,7 @@ class Document:
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
         free = [each for each in self.grids if each.contest.table not in self.told]
-        verdicts += [said for each in free if (said := grid.sentence(each))]
+        verdicts += [said for each in free if (said := grid.sentence(each, self.size))]
         begin = [self._grid(each, form) for each in free]
         gains = [self._gains(each, form) for each in self.findings]
         gains += [self._grid(each, form) for each in self.grids if each not in free]

@@ -73,15 +73,20 @@ def lost_text(row: Row) -> str:
     return "; ".join(f"{names(own)} {status}" for status, own in row.lost.items())
 
 
-def sentence(grid: Grid) -> str:
-    """Which setting is the best one of all, with its score; empty if there is none."""
+def sentence(grid: Grid, size: str = "full") -> str:
+    """Which setting is the best one of all, with its score; empty if there is none.
+
+    Args:
+      size: that of the runs, which is said of all but full ones.
+    """
     if not (best := grid.best) or (row := best[0]).mean is None:
         return ""
     score = _score(row, grid.contest.metric)
     metric = grid.contest.metric
     lower = "; lower is better" * (sign(metric) < 0)
     where = f"{metric.replace('_', ' ')} {score}, {count(len(row.scores), 'seed')}{lower}"
-    begin = f"Best of {count(len(grid.rows), 'setting')} on {grid.contest.task_title}"
+    begin = f"{size} runs: " * (size != "full")
+    begin += f"Best of {count(len(grid.rows), 'setting')} on {grid.contest.task_title}"
     others = f", and {count(len(best) - 1, 'other')} with the same mean" * (len(best) > 1)
     return f"{begin}: {described(row, grid.keys)} ({where}){others}."
 
@@ -122,8 +127,18 @@ def records(grid: Grid) -> Iterator[dict[str, Any]]:
         }
 
 
-def render(form: str, grids: Sequence[Grid], more: Sequence[str] = (), size: str = "full") -> str:
-    """The grids alone, with further notes, in one of `experiments.reports.tables.cells.FORMATS`."""
+def render(
+    form: str,
+    grids: Sequence[Grid],
+    more: Sequence[str] = (),
+    size: str = "full",
+    title: str = "All settings",
+) -> str:
+    """The grids alone, with further notes, in one of `experiments.reports.tables.cells.FORMATS`.
+
+    Args:
+      title: that of the HTML page.
+    """
     if form == "csv":
         rows = [row for grid in grids for row in records(grid)]
         heads = dict.fromkeys(head for row in rows for head in row)
@@ -131,7 +146,7 @@ def render(form: str, grids: Sequence[Grid], more: Sequence[str] = (), size: str
     small = f"{size} runs: " * (size != "full")
     sheets = [sheet(grid) for grid in grids]
     made = [dataclasses.replace(each, title=small + each.title) for each in sheets]
-    first = [small + said for each in grids if (said := sentence(each))]
+    first = [said for each in grids if (said := sentence(each, size))]
     if form == "html":
-        return page(made, "All settings", [*first, *notes(grids), *more])
+        return page(made, title, [*first, *notes(grids), *more])
     return render_tables(form, made, [*notes(grids), *more], first)

@@ -31,6 +31,7 @@ from lora_jax.interchange.peft_folder import CONFIG, WEIGHTS, PeftFolder
 from lora_jax.methods.rank_budget import BUDGET
 from lora_jax.models.published.weight_files import read_json
 from lora_jax.partition import flatten
+from lora_jax.records import run_record
 from lora_jax.serving.adapter_store import UnknownAdapterError
 from lora_jax.serving.entries import Adapter
 from lora_jax.transform.adapt import init_shapes
@@ -190,6 +191,7 @@ class AdapterLoader:
             )
         if isinstance(config, ClassifierConfig):
             self._require_pool(folder, config.model.pool)
+            self._require_classes(folder)
         targets = from_config.make_run_targets(config, _steps(folder))
         if any(each.allots for each in targets.values()):
             raise ValueError(
@@ -214,6 +216,18 @@ class AdapterLoader:
                 f"{folder}: its head reads {reads}, and the server was started with "
                 f"--pool={self._base.pool}"
             )
+
+    def _require_classes(self, folder: Path) -> None:
+        """Refuse numbers, and names that the run has for other classes; others only rename."""
+        record = run_record.read(folder)
+        own = record.label_names if record else None
+        if own is None:  # of an earlier version, or of `save_adapter`
+            return
+        if not own:
+            raise ValueError(f"{folder}: it predicts numbers, and the server's model has classes")
+        pairs = zip(own, self._base.labels, strict=False)
+        if any(name != given and given in own for name, given in pairs):
+            raise ValueError(f"{folder}: its classes are --labels={','.join(own)}, in this order")
 
     @functools.cached_property
     def _digests(self) -> dict[str, str]:

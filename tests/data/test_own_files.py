@@ -271,6 +271,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix, labels, more, fi
         ("t.csv", 'x,y\nx,a\n"y,b\n', "line 3: a quoted field begins in this row and has no end"),
         ("t.csv", 'x,y\n"a\nb",1\n\nc,\n', "line 5: no label"),  # counted over quoted line ends
         ("t.csv", "x,y\n", "has no rows"),
+        ("t.csv", "x;y\nx;a\n", "'; nearest: 'x;y'; commas separate the columns of a "),
         ("t.csv", "x,y,x\nx,a,y\n", "two columns are called 'x'"),
         ("t.csv", "x,y\nx,a\ny,a\n", "t.csv: all labels in 'y' are 'a'; there is"),
         ("t.csv", "x,y\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a number, but oth"),

@@ -109,6 +109,7 @@ def test_a_report_begins_with_the_answer_and_the_grid(folder):
         "Best of 8 settings on rotten tomatoes: DoRA, learning rate 0.004, rank 4"
     )
     assert "all settings" in title
+    assert best == grid.render("markdown", [grid_of(folder)]).split("\n\n")[0]
     assert "| method | learning rate | rank | mean ± sd | n | 95% interval | best |" in text
     page = document.render("html")
     assert page.index("<h2>All settings</h2>") < page.index("<h2>Difference from LoRA</h2>")

@@ -196,11 +196,13 @@ def test_the_ranks_of_one_run_are_drawn(tmp_path):
 
 
 def test_nothing_to_draw_is_said(tmp_path):
-    with pytest.raises(ValueError, match="no run has completed"):
+    with pytest.raises(ValueError, match="has no runs: name the --workdir of a run or a sweep"):
         draw(tmp_path, "parameters", tmp_path / "x.png")
     write(tmp_path / "a", "glue", "", {"matthews": None}, status="failed")
-    with pytest.raises(ValueError, match="no run has completed"):
+    with pytest.raises(ValueError, match=r"no run of size full has completed \(1 failed\)"):
         draw(tmp_path, "training", tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"record\.json is a file: name its folder"):
+        draw(tmp_path / "a" / "record.json", "training", tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"--table=glu: no runs of it in .*; nearest: 'glue'"):
         draw(tmp_path, "training", tmp_path / "x.png", table="glu")
     assert not (tmp_path / "x.png").exists()

@@ -269,7 +269,8 @@ def test_the_command_writes_a_row_for_each_text(classes, classify, tmp_path):
         ("review\n", "out.csv", "new.csv has no rows"),
         ("review,prediction\nx,y\n", "out.csv", "has a column 'prediction' already: rename it"),
         ("review\nx\n", "new.csv", "is the file of --input: name another"),
-        ("review\nx\n", "mine.csv", "exists, with other columns than these predictions"),
+        ("review\nx\n", "mine.csv", "exists, without the columns of these predictions"),
+        ("review\nx\n", "header.csv", "exists, without the columns of these predictions"),
         ("review\nx\n", "out.txt", "out.txt is not named .csv or .jsonl"),
     ],
 )
@@ -277,6 +278,7 @@ def test_mistakes_end_before_the_model_is_loaded(classes, tmp_path, content, out
     source, mine = tmp_path / "new.csv", tmp_path / "mine.csv"
     source.write_text(content)
     mine.write_text("review\nmine\n")
+    (tmp_path / "header.csv").write_text("review\n")
     done = command(classes.folder, source, tmp_path / out)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and said in done.stderr

@@ -109,7 +109,9 @@ def test_a_file_alone_imports_nothing(loader, tmp_path, monkeypatch, changes, sa
         other("stranger")
 
 
-def test_a_run_of_adalora_has_the_steps_of_its_record(loader, tmp_path, monkeypatch):
+def test_a_run_of_adalora_has_its_steps_and_the_classes_of_its_record(
+    loader, tmp_path, monkeypatch
+):
     steps, base, folder = 9, loader._base, tmp_path / "adapters" / "run"
     config = fill(quickstart.get_config("variant=adalora,size=smoke").to_dict())
     config |= {"targets": ["query/kernel"], "also_train": ["classifier/.*"]}
@@ -118,13 +120,22 @@ def test_a_run_of_adalora_has_the_steps_of_its_record(loader, tmp_path, monkeypa
     adapted = lj.adapt(base.train, None, targets, also_train="classifier/.*")
     trainable, frozen = adapted.init(jax.random.key(1), base.params, *EXAMPLE)
     lj.save_adapter(folder, trainable, frozen, {"config": plain(config)})
-    monkeypatch.setattr(run_record, "read", lambda where: SimpleNamespace(steps=steps))
     (_, again), _ = AdapterLoader(base, AdapterFolder(folder.parent))("run")
     (shared,) = again.shared_by_group(trainable).values()
     assert shared.constants["budget"].shape == (steps + 1,)
     first = dataclasses.replace(base, pool="cls")
     with pytest.raises(ValueError, match="its head reads mean, and the server was started with"):
         AdapterLoader(first, AdapterFolder(folder.parent))("run")
+    for names in (["bad", "good"], ["0", "1"]):  # other names for the same classes are fine
+        monkeypatch.setattr(run_record, "read", lambda _, n=names: SimpleNamespace(label_names=n))
+        AdapterLoader(base, AdapterFolder(folder.parent))("run")
+    for names, said in (
+        (["good", "bad"], "its classes are --labels=good,bad, in this order"),
+        ([], "it predicts numbers, and the server's model has classes"),
+    ):
+        monkeypatch.setattr(run_record, "read", lambda _, n=names: SimpleNamespace(label_names=n))
+        with pytest.raises(ValueError, match=said):
+            AdapterLoader(base, AdapterFolder(folder.parent))("run")
 
 
 class Replaced(AdapterFolder):

@@ -22,7 +22,6 @@ from experiments.analysis.choose_methods import RATE
 from experiments.analysis.collect_runs import (
     Summary,
     collect,
-    elsewhere,
     one_of_each,
     select,
     summarise,
@@ -368,10 +367,10 @@ def draw(
         return _settings(results, kind, out, table, size, say)
     # as in a report, runs of no study are left out where others are of one
     runs = [run for run in found if run.study.table] or found
-    tables = sorted({run.study.table for run in runs})
     if table is not None:
-        require_known(table, tables, f"--table={table}: no runs of it in {results}")
-    own = [run for run in runs if table in (None, run.study.table)]
+        known = sorted({collect_runs.name_of(run) for run in runs})
+        require_known(table, known, f"--table={table}: no runs of it in {results}")
+    own = [run for run in runs if table in (None, collect_runs.name_of(run))]
     chosen: list[Run] = []
     notes: list[str] = []
     for part in _parts(own, kind):
@@ -382,8 +381,8 @@ def draw(
             kept = [run for each in tables for run in collect(kept, each, size, True).runs]
         chosen += kept
         notes += [*left, *departed]
-    if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
-        raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
+    if not any(run.completed for run in chosen):
+        raise ValueError(collect_runs.none_completed(results, own, size))
     for run in chosen:
         scored_examples.require_agreement(run)
     figure = FIGURES[kind](chosen)
@@ -406,7 +405,11 @@ def _settings(
     reasons = {id(each): module.unfit(each) for each in grids}
     drawn = [each for each in grids if not reasons[id(each)]]
     if not drawn:
-        raise ValueError(f"--kind={kind}: {grids[0].contest.title}: {reasons[id(grids[0])]}")
+        other = "settings" if grids[0].varied else "parameters"
+        raise ValueError(
+            f"--kind={kind}: {grids[0].contest.title}: {reasons[id(grids[0])]}; --kind={other} "
+            "draws these runs"
+        )
     notes += [f"not drawn: {g.contest.title}: {why}" for g in grids if (why := reasons[id(g)])]
     runs = [run for each in drawn for row in each.rows for run in row.setting.of(row.method.phase)]
     for run in runs:

@@ -19,7 +19,7 @@ from experiments.setup.config_files import config_modules
 from experiments.studies import adherence, registration
 from lora_jax.data.sources import is_generated
 from lora_jax.files.json_text import plain
-from lora_jax.messages import require_known
+from lora_jax.messages import count, joined, require_known
 
 ROOT = Path(__file__).parents[3]
 MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
@@ -69,6 +69,13 @@ def varied(known: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> li
     return [each for name, table in known.items() if name in names for each in table["varies"]]
 
 
+def shared_title(results: Path, made: Sequence[Contest]) -> str:
+    """The title of the table that all contests are of; empty if they are of several, or of none."""
+    known = tables(results)
+    titles = {known[each.table]["title"] if each.table in known else "" for each in made}
+    return titles.pop() if len(titles) == 1 else ""
+
+
 def contests_of(
     results: Path, size: str, table: str | None = None
 ) -> tuple[list[Contest], list[str]]:
@@ -84,8 +91,7 @@ def contests_of(
     varies = [*recorded_runs.swept(results), *varied(known, {run.study.table for run in own})]
     lost = recorded_runs.find_unfinished(results)
     if not (made := contests(own, titles(known), varies, lost)):
-        others = collect_runs.elsewhere(found, size)
-        raise ValueError(f"--results {results}: no run of size {size} has completed{others}")
+        raise ValueError(collect_runs.none_completed(results, found, size))
     return made, notes
 
 
@@ -108,9 +114,14 @@ def render_table(
         contradict.
     """
     known = tables(results)
+    found = recorded_runs.find(results)
+    if name not in known and name in {collect_runs.name_of(run) for run in found}:
+        raise ValueError(
+            f"--table={name}: it has no table of its own; leave out --table, and {results} has one "
+            "of the settings of its runs"
+        )
     require_known(name, known, f"--table={name}: unknown table")
     table = known[name]
-    found = recorded_runs.find(results)
     chosen, left = _selected(results, found, name, size)
     collected = collect_runs.collect(chosen, name, size)
     for run in collected.runs:
@@ -131,10 +142,22 @@ def render_table(
         notes.append("Smoke runs have a few steps: never compare them with published numbers.")
     if table["published"] and name in config_modules():
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
-    notes += [] if made else ["Nothing has been run."]
+    notes += [] if made else [_none(name, results, found)]
     notes += [*left, *collected.notes]
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
     return cells.write(form, made, title, notes, table["decimals"])
+
+
+def _none(name: str, results: Path, found: Sequence[recorded_runs.Run]) -> str:
+    """What to say where a table has no row: which other runs the folder has."""
+    others = Counter(collect_runs.name_of(run) for run in found if run.study.table != name)
+    if not others:
+        return "Nothing has been run."
+    said = joined([f"{count(number, 'run')} of {other}" for other, number in others.items()])
+    return (
+        f"No run of {name} is in {results}. It has {said}: leave out --table to see the settings "
+        "of all runs."
+    )
 
 
 def _selected(

@@ -37,7 +37,11 @@ class Row(NamedTuple):
         """A row's value; `ValueError` if it has no such column."""
         if column not in self.values:
             near = nearest(column, self.values)
-            raise ValueError(f"{self.where}: no column '{column}'; nearest: {near}")
+            joined = len(self.values) == 1 and {";", "\t"} & {*next(iter(self.values))}
+            how = "; commas separate the columns of a CSV file, and tabs those of a TSV file"
+            raise ValueError(
+                f"{self.where}: no column '{column}'; nearest: {near}{how if joined else ''}"
+            )
         return self.values[column]
 
     def text(self, column: str) -> str:
