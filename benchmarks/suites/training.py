@@ -65,6 +65,25 @@ OF_METHODS = Group(
         Ratio("NF4", "LoRA", "full", goal=Goal(1.15, 1.05)),
     ),
 )
+_IMAGES = Case(rows=16, tokens=96, targets="all-linear")
+_CONVOLUTIONS = dataclasses.replace(_IMAGES, targets="all-linear+conv")
+CONVNEXT = Group(
+    "convnext, 16 images of 96 x 96",
+    {
+        "full": Contender("convnext", dataclasses.replace(_IMAGES, method="full")),
+        "LoRA": Contender("convnext", _IMAGES),
+        "LoRA, all convolutions": Contender("convnext", _CONVOLUTIONS),
+        "hand": Contender("convnext", dataclasses.replace(_IMAGES, method="hand")),
+    },
+    (
+        Ratio("LoRA", "full", "full", goal=Goal(0.75, 0.62)),
+        Ratio("LoRA", "full", "full", "temporary_bytes", goal=Goal(1.0, 0.62)),
+        Ratio("LoRA, all convolutions", "full", "full", goal=Goal(0.75, 0.62)),
+        Ratio("LoRA, all convolutions", "full", "full", "temporary_bytes", goal=Goal(1.0, 0.62)),
+        Ratio("LoRA", "hand", "hand", goal=SAME_AS_BY_HAND),
+        Ratio("LoRA", "hand", "hand", "temporary_bytes", goal=SAME_AS_BY_HAND),
+    ),
+)
 REACH = Goal(1.0, 2.0)
 """Examples in a second over those of full fine-tuning: 2 may be reached; it must be reported."""
 
@@ -81,7 +100,7 @@ def train_groups() -> list[Group]:
         for rows, tokens in ((4, 128), (1, 512)):
             case = dataclasses.replace(SMOLLM2, rows=rows, tokens=tokens, products=dtype)
             found.append(_beside_others(case, {dtype: Goal(1.0, 1.3)}))
-    return [*found, OF_METHODS]
+    return [*found, OF_METHODS, CONVNEXT]
 
 
 def _beside_others(case: Case, goals: dict[str, Goal]) -> Group:
