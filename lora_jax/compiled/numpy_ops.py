@@ -5,7 +5,8 @@ the list need not be complete: each operation here saves the time of compiling i
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,11 @@ def _divide(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
     if x.dtype.kind in "fc":
         return np.divide(x, y)
     return NotImplemented if (y == 0).any() else (x - np.fmod(x, y)) // y
+
+
+def _remainder(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
+    """What is left of a division towards zero."""
+    return NotImplemented if x.dtype.kind != "f" and (y == 0).any() else np.fmod(x, y)
 
 
 def _convert(dtype: Any, x: np.ndarray) -> Any:
@@ -145,6 +151,137 @@ def _split(params: Mapping[str, Any], x: np.ndarray) -> Any:
     return np.split(x, np.cumsum(params["sizes"])[:-1], axis=params["axis"])
 
 
+def _pad(params: Mapping[str, Any], x: np.ndarray, value: np.ndarray) -> Any:
+    config = params["padding_config"]
+    if any(low < 0 or high < 0 for low, high, _ in config):
+        return NotImplemented
+    sizes, places = [], []
+    for size, (low, high, gap) in zip(x.shape, config, strict=True):
+        last = low + max(size + (size - 1) * gap, 0)
+        sizes.append(last + high)
+        places.append(slice(low, last, gap + 1))
+    result = np.full(sizes, value)
+    result[tuple(places)] = x
+    return result
+
+
+# -- at places that are computed -------------------------------------------------------------------
+
+
+def _window(shape: Sequence[int], sizes: Sequence[int], starts: Sequence[Any]) -> tuple[slice, ...]:
+    """A part of that size; one that would end outside is moved inside."""
+    firsts = [min(max(int(start), 0), whole - size)
+              for whole, size, start in zip(shape, sizes, starts, strict=True)]  # fmt: skip
+    return tuple(slice(first, first + size) for first, size in zip(firsts, sizes, strict=True))
+
+
+def _dynamic_slice(params: Mapping[str, Any], x: np.ndarray, *starts: Any) -> Any:
+    return x[_window(x.shape, params["slice_sizes"], starts)]
+
+
+def _dynamic_update(
+    params: Mapping[str, Any], x: np.ndarray, part: np.ndarray, *starts: Any
+) -> Any:
+    result = x.copy()
+    result[_window(x.shape, part.shape, starts)] = part
+    return result
+
+
+def _places(
+    whole: Sequence[int],
+    indices: np.ndarray,
+    shape: Sequence[int],
+    offsets: Sequence[int],
+    collapsed: Sequence[int],
+    indexed: Sequence[int],
+    batches: tuple[Sequence[int], Sequence[int]],
+) -> Any:
+    """Where each entry of windows is: an index for each axis; None if one may lie outside.
+
+    The windows together have `shape`, with their own axes at `offsets`.
+    """
+
+    def along(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        own = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+        return values.reshape(own)
+
+    outer = [axis for axis in range(len(shape)) if axis not in offsets]
+    inner = iter(offsets)
+    places = []
+    for axis, size in enumerate(whole):
+        place = np.zeros([1] * len(shape), np.int64)
+        if axis in indexed:
+            place = place + along(indices[..., indexed.index(axis)].astype(np.int64), outer)
+        if axis in batches[0]:
+            row = outer[batches[1][batches[0].index(axis)]]
+            place = place + along(np.arange(shape[row]), [row])
+        elif axis not in collapsed:
+            offset = next(inner)
+            place = place + along(np.arange(shape[offset]), [offset])
+        if ((place < 0) | (place >= size)).any():
+            return None
+        places.append(np.broadcast_to(place, shape))
+    return tuple(places)
+
+
+def _gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any:
+    how, sizes = params["dimension_numbers"], params["slice_sizes"]
+    left_out = {*how.collapsed_slice_dims, *how.operand_batching_dims}
+    inner = iter([size for axis, size in enumerate(sizes) if axis not in left_out])
+    outer, rank = iter(indices.shape[:-1]), indices.ndim - 1 + len(how.offset_dims)
+    shape = [next(inner if axis in how.offset_dims else outer) for axis in range(rank)]
+    batches = how.operand_batching_dims, how.start_indices_batching_dims
+    places = _places(
+        x.shape, indices, shape, how.offset_dims, how.collapsed_slice_dims,
+        how.start_index_map, batches,
+    )  # fmt: skip
+    return NotImplemented if places is None else x[places]
+
+
+def _scatter(put: Callable[..., Any]) -> Rule:
+    """A rule that puts updates where they belong in a copy."""
+
+    def one(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray, new: np.ndarray) -> Any:
+        how, result = params["dimension_numbers"], x.copy()
+        batches = how.operand_batching_dims, how.scatter_indices_batching_dims
+        places = _places(
+            x.shape, indices, new.shape, how.update_window_dims, how.inserted_window_dims,
+            how.scatter_dims_to_operand_dims, batches,
+        )  # fmt: skip
+        if places is None:
+            return NotImplemented
+        put(result, places, new)
+        return result
+
+    return one
+
+
+def _top_k(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    axis = params.get("axis", -1)
+    if x.dtype.kind != "f" or np.isnan(x).any():
+        return NotImplemented
+    order = np.argsort(-x, axis=axis, kind="stable").take(range(params["k"]), axis=axis)
+    return np.take_along_axis(x, order, axis=axis), order
+
+
+# -- bits ------------------------------------------------------------------------------------------
+
+
+def _shift(function: Callable[..., Any]) -> Rule:
+    def one(params: Mapping[str, Any], x: np.ndarray, bits: np.ndarray) -> Any:
+        defined = x.dtype.kind == "u" and (bits < 8 * x.dtype.itemsize).all()
+        return function(x, bits) if defined else NotImplemented
+
+    return one
+
+
+def _bitcast(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """The bits of whole numbers; floats may be held in a dtype that is not theirs."""
+    to = np.dtype(params["new_dtype"])
+    same = x.dtype.kind in "iu" and to.itemsize == x.dtype.itemsize
+    return x.view(to) if same else NotImplemented
+
+
 _RULES: dict[str, Rule] = {
     "add": _plain(np.add),
     "add_any": _plain(np.add),
@@ -194,6 +331,11 @@ _RULES: dict[str, Rule] = {
     "erf": _of_floats(scipy.special.erf),
     "erfc": _of_floats(scipy.special.erfc),
     "erf_inv": _of_floats(scipy.special.erfinv),
+    "sign": _of_floats(np.sign),
+    "rem": _remainder,
+    "shift_left": _shift(np.left_shift),
+    "shift_right_logical": _shift(np.right_shift),
+    "bitcast_convert_type": _bitcast,
     # along axes
     "reduce_sum": _reduction(np.sum, floats=True),
     "reduce_max": _reduction(np.max),
@@ -209,6 +351,13 @@ _RULES: dict[str, Rule] = {
     "split": _split,
     "iota": _iota,
     "dot_general": product,
+    "pad": _pad,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update,
+    "gather": _gather,
+    "scatter": _scatter(operator.setitem),
+    "scatter-add": _scatter(np.add.at),
+    "top_k": _top_k,
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "squeeze": lambda params, x: np.squeeze(x, params["dimensions"]),
     "expand_dims": lambda params, x: np.expand_dims(x, params["dimensions"]),

@@ -97,6 +97,7 @@ def test_value_and_gradient_are_those_of_jax(function, dtype, x64):
         lambda x, ids: x.at[ids].add(x[ids]),
         lambda x, ids: jax.vmap(lambda x, i: x.at[i[0], i[1:]].add(1))(x[:2], ids),
         lambda x, ids: lax.dynamic_update_slice(x, x[:1, :2], (1, ids[0, 1], 2)),
+        lambda x, ids: jax.grad(lambda x: (x[:, ::2, 1:] ** 2).sum())(x),  # padded inside
         lambda x, ids: x.at[ids + 2].add(1, mode="drop"),
         lambda x, ids: x.at[ids + 2].get(mode="fill", fill_value=7),
     ],
