@@ -277,9 +277,7 @@ class UseRecorder(jaxprs.Walk):
         """The origins of activations after an operation that no parameter takes part in."""
         if body := jaxprs.any_call(eqn):
             return self.run(*body, operands)
-        if len(eqn.outvars) != 1:
-            return None
-        return [Data(origins.after(eqn, list(map(_origins, operands))))]
+        return _after(eqn, operands)
 
     def operation(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """The results of an equation, or None if no parameter is followed to them."""
@@ -311,7 +309,7 @@ class UseRecorder(jaxprs.Walk):
         data = _any_data(operands)
         for operand in operands:
             self.record_other(operand, name) if data else self._mixed(operand, name)
-        return outputs
+        return outputs or (_after(eqn, operands) if data else None)
 
     def branch(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         merging = ["cond"] if jaxprs.by_platform(eqn) else []
@@ -326,9 +324,12 @@ class UseRecorder(jaxprs.Walk):
         rows = list(map(_row, slices))
         kept = self._carried(body, fixed, list(carry), rows, "scan carry")
         outputs = self.run(*body, [*fixed, *kept, *rows])
+        while (after := list(map(_joined_origins, kept, outputs))) != kept:
+            kept = after  # what later iterations meet
+            outputs = self.run(*body, [*fixed, *kept, *rows])
         for out in outputs[len(kept) :]:
             self.record_other(out, "scan output")
-        return [*map(_anonymous, kept), *[None] * (len(outputs) - len(kept))]
+        return [*kept, *map(_rows, outputs[len(kept) :])]
 
     def loop(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         test, asked, body, fixed, carry = jaxprs.While.of(eqn, operands)
@@ -348,7 +349,7 @@ class UseRecorder(jaxprs.Walk):
         """What a loop carries in all iterations; parameters that change are merged before the loop.
 
         A value that becomes data in any iteration counts as data, no longer as a parameter. Data
-        keep the origins that they have in the first iteration; what they meet there is enough.
+        keep the origins that they have in the first iteration.
         """
         same = jaxprs.unchanged(body.jaxpr, len(fixed), len(kept))
         for i, stays in enumerate(same):
@@ -559,6 +560,15 @@ def _untracked(var: Var, data: bool) -> TraceValue:
     return Data() if data and not is_key(var.aval) else None
 
 
+def _after(eqn: JaxprEqn, operands: Sequence[TraceValue]) -> list[TraceValue]:
+    """Activations after an operation: their axes, whatever biases and norms they meet, go on."""
+    given = [each.origins if isinstance(each, Data) else () for each in operands]
+    return [
+        None if is_key(var.aval) else Data(origins.after(eqn, given, jaxprs.shape(var)))
+        for var in eqn.outvars
+    ]
+
+
 def _any_data(operands: Sequence[TraceValue]) -> bool:
     return any(isinstance(each, Data) for each in operands)
 
@@ -573,6 +583,20 @@ def _row(value: TraceValue) -> TraceValue:
     if isinstance(value, Tracked):
         return dataclasses.replace(value, view=value.view.drop(0))
     return Data(value.origins[1:]) if isinstance(value, Data) else value
+
+
+def _rows(value: TraceValue) -> TraceValue:
+    """What a loop stacks of a value, one for each iteration; None without origins."""
+    known = isinstance(value, Data) and value.origins
+    return Data((origins.NONE, *known)) if known else None
+
+
+def _joined_origins(value: TraceValue, after: TraceValue) -> TraceValue:
+    """What a loop carries, with the origins that it has after an iteration, too."""
+    if not (isinstance(value, Data) and isinstance(after, Data) and after.origins):
+        return value
+    before = value.origins or (origins.NONE,) * len(after.origins)
+    return Data(tuple(one | other for one, other in zip(before, after.origins, strict=True)))
 
 
 def _origins(value: TraceValue) -> Origins:

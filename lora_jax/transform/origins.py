@@ -19,9 +19,8 @@ Origins = tuple[frozenset[Origin], ...]
 NONE: frozenset[Origin] = frozenset()
 
 
-def after(eqn: JaxprEqn, operands: Sequence[Origins]) -> Origins:
-    """The origins of an operation's first result; unknown operations lose them."""
-    shape = jaxprs.shape(eqn.outvars[0])
+def after(eqn: JaxprEqn, operands: Sequence[Origins], shape: tuple[int, ...]) -> Origins:
+    """The origins of an operation's result of this shape; unknown operations lose them."""
     params, first = eqn.params, operands[0] if operands else ()
     before = jaxprs.shape(eqn.invars[0]) if first else ()
     match eqn.primitive.name:
@@ -37,7 +36,7 @@ def after(eqn: JaxprEqn, operands: Sequence[Origins]) -> Origins:
             return tuple(_whole(axis, before, first) for axis in view.axes) if view else ()
         case "reduce_sum" | "reduce_max" | "reduce_min" | "argmax" | "argmin" if first:
             return tuple(each for axis, each in enumerate(first) if axis not in params["axes"])
-        case "concatenate" | "slice" | "dynamic_slice" | "pad" if first:
+        case "concatenate" | "slice" | "dynamic_slice" | "split" | "pad" if first:
             kept = zip(first, before, shape, strict=True)
             return tuple(each if old == new else NONE for each, old, new in kept)
     # The same axes, whatever is done along them.

@@ -168,6 +168,26 @@ def test_a_stack_may_be_met_inside_a_loop(loop):
         agree(*started(many, params, x, LoRA(rank=2)), x)
 
 
+def test_biases_gates_and_recurrences_keep_the_members():
+    def gated(p, x):
+        gate, value = jnp.split(x @ p["up"] + p["bias"][None], 2, axis=-1)
+        return (jax.nn.silu(gate) * value) @ p["down"]
+
+    def recurrent(p, x):
+        def step(h, row):
+            h = jnp.tanh(row @ p["up"] + h @ p["step"] + p["bias"])
+            return h, h
+
+        return lax.scan(step, jnp.zeros(4), x)[1] @ p["down"]
+
+    params = {"up": normal(5, 3, 4), "bias": normal(5, 4), "step": normal(5, 4, 4)}
+    for one, hidden in ((gated, 2), (recurrent, 4)):
+        own = {**params, "down": normal(5, hidden, 3)}
+        uses = lj.discover(jax.vmap(one, (0, None)), own, normal(7, 3))
+        linear = [(use.stack, use.inputs) for use in uses.values() if use.is_linear]
+        assert linear and set(linear) == {((0,), (1,))}
+
+
 def test_heads_of_attention_are_outputs():
     def attention(p, x):
         q, k, v = (jnp.einsum("nd,dhk->hnk", x, p[name]) for name in "qkv")
