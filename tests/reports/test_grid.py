@@ -151,6 +151,9 @@ def test_every_setting_is_drawn_with_named_axes(folder, tmp_path):
         for row in own.rows
     }
     assert drawn == pytest.approx(means)
+    lines = [each.lines[0] for each in panels[1].containers]
+    places = [each.get_transform().transform(each.get_xydata())[:, 0] for each in lines]
+    assert np.all(places[1] - places[0] > 4)  # side by side, so that no bar hides another
     for kind in ("settings", "heatmap", "parameters", "learning_rate"):
         out = tmp_path / "pictures" / f"{kind}.png"
         assert len(scores.draw(folder, kind, out, size="smoke")) == 23 and out.exists()

@@ -416,7 +416,7 @@ def _settings(
         scored_examples.require_agreement(run)
     figures = [module.draw(each, metric_label(each.contest.metric)) for each in drawn]
     if size != "full":
-        figures[0].suptitle(f"{size.upper()} RUNS; {figures[0].get_suptitle()}", fontsize=NORMAL)
+        figures[0].suptitle(f"{size.upper()} RUNS\n{figures[0].get_suptitle()}", fontsize=NORMAL)
     write_below_one_another(figures, out)
     captions = [
         setting_heat.CAPTION if kind == "heatmap" else setting_lines.caption(each) for each in drawn

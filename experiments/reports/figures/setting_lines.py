@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from experiments.analysis import setting_grid
 from experiments.analysis.choose_methods import RATE
@@ -34,6 +35,9 @@ PANEL = 2.1
 """The width and the height of a panel, in inches."""
 COLOURS = (BLUE, ORANGE, GREEN, INK, GREY)
 MOST_PANELS = 12
+BESIDE, SHARE = 5.0, 0.6
+"""The points between two lines at one value, and the most that all may take of the way to the next.
+"""
 FAR = 4.0
 """Numbers whose largest is so many times the smallest have a logarithmic axis."""
 
@@ -46,7 +50,10 @@ def unfit(grid: Grid) -> str:
 def caption(grid: Grid) -> str:
     """What a point and a bar of the picture mean, and which rows it lacks."""
     unknown = sum(row.mean is None for row in grid.rows)
-    said = "A point is the mean of a setting, and a bar its standard deviation over seeds."
+    said = (
+        "A point is the mean of a setting, and a bar its standard deviation over seeds. Points at "
+        "one value stand side by side."
+    )
     others = (
         f" {count(unknown, 'setting')} without a score {agree(unknown, 'is', 'are')} not drawn."
     )
@@ -114,7 +121,7 @@ def _drawn(
     for axes, (title, rows) in zip(every, panels.items(), strict=True):
         for number, name in enumerate(names):
             own = [row for row in rows if line(row) == name]
-            _line(axes, own, axis, values, number, name)
+            _line(axes, own, axis, values, number, name, _shift(number, len(names), values))
         _label(axes, values, title)
     figure.supxlabel(plain(grid.varied[axis]), fontsize=NORMAL)
     _legend(figure, legend)
@@ -128,7 +135,8 @@ def _points(grid: Grid, keys: Sequence[str]) -> Figure:
         values = [row.values[key] for row in grid.rows]
         for number, method in enumerate(grid.contest.methods):
             own = [row for row in grid.rows if row.method is method]
-            _line(axes, own, key, values, number, method.label, joined=False)
+            shift = _shift(number, len(grid.contest.methods), values)
+            _line(axes, own, key, values, number, method.label, shift, joined=False)
         _label(axes, values, "")
         axes.set_xlabel(plain(grid.varied[key]), fontsize=NORMAL)
     _legend(figure, "method")
@@ -158,6 +166,7 @@ def _line(
     values: Sequence[Value],
     number: int,
     name: str,
+    shift: float,
     joined: bool = True,
 ) -> None:
     points = [
@@ -168,7 +177,7 @@ def _line(
     if not points:
         return
     places, means, bars = zip(*sorted(points), strict=True)
-    axes.errorbar(
+    drawn = axes.errorbar(
         places,
         means,
         bars,
@@ -181,6 +190,15 @@ def _line(
         capsize=2,
         label=plain(name),
     )
+    aside = ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    for each in drawn.get_children():  # now, as limits of the axes are those of the points
+        each.set_transform(axes.transData + aside)
+
+
+def _shift(number: int, lines: int, values: Sequence[Value]) -> float:
+    """How far a line is moved to the side, in points, so that its bars hide no others."""
+    way = 72 * PANEL / len(set(values))
+    return min(BESIDE, SHARE * way / lines) * (number - (lines - 1) / 2)
 
 
 def numbers_of(values: Sequence[Value]) -> list[float]:
