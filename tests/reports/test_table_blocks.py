@@ -148,7 +148,7 @@ def test_every_table_renders_before_anything_is_run(tmp_path):
     )
     write(tmp_path / "run", "quickstart", "", {"accuracy": 0.5})
     said = config_tables.render_table("glue", tmp_path, "rich")
-    assert "It has 1 run of quickstart: leave out --table" in " ".join(said.split())
+    assert "The folder has 1 run of quickstart: leave out --table" in " ".join(said.split())
     with pytest.raises(ValueError, match="--table=quickstart: it has no table of its own"):
         config_tables.render_table("quickstart", tmp_path, "rich")
     assert {"lora_table2", "vera_table2", "glue"} <= set(config_tables.names())

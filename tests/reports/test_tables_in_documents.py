@@ -35,8 +35,10 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
     path.write_text(README)
     assert rewrite(path) == [path]
     text = path.read_text()
-    assert "| LoRA | 221,184 | 40.0 (1) |" in text and "old" not in text
-    assert text.startswith("# Title\n") and "\nBetween.\n" in text and "Nothing has been" in text
+    assert "| LoRA | 221,184 | 40.0 (1) |" in text and "| old |" not in text
+    assert text.startswith("# Title\n") and "\nBetween.\n" in text
+    assert r"No run of few\_shot is here. The folder has 1 run of glue: " in text
+    assert str(runs) not in text
     assert rewrite(path) == []
     write(tmp_path / "runs" / "1", "glue", "seed=1", {"matthews": 0.5}, parameters=221_184)
     assert rewrite(path) == [path]

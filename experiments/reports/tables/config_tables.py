@@ -142,20 +142,20 @@ def render_table(
         notes.append("Smoke runs have a few steps: never compare them with published numbers.")
     if table["published"] and name in config_modules():
         notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
-    notes += [] if made else [_none(name, results, found)]
+    notes += [] if made else [_none(name, found)]
     notes += [*left, *collected.notes]
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
     return cells.write(form, made, title, notes, table["decimals"])
 
 
-def _none(name: str, results: Path, found: Sequence[recorded_runs.Run]) -> str:
+def _none(name: str, found: Sequence[recorded_runs.Run]) -> str:
     """What to say where a table has no row: which other runs the folder has."""
     others = Counter(collect_runs.name_of(run) for run in found if run.study.table != name)
     if not others:
         return "Nothing has been run."
     said = joined([f"{count(number, 'run')} of {other}" for other, number in others.items()])
     return (
-        f"No run of {name} is in {results}. It has {said}: leave out --table to see the settings "
+        f"No run of {name} is here. The folder has {said}: leave out --table to see the settings "
         "of all runs."
     )
 
