@@ -4,7 +4,7 @@
     python -m experiments.export --run=runs/images/base --as=merged --out=runs/images/weights
     python -m experiments.sweep --config=configs/images.py:weights=runs/images/weights \\
         --workdir=runs/images/methods --sweep=config.variant.name=lora,dora,vera,full
-    python -m experiments.report --results=runs/images/methods --format=html --out=page.html
+    python -m experiments.report --results=runs/images/methods --out=runs/images/report.html
 
 Debian's package dataset-fashion-mnist brings the images (31 MB). `:model=convnet` is the ConvNet,
 whose convolutions are adapted, too. `:source=images,train=FOLDER` takes your own images, a folder

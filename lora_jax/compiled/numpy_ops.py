@@ -170,8 +170,10 @@ def _pad(params: Mapping[str, Any], x: np.ndarray, value: np.ndarray) -> Any:
 
 def _window(shape: Sequence[int], sizes: Sequence[int], starts: Sequence[Any]) -> tuple[slice, ...]:
     """A part of that size; one that would end outside is moved inside."""
-    firsts = [min(max(int(start), 0), whole - size)
-              for whole, size, start in zip(shape, sizes, starts, strict=True)]  # fmt: skip
+    firsts = [
+        min(max(int(start), 0), whole - size)
+        for whole, size, start in zip(shape, sizes, starts, strict=True)
+    ]
     return tuple(slice(first, first + size) for first, size in zip(firsts, sizes, strict=True))
 
 
@@ -232,9 +234,14 @@ def _gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> An
     shape = [next(inner if axis in how.offset_dims else outer) for axis in range(rank)]
     batches = how.operand_batching_dims, how.start_indices_batching_dims
     places = _places(
-        x.shape, indices, shape, how.offset_dims, how.collapsed_slice_dims,
-        how.start_index_map, batches,
-    )  # fmt: skip
+        x.shape,
+        indices,
+        shape,
+        how.offset_dims,
+        how.collapsed_slice_dims,
+        how.start_index_map,
+        batches,
+    )
     return NotImplemented if places is None else x[places]
 
 
@@ -245,9 +252,14 @@ def _scatter(put: Callable[..., Any]) -> Rule:
         how, result = params["dimension_numbers"], x.copy()
         batches = how.operand_batching_dims, how.scatter_indices_batching_dims
         places = _places(
-            x.shape, indices, new.shape, how.update_window_dims, how.inserted_window_dims,
-            how.scatter_dims_to_operand_dims, batches,
-        )  # fmt: skip
+            x.shape,
+            indices,
+            new.shape,
+            how.update_window_dims,
+            how.inserted_window_dims,
+            how.scatter_dims_to_operand_dims,
+            batches,
+        )
         if places is None:
             return NotImplemented
         put(result, places, new)
