@@ -66,7 +66,9 @@ setup(
         "lora_jax": ["py.typed"],
         "variants": ["py.typed"],
         "lora_jax_experiments": ["py.typed"],
-        "lora_jax_experiments.experiments": ["analysis/*.csv", "results/bench/methods.json"],
+        "lora_jax_experiments.experiments": [
+            *("analysis/*.csv", "approximation/*.csv", "results/bench/methods.json"),
+        ],
     },
     entry_points={"console_scripts": ["lora-jax = lora_jax_experiments:main"]},
     install_requires=[

@@ -54,6 +54,7 @@ ROOMS = (
     "lora_jax",
     "experiments.command_names",
     "experiments.setup",
+    "experiments.approximation",
     "experiments.cli",
     "experiments.tracking",
     "experiments.planning",

@@ -6,6 +6,7 @@ the order of the claims):
     {"upper_below": 1.0}                            the upper bound of every gain is below it
     {"equivalent": ("lora_float32",)}               these rows are equivalent to the reference
     {"not_better": ("full",)}                       these rows are not better than the reference
+    {"worse": ("vera",)}                            these rows are worse than the reference
     {"first_repeats_below": 0.5, "sets": (1, 3)}    for disjoint sets of so many seeds
 """
 
@@ -20,7 +21,7 @@ from experiments.analysis.gains import Gain, Gains
 from lora_jax.messages import require_known
 
 Check = Mapping[str, Any]
-KINDS = ("upper_below", "equivalent", "not_better", "first_repeats_below")
+KINDS = ("upper_below", "equivalent", "not_better", "worse", "first_repeats_below")
 
 
 def sentences(
@@ -72,7 +73,8 @@ def _outcome(check: Check, found: Gains, controls: Collection[str], scores: np.n
     if kind == "upper_below":
         rows = [each.key for each in found.methods if each.key not in controls]
         return _of_rows(rows, found, lambda gain: _is_below(gain, check[kind]))
-    test = {"equivalent": _is_equivalent, "not_better": _is_not_better}[kind]
+    tests = {"equivalent": _is_equivalent, "not_better": _is_not_better, "worse": _is_worse}
+    test = tests[kind]
     return _of_rows(check[kind], found, lambda gain: test(gain, found))
 
 
@@ -110,6 +112,10 @@ def _is_not_better(gain: Gain, found: Gains) -> bool | None:
     if gain.verdict == "better":
         return False
     return True if gain.upper is not None and gain.upper <= 0 else None
+
+
+def _is_worse(gain: Gain, found: Gains) -> bool | None:
+    return {"worse": True, "better": False}.get(gain.verdict)
 
 
 def _of_first_places(limit: float, sizes: Sequence[int], scores: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """A file of texts that a run has not seen: read by the columns that the run was trained on."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 from configs.settings import RunConfig, TextConfig
 from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.tasks import SPECS, Record, TaskSpec, examples
+from lora_jax.messages import agree, joined
 
 TextOrPair = str | tuple[str, str]
 
@@ -35,11 +37,12 @@ def read(path: Path, config: RunConfig) -> NewTexts:
 
     Those of a benchmark have their names in the run's source, and that of the demonstration is
     `text`. For a language model a row has `prompt`, or `instruction` and perhaps `input`, as in
-    Alpaca's format; its file may also be JSON.
+    Alpaca's format; its file may also be JSON. A null of a JSONL file is an empty text, as an empty
+    cell is. A warning names the lines with an empty text.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: one line that names the file and the wrong line or column.
+      ValueError: one line that names the file and the wrong line or column, or an empty prompt.
     """
     spec, writes, files = _benchmark(config), isinstance(config, TextConfig), config.data.files
     if writes and path.suffix.lower() == ".json":
@@ -50,14 +53,19 @@ def read(path: Path, config: RunConfig) -> NewTexts:
         raise ValueError(f"{path} has no rows")
     if writes:
         return NewTexts(found, [_prompt(row) for row in found])
+    second = files.get("second_text")
     if spec is None:
-        second = files.get("second_text")
-        texts = [row.text(files.get("text") or "text") for row in found]
-        pairs = [row.text(second) for row in found] if second else None
+        columns = {"text": files.get("text") or "text", **({"second": second} if second else {})}
     else:
         named = config.data.source == "tsv"  # as its files name them
         columns = spec.columns if named else {each: each for each in spec.columns}
-        values = [{key: row.text(each) for key, each in columns.items()} for row in found]
+    values = [{key: _text(row, each) for key, each in columns.items()} for row in found]
+    texts_of = zip(found, values, strict=True)
+    _warn_of_empty(path, [row for row, each in texts_of if not all(map(str.strip, each.values()))])
+    if spec is None:
+        texts = [each["text"] for each in values]
+        pairs = [each["second"] for each in values] if second else None
+    else:
         made = examples(spec, str(path), [Record(each, None) for each in values])
         texts, pairs = list(made.texts), made.second_texts
     several = spec.label_names if spec and spec.choices > 1 else None
@@ -65,10 +73,28 @@ def read(path: Path, config: RunConfig) -> NewTexts:
 
 
 def _prompt(row: rows.Row) -> str:
-    if "prompt" in row.values:
-        return row.text("prompt")
-    if "instruction" not in row.values:
+    asked = "prompt" if "prompt" in row.values else "instruction"
+    if asked not in row.values:
         found = ", ".join(f"'{each}'" for each in row.values)
         raise ValueError(f"{row.where}: no column 'prompt' or 'instruction'; it has {found}")
-    more = "" if row.values.get("input") is None else row.text("input")
-    return alpaca.prompt(row.text("instruction"), more)
+    if not (text := _text(row, asked)).strip():
+        raise ValueError(f"{row.where}: '{asked}' is empty: write one, or leave the row out")
+    if asked == "prompt":
+        return text
+    return alpaca.prompt(text, _text(row, "input") if "input" in row.values else "")
+
+
+def _text(row: rows.Row, column: str) -> str:
+    """A row's text; null is empty."""
+    return "" if row.value(column) is None else row.text(column)
+
+
+def _warn_of_empty(path: Path, empty: Sequence[rows.Row], most: int = 5) -> None:
+    """Warn of rows with an empty text, once, with the first of their lines."""
+    if not empty:
+        return
+    lines = [row.where.rpartition("line ")[2] for row in empty]
+    if len(lines) > most:
+        lines[most:] = [f"{len(lines) - most} more"]
+    which = f"{agree(len(empty), 'line', 'lines')} {joined(lines)}"
+    warnings.warn(f"{path}: {which} {agree(len(empty), 'has', 'have')} an empty text", stacklevel=3)

@@ -343,18 +343,37 @@ def _product(
 
 def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
     """The result of a `gather` of rows, or None if it has another kind or axis."""
-    found = views.as_lookup(eqn, weight.view.shape)
-    if not found or weight.stack or canonical(weight.view.axes[found.axis]) != weight.in_atoms:
+    found, view = views.as_lookup(eqn, weight.view.shape), weight.view
+    if not found or canonical(view.axes[found.axis]) != weight.in_atoms:
+        return None
+    # Other stacked axes: the same rows of all tables.
+    wide = tuple(
+        dim
+        for dim, axis in enumerate(view.axes)
+        if axis and dim not in (found.axis, *found.tables) and weight.is_stacked(dim)
+    )
+    stack = (*found.tables, *wide)
+    if set(view.pick(stack)) != set(weight.stack):
         return None
     index = operands[0][..., found.column]
-    rows, inside = in_range(index, weight.view.shape[found.axis])
-    factors = with_shared(weight.factors, shared)
-    y = weight.variant.take(rows, weight.base_as(weight.dtypes[-1]), factors)
-    rest = weight.view.replace(found.axis, ()) if found.kept else weight.view.drop(found.axis)
-    y = arrange(y, weight.out_atoms, rest.axes, keep=rows.ndim)
+    rows, inside = in_range(index, view.shape[found.axis])
+
+    def take(one: Weight, rows: Array) -> Array:
+        factors = with_shared(one.factors, shared)
+        return one.variant.take(rows, one.base_as(one.dtypes[-1]), factors)
+
+    own = [place for _, place in found.batch]
+    y = _over_stack(take, weight, jnp.moveaxis(rows, own, range(len(own))), stack, len(own))
+    gone = found.tables if found.kept else (*found.tables, found.axis)
+    rest = [dim for dim in range(len(view.axes)) if dim not in gone]
+    columns = [dim for dim in rest if dim not in wide]
+    axes = tuple(() if dim == found.axis else view.axes[dim] for dim in columns)
+    y = arrange(y, weight.out_atoms, axes, keep=rows.ndim + len(wide))
+    y = jnp.moveaxis(y, range(len(own), len(stack)), [rows.ndim + rest.index(d) for d in wide])
+    y = jnp.moveaxis(y, range(len(own)), own)
     if not views.clips(eqn):
         fill = jnp.nan if (value := views.fill_value(eqn)) is None else value
-        inside = inside.reshape(rows.shape + (1,) * len(rest.axes))
+        inside = jnp.expand_dims(inside, [*range(rows.ndim, y.ndim)])
         y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
     offsets = eqn.params["dimension_numbers"].offset_dims
     return jnp.moveaxis(y, range(rows.ndim, y.ndim), offsets)

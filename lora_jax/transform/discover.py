@@ -28,7 +28,7 @@ from lora_jax.partition import (
 from lora_jax.transform import jaxprs, origins, views
 from lora_jax.transform.convolutions import has_rule
 from lora_jax.transform.origins import Origin, Origins
-from lora_jax.transform.views import Atom, Axis, Parts, View
+from lora_jax.transform.views import Atom, Axis, Lookup, Parts, View
 
 ADDED = -1
 """Marks an axis made by repetition, which has no original axis."""
@@ -46,6 +46,8 @@ class Tracked:
     """Original axes of which only a range is left."""
     merged: str | None = None
     """The operation that got the merged weight, if this comes from its result."""
+    scanned: frozenset[int] = frozenset()
+    """Original axes along which a `scan` takes it apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,15 @@ class Data:
     origins: Origins = ()
 
 
-TraceValue = Tracked | Data | None
-"""None for a value that depends on nothing, on random keys, or on parameters not followed."""
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A value made of parameters alone, which are not followed to it."""
+
+    origins: Origins = ()
+
+
+TraceValue = Tracked | Data | Made | None
+"""None for a value that depends on nothing, on random keys, or on parameters it shows no more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,8 @@ class ObservedUse:
     final: bool = False
     cut: frozenset[int] = frozenset()
     """The original axes of which only a range is left."""
+    scanned: frozenset[int] = frozenset()
+    """The original axes along which a `scan` takes it apart."""
     tokens: bool = False
     """Whether it is a lookup by what the function's inputs say, and not by fixed positions."""
     kernel: Kernel | None = None
@@ -210,16 +221,17 @@ def _kind(observed: ObservedUse, use: WeightUse) -> Use:
         return Use(kind, observed.merges)
     axes = {*use.inputs, *use.outputs}
     cut = observed.cut & axes
+    merges = observed.merges or ("scan" if observed.scanned & axes else None)
     contracted, free = observed.contracted, observed.free
-    if observed.kind == "product":  # one x for all matrices of a stack
+    if observed.kind in ("product", "lookup"):  # one x for all matrices of a stack
         free = free - {*use.stack}
     if contracted | free | cut == axes:  # an axis of which one index is left is in neither
         if contracted <= {*use.inputs} and free <= {*use.outputs}:
             kernel = None if cut else observed.kernel
-            return Use(observed.kind, observed.merges, bool(cut), kernel)
+            return Use(observed.kind, merges, bool(cut), kernel)
         if contracted <= {*use.outputs} and free <= {*use.inputs} and observed.kind == "product":
-            return Use("transposed product", observed.merges, bool(cut))
-    return Use(observed.kind, observed.merges or "other axes", bool(cut))
+            return Use("transposed product", merges, bool(cut))
+    return Use(observed.kind, merges or "other axes", bool(cut))
 
 
 def _mark_output_embeddings(uses: dict[str, WeightUse], read: Set[str]) -> dict[str, WeightUse]:
@@ -247,36 +259,55 @@ class UseRecorder(jaxprs.Walk):
     def __init__(self, final: set[int]):
         self.uses: dict[str, list[ObservedUse]] = {}
         self._final = final
-        self._stacks: set[Origin] = set()  # output axes that turn out to be stacked
+        # Axes that turn out to be stacked, and the inputs and outputs of values made of weights.
+        self._stacks, self._inputs, self._outputs = set[Origin](), set[Origin](), set[Origin]()
         self._opaque: list[str] = []  # enclosing operations, inside which weights are merged
 
     def constant(self, atom: Any, value: Any) -> TraceValue:
         return None
 
     def of(self, path: str) -> list[ObservedUse]:
-        """All uses of a parameter, without the output axes that turned out to be stacked."""
-        stack = {axis for other, axis in self._stacks if other == path}
-        return [
-            dataclasses.replace(each, free=each.free - stack or each.free)
-            for each in self.uses.get(path, [])
-        ]
+        """All uses of a parameter, without the output axes that turned out to be stacked.
+
+        What is made of several parameters shows at its product which of their axes are which.
+        """
+        stack, inputs, outputs = (
+            frozenset(axis for other, axis in found if other == path)
+            for found in (self._stacks, self._inputs, self._outputs)
+        )
+        found = []
+        for each in self.uses.get(path, []):
+            contracted, free = each.contracted, each.free - stack or each.free
+            if each.kind == "mixed":
+                contracted = inputs or contracted - outputs - stack
+                free = (outputs or each.free) - contracted - stack
+                if not (contracted and free):
+                    contracted = free = frozenset()
+            found.append(dataclasses.replace(each, contracted=contracted, free=free))
+        return found
 
     def step(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         outputs: list[TraceValue] | None = None
         if any(isinstance(each, Tracked) for each in operands):
             outputs = super().step(eqn, operands)
-        elif any(isinstance(each, Data) and each.origins for each in operands):
-            outputs = self._activations(eqn, operands)
+        elif any(isinstance(each, Data | Made) and each.origins for each in operands):
+            outputs = self._unfollowed(eqn, operands)
         data = _any_data(operands)
         return [
-            _untracked(var, data) if out is None else out
+            _untracked(var, data)
+            if out is None
+            else Data(out.origins)
+            if data and isinstance(out, Made)
+            else out
             for var, out in zip(eqn.outvars, outputs or [None] * len(eqn.outvars), strict=True)
         ]
 
-    def _activations(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
-        """The origins of activations after an operation that no parameter takes part in."""
+    def _unfollowed(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
+        """The origins after an operation in which no parameter that is followed takes part."""
         if body := jaxprs.any_call(eqn):
             return self.run(*body, operands)
+        if eqn.primitive.name == "dot_general":
+            return self._dot(eqn, operands)
         return _after(eqn, operands)
 
     def operation(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
@@ -300,8 +331,8 @@ class UseRecorder(jaxprs.Walk):
                 return [after]
             if found := views.as_parts(eqn, first.view.shape):
                 return _parts(first, found)
-            if self._lookup(eqn, first, _any_data(rest)):
-                return None
+            if found := views.as_lookup(eqn, first.view.shape):
+                return [self._lookup(eqn, first, rest[0], found)]
             if name == "broadcast_in_dim":
                 self.record_other(first, name)
                 return [_repeated(eqn, first)]
@@ -309,7 +340,7 @@ class UseRecorder(jaxprs.Walk):
         data = _any_data(operands)
         for operand in operands:
             self.record_other(operand, name) if data else self._mixed(operand, name)
-        return outputs or (_after(eqn, operands) if data else None)
+        return outputs or _after(eqn, operands)
 
     def branch(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         merging = ["cond"] if jaxprs.by_platform(eqn) else []
@@ -355,7 +386,8 @@ class UseRecorder(jaxprs.Walk):
         for i, stays in enumerate(same):
             if not stays:
                 self._mixed(kept[i], name)
-                kept[i] = self._as_merged(kept[i], name)
+                value = None if isinstance(kept[i], Made) else kept[i]
+                kept[i] = self._as_merged(value, name)
         while not all(s or isinstance(each, Data) for s, each in zip(same, kept, strict=True)):
             ends = UseRecorder(self._final).run(*body, [*fixed, *kept, *rows])
             data = [
@@ -414,7 +446,7 @@ class UseRecorder(jaxprs.Walk):
         ):
             return None
         after = _resized(tracked[0], eqn.outvars[0])
-        return [self._as_merged(after, eqn.primitive.name)]
+        return after and [self._as_merged(after, eqn.primitive.name)]
 
     def _follow(self, eqn: JaxprEqn, tracked: Tracked) -> Tracked | None:
         """The parameter after an operation that an adapted weight passes through."""
@@ -433,18 +465,32 @@ class UseRecorder(jaxprs.Walk):
             return dataclasses.replace(tracked, view=row)
         return None
 
-    def _lookup(self, eqn: JaxprEqn, tracked: Tracked, by_inputs: bool) -> bool:
-        found = views.as_lookup(eqn, tracked.view.shape)
-        if found is None:
-            return False
-        rest = tuple(dim for dim in range(len(tracked.view.axes)) if dim != found.axis)
+    def _lookup(
+        self, eqn: JaxprEqn, tracked: Tracked, rows: TraceValue, found: Lookup
+    ) -> TraceValue:
+        rest = [d for d in range(len(tracked.view.axes)) if d not in (found.axis, *found.tables)]
+        by_inputs = isinstance(rows, Data)
         self._record(tracked, "lookup", (found.axis,), rest, tokens=by_inputs)
-        return True
+        for _, place in found.batch:
+            self._stacks |= dict(enumerate(_origins(rows))).get(place, origins.NONE)
+        after = origins.lookup(eqn, _origins(tracked), _origins(rows))
+        return Data(after) if by_inputs else Made(after)
 
-    def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
+    def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         contract, batch = eqn.params["dimension_numbers"]
+        known = list(map(_origins, operands))
         for side, tracked in enumerate(operands):
-            if isinstance(tracked, Tracked):
+            shown: dict[int, Any] = {}
+            if isinstance(tracked, Made):
+                shown = dict(enumerate(known[side]))
+                for dim, axes in shown.items():
+                    if dim in batch[side]:
+                        self._stacks |= axes
+                    elif dim in contract[side]:
+                        self._inputs |= axes
+                    else:
+                        self._outputs |= axes
+            elif isinstance(tracked, Tracked):
                 used = (*contract[side], *batch[side])
                 free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
                 other = isinstance(operands[1 - side], Tracked)
@@ -458,14 +504,15 @@ class UseRecorder(jaxprs.Walk):
                     constant=not isinstance(operands[1 - side], Data),
                     final=id(eqn) in self._final,
                 )
-                for mine, theirs in zip(batch[side], batch[1 - side], strict=True):
-                    if any(a.axis != ADDED for a in tracked.view.axes[mine]):
-                        self._stacks |= dict(enumerate(_origins(operands[1 - side]))).get(
-                            theirs, origins.NONE
-                        )
-        if not _any_data(operands):
-            return None
-        return [Data(origins.product(eqn, list(map(_origins, operands))))]
+                shown = {
+                    dim: [atom for atom in axis if atom.axis != ADDED]
+                    for dim, axis in enumerate(tracked.view.axes)
+                }
+            for mine, theirs in zip(batch[side], batch[1 - side], strict=True):
+                if shown.get(mine):
+                    self._stacks |= dict(enumerate(known[1 - side])).get(theirs, origins.NONE)
+        found = origins.product(eqn, known)
+        return [Data(found) if _any_data(operands) else Made(found)]
 
     def _convolution(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
         """Record a convolution: either side may be the weight; its shared axes are its inputs."""
@@ -532,7 +579,8 @@ class UseRecorder(jaxprs.Walk):
         merges = tracked.merged or merges
         if self._opaque:
             merges = self._opaque[0]
-        use = ObservedUse(kind, inputs, outputs, merges, cut=tracked.cut, **facts)
+        parts = {"cut": tracked.cut, "scanned": tracked.scanned}
+        use = ObservedUse(kind, inputs, outputs, merges, **parts, **facts)
         self.uses.setdefault(tracked.path, []).append(use)
 
 
@@ -562,9 +610,10 @@ def _untracked(var: Var, data: bool) -> TraceValue:
 
 def _after(eqn: JaxprEqn, operands: Sequence[TraceValue]) -> list[TraceValue]:
     """Activations after an operation: their axes, whatever biases and norms they meet, go on."""
-    given = [each.origins if isinstance(each, Data) else () for each in operands]
+    kind = Data if _any_data(operands) else Made
+    given = [_origins(each) if kind is Made or isinstance(each, Data) else () for each in operands]
     return [
-        None if is_key(var.aval) else Data(origins.after(eqn, given, jaxprs.shape(var)))
+        None if is_key(var.aval) else kind(origins.after(eqn, given, jaxprs.shape(var)))
         for var in eqn.outvars
     ]
 
@@ -575,14 +624,15 @@ def _any_data(operands: Sequence[TraceValue]) -> bool:
 
 def _anonymous(value: TraceValue) -> TraceValue:
     """The value without origins, where a loop or an operation may give its axes another place."""
-    return Data() if isinstance(value, Data) else value
+    return Data() if isinstance(value, Data) else None if isinstance(value, Made) else value
 
 
 def _row(value: TraceValue) -> TraceValue:
     """What a loop over the first axis of the value gets in each iteration."""
     if isinstance(value, Tracked):
-        return dataclasses.replace(value, view=value.view.drop(0))
-    return Data(value.origins[1:]) if isinstance(value, Data) else value
+        scanned = value.scanned | {atom.axis for atom in value.view.axes[0]}
+        return dataclasses.replace(value, view=value.view.drop(0), scanned=scanned)
+    return type(value)(value.origins[1:]) if isinstance(value, Data | Made) else value
 
 
 def _rows(value: TraceValue) -> TraceValue:
@@ -604,7 +654,7 @@ def _origins(value: TraceValue) -> Origins:
     match value:
         case Tracked():
             return origins.of_weight(value.path, value.view, value.shape)
-        case Data():
+        case Data() | Made():
             return value.origins
     return ()
 

@@ -5,9 +5,11 @@ same inputs by all of them. What follows shows it: where the axis meets the stac
 weight, both index matrices. `discover` therefore follows output axes through activations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jax.extend.core import JaxprEqn
+from jax.lax import GatherDimensionNumbers
 
 from lora_jax.transform import jaxprs
 from lora_jax.transform.views import View
@@ -21,31 +23,70 @@ NONE: frozenset[Origin] = frozenset()
 
 def after(eqn: JaxprEqn, operands: Sequence[Origins], shape: tuple[int, ...]) -> Origins:
     """The origins of an operation's result of this shape; unknown operations lose them."""
-    params, first = eqn.params, operands[0] if operands else ()
-    before = jaxprs.shape(eqn.invars[0]) if first else ()
+    if eqn.primitive.name == "dot_general":
+        return product(eqn, operands)
+    found = [NONE] * len(shape)
+    for number, (each, var) in enumerate(zip(operands, eqn.invars, strict=True)):
+        before = jaxprs.shape(var)
+        for axis, place in _places(eqn, number, before, shape) if each else ():
+            if before[axis] == shape[place]:
+                found[place] |= each[axis]
+    return tuple(found) if any(found) else ()
+
+
+def _places(
+    eqn: JaxprEqn, number: int, before: tuple[int, ...], shape: tuple[int, ...]
+) -> Iterable[tuple[int, int]]:
+    """Which axes of an operand an operation goes along, and their places in its result."""
+    params, axes = eqn.params, range(len(before))
     match eqn.primitive.name:
-        case "dot_general":
-            return product(eqn, operands)
-        case "transpose" if first:
-            return tuple(first[axis] for axis in params["permutation"])
-        case "broadcast_in_dim" if first:
-            places = dict(zip(params["broadcast_dimensions"], first, strict=True))
-            return tuple(places.get(axis, NONE) for axis in range(len(shape)))
-        case "squeeze" | "expand_dims" | "reshape" if first:
+        case "transpose":
+            return zip(params["permutation"], axes, strict=True)
+        case "broadcast_in_dim":
+            return enumerate(params["broadcast_dimensions"])
+        case "squeeze" | "expand_dims" | "reshape":
             view = View.of(before).reshape(shape)
-            return tuple(_whole(axis, before, first) for axis in view.axes) if view else ()
-        case "reduce_sum" | "reduce_max" | "reduce_min" | "argmax" | "argmin" if first:
-            return tuple(each for axis, each in enumerate(first) if axis not in params["axes"])
-        case "concatenate" | "slice" | "dynamic_slice" | "split" | "pad" if first:
-            kept = zip(first, before, shape, strict=True)
-            return tuple(each if old == new else NONE for each, old, new in kept)
-    # The same axes, whatever is done along them.
-    alike = [
-        each
-        for each, var in zip(operands, eqn.invars, strict=True)
-        if each and jaxprs.shape(var) == shape
-    ]
-    return tuple(NONE.union(*axes) for axes in zip(*alike, strict=True))
+            new = enumerate(view.axes) if view else ()
+            return ((axis[0].axis, place) for place, axis in new if len(axis) == 1)
+        case "stack":
+            return ((axis, axis + (axis >= params["axis"])) for axis in axes)
+        case "unstack":
+            return ((axis, place) for place, axis in enumerate(_rest(axes, [params["axis"]])))
+        case "conv_general_dilated":
+            numbers = params["dimension_numbers"]
+            pairs = [*zip(numbers.lhs_spec, numbers.out_spec, strict=True)]
+            return () if number else [pairs[0], *pairs[2:]]  # without the channels, which it mixes
+        case "gather":
+            return () if number else _windows(params["dimension_numbers"], axes, len(shape))
+        case name if name.startswith("scatter") and number:
+            own = _windows(params["dimension_numbers"], range(len(shape)), len(before))
+            return ((axis, place) for place, axis in own) if number == 2 else ()
+    if len(before) > len(shape):  # a reduction
+        kept = _rest(axes, params.get("axes", params.get("dimensions", axes)))
+        return ((axis, place) for place, axis in enumerate(kept))
+    return zip(axes, axes, strict=True) if len(before) == len(shape) else ()
+
+
+def _windows(numbers: Any, axes: range, rank: int) -> Iterable[tuple[int, int]]:
+    """The axes of an array, and their places in the windows of it that are moved.
+
+    Args:
+      numbers: those of a `gather` from the array, or of a `scatter` into it.
+      rank: that of the array of all windows.
+    """
+    if isinstance(numbers, GatherDimensionNumbers):
+        window, gone = numbers.offset_dims, numbers.collapsed_slice_dims
+        rows = numbers.start_indices_batching_dims
+    else:
+        window, gone = numbers.update_window_dims, numbers.inserted_window_dims
+        rows = numbers.scatter_indices_batching_dims
+    batch, apart = numbers.operand_batching_dims, _rest(range(rank), window)
+    own = zip(_rest(axes, (*gone, *batch)), window, strict=True)
+    return (*own, *((axis, apart[row]) for axis, row in zip(batch, rows, strict=True)))
+
+
+def _rest(axes: range, gone: Sequence[int]) -> list[int]:
+    return [axis for axis in axes if axis not in gone]
 
 
 def product(eqn: JaxprEqn, operands: Sequence[Origins]) -> Origins:
@@ -65,6 +106,22 @@ def product(eqn: JaxprEqn, operands: Sequence[Origins]) -> Origins:
     return (*(one | other for one, other in zip(left, right, strict=True)), *free)
 
 
+def lookup(eqn: JaxprEqn, table: Origins, rows: Origins) -> Origins:
+    """The origins of a `gather`'s result: the axes of the indices, and those of whole rows."""
+    numbers = eqn.params["dimension_numbers"]
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    kept = iter(
+        NONE if axis in numbers.start_index_map else each
+        for axis, each in enumerate(table)
+        if axis not in gone
+    )
+    places = jaxprs.shape(eqn.outvars[0])
+    index = iter(rows or (NONE,) * len(places))
+    return tuple(
+        next(kept if axis in numbers.offset_dims else index) for axis in range(len(places))
+    )
+
+
 def of_weight(path: str, view: View, shape: tuple[int, ...]) -> Origins:
     """The origins of a weight's own axes, where a view has them whole."""
     return tuple(
@@ -73,10 +130,3 @@ def of_weight(path: str, view: View, shape: tuple[int, ...]) -> Origins:
         else NONE
         for axis in view.axes
     )
-
-
-def _whole(axis: tuple, before: tuple[int, ...], origins: Origins) -> frozenset[Origin]:
-    """The origins of an axis that a reshape keeps whole."""
-    if len(axis) == 1 and axis[0].size == before[axis[0].axis]:
-        return origins[axis[0].axis]
-    return NONE

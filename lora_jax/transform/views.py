@@ -164,6 +164,13 @@ class Lookup(NamedTuple):
     """The position of its index along the last axis of the indices."""
     kept: bool
     """Whether the axis stays, with size one."""
+    batch: tuple[tuple[int, int], ...]
+    """Pairs of an axis of the table and one of the indices: each has rows of its own there."""
+
+    @property
+    def tables(self) -> tuple[int, ...]:
+        """The axes that index tables, each of which has rows of its own."""
+        return tuple(axis for axis, _ in self.batch)
 
 
 def as_lookup(eqn: JaxprEqn, shape: tuple[int, ...]) -> Lookup | None:
@@ -176,13 +183,16 @@ def as_lookup(eqn: JaxprEqn, shape: tuple[int, ...]) -> Lookup | None:
         return None
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     indexed, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
-    if numbers.operand_batching_dims or (len(indexed) > 1 and not clips(eqn)):
+    if len(indexed) > 1 and not clips(eqn):
         return None
+    batch = numbers.operand_batching_dims, numbers.start_indices_batching_dims
     cut = [dim for dim in indexed if sizes[dim] != shape[dim]] or list(indexed[:1])
     if len(cut) != 1 or collapsed not in ((), (cut[0],)) or sizes[cut[0]] != 1:
         return None
-    whole = all(size == shape[dim] for dim, size in enumerate(sizes) if dim != cut[0])
-    return Lookup(cut[0], indexed.index(cut[0]), not collapsed) if whole else None
+    rest = {*range(len(shape))} - {cut[0], *batch[0]}
+    if any(sizes[dim] != shape[dim] for dim in rest):
+        return None
+    return Lookup(cut[0], indexed.index(cut[0]), not collapsed, tuple(zip(*batch, strict=True)))
 
 
 def clips(eqn: JaxprEqn) -> bool:

@@ -71,7 +71,9 @@ def test_a_study_says_that_its_choice_of_rates_is_not_counted():
     assert sentence in lines and "About 32 hours on one gpu for 5 runs." in lines
 
 
-@pytest.mark.parametrize("name", ["against_lora", "against_lora_smollm2", "lora_settings"])
+@pytest.mark.parametrize(
+    "name", ["against_lora", "against_lora_smollm2", "lora_settings", "lora_table5"]
+)
 def test_a_study_has_a_cell_for_each_row_and_column_that_it_registers(name):
     study = importlib.import_module(f"configs.studies.{name}").STUDY
     found = [(each.study.row, each.study.column) for each in cell_configs(name)]

@@ -285,6 +285,41 @@ def test_mistakes_end_before_the_model_is_loaded(classes, tmp_path, content, out
     assert (source.read_text(), mine.read_text()) == (content, "review\nmine\n")
 
 
+def test_rows_with_an_empty_text_are_predicted_and_named(model, tmp_path):
+    """An empty cell, spaces and a null of JSON are each an empty text."""
+    config = own(model, "train.csv", "text=review,second_text=other,label=colour")
+    source = tmp_path / "new.jsonl"
+    lines = [("a", "b"), ("", "b"), ("a", None), (" ", "b")]
+    source.write_text("".join(json.dumps({"review": r, "other": o}) + "\n" for r, o in lines))
+    with pytest.warns(UserWarning, match=r"new\.jsonl: lines 2, 3 and 4 have an empty text$"):
+        found = new_texts.read(source, config)
+    assert found.texts == [(r, o or "") for r, o in lines]
+    assert found.rows[2].values == {"review": "a", "other": None}
+    source.write_text('{"review": "", "other": "b"}\n' * 8)
+    with pytest.warns(UserWarning, match=r"lines 1, 2, 3, 4, 5 and 3 more have an empty text$"):
+        new_texts.read(source, config)
+    write(tmp_path / "other.csv", ("id", "reviews", "date"), (1, "x", "today"))
+    nearest = r"no column 'review'; nearest: 'reviews'; it has 'id', 'reviews', 'date'$"
+    with pytest.raises(ValueError, match=nearest):
+        new_texts.read(tmp_path / "other.csv", config)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": None, "instruction": "x"}, "prompt"),
+        ({"instruction": " ", "input": "x"}, "instruction"),
+    ],
+)
+def test_an_empty_prompt_is_refused(tmp_path, row, name):
+    config = text_runs.config(tmp_path)
+    source = tmp_path / "new.jsonl"
+    source.write_text(f'{{"prompt": "a"}}\n{json.dumps(row)}\n')
+    with pytest.raises(ValueError, match=rf"new\.jsonl, line 2: '{name}' is empty: write one, or"):
+        new_texts.read(source, config)
+
+
 def test_a_folder_that_is_no_finished_run_is_refused(classes, tmp_path):
     source = write(tmp_path / "new.csv", ("review",), ("x",))
     done = command(classes.folder.with_name("rum"), source, tmp_path / "out.csv")

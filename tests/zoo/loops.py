@@ -235,6 +235,16 @@ def parts_of_parts(normal: Normal) -> Case:
     return Case(forward, {"w": normal(2, 2, 4, 5)}, (normal(3, 4),))
 
 
+def scan_over_parts_of_a_matrix(normal: Normal) -> Case:
+    """Each iteration has some of the outputs: no rule, and `discover` says so."""
+
+    def forward(p, x):
+        parts = p["w"].reshape(4, 3, 2).transpose(1, 0, 2)
+        return lax.scan(lambda y, w: (y + jnp.tanh(x @ w), x @ w), jnp.zeros((3, 2)), parts)
+
+    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
+
+
 def part_of_one(normal: Normal) -> Case:
     return _over_layers(normal, lambda p, x: x @ lax.unstack(p["w"])[0], count=1)
 

@@ -39,6 +39,8 @@ class Row(NamedTuple):
             near = nearest(column, self.values)
             joined = len(self.values) == 1 and {";", "\t"} & {*next(iter(self.values))}
             how = "; commas separate the columns of a CSV file, and tabs those of a TSV file"
+            listed = ", ".join(f"'{each}'" for each in self.values)
+            near += f"; it has {listed}" if len(near) < len(listed) else ""
             raise ValueError(
                 f"{self.where}: no column '{column}'; nearest: {near}{how if joined else ''}"
             )
