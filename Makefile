@@ -31,10 +31,13 @@ SBOM = cyclonedx-bom==7.5.0
 ENV = JAX_PLATFORMS=$(DEVICES) GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
 ZOO_PYTHON ?= 3.13
 PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
+# A commit's hash, which chooses the quarter of `slow` and `parity` that runs; all of them without it.
+PART ?=
+ONE_IN_FOUR = $(addprefix --part=,$(PART))
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity zoo bench mutants soak notebooks lint docs wheel sbom clean
+.PHONY: quickstart instruct test slow parity everything zoo bench mutants soak notebooks lint docs wheel sbom clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart$(addprefix -,$(EXTRA)) $(ARGS)
@@ -46,12 +49,16 @@ test: $(VENV)/decoders
 	$(BIN)/$(PYTEST) -m "not slow and not parity and not zoo" $(ARGS)
 
 slow: $(VENV)/decoders
-	$(BIN)/$(PYTEST) -m slow $(ARGS)
+	$(BIN)/$(PYTEST) -m slow $(ONE_IN_FOUR) $(ARGS)
 
 # With libtpu in it, JAX looks for a TPU in every process: an environment of its own. Only the tests
 # of that folder need it: pytest need not import the others.
 parity: .venv-parity/parity
-	.venv-parity/bin/$(PYTEST) -m parity $(or $(ARGS),tests/parity)
+	.venv-parity/bin/$(PYTEST) -m parity $(ONE_IN_FOUR) $(or $(ARGS),tests/parity)
+
+# All that CI runs, with all tests of `slow` and `parity`, and a soak: at each release.
+everything:
+	PART=all bash .ci/run
 
 # Strangers' models, with what these warn of, in an environment on Python 3.13.
 zoo: .venv-zoo/zoo

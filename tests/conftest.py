@@ -69,8 +69,29 @@ def pytest_configure(config):
         os.environ[name.upper()] = str(value)
 
 
-def pytest_collection_modifyitems(items):
-    """Tests of minutes come first: begun last, one of them is waited for alone."""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part", metavar="COMMIT", help="run one test in four of each file, by the commit's hash"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    """Tests of minutes come first: begun last, one of them is waited for alone.
+
+    A part has none of them. Of each file it has every fourth test, one at least; the hash of the
+    commit says which is the first.
+    """
+    if commit := config.getoption("part"):
+        first, files = int(commit, 16), {}
+        for item in items:
+            if item.get_closest_marker("minutes") is None:
+                files.setdefault(item.path, []).append(item)
+        items[:] = [
+            item
+            for tests in files.values()
+            for item in tests[first % 4 :: 4] or [tests[first % len(tests)]]
+        ]
     items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
 
 
