@@ -269,8 +269,8 @@ class UseRecorder(jaxprs.Walk):
     def of(self, path: str) -> list[ObservedUse]:
         """All uses of a parameter, without the output axes that turned out to be stacked.
 
-        What is made of several parameters shows which of their axes are which, where activations are
-        multiplied by it.
+        What is made of several parameters shows where activations are multiplied by it which of
+        their axes are which.
         """
         stack, inputs, outputs = (
             frozenset(axis for other, axis in found if other == path)

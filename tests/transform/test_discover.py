@@ -218,10 +218,10 @@ def test_a_table_that_is_normed_and_projected_keeps_its_rows(used):
     """DeBERTa's table of distances: only weights meet it, and then activations on both sides."""
 
     def forward(p, x):
-        keys = jax.nn.standardize(p["table"][:used]) @ p["key"]
+        keys = (jax.nn.standardize(p["table"][:used]) * p["gain"]) @ p["key"]
         return x @ keys.T
 
-    params = {"table": jnp.ones((9, 4)), "key": jnp.ones((4, 6))}
+    params = {"table": jnp.ones((9, 4)), "gain": jnp.ones((1, 4)), "key": jnp.ones((4, 6))}
     use = lj.discover(forward, params, jnp.ones((2, 6)))["table"]
     assert (use.inputs, use.outputs) == ((0,), (1,))
 
