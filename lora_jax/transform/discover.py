@@ -269,8 +269,7 @@ class UseRecorder(jaxprs.Walk):
     def of(self, path: str) -> list[ObservedUse]:
         """All uses of a parameter, without the output axes that turned out to be stacked.
 
-        What is made of several parameters shows where activations are multiplied by it which of
-        their axes are which.
+        What is made of several parameters shows at its product which of their axes are which.
         """
         stack, inputs, outputs = (
             frozenset(axis for other, axis in found if other == path)
@@ -280,9 +279,8 @@ class UseRecorder(jaxprs.Walk):
         for each in self.uses.get(path, []):
             contracted, free = each.contracted, each.free - stack or each.free
             if each.kind == "mixed":
-                if inputs and outputs:
-                    contracted, free = inputs, outputs - inputs
-                contracted, free = contracted - stack, free - stack
+                contracted = inputs or contracted - outputs - stack
+                free = (outputs or each.free) - contracted - stack
                 if not (contracted and free):
                     contracted = free = frozenset()
             found.append(dataclasses.replace(each, contracted=contracted, free=free))
@@ -488,8 +486,10 @@ class UseRecorder(jaxprs.Walk):
                 for dim, axes in shown.items():
                     if dim in batch[side]:
                         self._stacks |= axes
-                    elif isinstance(operands[1 - side], Data):
-                        (self._inputs if dim in contract[side] else self._outputs).update(axes)
+                    elif dim in contract[side]:
+                        self._inputs |= axes
+                    else:
+                        self._outputs |= axes
             elif isinstance(tracked, Tracked):
                 used = (*contract[side], *batch[side])
                 free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)

@@ -213,19 +213,6 @@ def test_all_linear_takes_what_is_merged_before_activations_meet_it(x64, name):
     assert linear == ([] if name.split(".")[-1] in NO_LAYERS else list(case.params))
 
 
-@pytest.mark.parametrize("used", [5, 9])  # so many rows of the nine
-def test_a_table_that_is_normed_and_projected_keeps_its_rows(used):
-    """DeBERTa's table of distances: only weights meet it, and then activations on both sides."""
-
-    def forward(p, x):
-        keys = (jax.nn.standardize(p["table"][:used]) * p["gain"]) @ p["key"]
-        return x @ keys.T
-
-    params = {"table": jnp.ones((9, 4)), "gain": jnp.ones((1, 4)), "key": jnp.ones((4, 6))}
-    use = lj.discover(forward, params, jnp.ones((2, 6)))["table"]
-    assert (use.inputs, use.outputs) == ((0,), (1,))
-
-
 def test_the_axes_of_repeated_weights():
     case = MERGED["merged.repeated_heads"]()
     uses = lj.discover(case.forward, case.params, *case.args)
