@@ -118,6 +118,7 @@ def _by_cosine(config: ClassifierConfig, task: data.Task) -> Untrained:
         plan = data.eval_plan(encoded.lengths, size, lengths)
         batches = (data.collate(encoded, each.indices, each.padded_length, size) for each in plan)
         found = data.in_order(plan, [np.asarray(pooled(weights, each)) for each in batches])
+        found = found.astype(np.float64)  # cosines near 1 may differ by a few float32 steps
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     parts = {}

@@ -64,6 +64,10 @@ class Made:
     origins: Origins = ()
 
 
+class Multiplied(Made):
+    """Made by a product of two parameters: activations meet them together, in one of two orders."""
+
+
 TraceValue = Tracked | Data | Made | None
 """None for a value that depends on nothing, on random keys, or on parameters it shows no more."""
 
@@ -269,18 +273,23 @@ class UseRecorder(jaxprs.Walk):
     def of(self, path: str) -> list[ObservedUse]:
         """All uses of a parameter, without the output axes that turned out to be stacked.
 
-        What is made of several parameters shows at its product which of their axes are which.
+        What is made of several parameters shows at its product with activations, or at a lookup,
+        which of their axes are which. An axis that is an input of one and an output of the other,
+        as in a tied table, shows nothing.
         """
         stack, inputs, outputs = (
             frozenset(axis for other, axis in found if other == path)
             for found in (self._stacks, self._inputs, self._outputs)
         )
+        inputs, outputs = inputs - outputs, outputs - inputs
         found = []
         for each in self.uses.get(path, []):
             contracted, free = each.contracted, each.free - stack or each.free
             if each.kind == "mixed":
-                contracted = inputs or contracted - outputs - stack
-                free = (outputs or each.free) - contracted - stack
+                # Only one side may be shown, as for a range of a table's rows.
+                free = outputs or free - inputs - stack or contracted - inputs - stack
+                contracted = inputs or contracted - free - stack or each.free - free - stack
+                free = free - contracted - stack
                 if not (contracted and free):
                     contracted = free = frozenset()
             found.append(dataclasses.replace(each, contracted=contracted, free=free))
@@ -308,6 +317,10 @@ class UseRecorder(jaxprs.Walk):
             return self.run(*body, operands)
         if eqn.primitive.name == "dot_general":
             return self._dot(eqn, operands)
+        table = operands[0]
+        found = views.as_lookup(eqn, jaxprs.shape(eqn.invars[0])) if _origins(table) else None
+        if found and isinstance(table, Made):
+            return [self._lookup(eqn, table, operands[1], found)]
         return _after(eqn, operands)
 
     def operation(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
@@ -466,30 +479,26 @@ class UseRecorder(jaxprs.Walk):
         return None
 
     def _lookup(
-        self, eqn: JaxprEqn, tracked: Tracked, rows: TraceValue, found: Lookup
+        self, eqn: JaxprEqn, table: Tracked | Made, rows: TraceValue, found: Lookup
     ) -> TraceValue:
-        rest = [d for d in range(len(tracked.view.axes)) if d not in (found.axis, *found.tables)]
         by_inputs = isinstance(rows, Data)
-        self._record(tracked, "lookup", (found.axis,), rest, tokens=by_inputs)
+        if isinstance(table, Made):
+            self._show(table, (found.axis,), found.tables, matrix=by_inputs)
+        else:
+            rest = [d for d in range(len(table.view.axes)) if d not in (found.axis, *found.tables)]
+            self._record(table, "lookup", (found.axis,), rest, tokens=by_inputs)
         for _, place in found.batch:
             self._stacks |= dict(enumerate(_origins(rows))).get(place, origins.NONE)
-        after = origins.lookup(eqn, _origins(tracked), _origins(rows))
-        return Data(after) if by_inputs else Made(after)
+        return _result([table, rows])(origins.lookup(eqn, _origins(table), _origins(rows)))
 
     def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         contract, batch = eqn.params["dimension_numbers"]
-        known = list(map(_origins, operands))
+        known, kind = list(map(_origins, operands)), _result(operands)
         for side, tracked in enumerate(operands):
             shown: dict[int, Any] = {}
             if isinstance(tracked, Made):
                 shown = dict(enumerate(known[side]))
-                for dim, axes in shown.items():
-                    if dim in batch[side]:
-                        self._stacks |= axes
-                    elif dim in contract[side]:
-                        self._inputs |= axes
-                    else:
-                        self._outputs |= axes
+                self._show(tracked, contract[side], batch[side], matrix=kind is Data)
             elif isinstance(tracked, Tracked):
                 used = (*contract[side], *batch[side])
                 free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
@@ -511,8 +520,17 @@ class UseRecorder(jaxprs.Walk):
             for mine, theirs in zip(batch[side], batch[1 - side], strict=True):
                 if shown.get(mine):
                     self._stacks |= dict(enumerate(known[1 - side])).get(theirs, origins.NONE)
-        found = origins.product(eqn, known)
-        return [Data(found) if _any_data(operands) else Made(found)]
+        if all(isinstance(each, Tracked | Made) for each in operands):
+            kind = Multiplied
+        return [kind(origins.product(eqn, known))]
+
+    def _show(self, made: Made, inputs: Sequence[int], stack: Sequence[int], matrix: bool) -> None:
+        """Note which axes of a value made of parameters are which."""
+        for dim, axes in enumerate(made.origins):
+            if dim in stack:
+                self._stacks |= axes
+            elif matrix and not isinstance(made, Multiplied):
+                (self._inputs if dim in inputs else self._outputs).update(axes)
 
     def _convolution(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
         """Record a convolution: either side may be the weight; its shared axes are its inputs."""
@@ -610,12 +628,20 @@ def _untracked(var: Var, data: bool) -> TraceValue:
 
 def _after(eqn: JaxprEqn, operands: Sequence[TraceValue]) -> list[TraceValue]:
     """Activations after an operation: their axes, whatever biases and norms they meet, go on."""
-    kind = Data if _any_data(operands) else Made
-    given = [_origins(each) if kind is Made or isinstance(each, Data) else () for each in operands]
+    kind = _result(operands)
+    given = [
+        _origins(each) if kind is not Data or isinstance(each, Data) else () for each in operands
+    ]
     return [
         None if is_key(var.aval) else kind(origins.after(eqn, given, jaxprs.shape(var)))
         for var in eqn.outvars
     ]
+
+
+def _result(operands: Sequence[TraceValue]) -> type[Data | Made]:
+    """What an operation gives of values of which it follows none as a parameter."""
+    kinds = (Data, Multiplied)
+    return next((k for k in kinds if any(isinstance(each, k) for each in operands)), Made)
 
 
 def _any_data(operands: Sequence[TraceValue]) -> bool:

@@ -110,9 +110,10 @@ def lookup(eqn: JaxprEqn, table: Origins, rows: Origins) -> Origins:
     """The origins of a `gather`'s result: the axes of the indices, and those of whole rows."""
     numbers = eqn.params["dimension_numbers"]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    whole = zip(table, jaxprs.shape(eqn.invars[0]), eqn.params["slice_sizes"], strict=True)
     kept = iter(
-        NONE if axis in numbers.start_index_map else each
-        for axis, each in enumerate(table)
+        each if size == full else NONE
+        for axis, (each, full, size) in enumerate(whole)
         if axis not in gone
     )
     places = jaxprs.shape(eqn.outvars[0])

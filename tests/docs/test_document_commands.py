@@ -21,6 +21,7 @@ ELSEWHERE = {
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
     r"experiments\.plan .*--topology": "tests/planning/test_plan.py",
     r"benchmarks .*--suite": "tests/benchmarks/test_suites.py",
+    r"experiments\.expressive_power": "tests/approximation/test_approximation.py",
     r"experiments\.quickstart": "tests/docs/test_stated_results.py",
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
     r"experiments\.(report|table|plot) .*--results=runs/sweep": "tests/reports/test_grid.py",

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import zoo.merged
 from flax import nnx
@@ -221,6 +222,38 @@ def test_the_axes_of_repeated_weights():
     uses = lj.discover(case.forward, case.params, *case.args)
     assert axes(uses["w"]) == ((), (0,), (1,))
     assert "broadcast_in_dim" in {use.merges for use in uses["w"].uses}
+
+
+def rows_meet_a_weight(rows):
+    """As DeBERTa's distances: rows of the table meet a weight before they meet activations."""
+    return lambda w, p, x: x @ (w[rows] @ p["square"]).T
+
+
+MADE_OF_WEIGHTS = {
+    "product": ((4, 5), lambda w, p, x: x @ w, (0, 1)),
+    "transposed": ((5, 4), lambda w, p, x: x @ w.T, (1, 0)),
+    "transposed, a part": ((5, 4), lambda w, p, x: x @ w[1:4].T, (1, 0)),
+    "transposed, joined": ((5, 4), lambda w, p, x: x @ jnp.concatenate([w, w]).T, (1, 0)),
+    "left factor": ((4, 4), lambda w, p, x: x @ (w @ p["square"]), (0, 1)),
+    "right factor": ((4, 5), lambda w, p, x: x @ (p["square"] @ w), (0, 1)),
+    "before a constant": ((4, 5), lambda w, p, x: x @ (w @ np.ones((5, 3), "float32")), (0, 1)),
+    "lookup": ((9, 4), lambda w, p, x: w[x.astype(int)], (0, 1)),
+    "lookup of columns": ((4, 9), lambda w, p, x: jnp.take(w, x.astype(int), 1), (1, 0)),
+    "tied": ((9, 4), lambda w, p, x: w[x.astype(int)] @ w.T, (0, 1)),
+    "both ways": ((4, 5), lambda w, p, x: x @ w @ w.T, (0, 1)),
+    "fixed order": ((5, 4), lambda w, p, x: x @ w[np.arange(5)[::-1]].T, (1, 0)),
+    "all rows": ((9, 4), rows_meet_a_weight(slice(None)), (0, 1)),
+    "some rows": ((9, 4), rows_meet_a_weight(slice(2, 7)), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF_WEIGHTS)
+def test_the_axes_of_a_weight_that_meets_another_weight_first(name):
+    """What the activations do with the result says which axes are which, also of a part of it."""
+    shape, use, (inputs, outputs) = MADE_OF_WEIGHTS[name]
+    params = {"w": array(*shape), "gain": array(1, 1), "square": array(4, 4)}
+    uses = lj.discover(lambda p, x: use(p["w"] * p["gain"], p, x), params, array(3, 4))
+    assert axes(uses["w"]) == ((), (inputs,), (outputs,))
 
 
 def test_a_weight_that_a_loop_changes_is_merged_before_it():
