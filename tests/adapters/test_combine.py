@@ -308,5 +308,5 @@ def test_a_head_of_another_shape_is_kept_or_refused(plain):
         with pytest.raises(ValueError, match=said):
             lj.combine_adapters(two, LORA, keep=keep)
     for keep in (["last"], "last"):
-        kept = lj.combine_adapters(two, LORA, keep=keep).trainable["params"]["last"]
+        kept = lj.combine_adapters(two, LORA, (2, 3), keep=keep).trainable["params"]["last"]
         np.testing.assert_array_equal(kept, first[0]["params"]["last"])

@@ -66,7 +66,8 @@ def before(run):
 
 def test_a_combined_run_is_one_of_lora(root):
     out = root / "combined"
-    said = combine(root, "lora", "dora", weights="0.7,-0.4", rank=16, out=out)
+    keep = "classifier/bias"
+    said = combine(root, "lora", "dora", weights="0.7,-0.4", rank=16, keep=keep, out=out)
     assert said.returncode == 0, said.stderr
     assert "layers/attention/query/kernel  16    0.00%" in said.stdout
     runs = open_runs([out, root / "lora", root / "dora"])
@@ -74,10 +75,12 @@ def test_a_combined_run_is_one_of_lora(root):
     first, second = (before(each) for each in runs[1:])  # the seeds of their heads differ
     for path, value in first.items():
         wanted = value + 0.7 * (one[path] - value) - 0.4 * (two[path] - second[path])
+        wanted = one[path] if path == keep else wanted
         np.testing.assert_allclose(found[path], wanted, atol=2e-6, err_msg=path)
     content = json.loads((out / "combined.json").read_text(encoding="utf-8"))
     assert [each["weight"] for each in content["runs"]] == [0.7, -0.4]
     assert [each["variant"] for each in content["runs"]] == ["lora", "dora"]
+    assert content["kept"] == [keep]
     assert content["runs"][1]["config_digest"] == runs[2].record.config_digest
     assert runs[0].config.study.size == runs[1].config.study.size == "smoke"
     assert np.shape(content["relative_errors"]["layers/up/kernel"]) == (2,)

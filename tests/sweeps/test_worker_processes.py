@@ -94,16 +94,17 @@ def test_a_job_that_no_process_has_begun_leaves_a_reason(tmp_path):
     assert [folder.state(trial).status for trial in found] == ["completed", "killed", "waiting"]
 
 
-def test_the_command_leaves_a_diverged_trial_as_it_is(tmp_path):
+def test_the_command_leaves_a_diverged_trial_as_it_is_unless_asked(tmp_path):
     folder, (trial,) = sweep(tmp_path, "config.seed=2")
     trained_one(trial.config, folder.run(trial.name))
     record = folder.run(trial.name) / "record.json"
     before = record.read_bytes()
-    done = commands.run(
-        "experiments.sweeps.worker", f"--workdir={folder.path}", f"--trial={trial.name}"
-    )
-    assert done.returncode == 1 and folder.state(trial).status == "diverged", done.stderr
-    assert record.read_bytes() == before
+    # To train it again fails at once, as the folder has only a record.
+    for flags, status in (([], "diverged"), (["--retry"], "failed")):
+        line = [f"--workdir={folder.path}", f"--trial={trial.name}", *flags]
+        done = commands.run("experiments.sweeps.worker", *line)
+        assert (done.returncode, folder.state(trial).status) == (1, status), done.stderr
+        assert record.read_bytes() == before
 
 
 def test_what_each_process_gets(tmp_path):

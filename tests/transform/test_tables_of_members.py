@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 PARAMS = {"table": RNG.normal(size=(5, 11, 4)), "head": RNG.normal(size=(5, 4, 3))}
 IDS = RNG.integers(0, 11, (5, 2, 3))
-IDS[:, 0, 0] = -1, 40, 3, 11, 0  # some are counted from the end, or out of range
+IDS[:, 0, 0] = -1, 40, -12, 11, 0  # some are counted from the end, or out of range
 
 LOOKUPS = {
     "index": lambda table, ids: table[ids],

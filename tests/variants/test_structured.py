@@ -120,7 +120,7 @@ def test_lokr_is_a_kronecker_product(shape, settings, kinds, x64):
 def test_oft_rotates_each_block_of_inputs(x64):
     """Cayley's transform, written out; lengths and angles of the columns stay."""
     variant = variants.make("oft", block_size=3)
-    w, (each, _), weight = setup(variant, (9, 4))
+    w, (each, constants), weight = setup(variant, (9, 4))
     r = np.zeros((9, 9))
     for block, (q10, q20, q21) in enumerate(each["q"]):
         q = np.array([[0, -q10, -q20], [q10, 0, -q21], [q20, q21, 0]])
@@ -128,12 +128,15 @@ def test_oft_rotates_each_block_of_inputs(x64):
         r[at, at] = (np.eye(3) + q) @ np.linalg.inv(np.eye(3) - q)
     np.testing.assert_allclose(weight, r @ w, atol=1e-12)
     np.testing.assert_allclose(weight.T @ weight, w.T @ w, atol=1e-12)
+    rows, base = jnp.array([[7, 0], [3, 8]]), Base(jnp.asarray(w), "io")
+    taken = variant.take(rows, base, Factors(each, constants))
+    np.testing.assert_allclose(taken, (r @ w)[rows], atol=1e-12)
     assert variant.count((9, 4)) == each["q"].size == 9
 
 
-@pytest.mark.parametrize("terms", [4, 5, 30])
+@pytest.mark.parametrize("terms", [4, 5, 100])
 def test_oft_by_a_series(terms, x64):
-    """(I + Q) (I + Q + ... + Q^k), written out; with many terms, the rotation."""
+    """(I + Q) (I + Q + ... + Q^k), written out, up to the most terms that there may be."""
     variant = variants.make("oft", block_size=4, neumann_terms=terms)
     w, (each, _), weight = setup(variant, (4, 3))
     columns, rows = np.triu_indices(4, 1)
