@@ -1,7 +1,7 @@
 """Report which methods are better, by how much, and how certain that is, for all runs of a folder.
 
     python -m experiments.report --results=runs/against_lora --out=report.html
-    python -m experiments.report --documents=docs  # rewrites what committed studies found
+    python -m experiments.report --documents=README.md,docs  # rewrites what committed studies found
 
 The folder may have the parts of a study, each registered in a folder of its own: the report says
 what each part found, and then has its tables and pictures.

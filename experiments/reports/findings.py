@@ -3,7 +3,7 @@
 A registered study has gains over all its tasks (`experiments.analysis.gains`). Other runs have the
 tests of pairs, one for each task.
 
-`sentence` says it in a sentence.
+`sentence` says it in a sentence, and `limits` what a reader of the verdicts must know.
 """
 
 import dataclasses
@@ -311,6 +311,12 @@ def sentence(found: Findings) -> str:
     return found.caveat + _decided(found) + _pairs_said(found) + _of_blind_tasks(found)
 
 
+def limits(found: Findings) -> list[str]:
+    """What a reader of the verdicts must know, in sentences: unequal sizes, and blind tasks."""
+    said = (_of_parameters(found), *found.idle, _of_blind_tasks(found))
+    return [each.strip() for each in said if each]
+
+
 def _of_blind_tasks(found: Findings) -> str:
     blind = [each for each in found.evidence if each.blind]
     if not blind:
@@ -356,7 +362,7 @@ def _answers(found: Findings) -> list[_Answer]:
     for each in (method for method in found.methods if not method.control):
         if each.over_tasks is not None or len(found.tasks) == 1:
             one = each.over_tasks or next(iter(each.by_task.values()))
-            end = f" within ±{_points(found.margin)}" if each.verdict == "equivalent" else ""
+            end = f" within ±{points_text(found.margin)}" if each.verdict == "equivalent" else ""
             end = end or _by_little(each, found)
             said.append(_answer(found, each.label, "", one, each.verdict, end))
         else:
@@ -455,7 +461,7 @@ def _by_little(each: Finding, found: Findings) -> str:
     shown = None if each.gain is None else each.gain.equivalent
     if each.verdict not in ("better", "worse") or shown is None or shown >= found.level:
         return ""
-    return f" by less than {_points(found.margin)}"
+    return f" by less than {points_text(found.margin)}"
 
 
 def _of_tasks(found: Findings) -> str:
@@ -481,14 +487,15 @@ def _part(verdict: str, names: Sequence[str], margin: float | None, tell: bool) 
         return {"better": "none is better", "worse": "none is worse"}.get(verdict, "")
     what = verdict
     if verdict == "equivalent" and margin is not None:
-        what = f"equivalent within ±{_points(margin)}"
+        what = f"equivalent within ±{points_text(margin)}"
     text = f"{len(names)} {agree(len(names), 'is', 'are')} {what}"
     if tell and verdict != "undecided" and len(names) <= MOST_NAMES:
         text += f" ({', '.join(names)})"
     return text
 
 
-def _points(margin: float | None) -> str:
+def points_text(margin: float | None) -> str:
+    """A margin with its unit: `1 point`."""
     return f"{margin:g} {'point' if margin == 1 else 'points'}"
 
 

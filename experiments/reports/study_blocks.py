@@ -13,14 +13,14 @@ from experiments.analysis.gains import Gain, gains
 from experiments.analysis.labels import natural
 from experiments.analysis.scored_examples import Values
 from experiments.reports import registered
-from experiments.reports.findings import Findings, sentence
+from experiments.reports.findings import Finding, Findings, limits, points_text, sentence
 from experiments.reports.paper_claims import CLAIMS, Claim, Compared, Printed
 from experiments.reports.sheets import estimate_text
 from experiments.reports.tables.config_tables import RESULTS, ROOT
 from experiments.studies import adherence
 from experiments.studies.protocol import Protocol
 from lora_jax.files.marked_documents import fill_blocks
-from lora_jax.messages import count, require_known
+from lora_jax.messages import count, joined, require_known, span
 from lora_jax.table import NONE, Table, render_tables
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
@@ -227,9 +227,10 @@ def _time(ratio: float) -> str:
 
 
 def fill(text: str, results: Path = ROOT / RESULTS) -> str:
-    """A text whose blocks, such as that of `<!-- study: lora_scale -->`, are made anew.
+    """A text with new blocks, such as that of `<!-- study: lora_scale -->`.
 
-    The block of `<!-- papers -->` has papers' claims beside what the studies found.
+    The block of `<!-- verdicts: against_lora -->` is a short table of one study (`verdict_block`),
+    and that of `<!-- papers -->` compares papers' claims with what the studies found.
 
     Args:
       results: the folder that has the folders of studies; a block's name is one of these.
@@ -239,6 +240,7 @@ def fill(text: str, results: Path = ROOT / RESULTS) -> str:
         studies.
     """
     text = fill_blocks(text, "study", lambda name: study_block(results / name))
+    text = fill_blocks(text, "verdicts", lambda name: verdict_block(_found(results / name)))
     return fill_blocks(text, "papers", lambda _: claims_block(results))
 
 
@@ -260,7 +262,73 @@ def study_block(folder: Path, size: str = "full") -> str:
     return render_tables("markdown", sheets, first=verdicts)
 
 
-def _found(folder: Path, size: str) -> Findings:
+def verdict_block(found: Findings) -> str:
+    """What a study settles, claim by claim in a short table, and what limits it, as Markdown.
+
+    Undecided methods share a row; if no method is better, one row says so of all.
+    """
+    over, within = found.reference, f"within {points_text(found.margin)}"
+    claims = {
+        "better": f"is better than {over}",
+        "equivalent": f"is {within} of {over}",
+        "worse": f"is worse than {over}",
+    }
+    settled = [each for verdict in claims for each in found.methods if each.verdict == verdict]
+    rest = [each for each in found.methods if each not in settled]
+    rows = [
+        [f"{_named(each)} {claims[each.verdict]}", "shown", _gain(each), _where(found, [each])]
+        for each in sorted(settled, key=lambda each: each.control)
+    ]
+    methods = [each for each in found.methods if not each.control]
+    if methods and not any(each.verdict == "better" for each in methods):
+        others = (found.without_blind or found).methods
+        better = {each.label for each in others if each.verdict == "better"}
+        claim = f"one of {count(len(methods), 'method')} {claims['better']}"
+        where = _where(found, [each for each in methods if each.label in better])
+        rows.insert(0, [claim, "not shown", f"{_gain(methods[0])}, the best", where])
+    if rest:
+        claim = f"{joined([_named(each) for each in rest])}: better, worse or {within}"
+        ends = " to ".join(dict.fromkeys(_gain(each) for each in (rest[0], rest[-1])))
+        rows.append([claim, "undecided", ends, _where(found, rest)])
+    title = f"{count(len(found.tasks), 'task')} ({', '.join(found.tasks)}), "
+    title += span(found.seeds, "seed")
+    heads = (
+        "claim",
+        "verdict",
+        f"{found.unit} over {over}, {100 * (1 - found.level):g}% interval",
+        "where",
+    )
+    first = [found.caveat] * bool(found.caveat)
+    table = render_tables("markdown", [Table(heads, rows, title)], first=first)
+    return "\n".join([table, *(f"* {each}" for each in limits(found))])
+
+
+def _named(each: Finding) -> str:
+    return each.label + " (a control)" * each.control
+
+
+def _gain(each: Finding) -> str:
+    return NONE if each.over_tasks is None else estimate_text(each.over_tasks)
+
+
+def _where(found: Findings, methods: Sequence[Finding]) -> str:
+    """How many tasks a verdict is over, and what it is without those that show nothing."""
+    tasks = count(len(found.tasks), "task")
+    if found.without_blind is None:
+        return tasks
+    blind = joined([each.title for each in found.evidence if each.blind])
+    later = {each.label: each.verdict for each in found.without_blind.methods}
+    changed = [
+        f"{each.label} " * (len(methods) > 1) + later[each.label]
+        for each in methods
+        if later.get(each.label, each.verdict) != each.verdict
+    ]
+    if not changed:
+        return f"{tasks}; the same without {blind}"
+    return f"{tasks}; {joined(changed)} without {blind}"
+
+
+def _found(folder: Path, size: str = "full") -> Findings:
     runs, _ = collect_runs.select(recorded_runs.find(folder), None, size)
     (study,) = registered.found(folder, runs)
     return study

@@ -18,6 +18,7 @@ from experiments.reports import claims, csv_lines, findings, sheets
 from experiments.reports.document import Document
 from experiments.reports.findings import sentence
 from experiments.reports.plots import FEWER, forests, marked
+from experiments.reports.study_blocks import verdict_block
 
 
 def study(gains=GAINS, **how):
@@ -93,6 +94,30 @@ def test_the_sentence_names_controls_small_methods_and_tasks_that_show_nothing()
         "-5.0",
     )
     assert line["note"] == "nothing about adaptation" and (line["low"], line["n"]) == ("-5.5", "20")
+
+
+def test_the_short_table_has_a_row_for_each_claim_and_where_it_holds():
+    floor = Floor("the untrained model", 90.0, estimate(-5.0))
+    found = study([*GAINS, gain("e", "undecided", mean=-1)], controls=["c"], shares={"a": 0.5})
+    assert verdict_block(found) == (
+        "**2 tasks (CoLA, SST-2), 20 seeds**\n\n"
+        "| claim | verdict | points over LoRA, 95% interval | where |\n| --- | --- | --- | --- |\n"
+        "| B is better than LoRA | shown | +2.50 [+2.00, +3.00] | 2 tasks |\n"
+        "| A is worse than LoRA | shown | -2.50 [-3.00, -2.00] | 2 tasks |\n"
+        "| C (a control) is within 1 point of LoRA | shown | +0.60 [+0.10, +1.10] | 2 tasks |\n"
+        "| D and E: better, worse or within 1 point | undecided "
+        "| +0.10 [-0.40, +0.60] to -0.50 [-1.00, +0.00] | 2 tasks |\n\n"
+        "* Of the worse, A trains fewer parameters than LoRA."
+    )
+    rest = study([gain("a", "undecided"), gain("d", "better")])
+    tasks = (Evidence("cola", "CoLA", "LoRA", 85.0, (floor,)),)
+    found = dataclasses.replace(study(GAINS[::3]), evidence=tasks, without_blind=rest)
+    rows = [line.split(" | ")[::3] for line in verdict_block(found).splitlines()[4:7]]
+    assert rows == [
+        ["| one of 2 methods is better than LoRA", "2 tasks; better without CoLA |"],
+        ["| A is worse than LoRA", "2 tasks; undecided without CoLA |"],
+        ["| D: better, worse or within 1 point", "2 tasks; better without CoLA |"],
+    ]
 
 
 @pytest.mark.parametrize(
