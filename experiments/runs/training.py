@@ -36,11 +36,10 @@ from lora_jax.compiled.audit import Audit
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
 from lora_jax.sharding import memory
-from lora_jax.training.averages import eval_params
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop import Progress, fit
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.step import TrainState
+from lora_jax.training.step import TrainState, eval_params
 from lora_jax.training.trial_program import Execution, Program
 
 LEDGER = "rungs.json"

@@ -16,9 +16,8 @@ from experiments.tracking.tracking import Tracking
 from lora_jax.messages import first_line
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics, last_check
-from lora_jax.training.averages import eval_params
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.step import TrainState
+from lora_jax.training.step import TrainState, eval_params
 
 
 class TrialRecords:

@@ -13,11 +13,10 @@ from jax import Array
 
 from lora_jax.compiled.audit import Audit
 from lora_jax.records.metrics_log import Metrics
-from lora_jax.training.averages import eval_params
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome, all_finite
 from lora_jax.training.saved_trials import SavedTrials
-from lora_jax.training.step import Batch, TrainState
+from lora_jax.training.step import Batch, TrainState, eval_params
 from lora_jax.training.trial_program import Program
 from lora_jax.transform.placement import Trainable
 
@@ -66,7 +65,7 @@ def fit(
     Args:
       states: the states before the first step; they are donated.
       trials: they have as many steps, and log, evaluate and save at the same ones.
-      evaluate: gives the metrics of a trial's trainables (`averages.eval_params`); its first
+      evaluate: gives the metrics of a trial's trainables (`step.eval_params`); its first
         argument is the trial's number.
       saved: the checkpoints; restores and saves the states.
       progress: gets the mean loss of the trials that go on, and the examples of all.

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lora_jax.files.json_text import numbers
-from lora_jax.training.averages import eval_params
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.outcome import Outcome
-from lora_jax.training.step import TrainState
+from lora_jax.training.step import TrainState, eval_params
 from lora_jax.training.trial_program import Program, stack, unstack
 
 

@@ -7,7 +7,7 @@ import pytest
 from experiments.runs.group import Group
 from experiments.setup.experiment import build
 from experiments.setup.load import load
-from lora_jax.training.averages import eval_params
+from lora_jax.training.step import eval_params
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 BASE = {"train__ema": 0.5, "variant__dropout": 0.2, "optimizer__weight_decay": 0.05}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.training.averages import Average
+from lora_jax.training.step import Average
 
 
 def test_the_average_of_descent_on_a_quadratic_has_a_closed_form():

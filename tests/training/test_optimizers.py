@@ -12,9 +12,8 @@ import lora_jax as lj
 import variants
 from lora_jax.sharding.layout import lay_out
 from lora_jax.training import optim, optimizers
-from lora_jax.training.averages import eval_params
 from lora_jax.training.optimizers import KINDS
-from lora_jax.training.step import TrainState, make_step, make_train_step
+from lora_jax.training.step import TrainState, eval_params, make_step, make_train_step
 from lora_jax.transform.adapted_optimizer import axes_of_matrices
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

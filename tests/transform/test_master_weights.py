@@ -11,9 +11,8 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax.training.averages import eval_params
 from lora_jax.training.optimizers import KINDS
-from lora_jax.training.step import TrainState
+from lora_jax.training.step import TrainState, eval_params
 from lora_jax.transform.adapted_optimizer import MasterState
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
