@@ -1,5 +1,7 @@
 """Which weights and which of their axes are chosen, and what a user is told of the others."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax import lax
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.clause import by_numpy
 from lora_jax.partition import select_paths
 from lora_jax.training.optim import scale_params
 from variants.lora import LoRA
@@ -24,7 +27,7 @@ def normal(*shape, seed=0):
 def moved(trainable, seed=1):
     """The trainables after some training."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), trainable)
+    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape), trainable)
 
 
 def started(forward, params, x, variant=None, targets="all-linear", **options):
@@ -39,9 +42,12 @@ def agree(adapted, trainable, frozen, x):
     def loss(trainable, model):
         return jnp.sum(jnp.sin(model(trainable)))
 
-    fast = jax.value_and_grad(loss)(trainable, lambda t: adapted.apply(t, frozen, x))
-    slow = jax.value_and_grad(loss)(
-        trainable, lambda t: adapted.forward(adapted.merge(t, frozen), x)
+    fast, slow = (
+        by_numpy(jax.value_and_grad(functools.partial(loss, model=model)))(trainable)
+        for model in (
+            lambda t: adapted.apply(t, frozen, x),
+            lambda t: adapted.forward(adapted.merge(t, frozen), x),
+        )
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), fast, slow)
 
