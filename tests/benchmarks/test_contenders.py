@@ -15,8 +15,9 @@ BERT = Case(model="tiny bert", rows=4, tokens=16)
 LLAMA = Case(model="tiny llama", rows=2, tokens=16)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("case", [BERT, pytest.param(LLAMA, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [BERT, LLAMA])
 def test_lora_by_hand_takes_our_steps(case):
     """From the same first factors, both lose the same over several steps."""
     batch = models.batch(case)

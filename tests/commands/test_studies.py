@@ -173,6 +173,7 @@ def test_a_second_domain_has_as_many_classes(bert, glue):
         build(config)
 
 
+@pytest.mark.slow
 def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
     """RTE and an equal copy of it as the other domain: equal scores."""
     arg = "pair=rte_qnli,stage=source"
@@ -212,6 +213,7 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
         build(again)
 
 
+@pytest.mark.slow
 def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):
     """Each rate on held-out sentences, then the best one's seeds on the development set."""
     protocol = Protocol(

@@ -73,9 +73,8 @@ def test_data_parallel_devices_gather_no_weights():
     assert_only_adapters_are_summed(found, mesh)
 
 
-@pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
 def test_quantised_weights_travel_as_they_are_stored(sizes):
     mesh = lj.make_mesh(*sizes)
     found = moves(language_model(mesh, storage=BITS), mesh)

@@ -61,6 +61,7 @@ def test_logits_are_those_of_the_whole_text(name, loop, x64, monkeypatch):
     assert np.isnan(found[4][2]).all()
 
 
+@pytest.mark.slow
 def test_no_step_copies_the_cache(full_optimization):
     """What programs need beside it is smaller than the keys of one layer; it stays in its place."""
     decoder = random_decoder("llama", head_dim=32, max_position_embeddings=2**14)

@@ -371,9 +371,13 @@ def test_studies_with_other_columns_have_tables_of_their_own():
     assert [each.rows for each in apart] == [one.rows, two.rows]
 
 
-def test_documents_have_the_blocks_of_committed_studies():
-    for path in marked_documents.files():
-        text = path.read_text(encoding="utf-8")
-        assert study_blocks.fill(text) == text, path
+@pytest.mark.slow
+@pytest.mark.parametrize("path", marked_documents.files(), ids=lambda path: path.stem)
+def test_documents_have_the_blocks_of_committed_studies(path):
+    text = path.read_text(encoding="utf-8")
+    assert study_blocks.fill(text) == text
+
+
+def test_a_block_of_what_is_no_registered_study():
     with pytest.raises(ValueError, match="has no registered study"):
         study_blocks.fill("<!-- study: bench -->\n<!-- /study -->\n")

@@ -22,12 +22,17 @@ SCORES = (0.5, 0.9, 0.1, 0.6), (0.4, 0.2, 0.8, 0.3)
 @pytest.mark.parametrize(
     ("trials", "halving", "select", "better"),
     [
-        (1, 0, "best", max),
         (1, 0, "best", min),
-        (1, 0, "last", max),
-        (2, 0, "best", min),
         (2, 0, "last", max),
-        (2, 2, "best", min),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                (1, 0, "best", max),
+                (1, 0, "last", max),
+                (2, 0, "best", min),
+                (2, 2, "best", min),
+            )
+        ),
     ],
 )
 def test_the_saved_state_is_that_of_the_chosen_evaluation(
@@ -85,6 +90,7 @@ def test_the_saved_state_is_that_of_the_chosen_evaluation(
         np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [1, 2])
 def test_averages_are_scored_and_saved_in_place_of_the_weights(
     config_of, tmp_path, monkeypatch, trials

@@ -64,6 +64,7 @@ def once(monkeypatch, tmp_path):
     return calls
 
 
+@pytest.mark.slow
 def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_path, monkeypatch):
     config = config_of("lora_ga")
     record = run(config, tmp_path / "first", audit=False)
@@ -99,6 +100,7 @@ def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_pa
     assert not once  # the run goes on with what it has in its folder
 
 
+@pytest.mark.slow
 def test_a_run_records_the_ranks_that_eva_gives_and_sees_no_padding(config_of, once, tmp_path):
     """Two sentences in a batch of four, in two parts, are seen as each alone without padding."""
     two: Any = {"data__train": 2, "data__max_length": 48}

@@ -138,13 +138,8 @@ def test_survivors_are_what_they_are_alone_and_records_say_why_others_left(
     assert not list(where[0].parent.glob(".programs/*/"))
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        "next",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("rung", "decided", "record")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["next", "rung", "decided", "record"])
 def test_a_killed_search_ends_with_the_same_bits(configs, halved, tmp_path, monkeypatch, point):
     """Killed before a rung, after its decision, between its records, and on the way to the next."""
     there, records = halved

@@ -13,7 +13,8 @@ from lora_jax.records import run_record
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FREE = {"train__optimizer": "schedule_free", "optimizer__schedule": "constant"}
-SLOW = [
+CHANGES = [
+    FREE,
     {"train__ema": 0.5, "train__optimizer": "sgd", "optimizer__momentum": 0.5},
     {"train__optimizer": "lion", "optimizer__head_learning_rate": 1e-3},
     {"train__optimizer": "adafactor"},
@@ -26,9 +27,8 @@ def smoke(tmp_path_factory):
     return small_model.smoke_runs(tmp_path_factory.mktemp("small"))
 
 
-@pytest.mark.parametrize(
-    "changes", [FREE, *(pytest.param(e, marks=pytest.mark.slow) for e in SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", CHANGES)
 def test_a_killed_run_ends_with_the_same_bits(smoke, tmp_path, monkeypatch, changes):
     """And the saved adapter is what was scored: the average, where there is one."""
     arg = "variant=full" if changes.pop("variant__name", "") else ""

@@ -72,6 +72,7 @@ def usual(made):
         return averages(Group.of([made()], alone=True))[0]
 
 
+@pytest.mark.slow
 def test_each_number_acts_in_a_group_as_it_does_alone(made, usual):
     trials = [made(), *(made(**{name: value}) for name, value in NUMBERS.items())]
     first, *others = averages(Group.of(trials))

@@ -58,6 +58,7 @@ def assert_learned(record, folder):
     assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
 
 
+@pytest.mark.slow
 def test_an_untrained_model_scores_what_a_run_scores_before_its_first_step(places, whole):
     """Also where the config's own method begins elsewhere."""
     for method in ("lora", "dora"):
@@ -165,6 +166,7 @@ def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_trials_that_draw_other_examples_learn_the_whole_of_their_completions(places, tmp_path):
     """Though the first of them drew shorter ones. A loss is a mean over the tokens that count."""
     file = tmp_path / "own.json"

@@ -37,6 +37,7 @@ def one_by_one(chosen, tmp_path_factory):
     return where
 
 
+@pytest.mark.slow
 def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
     for number in (1, 2):
         assert_alike(one_by_one[number], alone[number])
@@ -143,6 +144,7 @@ def test_a_frozen_head_that_each_trial_draws_is_its_own(config_of, tmp_path):
     assert_alike(where[1], tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_predictions_are_what_was_scored(config_of, tmp_path, monkeypatch):
     """They are not computed again, and their bits do not depend on who shares the program."""
     many = {"data__train": 8, "data__max_length": 64, "data__buckets": 3}

@@ -152,6 +152,7 @@ def test_reload_says_why_it_puts_nothing(served, monkeypatch):
         assert said["message"] == "memory has no room for programs"
 
 
+@pytest.mark.slow
 def test_unload_is_done_even_if_the_programs_without_it_fail(served, monkeypatch):
     """Others go on with what there is; the memory is freed with the next unload."""
     client, store, _ = served

@@ -81,11 +81,8 @@ def dropping():
     return decoder(method("lora", BITS, dropout=0.4))
 
 
-@pytest.mark.parametrize(
-    "sizes, remat",
-    [((2, 2, 2), False), pytest.param((1, 1, 8), True, marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes, remat", [((2, 2, 2), False), ((1, 1, 8), True)], ids=str)
 @pytest.mark.filterwarnings("ignore:left whole")  # a bias of 24 numbers, a table of 24 rows
 def test_a_decoder_trains_and_equal_keys_drop_the_same_numbers(sizes, remat):
     """Also where layers are computed again in the backward pass."""
