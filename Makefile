@@ -115,6 +115,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	-@$(BIN)/python tests/support/house.py
 
 $(UV): requirements/uv.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('lora-jax needs Python 3.11 or newer: make PYTHON=...')"

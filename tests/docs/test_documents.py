@@ -84,6 +84,16 @@ def test_links_lead_somewhere(name):
     assert [link for link in there if not (ROOT / link.partition("#")[0]).exists()] == []
 
 
+def test_what_contributing_says_to_open_has_what_it_names():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.search(r"\| to change \| open \|\n\|---\|---\|\n((?:\|.*\n)+)", text)[1].splitlines()
+    assert len(rows) >= 10
+    for row in rows:
+        files = [(ROOT / path).read_text() for path in re.findall(r"`([\w/]+\.py)`", row)]
+        known = re.findall(r"\w+", " ".join(files))
+        assert known and {*re.findall(r"`(\w+)`", row)} <= {*known}, row
+
+
 def test_what_a_document_is_read_as(tmp_path):
     """The tests above see each kind of block: they would pass if they saw none."""
     path = tmp_path / "page.md"
