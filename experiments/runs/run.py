@@ -236,13 +236,13 @@ def _build(
         try:
             if loaded is None and say is not None and processes.writes():
                 texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
-                line = describe(config, texts)
+                line = describe(config.data, texts)
                 alike = all(trials[each].config.data == config.data for each in numbers)
                 say(line if alike else f"{line} (of the first trial)")
                 if config.model.products and not multiplies_bfloat16():
                     say(NO_GAIN)
             if loaded is None:
-                with explained(of_loading(config)):
+                with explained(of_loading(config.model)):
                     texts = with_room(
                         texts or read_texts(config), config, [each.config for each in trials]
                     )
