@@ -69,7 +69,7 @@ def import_adapter() -> None:
                              "is of PEFT")  # fmt: skip
     enabled = _enabled(_ENABLE_LORA.value)
     announce()
-    with explained(of_loading(config)):
+    with explained(of_loading(config.model)):
         model = load(config)
     with explained(of_evaluation(config)):
         found = adapter_source.read_adapter(source, config, model, _ALPHA.value, enabled)

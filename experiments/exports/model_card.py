@@ -238,7 +238,7 @@ def _training(run: FinishedRun) -> Iterable[str]:
     average = " (the moving average of the weights was saved)" if config.train.ema else ""
     yield "## Training"
     yield (
-        f"{record.steps:,} steps of {kind_of_optimizer(config).title}{average} in "
+        f"{record.steps:,} steps of {kind_of_optimizer(config.train).title}{average} in "
         f"{record.seconds:,.0f} s, seed {record.seed}. These weights were trained:"
     )
     rows = summary(run.trainable, run.frozen).rows
@@ -255,7 +255,7 @@ def _training(run: FinishedRun) -> Iterable[str]:
 def _settings(config: RunConfig) -> list[tuple[str, str]]:
     """The settings that decide the result, without those of sections that are described apart."""
     sections: dict[str, Any] = {"optimizer": config.optimizer, "train": config.train}
-    kind = kind_of_optimizer(config)
+    kind = kind_of_optimizer(config.train)
     if isinstance(config, TextConfig) and config.generate.scored:
         sections["generate"] = config.generate
     rows = [("model.dtype", config.model.dtype)]

@@ -89,7 +89,7 @@ class AbstractStep:
         forward, params, rules, tokens, loss = model_of(config, mesh)
         # The steps of a run are known only once its data are read. Only schedules depend on them.
         steps = from_config.placeholder_steps(config)
-        adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
+        adapted = from_config.adapt(config, forward, from_config.make_targets(config, steps))
         # The warm-up may take more steps than that.
         own = dataclasses.replace(config.optimizer, warmup_steps=0)
         hyper = from_config.make_hyper(dataclasses.replace(config, optimizer=own), steps)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from configs.settings import OwnConfig, RunConfig, TextConfig, TokenSettings
+from configs.settings import ExampleSettings, OwnConfig, RunConfig, TextConfig, TokenSettings
 from experiments.planning.abstract_step import AbstractStep, Batches, least, stays
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked, check_ids
@@ -141,7 +141,7 @@ def announce(
     lower = advice(config, max(2.0, batches.training / left) if parts_help else math.inf)
     if least(most) > left:
         lower += "" if trials == 1 else f", or train {FEWER}"
-        raise too_large(f"{asked(config)} does not fit into memory: {said}; {lower}")
+        raise too_large(f"{asked(config.train)} does not fit into memory: {said}; {lower}")
     say(f"Estimated memory: {said}, which may not be enough: if so, {lower}")
     return texts
 
@@ -167,8 +167,8 @@ LONGEST = 30
 """The most characters of a class's name."""
 
 
-def describe(config: RunConfig, texts: TokenisedTask) -> str:
-    """The line on the examples of a config.
+def describe(section: ExampleSettings, texts: TokenisedTask) -> str:
+    """The line on the examples of a config's `data`.
 
     Args:
       texts: the result of `read_texts` for this config.
@@ -181,12 +181,12 @@ def describe(config: RunConfig, texts: TokenisedTask) -> str:
         for parts in ((task.train,), scored, task.unlabelled.values())
     )
     unit = "example" if choices == 1 else "question"
-    if is_generated(config.data.name, config.data.source):
+    if is_generated(section.name, section.source):
         unit = f"generated {unit}"
     kind = f" of {choices} choices" if choices > 1 else ""
     said = f"data: {train:,} {unit}{'s' if train > 1 else ''}{kind} to train on{_classes(task)}"
     said += f", {score:,} to score" + (f", {predict:,} to predict" if predict else "")
-    return said + _cut(config, texts)
+    return said + _cut(section, texts)
 
 
 def passed_over(frozen: Frozen) -> str | None:
@@ -215,12 +215,12 @@ def _name(name: str) -> str:
     return short if short.isprintable() else repr(short)  # one line
 
 
-def _cut(config: RunConfig, texts: TokenisedTask) -> str:
+def _cut(section: ExampleSettings, texts: TokenisedTask) -> str:
     """How many texts are longer than a text may be; empty if none is."""
     cut = sum(each.truncated for each in texts.encoded.values())
-    if not cut or not isinstance(config.data, TokenSettings):
+    if not cut or not isinstance(section, TokenSettings):
         return ""
-    task, own, most = texts.task, config.data.max_length, texts.shape.max_tokens
+    task, own, most = texts.task, section.max_length, texts.shape.max_tokens
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}
     count = len(task.train) + sum(map(_rows, parts.values()))
     limit = f"config.data.max_length {own}" if own <= most else f"the model's limit of {most}"

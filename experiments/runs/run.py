@@ -40,6 +40,41 @@ NO_GAIN = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """The settings of a run, and the folder for its files."""
+
+    config: RunConfig
+    folder: Path
+
+    def claim(self) -> None:
+        """Write the config into the folder, which all processes must see."""
+        processes.first(lambda: run_record.claim(self.folder, self.config.plain))
+        if not (self.folder / "config.json").exists():
+            raise ValueError(
+                f"--workdir {self.folder} is not a folder that the first process sees, too"
+            )
+
+    def ended(self, final: Collection[str]) -> run_record.Record | None:
+        """The record of a trial that is not trained again; if the first process sees it, all must.
+
+        Raises:
+          ValueError: the folder holds another run, or this process does not see that record.
+        """
+        if not processes.first(lambda: self._record(final) is not None):
+            return None
+        if (record := self._record(final)) is not None:
+            return record
+        raise ValueError(f"--workdir {self.folder} is not what the first process has there")
+
+    def _record(self, final: Collection[str]) -> run_record.Record | None:
+        if not (self.folder / "config.json").exists():
+            return None
+        run_record.claim(self.folder, self.config.plain)
+        record = run_record.read(self.folder)
+        return record if record is not None and record.status in final else None
+
+
 def run(
     config: RunConfig,
     workdir: Path,
@@ -102,62 +137,60 @@ def run_together(
     started = time.perf_counter()
     if mesh is not None and len(configs) > 1:
         raise ValueError("only a single trial trains on a mesh")
-    if len(configs) == 1 and (ended := _ended(configs, folders, how.final)):
+    trials = [_Trial(*each) for each in zip(configs, folders, strict=True)]
+    if len(trials) == 1 and (ended := _ended(trials, how.final)):
         # This works in a read-only folder, too.
         if say is not None and processes.writes() and not _sealed(ended[0], folders[0]):
             say(UNSEALED)
         return [ended[0]]
     with preemption() as interrupted, alone_in(folders) as busy:
         order = Order(how, label, interrupted, started)
-        if len(configs) > 1 or how.halving:
-            return _run_group(configs, folders, say, order, busy)
+        if len(trials) > 1 or how.halving:
+            return _run_group(trials, say, order, busy)
         # Another process may have completed the run in between.
-        ended = dict(busy) or _ended(configs, folders, how.final)
+        ended = dict(busy) or _ended(trials, how.final)
         if not ended:
-            experiments, ended = _build([0], configs, folders, say, mesh=mesh)
+            experiments, ended = _build([0], trials, say, mesh=mesh)
             if experiments:
                 ended = train(experiments, (), folders, None, order)
         return [ended[0]]
 
 
 def _run_group(
-    configs: Sequence[RunConfig],
-    folders: Sequence[Path],
-    say: Say | None,
-    order: Order,
-    busy: Mapping[int, Exception],
+    trials: Sequence[_Trial], say: Say | None, order: Order, busy: Mapping[int, Exception]
 ) -> list[Ended]:
-    """As `run_together`, where the folders with the numbers in `busy` belong to other processes."""
+    """As `run_together`, where the trials with the numbers in `busy` belong to other processes."""
     order = dataclasses.replace(order, started=time.perf_counter())
-    home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, order.how.final)
+    folders, ended = [each.folder for each in trials], _ended(trials, order.how.final)
+    home = GroupFolder.of([each.config for each in trials], folders)
     home.path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in([home.path]) as common:
         if common:  # another process holds the checkpoints
-            return _filled(ended, common[0], len(configs))
-        wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
+            return _filled(ended, common[0], len(trials))
+        wanted = home.trials or [number for number in range(len(trials)) if number not in ended]
         at_once = len(wanted) if (order.how.execution or home.execution) == "vmap" else 1
-        experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
+        experiments, wrong = _build(wanted, trials, say, busy, at_once)
         if home.trials and wrong:
             number, error = next(iter(wrong.items()))
             error = ValueError(
                 f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
                 f"cannot be made now: {error}; mend that, or delete them to start over without it"
             )
-            return _filled(wrong | ended, error, len(configs))  # the checkpoints stay
+            return _filled(wrong | ended, error, len(trials))  # the checkpoints stay
         if order.how.halving and (missing := _missing(folders, experiments, wrong | ended)):
-            return _filled(ended, ValueError(MISSING.format(*missing)), len(configs))
+            return _filled(ended, ValueError(MISSING.format(*missing)), len(trials))
         if not home.trials:
             home.begin(list(experiments))
         ended = wrong | ended
         if experiments.keys() - ended.keys():
             ended |= train(experiments, ended.keys(), folders, home, order)
         home.remove()
-    if rest := [number for number in range(len(configs)) if number not in ended]:
+    if rest := [number for number in range(len(trials)) if number not in ended]:
         # An earlier process could not make these trials, and began without them.
-        mine = [configs[number] for number in rest], [folders[number] for number in rest]
+        mine = [trials[number] for number in rest]
         others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
-        ended |= dict(zip(rest, _run_group(*mine, say, order, others), strict=True))
-    return [ended[number] for number in range(len(configs))]
+        ended |= dict(zip(rest, _run_group(mine, say, order, others), strict=True))
+    return [ended[number] for number in range(len(trials))]
 
 
 def _filled(ended: Mapping[int, Ended], error: Exception, count: int) -> list[Ended]:
@@ -180,8 +213,7 @@ def _missing(
 
 def _build(
     numbers: Sequence[int],
-    configs: Sequence[RunConfig],
-    folders: Sequence[Path],
+    trials: Sequence[_Trial],
     say: Say | None = None,
     busy: Mapping[int, Exception] = MappingProxyType({}),
     at_once: int = 1,
@@ -199,27 +231,30 @@ def _build(
         if number in busy:
             wrong[number] = busy[number]
             continue
-        config, texts = configs[number], None
+        trial, texts = trials[number], None
+        config = trial.config
         try:
             if loaded is None and say is not None and processes.writes():
                 texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
-                line = describe(config, texts)
-                alike = all(configs[each].data == config.data for each in numbers)
+                line = describe(config.data, texts)
+                alike = all(trials[each].config.data == config.data for each in numbers)
                 say(line if alike else f"{line} (of the first trial)")
                 if config.model.products and not multiplies_bfloat16():
                     say(NO_GAIN)
             if loaded is None:
-                with explained(of_loading(config)):
-                    texts = with_room(texts or read_texts(config), config, configs)
+                with explained(of_loading(config.model)):
+                    texts = with_room(
+                        texts or read_texts(config), config, [each.config for each in trials]
+                    )
                     loaded = load(config, mesh, texts)
             with explained(of_a_step(config)):
                 if read is not None and read != config.data:  # another draw of the examples
                     loaded = dataclasses.replace(loaded, texts=read_texts(config))
                 read = config.data
-                made = build(config, loaded, mesh, folder=folders[number])
-            _claim(folders[number], config)
+                made = build(config, loaded, mesh, folder=trial.folder)
+            trial.claim()
             if made.gathered is not None:
-                made.gathered.save(folders[number] / from_data.FILE)
+                made.gathered.save(trial.folder / from_data.FILE)
         except TooManyTrialsError as error:  # so it is for each of them
             wrong |= {each: error for each in numbers if each not in wrong}
             break
@@ -234,46 +269,16 @@ def _build(
     return experiments, wrong
 
 
-def _claim(folder: Path, config: RunConfig) -> None:
-    """Write a run's config into its folder, which all processes must see."""
-    processes.first(lambda: run_record.claim(folder, config.plain))
-    if not (folder / "config.json").exists():
-        raise ValueError(f"--workdir {folder} is not a folder that the first process sees, too")
-
-
-def _ended(
-    configs: Sequence[RunConfig], folders: Sequence[Path], final: Collection[str]
-) -> dict[int, Ended]:
+def _ended(trials: Sequence[_Trial], final: Collection[str]) -> dict[int, Ended]:
     """The records of trials that are not trained again, and errors of folders of other runs."""
     ended: dict[int, Ended] = {}
-    for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+    for number, trial in enumerate(trials):
         try:
-            if (record := _agreed(config, folder, final)) is not None:
+            if (record := trial.ended(final)) is not None:
                 ended[number] = record
         except (ValueError, OSError) as error:
             ended[number] = error
     return ended
-
-
-def _agreed(config: RunConfig, folder: Path, final: Collection[str]) -> run_record.Record | None:
-    """The record of a trial that is not trained again; if the first process sees it, all must.
-
-    Raises:
-      ValueError: the folder holds another run, or this process does not see that record.
-    """
-    if not processes.first(lambda: _record(config, folder, final) is not None):
-        return None
-    if (record := _record(config, folder, final)) is not None:
-        return record
-    raise ValueError(f"--workdir {folder} is not what the first process has there")
-
-
-def _record(config: RunConfig, folder: Path, final: Collection[str]) -> run_record.Record | None:
-    if not (folder / "config.json").exists():
-        return None
-    run_record.claim(folder, config.plain)
-    record = run_record.read(folder)
-    return record if record is not None and record.status in final else None
 
 
 def _sealed(ended: Ended, folder: Path) -> bool:

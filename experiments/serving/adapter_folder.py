@@ -192,7 +192,7 @@ class AdapterLoader:
         if isinstance(config, ClassifierConfig):
             self._require_pool(folder, config.model.pool)
             self._require_classes(folder)
-        targets = from_config.make_run_targets(config, _steps(folder))
+        targets = from_config.make_targets(config, _steps(folder))
         if any(each.allots for each in targets.values()):
             raise ValueError(
                 f"{folder}: its ranks were chosen from data, so its config does not tell them: "

@@ -214,7 +214,7 @@ def build(
     tx = from_config.make_optimizer(config, hyper, loop.steps)
     key = jax.random.key(config.seed)
     forward, params = loaded.model(key)
-    adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, loop.steps))
+    adapted = from_config.adapt(config, forward, from_config.make_targets(config, loop.steps))
     # An adapter that is still shrinking is larger than its final budget, so it cannot be the best.
     settled = max((each.settled for _, each in adapted.rules if each), default=0)
     check_ids(config, texts.boundaries[-1])

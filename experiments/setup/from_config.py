@@ -27,13 +27,11 @@ _LARGEST_COUNT = 2**31 - 1
 _Task = TypeVar("_Task", data.Task, data.TextTask)
 
 
-def make_targets(config: settings.RunConfig) -> dict[Any, lj.Variant]:
-    """As `make_run_targets`, of a run whose steps are not known: as many as a variant takes."""
-    return make_run_targets(config, MOST_STEPS)
+def make_targets(config: settings.RunConfig, steps: int = MOST_STEPS) -> dict[Any, lj.Variant]:
+    """The variant of each target; its `total_steps`, unless the config sets them, are `steps`.
 
-
-def make_run_targets(config: settings.RunConfig, steps: int) -> dict[Any, lj.Variant]:
-    """The variant of each target; its `total_steps`, unless the config sets them, are `steps`."""
+    By default they are as many as a variant takes, for a run whose steps are not known.
+    """
     return variants_of(config.targets, config.variant.name, config.variant.settings, steps)
 
 
@@ -41,7 +39,7 @@ def placeholder_steps(config: settings.RunConfig) -> int:
     """Steps that suit a config's variants, where those of the run are not known."""
     for steps in (FEW_STEPS, 10_000, 100_000):
         with contextlib.suppress(ValueError):  # of AdaLoRA's schedule, which takes more
-            make_run_targets(config, steps)
+            make_targets(config, steps)
             return steps
     return MOST_STEPS
 
@@ -212,13 +210,13 @@ def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Lo
     )
 
 
-def kind_of_optimizer(config: settings.RunConfig) -> Kind:
-    """The kind of a config's optimiser.
+def kind_of_optimizer(section: settings.TrainSettings) -> Kind:
+    """The kind of optimiser that a config's `train` names.
 
     Raises:
       ValueError: no such optimiser.
     """
-    name = config.train.optimizer or "adamw"
+    name = section.optimizer or "adamw"
     require_known(name, KINDS, f"unknown config.train.optimizer '{name}'")
     return KINDS[name]
 
@@ -229,7 +227,7 @@ def make_hyper(config: settings.RunConfig, steps: int) -> dict[str, float]:
     Raises:
       ValueError: the warm-up takes all steps, or there is no such optimiser.
     """
-    section, kind = config.optimizer, kind_of_optimizer(config)
+    section, kind = config.optimizer, kind_of_optimizer(config.train)
     if section.warmup_steps >= steps and section.warmup_steps:
         raise ValueError(
             f"config.optimizer.warmup_steps {section.warmup_steps} leaves nothing of {steps} steps"
@@ -254,7 +252,7 @@ def make_optimizer(config: settings.RunConfig, hyper: Mapping[str, Any], steps: 
     Args:
       hyper: the result of `make_hyper`; its numbers may be traced.
     """
-    schedule, kind = config.optimizer.schedule, kind_of_optimizer(config)
+    schedule, kind = config.optimizer.schedule, kind_of_optimizer(config.train)
     rate = optim.traceable_schedule(schedule, hyper["learning_rate"], steps, hyper["warmup"])
     tx = kind.make(rate, {name: hyper[name] for name in ("weight_decay", *kind.reads)})
     if "head_ratio" not in hyper:

@@ -21,7 +21,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lora_jax as lj
-from configs.settings import RunConfig, TextTrainSettings
+from configs.settings import RunConfig, TextTrainSettings, TrainSettings
 from experiments.setup import from_config, processes
 from experiments.setup.forward_pass import model_inputs
 from experiments.setup.task_and_model import TaskAndModel
@@ -95,8 +95,9 @@ def gathered(
                 _require_same(path, found.said, made_of)
             return found
     began = time.perf_counter()
-    planned = _planned(config, loaded.texts)
-    batches = list(_batches(config, loaded.texts, mesh, planned))
+    plan = loaded.texts.plan(config.train.batch_size, config.seed)
+    planned = list(itertools.islice(plan.start(), config.train.init_batches or BATCHES))
+    batches = list(_batches(config.train, loaded.texts, mesh, planned))
     given: Any = {"batches": batches, "loss": _loss(loaded.texts), "counts": _counts}
     seen = adapted.gather(key, *inputs, **given)
     seen = jax.device_get(processes.whole(seen))
@@ -158,20 +159,17 @@ def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen])
     )
 
 
-def _planned(config: RunConfig, texts: TokenisedTask) -> list[data.PlannedBatch]:
-    """The first batches of training."""
-    plan = texts.plan(config.train.batch_size, config.seed)
-    return list(itertools.islice(plan.start(), config.train.init_batches or BATCHES))
-
-
 def _batches(
-    config: RunConfig, texts: TokenisedTask, mesh: Mesh | None, planned: Sequence[data.PlannedBatch]
+    section: TrainSettings,
+    texts: TokenisedTask,
+    mesh: Mesh | None,
+    planned: Sequence[data.PlannedBatch],
 ) -> Iterator[Any]:
     """The arrays of batches, in as many parts as training takes them in."""
     rows = None if mesh is None else NamedSharding(mesh, PartitionSpec(ROWS))
-    parts = config.train.accumulate
+    parts = section.accumulate
     for batch in planned:
-        whole = texts.batch("train", batch, config.train.batch_size, rows)
+        whole = texts.batch("train", batch, section.batch_size, rows)
         for part in range(parts):
             yield jax.tree.map(lambda x, start=part: x[start::parts], whole)
 

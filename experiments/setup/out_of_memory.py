@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import jax
 
-from configs.settings import GenerateSettings, RunConfig, TokenSettings
+from configs.settings import (
+    GenerateSettings,
+    ModelSettings,
+    RunConfig,
+    TokenSettings,
+    TrainSettings,
+)
 from lora_jax.messages import said
 from lora_jax.sharding import memory
 
@@ -37,7 +43,7 @@ def explained(advised: str) -> Iterator[None]:
 
 def of_a_step(config: RunConfig) -> str:
     """For `explained`: what a step of training takes."""
-    return f"{asked(config)}; {advice(config)}"
+    return f"{asked(config.train)}; {advice(config)}"
 
 
 def of_evaluation(config: RunConfig) -> str:
@@ -55,17 +61,17 @@ def of_texts(section: GenerateSettings) -> str:
     )
 
 
-def of_loading(config: RunConfig) -> str:
+def of_loading(model: ModelSettings) -> str:
     """For `explained`: what a model's weights take."""
     return (
-        f"config.model.name {config.model.name}, with parameters of {config.model.dtype}; take a "
+        f"config.model.name {model.name}, with parameters of {model.dtype}; take a "
         "smaller config.model.dtype or model, or divide the weights over devices (--mesh)"
     )
 
 
-def asked(config: RunConfig) -> str:
-    """The batch size of a config, in words."""
-    size, rows = config.train.batch_size, config.train.batch_size // config.train.accumulate
+def asked(section: TrainSettings) -> str:
+    """The batch size of a config's `train`, in words."""
+    size, rows = section.batch_size, section.batch_size // section.accumulate
     return f"config.train.batch_size {size} in parts of {rows} rows"
 
 
@@ -98,6 +104,7 @@ def check_ids(config: RunConfig, tokens: int) -> None:
     needed, room = 3 * 4 * config.train.batch_size * tokens, memory.host_memory()
     if room is not None and needed > room:
         raise ValueError(
-            f"{asked(config)} does not fit into memory: its ids take {memory.size(needed)}, and "
-            f"{memory.size(room)} are available; {advice(config, math.inf)}"
+            f"{asked(config.train)} does not fit into memory: its ids take "
+            f"{memory.size(needed)}, and {memory.size(room)} are available; "
+            f"{advice(config, math.inf)}"
         )

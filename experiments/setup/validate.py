@@ -77,7 +77,7 @@ def validate(config: RunConfig) -> None:
 
 def _validate_optimizer(config: RunConfig, variants: Sequence[Variant]) -> None:
     """Raise a ValueError for an optimiser or an average that does not go with other settings."""
-    kind, name = from_config.kind_of_optimizer(config), config.train.optimizer or "adamw"
+    kind, name = from_config.kind_of_optimizer(config.train), config.train.optimizer or "adamw"
     section = config.optimizer
     for field in dataclasses.fields(section):
         unread = field.name in OF_SOME - {*kind.reads}

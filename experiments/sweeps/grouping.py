@@ -153,7 +153,7 @@ def program_key(config: RunConfig) -> str:
         config.optimizer.schedule,
         sorted(from_config.make_hyper(config, _ANY)),
         # Where a number's step depends on all of its factor, padded rows would change it.
-        None if from_config.kind_of_optimizer(config).elementwise else _ranks(variants),
+        None if from_config.kind_of_optimizer(config.train).elementwise else _ranks(variants),
         [(where, type(variant)) for where, variant in targets.items()],
         _kinds(variants),
         # Such ranks are known only when data have been seen: each trial is alone.
@@ -187,7 +187,7 @@ def _parts(numbers: list[int], configs: Sequence[RunConfig]) -> list[list[int]]:
     same = list(alike.values())
     try:
         abstract = AbstractRun.of(configs[numbers[0]])
-        targets = [from_config.make_run_targets(configs[each[0]], abstract.steps) for each in same]
+        targets = [from_config.make_targets(configs[each[0]], abstract.steps) for each in same]
         parts = split(abstract, [tuple(each.items()) for each in targets])
     except Exception:  # the model or texts cannot be loaded; each trial's run reports it
         return same

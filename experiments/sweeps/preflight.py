@@ -89,5 +89,5 @@ def check(config: RunConfig, once: Once) -> Loop:
 def _trace(config: RunConfig, outputs: int, steps: int) -> None:
     """Adapt a model from shapes alone; patterns without a match and wrong ranks raise."""
     forward, arguments = abstract_model(config, outputs)
-    adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
+    adapted = from_config.adapt(config, forward, from_config.make_targets(config, steps))
     init_shapes(adapted, jax.random.key(0), *arguments)

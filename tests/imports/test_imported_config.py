@@ -56,7 +56,7 @@ def test_what_the_config_makes(name):
     found = made(CASES[name], ["other/bias"])
     plain = config_of(quickstart.get_config().to_dict(), found).plain
     config = parse(json.loads(json.dumps(plain)))  # as its file has it
-    again = made(from_config.make_run_targets(config, steps=7), config.also_train)
+    again = made(from_config.make_targets(config, steps=7), config.also_train)
     assert again.frozen.spec == found.frozen.spec
     assert again.trainable["params"].keys() == {"other/bias"}
 

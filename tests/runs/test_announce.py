@@ -92,7 +92,7 @@ def test_a_run_says_it_before_it_begins(smoke, tmp_path, room):
         begins,
     )
     assert " 0.0 " not in begins.partition("gradients")[0]
-    assert then == describe(smoke(), read_texts(smoke()))
+    assert then == describe(smoke().data, read_texts(smoke()))
 
 
 def test_weights_that_do_not_fit_are_refused_before_texts_are_read(

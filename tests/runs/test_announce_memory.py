@@ -239,7 +239,9 @@ def test_each_phase_names_what_it_can_lower():
     texts = of_texts(GenerateSettings(batch_size=64, beams=5))
     assert "generate.batch_size 64, config.generate.beams 5 or" in texts and "train" not in texts
     assert "beams" not in of_texts(GenerateSettings())
-    assert "train" not in of_loading(config) and "config.model.dtype" in of_loading(config)
+    assert "train" not in of_loading(config.model) and "config.model.dtype" in of_loading(
+        config.model
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), jax.errors.JaxRuntimeError("INTERNAL: x")])

@@ -22,7 +22,7 @@ def said(task, cut=0, max_length=32, name="own", source="files"):
     encoded = {"train": SimpleNamespace(truncated=cut), "validation": SimpleNamespace(truncated=0)}
     texts = SimpleNamespace(task=task, encoded=encoded, shape=SimpleNamespace(max_tokens=64))
     section = settings.TextSettings(name=name, source=source, max_length=max_length)
-    return describe(SimpleNamespace(data=section), texts)
+    return describe(section, texts)
 
 
 def part(labels):
@@ -67,7 +67,7 @@ def test_prompts_are_cut_with_each_of_their_options(tmp_path):
     options = int(texts.task.validation.option_counts.sum())
     extra = sum(int(each.option_counts.sum()) for each in texts.task.extra.values())
     total = len(texts.task.train) + options + extra
-    assert describe(settings, texts).endswith(
+    assert describe(settings.data, texts).endswith(
         f"; {total} of {total} texts are cut to config.data.max_length 12 tokens, at the beginning "
         "of the prompt"
     )

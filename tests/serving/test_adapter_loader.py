@@ -116,7 +116,7 @@ def test_a_run_of_adalora_has_its_steps_and_the_classes_of_its_record(
     config = fill(quickstart.get_config("variant=adalora,size=smoke").to_dict())
     config |= {"targets": ["query/kernel"], "also_train": ["classifier/.*"]}
     config["model"]["pool"] = base.pool
-    targets = from_config.make_run_targets(parse(config), steps)
+    targets = from_config.make_targets(parse(config), steps)
     adapted = lj.adapt(base.train, None, targets, also_train="classifier/.*")
     trainable, frozen = adapted.init(jax.random.key(1), base.params, *EXAMPLE)
     lj.save_adapter(folder, trainable, frozen, {"config": plain(config)})

@@ -238,7 +238,7 @@ def test_a_variant_may_say_its_steps():
     def targets(steps, **given):
         variant = {"name": "adalora", **given}
         config = TWO["quickstart"] | {"variant": variant, "targets": ("a",)}
-        return from_config.make_run_targets(parse(config), steps)
+        return from_config.make_targets(parse(config), steps)
 
     assert targets(8, total_steps=40)["a"].total_steps == 40
     assert targets(8)["a"].total_steps == 8
@@ -255,10 +255,10 @@ def test_a_schedule_may_be_longer_than_any_placeholder(task):
     config = parse(fill(adalora_table1.get_config(arg).to_dict()))
     start, end = (config.variant.settings[name] for name in ("t_init", "t_final"))
     assert from_config.placeholder_steps(config) > start + end > from_config.FEW_STEPS
-    made = from_config.make_run_targets(config, start + end + 1)
+    made = from_config.make_targets(config, start + end + 1)
     assert {each.total_steps for each in made.values()} == {start + end + 1}
     with pytest.raises(ValueError, match=f"must be below total_steps = {start + end}"):
-        from_config.make_run_targets(config, start + end)
+        from_config.make_targets(config, start + end)
 
 
 def test_a_second_domain_asks_as_the_first_does(tmp_path):
