@@ -249,8 +249,8 @@ def test_the_result_has_the_dtypes_of_training():
     mine, theirs = (
         np.asarray(each["mix"]["kernel"], np.float32)
         for each in (
-            toy.adapted.merge(toy.moved, toy.frozen),
-            toy.adapted.merge(combined.trainable, combined.frozen),
+            by_numpy(toy.adapted.merge)(toy.moved, toy.frozen),
+            by_numpy(toy.adapted.merge)(combined.trainable, combined.frozen),
         )
     )
     np.testing.assert_array_equal(mine, theirs)

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.clause import by_numpy
 from lora_jax.interchange.names import Names
 from lora_jax.models.parts.family import Place
 
@@ -86,7 +87,7 @@ def test_what_is_read(name, tensors, params, tmp_path):
     modules = ("encoder.0.up", "encoder.1.up", "word")
     updates = {module: update(tensors, module) for module in modules}
     expected = by_formula(params, updates, tensors["encoder.1.up.bias"])
-    got = loaded.adapted.apply(loaded.trainable, loaded.frozen, IDS)
+    got = by_numpy(loaded.adapted.apply)(loaded.trainable, loaded.frozen, IDS)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert [*loaded.trainable["params"]] == ["up/bias"]
 
@@ -206,7 +207,7 @@ def test_what_is_written(other, rank, alpha, params, tmp_path):
         assert file.metadata() == header
     updates = {m: update(tensors, m, alpha) for m in ("encoder.1.up", "attn.qkv")}
     moved = {**params, "up": {**params["up"], "bias": trainable["params"]["up/bias"]}}
-    expected = adapted.apply(trainable, frozen, IDS)
+    expected = by_numpy(adapted.apply)(trainable, frozen, IDS)
     np.testing.assert_allclose(by_formula(moved, updates), expected, atol=1e-5)
     layer = {"kind": "Linear", "options": {"r": rank, "lora_alpha": alpha}}
     assert written.layers["encoder.1.up"]._asdict() == layer

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.clause import by_numpy
 from lora_jax.contract.toys import noisy
 from lora_jax.interchange.peft_config import joined
 
@@ -171,7 +172,7 @@ def test_starts_from_the_weight_are_lora_on_the_untouched_base(method, params, t
     lj.save_peft(tmp_path, trainable, frozen, NAMES)
     config, _ = read(tmp_path)
     assert config["r"] == (4 if method == "pissa" else 2) and config["init_lora_weights"] is True
-    expected = adapted.apply(trainable, frozen, X)
+    expected = by_numpy(adapted.apply)(trainable, frozen, X)
     np.testing.assert_allclose(by_pefts_formula(tmp_path, params), expected, atol=1e-5)
 
 
@@ -369,7 +370,7 @@ def test_places_of_one_layer_of_several(params, tmp_path):
     targets = {lj.layers("query/kernel", 1): variants.make("shira", rank=1)}
     adapted, trainable, frozen = trained(targets, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES)
-    loaded, expected = load(tmp_path, params), adapted.apply(trainable, frozen, X)
+    loaded, expected = load(tmp_path, params), by_numpy(adapted.apply)(trainable, frozen, X)
     np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
 
 
@@ -397,7 +398,7 @@ def test_a_bias_that_trains_in_layers_without_an_adapter(params, tmp_path):
     targets = {lj.layers("query/kernel", 0): variants.make("lora", rank=1)}
     adapted, trainable, frozen = trained(targets, params, also_train="query/bias")
     lj.save_peft(tmp_path, trainable, frozen, NAMES)
-    loaded, expected = load(tmp_path, params), adapted.apply(trainable, frozen, X)
+    loaded, expected = load(tmp_path, params), by_numpy(adapted.apply)(trainable, frozen, X)
     np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
     tensors = read(tmp_path)[1]
     tensors["base_model.model.encoder.1.self.query.weight"][0, 0] += 1
@@ -420,11 +421,11 @@ def test_an_adapter_of_a_quantised_base(tmp_path):
     trainable, frozen = adapted.init(jax.random.key(0), params, x)
     trainable = jax.tree.map(lambda leaf: leaf + 0.5, trainable)
     lj.save_peft(tmp_path, trainable, frozen, names)
-    expected = adapted.apply(trainable, frozen, x)
+    expected = by_numpy(adapted.apply)(trainable, frozen, x)
 
     def outputs(**given):
         read = lj.load_peft(tmp_path, variants.from_peft, names, forward, params, x, **given)
-        return read.adapted.apply(read.trainable, read.frozen, x)
+        return by_numpy(read.adapted.apply)(read.trainable, read.frozen, x)
 
     np.testing.assert_allclose(outputs(quantize=storage), expected, rtol=1e-6)
     assert np.abs(outputs() - expected).max() > 0.1

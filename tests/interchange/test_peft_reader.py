@@ -21,6 +21,7 @@ from support import stored_adapters as stored
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.clause import by_numpy
 from lora_jax.interchange import load_peft
 
 STORED_NAMES = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
@@ -296,6 +297,6 @@ def test_outputs_are_those_of_that_version(version, case, x64):
         FOLDER / version / case, variants.from_peft, NET_NAMES, peft_net.forward, params, ids
     )
     expected = np.load(FOLDER / version / "outputs.npz")[case]
-    got = loaded.adapted.apply(*loaded[1:3], ids)
+    got = by_numpy(loaded.adapted.apply)(*loaded[1:3], ids)
     np.testing.assert_allclose(got, expected, atol=1e-10, rtol=0)
     assert np.abs(expected - functools.partial(peft_net.forward, params)(ids)).max() > 1e-3

@@ -17,6 +17,7 @@ from small_decoder import random_decoder, random_ids
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.clause import by_numpy
 from lora_jax.contract.toys import noisy
 from lora_jax.interchange.names import Names, names_of
 from lora_jax.interchange.save_plain_lora import save_plain_lora, write_gguf_lora
@@ -93,16 +94,16 @@ def test_readers_that_know_the_model_find_all_tensors(path, named, params, tmp_p
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == named
     back = lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, params, X)
-    expected = adapted.apply(trainable, frozen, X)
+    expected = by_numpy(adapted.apply)(trainable, frozen, X)
     np.testing.assert_allclose(
-        back.adapted.apply(back.trainable, back.frozen, X), expected, atol=1e-5
+        by_numpy(back.adapted.apply)(back.trainable, back.frozen, X), expected, atol=1e-5
     )
 
 
 def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
     adapted, trainable, frozen = trained(params, {"up/kernel": variants.make("dora", rank=1)})
     written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES, svd_rank=2)
-    merged, cut = adapted.merge(trainable, frozen), []
+    merged, cut = by_numpy(adapted.merge)(trainable, frozen), []
     for layer in range(2):
         before, after = (np.asarray(x["up"]["kernel"][layer]) for x in (params, merged))
         u, values, vt = np.linalg.svd(after - before)
@@ -137,7 +138,7 @@ def test_parts_of_one_module_are_cut_together(targets, tmp_path):
     written = lj.save_plain_lora(
         tmp_path, trainable, frozen, Names(place, lambda _: False), svd_rank=2, served=None
     )
-    after = adapted.merge(trainable, frozen)
+    after = by_numpy(adapted.merge)(trainable, frozen)
     update = np.concatenate([after[n]["kernel"] - before[n]["kernel"] for n in "qkv"], axis=1)
     u, values, vt = np.linalg.svd(update)
     error = np.linalg.norm(values[2:]) / np.linalg.norm(values)
@@ -272,7 +273,7 @@ def test_each_matrix_keeps_its_own_update(chosen, joined, tmp_path):
         by = SCALES[settings.get("scale", "alpha/rank")](settings["alpha"], rank)
         updates.append(by * (product(own) - before))
     wanted = np.concatenate(updates, 1)
-    merged = adapted.merge(trainable, frozen)
+    merged = by_numpy(adapted.merge)(trainable, frozen)
     found = np.concatenate([merged[n]["kernel"] - PARAMS[n]["kernel"] for n in "qkv"], 1)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -322,7 +323,7 @@ def test_llama_cpp_computes_what_is_merged(name, tmp_path):
     assert fields["general.architecture"] == arch
     alpha = fields["adapter.lora.alpha"]
     graph, _ = nnx.split(model)
-    merged = nnx.merge(graph, adapted.merge(trainable, frozen))
+    merged = nnx.merge(graph, by_numpy(adapted.merge)(trainable, frozen))
     after = dict(as_converted(merged, arch))
     changed = 0
     for weight, before in as_converted(model, arch):
