@@ -12,7 +12,7 @@ import pytest
 import small_model
 from documents import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.minutes]
+pytestmark = pytest.mark.slow
 
 ELSEWHERE = {
     r"experiments\.serve": "tests/serving/test_server.py",
@@ -20,9 +20,11 @@ ELSEWHERE = {
     r"experiments\.tune": "tests/commands/test_studies.py",
     r"experiments\.import_adapter": "tests/commands/test_import_command.py",
     r"experiments\.plan .*--topology": "tests/planning/test_plan.py",
+    r"experiments\.sweep .*--track=": "tests/runs/test_tracked_training.py",
     r"benchmarks .*--suite": "tests/benchmarks/test_suites.py",
     r"experiments\.expressive_power": "tests/approximation/test_approximation.py",
     r"experiments\.quickstart": "tests/docs/test_stated_results.py",
+    r"experiments\.train .*configs/quickstart": "tests/docs/test_document_commands.py",  # `reader`
     r"experiments\.train .*configs/instruct": "tests/runs/test_text_runs.py",
     r"experiments\.(report|table|plot) .*--results=runs/sweep": "tests/reports/test_grid.py",
     r"experiments\.report --documents=": "tests/reports/test_registered.py",
@@ -54,15 +56,38 @@ def small(module: str, flags: list[str]) -> list[str]:
     return [config, *others, *(f"--config.{each}" for each in SMALL), "--noaudit"]
 
 
-def unread(workdir: str, shown: list[tuple[str, list[str]]]) -> bool:
-    """Whether no other command of the documents reads what is in a folder of runs."""
-    flags = [flag for module, flags in shown if module not in TRAINING for flag in flags]
-    named = {value for flag in flags for value in flag.partition("=")[2].split(",")}
-    return named.isdisjoint(map(str, [workdir, *Path(workdir).parents]))
+def elsewhere(module: str, flags: list[str]) -> set[str]:
+    """The entries of `ELSEWHERE` that match a command."""
+    return {line for line in ELSEWHERE if re.match(line, " ".join([module, *flags]))}
 
 
-def write_surroundings(folder: Path) -> None:
-    """What a reader has beside the commands: the project, data, a model and a study's results."""
+def by_page() -> dict[str, list[tuple[str, ...]]]:
+    """The commands to run for each page; what reads runs goes with the page that trains them."""
+    trains, pages = {}, {}
+    for place, module, flags in documents.project_commands():
+        if elsewhere(module, flags):
+            continue
+        given = dict(flag.partition("=")[::2] for flag in flags)
+        page = trains.get(given.get("--results"), place.partition(":")[0])
+        if module in TRAINING:
+            workdir = Path(given["--workdir"])
+            trains |= dict.fromkeys(map(str, [workdir, *workdir.parents]), page)
+        pages.setdefault((module, *small(module, flags)), page)
+    return {page: [line for line in pages if pages[line] == page] for page in pages.values()}
+
+
+PAGES = by_page()
+
+
+def run(line: tuple[str, ...], folder: Path) -> None:
+    ended = commands.run(*line, folder=folder, **commands.with_devices(1))
+    assert ended.returncode == 0, f"{line}\n{ended.stderr}"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """What commands read: the project, data, a model, a study's results and three runs."""
+    folder = tmp_path_factory.mktemp("reader")
     shutil.copy(ROOT / "README.md", folder)
     shutil.copytree(ROOT / "docs", folder / "docs")
     for name in ("configs", "experiments"):
@@ -72,41 +97,23 @@ def write_surroundings(folder: Path) -> None:
         rows = [(official.sentence(i), i % 2) for i in range(600)]
         csv.writer(file).writerows([("review", "stars"), *rows])
     small_model.write(folder / "bert")
-    (folder / "runs").mkdir()
     shutil.copytree(ROOT / "experiments/results/against_lora", folder / "runs" / "against_lora")
+    flags = ["--config=configs/quickstart.py", "--workdir=runs/lora"]
+    run(("experiments.train", *small("experiments.train", flags)), folder)
+    for name in ("a", "b"):
+        shutil.copytree(folder / "runs" / "lora", folder / "runs" / name)
+    return folder
 
 
-def test_every_command_ends_well(tmp_path):
-    """Of each config, one run is trained, and those that other commands read.
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_ends_well(page, reader, tmp_path):
+    """`test_documents` reads the flags of all, and what settings do has tests of its own."""
+    shutil.copytree(reader, tmp_path, symlinks=True, dirs_exist_ok=True)
+    for line in PAGES[page]:
+        run(line, tmp_path)
 
-    `test_documents` reads the flags of all, and what settings do has tests of its own.
-    """
 
-    def run(module, flags):
-        line = (module, *small(module, flags))
-        if line in ran:
-            return
-        ended = commands.run(*line, folder=tmp_path, **commands.with_devices(1))
-        ran[line] = "" if ended.returncode == 0 else ended.stderr
-
-    ran, trained = {}, {("experiments.train", "configs/quickstart.py")}
-    write_surroundings(tmp_path)
-    run("experiments.train", ["--config=configs/quickstart.py", "--workdir=runs/lora"])
-    for name in ("a", "b"):  # two runs of the reader's
-        shutil.copytree(tmp_path / "runs" / "lora", tmp_path / "runs" / name)
-    shown = [(module, flags) for _, module, flags in documents.project_commands()]
-    needed = set()
-    for module, flags in sorted(shown, key=lambda line: line[0] not in TRAINING):
-        others = {line for line in ELSEWHERE if re.match(line, " ".join([module, *flags]))}
-        needed |= others
-        if others:
-            continue
-        if module in TRAINING:
-            given = dict(flag.partition("=")[::2] for flag in flags)
-            config = module, given["--config"].partition(":")[0]
-            if config in trained and unread(given["--workdir"], shown):
-                continue
-            trained.add(config)
-        run(module, flags)
-    assert {line: said for line, said in ran.items() if said} == {}
-    assert needed == ELSEWHERE.keys() and all((ROOT / each).exists() for each in ELSEWHERE.values())
+def test_what_runs_elsewhere_is_shown_and_tested():
+    shown = [elsewhere(*line) for _, *line in documents.project_commands()]
+    assert set().union(*shown) == ELSEWHERE.keys()
+    assert all((ROOT / each).exists() for each in ELSEWHERE.values())
