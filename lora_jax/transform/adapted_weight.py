@@ -266,7 +266,7 @@ def dot(
     wide = tuple(d for d in free if weight.view.axes[d] and weight.is_stacked(d))
     columns = tuple(d for d in free if d not in wide)
     contracted, kept = weight.view.pick(mine), weight.view.pick(columns)
-    turned = canonical(contracted) == weight.out_atoms != weight.in_atoms
+    turned = canonical(contracted) != weight.in_atoms
     expected = (
         (weight.out_atoms, weight.in_atoms) if turned else (weight.in_atoms, weight.out_atoms)
     )

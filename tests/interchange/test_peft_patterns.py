@@ -104,7 +104,7 @@ BLOCKS = [
     ({"boft_block_num": 4}, (1, 2, 4, 4), "boft_block_num=4 .* that of boft_block_num=2"),
     ({"boft_block_num": 4}, (4, 4), "boft_block_num=4 has no tensor of their rotations"),
     ({"boft_block_size": 4}, (1, 4, 2, 2), "boft_block_size=4 .* of boft_block_size=2"),
-    ({"boft_n_butterfly_factor": 3}, (2, 2, 4, 4), "factor=3 .* that of .*_factor=2"),
+    ({"boft_n_butterfly_factor": 3}, (2, 4, 4, 4), "factor=3 .* that of .*_factor=2"),
     ({"boft_block_size": 3}, (1, 4, 3, 3), "blocks of 3 inputs is not read, as .* halves"),
     ({"boft_block_size": 1}, (1, 8, 1, 1), "blocks of 1 inputs is not read"),
 ]

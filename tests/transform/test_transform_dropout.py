@@ -15,12 +15,12 @@ D = 16
 KEY = jax.random.key(7)
 
 
-def setup(forward, weights, rate=0.5):
+def setup(forward, weights, size=D, **options):
     """Weights that are zero, and adapters that are the identity: what comes out is the mask."""
-    x = jnp.ones((1, D))
-    adapted = lj.adapt(forward, LoRA(rank=D, alpha=D, dropout=rate), ".*")
+    x = jnp.ones((1, size))
+    adapted = lj.adapt(forward, LoRA(rank=size, alpha=size, dropout=0.5), ".*", **options)
     trainable, frozen = adapted.init(jax.random.key(0), weights, x)
-    theta = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.eye(D), leaf.shape), trainable)
+    theta = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.eye(size), leaf.shape), trainable)
     return lambda key=None, x=x: adapted.apply(theta, frozen, x, dropout_key=key)
 
 
@@ -129,6 +129,17 @@ def test_weights_of_equal_bodies_have_masks_of_their_own():
 
     masks = jax.jit(setup(forward, {"w1": zeros(), "w2": zeros()}))(KEY)
     assert (masks[0] != masks[1]).any()
+
+
+@pytest.mark.filterwarnings("ignore::lora_jax.TrainingWarning")  # two factors of one number
+def test_a_matrix_of_one_number_is_not_taken_for_its_transpose():
+    """A product with a transpose, as of a tied head, has no dropout."""
+
+    def forward(p, x):
+        return x @ p["w"].ravel().reshape(1, 1)
+
+    apply = setup(forward, {"w": jnp.zeros((1, 1))}, size=1, axes={"w": (0, 1)})
+    assert apply(KEY).item() in (0, 2)
 
 
 def test_old_style_keys_and_layers_of_a_stack():

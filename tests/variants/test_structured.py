@@ -29,6 +29,7 @@ def begun(variant, base):
 
 def setup(variant, shape, shared=None):
     """A random base, factors away from their start, and the weight that they make."""
+    variant.validate(shape)
     random = np.random.RandomState(0)
     base = Base(jnp.asarray(random.randn(*shape)), "io")
     trainable, constants = begun(variant, base)
