@@ -70,9 +70,11 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--part", metavar="COMMIT", help="run one test in four of each file, by the commit's hash"
-    )
+    def commit(text):
+        return int(text, 16)
+
+    says = "run one test in four of each file, by the commit's hash"
+    parser.addoption("--part", metavar="COMMIT", type=commit, help=says)
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
@@ -82,15 +84,15 @@ def pytest_collection_modifyitems(config, items):
     A part has none of them. Of each file it has every fourth test, one at least; the hash of the
     commit says which is the first.
     """
-    if commit := config.getoption("part"):
-        first, files = int(commit, 16), {}
+    if (commit := config.getoption("part")) is not None:
+        files = {}
         for item in items:
             if item.get_closest_marker("minutes") is None:
                 files.setdefault(item.path, []).append(item)
         items[:] = [
             item
             for tests in files.values()
-            for item in tests[first % 4 :: 4] or [tests[first % len(tests)]]
+            for item in tests[commit % 4 :: 4] or [tests[commit % len(tests)]]
         ]
     items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
 
