@@ -2,6 +2,7 @@
 
 import threading
 import types
+from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import jax
@@ -252,8 +253,12 @@ def test_a_lease_may_outlive_its_store(start):
 
 
 def test_answers_while_others_are_put_reloaded_and_evicted(start):
-    """Each answer is that of the version that the lease names."""
+    """Each answer is that of the version that the lease names.
+
+    Files that have changed are refused until the name is reloaded or unloaded, and only then.
+    """
     names = [f"adapter {number}" for number in range(3 * THREADS)]
+    counting, begun, ended = threading.Lock(), Counter(), Counter()  # changes of each name
     starts = start, stored.begun(also_train=("down/kernel",))
     numbers = {name: number for number, name in enumerate(names)}
     disks = [stored.Disk(each, numbers) for each in starts]
@@ -269,13 +274,24 @@ def test_answers_while_others_are_put_reloaded_and_evicted(start):
         barrier.wait(60)
         for turn in range(25):
             name = names[random.integers(len(names))]
-            with store.acquire(name) as lease, store.using() as now:
-                assert programs.compiled(now)
-                y = apply(now, jnp.full(2, lease.slot), stored.X)
-            found.append((lease.digest, y))  # it may still be computed
+            before = ended[name]
+            try:
+                lease = store.acquire(name)
+            except ValueError as error:
+                assert "have changed since it was loaded" in str(error)
+                assert begun[name] > before
+            else:
+                with lease, store.using() as now:
+                    assert programs.compiled(now)
+                    y = apply(now, jnp.full(2, lease.slot), stored.X)
+                found.append((lease.digest, y))  # it may still be computed
             if turn % 5 == 4:
-                numbers[name] += 101
+                with counting:
+                    begun[name] += 1
+                    numbers[name] += 101
                 (store.reload if seed % 2 else store.unload)(name)
+                with counting:
+                    ended[name] += 1
         return [(digest, np.asarray(y)) for digest, y in found]
 
     with ThreadPoolExecutor(THREADS) as pool:
